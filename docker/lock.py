@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Make the locks of the cu118 variant again, byte for byte (`just lock`).
+
+    requirements.in + overrides.txt  --uv, as of the tutorial's day-->  cu118-pypi.lock
+    cu118-pypi.lock + torch-cu118.txt  --------------------------->  cu118.lock
+    test.in, reference.in, tools.in    --uv, as of TOOLS_DAY-------->  *.lock
+
+cu118-pypi.lock takes torch from PyPI (a CUDA 11.7 build) and is for machines that have no NVIDIA GPU or
+cannot reach PyTorch's index. cu118.lock is the same but for torch, torchvision and the nvidia-* packages:
+PyTorch's +cu118 wheels bundle those. Its two checksums are data (torch-cu118.txt), so making it needs
+no access to PyTorch's index.
+
+Locks carry hashes, not addresses: any index or mirror serves, and none can change a byte.
+Uses the uv named by the environment variable UV, else the PATH's.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TUTORIAL_DAY = "2024-03-18T00:00:00Z"  # the published run is of 2024-03-17; the bound is exclusive
+TOOLS_DAY = "2026-11-20T00:00:00Z"
+PYTHON = "3.8"
+
+
+def compile_lock(uv, source, target, day, *more):
+    """Resolve `source` into `target` (both names in this folder) as of `day`."""
+    command = [uv, "pip", "compile", source, "--output-file", target, "--exclude-newer", day]
+    command += ["--generate-hashes", "--no-emit-index-url", "--no-config", "--quiet", "--upgrade"]
+    command += ["--custom-compile-command", "just lock", *more]
+    subprocess.run(command, cwd=str(HERE), check=True)
+
+
+def packages(text):
+    """Split a lock into (name, block) pairs; a block is the pin with its hashes and comments."""
+    blocks = re.split(r"(?m)^(?=[a-z0-9])", text)
+    return [(re.split(r"[=<>\[ ]", block, maxsplit=1)[0], block) for block in blocks[1:]]
+
+
+def cu118(pypi, torch):
+    """The cu118 lock's text from the PyPI flavour's and PyTorch's two pins."""
+    wheels = dict(packages(torch))
+    kept = []
+    for name, block in packages(pypi):
+        if name in wheels:
+            comments = [line for line in block.splitlines() if line.lstrip().startswith("#")]
+            kept.append("\n".join([wheels[name].rstrip(), *comments]) + "\n")
+        elif not name.startswith("nvidia-"):
+            # nothing but torch asks for the nvidia packages, but they are named among each other's needs
+            kept.append(re.sub(r"(?m)^    #   nvidia-.*\n", "", block))
+    head = pypi[: re.search(r"(?m)^(?=[a-z0-9])", pypi).start()]
+    return head + "".join(kept)
+
+
+def main(uv):
+    linux = ("--python-version", PYTHON, "--python-platform", "x86_64-manylinux_2_28")
+    compile_lock(uv, "requirements.in", "cu118-pypi.lock", TUTORIAL_DAY, "--override", "overrides.txt", *linux)
+    pypi = (HERE / "cu118-pypi.lock").read_text(encoding="utf-8")
+    torch = (HERE / "torch-cu118.txt").read_text(encoding="utf-8")
+    (HERE / "cu118.lock").write_text(cu118(pypi, torch), encoding="utf-8")
+    compile_lock(uv, "test.in", "test.lock", TOOLS_DAY, "--constraint", "cu118-pypi.lock", *linux)
+    compile_lock(uv, "reference.in", "reference.lock", TOOLS_DAY, "--no-deps", *linux)
+    compile_lock(uv, "tools.in", "tools.lock", TOOLS_DAY, "--universal", "--python-version", PYTHON)
+
+
+if __name__ == "__main__":
+    main(os.environ.get("UV", "uv"))

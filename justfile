@@ -1,0 +1,74 @@
+# The front door. `just` alone prints this manual; `./justw` is the same where just is not installed.
+# Every recipe takes a recipe file's name first (tutorial, coach, demo, or your own .toml), then overrides
+# such as train.max_epochs=5.
+
+set positional-arguments
+
+heading := "Workbook in, fine-tuned InternLM2-chat-7B out. Recipes (just RECIPE, or ./justw RECIPE):\n"
+
+[private]
+manual:
+    @just --list --unsorted --list-heading "{{ heading }}"
+
+# Everything on a tiny model: no GPU, no Docker, a few minutes. Proves the machine and the recipe
+[group('start')]
+demo *args:
+    @docker/host run demo "$@"
+
+# Fine-tune: data, plan, config, training, adapter. Resumes by itself
+[group('start')]
+train *args:
+    @docker/host run train "$@"
+
+# Train, then join adapter and base into a model folder that loads anywhere
+[group('start')]
+merge *args:
+    @docker/host run merge "$@"
+
+# Talk to the merged model: just chat [recipe] [question]
+[group('start')]
+chat *args:
+    @docker/host run chat "$@"
+
+# Workbook to dataset.jsonl
+[group('one stage')]
+data *args:
+    @docker/host run data "$@"
+
+# What training will do: rows, tokens, packs, iterations, updates
+[group('one stage')]
+plan *args:
+    @docker/host run plan "$@"
+
+# Fetch (or make) the base model
+[group('one stage')]
+model *args:
+    @docker/host run model "$@"
+
+# Preset and recipe to an XTuner config, with the difference shown
+[group('one stage')]
+config *args:
+    @docker/host run config "$@"
+
+# Checkpoint to PEFT adapter
+[group('one stage')]
+adapter *args:
+    @docker/host run adapter "$@"
+
+# Everything that can be tested on this machine; `just test -k data` for a part
+[group('develop')]
+test *args: lint
+    @docker/host exec python -m pytest "$@"
+
+# Linters alone
+[group('develop')]
+lint:
+    @docker/host exec ruff check .
+    @docker/host exec ruff format --check .
+    @docker/host exec shellcheck justw docker/host .ci/run
+    @just --fmt --check
+
+# Make the locks again, byte for byte
+[group('develop')]
+lock:
+    @docker/host exec python docker/lock.py

@@ -1,0 +1,103 @@
+"""Command line: python -m recipe STAGE [RECIPE] [key=value …]; what `just` calls in every runtime."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import List, Optional, Tuple
+
+ROOT = Path.cwd()
+# Before the libraries are imported: nothing but the model stage goes to the network, caches stay with us.
+os.environ.setdefault("HF_HOME", str(ROOT / ".cache" / "huggingface"))
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "FALSE")
+
+import click  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from . import settings  # noqa: E402
+from .errors import HostLacks, InputWrong, RecipeError  # noqa: E402
+
+STAGES = ("demo", "data", "plan", "config", "model", "train", "adapter", "merge", "chat")
+
+
+def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> Tuple[str, List[str], Optional[str]]:
+    """(recipe name, overrides, question) from the words behind the stage: `key=value` are overrides, the
+    first other word names the recipe, and for chat the next is the question. Raises InputWrong.
+    """
+    overrides = [word for word in words if "=" in word and not word.endswith(".toml")]
+    names = [word for word in words if word not in overrides]
+    name = given or (names.pop(0) if names else ("demo" if stage == "demo" else "coach"))
+    question = names.pop(0) if names and stage == "chat" else None
+    if names:
+        raise InputWrong(f"Too many words: {' '.join(names)}. Usage: just {stage} [recipe] [key=value …]")
+    return name, overrides, question
+
+
+def go(stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool) -> None:
+    """Load the recipe, hold its folder, run the stages, show the result."""
+    console = Console(soft_wrap=True)
+    name, recipe = settings.load(name, overrides)
+    from . import pipeline
+    from .stages import Run
+
+    run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force)
+    with run.open():
+        pipeline.run_stages(run, stage, console)
+        run.save()
+        if stage in ("demo", "train", "merge"):
+            console.print()
+            console.print(pipeline.closing_table(run))
+        if stage == "demo":
+            pipeline.show_samples(run, console)
+            console.print(
+                f"\nNext: just chat {name} · your own workbook (columns q and a): "
+                f"just demo data.files='[\"data/mine.xlsx\"]' · on an NVIDIA GPU: just train"
+            )
+        elif stage == "train":
+            console.print(f"\nNext: just merge {name}, then just chat {name}")
+        elif stage == "merge":
+            console.print(f"\nNext: just chat {name}")
+        elif stage == "config":
+            console.print((run.folder / "config.diff").read_text(encoding="utf-8"), markup=False, highlight=False)
+    if stage == "chat":
+        from .chat import talk
+
+        talk(run, question)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("stage", type=click.Choice(STAGES))
+@click.argument("words", nargs=-1)
+@click.option("--recipe", "given", help="Recipe file: a name (tutorial, coach, demo) or the path of a .toml file.")
+@click.option("--output", default="output", show_default=True, help="Folder for results, one subfolder a recipe.")
+@click.option("--force", is_flag=True, help="Train although the plan refuses; recorded in run.json.")
+def main(stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool) -> None:
+    """Run STAGE of a recipe, and the stages before it that are not up to date.
+
+    WORDS: the recipe's name, then overrides such as train.max_epochs=5.
+    """
+    try:
+        go(stage, *sort_arguments(stage, given, words), output, force)
+    except RecipeError as error:
+        click.secho(str(error), fg="red", err=True)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        click.secho("Stopped. The same command goes on from here.", err=True)
+        sys.exit(130)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        click.secho(f"{error.strerror}: {error.filename or output}. Nothing made before is lost.", fg="red", err=True)
+        sys.exit(HostLacks.code)
+    except Exception as error:
+        # Not one of the failures we know: say so in a line, keep the details for a report.
+        report = Path(os.environ.get("TMPDIR", "/tmp")) / f"recipe-error-{os.getpid()}.log"
+        report.write_text(traceback.format_exc(), encoding="utf-8")
+        click.secho(f"Unexpected: {type(error).__name__}: {error}. Details for a report: {report}", fg="red", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(prog_name="just")

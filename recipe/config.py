@@ -1,0 +1,134 @@
+"""Renders the XTuner config: the preset's text with the recipe's edits, and nothing else.
+
+The result is an ordinary XTuner config: open it, read it, change it, run it with bare `xtuner train`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+from mmengine.config import Config
+
+from . import preset
+from .errors import InputWrong
+from .settings import Settings
+from .stages import Run, gpus
+
+# Settings that are plain names at the top of every preset.
+TOP_LEVEL = (
+    *("max_length", "pack_to_max_length", "batch_size", "accumulative_counts", "max_epochs"),
+    *("lr", "weight_decay", "max_norm", "warmup_ratio", "save_total_limit"),
+)
+
+
+def dtype(settings: Settings) -> str:
+    """The compute type: as set, or for "auto" bf16 where the first GPU has it (capability 8.0), else fp16.
+
+    Without any GPU "auto" is bf16: then the config is being looked at, not trained with.
+    """
+    if settings.train.dtype != "auto":
+        return settings.train.dtype
+    found = gpus()
+    return "fp16" if found and float(found[0]["capability"]) < 8 else "bf16"
+
+
+def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int]) -> Dict[str, Optional[str]]:
+    """The recipe's changes to its preset, path → Python source (see `preset.edit`).
+
+    `model` and `dataset` are paths as the config shall name them; `intervals` holds evaluation_freq and
+    save_steps in iterations, where the recipe sets them.
+    """
+    train = settings.train
+    changes: Dict[str, Optional[str]] = {
+        "pretrained_model_name_or_path": repr(model),
+        "data_path": repr(dataset),
+    }
+    for name in TOP_LEVEL:
+        value = getattr(train, name)
+        if value is not None:
+            changes[name] = repr(value)
+    for name, value in intervals.items():
+        changes[name] = repr(value)
+    # The evaluation samples get the data's system prompt, as chat does. The hook formats it once more than
+    # the data path does, so braces in it are doubled.
+    system = settings.data.system if train.evaluation_system is None else train.evaluation_system
+    if system:
+        changes["SYSTEM"] = repr(system.replace("{", "{{").replace("}", "}}"))
+    if train.evaluation_inputs is not None:
+        changes["evaluation_inputs"] = repr(train.evaluation_inputs)
+    changes["train_dataset.dataset"] = "dict(type=load_dataset, path='json', data_files=dict(train=data_path))"
+    changes["train_dataset.dataset_map_fn"] = "None"
+    if train.map_num_proc is not None:
+        changes["train_dataset.map_num_proc"] = repr(train.map_num_proc)
+    for name in ("r", "lora_alpha", "lora_dropout"):
+        value = getattr(settings.lora, name)
+        if value is not None:
+            changes[f"model.lora.{name}"] = repr(value)
+    if train.log_interval is not None:
+        changes["default_hooks.logger.interval"] = repr(train.log_interval)
+    if train.seed is not None:
+        changes["randomness"] = f"dict(seed={train.seed}, deterministic=False)"
+    if train.method == "lora":
+        changes["model.llm.quantization_config"] = None
+    changes.update(_precision(dtype(settings), train.method))
+    return changes
+
+
+def _precision(kind: str, method: str) -> Dict[str, Optional[str]]:
+    if kind == "fp16":  # as shipped
+        return {}
+    if kind == "bf16":
+        changes: Dict[str, Optional[str]] = {
+            "model.llm.torch_dtype": "torch.bfloat16",
+            "optim_wrapper.dtype": "'bfloat16'",
+        }
+        if method == "qlora":
+            changes["model.llm.quantization_config.bnb_4bit_compute_dtype"] = "torch.bfloat16"
+        return changes
+    # fp32 has no autocast: mmengine's plain wrapper, whose class the preset does not import
+    return {
+        "model.llm.torch_dtype": "torch.float32",
+        "optim_wrapper.type": "'OptimWrapper'",
+        "optim_wrapper.loss_scale": None,
+        "optim_wrapper.dtype": None,
+    }
+
+
+def render(settings: Settings, model: str, dataset: str, intervals: Dict[str, int]) -> str:
+    """The config's text. Raises InputWrong if the preset has no place for one of the recipe's settings."""
+    try:
+        return preset.edit(preset.source(settings.base), edits(settings, model, dataset, intervals))
+    except KeyError as error:
+        raise InputWrong(f"base = {settings.base!r} does not fit this recipe: {error.args[0]}.")
+
+
+def effective(settings: Settings) -> Config:
+    """The recipe's config as mmengine reads it, for whoever needs a value before the real one is rendered."""
+    return Config.fromstring(render(settings, "model", "dataset", {}), file_format=".py")
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    from . import model
+
+    return {
+        "settings": run.settings.model_dump(exclude={"data": {"files", "skip_blank"}, "merge": True}),
+        "dtype": dtype(run.settings),
+        "plan": run.plan,
+        "model": run.shown(model.folder(run)),
+        "code": Path(__file__),
+        "editor": Path(preset.__file__),
+    }
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Write config.py and config.diff (against the preset). Figures: lines changed."""
+    from . import model
+
+    plan = json.loads(run.plan.read_text(encoding="utf-8"))
+    text = render(run.settings, run.shown(model.folder(run)), run.shown(run.dataset), plan["intervals"])
+    diff = preset.difference(preset.source(run.settings.base), text, f"{run.settings.base}.py", "config.py")
+    (out / "config.py").write_text(text, encoding="utf-8")
+    (out / "config.diff").write_text(diff, encoding="utf-8")
+    Config.fromfile(str(out / "config.py"))
+    added = sum(line.startswith("+") and not line.startswith("+++") for line in diff.splitlines())
+    return {"base": run.settings.base, "lines_changed": added, "dtype": dtype(run.settings)}

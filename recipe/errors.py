@@ -1,0 +1,25 @@
+"""How a failure is told: one paragraph (what, where, what to do) and an exit code, never a traceback."""
+
+
+class RecipeError(Exception):
+    """A failure the user can act on. `str(error)` is the paragraph; `code` the process's exit code."""
+
+    code = 1
+
+
+class RunFailed(RecipeError):
+    """A stage was started with good input and failed (exit code 1)."""
+
+    code = 1
+
+
+class InputWrong(RecipeError):
+    """The workbook, the recipe file or the command line is wrong (exit code 2)."""
+
+    code = 2
+
+
+class HostLacks(RecipeError):
+    """The machine lacks something: a GPU, disk, rights, a file of the base model (exit code 3)."""
+
+    code = 3

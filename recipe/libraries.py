@@ -1,0 +1,21 @@
+"""Imports the heavy libraries once, without their remarks about a machine that has no GPU."""
+
+import contextlib
+import io
+import warnings
+
+
+def load() -> None:
+    """Import transformers, PEFT and XTuner (about 5 s the first time), silent unless the import fails.
+
+    bitsandbytes prints and warns on every import where there is no GPU; loading bars tell nothing for models
+    this small and garble logs.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import peft  # noqa: F401
+        import transformers
+        import xtuner.dataset  # noqa: F401
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()

@@ -1,0 +1,280 @@
+"""What training will do, said before it is paid for.
+
+Every count comes from the code that will train: rows are templated, encoded, filtered, shuffled and packed
+by XTuner's own functions, learning rates come from mmengine's own schedulers, so the plan cannot drift from
+the run. A run that cannot learn is refused, with the cause and a remedy computed for these data.
+"""
+
+import copy
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from . import config, libraries, model
+from .errors import InputWrong
+from .stages import Run
+
+MIN_UPDATES = 30  # below it nothing settles; the tutorial makes 3
+MIN_ANSWERS_KEPT = 0.95
+LR_RANGE = (1e-6, 5e-3)  # of the reached peak, for adapters
+BATCH_RANGE = (1, 1024)  # sequences per update
+
+
+def count(
+    conversations: Sequence[List[Dict[str, str]]], template: Any, tokenizer: Any, max_length: int
+) -> Dict[str, Any]:
+    """Token counts before packing, by XTuner's template_map_fn and encode_fn.
+
+    `lengths` and `answers` hold each conversation's tokens and its tokens that carry loss, both before the
+    cut at `max_length`; `cut` the 1-based numbers of conversations that are cut (they lose their end);
+    `masked` those that keep no token with loss after the cut; `answers_cut` the answer tokens cut off.
+    """
+    from xtuner.dataset.map_fns.template_map_fn import template_map_fn
+    from xtuner.dataset.utils import encode_fn
+
+    lengths, answers, cut, masked, answers_cut = [], [], [], [], 0
+    for number, conversation in enumerate(conversations, start=1):
+        example = template_map_fn({"conversation": copy.deepcopy(conversation)}, template)
+        labels = encode_fn(example, tokenizer, max_length=10**9)["labels"]
+        lengths.append(len(labels))
+        answers.append(sum(label >= 0 for label in labels))
+        if len(labels) > max_length:
+            cut.append(number)
+            answers_cut += sum(label >= 0 for label in labels[max_length:])
+        if not any(label >= 0 for label in labels[:max_length]):
+            masked.append(number)
+    return {"lengths": lengths, "answers": answers, "cut": cut, "masked": masked, "answers_cut": answers_cut}
+
+
+def pack(cfg: Any, dataset: Path, tokenizer: Any, seed: int) -> Dict[str, int]:
+    """Sequences that training will see, through XTuner's own pipeline with training's own seed.
+
+    Returns packs (sequences), tokens_kept and answer_tokens_kept.
+    """
+    import datasets
+    import numpy
+    from xtuner.dataset.huggingface import process
+
+    arguments = {k: v for k, v in cfg.train_dataset.items() if k not in ("type", "dataset", "tokenizer")}
+    # The trainer seeds numpy once, and datasets' shuffle takes its seed from there.
+    numpy.random.seed(seed)
+    datasets.disable_progress_bar()
+    try:
+        rows = datasets.load_dataset("json", data_files={"train": str(dataset)})
+        made = process(dataset=rows, tokenizer=tokenizer, **arguments)
+    finally:
+        datasets.enable_progress_bar()
+    kept = sum(made["length"])
+    return {
+        "packs": len(made),
+        "tokens_kept": kept,
+        "answer_tokens_kept": sum(label >= 0 for labels in made["labels"] for label in labels),
+    }
+
+
+def learning_rates(schedulers: Sequence[Any], lr: float, per_epoch: int, iterations: int) -> List[float]:
+    """The rate of every iteration, from mmengine's own scheduler classes.
+
+    `schedulers` is the config's param_scheduler. Raises ValueError as mmengine would, for instance for a
+    warm-up that ends where it begins.
+    """
+    import torch
+    from mmengine.optim import CosineAnnealingLR, LinearLR
+
+    classes = {"LinearLR": LinearLR, "CosineAnnealingLR": CosineAnnealingLR}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    built = []
+    for item in schedulers:
+        arguments = dict(item)
+        kind = arguments.pop("type")
+        kind = classes.get(kind if isinstance(kind, str) else kind.__name__, kind)
+        if arguments.pop("convert_to_iter_based", False):
+            built.append(kind.build_iter_from_epoch(optimizer, epoch_length=per_epoch, **arguments))
+        else:
+            built.append(kind(optimizer, **arguments))
+    trace = []
+    for _ in range(iterations):
+        trace.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        for scheduler in built:
+            scheduler.step()
+    return trace
+
+
+def updates(iterations: int, accumulation: int, deepspeed: bool) -> int:
+    """Optimizer updates. DeepSpeed drops a last group that is not full; mmengine makes an update of it."""
+    return iterations // accumulation if deepspeed else math.ceil(iterations / accumulation)
+
+
+def iterations_per_epoch(packs: int, batch_size: int, ranks: int = 1) -> int:
+    """Iterations per epoch and rank: mmengine's sampler pads to equal shares, the last batch may be short."""
+    return math.ceil(math.ceil(packs / ranks) / batch_size)
+
+
+def interval(value: Any, iterations: int) -> int:
+    """A setting that is a share of the run (below 1) in iterations; a whole number as it is."""
+    return max(1, round(value * iterations)) if isinstance(value, float) and value < 1 else int(value)
+
+
+def smallest_warmup(per_epoch: int, epochs: int) -> Optional[float]:
+    """Smallest warm-up ratio in hundredths with which mmengine's LinearLR reaches the peak, if any does.
+
+    The ramp ends at int(ratio * epochs * per_epoch) iterations; with one it stays at its start factor for
+    ever (the cause of the tutorial's flat loss), with none mmengine refuses to start.
+    """
+    for hundredths in range(1, 100):
+        if int(hundredths / 100 * epochs * per_epoch) >= 2:
+            return hundredths / 100
+    return None
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    chosen = run.settings.model.tokenizer
+    place = Path(chosen) if chosen else model.folder(run) / "tokenizer.model"
+    return {
+        "settings": run.settings.model_dump(exclude={"data": {"files", "skip_blank"}, "merge": True, "lora": True}),
+        "dataset": run.dataset,
+        "tokenizer": place,
+        "force": run.force,
+        "code": Path(__file__),
+    }
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Write plan.json; its fields are the figures. Raises InputWrong for a run that cannot learn."""
+    libraries.load()
+    with run.dataset.open(encoding="utf-8") as stream:
+        conversations = [json.loads(line)["conversation"] for line in stream]
+    cfg = config.effective(run.settings)
+    tokenizer = model.tokenizer(run)
+    seed = run.settings.train.seed
+    if seed is None:
+        # XTuner would draw one itself; drawn here, the plan is exact and the run can be repeated.
+        seed = random.randrange(2**31)
+    figures = make(run, cfg, conversations, tokenizer, seed)
+    if figures["refusals"] and not run.force:
+        raise InputWrong(
+            f"Recipe {run.name} would not learn:\n"
+            + "\n".join(f"- {refusal}" for refusal in figures["refusals"])
+            + "\n--force trains all the same."
+        )
+    (out / "plan.json").write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return {name: value for name, value in figures.items() if name != "lr_trace"}
+
+
+def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed: int) -> Dict[str, Any]:
+    """The plan of a run whose effective config is `cfg`; see the module's text."""
+    train = run.settings.train
+    tokens = count(conversations, cfg.prompt_template, tokenizer, cfg.max_length)
+    packed = pack(cfg, run.dataset, tokenizer, seed)
+    per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size)
+    iterations = per_epoch * cfg.max_epochs
+    warmup = int(cfg.warmup_ratio * cfg.max_epochs * per_epoch)
+    try:
+        trace = learning_rates(cfg.param_scheduler, cfg.lr, per_epoch, iterations)
+    except ValueError as error:
+        trace = []
+        crash = str(error)
+    else:
+        crash = ""
+    intervals = {
+        name: interval(value, iterations)
+        for name, value in (("evaluation_freq", train.evaluation_freq), ("save_steps", train.save_steps))
+        if value is not None
+    }
+    figures = {
+        "rows": len(conversations),
+        "tokens": sum(tokens["lengths"]),
+        "tokens_kept": packed["tokens_kept"],
+        "answer_tokens": sum(tokens["answers"]),
+        "answer_tokens_kept": packed["answer_tokens_kept"],
+        "longest_row": max(tokens["lengths"]),
+        "rows_cut": tokens["cut"],
+        "rows_masked": tokens["masked"],
+        "max_length": cfg.max_length,
+        "packs": packed["packs"],
+        "seed": seed,
+        "map_num_proc": cfg.train_dataset.get("map_num_proc", 32),
+        "batch_size": cfg.batch_size,
+        "accumulative_counts": cfg.accumulative_counts,
+        "iterations_per_epoch": per_epoch,
+        "iterations": iterations,
+        "updates": updates(iterations, cfg.accumulative_counts, bool(train.deepspeed)),
+        "lr_configured": cfg.lr,
+        "lr_peak": max(trace, default=0.0),
+        "lr_trace": trace,
+        "warmup_iterations": warmup,
+        "intervals": intervals,
+    }
+    figures["refusals"] = refusals(figures, cfg, crash, bool(train.deepspeed))
+    return figures
+
+
+def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> List[str]:
+    """Why this run cannot learn: cause and remedy, one sentence pair each; [] if it can."""
+    found = []
+    ratio = smallest_warmup(plan["iterations_per_epoch"], cfg.max_epochs)
+    remedy = f"the smallest that ramps here is train.warmup_ratio={ratio}" if ratio else "train more iterations"
+    if not plan["packs"] or not plan["answer_tokens_kept"]:
+        return [
+            "No token with loss reaches the trainer: every label is masked. Check the answers and train.max_length."
+        ]
+    if crash:
+        found.append(
+            f"The warm-up ends at iteration {plan['warmup_iterations']}, where it begins; mmengine stops there "
+            f"({crash}). Raise it: {remedy}."
+        )
+    elif plan["lr_peak"] < 0.99 * plan["lr_configured"]:
+        found.append(
+            f"The learning rate never comes near its peak: it reaches {plan['lr_peak']:.3g} of "
+            f"{plan['lr_configured']:.3g}. The warm-up of {plan['warmup_iterations']} iteration(s) is too short for mmengine's ramp: {remedy}."
+        )
+    if plan["updates"] < MIN_UPDATES:
+        fitting = plan["iterations"] // MIN_UPDATES
+        if fitting:
+            advice = f"train.accumulative_counts={fitting} gives {updates(plan['iterations'], fitting, deepspeed)}"
+        else:
+            epochs = math.ceil(MIN_UPDATES / plan["iterations_per_epoch"])
+            advice = (
+                f"train.accumulative_counts=1 train.max_epochs={epochs} gives {epochs * plan['iterations_per_epoch']}"
+            )
+        found.append(f"Only {plan['updates']} optimizer updates (fewer than {MIN_UPDATES}): {advice}.")
+    share = plan["answer_tokens_kept"] / plan["answer_tokens"]
+    if share < MIN_ANSWERS_KEPT:
+        if plan["rows_cut"]:
+            advice = f"train.max_length={_next_length(plan['longest_row'])} holds the longest conversation"
+        elif plan["map_num_proc"] > 1:
+            advice = (
+                f"packing in {plan['map_num_proc']} processes throws each one's remainder away: train.map_num_proc=1"
+            )
+        else:
+            advice = "a shorter train.max_length leaves a smaller remainder, or train.pack_to_max_length=false none"
+        found.append(f"Only {share:.1%} of the answer tokens reach the trainer: {advice}.")
+    if plan["rows_cut"]:
+        shown = ", ".join(map(str, plan["rows_cut"][:10])) + (" …" if len(plan["rows_cut"]) > 10 else "")
+        found.append(
+            f"{len(plan['rows_cut'])} conversation(s) are longer than train.max_length={plan['max_length']} and lose "
+            f"their end, so the model would not learn to stop (lines {shown} of dataset.jsonl): "
+            f"train.max_length={_next_length(plan['longest_row'])}, or shorten them."
+        )
+    for name, what in (("evaluation_freq", "evaluation"), ("save_steps", "checkpoint")):
+        steps = plan["intervals"].get(name, cfg[name])
+        if steps >= plan["iterations"]:
+            found.append(
+                f"No {what} falls inside the run: train.{name}={steps}, the run has {plan['iterations']} iterations. "
+                f"train.{name}=0.5 puts one at half of it."
+            )
+    if not LR_RANGE[0] <= plan["lr_configured"] <= LR_RANGE[1]:
+        found.append(
+            f"train.lr={plan['lr_configured']:g} is outside {LR_RANGE[0]:g}–{LR_RANGE[1]:g}, where adapters train."
+        )
+    batch = plan["batch_size"] * plan["accumulative_counts"]
+    if not BATCH_RANGE[0] <= batch <= BATCH_RANGE[1]:
+        found.append(f"{batch} sequences per update is outside {BATCH_RANGE[0]}–{BATCH_RANGE[1]}.")
+    return found
+
+
+def _next_length(longest: int) -> int:
+    return 2 ** math.ceil(math.log2(longest))

@@ -1,0 +1,237 @@
+"""Recipe files: small TOML files that are the only input, typed and checked before anything runs.
+
+Names are XTuner's where XTuner has one. A key that is left out keeps the preset's value. Sources of the
+ranges: what the field uses, widened; a value outside is a slip of the pen, not an experiment.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import tomli
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Annotated, Literal
+
+from .errors import InputWrong
+
+HERE = Path(__file__).resolve().parent
+
+Count = Annotated[int, Field(ge=1)]
+# A whole number counts iterations; below 1 it is a share of the run, as in transformers' TrainingArguments.
+Interval = Union[Count, Annotated[float, Field(gt=0, lt=1)]]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class Model(Table):
+    """Which base model. `path` (a local folder) wins over `id`; `tiny` is made on the spot."""
+
+    id: str = "Shanghai_AI_Laboratory/internlm2-chat-7b"
+    source: Literal["modelscope", "huggingface", "tiny"] = "modelscope"
+    revision: str = "master"
+    path: str = ""
+    tokenizer: str = ""
+
+
+class Data(Table):
+    """Which workbooks, and the one system prompt of the whole run."""
+
+    files: Annotated[List[str], Field(min_length=1)]
+    system: str = ""
+    skip_blank: bool = False
+
+
+class Train(Table):
+    """XTuner's own settings by their names, and what decides whether the run repeats and learns."""
+
+    method: Literal["qlora", "lora"] = "qlora"
+    dtype: Literal["auto", "fp16", "bf16", "fp32"] = "fp16"
+    max_length: Optional[Annotated[int, Field(ge=32, le=1_000_000)]] = None
+    pack_to_max_length: Optional[bool] = None
+    batch_size: Optional[Annotated[int, Field(ge=1, le=4096)]] = None
+    accumulative_counts: Optional[Annotated[int, Field(ge=1, le=4096)]] = None
+    max_epochs: Optional[Annotated[int, Field(ge=1, le=1000)]] = None
+    lr: Optional[Annotated[float, Field(gt=0, le=0.01)]] = None
+    weight_decay: Optional[Annotated[float, Field(ge=0, le=1)]] = None
+    max_norm: Optional[Annotated[float, Field(gt=0, le=100)]] = None
+    warmup_ratio: Optional[Annotated[float, Field(ge=0, lt=1)]] = None
+    map_num_proc: Optional[Annotated[int, Field(ge=1, le=256)]] = None
+    seed: Optional[Annotated[int, Field(ge=0, lt=2**32)]] = None
+    deepspeed: str = ""
+    evaluation_freq: Optional[Interval] = None
+    evaluation_inputs: Optional[Annotated[List[str], Field(min_length=1)]] = None
+    evaluation_system: Optional[str] = None
+    save_steps: Optional[Interval] = None
+    save_total_limit: Optional[Annotated[int, Field(ge=-1)]] = None
+    log_interval: Optional[Count] = None
+
+
+class Lora(Table):
+    """Rank, scale and dropout of the adapter; PEFT's names."""
+
+    r: Optional[Annotated[int, Field(ge=1, le=1024)]] = None
+    lora_alpha: Optional[Annotated[int, Field(ge=1, le=4096)]] = None
+    lora_dropout: Optional[Annotated[float, Field(ge=0, lt=1)]] = None
+
+
+class Merge(Table):
+    max_shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*(KB|MB|GB)$")] = "2GB"
+
+
+class Settings(Table):
+    """A whole recipe. `name` is the recipe file's name without its ending, and the output folder's."""
+
+    base: str
+    model: Model = Model()
+    data: Data
+    train: Train = Train()
+    lora: Lora = Lora()
+    merge: Merge = Merge()
+
+    @model_validator(mode="after")
+    def _quantized_cannot_be_fp32(self) -> "Settings":
+        if self.train.method == "qlora" and self.train.dtype == "fp32":
+            raise ValueError('train.dtype = "fp32" goes with train.method = "lora" only: QLoRA computes in 16 bits')
+        return self
+
+
+def available() -> List[str]:
+    """Names of the recipe files that ship."""
+    return sorted(path.stem for path in HERE.glob("*.toml"))
+
+
+def find(name: str) -> Path:
+    """The file of recipe `name`: a path to a .toml file, or a name that ships or lies in this folder."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if path.is_file():
+            return path
+        raise InputWrong(f"There is no recipe file {name}. Shipped recipes: {', '.join(available())}.")
+    for folder in (HERE, Path.cwd()):
+        path = folder / f"{name}.toml"
+        if path.is_file():
+            return path
+    close = difflib.get_close_matches(name, available(), n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise InputWrong(
+        f"There is no recipe {name!r}.{hint} Shipped: {', '.join(available())}; "
+        f"or give the path of a recipe file of your own (it ends in .toml)."
+    )
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
+    """Read recipe `name` with `key=value` overrides; return (run name, settings).
+
+    Raises InputWrong for an unknown recipe, broken TOML, an unknown key, a wrong type or a value out of
+    range, naming file, line, key and what is allowed.
+    """
+    path = find(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputWrong(f"Cannot read the recipe file {path}: {error}. It must be a UTF-8 text file.")
+    try:
+        values = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise InputWrong(f"{path} is not valid TOML: {error}. Strings stand in quotes, lists in brackets.")
+    given: Dict[Tuple[str, ...], str] = {}
+    for override in overrides:
+        keys, value = _parse_override(override)
+        given[keys] = override
+        _put(values, keys, value, override)
+    try:
+        return path.stem, Settings.model_validate(values)
+    except ValidationError as error:
+        raise InputWrong(_explain(error, path, text, given))
+
+
+def _parse_override(override: str) -> Tuple[Tuple[str, ...], Any]:
+    key, _, raw = override.partition("=")
+    if not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*", key):
+        raise InputWrong(f"Override {override!r}: write it as key=value, such as train.max_epochs=5.")
+    try:
+        value = tomli.loads(f"value = {raw}")["value"]
+    except tomli.TOMLDecodeError:
+        value = raw  # bare words are strings: model.path=/some/folder
+    return tuple(key.split(".")), value
+
+
+def _put(values: Dict[str, Any], keys: Tuple[str, ...], value: Any, override: str) -> None:
+    table = values
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise InputWrong(f"Override {override!r}: {key} is a value, not a table.")
+    table[keys[-1]] = value
+
+
+def line_of(text: str, keys: Sequence[str]) -> int:
+    """Line (from 1) at which the TOML `text` sets the dotted key `keys`; 0 if it does not.
+
+    The first prefix of the text that parses and holds the key ends where the key's value ends; the value
+    began right after the longest shorter prefix that parses.
+    """
+    lines = text.splitlines(keepends=True)
+    parsed_up_to = 0
+    for count in range(1, len(lines) + 1):
+        try:
+            table: Any = tomli.loads("".join(lines[:count]))
+        except tomli.TOMLDecodeError:
+            continue
+        for key in keys:
+            table = table.get(key) if isinstance(table, dict) else None
+        if table is not None:
+            return parsed_up_to + 1
+        parsed_up_to = count
+    return 0
+
+
+def _known_keys(model: Any, prefix: str = "") -> List[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, Table):
+            keys += _known_keys(nested, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _explain(error: ValidationError, path: Path, text: str, given: Dict[Tuple[str, ...], str]) -> str:
+    """One line per fault, with the place in the file or the override that made it."""
+    faults: Dict[Tuple[str, str], List[str]] = {}
+    for fault in error.errors():
+        keys = tuple(part for part in fault["loc"] if isinstance(part, str))
+        # pydantic names the branch of a union ("constrained-int") behind the key; it is no key of ours
+        known = _known_keys(Settings)
+        while keys and fault["type"] != "extra_forbidden" and len(keys) > 1 and ".".join(keys) not in known:
+            keys = keys[:-1]
+        dotted = ".".join(keys)
+        override = next((given[k] for k in given if keys and k[: len(keys)] == keys), None)
+        if override:
+            where = f"override {override}"
+        elif not keys:
+            where = str(path)
+        else:
+            line = line_of(text, keys)
+            where = f"{path}, line {line}" if line else str(path)
+        if fault["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.5)
+            what = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
+            if not close:
+                what += f"; known are {', '.join(known)}"
+        elif fault["type"] == "missing":
+            what = "is missing and has no default"
+        else:
+            what = fault["msg"].replace("Value error, ", "")
+            what = what[0].lower() + what[1:]
+            if keys and not isinstance(fault["input"], dict):
+                what += f" (found {fault['input']!r})"
+        faults.setdefault((where, dotted), []).append(what)
+    return "\n".join(
+        f"{where}: {dotted + ': ' if dotted else ''}{' or '.join(whats).rstrip('?.')}."
+        for (where, dotted), whats in faults.items()
+    )

@@ -1,0 +1,273 @@
+"""What surrounds every stage, once: skip when unchanged, outputs renamed into place, timing, the manifest.
+
+A stage is a function `work(run, out) -> figures`. It writes into the fresh folder `out` the files or folders
+named by `Stage.writes`; they are renamed into the run's folder when it returns. What it depends on is what
+`Stage.reads` returns: settings (values) and files (paths, which count by content). If neither that nor the
+outputs have changed since the manifest's entry was written, the stage is skipped.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from filelock import FileLock, Timeout
+
+from .errors import HostLacks, RunFailed
+from .settings import Settings
+
+# The packages whose versions decide the result.
+PACKAGES = "torch xtuner transformers mmengine peft bitsandbytes deepspeed accelerate datasets tokenizers sentencepiece"
+
+
+@dataclasses.dataclass
+class Run:
+    """One run: its settings and where everything lies. `folder` is output/<recipe name>."""
+
+    name: str
+    settings: Settings
+    root: Path
+    output: Path
+    force: bool = False
+    manifest: Dict[str, Any] = dataclasses.field(default_factory=dict)
+    done_now: List[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.output / self.name
+
+    @property
+    def dataset(self) -> Path:
+        return self.folder / "dataset.jsonl"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.py"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        return self.folder / "merged"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    def shown(self, path: Path) -> str:
+        """`path` as the user would type it: relative to where they stand, when it lies below."""
+        try:
+            return str(path.resolve().relative_to(self.root.resolve()))
+        except ValueError:
+            return str(path)
+
+    def figures(self, stage: str) -> Dict[str, Any]:
+        """Figures that `stage` left in the manifest; empty if it has not run."""
+        return self.manifest.get("stages", {}).get(stage, {}).get("figures", {})
+
+    def open(self) -> FileLock:
+        """Make the folder, read its manifest, and hold it: a second run on it is refused.
+
+        Raises HostLacks if the folder cannot be written or another run holds it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(str(self.folder / ".lock"), timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise HostLacks(
+                f"Another run is at work in {self.shown(self.folder)}. Wait for it, or use a recipe file of "
+                f"another name."
+            )
+        except OSError as error:
+            raise HostLacks(
+                f"Cannot write the output folder {self.shown(self.folder)}: {error.strerror}. "
+                f"Make it writable, or name another with --output."
+            )
+        path = self.folder / "run.json"
+        if path.exists():
+            try:
+                self.manifest = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                # A manifest that cannot be read proves nothing: every stage runs again, nothing is deleted.
+                self.manifest = {}
+        return lock
+
+    def save(self) -> None:
+        """Write run.json beside and rename it into place."""
+        self.manifest.update(
+            recipe=self.name, settings=self.settings.model_dump(), forced=self.force, host=host(), versions=versions()
+        )
+        write_text(self.folder / "run.json", json.dumps(self.manifest, ensure_ascii=False, indent=1) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """`work` makes `writes` from what `reads` names; see the module's text."""
+
+    name: str
+    work: Callable[[Run, Path], Dict[str, Any]]
+    reads: Callable[[Run], Dict[str, Any]]
+    writes: Tuple[str, ...] = ()
+    always: bool = False  # cheap, and looks at what lies outside the run's folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` beside `path`, then rename: a reader never sees half a file."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(str(part), str(path))
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, or of a folder's relative names and contents; "absent" if there is none."""
+    if path.is_dir():
+        total = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            total.update(f"{file.relative_to(path)}\0{digest(file)}\0".encode())
+        return total.hexdigest()
+    if not path.is_file():
+        return "absent"
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            total.update(block)
+    return total.hexdigest()
+
+
+def stamp(path: Path) -> List[Any]:
+    """Names, sizes and times below `path`: equal stamps mean untouched files, without reading them."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [[str(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()]
+
+
+def key_of(reads: Dict[str, Any]) -> str:
+    """One sha256 for everything a stage depends on; paths count by content."""
+    flat = {name: digest(value) if isinstance(value, Path) else value for name, value in reads.items()}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
+
+
+def is_current(run: Run, stage: Stage, key: str) -> bool:
+    """Whether the manifest's entry for `stage` was made from the same things and its outputs still stand."""
+    entry = run.manifest.get("stages", {}).get(stage.name)
+    if not entry or entry["key"] != key:
+        return False
+    for name, made in entry["writes"].items():
+        path = run.folder / name
+        if stamp(path) != made["stamp"] and digest(path) != made["sha256"]:
+            return False
+    return True
+
+
+def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
+    """Run `stage` unless it is current; return (its manifest entry, whether it ran).
+
+    Raises what the stage raises; then nothing it had made before is touched.
+    """
+    key = key_of(stage.reads(run))
+    if not stage.always and is_current(run, stage, key):
+        return run.manifest["stages"][stage.name], False
+    out = run.folder / f".{stage.name}.part"
+    _remove(out)
+    out.mkdir()
+    began = time.time()
+    try:
+        figures = stage.work(run, out)
+        for name in stage.writes:
+            _replace(out / name, run.folder / name)
+    finally:
+        _remove(out)
+    entry = {
+        "key": key,
+        "figures": figures,
+        "writes": {
+            name: {"sha256": digest(run.folder / name), "stamp": stamp(run.folder / name)} for name in stage.writes
+        },
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(time.time() - began, 2),
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    run.manifest.setdefault("stages", {})[stage.name] = entry
+    run.done_now.append(stage.name)
+    run.save()
+    return entry, True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(str(path))
+    elif path.exists():
+        path.unlink()
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Put `new` where `old` is. A folder cannot be renamed over another: the old one steps aside first."""
+    if not new.exists():
+        raise RunFailed(f"The stage ended without writing {old.name}.")
+    aside = old.with_name(f".{old.name}.old")
+    _remove(aside)
+    if old.exists():
+        os.replace(str(old), str(aside))
+    os.replace(str(new), str(old))
+    _remove(aside)
+
+
+def peak_memory_mb() -> int:
+    """Peak resident memory so far of this process or its largest child, in MB (10^6 bytes)."""
+    kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(kib * 1024 / 1e6)
+
+
+def versions() -> Dict[str, Optional[str]]:
+    """Versions of the packages that decide the result; None where one is not installed."""
+    found: Dict[str, Optional[str]] = {"python": platform.python_version()}
+    for name in PACKAGES.split():
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def gpus() -> List[Dict[str, Any]]:
+    """The NVIDIA GPUs that answer: name, memory in MiB, driver, compute capability ("8.6"). [] if none."""
+    fields = "name,memory.total,driver_version,compute_cap"
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [[part.strip() for part in line.split(",")] for line in answer.stdout.splitlines()]
+    if answer.returncode:
+        return []
+    return [dict(name=r[0], memory_mib=int(r[1]), driver=r[2], capability=r[3]) for r in rows if len(r) == 4]
+
+
+def host() -> Dict[str, Any]:
+    """The machine, for the manifest."""
+    return {
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": gpus(),
+        "image": os.environ.get("RECIPE_IMAGE"),
+    }

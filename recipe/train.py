@@ -1,0 +1,235 @@
+"""Starts XTuner's own trainer in its own process, shows its progress, and believes only its checkpoint.
+
+The `xtuner` command ends with 0 when its child crashed, so the trainer's file is started directly. Training
+that was stopped goes on from its last checkpoint: checkpoints of other settings or data lie in another
+folder (checkpoints/<key>), so they are never mixed.
+"""
+
+import ctypes
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from . import config, model, preset
+from .errors import HostLacks, RunFailed
+from .stages import Run, gpus, key_of
+
+# mmengine's log line: Iter(train) [10/51]  lr: 1.8763e-09  eta: 0:00:49  time: 1.2010  …  loss: 2.0068
+LINE = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?\blr: ([-+.\deE]+).*?\bloss: ([-+.\deE]+|nan|inf)")
+PR_SET_PDEATHSIG = 1
+
+
+def preflight(run: Run) -> None:
+    """Raise HostLacks for a machine that cannot train this recipe: before the model is downloaded."""
+    kind = config.dtype(run.settings)
+    if kind == "fp32":
+        return
+    if not gpus():
+        raise HostLacks(
+            f"Recipe {run.name} trains in {kind} ({run.settings.train.method}) and needs an NVIDIA GPU; nvidia-smi "
+            f"finds none. Without a GPU `just demo` runs everything on a tiny model."
+        )
+
+
+def folder(run: Run) -> Path:
+    """Where this run's checkpoints lie: one folder for each config, data and base model."""
+    return run.checkpoints / key_of(reads(run))[:12]
+
+
+def last_checkpoint(place: Path) -> Optional[Path]:
+    """The newest checkpoint as the trainer recorded it, or None. A file that was cut short does not count."""
+    note = place / "last_checkpoint"
+    if not note.is_file():
+        return None
+    path = place / Path(note.read_text(encoding="utf-8").strip()).name
+    # PyTorch writes zip files, whose directory comes last
+    if path.is_dir() or (path.is_file() and zipfile.is_zipfile(str(path))):
+        return path
+    return None
+
+
+def iteration_of(checkpoint: Path) -> int:
+    """Iterations done at `checkpoint` (named iter_N.pth by the trainer)."""
+    return int(checkpoint.stem.rsplit("_", 1)[1])
+
+
+def read_log(text: str) -> List[Tuple[int, float, float]]:
+    """(iteration, learning rate, loss) of every line in which mmengine logged them.
+
+    The loss is mmengine's: the mean over the last 10 iterations. A resumed run logs some iterations again;
+    the later line counts.
+    """
+    found = {int(m[1]): (int(m[1]), float(m[3]), float(m[4])) for m in LINE.finditer(text)}
+    return [found[number] for number in sorted(found)]
+
+
+def state(checkpoint: Path) -> Dict[str, Any]:
+    """Iteration, seed and optimizer updates as the checkpoint itself records them."""
+    import torch
+
+    path = checkpoint
+    if checkpoint.is_dir():  # DeepSpeed's: the first rank's model states carry mmengine's meta
+        path = sorted(checkpoint.glob("*model_states.pt"))[0]
+    saved = torch.load(str(path), map_location="cpu")
+    if checkpoint.is_dir():
+        made = saved["global_steps"]
+    else:
+        steps = [int(entry["step"]) for entry in saved["optimizer"]["state"].values()]
+        made = max(steps, default=0)
+    return {"iterations": saved["meta"]["iter"], "seed": saved["meta"]["seed"], "updates": made}
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    place = model.folder(run)
+    seed = json.loads(run.plan.read_text(encoding="utf-8"))["seed"]
+    return {
+        "config": run.config,
+        "dataset": run.dataset,
+        "model": model.fingerprint(place) if place.is_dir() else "absent",
+        "deepspeed": run.settings.train.deepspeed,
+        "seed": seed,
+    }
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Train to the end. Figures: iterations, updates, peak rate, first and last loss, the checkpoint.
+
+    Raises RunFailed with the trainer's own last words if it ends before the planned last iteration.
+    """
+    planned = json.loads(run.plan.read_text(encoding="utf-8"))
+    place = folder(run)
+    place.mkdir(parents=True, exist_ok=True)
+    log = place / "train.log"
+    start = last_checkpoint(place)
+    if start is None or iteration_of(start) < planned["iterations"]:
+        _train(run, place, log, start, planned)
+    checkpoint = last_checkpoint(place)
+    if checkpoint is None or iteration_of(checkpoint) != planned["iterations"]:
+        at = f"stopped at {checkpoint.name}" if checkpoint else "left no checkpoint"
+        raise RunFailed(f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.shown(log)}")
+    found = state(checkpoint)
+    steps = read_log(log.read_text(encoding="utf-8", errors="replace"))
+    return {
+        "checkpoint": run.shown(checkpoint),
+        "resumed_from": iteration_of(start) if start else 0,
+        "iterations": found["iterations"],
+        "updates": found["updates"],
+        "seed": found["seed"],
+        "lr_peak_logged": max((rate for _, rate, _ in steps), default=0.0),
+        "loss_first": steps[0][2] if steps else None,
+        "loss_last": steps[-1][2] if steps else None,
+        "log": run.shown(log),
+    }
+
+
+def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str]:
+    """The trainer's command line: what `xtuner train` starts, without its blind exit code."""
+    words = [sys.executable, "-m", "xtuner.tools.train", run.shown(run.config), "--work-dir", run.shown(place)]
+    if run.settings.train.deepspeed:
+        words += ["--deepspeed", str(preset.deepspeed_config(run.settings.train.deepspeed))]
+    if start is not None:
+        words += ["--resume", run.shown(start)]
+    elif run.settings.train.seed is None:
+        words += ["--seed", str(seed)]
+    return words
+
+
+def _die_with_parent() -> None:
+    """In the child, before it starts: if we are killed, it must not train on into a folder we have lost."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:
+    words = command(run, place, start, planned["seed"])
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(f"\n$ {' '.join(words)}\n")
+        stream.flush()
+        child = subprocess.Popen(
+            words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+        assert child.stdout is not None
+        wrong = []
+        try:
+            with _progress(planned["iterations"]) as show:
+                for line in _lines(child.stdout, stream):
+                    step = LINE.search(line)
+                    if step and int(step[2]) != planned["iterations"]:
+                        wrong.append(int(step[2]))
+                        child.kill()
+                        break
+                    if step:
+                        show(int(step[1]), float(step[3]), float(step[4]))
+            code = child.wait()
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+    if wrong:
+        raise RunFailed(
+            f"The trainer is going to make {wrong[0]} iterations, the plan says {planned['iterations']}: stopped at "
+            f"once. This is a fault of ours; please report it with {run.shown(log)}."
+        )
+    if code:
+        raise RunFailed(_last_words(code, log, run))
+
+
+def _lines(source: Any, copy: Any) -> Iterator[str]:
+    for line in source:
+        copy.write(line)
+        copy.flush()
+        yield line
+
+
+class _progress:
+    """Progress of training: a live bar on a terminal, a line every tenth of the run elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.began, self.said = total, time.time(), -1
+        done = TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]}  lr {task.fields[lr]} ")
+        columns = (TextColumn("  training"), BarColumn(), done, TimeElapsedColumn(), TextColumn("left"))
+        self.bar = Progress(*columns, TimeRemainingColumn(), transient=True)
+
+    def __enter__(self) -> Callable[[int, float, float], None]:
+        self.live = self.bar.console.is_terminal
+        if self.live:
+            self.bar.start()
+            self.task = self.bar.add_task("", total=self.total, loss="…", lr="…")
+        return self.show
+
+    def show(self, iteration: int, lr: float, loss: float) -> None:
+        if self.live:
+            self.bar.update(self.task, completed=iteration, loss=f"{loss:.4f}", lr=f"{lr:.2e}")
+        elif iteration * 10 // self.total > self.said:
+            self.said = iteration * 10 // self.total
+            left = (time.time() - self.began) / iteration * (self.total - iteration)
+            print(f"  training {iteration}/{self.total}  loss {loss:.4f}  lr {lr:.2e}  {left:.0f} s left", flush=True)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self.bar.stop()
+
+
+def _last_words(code: int, log: Path, run: Run) -> str:
+    """Why the trainer ended, from its log: the last exception line, or the signal that ended it."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    errors = re.findall(r"(?m)^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*)$", text[text.rfind("\n$ ") :])
+    if code < 0:
+        name = signal.Signals(-code).name
+        reason = f"it was ended by {name}"
+        if name == "SIGKILL":
+            reason += " (mostly the system, out of memory)"
+    else:
+        reason = errors[-1].strip() if errors else f"it ended with exit code {code}"
+    return (
+        f"The trainer failed: {reason[:600]}. Full log: {run.shown(log)}. "
+        f"Checkpoints are kept; the same command goes on from the last one."
+    )
