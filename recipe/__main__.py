@@ -11,6 +11,8 @@ ROOT = Path.cwd()
 os.environ.setdefault("HF_HOME", str(ROOT / ".cache" / "huggingface"))
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait by spinning slow training a hundredfold when anything else wants the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "FALSE")
 
 import click  # noqa: E402

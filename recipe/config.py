@@ -56,6 +56,8 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
         changes["SYSTEM"] = repr(system.replace("{", "{{").replace("}", "}}"))
     if train.evaluation_inputs is not None:
         changes["evaluation_inputs"] = repr(train.evaluation_inputs)
+    if train.evaluation_max_new_tokens is not None:
+        changes["custom_hooks.1.max_new_tokens"] = repr(train.evaluation_max_new_tokens)
     changes["train_dataset.dataset"] = "dict(type=load_dataset, path='json', data_files=dict(train=data_path))"
     changes["train_dataset.dataset_map_fn"] = "None"
     if train.map_num_proc is not None:

@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import pandas
 
 from .errors import InputWrong
-from .stages import Run
+from .stages import Run, digest
 
 QUESTION, ANSWER, CONVERSATION = "q", "a", "conversation"
 SHOWN = 20  # faults listed before the rest is only counted
@@ -23,7 +23,8 @@ Row = Tuple[str, str, str]  # conversation id ("" for none), question, answer
 
 def files(run: Run) -> List[Path]:
     """The recipe's workbooks. Raises InputWrong for one that is not there or not a workbook."""
-    found = []
+    data = run.settings.data
+    found: List[Path] = []
     for name in run.settings.data.files:
         path = Path(name)
         if not path.is_absolute():
@@ -31,12 +32,18 @@ def files(run: Run) -> List[Path]:
         if not path.is_file():
             beside = sorted(p.name for p in path.parent.glob("*.xlsx")) if path.parent.is_dir() else []
             there = f" {run.shown(path.parent)} holds: {', '.join(beside)}." if beside else ""
+            fetch = f" It is published: curl -fL -o {name} {data.url}\nOr" if data.url else " Put it there, or"
             raise InputWrong(
-                f"There is no workbook {name} (data.files of recipe {run.name}).{there} "
-                f"Put it there, or name yours: data.files='[\"data/mine.xlsx\"]'."
+                f"There is no workbook {name} (data.files of recipe {run.name}).{there}{fetch} "
+                f"name yours: data.files='[\"data/mine.xlsx\"]'."
             )
         if path.suffix.lower() != ".xlsx":
             raise InputWrong(f"{name} is not an Excel workbook (.xlsx). Save it as .xlsx in Excel, WPS or LibreOffice.")
+        if data.sha256 and not found and digest(path) != data.sha256:
+            raise InputWrong(
+                f"{name} is not the workbook that recipe {run.name} was made for: its sha256 is not "
+                f"{data.sha256[:12]}…. Fetch it again, or take yours as it is: data.sha256=''."
+            )
         found.append(path)
     return found
 

@@ -114,8 +114,8 @@ def iterations_per_epoch(packs: int, batch_size: int, ranks: int = 1) -> int:
 
 
 def interval(value: Any, iterations: int) -> int:
-    """A setting that is a share of the run (below 1) in iterations; a whole number as it is."""
-    return max(1, round(value * iterations)) if isinstance(value, float) and value < 1 else int(value)
+    """A setting that is a share of the run (below 1) in iterations, rounded up; a whole number as it is."""
+    return math.ceil(value * iterations) if isinstance(value, float) and value < 1 else int(value)
 
 
 def smallest_warmup(per_epoch: int, epochs: int) -> Optional[float]:
@@ -229,7 +229,8 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
     elif plan["lr_peak"] < 0.99 * plan["lr_configured"]:
         found.append(
             f"The learning rate never comes near its peak: it reaches {plan['lr_peak']:.3g} of "
-            f"{plan['lr_configured']:.3g}. The warm-up of {plan['warmup_iterations']} iteration(s) is too short for mmengine's ramp: {remedy}."
+            f"{plan['lr_configured']:.3g}. The warm-up of {plan['warmup_iterations']} iteration(s) is too short for "
+            f"mmengine's ramp: {remedy}."
         )
     if plan["updates"] < MIN_UPDATES:
         fitting = plan["iterations"] // MIN_UPDATES

@@ -1,7 +1,8 @@
 """Reads and edits XTuner's shipped config files as text, so that comments and order survive.
 
 An edit names a place by a dotted path: the first part is a name assigned at the top level, every further
-part a keyword of the `dict(...)` call found there: `model.lora.r`, `train_dataset.dataset`. The new value
+part a keyword of the `dict(...)` call or an index of the list found there: `model.lora.r`,
+`custom_hooks.1.system`. The new value
 is Python source. What is not named is left as it is, byte for byte.
 """
 
@@ -73,6 +74,9 @@ def _descend(node: ast.AST, keys: List[str], path: str) -> Tuple[ast.Call, Optio
     for depth, key in enumerate(keys):
         if keyword is not None:
             call = keyword.value
+        if isinstance(call, ast.List) and key.isdigit() and int(key) < len(call.elts):
+            call, keyword = call.elts[int(key)], None
+            continue
         if not isinstance(call, ast.Call):
             raise KeyError(f"{path}: {'.'.join(path.split('.')[: depth + 1])} is not a dict(...) in this preset")
         keyword = next((k for k in call.keywords if k.arg == key), None)

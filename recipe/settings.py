@@ -37,9 +37,14 @@ class Model(Table):
 
 
 class Data(Table):
-    """Which workbooks, and the one system prompt of the whole run."""
+    """Which workbooks, and the one system prompt of the whole run.
+
+    `url` and `sha256` say where the first workbook is published and which bytes it must be.
+    """
 
     files: Annotated[List[str], Field(min_length=1)]
+    url: str = ""
+    sha256: str = ""
     system: str = ""
     skip_blank: bool = False
 
@@ -64,6 +69,7 @@ class Train(Table):
     evaluation_freq: Optional[Interval] = None
     evaluation_inputs: Optional[Annotated[List[str], Field(min_length=1)]] = None
     evaluation_system: Optional[str] = None
+    evaluation_max_new_tokens: Optional[Annotated[int, Field(ge=1, le=32768)]] = None
     save_steps: Optional[Interval] = None
     save_total_limit: Optional[Annotated[int, Field(ge=-1)]] = None
     log_interval: Optional[Count] = None

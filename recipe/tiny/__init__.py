@@ -24,6 +24,10 @@ from .tokenization_internlm2 import MARKERS, InternLM2Tokenizer
 
 CODE = ("configuration_internlm2", "modeling_internlm2", "tokenization_internlm2")
 
+# Found by trial: with these, LoRA at a rate of 4e-3 learns a hundred answers in some 200 steps of
+# 8 rows; with all ones it does not within 1000.
+NORM_GAIN = {"attention_norm": 2.0, "ffn_norm": 2.0, "norm": 16.0}
+
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -155,24 +159,26 @@ def placeholder(number: int) -> bytes:
 
 
 def random_model(config: InternLM2Config, seed: int) -> InternLM2ForCausalLM:
-    """A float16 model whose random weights carry a signal through every layer.
+    """A float16 model of random weights that LoRA can teach while they stay frozen.
 
     Embeddings have unit variance and a matrix keeps the variance of what it multiplies, shared
     out among the residual branches: at the usual 0.02 a width this small would starve the LoRA
-    weights of gradient, because everything else stays frozen.
+    weights of gradient. The norms amplify, and the matrices behind them shrink by as much, so
+    that the frozen model computes the same but LoRA's share of each product counts for more.
+    The logits start near zero, and so the loss near the logarithm of the vocabulary.
     """
     model = InternLM2ForCausalLM(config)
     # NumPy promises that this generator's stream never changes; torch does not.
     random = numpy.random.RandomState(seed)
-    branches = 2 * config.num_hidden_layers
-    for name, weight in sorted(model.named_parameters()):
-        if weight.dim() == 1:
-            continue
-        scale = 1.0 if name.endswith("tok_embeddings.weight") else weight.shape[1] ** -0.5
-        if name.endswith(("wo.weight", "w2.weight")):
-            scale *= branches**-0.5
-        values = scale * random.standard_normal(tuple(weight.shape))
-        weight.data.copy_(torch.from_numpy(values))
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            kind = name.split(".")[-2]
+            if kind in NORM_GAIN:
+                weight.fill_(NORM_GAIN[kind])
+            else:
+                scale = matrix_scale(kind, weight.shape[1], config.num_hidden_layers)
+                values = scale * random.standard_normal(tuple(weight.shape))
+                weight.copy_(torch.from_numpy(values))
     im_end = config.vocab_size - len(MARKERS) + MARKERS.index("<|im_end|>")
     # Afresh: one derived from the model's configuration is derived again when used, and would
     # forget the second end token.
@@ -182,3 +188,18 @@ def random_model(config: InternLM2Config, seed: int) -> InternLM2ForCausalLM:
         pad_token_id=config.pad_token_id,
     )
     return model.half()
+
+
+def matrix_scale(kind: str, fan_in: int, layers: int) -> float:
+    """The standard deviation of a matrix's random weights, by the name of its module."""
+    if kind == "tok_embeddings":
+        return 1.0
+    share = {
+        "wo": (2 * layers) ** -0.5,
+        "w2": (2 * layers) ** -0.5,
+        "wqkv": 1 / NORM_GAIN["attention_norm"],
+        "w1": 1 / NORM_GAIN["ffn_norm"],
+        "w3": 1 / NORM_GAIN["ffn_norm"],
+        "output": 0.25 / NORM_GAIN["norm"],
+    }
+    return share[kind] * fan_in**-0.5

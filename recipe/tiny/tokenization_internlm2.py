@@ -47,7 +47,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         bos_token="<s>",
         eos_token="</s>",
         pad_token="</s>",
-        additional_special_tokens=tuple(reversed(MARKERS)),
+        additional_special_tokens=(),
         clean_up_tokenization_spaces=False,
         **kwargs,
     ):
@@ -60,7 +60,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
             bos_token=bos_token,
             eos_token=eos_token,
             pad_token=pad_token,
-            additional_special_tokens=list(additional_special_tokens),
+            additional_special_tokens=list(additional_special_tokens or reversed(MARKERS)),
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
             **kwargs,
         )
@@ -88,7 +88,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         """The text of the tokens; special tokens stand as they are."""
         text = []
         for special, run in groupby(tokens, self.added_tokens_encoder.__contains__):
-            text.append("".join(run) if special else self.sp_model.DecodePieces(list(run)))
+            text.append("".join(run) if special else self.sp_model.DecodePieces(list(run)))  # noqa: B031
         return "".join(text)
 
     def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):

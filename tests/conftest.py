@@ -1,0 +1,93 @@
+"""Shared by the tests: the repository, workbooks made on the spot, one finished demo run."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import openpyxl
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# The tutorial's workbook and the real tokenizer are not ours to ship: they are found by checksum.
+WORKBOOK = "58d1e6b293790d043cb34f37014f5219ea1dcc1102acf00b65e4223f0a36b8f5"
+TOKENIZER = "f868398fc4e05ee1e8aeba95ddf18ddcc45b8bce55d5093bead5bbf80429b48b"
+
+
+def _find(checksum):
+    folders = [ROOT / "data", *ROOT.parent.glob("*/data")]
+    if os.environ.get("REAL_DATA"):
+        folders.insert(0, Path(os.environ["REAL_DATA"]))
+    for folder in folders:
+        for path in folder.glob("*"):
+            if path.suffix in (".xlsx", ".model") and hashlib.sha256(path.read_bytes()).hexdigest() == checksum:
+                return path
+    return None
+
+
+def _real(checksum, what):
+    path = _find(checksum)
+    if path is None:
+        pytest.skip(f"{what} is not here; put it into a folder and name that with REAL_DATA=…")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_workbook():
+    return _real(WORKBOOK, "the tutorial's workbook")
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer():
+    return _real(TOKENIZER, "the InternLM2 tokenizer.model")
+
+
+def recipe(*words, cwd=ROOT, timeout=600, **more):
+    """`python -m recipe …` in its own process, as `just` starts it; returns the finished process."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    return subprocess.run(
+        [sys.executable, "-m", "recipe", *map(str, words)],
+        cwd=str(cwd),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        timeout=timeout,
+    )
+
+
+def refused(done, code, *words):
+    """Assert that a command ended with `code` and one clear paragraph that holds `words`."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+@pytest.fixture
+def workbook(tmp_path):
+    """Function that writes a workbook: sheet name → rows, the first being the header."""
+
+    def make(name="mine.xlsx", **sheets):
+        book = openpyxl.Workbook()
+        book.remove(book.active)
+        for title, rows in sheets.items():
+            sheet = book.create_sheet(title)
+            for row in rows:
+                sheet.append(row)
+        path = tmp_path / name
+        book.save(str(path))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The demo recipe as shipped, run once: (its finished process, its run folder)."""
+    output = tmp_path_factory.mktemp("demo")
+    done = recipe("demo", "--output", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done, output / "demo"

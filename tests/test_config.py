@@ -1,0 +1,137 @@
+"""The rendered config: the preset's text, the recipe's edits, nothing else."""
+
+import ast
+
+import pytest
+from mmengine.config import Config
+
+from recipe import config, preset, settings
+from recipe.errors import InputWrong
+
+PRESET = "internlm2_chat_7b_qlora_oasst1_e3"
+
+
+def rendered(name, *overrides, intervals=None):
+    _, recipe = settings.load(name, overrides)
+    return config.render(recipe, "models/base", "output/x/dataset.jsonl", intervals or {})
+
+
+def flat(text):
+    """Every place of a config → its source, down through dict(...) and lists."""
+    found = {}
+
+    def walk(path, node):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+            for keyword in node.keywords:
+                walk(f"{path}.{keyword.arg}", keyword.value)
+        elif isinstance(node, ast.List):
+            for index, element in enumerate(node.elts):
+                walk(f"{path}.{index}", element)
+        else:
+            found[path] = ast.dump(node)
+
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign):
+            walk(node.targets[0].id, node.value)
+    return found
+
+
+def changed(before, after):
+    a, b = flat(before), flat(after)
+    return {path for path in {*a, *b} if a.get(path) != b.get(path)}
+
+
+def test_tutorial_differs_from_the_preset_in_the_pages_edits_only():
+    """The page: model path, data path, max_length, batch_size, max_epochs, evaluation_freq, its three
+    questions, load_dataset of a json file, dataset_map_fn=None. max_epochs (3) and evaluation_freq (500)
+    are the preset's own values, so they leave no difference."""
+    text = rendered("tutorial", intervals={"evaluation_freq": 500})
+    assert changed(preset.source(PRESET), text) == {
+        "pretrained_model_name_or_path",
+        "data_path",
+        "max_length",
+        "batch_size",
+        *(f"evaluation_inputs.{i}" for i in range(3)),
+        "train_dataset.dataset.path",
+        "train_dataset.dataset.data_files.train",
+        "train_dataset.dataset_map_fn",
+    }
+    cfg = Config.fromstring(text, file_format=".py")
+    assert (cfg.max_length, cfg.batch_size, cfg.max_epochs, cfg.evaluation_freq) == (512, 2, 3, 500)
+    assert (cfg.lr, cfg.warmup_ratio, cfg.accumulative_counts, cfg.save_steps) == (2e-4, 0.03, 16, 500)
+    assert cfg.SYSTEM == ""
+    assert cfg.randomness.seed is None
+    assert "map_num_proc" not in cfg.train_dataset
+
+
+def test_the_difference_is_shown_as_lines():
+    text = rendered("tutorial", intervals={"evaluation_freq": 500})
+    diff = preset.difference(preset.source(PRESET), text, "a", "b")
+    assert "-max_length = 2048\n+max_length = 512\n" in diff
+    assert "-    dataset_map_fn=oasst1_map_fn,\n+    dataset_map_fn=None,\n" in diff
+    comments = [line for line in preset.source(PRESET).splitlines() if line.lstrip().startswith("#")]
+    assert [line for line in text.splitlines() if line.lstrip().startswith("#")] == comments
+
+
+@pytest.mark.parametrize("name", ["coach", "demo"])
+def test_corrected_recipes(name):
+    _, recipe = settings.load(name)
+    cfg = Config.fromstring(rendered(name), file_format=".py")
+    assert cfg.train_dataset.map_num_proc == 1
+    assert cfg.train_dataloader.dataset.map_num_proc == 1  # xtuner reads this copy
+    assert cfg.accumulative_counts == 1
+    assert cfg.warmup_ratio == 0.1
+    assert cfg.randomness.seed == 0
+    assert recipe.data.system == cfg.SYSTEM == cfg.custom_hooks[1].system
+
+
+def test_demo_needs_no_gpu():
+    cfg = Config.fromstring(rendered("demo"), file_format=".py")
+    assert cfg.model.llm.get("quantization_config") is None
+    assert cfg.optim_wrapper.type == "OptimWrapper"
+    assert "loss_scale" not in cfg.optim_wrapper
+
+
+def test_bf16_reaches_model_quantization_and_autocast(monkeypatch):
+    monkeypatch.setattr(config, "gpus", lambda: [{"capability": "8.6"}])
+    text = rendered("coach")
+    assert "bnb_4bit_compute_dtype=torch.bfloat16" in text
+    assert "torch_dtype=torch.bfloat16" in text
+    assert "dtype='bfloat16')" in text
+    monkeypatch.setattr(config, "gpus", lambda: [{"capability": "7.5"}])
+    assert "bfloat16" not in rendered("coach")
+
+
+def test_a_system_prompt_with_braces_survives_the_evaluation_hook():
+    text = rendered("demo", 'data.system="用 {json} 回答"')
+    cfg = Config.fromstring(text, file_format=".py")
+    # what XTuner's EvaluateChatHook does with it
+    assert ("<s>{system}".format(system=cfg.SYSTEM) + "{input}").format(input="x") == "<s>用 {json} 回答x"
+
+
+def test_unknown_preset_and_misfit():
+    with pytest.raises(InputWrong, match="internlm2_chat_7b_qlora_oasst1_e3"):
+        rendered("demo", "base=internlm2_chat_7b_qlora_oasst")
+    with pytest.raises(InputWrong, match="does not fit"):
+        rendered("demo", "base=llama2_7b_chat_qlora_medical_e1", "train.evaluation_max_new_tokens=9", "lora.r=8",
+                 "base=deepseek_moe_16b_base_full_oasst1_e3")  # fmt: skip
+
+
+def test_edits_keep_everything_else_byte_for_byte():
+    source = "# 头\na = dict(b=1,  # keep\n         c=dict(d='中文', e=2))\nz = [dict(k=1), 2]\n"
+    assert preset.edit(source, {"a.c.d": "'新'"}) == source.replace("'中文'", "'新'")
+    assert preset.edit(source, {"a.c.e": None}) == source.replace(", e=2", "")
+    assert preset.edit(source, {"a.b": None}) == source.replace("b=1,  # keep\n         ", "")
+    assert preset.edit(source, {"z.0.k": "7"}) == source.replace("k=1", "k=7")
+    assert preset.edit(source, {"z": "3"}) == source.replace("[dict(k=1), 2]", "3")
+    added = preset.edit(source, {"a.c.f": "5"})
+    assert eval(added.split("a = ")[1].split("\nz")[0], {}) == {"b": 1, "c": {"d": "中文", "e": 2, "f": 5}}
+    with pytest.raises(KeyError, match="no nothing"):
+        preset.edit(source, {"nothing": "1"})
+    with pytest.raises(KeyError):
+        preset.edit(source, {"a.b.c": "1"})
+
+
+def test_a_preset_can_be_edited_to_itself():
+    source = preset.source(PRESET)
+    assert preset.edit(source, {"max_length": "2048", "model.lora.r": "64"}) == source

@@ -1,0 +1,132 @@
+"""Workbook to conversations."""
+
+import json
+import zipfile
+
+import pandas
+import pytest
+from conftest import ROOT, recipe, refused
+
+from recipe import data
+
+
+def convert(output, path, *more):
+    done = recipe("data", "demo", f'data.files=["{path}"]', "--output", output, *more)
+    target = output / "demo" / "dataset.jsonl"
+    lines = target.read_text(encoding="utf-8").splitlines() if target.exists() else []
+    return done, [json.loads(line) for line in lines]
+
+
+def test_sample_workbook():
+    rows, sheets = data.read(ROOT / "data" / "workplace.xlsx", "workplace.xlsx", [])
+    assert sheets == ["问答", "多轮"]
+    single = [row for row in rows if not row[0]]
+    assert len(single) >= 80
+    assert len({question for _, question, _ in rows}) == len(rows)
+    talks = list(data.conversations([row for row in rows if row[0]], "系统"))
+    assert len(talks) == 8
+    assert all(2 <= len(talk) <= 3 for talk in talks)
+
+
+def test_tutorials_workbook_gives_the_tutorials_objects(real_workbook, tmp_path):
+    """Object for object what the page's script makes of it."""
+    done = recipe("data", "tutorial", f'data.files=["{real_workbook}"]', "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    ours = [json.loads(line) for line in (tmp_path / "tutorial/dataset.jsonl").open(encoding="utf-8")]
+    table = pandas.read_excel(str(real_workbook))
+    system = "你是一个专业的，经验丰富的有心理学背景的职场教练。你总是根据有职场焦虑的病人的问题提供准确、全面和详细的答案。"
+    theirs = [
+        {"conversation": [{"system": system, "input": str(row["q"]), "output": str(row["a"])}]}
+        for _, row in table.iterrows()
+    ]
+    assert ours == theirs
+    assert len(ours) == 246
+    import datasets
+
+    (tmp_path / "career_coach.jsonl").write_text(json.dumps(theirs, ensure_ascii=False), encoding="utf-8")
+    loaded = [
+        datasets.load_dataset("json", data_files={"train": str(tmp_path / name)}, cache_dir=str(tmp_path / "cache"))
+        for name in ("tutorial/dataset.jsonl", "career_coach.jsonl")
+    ]
+    assert loaded[0]["train"].to_pandas().equals(loaded[1]["train"].to_pandas())
+    assert loaded[0]["train"].features == loaded[1]["train"].features
+
+
+def test_rows_of_one_conversation_become_turns_with_one_system(workbook, tmp_path):
+    path = workbook(
+        mixed=[["conversation", "q", "a"], [1, "甲", "一"], ["", "单", "独"], [1, "乙", "二"], [2, "丙", "三"]],
+        other=[["conversation", "q", "a"], [1, "丁", "四"]],
+    )
+    done, made = convert(tmp_path, path)
+    assert done.returncode == 0, done.stderr
+    turns = [[(t.get("system"), t["input"], t["output"]) for t in line["conversation"]] for line in made]
+    system = "你是一位有心理学背景的职场教练。"
+    assert turns == [
+        [(system, "甲", "一"), (None, "乙", "二")],
+        [(system, "单", "独")],
+        [(system, "丙", "三")],
+        [(system, "丁", "四")],
+    ]
+
+
+def test_text_stays_as_it_is(workbook, tmp_path):
+    path = workbook(s=[["q", "a"], ["NA", "nan"], ["None", "null"], [" 前后 ", "一\n二"], ["=不是公式", "0012"]])
+    book = json.dumps([["NA", "nan"], ["None", "null"], [" 前后 ", "一\n二"]], ensure_ascii=False)
+    _, made = convert(tmp_path, path, "data.skip_blank=true")
+    got = [[line["conversation"][0]["input"], line["conversation"][0]["output"]] for line in made]
+    assert got[:3] == json.loads(book)
+
+
+def test_blank_cells_are_refused_by_place_and_nothing_is_written(workbook, tmp_path):
+    path = workbook(表=[["q", "a"], ["问", "答"], ["问二", None], ["  ", "答三"], ["问四", ""]])
+    done, made = convert(tmp_path, path)
+    refused(done, 2, "sheet 表, row 3, column a: blank", "row 4, column q", "row 5, column a", "skip_blank")
+    assert made == []
+    done, made = convert(tmp_path, path, "data.skip_blank=true")
+    assert done.returncode == 0
+    assert len(made) == 1
+
+
+def test_many_faults_are_counted(workbook, tmp_path):
+    done, _ = convert(tmp_path, workbook(s=[["q", "a"], *[["问", None]] * 30]))
+    refused(done, 2, "row 21,", "… and 10 more")
+    assert "row 22," not in done.stderr
+
+
+def test_earlier_output_survives_a_refusal(workbook, tmp_path):
+    done, made = convert(tmp_path, workbook(s=[["q", "a"], ["问", "答"]]))
+    assert done.returncode == 0
+    done, still = convert(tmp_path, workbook(s=[["q", "a"], ["问", None]]))
+    assert done.returncode == 2
+    assert still == made
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([["问题", "答案"], ["问", "答"]], ["no sheet", "问题, 答案", "Rename"]),
+        ([["q", "a"]], ["no rows"]),
+        ([], ["no sheet", "empty"]),
+    ],
+)
+def test_unusable_sheets(workbook, tmp_path, rows, words):
+    refused(convert(tmp_path, workbook(s=rows))[0], 2, *words)
+
+
+def test_unusable_files(workbook, tmp_path):
+    refused(convert(tmp_path, tmp_path / "none.xlsx")[0], 2, "no workbook", "none.xlsx")
+    (tmp_path / "x.csv").write_text("q,a\n", encoding="utf-8")
+    refused(convert(tmp_path, tmp_path / "x.csv")[0], 2, "not an Excel workbook")
+    (tmp_path / "broken.xlsx").write_bytes(b"PK\x03\x04 not really")
+    refused(convert(tmp_path, tmp_path / "broken.xlsx")[0], 2, "broken.xlsx", "cannot be opened")
+    with zipfile.ZipFile(str(tmp_path / "zip.xlsx"), "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    refused(convert(tmp_path, tmp_path / "zip.xlsx")[0], 2, "zip.xlsx", "cannot be opened")
+
+
+def test_published_workbook_is_named_with_its_address_and_checked(tmp_path, workbook):
+    done = recipe("data", "tutorial", 'data.files=["data/none.xlsx"]', "--output", tmp_path)
+    refused(done, 2, "curl -fL -o data/none.xlsx https://raw.githubusercontent.com/datawhalechina/self-llm/0932a89b")
+    path = workbook(s=[["q", "a"], ["问", "答"]])
+    done = recipe("data", "tutorial", f'data.files=["{path}"]', "--output", tmp_path)
+    refused(done, 2, "sha256", "data.sha256=''")

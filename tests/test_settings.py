@@ -1,0 +1,114 @@
+"""Recipe files: every shipped one is valid; every mistake names its place and what is allowed."""
+
+import pytest
+
+from recipe import settings
+from recipe.errors import InputWrong
+
+GOOD = """\
+base = "internlm2_chat_7b_qlora_oasst1_e3"
+
+[data]
+# a comment
+files = [
+  "data/workplace.xlsx",
+]
+
+[train]
+lr = 2e-4
+max_length = 512
+"""
+
+
+@pytest.mark.parametrize("name", settings.available())
+def test_shipped_recipes_are_valid(name):
+    assert settings.load(name)[0] == name
+
+
+def test_three_recipes_ship():
+    assert settings.available() == ["coach", "demo", "tutorial"]
+
+
+def test_overrides_are_typed(tmp_path):
+    _, recipe = settings.load(
+        "coach", ["train.max_epochs=5", "train.lr=1e-4", "model.path=/some/folder", 'data.files=["a.xlsx"]']
+    )
+    assert (recipe.train.max_epochs, recipe.train.lr) == (5, 1e-4)
+    assert (recipe.model.path, recipe.data.files) == ("/some/folder", ["a.xlsx"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("lr = 2e-4", "lr = 0.05"), ["line 10", "train.lr", "less than or equal to 0.01", "0.05"]),
+        (("lr = 2e-4", 'lr = "fast"'), ["line 10", "train.lr", "valid number"]),
+        (("max_length = 512", "max_length = -1"), ["line 11", "train.max_length", "greater than or equal to 32"]),
+        (("max_length = 512", "max_lenght = 512"), ["line 11", "unknown key", "did you mean train.max_length"]),
+        (("max_length = 512", "max_length = 512.5"), ["line 11", "train.max_length", "valid integer"]),
+        (("files = [", "files = ["), []),
+        (('  "data/workplace.xlsx",', "  3,"), ["line 5", "data.files", "valid string"]),
+        (('base = "internlm2_chat_7b_qlora_oasst1_e3"', ""), ["base: is missing"]),
+        (("[train]", "[train"), ["not valid TOML", "line 9"]),
+        (("[train]", "[trian]"), ["line 9", "trian", "unknown key"]),
+        (("lr = 2e-4", 'evaluation_freq = 1.5\nmethod="qlora"\ndtype = "fp32"'), ["line 10", "train.evaluation_freq"]),
+        (("lr = 2e-4", 'dtype = "fp32"'), ["fp32", "lora"]),
+    ],
+)
+def test_mistakes_name_their_place(tmp_path, change, words):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace(*change), encoding="utf-8")
+    if not words:
+        assert settings.load(str(path))[0] == "mine"
+        return
+    with pytest.raises(InputWrong) as caught:
+        settings.load(str(path))
+    for word in [*words, "mine.toml"]:
+        assert word in str(caught.value)
+
+
+def test_every_mistake_of_a_file_is_told_at_once(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace("2e-4", "7").replace("512", "'long'"), encoding="utf-8")
+    with pytest.raises(InputWrong) as caught:
+        settings.load(str(path))
+    assert "line 10" in str(caught.value)
+    assert "line 11" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lr=0.05", ["override train.lr=0.05", "less than or equal to 0.01"]),
+        ("train.max_epoch=5", ["unknown key", "did you mean train.max_epochs"]),
+        ("nothing.at_all=1", ["override nothing.at_all=1", "unknown key"]),
+        ("base.x=1", ["base is a value"]),
+        ("9x=1", ["write it as key=value"]),
+        ("model.source=ftp", ["'modelscope', 'huggingface' or 'tiny'"]),
+    ],
+)
+def test_mistakes_in_overrides(override, words):
+    with pytest.raises(InputWrong) as caught:
+        settings.load("coach", [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "word"), [("coahc", "Did you mean coach"), ("no/such.toml", "no recipe file")])
+def test_unknown_recipes(name, word):
+    with pytest.raises(InputWrong, match=word):
+        settings.load(name)
+
+
+def test_a_recipe_file_that_is_no_text(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputWrong, match="UTF-8"):
+        settings.load(str(path))
+
+
+def test_line_of_multi_line_values():
+    text = 'a = """\nx = 1\n"""\n[t]\n# c\nb = [\n 1,\n]\nx = 2\n'
+    assert settings.line_of(text, ["a"]) == 1
+    assert settings.line_of(text, ["t", "b"]) == 6
+    assert settings.line_of(text, ["t", "x"]) == 9
+    assert settings.line_of(text, ["x"]) == 0
