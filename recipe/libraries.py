@@ -13,6 +13,7 @@ def load() -> None:
     """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import bitsandbytes  # noqa: F401
         import peft  # noqa: F401
         import transformers
         import xtuner.dataset  # noqa: F401

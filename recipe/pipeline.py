@@ -60,6 +60,9 @@ def run_stages(run: Run, command: str, console: Console) -> None:
             continue
         entry, ran = perform(run, item)
         took = f"{entry['seconds']:.1f} s" if ran else "unchanged"
+        for refusal in entry["figures"].get("refusals", []):
+            why = "forced" if run.force else "known"
+            console.print(f"[yellow]{why}:[/] {refusal['why']}", highlight=False)
         console.print(f"[bold]{item.name:8}[/] {says(item.name, entry['figures'])}  [dim]{took}[/]", highlight=False)
 
 

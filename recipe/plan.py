@@ -19,7 +19,7 @@ from .stages import Run
 MIN_UPDATES = 30  # below it nothing settles; the tutorial makes 3
 MIN_ANSWERS_KEPT = 0.95
 LR_RANGE = (1e-6, 5e-3)  # of the reached peak, for adapters
-BATCH_RANGE = (1, 1024)  # sequences per update
+MAX_BATCH = 1024  # sequences per update
 
 
 def count(
@@ -154,12 +154,10 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         # XTuner would draw one itself; drawn here, the plan is exact and the run can be repeated.
         seed = random.randrange(2**31)
     figures = make(run, cfg, conversations, tokenizer, seed)
-    if figures["refusals"] and not run.force:
-        raise InputWrong(
-            f"Recipe {run.name} would not learn:\n"
-            + "\n".join(f"- {refusal}" for refusal in figures["refusals"])
-            + "\n--force trains all the same."
-        )
+    stopping = [r for r in figures["refusals"] if r["fault"] not in run.settings.known_faults]
+    if stopping and not run.force:
+        lines = "\n".join(f"- {refusal['why']}" for refusal in stopping)
+        raise InputWrong(f"Recipe {run.name} would not learn:\n{lines}\n--force trains all the same.")
     (out / "plan.json").write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return {name: value for name, value in figures.items() if name != "lr_trace"}
 
@@ -212,50 +210,35 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
     return figures
 
 
-def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> List[str]:
-    """Why this run cannot learn: cause and remedy, one sentence pair each; [] if it can."""
-    found = []
+def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> List[Dict[str, str]]:
+    """Why this run cannot learn: [{fault, why}], `why` being cause and remedy; [] if it can."""
+    if not plan["packs"] or not plan["answer_tokens_kept"]:
+        why = "No token with loss reaches the trainer: every label is masked. Check the answers and train.max_length."
+        return [{"fault": "no-labels", "why": why}]
+    found: Dict[str, str] = {}
     ratio = smallest_warmup(plan["iterations_per_epoch"], cfg.max_epochs)
     remedy = f"the smallest that ramps here is train.warmup_ratio={ratio}" if ratio else "train more iterations"
-    if not plan["packs"] or not plan["answer_tokens_kept"]:
-        return [
-            "No token with loss reaches the trainer: every label is masked. Check the answers and train.max_length."
-        ]
     if crash:
-        found.append(
+        found["warmup-crash"] = (
             f"The warm-up ends at iteration {plan['warmup_iterations']}, where it begins; mmengine stops there "
             f"({crash}). Raise it: {remedy}."
         )
     elif plan["lr_peak"] < 0.99 * plan["lr_configured"]:
-        found.append(
+        found["peak-not-reached"] = (
             f"The learning rate never comes near its peak: it reaches {plan['lr_peak']:.3g} of "
             f"{plan['lr_configured']:.3g}. The warm-up of {plan['warmup_iterations']} iteration(s) is too short for "
             f"mmengine's ramp: {remedy}."
         )
     if plan["updates"] < MIN_UPDATES:
-        fitting = plan["iterations"] // MIN_UPDATES
-        if fitting:
-            advice = f"train.accumulative_counts={fitting} gives {updates(plan['iterations'], fitting, deepspeed)}"
-        else:
-            epochs = math.ceil(MIN_UPDATES / plan["iterations_per_epoch"])
-            advice = (
-                f"train.accumulative_counts=1 train.max_epochs={epochs} gives {epochs * plan['iterations_per_epoch']}"
-            )
-        found.append(f"Only {plan['updates']} optimizer updates (fewer than {MIN_UPDATES}): {advice}.")
+        found["few-updates"] = (
+            f"Only {plan['updates']} optimizer updates (fewer than {MIN_UPDATES}): {_more_updates(plan, deepspeed)}."
+        )
     share = plan["answer_tokens_kept"] / plan["answer_tokens"]
     if share < MIN_ANSWERS_KEPT:
-        if plan["rows_cut"]:
-            advice = f"train.max_length={_next_length(plan['longest_row'])} holds the longest conversation"
-        elif plan["map_num_proc"] > 1:
-            advice = (
-                f"packing in {plan['map_num_proc']} processes throws each one's remainder away: train.map_num_proc=1"
-            )
-        else:
-            advice = "a shorter train.max_length leaves a smaller remainder, or train.pack_to_max_length=false none"
-        found.append(f"Only {share:.1%} of the answer tokens reach the trainer: {advice}.")
+        found["answers-lost"] = f"Only {share:.1%} of the answer tokens reach the trainer: {_more_answers(plan)}."
     if plan["rows_cut"]:
         shown = ", ".join(map(str, plan["rows_cut"][:10])) + (" …" if len(plan["rows_cut"]) > 10 else "")
-        found.append(
+        found["rows-cut"] = (
             f"{len(plan['rows_cut'])} conversation(s) are longer than train.max_length={plan['max_length']} and lose "
             f"their end, so the model would not learn to stop (lines {shown} of dataset.jsonl): "
             f"train.max_length={_next_length(plan['longest_row'])}, or shorten them."
@@ -263,18 +246,37 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
     for name, what in (("evaluation_freq", "evaluation"), ("save_steps", "checkpoint")):
         steps = plan["intervals"].get(name, cfg[name])
         if steps >= plan["iterations"]:
-            found.append(
+            found[f"no-{what}"] = (
                 f"No {what} falls inside the run: train.{name}={steps}, the run has {plan['iterations']} iterations. "
                 f"train.{name}=0.5 puts one at half of it."
             )
-    if not LR_RANGE[0] <= plan["lr_configured"] <= LR_RANGE[1]:
-        found.append(
-            f"train.lr={plan['lr_configured']:g} is outside {LR_RANGE[0]:g}–{LR_RANGE[1]:g}, where adapters train."
+    low, high = LR_RANGE
+    if not low <= plan["lr_configured"] <= high:
+        found["rate-range"] = (
+            f"train.lr={plan['lr_configured']:g} is outside {low:g} to {high:g}, where adapters train."
         )
     batch = plan["batch_size"] * plan["accumulative_counts"]
-    if not BATCH_RANGE[0] <= batch <= BATCH_RANGE[1]:
-        found.append(f"{batch} sequences per update is outside {BATCH_RANGE[0]}–{BATCH_RANGE[1]}.")
-    return found
+    if batch > MAX_BATCH:
+        found["batch-range"] = (
+            f"{batch} sequences an update are more than {MAX_BATCH}: lower train.accumulative_counts."
+        )
+    return [{"fault": fault, "why": why} for fault, why in found.items()]
+
+
+def _more_updates(plan: Dict[str, Any], deepspeed: bool) -> str:
+    fitting = plan["iterations"] // MIN_UPDATES
+    if fitting:
+        return f"train.accumulative_counts={fitting} gives {updates(plan['iterations'], fitting, deepspeed)}"
+    epochs = math.ceil(MIN_UPDATES / plan["iterations_per_epoch"])
+    return f"train.accumulative_counts=1 train.max_epochs={epochs} gives {epochs * plan['iterations_per_epoch']}"
+
+
+def _more_answers(plan: Dict[str, Any]) -> str:
+    if plan["rows_cut"]:
+        return f"train.max_length={_next_length(plan['longest_row'])} holds the longest conversation"
+    if plan["map_num_proc"] > 1:
+        return f"{plan['map_num_proc']} processes pack alone and throw their remainders away: train.map_num_proc=1"
+    return "a shorter train.max_length leaves a smaller remainder, train.pack_to_max_length=false none"
 
 
 def _next_length(longest: int) -> int:

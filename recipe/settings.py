@@ -18,6 +18,11 @@ from .errors import InputWrong
 HERE = Path(__file__).resolve().parent
 
 Count = Annotated[int, Field(ge=1)]
+# Why a run cannot learn: what the plan refuses (`plan.refusals`).
+Fault = Literal[
+    "no-labels", "warmup-crash", "peak-not-reached", "few-updates", "answers-lost", "rows-cut", "no-evaluation",
+    "no-checkpoint", "rate-range", "batch-range",
+]  # fmt: skip
 # A whole number counts iterations; below 1 it is a share of the run, as in transformers' TrainingArguments.
 Interval = Union[Count, Annotated[float, Field(gt=0, lt=1)]]
 
@@ -91,6 +96,7 @@ class Settings(Table):
     """A whole recipe. `name` is the recipe file's name without its ending, and the output folder's."""
 
     base: str
+    known_faults: List[Fault] = []  # refusals of the plan that this recipe is about: shown, not stopped at
     model: Model = Model()
     data: Data
     train: Train = Train()

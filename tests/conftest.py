@@ -51,9 +51,8 @@ def recipe(*words, cwd=ROOT, timeout=600, **more):
         cwd=str(cwd),
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
+        capture_output=True,
+        text=True,
         timeout=timeout,
     )
 

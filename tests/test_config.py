@@ -106,7 +106,7 @@ def test_a_system_prompt_with_braces_survives_the_evaluation_hook():
     text = rendered("demo", 'data.system="用 {json} 回答"')
     cfg = Config.fromstring(text, file_format=".py")
     # what XTuner's EvaluateChatHook does with it
-    assert ("<s>{system}".format(system=cfg.SYSTEM) + "{input}").format(input="x") == "<s>用 {json} 回答x"
+    assert (f"<s>{cfg.SYSTEM}" + "{input}").format(input="x") == "<s>用 {json} 回答x"
 
 
 def test_unknown_preset_and_misfit():

@@ -34,7 +34,9 @@ def test_tutorials_workbook_gives_the_tutorials_objects(real_workbook, tmp_path)
     assert done.returncode == 0, done.stderr
     ours = [json.loads(line) for line in (tmp_path / "tutorial/dataset.jsonl").open(encoding="utf-8")]
     table = pandas.read_excel(str(real_workbook))
-    system = "你是一个专业的，经验丰富的有心理学背景的职场教练。你总是根据有职场焦虑的病人的问题提供准确、全面和详细的答案。"
+    system = (
+        "你是一个专业的，经验丰富的有心理学背景的职场教练。你总是根据有职场焦虑的病人的问题提供准确、全面和详细的答案。"
+    )
     theirs = [
         {"conversation": [{"system": system, "input": str(row["q"]), "output": str(row["a"])}]}
         for _, row in table.iterrows()

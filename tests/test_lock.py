@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "docker"))
-import lock  # noqa: E402
+import lock
 
 DOCKER = ROOT / "docker"
 

@@ -41,12 +41,12 @@ def make(
     *,
     seed: int = 0,
     vocab_size: int = 2048,
-    hidden_size: int = 128,
-    layers: int = 3,
-    heads: int = 4,
+    hidden_size: int = 256,
+    layers: int = 2,
+    heads: int = 8,
     kv_heads: int = 2,
-    intermediate_size: int = 352,
-    max_shard_size: str = "1MB",
+    intermediate_size: int = 704,
+    max_shard_size: str = "2MB",
 ) -> dict:
     """Write a base checkpoint into ``folder``, the same bytes for the same arguments.
 

@@ -1,0 +1,179 @@
+"""The plan: golden numbers of the published run, refusals with working remedies, equality with XTuner."""
+
+import json
+import re
+
+import pytest
+from conftest import ROOT, recipe, refused
+
+from recipe import config, libraries, plan, settings
+
+SYSTEM = settings.load("tutorial")[1].data.system
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded():
+    libraries.load()
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return config.effective(settings.load("tutorial")[1])
+
+
+@pytest.fixture(scope="module")
+def real_tokens(real_workbook, real_tokenizer, cfg):
+    """Function: token counts of the tutorial's workbook with a system prompt."""
+    from recipe import data
+    from recipe.tiny import tokenizer_from_model
+
+    tokenizer = tokenizer_from_model(real_tokenizer)
+    rows, _ = data.read(real_workbook, "w", [])
+    return lambda system: plan.count(list(data.conversations(rows, system)), cfg.prompt_template, tokenizer, 512)
+
+
+# learning rates of the published log (an RTX 3090, 2024-03-17), iterations 10 to 50 of 51
+PUBLISHED = {10: 1.8763e-09, 20: 1.4258e-09, 30: 8.1262e-10, 40: 2.7103e-10, 50: 7.8853e-12}
+
+
+def test_published_learning_rates(cfg):
+    trace = plan.learning_rates(cfg.param_scheduler, cfg.lr, per_epoch=17, iterations=51)
+    for iteration, rate in PUBLISHED.items():
+        assert f"{trace[iteration - 1]:.4e}" == f"{rate:.4e}"
+
+
+def test_smallest_warmup_that_ramps():
+    assert plan.smallest_warmup(17, 3) == 0.04
+
+
+@pytest.mark.parametrize(("ratio", "peak"), [(0.03, False), (0.04, True), (0.1, True)])
+def test_warmup_reaches_the_peak_or_not(cfg, ratio, peak):
+    schedulers = [dict(item) for item in cfg.param_scheduler]
+    schedulers[0]["end"] = schedulers[1]["begin"] = ratio * 3
+    trace = plan.learning_rates(schedulers, 2e-4, per_epoch=17, iterations=51)
+    assert (max(trace) > 0.99 * 2e-4) is peak
+
+
+def test_warmup_that_rounds_to_zero_is_what_mmengine_refuses(cfg):
+    with pytest.raises(ValueError, match="end should be larger than begin"):
+        plan.learning_rates(cfg.param_scheduler, cfg.lr, per_epoch=11, iterations=33)
+
+
+def test_updates_at_the_published_size():
+    assert plan.updates(51, 16, deepspeed=True) == 3
+    assert plan.updates(51, 16, deepspeed=False) == 4
+
+
+def test_token_counts_of_the_tutorials_workbook(real_tokens):
+    tokens = real_tokens(SYSTEM)
+    assert sum(tokens["lengths"]) == 27714
+    assert max(tokens["lengths"]) == 164
+    assert tokens["cut"] == tokens["masked"] == []
+    assert sum(real_tokens("")["lengths"]) == 19104
+
+
+def planned(output, *words):
+    done = recipe("plan", *words, "--output", output)
+    path = output / words[0] / "plan.json"
+    return done, json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def test_tutorial_with_the_real_tokenizer(real_workbook, real_tokenizer, tmp_path):
+    """54 packs and 81 iterations with one process; 32 to 36 packs with the page's 32."""
+    words = (f'data.files=["{real_workbook}"]', f"model.tokenizer={real_tokenizer}")
+    done, found = planned(tmp_path, "coach", *words)
+    assert done.returncode == 0, done.stderr
+    assert (found["tokens"], found["packs"], found["iterations"], found["updates"]) == (27714, 54, 81, 81)
+    assert found["tokens_kept"] / found["tokens"] >= 0.99
+    assert found["lr_peak"] == pytest.approx(2e-4)
+    assert found["intervals"] == {"evaluation_freq": 41, "save_steps": 41}
+    assert found["refusals"] == []
+
+    done, found = planned(tmp_path, "tutorial", *words)
+    assert done.returncode == 0, done.stderr
+    assert 32 <= found["packs"] <= 36
+    assert found["iterations"] in (48, 51, 54)
+    assert found["updates"] == 3
+    assert found["lr_peak"] == pytest.approx(2e-9)
+    faults = {refusal["fault"]: refusal["why"] for refusal in found["refusals"]}
+    assert set(faults) == set(settings.load("tutorial")[1].known_faults)
+    assert "known: Only 3 optimizer updates" in done.stdout
+
+
+def test_ten_rows_are_refused_before_mmengine_crashes(workbook, tmp_path):
+    rows = [[f"第{i}个问题怎么办？", f"这是第{i}个答案。"] for i in range(10)]
+    path = workbook(s=[["q", "a"], *rows])
+    done, found = planned(tmp_path, "demo", f'data.files=["{path}"]', "train.max_epochs=3", "train.warmup_ratio=0.03")
+    refused(done, 2, "warm-up ends at iteration 0", "train.warmup_ratio=", "optimizer updates")
+    assert found is None
+
+
+def test_remedies_work(tmp_path):
+    """Each refusal's own advice, typed as it stands, is accepted in the end."""
+    words = ["train.max_epochs=2", "train.warmup_ratio=0.01", "train.accumulative_counts=16", "train.save_steps=500"]
+    done, _ = planned(tmp_path, "demo", *words)
+    refused(done, 2, "train.warmup_ratio=", "train.accumulative_counts=", "train.save_steps=0.5")
+    remedies = re.findall(r"train\.\w+=[\d.]*\d", done.stderr)
+    overrides = dict(word.split("=") for word in [*words, *remedies])
+    overrides["train.save_steps"] = "0.5"
+    done, found = planned(tmp_path, "demo", *(f"{k}={v}" for k, v in overrides.items()))
+    assert done.returncode == 0, done.stderr
+    assert found["refusals"] == []
+
+
+def test_long_answers_are_refused_by_line(workbook, tmp_path):
+    path = workbook(
+        s=[["q", "a"], ["问", "短。"], ["问二", "很长的答案" * 200], *[[f"问{i}", "答。"] for i in range(60)]]
+    )
+    done, _ = planned(tmp_path, "demo", f'data.files=["{path}"]')
+    refused(
+        done,
+        2,
+        "1 conversation(s) are longer",
+        "lines 2 of dataset.jsonl",
+        "would not learn to stop",
+        "train.max_length=",
+    )
+
+
+def test_force_goes_on_and_is_recorded(tmp_path):
+    words = ("train.max_epochs=2", "train.accumulative_counts=16")
+    done, _ = planned(tmp_path, "demo", *words)
+    assert done.returncode == 2
+    done, found = planned(tmp_path, "demo", *words, "--force")
+    assert done.returncode == 0
+    assert found["updates"] == 5
+    assert "forced: Only 5 optimizer updates" in done.stdout
+    assert json.loads((tmp_path / "demo/run.json").read_text(encoding="utf-8"))["forced"] is True
+
+
+def test_turns_reach_the_trainer_with_loss_on_the_outputs_only(cfg):
+    """Labels of a two-turn conversation after XTuner's own map and encode: the outputs and their end, no more."""
+    import datasets
+    from xtuner.dataset.huggingface import process
+    from xtuner.dataset.map_fns import template_map_fn_factory
+
+    from recipe import data, model
+    from recipe.stages import Run
+
+    _, recipe_settings = settings.load("demo")
+    tokenizer = model.tokenizer(Run("demo", recipe_settings, ROOT, ROOT / "output"))
+    rows = [("1", "压力大怎么办？", "先休息。"), ("1", "然后呢？", "再说出来。")]
+    conversation = next(data.conversations(rows, "系统"))
+    made = process(
+        dataset=datasets.Dataset.from_list([{"conversation": conversation}]),
+        tokenizer=tokenizer,
+        max_length=512,
+        template_map_fn=template_map_fn_factory(cfg.prompt_template),
+        split=None,
+        remove_unused_columns=True,
+        pack_to_max_length=False,
+        map_num_proc=1,
+    )[0]
+    with_loss = [token for token, label in zip(made["input_ids"], made["labels"]) if label >= 0]
+    assert all(label in (-100, token) for token, label in zip(made["input_ids"], made["labels"]))
+    assert tokenizer.decode(with_loss) == "先休息。<|im_end|>再说出来。<|im_end|>"
+    assert tokenizer.decode(made["input_ids"]) == (
+        "<s><|im_start|>system\n系统<|im_end|>\n<|im_start|>user\n压力大怎么办？<|im_end|>\n<|im_start|>assistant\n先休息。"
+        "<|im_end|>\n<|im_start|>user\n然后呢？<|im_end|>\n<|im_start|>assistant\n再说出来。<|im_end|>\n"
+    )

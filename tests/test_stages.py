@@ -1,0 +1,136 @@
+"""What surrounds every stage: skipping, renaming into place, the manifest, the lock on the folder."""
+
+import json
+
+import pytest
+
+from recipe import settings, stages
+from recipe.errors import HostLacks, RunFailed
+
+
+@pytest.fixture
+def run(tmp_path):
+    return stages.Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
+
+
+class Counter:
+    """A stage that copies a file and counts its runs."""
+
+    def __init__(self, run, source):
+        self.count, self.run, self.source = 0, run, source
+        self.fail = False
+        self.stage = stages.Stage("copy", self.work, self.reads, ("copy.txt", "folder"))
+
+    def reads(self, run):
+        return {"source": self.source, "setting": run.settings.base}
+
+    def work(self, run, out):
+        self.count += 1
+        (out / "copy.txt").write_text(self.source.read_text())
+        (out / "folder").mkdir()
+        if self.fail:
+            raise RunFailed("half way")
+        (out / "folder" / "inner.txt").write_text("x")
+        return {"count": self.count}
+
+
+@pytest.fixture
+def counter(run, tmp_path):
+    source = tmp_path / "source.txt"
+    source.write_text("one")
+    with run.open():
+        yield Counter(run, source)
+
+
+def test_a_stage_runs_once_until_something_changes(run, counter):
+    assert stages.perform(run, counter.stage)[1]
+    assert not stages.perform(run, counter.stage)[1]
+    counter.source.write_text("two")
+    assert stages.perform(run, counter.stage)[1]
+    (run.folder / "copy.txt").write_text("somebody edited this")
+    assert stages.perform(run, counter.stage)[1]
+    (run.folder / "folder" / "inner.txt").unlink()
+    assert stages.perform(run, counter.stage)[1]
+    run.settings = settings.load("demo", ["base=other"])[1]
+    assert stages.perform(run, counter.stage)[1]
+    assert counter.count == 5
+    assert (run.folder / "copy.txt").read_text() == "two"
+
+
+def test_touched_but_equal_outputs_do_not_run_again(run, counter):
+    stages.perform(run, counter.stage)
+    (run.folder / "copy.txt").write_text("one")
+    assert not stages.perform(run, counter.stage)[1]
+
+
+def test_a_failed_stage_leaves_earlier_outputs_alone(run, counter):
+    stages.perform(run, counter.stage)
+    counter.source.write_text("two")
+    counter.fail = True
+    with pytest.raises(RunFailed):
+        stages.perform(run, counter.stage)
+    assert (run.folder / "copy.txt").read_text() == "one"
+    assert (run.folder / "folder" / "inner.txt").exists()
+    assert [path.name for path in run.folder.iterdir() if "part" in path.name] == []
+
+
+def test_a_stage_that_writes_nothing_is_a_failure(run):
+    stage = stages.Stage("idle", lambda run, out: {}, lambda run: {}, ("promised.txt",))
+    with run.open(), pytest.raises(RunFailed, match=r"promised\.txt"):
+        stages.perform(run, stage)
+
+
+def test_manifest(run, counter):
+    stages.perform(run, counter.stage)
+    manifest = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    entry = manifest["stages"]["copy"]
+    assert entry["figures"] == {"count": 1}
+    assert entry["writes"]["copy.txt"]["sha256"] == stages.digest(run.folder / "copy.txt")
+    assert entry["seconds"] >= 0
+    assert entry["peak_memory_mb"] > 10
+    assert manifest["versions"]["xtuner"] == "0.1.14"
+    assert manifest["settings"]["base"] == run.settings.base
+
+
+def test_a_broken_manifest_makes_everything_run_again(run, counter):
+    stages.perform(run, counter.stage)
+    (run.folder / "run.json").write_text("{")
+    again = stages.Run("demo", run.settings, run.root, run.output)
+    again.folder.joinpath(".lock").unlink()
+    with again.open():
+        assert stages.perform(again, counter.stage)[1]
+
+
+def test_a_second_run_on_the_same_folder_is_refused(run):
+    with run.open(), pytest.raises(HostLacks, match="Another run"):
+        stages.Run("demo", run.settings, run.root, run.output).open()
+
+
+def test_an_output_folder_that_cannot_be_made(run):
+    run.output.write_text("a file is in the way")
+    with pytest.raises(HostLacks, match="--output"):
+        run.open()
+
+
+def test_digest_of_a_folder_sees_names_and_contents(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "x").write_text("1")
+    first = stages.digest(folder)
+    (folder / "x").rename(folder / "y")
+    assert stages.digest(folder) != first
+    (folder / "y").rename(folder / "x")
+    assert stages.digest(folder) == first
+    assert stages.digest(tmp_path / "none") == "absent"
+
+
+def test_gpus_as_nvidia_smi_tells_them(tmp_path, monkeypatch):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3090, 24576, 535.129.03, 8.6'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert stages.gpus() == [
+        {"name": "NVIDIA GeForce RTX 3090", "memory_mib": 24576, "driver": "535.129.03", "capability": "8.6"}
+    ]
+    fake.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    assert stages.gpus() == []
