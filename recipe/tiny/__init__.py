@@ -24,9 +24,9 @@ from .tokenization_internlm2 import MARKERS, InternLM2Tokenizer
 
 CODE = ("configuration_internlm2", "modeling_internlm2", "tokenization_internlm2")
 
-# Found by trial: with these, LoRA at a rate of 4e-3 learns a hundred answers in some 200 steps of
-# 8 rows; with all ones it does not within 1000.
-NORM_GAIN = {"attention_norm": 2.0, "ffn_norm": 2.0, "norm": 16.0}
+# Found by trial: with these, LoRA (rank 64, alpha 16) at a rate of 3e-3 learns a hundred answers by
+# heart in 700 steps of 2 rows; with ones it learns little more than the common words.
+NORM_GAIN = {"attention_norm": 4.0, "ffn_norm": 2.0, "norm": 32.0}
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -143,7 +143,9 @@ def train_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
         raise ValueError(f"no tokenizer of {vocab_size} pieces for these texts: {error}") from error
     model = trained.getvalue()
     learnt = sentencepiece.SentencePieceProcessor(model_proto=model).GetPieceSize()
-    return model + b"".join(placeholder(i) for i in range(vocab_size - learnt))
+    model += b"".join(placeholder(i) for i in range(vocab_size - learnt))
+    # Read and written once more, the fields stand in their usual order.
+    return sentencepiece.SentencePieceProcessor(model_proto=model).serialized_model_proto()
 
 
 def placeholder(number: int) -> bytes:

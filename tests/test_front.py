@@ -1,0 +1,184 @@
+"""The front door: justw, the justfile, the host runtime, the documents and the versions they name."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+JUST = shutil.which("just")
+
+
+# As a user's shell has it: without the environment's own python, which has no pip.
+PATH = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if Path(p) != Path(sys.executable).parent)
+
+
+def run(words, cwd=ROOT, **environment):
+    return subprocess.run(
+        [str(word) for word in words],
+        cwd=str(cwd),
+        env={**os.environ, "PATH": PATH, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """The tracked files, somewhere else, under a name with a space and Chinese characters."""
+    place = tmp_path_factory.mktemp("clone") / "我的 recipe"
+    files = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).stdout.split("\0")
+    for name in filter(None, files):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(str(ROOT / name), str(place / name))
+    return place
+
+
+@pytest.fixture(scope="module")
+def dump():
+    return json.loads(run([JUST, "--dump", "--dump-format", "json"]).stdout)
+
+
+def test_justw_fetches_just_and_prints_the_manual(clone, tmp_path):
+    done = run(["./justw"], clone, RECIPE_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for word in ("[start]", "[one stage]", "[develop]", "demo", "train", "test"):
+        assert word in done.stdout
+    assert "fetching just and uv" in done.stderr
+    again = run(["./justw", "--version"], clone, RECIPE_CACHE=str(tmp_path))
+    assert again.stdout.strip() == "just " + re.search(r"rust-just==(\S+)", (ROOT / "docker/tools.in").read_text())[1]
+    assert "fetching" not in again.stderr
+
+
+def test_just_alone_prints_the_same_manual(clone, tmp_path):
+    tools = run(["./justw"], clone, RECIPE_CACHE=str(tmp_path)).stdout
+    assert run([JUST], clone).stdout == tools
+
+
+def test_justw_without_python_says_what_to_install(clone, tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("sh", "cksum", "cut", "dirname"):
+        (tools / name).symlink_to(shutil.which(name))
+    done = run(["sh", "./justw"], clone, PATH=str(tools), RECIPE_CACHE=str(tmp_path / "c"))
+    assert done.returncode == 3
+    assert "python3-pip" in done.stderr
+
+
+def test_justw_with_an_unwritable_cache(clone, tmp_path):
+    (tmp_path / "file").write_text("x")
+    done = run(["./justw"], clone, RECIPE_CACHE=str(tmp_path / "file" / "cache"))
+    assert done.returncode == 3
+    assert "RECIPE_CACHE" in done.stderr
+
+
+def test_justw_behind_a_closed_link_names_the_mirror_setting(clone, tmp_path):
+    done = run(
+        ["./justw"], clone, RECIPE_CACHE=str(tmp_path), PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="0",
+        PIP_NO_CACHE_DIR="1", PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS="",
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "PIP_INDEX_URL" in done.stderr
+    assert not list(tmp_path.glob("tools-*"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"TORCH": "cuda12"}, ["TORCH=cuda12", "cu118", "pypi"]),
+        ({"TORCH": "pypi", "PYTHON38": "/usr/bin/false"}, ["PYTHON38=/usr/bin/false", "not a Python 3.8"]),
+    ],
+)
+def test_host_runtime_refuses_clearly(clone, tmp_path, environment, words):
+    done = run(["docker/host", "env"], clone, RECIPE_CACHE=str(tmp_path), **environment)
+    assert done.returncode == 3
+    for word in words:
+        assert word in done.stderr
+
+
+def test_host_runtime_chooses_torch_by_the_gpu(clone, tmp_path):
+    """With an NVIDIA GPU the CUDA 11.8 build, else PyPI's: seen in the name of the environment's folder."""
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA GeForce RTX 3090 (UUID: GPU-0)'\n")
+    fake.chmod(0o755)
+    cache = tmp_path / "cache"
+    for flavour, path in (("cu118", f"{tmp_path}:{PATH}"), ("pypi", PATH)):
+        lock = "cu118.lock" if flavour == "cu118" else "cu118-pypi.lock"
+        total = subprocess.run(["cksum"], input=(ROOT / "docker" / lock).read_bytes(), stdout=subprocess.PIPE)
+        made = cache / f"env-cu118-{flavour}-{total.stdout.split()[0].decode()}"
+        made.mkdir(parents=True)
+        (made / ".ready").touch()
+        done = run(["docker/host", "env"], clone, RECIPE_CACHE=str(cache), PATH=path, TORCH="")
+        assert done.stdout.strip() == str(made)
+
+
+def test_every_recipe_has_a_doc_line_a_group_and_a_short_body(dump):
+    for name, entry in dump["recipes"].items():
+        if name == "manual":
+            continue
+        assert entry["doc"], name
+        assert any("group" in attribute for attribute in entry["attributes"]), name
+        assert len(entry["body"]) <= 4, name
+
+
+def test_justfile_calls_only_stages_that_exist(dump):
+    from recipe.__main__ import STAGES
+    from recipe.pipeline import COMMANDS
+
+    assert set(STAGES) == set(COMMANDS)
+    called = set(re.findall(r"docker/host run (\w+)", (ROOT / "justfile").read_text(encoding="utf-8")))
+    assert called == set(STAGES)
+
+
+def test_arguments_with_spaces_and_chinese_arrive_whole(clone, tmp_path):
+    env = run(["docker/host", "env"]).stdout.strip()
+    cache = str(os.path.dirname(env))
+    done = run([JUST, "data", "demo", 'data.files=["data/没有 这个.xlsx"]'], clone, RECIPE_CACHE=cache)
+    assert done.returncode == 2
+    assert "data/没有 这个.xlsx" in done.stderr
+
+
+def test_readme_names_recipes_and_versions_that_exist(dump):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in set(re.findall(r"(?:\./justw|`just) ([a-z]+)", text)):
+        assert name in dump["recipes"], name
+    pins = dict(re.findall(r"(?m)^([a-z0-9-]+)==(\S+)", (ROOT / "docker/cu118-pypi.lock").read_text(encoding="utf-8")))
+    names = {
+        shown: shown.lower() for shown in ("XTuner", "transformers", "DeepSpeed", "bitsandbytes", "PEFT", "mmengine")
+    }
+    names.update(PyTorch="torch", ModelScope="modelscope")
+    found = 0
+    for shown, package in names.items():
+        for version in re.findall(rf"{shown} v?(\d+\.\d+\.\d+)", text):
+            assert version == pins[package], shown
+            found += 1
+    assert found >= len(names)
+
+
+def test_readme_links_lead_somewhere():
+    for path in (ROOT / "README.md", ROOT / "data/README.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), (path.name, target)
+
+
+def test_ci_calls_the_readmes_test_command():
+    assert "./justw test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert "./justw test" in (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        steps = re.findall(r"(?m)^\s+(?:- )?run: (.*)$", path.read_text(encoding="utf-8"))
+        assert steps
+        for step in steps:
+            assert re.match(r"\./justw [a-z]+", step), (path.name, step)
+
+
+def test_python_sources_parse_on_every_supported_version():
+    """Syntax of Python 3.8, which the environment runs: newer versions read it too."""
+    for path in [*ROOT.glob("recipe/**/*.py"), *ROOT.glob("docker/*.py")]:
+        compile(path.read_text(encoding="utf-8"), str(path), "exec")

@@ -1,0 +1,607 @@
+"""The tiny InternLM2: its bytes, its tokenizer, and its arithmetic against two other writings of the model."""
+
+import copy
+import importlib.util
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import types
+from functools import partial
+from pathlib import Path
+
+import openpyxl
+import pytest
+import sentencepiece
+import torch
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+)
+
+from recipe import tiny
+from recipe.tiny import tokenizer_from_model
+from recipe.tiny.modeling_internlm2 import InternLM2ForCausalLM, InternLM2RotaryEmbedding
+
+TEXTS = [
+    f"我在{place}工作{years}年了，{trouble}，怎么办？\n先深呼吸，再把最要紧的一件事写下来，今天只做它。"
+    for years, place in enumerate(("工厂", "学校", "医院", "银行", "小公司"), 1)
+    for trouble in ("总是焦虑", "怕开会发言", "和领导合不来", "睡不着", "想辞职")
+]
+MARKERS = ["<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>"]
+SYSTEM = (
+    "你是一个专业的，经验丰富的有心理学背景的职场教练。你总是根据有职场焦虑的病人的问题提供准确、全面和详细的答案。"
+)
+SIZES = {"vocab_size": 640, "hidden_size": 64, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate_size": 96}
+make = partial(tiny.make, **SIZES, max_shard_size="100KB")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "internlm2-chat-7b"
+    make(folder, TEXTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base):
+    return tokenizer_from_model(base / "tokenizer.model")
+
+
+@pytest.fixture(scope="module")
+def real(real_tokenizer):
+    return tokenizer_from_model(real_tokenizer)
+
+
+@pytest.fixture
+def model(base):
+    return InternLM2ForCausalLM.from_pretrained(str(base), torch_dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def ids(model):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, model.config.vocab_size, (2, 40), generator=generator)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# The folder.
+
+
+def test_same_texts_and_seed_give_the_same_bytes(base, tmp_path):
+    make(tmp_path / "again", TEXTS)
+    code = "import sys, json; from test_tiny import make; make(sys.argv[1], json.loads(sys.argv[2]))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])}
+    environment["PYTHONHASHSEED"] = "7"
+    elsewhere = str(tmp_path / "elsewhere")
+    subprocess.run([sys.executable, "-c", code, elsewhere, json.dumps(TEXTS)], env=environment, check=True)
+    assert contents(base) == contents(tmp_path / "again") == contents(tmp_path / "elsewhere")
+
+
+def test_another_seed_changes_the_weights_alone(base, tmp_path):
+    make(tmp_path / "other", TEXTS, seed=1)
+    before, after = contents(base), contents(tmp_path / "other")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed
+    assert all(name.endswith(".safetensors") for name in changed)
+
+
+def test_layout_and_figures(tmp_path):
+    figures = tiny.make(tmp_path / "base", TEXTS)
+    index = json.loads((tmp_path / "base/model.safetensors.index.json").read_text())
+    shards = set(index["weight_map"].values())
+    assert len(shards) == figures["shards"] >= 2
+    assert index["metadata"]["total_size"] == figures["bytes"] == 2 * figures["parameters"]
+    assert {path.name for path in (tmp_path / "base").iterdir()} - shards == {
+        "config.json",
+        "configuration_internlm2.py",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "modeling_internlm2.py",
+        "special_tokens_map.json",
+        "tokenization_internlm2.py",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    }
+    for shard in shards:
+        with safe_open(str(tmp_path / "base" / shard), "pt") as weights:
+            assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
+    layer = [name for name in index["weight_map"] if name.startswith("model.layers.1.")]
+    assert sorted(layer) == [
+        f"model.layers.1.{name}.weight"
+        for name in (
+            "attention.wo",
+            "attention.wqkv",
+            "attention_norm",
+            "feed_forward.w1",
+            "feed_forward.w2",
+            "feed_forward.w3",
+            "ffn_norm",
+        )
+    ]
+
+
+def test_refuses_a_folder_with_something_in_it(base):
+    before = contents(base)
+    with pytest.raises(FileExistsError):
+        make(base, TEXTS)
+    assert contents(base) == before
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"heads": 5}, {"kv_heads": 3}, {"hidden_size": 12}, {"vocab_size": 280}, {"vocab_size": 5}],
+    ids=lambda sizes: "-".join(map(str, *sizes.items())),
+)
+def test_refuses_sizes_that_do_not_fit(sizes, tmp_path):
+    with pytest.raises(ValueError, match=r"heads|pieces"):
+        tiny.make(tmp_path / "base", TEXTS, **{**SIZES, **sizes})
+
+
+def test_loads_without_the_network(base, monkeypatch):
+    def connect(*_):
+        raise AssertionError("asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=True)
+    config = AutoConfig.from_pretrained(str(base), trust_remote_code=True)
+    assert config.rope_theta == 1000000
+    for more in ({}, {"low_cpu_mem_usage": True}, {"device_map": {"": "cpu"}}):
+        model = AutoModelForCausalLM.from_pretrained(
+            str(base), trust_remote_code=True, torch_dtype=torch.float16, **more
+        )
+        assert type(model).__name__ == "InternLM2ForCausalLM"
+        assert type(model).__module__.startswith("transformers_modules.")
+        assert model.dtype == torch.float16
+        assert model.config.vocab_size == len(tokenizer) == SIZES["vocab_size"]
+        assert model.generation_config.eos_token_id == [2, SIZES["vocab_size"] - 2]
+    embedding = model.state_dict()["model.tok_embeddings.weight"]
+    with safe_open(str(next(base.glob("model-00001*"))), "pt") as weights:
+        assert torch.equal(embedding, weights.get_tensor("model.tok_embeddings.weight"))
+
+
+def test_a_saved_copy_loads_by_itself(base, tmp_path):
+    """What merging does: load, save elsewhere, load that."""
+    options = {"trust_remote_code": True, "torch_dtype": torch.float16}
+    model = AutoModelForCausalLM.from_pretrained(str(base), **options)
+    model.save_pretrained(str(tmp_path / "copy"), max_shard_size="100KB")
+    AutoTokenizer.from_pretrained(str(base), trust_remote_code=True).save_pretrained(str(tmp_path / "copy"))
+    again = AutoModelForCausalLM.from_pretrained(str(tmp_path / "copy"), **options)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert again.generation_config.eos_token_id == model.generation_config.eos_token_id
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "copy"), trust_remote_code=True)
+    assert tokenizer.decode(tokenizer.encode("好 的\n", add_special_tokens=False)) == "好 的\n"
+
+
+# The tokenizer.
+
+
+def check_special_tokens(tokenizer):
+    size = tokenizer.vocab_size
+    assert len(tokenizer) == size == len(tokenizer.get_vocab())
+    assert sorted(tokenizer.get_vocab().values()) == list(range(size))
+    assert tokenizer.convert_tokens_to_ids(["<unk>", "<s>", "</s>"]) == [0, 1, 2]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    assert tokenizer.convert_tokens_to_ids(MARKERS) == list(range(size - 6, size))
+    assert tokenizer.additional_special_tokens == MARKERS[::-1]
+    for i, name in enumerate(MARKERS, size - 6):
+        assert tokenizer.encode(name, add_special_tokens=False) == [i]
+        assert tokenizer.encode(f"好{name} 好", add_special_tokens=False).count(i) == 1
+        assert tokenizer.decode([i]) == name
+        assert tokenizer.decode([1, i, 2], skip_special_tokens=True) == ""
+
+
+def test_special_tokens(base, tokenizer):
+    check_special_tokens(tokenizer)
+    check_special_tokens(AutoTokenizer.from_pretrained(str(base), trust_remote_code=True))
+
+
+def test_real_special_tokens(real):
+    check_special_tokens(real)
+    assert real.convert_tokens_to_ids("<|im_end|>") == 92542
+
+
+def test_begins_and_never_ends(tokenizer):
+    plain = tokenizer.encode("工作", add_special_tokens=False)
+    assert tokenizer.encode("工作") == [1, *plain]
+    assert tokenizer("工作", "学校")["input_ids"] == [1, *plain, *tokenizer.encode("学校", add_special_tokens=False)]
+    batch = tokenizer(["工作", "工作工作学校"], padding=True, return_special_tokens_mask=True)
+    assert [sum(mask) for mask in batch["attention_mask"]] == [
+        1 + len(tokenizer.tokenize(text)) for text in ("工作", "工作工作学校")
+    ]
+    assert batch["special_tokens_mask"][1][:2] == [1, 0]
+
+
+def test_chat_template(base):
+    tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=True)
+    talk = [{"role": "system", "content": "教练"}, {"role": "user", "content": "累"}]
+    assert tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) == (
+        "<s><|im_start|>system\n教练<|im_end|>\n<|im_start|>user\n累<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_trained_like_the_real_one(base, real_tokenizer):
+    """The same normaliser: identity, no space put in front, none taken away; the same kinds of pieces."""
+    real, ours = (
+        sentencepiece.SentencePieceProcessor(model_file=str(path))
+        for path in (real_tokenizer, base / "tokenizer.model")
+    )
+    for text in (" 好", "  好  的 ", "ＡＢＣ", "\t\n\n ", "a１2", "e\u0301"):
+        assert ours.decode(ours.encode(text)) == real.decode(real.encode(text)) == text
+    for pieces in (real, ours):
+        size = pieces.get_piece_size()
+        assert [pieces.id_to_piece(i) for i in (0, 1, 2, 3, 258)] == ["<unk>", "<s>", "</s>", "<0x00>", "<0xFF>"]
+        last = [pieces.id_to_piece(i) for i in range(size - 6, size)]
+        assert all(piece.startswith("[UNUSED_TOKEN_") for piece in last)
+        assert [pieces.encode(piece) for piece in last] == [[i] for i in range(size - 6, size)]
+
+
+# U+2581 is sentencepiece's own sign for a space, U+0000 ends its input, surrogates are no text.
+plain_text = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\u2581\0")).filter(
+    lambda text: not any(name in text for name in ("<", "[UNUSED_TOKEN_"))
+)
+awkward = ["工作", " ", "  ", "\n", "\r\n", "😀", "👩\u200d⚕️", "a", "，", "1", "　", "<", "<0x41>"]
+texts = plain_text | st.lists(st.sampled_from(awkward)).map("".join)
+
+
+def check_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+    marked = f"<|im_start|>user\n{text}<|im_end|>"
+    assert tokenizer.decode(tokenizer.encode(marked, add_special_tokens=False)) == marked
+    assert tokenizer.decode(tokenizer.encode(marked), skip_special_tokens=True) == "user\n" + text
+
+
+@settings(deadline=None, max_examples=150)
+@given(text=texts)
+def test_round_trip(tokenizer, text):
+    check_round_trip(tokenizer, text)
+
+
+@settings(deadline=None, max_examples=100)
+@given(text=texts)
+def test_real_round_trip(real, text):
+    check_round_trip(real, text)
+
+
+def test_tokenizer_copies_pickles_and_saves(tokenizer, tmp_path):
+    text = "工作 <|im_end|>\n😀"
+    for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert other.encode(text) == tokenizer.encode(text)
+    plain = Path(tokenizer.save_vocabulary(str(tmp_path))[0])
+    assert plain.read_bytes() == Path(tokenizer.vocab_file).read_bytes()
+    assert tokenizer_from_model(plain).save_vocabulary(str(tmp_path)) == (str(plain),)
+    orphan = tokenizer_from_model(plain)
+    plain.unlink()
+    assert Path(orphan.save_vocabulary(str(tmp_path))[0]).read_bytes() == Path(tokenizer.vocab_file).read_bytes()
+
+
+def test_tokenizer_refuses(tmp_path):
+    with pytest.raises(OSError, match="Not found"):
+        tokenizer_from_model(tmp_path / "missing.model")
+    (tmp_path / "bad.model").write_bytes(b"nonsense")
+    with pytest.raises(RuntimeError):
+        tokenizer_from_model(tmp_path / "bad.model")
+
+
+@pytest.mark.parametrize(("system", "total"), [(SYSTEM, 27714), ("", 19104)], ids=["system", "bare"])
+def test_tutorials_workbook_in_tokens(system, total, real, real_workbook):
+    """The published count, through XTuner's own template and encoding."""
+    from mmengine import ConfigDict
+    from xtuner.dataset.map_fns import template_map_fn
+    from xtuner.dataset.utils import encode_fn
+    from xtuner.utils import PROMPT_TEMPLATE
+
+    template = ConfigDict(PROMPT_TEMPLATE.internlm2_chat)
+    rows = list(openpyxl.load_workbook(str(real_workbook), read_only=True).active.values)
+    question, answer = rows[0].index("q"), rows[0].index("a")
+    lengths = []
+    for row in rows[1:]:
+        turn = {"system": system, "input": row[question], "output": row[answer]}
+        example = template_map_fn({"conversation": [turn]}, template)
+        lengths.append(len(encode_fn(example, real, 2048)["input_ids"]))
+    assert (len(lengths), sum(lengths)) == (246, total)
+    if system:
+        assert max(lengths) == 164
+
+
+# The arithmetic.
+
+
+def as_llama(model):
+    """transformers' Llama with the same weights: only the fused projection differs."""
+    config = model.config
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=1e-5,
+            rope_theta=1000000.0,
+            rope_scaling={"type": "dynamic", "factor": 2.0},
+        )
+    )
+    names = {
+        "tok_embeddings": "embed_tokens",
+        "output": "lm_head",
+        "attention.wo": "self_attn.o_proj",
+        "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w3": "mlp.up_proj",
+        "feed_forward.w2": "mlp.down_proj",
+        "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    }
+    weights = {}
+    for name, weight in model.state_dict().items():
+        if "wqkv" in name:
+            head = config.hidden_size // config.num_attention_heads
+            groups = config.num_attention_heads // config.num_key_value_heads
+            blocks = weight.view(config.num_key_value_heads, groups + 2, head, config.hidden_size)
+            for part, rows in (("q", blocks[:, :groups]), ("k", blocks[:, groups]), ("v", blocks[:, groups + 1])):
+                target = name.replace("attention.wqkv", f"self_attn.{part}_proj")
+                weights[target] = rows.reshape(-1, config.hidden_size)
+            continue
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        weights[name] = weight
+    llama.load_state_dict(weights)
+    return llama.eval()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The InternLM2 code in lmdeploy 0.2.5, as published; what it takes from lmdeploy is stubbed."""
+    folder = os.environ.get("REFERENCE", "")
+    path = Path(folder) / "lmdeploy/pytorch/modeling/modeling_internlm2.py"
+    if not folder or not path.is_file():
+        message = "REFERENCE names no folder with lmdeploy 0.2.5"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    package = "lmdeploy.pytorch.modeling"
+    stubs = {name: types.ModuleType(name) for name in ("lmdeploy", "lmdeploy.pytorch", package, "lmdeploy.utils")}
+    stubs[package + ".convert_to_qmodules"] = types.ModuleType("convert_to_qmodules")
+    stubs[package + ".configuration_internlm2"] = types.ModuleType("configuration_internlm2")
+    stubs["lmdeploy.utils"].get_logger = lambda name: None
+    stubs[package + ".convert_to_qmodules"].convert_to_qmodules = lambda model: None
+    # No configuration comes with the code. A bare one has exactly the fields of config.json.
+    stubs[package + ".configuration_internlm2"].InternLM2Config = PretrainedConfig
+    specification = importlib.util.spec_from_file_location(package + ".modeling_internlm2", str(path))
+    module = importlib.util.module_from_spec(specification)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stub in stubs.items():
+            patch.setitem(sys.modules, name, stub)
+        specification.loader.exec_module(module)
+    return module
+
+
+def as_reference(model, reference):
+    config = PretrainedConfig.from_dict(model.config.to_dict())
+    other = reference.InternLM2ForCausalLM(config)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+def check_same(model, other, ids):
+    """The same logits, loss and gradients, with padding on the right."""
+    mask = torch.ones_like(ids)
+    mask[1, 30:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :5] = -100
+    outputs = [each(input_ids=ids, attention_mask=mask, labels=labels) for each in (model, other)]
+    ours, theirs = (output.logits[mask.bool()] for output in outputs)
+    assert ours.std() > 0.1, "logits too flat to compare"
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs[0].loss, outputs[1].loss, rtol=0, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(o.loss, m.get_input_embeddings().weight)[0] for o, m in zip(outputs, (model, other))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", [32768, 24], ids=["within", "beyond"])
+def test_same_as_llama(trained, base, ids):
+    """Also beyond the trained length of 24 tokens, where the rotary base is stretched."""
+    model = InternLM2ForCausalLM.from_pretrained(str(base), torch_dtype=torch.float32, max_position_embeddings=trained)
+    check_same(model.eval(), as_llama(model), ids)
+
+
+@pytest.mark.parametrize("trained", [32768, 24], ids=["within", "beyond"])
+def test_same_as_the_published_code(trained, base, ids, reference):
+    model = InternLM2ForCausalLM.from_pretrained(str(base), torch_dtype=torch.float32, max_position_embeddings=trained)
+    check_same(model.eval(), as_reference(model, reference), ids)
+
+
+def test_biases(reference, ids, base):
+    model = InternLM2ForCausalLM(AutoConfig.from_pretrained(str(base), trust_remote_code=True, bias=True)).eval()
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    check_same(model, as_reference(model, reference), ids)
+
+
+def test_rotation_survives_a_cast():
+    """In float16 the frequencies themselves would be off by whole turns far into a text."""
+    rotary, half = InternLM2RotaryEmbedding(32), InternLM2RotaryEmbedding(32).half()
+    x = torch.zeros(1)
+    for wide, cast in zip(rotary(x, seq_len=20000), half(x, seq_len=20000)):
+        assert wide.shape == (20000, 32)
+        assert torch.equal(wide, cast)
+
+
+def test_shapes(model, ids):
+    output = model(input_ids=ids, use_cache=True, output_hidden_states=True, output_attentions=True)
+    assert output.loss is None
+    assert output.logits.shape == (2, 40, SIZES["vocab_size"])
+    assert output.logits.dtype == torch.float32
+    assert [state.shape for state in output.hidden_states] == [(2, 40, 64)] * 3
+    assert [weights.shape for weights in output.attentions] == [(2, 4, 40, 40)] * 2
+    assert [[part.shape for part in layer] for layer in output.past_key_values] == [[(2, 2, 40, 16)] * 2] * 2
+    assert torch.equal(model.output(output.hidden_states[-1]), output.logits)
+    torch.testing.assert_close(torch.stack(output.attentions).sum(-1), torch.ones(2, 2, 4, 40))
+    plain = model(input_ids=ids, labels=ids, use_cache=False, return_dict=False)
+    assert [part.shape for part in plain] == [(), (2, 40, SIZES["vocab_size"])]
+
+
+def test_embeddings_for_ids(model, ids):
+    embedded = model(inputs_embeds=model.get_input_embeddings()(ids)).logits
+    assert torch.equal(embedded, model(input_ids=ids).logits)
+    for wrong in ({}, {"input_ids": ids, "inputs_embeds": embedded}):
+        with pytest.raises(ValueError, match="exactly one"):
+            model(**wrong)
+
+
+def test_loss_ignores_unlabelled_tokens(model, ids):
+    labels = torch.full_like(ids, -100)
+    labels[0, 7], labels[1, 0] = ids[0, 7], ids[1, 0]
+    output = model(input_ids=ids, labels=labels)
+    # Token 0 has nothing before it that could predict it, so one token is scored.
+    expected = -output.logits[0, 6].log_softmax(-1)[ids[0, 7]]
+    torch.testing.assert_close(output.loss, expected)
+
+
+def answers(model, ids, **more):
+    plain = GenerationConfig(max_new_tokens=24, do_sample=False, bos_token_id=1, pad_token_id=2, **more)
+    return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+
+
+def test_cache_changes_nothing(model, ids):
+    greedy = answers(model, ids)
+    assert greedy.shape == (2, 64)
+    assert torch.equal(greedy, answers(model, ids, use_cache=False))
+    beams = answers(model, ids, num_beams=3)
+    assert torch.equal(beams, answers(model, ids, num_beams=3, use_cache=False))
+    whole = model(input_ids=ids).logits
+    first = model(input_ids=ids[:, :25], use_cache=True)
+    rest = model(input_ids=ids[:, 25:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(torch.cat((first.logits, rest.logits), 1), whole, rtol=0, atol=1e-5)
+
+
+def test_stops_at_both_end_tokens(model):
+    """The folder's own settings, not those a model's configuration implies."""
+    for end in model.generation_config.eos_token_id:
+        with torch.no_grad():
+            # Whatever is said, the row of `end` scores highest.
+            model.output.weight.zero_()
+            hook = model.output.register_forward_hook(lambda *a, end=end: a[2].index_fill(-1, torch.tensor(end), 1.0))
+        assert model.generate(input_ids=torch.tensor([[1, 300]]), max_new_tokens=5)[0].tolist() == [1, 300, end]
+        hook.remove()
+
+
+def test_left_padding_changes_nothing(model, ids):
+    padded = torch.cat((torch.full((2, 9), 2), ids), dim=1)
+    mask = (torch.arange(49) >= 9).long().expand(2, 49)
+    plain = model(input_ids=ids).logits
+    shifted = model(input_ids=padded, attention_mask=mask).logits
+    assert shifted.isfinite().all()
+    torch.testing.assert_close(shifted[:, 9:], plain, rtol=0, atol=1e-4)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+    one = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    other = model.generate(input_ids=padded, attention_mask=mask, **options)
+    assert torch.equal(one[:, 40:], other[:, 49:])
+
+
+def gradients(model, ids):
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def test_checkpointing_gives_the_same_gradients(model, ids):
+    model.train()
+    plain = gradients(model, ids)
+    calls = []
+    model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    model.gradient_checkpointing_enable()
+    again = gradients(model, ids)
+    assert len(calls) == 2, "the layer was not run again on the way back"
+    assert plain.keys() == again.keys() == dict(model.named_parameters()).keys()
+    for name in plain:
+        torch.testing.assert_close(plain[name], again[name])
+    model.gradient_checkpointing_disable()
+    gradients(model, ids)
+    assert len(calls) == 3
+    # As under LoRA: frozen, but for one matrix behind a checkpoint.
+    model.requires_grad_(False)
+    model.model.layers[1].attention.wo.weight.requires_grad_(True)
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    only = gradients(model, ids)
+    assert list(only) == ["model.layers.1.attention.wo.weight"]
+    torch.testing.assert_close(only[list(only)[0]], plain[list(only)[0]])  # noqa: RUF015
+
+
+def test_xtuner_puts_its_own_attention_in(model, ids):
+    from xtuner.model.modules import dispatch_modules
+    from xtuner.model.modules.dispatch import internlm2 as theirs
+
+    mask = torch.ones_like(ids)
+    mask[1, 30:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    before = model(input_ids=ids, attention_mask=mask, labels=labels)
+    said = answers(model, ids)
+    dispatch_modules(model)
+    for layer in model.model.layers:
+        assert layer.attention.forward.__func__ is theirs.internlm2_attn_forward
+        assert type(layer.attention.rotary_emb) is theirs.InternLM2RotaryEmbedding
+        assert layer.attention.rotary_emb.max_seq_len_cached == 32768
+    after = model(input_ids=ids, attention_mask=mask, labels=labels)
+    torch.testing.assert_close(before.loss, after.loss, rtol=0, atol=1e-5)
+    torch.testing.assert_close(before.logits[mask.bool()], after.logits[mask.bool()], rtol=0, atol=1e-5)
+    assert torch.equal(said, answers(model, ids))
+
+
+def test_lora_learns_through_frozen_weights(tmp_path):
+    """The default sizes and scales, few steps on few rows: from the vocabulary's logarithm to almost nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    tiny.make(tmp_path / "base", TEXTS)
+    tokenizer = tokenizer_from_model(tmp_path / "base/tokenizer.model")
+    model = InternLM2ForCausalLM.from_pretrained(str(tmp_path / "base"), torch_dtype=torch.float32)
+    torch.manual_seed(0)
+    targets = ["wqkv", "wo", "w1", "w2", "w3", "output"]
+    model = get_peft_model(model, LoraConfig(r=64, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
+    talks = [
+        tokenizer.encode(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>")
+        for question, answer in (("工作累", "先深呼吸。"), ("睡不着", "写下来。"), ("想辞职", "今天只做一件事。"))
+    ]
+    optimizer = torch.optim.AdamW((w for w in model.parameters() if w.requires_grad), lr=4e-3)
+    losses = []
+    for _ in range(30):
+        loss = sum(model(input_ids=torch.tensor([t]), labels=torch.tensor([t])).loss for t in talks) / len(talks)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert 7 < losses[0] < 8.5
+    assert losses[-1] < 1.0
+    prompt = tokenizer("<|im_start|>user\n工作累<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt")
+    said = model.eval().generate(**prompt, max_new_tokens=30, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(said) == "先深呼吸。<|im_end|>"
