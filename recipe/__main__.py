@@ -1,5 +1,6 @@
 """Command line: python -m recipe STAGE [RECIPE] [key=value …]; what `just` calls in every runtime."""
 
+import json
 import os
 import sys
 import traceback
@@ -37,7 +38,9 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     return name, overrides, question
 
 
-def go(stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool) -> None:
+def go(
+    stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool, png: Optional[str]
+) -> None:
     """Load the recipe, hold its folder, run the stages, show the result."""
     console = Console(soft_wrap=True)
     name, recipe = settings.load(name, overrides)
@@ -61,6 +64,15 @@ def go(stage: str, name: str, overrides: List[str], question: Optional[str], out
             console.print(f"\nNext: just merge {name}, then just chat {name}")
         elif stage == "merge":
             console.print(f"\nNext: just chat {name}")
+        elif stage == "plan":
+            from . import page
+
+            plan = json.loads(run.plan.read_text(encoding="utf-8"))
+            page.show(plan, console)
+            if png:
+                page.png(plan, Path(png))
+                console.print(f"\nCurve: {png}")
+            console.print(f"\nNext: just train {name}")
         elif stage == "config":
             console.print((run.folder / "config.diff").read_text(encoding="utf-8"), markup=False, highlight=False)
     if stage == "chat":
@@ -75,13 +87,16 @@ def go(stage: str, name: str, overrides: List[str], question: Optional[str], out
 @click.option("--recipe", "given", help="Recipe file: a name (tutorial, coach, demo) or the path of a .toml file.")
 @click.option("--output", default="output", show_default=True, help="Folder for results, one subfolder a recipe.")
 @click.option("--force", is_flag=True, help="Train although the plan refuses; recorded in run.json.")
-def main(stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool) -> None:
+@click.option("--png", help="plan: also draw the learning-rate curve into this file.")
+def main(
+    stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool, png: Optional[str]
+) -> None:
     """Run STAGE of a recipe, and the stages before it that are not up to date.
 
     WORDS: the recipe's name, then overrides such as train.max_epochs=5.
     """
     try:
-        go(stage, *sort_arguments(stage, given, words), output, force)
+        go(stage, *sort_arguments(stage, given, words), output, force, png)
     except RecipeError as error:
         click.secho(str(error), fg="red", err=True)
         sys.exit(error.code)

@@ -113,7 +113,7 @@ def reads(run: Run) -> Dict[str, Any]:
     from . import model
 
     return {
-        "settings": run.settings.model_dump(exclude={"data": {"files", "skip_blank"}, "merge": True}),
+        "settings": run.settings.model_dump(exclude={"data": {"files", "skip_blank"}, "merge": True, "plan": True}),
         "dtype": dtype(run.settings),
         "plan": run.plan,
         "model": run.shown(model.folder(run)),

@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from . import config, libraries, model
+from . import config, cost, libraries, model
 from .errors import InputWrong
 from .stages import Run
 
@@ -184,6 +184,7 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
     }
     figures = {
         "rows": len(conversations),
+        "duplicates": len(conversations) - len({json.dumps(c, sort_keys=True) for c in conversations}),
         "tokens": sum(tokens["lengths"]),
         "tokens_kept": packed["tokens_kept"],
         "answer_tokens": sum(tokens["answers"]),
@@ -200,14 +201,52 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "iterations_per_epoch": per_epoch,
         "iterations": iterations,
         "updates": updates(iterations, cfg.accumulative_counts, bool(train.deepspeed)),
+        "updates_with_deepspeed": updates(iterations, cfg.accumulative_counts, True),
+        "updates_without_deepspeed": updates(iterations, cfg.accumulative_counts, False),
+        "by_gpus": by_gpus(packed["packs"], cfg, bool(train.deepspeed)),
         "lr_configured": cfg.lr,
         "lr_peak": max(trace, default=0.0),
         "lr_trace": trace,
         "warmup_iterations": warmup,
         "intervals": intervals,
+        "evaluations": events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations)),
+        "checkpoints": events(intervals.get("save_steps", cfg.save_steps), iterations, also=(iterations,)),
     }
+    figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
     figures["refusals"] = refusals(figures, cfg, crash, bool(train.deepspeed))
+    figures["warnings"] = warnings(figures)
     return figures
+
+
+def events(every: int, iterations: int, also: Sequence[int]) -> List[int]:
+    """Iterations at which something that happens every `every` iterations falls inside the run."""
+    return sorted({*range(every, iterations + 1, every), *also})
+
+
+def by_gpus(packs: int, cfg: Any, deepspeed: bool) -> Dict[str, Dict[str, int]]:
+    """Iterations and updates on 1, 2, 4 and 8 GPUs: the packs are shared, so there are fewer of both."""
+    table = {}
+    for ranks in (1, 2, 4, 8):
+        iterations = iterations_per_epoch(packs, cfg.batch_size, ranks) * cfg.max_epochs
+        table[str(ranks)] = {
+            "iterations": iterations,
+            "updates": updates(iterations, cfg.accumulative_counts, deepspeed),
+        }
+    return table
+
+
+def warnings(plan: Dict[str, Any]) -> List[str]:
+    """What is worth knowing and stops nothing."""
+    found = []
+    if plan["duplicates"]:
+        found.append(f"{plan['duplicates']} conversations stand in the data twice and weigh double.")
+    if plan["updates_with_deepspeed"] != plan["updates_without_deepspeed"]:
+        found.append(
+            f"{plan['iterations']} iterations are no multiple of accumulative_counts={plan['accumulative_counts']}: "
+            f"{plan['updates_with_deepspeed']} updates with DeepSpeed, which drops the rest, "
+            f"{plan['updates_without_deepspeed']} without."
+        )
+    return found
 
 
 def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> List[Dict[str, str]]:

@@ -92,6 +92,13 @@ class Merge(Table):
     max_shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*(KB|MB|GB)$")] = "2GB"
 
 
+class Plan(Table):
+    """For whom the plan reckons cost: a card (part of its name; default: the one in this machine), its price."""
+
+    card: str = ""
+    price_per_hour: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Settings(Table):
     """A whole recipe. `name` is the recipe file's name without its ending, and the output folder's."""
 
@@ -102,6 +109,7 @@ class Settings(Table):
     train: Train = Train()
     lora: Lora = Lora()
     merge: Merge = Merge()
+    plan: Plan = Plan()
 
     @model_validator(mode="after")
     def _quantized_cannot_be_fp32(self) -> "Settings":
@@ -112,7 +120,7 @@ class Settings(Table):
 
 def available() -> List[str]:
     """Names of the recipe files that ship."""
-    return sorted(path.stem for path in HERE.glob("*.toml"))
+    return sorted(path.stem for path in HERE.glob("*.toml") if "\nbase = " in path.read_text(encoding="utf-8"))
 
 
 def find(name: str) -> Path:

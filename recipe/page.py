@@ -1,0 +1,107 @@
+"""The plan as a readable page, and its learning-rate curve as a PNG."""
+
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def curve(values: Sequence[float], width: int = 60) -> str:
+    """`values` as a line of `width` bars at most, the highest full; empty for no values."""
+    if not values:
+        return ""
+    step = max(1, len(values) / width)
+    picked = [
+        max(values[int(i * step) : max(int(i * step) + 1, int((i + 1) * step))]) for i in range(int(len(values) / step))
+    ]
+    top = max(picked) or 1.0
+    return "".join(BARS[round(value / top * (len(BARS) - 1))] for value in picked)
+
+
+def listed(numbers: Sequence[int], most: int = 8) -> str:
+    shown = ", ".join(map(str, numbers[:most]))
+    return f"{shown}, … ({len(numbers)} in all)" if len(numbers) > most else shown
+
+
+def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
+    """The page's lines: (what, figure)."""
+    p, cost = plan, plan["cost"]
+    gpus = ", ".join(f"{n} GPUs {v['iterations']} ({v['updates']})" for n, v in p["by_gpus"].items() if n != "1")
+    lines: List[Sequence[str]] = [
+        ("[bold]data[/]", ""),
+        (
+            "conversations",
+            f"{p['rows']}, longest {p['longest_row']} tokens of {p['max_length']}, {p['duplicates']} duplicates",
+        ),
+        ("tokens", f"{p['tokens']:,}; kept by packing {p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"),
+        (
+            "answer tokens (they carry the loss)",
+            f"{p['answer_tokens']:,}; kept {p['answer_tokens_kept']:,} ({p['answer_tokens_kept'] / p['answer_tokens']:.1%})",
+        ),
+        ("cut at max_length, all masked", f"{len(p['rows_cut'])}, {len(p['rows_masked'])}"),
+        ("[bold]schedule[/]", ""),
+        (
+            "packs",
+            f"{p['packs']} of {p['max_length']} tokens, packed in {p['map_num_proc']} process(es), seed {p['seed']}",
+        ),
+        ("iterations", f"{p['iterations_per_epoch']} an epoch, {p['iterations']} in all; {gpus}"),
+        (
+            "optimizer updates",
+            f"{p['updates']} ({p['updates_with_deepspeed']} with DeepSpeed, {p['updates_without_deepspeed']} without)",
+        ),
+        (
+            "learning rate",
+            f"peak {p['lr_peak']:.4g} of {p['lr_configured']:.4g} configured, warm-up {p['warmup_iterations']} iterations",
+        ),
+        ("", curve(p["lr_trace"])),
+        ("evaluation at", listed(p["evaluations"])),
+        ("checkpoints at", listed(p["checkpoints"])),
+        ("[bold]cost of the 7B model[/]", ""),
+        ("card", cost["card"]),
+    ]
+    if cost["seconds"] is None:
+        lines.append(
+            ("time, GPU memory", "this card was never measured; plan.card='RTX 3090' reckons for a measured one")
+        )
+    else:
+        lines.append(
+            ("training", f"{cost['seconds']} s" + (f", {cost['price']:.2f} at its price" if cost["price"] else ""))
+        )
+        lines.append(("GPU memory", f"{cost['memory_mib']:,} MiB"))
+        lines.append(("measured", f"{cost['scaled_from']}: {cost['source']}"))
+    lines.append(("disk", f"{cost['disk_gb']} GB with environment, model, checkpoints, adapter and merged model"))
+    return lines
+
+
+def show(plan: Dict[str, Any], console: Console) -> None:
+    """Print the page."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for what, figure in rows(plan):
+        table.add_row(what, figure)
+    console.print(table)
+    for warning in plan["warnings"]:
+        console.print(f"[yellow]note:[/] {warning}", highlight=False)
+
+
+def png(plan: Dict[str, Any], path: Path) -> None:
+    """Learning rate over iterations, with the configured peak, evaluations and checkpoints marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    iterations = range(1, len(plan["lr_trace"]) + 1)
+    axes.plot(iterations, plan["lr_trace"], label=f"learning rate (peak {plan['lr_peak']:.3g})")
+    axes.axhline(plan["lr_configured"], linestyle="--", color="grey", label=f"configured {plan['lr_configured']:.3g}")
+    for name, marker in (("checkpoints", "s"), ("evaluations", "o")):
+        at = [n for n in plan[name] if n > 0]
+        axes.plot(at, [plan["lr_trace"][n - 1] for n in at], marker, fillstyle="none", label=name)
+    axes.set(xlabel="iteration", ylabel="learning rate", yscale="log", title=f"{plan['updates']} optimizer updates")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(str(path), format="png", dpi=120)
+    pyplot.close(figure)
