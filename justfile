@@ -30,12 +30,17 @@ merge *args:
 chat *args:
     @docker/host run chat "$@"
 
+# The tutorial exactly, compared line by line with its published log
+[group('start')]
+reproduce *args:
+    @docker/host run reproduce "$@"
+
 # Workbook to dataset.jsonl
 [group('one stage')]
 data *args:
     @docker/host run data "$@"
 
-# What training will do: rows, tokens, packs, iterations, updates
+# What training will do and cost; refuses a run that cannot learn
 [group('one stage')]
 plan *args:
     @docker/host run plan "$@"

@@ -20,9 +20,9 @@ import click  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from . import settings  # noqa: E402
-from .errors import HostLacks, InputWrong, RecipeError  # noqa: E402
+from .errors import HostLacks, InputWrong, PlanRefused, RecipeError, RunFailed  # noqa: E402
 
-STAGES = ("demo", "data", "plan", "config", "model", "train", "adapter", "merge", "chat")
+STAGES = ("demo", "data", "plan", "config", "model", "train", "adapter", "merge", "chat", "reproduce")
 
 
 def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> Tuple[str, List[str], Optional[str]]:
@@ -31,7 +31,7 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     """
     overrides = [word for word in words if "=" in word and not word.endswith(".toml")]
     names = [word for word in words if word not in overrides]
-    name = given or (names.pop(0) if names else ("demo" if stage == "demo" else "coach"))
+    name = given or (names.pop(0) if names else {"demo": "demo", "reproduce": "tutorial"}.get(stage, "coach"))
     question = names.pop(0) if names and stage == "chat" else None
     if names:
         raise InputWrong(f"Too many words: {' '.join(names)}. Usage: just {stage} [recipe] [key=value …]")
@@ -43,13 +43,22 @@ def go(
 ) -> None:
     """Load the recipe, hold its folder, run the stages, show the result."""
     console = Console(soft_wrap=True)
-    name, recipe = settings.load(name, overrides)
-    from . import pipeline
+    from . import page, pipeline, reproduce
     from .stages import Run
 
+    if stage == "reproduce":
+        overrides = reproduce.overrides(overrides)
+    name, recipe = settings.load(name, overrides)
+    if stage == "reproduce":
+        name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
     run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force)
     with run.open():
-        pipeline.run_stages(run, stage, console)
+        try:
+            pipeline.run_stages(run, stage, console)
+        except PlanRefused as refused:
+            if stage == "plan":
+                page.show(refused.plan, console)
+            raise
         run.save()
         if stage in ("demo", "train", "merge"):
             console.print()
@@ -65,14 +74,15 @@ def go(
         elif stage == "merge":
             console.print(f"\nNext: just chat {name}")
         elif stage == "plan":
-            from . import page
-
             plan = json.loads(run.plan.read_text(encoding="utf-8"))
             page.show(plan, console)
             if png:
                 page.png(plan, Path(png))
                 console.print(f"\nCurve: {png}")
             console.print(f"\nNext: just train {name}")
+        elif stage == "reproduce":
+            if not reproduce.show(run, console):
+                raise RunFailed("The run differs from the published one in a line that can be compared.")
         elif stage == "config":
             console.print((run.folder / "config.diff").read_text(encoding="utf-8"), markup=False, highlight=False)
     if stage == "chat":

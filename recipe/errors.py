@@ -19,6 +19,14 @@ class InputWrong(RecipeError):
     code = 2
 
 
+class PlanRefused(InputWrong):
+    """The run would not learn. `plan` is the whole plan, for whoever wants to show it."""
+
+    def __init__(self, message, plan):
+        super().__init__(message)
+        self.plan = plan
+
+
 class HostLacks(RecipeError):
     """The machine lacks something: a GPU, disk, rights, a file of the base model (exit code 3)."""
 

@@ -8,21 +8,29 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterable
+from typing import Any, Dict, Iterable, Optional
 
 from .errors import HostLacks, InputWrong
-from .stages import Run, digest
+from .stages import Run, digest, key_of
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "workplace.xlsx"
-TINY = "tiny-internlm2"
 
 
 def folder(run: Run) -> Path:
-    """Where the base model lies or will lie."""
+    """Where the base model lies or will lie. A tiny one is named after what it is made of."""
     model = run.settings.model
     if model.path:
         return Path(model.path) if Path(model.path).is_absolute() else run.root / model.path
-    return run.models / (TINY if model.source == "tiny" else model.id)
+    if model.source != "tiny":
+        return run.models / model.id
+    made_of = {"maker": Path(__file__).parent / "tiny", "texts": SAMPLE, "tokenizer": _own_tokenizer(run)}
+    return run.models / f"tiny-internlm2-{key_of(made_of)[:8]}"
+
+
+def _own_tokenizer(run: Run) -> Optional[Path]:
+    """The tokenizer.model named by the recipe, which a tiny model then takes instead of training one."""
+    given = run.settings.model.tokenizer
+    return Path(given) if given else None
 
 
 def tokenizer(run: Run) -> Any:
@@ -54,7 +62,7 @@ def ensure(run: Run) -> Path:
         if run.settings.model.path:
             raise InputWrong(f"model.path: there is no folder {run.settings.model.path}.")
         if run.settings.model.source == "tiny":
-            _make_tiny(place)
+            _make_tiny(place, _own_tokenizer(run))
         else:
             _download(run, place)
     check(place, run.shown(place))
@@ -93,14 +101,14 @@ def fingerprint(place: Path) -> Dict[str, Any]:
     return {p.name: p.stat().st_size if p.name in heavy else digest(p) for p in files}
 
 
-def _make_tiny(place: Path) -> None:
-    """A tiny InternLM2 whose tokenizer was trained on the sample workbook's text."""
+def _make_tiny(place: Path, tokenizer_model: Optional[Path]) -> None:
+    """A tiny InternLM2 with the given tokenizer, else with one trained on the sample workbook's text."""
     from . import data, tiny
 
     rows, _ = data.read(SAMPLE, SAMPLE.name, [])
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(str(part), ignore_errors=True)
-    tiny.make(part, [text for _, question, answer in rows for text in (question, answer)])
+    tiny.make(part, [text for _, *texts in rows for text in texts], tokenizer_model=tokenizer_model)
     os.replace(str(part), str(place))
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def curve(values: Sequence[float], width: int = 60) -> str:
+def curve(values: Sequence[float], width: int = 48) -> str:
     """`values` as a line of `width` bars at most, the highest full; empty for no values."""
     if not values:
         return ""
@@ -28,8 +28,10 @@ def listed(numbers: Sequence[int], most: int = 8) -> str:
 
 def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
     """The page's lines: (what, figure)."""
-    p, cost = plan, plan["cost"]
+    p, cost = plan, plan.get("cost")
     gpus = ", ".join(f"{n} GPUs {v['iterations']} ({v['updates']})" for n, v in p["by_gpus"].items() if n != "1")
+    answers = f"{p['answer_tokens']:,}; kept {p['answer_tokens_kept']:,}"
+    rate = f"peak {p['lr_peak']:.4g} of {p['lr_configured']:.4g} configured"
     lines: List[Sequence[str]] = [
         ("[bold]data[/]", ""),
         (
@@ -37,31 +39,26 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
             f"{p['rows']}, longest {p['longest_row']} tokens of {p['max_length']}, {p['duplicates']} duplicates",
         ),
         ("tokens", f"{p['tokens']:,}; kept by packing {p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"),
-        (
-            "answer tokens (they carry the loss)",
-            f"{p['answer_tokens']:,}; kept {p['answer_tokens_kept']:,} ({p['answer_tokens_kept'] / p['answer_tokens']:.1%})",
-        ),
+        ("answer tokens (with loss)", f"{answers} ({p['answer_tokens_kept'] / p['answer_tokens']:.1%})"),
         ("cut at max_length, all masked", f"{len(p['rows_cut'])}, {len(p['rows_masked'])}"),
         ("[bold]schedule[/]", ""),
         (
             "packs",
-            f"{p['packs']} of {p['max_length']} tokens, packed in {p['map_num_proc']} process(es), seed {p['seed']}",
+            f"{p['packs']} of {p['max_length']} tokens, packed in {p['map_num_proc']} process(es); seed {p['seed']}",
         ),
         ("iterations", f"{p['iterations_per_epoch']} an epoch, {p['iterations']} in all; {gpus}"),
         (
             "optimizer updates",
             f"{p['updates']} ({p['updates_with_deepspeed']} with DeepSpeed, {p['updates_without_deepspeed']} without)",
         ),
-        (
-            "learning rate",
-            f"peak {p['lr_peak']:.4g} of {p['lr_configured']:.4g} configured, warm-up {p['warmup_iterations']} iterations",
-        ),
+        ("learning rate", f"{rate}, warm-up {p['warmup_iterations']} iterations"),
         ("", curve(p["lr_trace"])),
         ("evaluation at", listed(p["evaluations"])),
         ("checkpoints at", listed(p["checkpoints"])),
-        ("[bold]cost of the 7B model[/]", ""),
-        ("card", cost["card"]),
     ]
+    if cost is None:
+        return lines
+    lines += [("[bold]cost of the 7B model[/]", ""), ("card", cost["card"])]
     if cost["seconds"] is None:
         lines.append(
             ("time, GPU memory", "this card was never measured; plan.card='RTX 3090' reckons for a measured one")

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Tuple
 from rich.console import Console
 from rich.table import Table
 
-from . import adapter, chat, config, data, merge, model, plan, train
+from . import adapter, chat, config, data, merge, model, plan, reproduce, train
 from .stages import Run, Stage, perform
 
 DATA = Stage("data", data.work, data.reads, ("dataset.jsonl",))
@@ -30,6 +30,7 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "merge": ORDER[:8],
     "chat": ORDER[:8],
     "demo": ORDER,
+    "reproduce": (DATA, reproduce.with_seed, *ORDER[1:8]),
 }
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from . import config, cost, libraries, model
-from .errors import InputWrong
-from .stages import Run
+from .errors import PlanRefused
+from .stages import Run, write_text
 
 MIN_UPDATES = 30  # below it nothing settles; the tutorial makes 3
 MIN_ANSWERS_KEPT = 0.95
@@ -143,7 +143,7 @@ def reads(run: Run) -> Dict[str, Any]:
 
 
 def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Write plan.json; its fields are the figures. Raises InputWrong for a run that cannot learn."""
+    """Write plan.json; its fields are the figures. Raises PlanRefused for a run that cannot learn."""
     libraries.load()
     with run.dataset.open(encoding="utf-8") as stream:
         conversations = [json.loads(line)["conversation"] for line in stream]
@@ -154,11 +154,14 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         # XTuner would draw one itself; drawn here, the plan is exact and the run can be repeated.
         seed = random.randrange(2**31)
     figures = make(run, cfg, conversations, tokenizer, seed)
+    text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
     stopping = [r for r in figures["refusals"] if r["fault"] not in run.settings.known_faults]
     if stopping and not run.force:
+        # The refused plan is kept for reading; no later stage takes it, since this one is not done.
+        write_text(run.plan, text)
         lines = "\n".join(f"- {refusal['why']}" for refusal in stopping)
-        raise InputWrong(f"Recipe {run.name} would not learn:\n{lines}\n--force trains all the same.")
-    (out / "plan.json").write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        raise PlanRefused(f"Recipe {run.name} would not learn:\n{lines}\n--force trains all the same.", figures)
+    (out / "plan.json").write_text(text, encoding="utf-8")
     return {name: value for name, value in figures.items() if name != "lr_trace"}
 
 
@@ -212,7 +215,8 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "evaluations": events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations)),
         "checkpoints": events(intervals.get("save_steps", cfg.save_steps), iterations, also=(iterations,)),
     }
-    figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
+    if run.settings.model.source != "tiny":  # what was measured is the 7B model
+        figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
     figures["refusals"] = refusals(figures, cfg, crash, bool(train.deepspeed))
     figures["warnings"] = warnings(figures)
     return figures

@@ -168,6 +168,17 @@ def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
         raise InputWrong(_explain(error, path, text, given))
 
 
+def replace(recipe: Settings, dotted: str, value: Any) -> Settings:
+    """`recipe` with one key set, checked again."""
+    values = recipe.model_dump()
+    *tables, key = dotted.split(".")
+    table = values
+    for name in tables:
+        table = table[name]
+    table[key] = value
+    return Settings.model_validate(values)
+
+
 def _parse_override(override: str) -> Tuple[Tuple[str, ...], Any]:
     key, _, raw = override.partition("=")
     if not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*", key):

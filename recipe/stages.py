@@ -141,7 +141,7 @@ def digest(path: Path) -> str:
     """sha256 of a file, or of a folder's relative names and contents; "absent" if there is none."""
     if path.is_dir():
         total = hashlib.sha256()
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
             total.update(f"{file.relative_to(path)}\0{digest(file)}\0".encode())
         return total.hexdigest()
     if not path.is_file():

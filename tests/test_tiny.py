@@ -1,6 +1,7 @@
 """The tiny InternLM2: its bytes, its tokenizer, and its arithmetic against two other writings of the model."""
 
 import copy
+import hashlib
 import importlib.util
 import json
 import os
@@ -32,7 +33,7 @@ from transformers import (
 
 from recipe import tiny
 from recipe.tiny import tokenizer_from_model
-from recipe.tiny.modeling_internlm2 import InternLM2ForCausalLM, InternLM2RotaryEmbedding
+from recipe.tiny.modeling_internlm2 import InternLM2ForCausalLM, InternLM2RMSNorm, InternLM2RotaryEmbedding
 
 TEXTS = [
     f"我在{place}工作{years}年了，{trouble}，怎么办？\n先深呼吸，再把最要紧的一件事写下来，今天只做它。"
@@ -84,7 +85,7 @@ def ids(model):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 # The folder.
@@ -262,7 +263,7 @@ def test_trained_like_the_real_one(base, real_tokenizer):
 plain_text = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\u2581\0")).filter(
     lambda text: not any(name in text for name in ("<", "[UNUSED_TOKEN_"))
 )
-awkward = ["工作", " ", "  ", "\n", "\r\n", "😀", "👩\u200d⚕️", "a", "，", "1", "　", "<", "<0x41>"]
+awkward = ["工作", " .", " n't", " ", "  ", "\n", "\r\n", "😀", "👩\u200d⚕️", "a", "，", "1", "　", "<", "<0x41>"]
 texts = plain_text | st.lists(st.sampled_from(awkward)).map("".join)
 
 
@@ -456,6 +457,14 @@ def test_rotation_survives_a_cast():
         assert torch.equal(wide, cast)
 
 
+def test_norm_is_computed_in_float32():
+    """In float16 the squares of 300 would overflow."""
+    norm = InternLM2RMSNorm(8).half()
+    x = torch.full((1, 8), 300.0, dtype=torch.float16)
+    assert norm(x).dtype == torch.float16
+    torch.testing.assert_close(norm(x), torch.ones(1, 8, dtype=torch.float16))
+
+
 def test_shapes(model, ids):
     output = model(input_ids=ids, use_cache=True, output_hidden_states=True, output_attentions=True)
     assert output.loss is None
@@ -528,6 +537,16 @@ def test_left_padding_changes_nothing(model, ids):
     assert torch.equal(one[:, 40:], other[:, 49:])
 
 
+def test_positions_begin_after_the_padding(model):
+    row, mask = torch.tensor([[2, 2, 1, 300, 301]]), torch.tensor([[0, 0, 1, 1, 1]])
+    whole = model.prepare_inputs_for_generation(row, attention_mask=mask)
+    assert whole["position_ids"][0, 2:].tolist() == [0, 1, 2]
+    past = model(input_ids=row[:, :4], attention_mask=mask[:, :4], use_cache=True).past_key_values
+    rest = model.prepare_inputs_for_generation(row, past_key_values=past, attention_mask=mask)
+    assert rest["input_ids"].tolist() == [[301]]
+    assert rest["position_ids"].tolist() == [[2]]
+
+
 def gradients(model, ids):
     model.zero_grad()
     model(input_ids=ids, labels=ids).loss.backward()
@@ -542,12 +561,14 @@ def test_checkpointing_gives_the_same_gradients(model, ids):
     model.gradient_checkpointing_enable()
     again = gradients(model, ids)
     assert len(calls) == 2, "the layer was not run again on the way back"
+    assert model(input_ids=ids, use_cache=True).past_key_values is None
+    calls.clear()
     assert plain.keys() == again.keys() == dict(model.named_parameters()).keys()
     for name in plain:
         torch.testing.assert_close(plain[name], again[name])
     model.gradient_checkpointing_disable()
     gradients(model, ids)
-    assert len(calls) == 3
+    assert len(calls) == 1
     # As under LoRA: frozen, but for one matrix behind a checkpoint.
     model.requires_grad_(False)
     model.model.layers[1].attention.wo.weight.requires_grad_(True)

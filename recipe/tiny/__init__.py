@@ -11,7 +11,7 @@ import shutil
 import struct
 from itertools import chain
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, Optional
 
 import numpy
 import sentencepiece
@@ -47,11 +47,13 @@ def make(
     kv_heads: int = 2,
     intermediate_size: int = 704,
     max_shard_size: str = "2MB",
+    tokenizer_model: Optional[Path] = None,
 ) -> dict:
     """Write a base checkpoint into ``folder``, the same bytes for the same arguments.
 
     ``texts`` train the tokenizer; ``vocab_size`` counts everything, the 256 bytes and the special
-    tokens included, and what the texts leave over is filled with placeholders. The folder is made
+    tokens included, and what the texts leave over is filled with placeholders. A ``tokenizer_model``
+    (a file) is taken instead, with its own vocabulary. The folder is made
     if it is missing and must be empty. Returns ``parameters``, ``vocabulary``, ``shards`` and
     ``bytes`` (of the weights, float16).
 
@@ -62,6 +64,8 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
+    if tokenizer_model is not None:
+        vocab_size = tokenizer_from_model(tokenizer_model).vocab_size
     config = InternLM2Config(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -76,7 +80,8 @@ def make(
             "AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM",
         },
     )
-    write_tokenizer(folder, texts, vocab_size)
+    pieces = train_pieces(texts, vocab_size) if tokenizer_model is None else Path(tokenizer_model).read_bytes()
+    write_tokenizer(folder, pieces)
     model = random_model(config, seed)
     model.save_pretrained(str(folder), max_shard_size=max_shard_size, safe_serialization=True)
     for name in CODE:
@@ -99,10 +104,10 @@ def tokenizer_from_model(path: Path) -> InternLM2Tokenizer:
     return InternLM2Tokenizer(vocab_file=str(path))
 
 
-def write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int) -> None:
-    """Train a tokenizer on the texts and write its files into the folder."""
+def write_tokenizer(folder: Path, pieces: bytes) -> None:
+    """Write the tokenizer of a serialised sentencepiece model into the folder."""
     path = folder / "tokenizer.model"
-    path.write_bytes(train_pieces(texts, vocab_size))
+    path.write_bytes(pieces)
     tokenizer = InternLM2Tokenizer(
         vocab_file=str(path),
         chat_template=CHAT_TEMPLATE,
