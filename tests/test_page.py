@@ -52,24 +52,11 @@ def test_page_and_png(tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(planned["lr_trace"]) == planned["iterations"]
     assert planned["lr_peak"] == max(planned["lr_trace"])
-    for field in [
-        "rows",
-        "tokens",
-        "tokens_kept",
-        "answer_tokens",
-        "answer_tokens_kept",
-        "packs",
-        "iterations_per_epoch",
-        "iterations",
-        "updates",
-        "lr_configured",
-        "lr_peak",
-        "lr_trace",
-        "warmup_iterations",
-        "refusals",
-        "warnings",
-    ]:
-        assert field in planned
+    fields = {
+        *("rows", "tokens", "tokens_kept", "answer_tokens", "answer_tokens_kept", "packs", "iterations_per_epoch"),
+        *("iterations", "updates", "lr_configured", "lr_peak", "lr_trace", "warmup_iterations", "refusals", "warnings"),
+    }
+    assert fields <= set(planned)
 
 
 def test_a_refused_plan_is_shown_and_written_but_not_taken(tmp_path):
