@@ -8,55 +8,65 @@ heading := "Workbook in, fine-tuned InternLM2-chat-7B out. Recipes (just RECIPE,
 
 [private]
 manual:
-    @just --list --unsorted --list-heading "{{ heading }}"
+    @{{ just_executable() }} --list --unsorted --list-heading "{{ heading }}"
 
 # Everything on a tiny model: no GPU, no Docker, a few minutes. Proves the machine and the recipe
 [group('start')]
+[no-exit-message]
 demo *args:
     @docker/host run demo "$@"
 
 # Fine-tune: data, plan, config, training, adapter. Resumes by itself
 [group('start')]
+[no-exit-message]
 train *args:
     @docker/host run train "$@"
 
 # Train, then join adapter and base into a model folder that loads anywhere
 [group('start')]
+[no-exit-message]
 merge *args:
     @docker/host run merge "$@"
 
 # Talk to the merged model: just chat [recipe] [question]
 [group('start')]
+[no-exit-message]
 chat *args:
     @docker/host run chat "$@"
 
 # The tutorial exactly, compared line by line with its published log
 [group('start')]
+[no-exit-message]
 reproduce *args:
     @docker/host run reproduce "$@"
 
 # Workbook to dataset.jsonl
 [group('one stage')]
+[no-exit-message]
 data *args:
     @docker/host run data "$@"
 
 # What training will do and cost; refuses a run that cannot learn
 [group('one stage')]
+[no-exit-message]
 plan *args:
     @docker/host run plan "$@"
 
 # Fetch (or make) the base model
 [group('one stage')]
+[no-exit-message]
 model *args:
     @docker/host run model "$@"
 
 # Preset and recipe to an XTuner config, with the difference shown
 [group('one stage')]
+[no-exit-message]
 config *args:
     @docker/host run config "$@"
 
 # Checkpoint to PEFT adapter
 [group('one stage')]
+[no-exit-message]
 adapter *args:
     @docker/host run adapter "$@"
 
@@ -71,7 +81,7 @@ lint:
     @docker/host exec ruff check .
     @docker/host exec ruff format --check .
     @docker/host exec shellcheck justw docker/host .ci/run
-    @just --fmt --check
+    @{{ just_executable() }} --fmt --check
 
 # Make the locks again, byte for byte
 [group('develop')]

@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
+import shlex
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import List, Optional, Tuple
 
 ROOT = Path.cwd()
+JUST = os.environ.get("RECIPE_COMMAND", "just")  # as the user typed it: just or ./justw
 # Before the libraries are imported: nothing but the model stage goes to the network, caches stay with us.
 os.environ.setdefault("HF_HOME", str(ROOT / ".cache" / "huggingface"))
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -29,12 +33,13 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     """(recipe name, overrides, question) from the words behind the stage: `key=value` are overrides, the
     first other word names the recipe, and for chat the next is the question. Raises InputWrong.
     """
-    overrides = [word for word in words if "=" in word and not word.endswith(".toml")]
+    overrides = [word for word in words if re.match(r"[\w.]*=", word)]
     names = [word for word in words if word not in overrides]
     name = given or (names.pop(0) if names else {"demo": "demo", "reproduce": "tutorial"}.get(stage, "coach"))
     question = names.pop(0) if names and stage == "chat" else None
     if names:
-        raise InputWrong(f"Too many words: {' '.join(names)}. Usage: just {stage} [recipe] [key=value …]")
+        more = " ['question']" if stage == "chat" else ""
+        raise InputWrong(f"Too many words: {' '.join(names)}. Usage: {JUST} {stage} [recipe]{more} [key=value …]")
     return name, overrides, question
 
 
@@ -44,14 +49,27 @@ def go(
     """Load the recipe, hold its folder, run the stages, show the result."""
     console = Console(soft_wrap=True)
     from . import page, pipeline, reproduce
+    from .chat import talk
     from .stages import Run
+
+    def say(what: str, command: str) -> None:
+        console.print(f"{what} {command}", markup=False, highlight=False)
 
     if stage == "reproduce":
         overrides = reproduce.overrides(overrides)
+    given_name = shlex.quote(name)
     name, recipe = settings.load(name, overrides)
     if stage == "reproduce":
         name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
     run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force)
+    same = " ".join([given_name, *map(shlex.quote, overrides)])  # what the next command must repeat
+    if stage == "chat" and not overrides and run.merged.is_dir() and run.config.is_file():
+        # Talking never trains: the merged model is there, whatever has changed since.
+        with run.open():
+            pass
+        run.recall()
+        talk(run, question)
+        return
     with run.open():
         try:
             pipeline.run_stages(run, stage, console)
@@ -65,29 +83,26 @@ def go(
             console.print(pipeline.closing_table(run))
         if stage == "demo":
             pipeline.show_samples(run, console)
-            console.print(
-                f"\nNext: just chat {name} · your own workbook (columns q and a): "
-                f"just demo data.files='[\"data/mine.xlsx\"]' · on an NVIDIA GPU: just train"
-            )
+            say("\nNext, to talk to it:      ", f"{JUST} chat {given_name}")
+            say("your own workbook:       ", f"{JUST} demo data.files=data/mine.xlsx")
+            say("on an NVIDIA GPU:        ", f"{JUST} train")
         elif stage == "train":
-            console.print(f"\nNext: just merge {name}, then just chat {name}")
+            say("\nNext:", f"{JUST} merge {same}")
         elif stage == "merge":
-            console.print(f"\nNext: just chat {name}")
+            say("\nNext:", f"{JUST} chat {given_name}")
         elif stage == "plan":
             plan = json.loads(run.plan.read_text(encoding="utf-8"))
             page.show(plan, console)
             if png:
                 page.png(plan, Path(png))
-                console.print(f"\nCurve: {png}")
-            console.print(f"\nNext: just train {name}")
+                say("\nCurve:", png)
+            say("\nNext:", f"{JUST} train {same}")
         elif stage == "reproduce":
             if not reproduce.show(run, console):
                 raise RunFailed("The run differs from the published one in a line that can be compared.")
         elif stage == "config":
             console.print((run.folder / "config.diff").read_text(encoding="utf-8"), markup=False, highlight=False)
     if stage == "chat":
-        from .chat import talk
-
         talk(run, question)
 
 
@@ -105,23 +120,25 @@ def main(
 
     WORDS: the recipe's name, then overrides such as train.max_epochs=5.
     """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal loses signs, not runs
     try:
         go(stage, *sort_arguments(stage, given, words), output, force, png)
     except RecipeError as error:
         click.secho(str(error), fg="red", err=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        click.secho("Stopped. The same command goes on from here.", err=True)
+        goes_on = ": the same command goes on from the last checkpoint, if there is one" if stage != "chat" else ""
+        click.secho(f"Stopped{goes_on}.", err=True)
         sys.exit(130)
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        click.secho(f"{error.strerror}: {error.filename or output}. Nothing made before is lost.", fg="red", err=True)
-        sys.exit(HostLacks.code)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            what = f"{error.strerror}: {error.filename or output}. Nothing made before is lost."
+            click.secho(what, fg="red", err=True)
+            sys.exit(HostLacks.code)
         # Not one of the failures we know: say so in a line, keep the details for a report.
-        report = Path(os.environ.get("TMPDIR", "/tmp")) / f"recipe-error-{os.getpid()}.log"
-        report.write_text(traceback.format_exc(), encoding="utf-8")
+        report = Path(tempfile.gettempdir()) / f"recipe-error-{os.getpid()}.log"
+        report.write_text(traceback.format_exc(), encoding="utf-8", errors="replace")
         click.secho(f"Unexpected: {type(error).__name__}: {error}. Details for a report: {report}", fg="red", err=True)
         sys.exit(1)
 

@@ -110,27 +110,32 @@ def talk(run: Run, question: Optional[str]) -> None:
     from transformers import TextStreamer
 
     talker = Talker(run.merged, template(run))
-    streamer = TextStreamer(talker.tokenizer, skip_prompt=True, skip_special_tokens=True)
     system = run.settings.data.system
+
+    def answer(turns: List[Tuple[str, str]], asked: str) -> str:
+        # A streamer of its own for each answer: an interrupted one would print the next prompt.
+        streamer = TextStreamer(talker.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        return talker.answer(system, turns, asked, streamer)[0]
+
     if question is not None:
-        talker.answer(system, [], question, streamer)
+        answer([], question)
         return
     if not sys.stdin.isatty():
         for line in filter(None, map(str.strip, sys.stdin)):
-            talker.answer(system, [], line, streamer)
+            answer([], line)
         return
     print("Ask; an empty line begins a new conversation, Ctrl-D ends.")
     turns: List[Tuple[str, str]] = []
     while True:
         try:
             asked = input("> ").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             print()
             return
         if not asked:
             turns = []
             continue
         try:
-            turns.append((asked, talker.answer(system, turns, asked, streamer)[0]))
+            turns.append((asked, answer(turns, asked)))
         except KeyboardInterrupt:  # stops the answer, not the program
             print()

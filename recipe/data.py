@@ -5,17 +5,20 @@ A sheet is read if its first row names the columns `q` and `a`; hidden sheets ar
 stands in the first turn only, as XTuner's chat template wants it.
 """
 
+import datetime
 import json
-import zipfile
+import unicodedata
+import warnings
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-import pandas
+import openpyxl
 
 from .errors import InputWrong
 from .stages import Run, digest
 
 QUESTION, ANSWER, CONVERSATION = "q", "a", "conversation"
+ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!")
 SHOWN = 20  # faults listed before the rest is only counted
 
 Row = Tuple[str, str, str]  # conversation id ("" for none), question, answer
@@ -31,7 +34,7 @@ def files(run: Run) -> List[Path]:
             path = run.root / path
         if not path.is_file():
             beside = sorted(p.name for p in path.parent.glob("*.xlsx")) if path.parent.is_dir() else []
-            there = f" {run.shown(path.parent)} holds: {', '.join(beside)}." if beside else ""
+            there = f" {run.shown(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
             fetch = f" It is published: curl -fL -o {name} {data.url}\nOr" if data.url else " Put it there, or"
             raise InputWrong(
                 f"There is no workbook {name} (data.files of recipe {run.name}).{there}{fetch} "
@@ -51,42 +54,97 @@ def files(run: Run) -> List[Path]:
 def read(path: Path, name: str, faults: List[str]) -> Tuple[List[Row], List[str]]:
     """Rows of every visible sheet with the columns q and a, in order; and the sheets' names.
 
-    Every cell comes as text, exactly as written; blanks are added to `faults` as "file, sheet, row, column".
-    Raises InputWrong if no sheet has the columns or the file is no workbook.
+    Every cell comes as text; blank, error and formula cells are added to `faults` as "file, sheet, row, column".
+    Raises InputWrong if no sheet has the columns, a column is there twice, or the file is no workbook.
     """
     try:
-        book = pandas.ExcelFile(str(path), engine="openpyxl")
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise InputWrong(f"{name} cannot be opened as an Excel workbook ({error}). Save it again as .xlsx.")
+        # Twice: formulas are wanted both as what they gave and as what they are. Foreign files make openpyxl
+        # raise anything; whatever it is, the file cannot be read.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = openpyxl.load_workbook(str(path), data_only=True)
+            formulas = openpyxl.load_workbook(str(path))
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        if path.open("rb").read(4) == b"\xd0\xcf\x11\xe0":
+            what = "it is an old .xls file or protected by a password"
+        raise InputWrong(f"{name} cannot be opened as an Excel workbook ({what}). Save it again as .xlsx.")
     rows: List[Row] = []
     used: List[str] = []
     seen: List[str] = []
-    for sheet in book.book.worksheets:
+    for sheet in values.worksheets:
         if sheet.sheet_state != "visible":
             continue
-        table = book.parse(sheet.title, dtype=str, na_filter=False)
-        columns = [str(column) for column in table.columns]
+        lines = sheet.iter_rows(values_only=True)
+        columns = _columns(next(lines, ()), f"{name}, sheet {sheet.title}")
         if QUESTION not in columns or ANSWER not in columns:
             seen.append(f"sheet {sheet.title}: {', '.join(columns) or 'empty'}")
             continue
         used.append(sheet.title)
-        ids = table[CONVERSATION] if CONVERSATION in columns else [""] * len(table)
-        for number, (group, question, answer) in enumerate(zip(ids, table[QUESTION], table[ANSWER]), start=2):
-            if not (question.strip() or answer.strip()):
-                faults.append(f"{name}, sheet {sheet.title}, row {number}: the row is blank")
+        for number, line in enumerate(lines, start=2):
+            # Rows that were formatted and never used are no rows; those with formulas without values are.
+            if not any(cell is not None for cell in line) and not any(c.value for c in formulas[sheet.title][number]):
                 continue
-            blank = [column for column, cell in ((QUESTION, question), (ANSWER, answer)) if not cell.strip()]
-            if blank:
-                faults.append(f"{name}, sheet {sheet.title}, row {number}, column {blank[0]}: blank")
-                continue
-            # A conversation id counts within its sheet.
-            rows.append((f"{sheet.title}\0{group}" if group.strip() else "", question, answer))
+            place = f"{name}, sheet {sheet.title}, row {number}"
+            texts = {}
+            for column in (CONVERSATION, QUESTION, ANSWER):
+                if column in columns:
+                    cell = formulas[sheet.title].cell(number, columns[column] + 1)
+                    texts[column] = _text(line[columns[column]], cell, f"{place}, column {column}", faults)
+            if texts[QUESTION] and texts[ANSWER]:
+                group = texts.get(CONVERSATION)
+                # A conversation id counts within its sheet.
+                rows.append((f"{sheet.title}\0{group}" if group else "", texts[QUESTION], texts[ANSWER]))
     if not used:
         raise InputWrong(
             f"{name} has no sheet whose first row names the columns {QUESTION} and {ANSWER}. Found: {'; '.join(seen)}. "
             f"Rename the header cells of the questions to {QUESTION} and of the answers to {ANSWER}."
         )
     return rows, used
+
+
+def _columns(header: Sequence[Any], place: str) -> Dict[str, int]:
+    """Column name → index. Case and spaces around a name do not count for the three names that are used."""
+    found: Dict[str, int] = {}
+    for index, cell in enumerate(header):
+        name = "" if cell is None else str(cell)
+        folded = unicodedata.normalize("NFKC", name).strip().lower()
+        name = folded if folded in (QUESTION, ANSWER, CONVERSATION) else name
+        if name in found and name in (QUESTION, ANSWER, CONVERSATION):
+            raise InputWrong(f"{place}: the column {name} is there twice. Rename or delete one.")
+        if name:
+            found.setdefault(name, index)
+    return found
+
+
+def _text(value: Any, cell: Any, place: str, faults: List[str]) -> Optional[str]:
+    """A cell as text: numbers and truth values as Excel shows them, dates ISO; None, and a fault, if there is none.
+
+    A blank conversation id is no fault: the row stands alone.
+    """
+    optional = place.endswith(f"column {CONVERSATION}")
+    if isinstance(value, str):
+        if cell.data_type == "e" or value in ERRORS:
+            faults.append(f"{place}: the error {value}")
+            return None
+        text = value.replace("\r\n", "\n")
+    elif isinstance(value, bool):
+        text = str(value).upper()
+    elif isinstance(value, float) and value.is_integer():
+        text = str(int(value))
+    elif isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        text = value.date().isoformat()
+    else:
+        text = "" if value is None else str(value)
+    if value is None and cell.data_type == "f":
+        faults.append(f"{place}: a formula without a stored value; open the file in Excel and save it")
+        return None
+    # Format characters (zero-width space, joiners, byte order mark) and control characters are not text.
+    if all(unicodedata.category(c)[0] in "CZ" for c in text):
+        if not optional:
+            faults.append(f"{place}: blank")
+        return None
+    return text.strip() if optional else text
 
 
 def conversations(rows: List[Row], system: str) -> Iterator[List[Dict[str, str]]]:

@@ -4,11 +4,14 @@ Only this stage uses the network. Downloads land in models/.download and are ren
 whole, so a folder there is always complete; a cut download goes on where it stopped.
 """
 
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional
+
+from filelock import FileLock
 
 from .errors import HostLacks, InputWrong
 from .stages import Run, digest, key_of
@@ -50,21 +53,31 @@ def tokenizer(run: Run) -> Any:
             ensure(run)
         else:
             place = _fetch_tokenizer(run)
-    if place.is_file():
-        return tokenizer_from_model(place)
-    return AutoTokenizer.from_pretrained(str(place), trust_remote_code=True, padding_side="right")
+    try:
+        if place.is_file():
+            return tokenizer_from_model(place)
+        return AutoTokenizer.from_pretrained(str(place), trust_remote_code=True, padding_side="right")
+    except Exception as error:  # sentencepiece, tokenizers and remote code raise anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputWrong(
+            f"{run.shown(place)} is no tokenizer ({reason[:200]}). model.tokenizer takes a tokenizer.model file or a "
+            f"folder with one, model.path a whole model folder."
+        )
 
 
 def ensure(run: Run) -> Path:
     """The base model's folder, made or fetched if it is not there yet, and checked for completeness."""
     place = folder(run)
+    if not place.exists() and run.settings.model.path:
+        raise InputWrong(f"model.path: there is no folder {run.settings.model.path}.")
     if not place.exists():
-        if run.settings.model.path:
-            raise InputWrong(f"model.path: there is no folder {run.settings.model.path}.")
-        if run.settings.model.source == "tiny":
-            _make_tiny(place, _own_tokenizer(run))
-        else:
-            _download(run, place)
+        run.models.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(run.models / ".lock")):  # two runs may want the same model
+            if not place.exists():
+                if run.settings.model.source == "tiny":
+                    _make_tiny(place, _own_tokenizer(run))
+                else:
+                    _download(run, place)
     check(place, run.shown(place))
     return place
 
@@ -76,7 +89,10 @@ def check(place: Path, shown: str) -> None:
     names = set()
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (place / index).is_file():
-            names = set(json.loads((place / index).read_text(encoding="utf-8"))["weight_map"].values())
+            try:
+                names = set(json.loads((place / index).read_text(encoding="utf-8"))["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise HostLacks(f"{shown}/{index} is damaged. Remove the folder and fetch the model again: just model.")
             break
     else:
         names = {p.name for p in weights(place)}
@@ -91,14 +107,25 @@ def weights(place: Path) -> Iterable[Path]:
     return sorted(place.glob("*.safetensors")) or sorted(place.glob("pytorch_model*.bin"))
 
 
-def fingerprint(place: Path) -> Dict[str, Any]:
-    """What identifies a model folder: the small files by content, the weights by name and size.
+def fingerprint(place: Path) -> Dict[str, str]:
+    """What identifies a model folder: the small files by content, the weights by size and samples.
 
     Hashing 15 GB before every stage would take longer than most stages.
     """
     heavy = {p.name for p in weights(place)}
     files = sorted(p for p in place.iterdir() if p.is_file())
-    return {p.name: p.stat().st_size if p.name in heavy else digest(p) for p in files}
+    return {p.name: _sampled(p) if p.name in heavy else digest(p) for p in files}
+
+
+def _sampled(path: Path, samples: int = 16, length: int = 1 << 16) -> str:
+    """sha256 of a file's size and of `samples` evenly spread pieces of `length` bytes, first and last included."""
+    size = path.stat().st_size
+    total = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        for number in range(samples):
+            stream.seek(max(0, size - length) * number // (samples - 1))
+            total.update(stream.read(length))
+    return total.hexdigest()
 
 
 def _make_tiny(place: Path, tokenizer_model: Optional[Path]) -> None:

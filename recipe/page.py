@@ -9,15 +9,15 @@ from rich.table import Table
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def curve(values: Sequence[float], width: int = 48) -> str:
-    """`values` as a line of `width` bars at most, the highest full; empty for no values."""
+def curve(values: Sequence[float], full: float = 0.0, width: int = 48) -> str:
+    """`values` as a line of `width` bars at most, `full` (default: the highest) a full bar; empty for no values."""
     if not values:
         return ""
     step = max(1, len(values) / width)
     picked = [
         max(values[int(i * step) : max(int(i * step) + 1, int((i + 1) * step))]) for i in range(int(len(values) / step))
     ]
-    top = max(picked) or 1.0
+    top = full or max(picked) or 1.0
     return "".join(BARS[round(value / top * (len(BARS) - 1))] for value in picked)
 
 
@@ -52,9 +52,9 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
             f"{p['updates']} ({p['updates_with_deepspeed']} with DeepSpeed, {p['updates_without_deepspeed']} without)",
         ),
         ("learning rate", f"{rate}, warm-up {p['warmup_iterations']} iterations"),
-        ("", curve(p["lr_trace"])),
+        ("", curve(p["lr_trace"], p["lr_configured"])),
         ("evaluation at", listed(p["evaluations"])),
-        ("checkpoints at", listed(p["checkpoints"])),
+        ("checkpoints at", f"{listed(p['checkpoints'])}; the last {p['checkpoints_kept']} are kept"),
     ]
     if cost is None:
         return lines

@@ -1,6 +1,7 @@
 """Which stages a command runs, in which order, and how their results are shown."""
 
 import json
+import unicodedata
 from typing import Any, Callable, Dict, List, Tuple
 
 from rich.console import Console
@@ -8,6 +9,8 @@ from rich.table import Table
 
 from . import adapter, chat, config, data, merge, model, plan, reproduce, train
 from .stages import Run, Stage, perform
+
+SHOWN = 120  # characters of an answer in the closing samples
 
 DATA = Stage("data", data.work, data.reads, ("dataset.jsonl",))
 PLAN = Stage("plan", plan.work, plan.reads, ("plan.json",))
@@ -18,8 +21,8 @@ ADAPTER = Stage("adapter", adapter.work, adapter.reads, ("adapter",))
 MERGE = Stage("merge", merge.work, merge.reads, ("merged",))
 SAMPLES = Stage("chat", chat.work, chat.reads, ("samples.json",))
 
-# The plan and the check of the machine come before the model: it is 15 GB and mistakes are cheap until then.
-ORDER: Tuple[Any, ...] = (DATA, PLAN, CONFIG, train.preflight, MODEL, TRAIN, ADAPTER, MERGE, SAMPLES)
+# The check of the machine and the plan come before the model: it is 15 GB, and mistakes are cheap until then.
+ORDER: Tuple[Any, ...] = (DATA, train.preflight, PLAN, CONFIG, MODEL, TRAIN, ADAPTER, MERGE, SAMPLES)
 COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "data": (DATA,),
     "plan": (DATA, PLAN),
@@ -65,6 +68,8 @@ def run_stages(run: Run, command: str, console: Console) -> None:
             why = "forced" if run.force else "known"
             console.print(f"[yellow]{why}:[/] {refusal['why']}", highlight=False)
         console.print(f"[bold]{item.name:8}[/] {says(item.name, entry['figures'])}  [dim]{took}[/]", highlight=False)
+        if item is MERGE and not entry["figures"]["tensors_changed"] and command != "reproduce":
+            console.print("[bold red]The merge changed nothing: the merged model is the base model.[/]")
 
 
 def closing_table(run: Run) -> Table:
@@ -87,7 +92,7 @@ def closing_table(run: Run) -> Table:
             ("weights changed", f"{m['share_changed']:.1%}, in {m['tensors_changed']} of {m['tensors']} tensors")
         )
     rows.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
-    rows.append(("peak memory", f"{max(e['peak_memory_mb'] for e in run.manifest['stages'].values()):,} MB"))
+    rows.append(("peak memory (RAM)", f"{max(e['peak_memory_mb'] for e in run.manifest['stages'].values()):,} MB"))
     rows.append(("checkpoint", t["checkpoint"]))
     rows.append(("adapter", run.shown(run.adapter)))
     if "merge" in figures:
@@ -101,10 +106,13 @@ def closing_table(run: Run) -> Table:
 
 def show_samples(run: Run, console: Console) -> None:
     """The evaluation questions with the base's and the merged model's answers."""
+    if run.settings.model.source == "tiny":
+        console.print("\nThe base is a model of random weights: noise is what it has to say.", highlight=False)
     for sample in json.loads((run.folder / "samples.json").read_text(encoding="utf-8")):
         console.print(f"\n[bold]{sample['question']}[/]", highlight=False)
         for name in ("base", "merged"):
             ended = "" if sample[f"{name}_ended"] else " [dim]… (did not end by itself)[/]"
             console.print(f"  {name:7}", end="")
-            console.print(sample[name][:200], end="", markup=False, highlight=False)
+            text = "".join(c if unicodedata.category(c)[0] != "C" else "�" for c in sample[name])
+            console.print(text[:SHOWN] + ("…" if len(text) > SHOWN else ""), end="", markup=False, highlight=False)
             console.print(ended)

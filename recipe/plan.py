@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from . import config, cost, libraries, model
-from .errors import PlanRefused
+from .errors import InputWrong, PlanRefused
 from .stages import Run, write_text
 
 MIN_UPDATES = 30  # below it nothing settles; the tutorial makes 3
@@ -132,11 +132,13 @@ def smallest_warmup(per_epoch: int, epochs: int) -> Optional[float]:
 
 def reads(run: Run) -> Dict[str, Any]:
     chosen = run.settings.model.tokenizer
-    place = Path(chosen) if chosen else model.folder(run) / "tokenizer.model"
+    tiny = run.settings.model.source == "tiny" and not run.settings.model.path
+    # A tiny model's folder is named after what it is made of, and may not be there yet.
+    tokenizer = Path(chosen) if chosen else model.folder(run) / "tokenizer.model"
     return {
         "settings": run.settings.model_dump(exclude={"data": {"files", "skip_blank"}, "merge": True, "lora": True}),
         "dataset": run.dataset,
-        "tokenizer": place,
+        "tokenizer": model.folder(run).name if tiny else tokenizer,
         "force": run.force,
         "code": Path(__file__),
     }
@@ -152,7 +154,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     seed = run.settings.train.seed
     if seed is None:
         # XTuner would draw one itself; drawn here, the plan is exact and the run can be repeated.
-        seed = random.randrange(2**31)
+        seed = drawn_seed(run)
     figures = make(run, cfg, conversations, tokenizer, seed)
     text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
     stopping = [r for r in figures["refusals"] if r["fault"] not in run.settings.known_faults]
@@ -165,10 +167,24 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     return {name: value for name, value in figures.items() if name != "lr_trace"}
 
 
+def drawn_seed(run: Run) -> int:
+    """The seed of a recipe that names none: drawn once for its folder, so that a stopped run goes on."""
+    path = run.folder / "seed"
+    if not path.is_file() or not path.read_text(encoding="utf-8").strip().isdigit():
+        write_text(path, f"{random.randrange(2**31)}\n")
+    return int(path.read_text(encoding="utf-8"))
+
+
 def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed: int) -> Dict[str, Any]:
     """The plan of a run whose effective config is `cfg`; see the module's text."""
     train = run.settings.train
     tokens = count(conversations, cfg.prompt_template, tokenizer, cfg.max_length)
+    if len(tokens["masked"]) == len(conversations):
+        raise InputWrong(
+            f"No token with loss reaches the trainer: every conversation loses its answer at train.max_length="
+            f"{cfg.max_length}. The longest has {max(tokens['lengths'])} tokens: "
+            f"train.max_length={_next_length(max(tokens['lengths']))}."
+        )
     packed = pack(cfg, run.dataset, tokenizer, seed)
     per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size)
     iterations = per_epoch * cfg.max_epochs
@@ -212,9 +228,14 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "lr_trace": trace,
         "warmup_iterations": warmup,
         "intervals": intervals,
-        "evaluations": events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations)),
+        "evaluations": [],
         "checkpoints": events(intervals.get("save_steps", cfg.save_steps), iterations, also=(iterations,)),
+        "checkpoints_kept": cfg.save_total_limit,
     }
+    # XTuner's hook also evaluates at every checkpoint that the interval makes.
+    every = intervals.get("save_steps", cfg.save_steps)
+    evaluated = events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations))
+    figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
     if run.settings.model.source != "tiny":  # what was measured is the 7B model
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
     figures["refusals"] = refusals(figures, cfg, crash, bool(train.deepspeed))
@@ -255,9 +276,6 @@ def warnings(plan: Dict[str, Any]) -> List[str]:
 
 def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> List[Dict[str, str]]:
     """Why this run cannot learn: [{fault, why}], `why` being cause and remedy; [] if it can."""
-    if not plan["packs"] or not plan["answer_tokens_kept"]:
-        why = "No token with loss reaches the trainer: every label is masked. Check the answers and train.max_length."
-        return [{"fault": "no-labels", "why": why}]
     found: Dict[str, str] = {}
     ratio = smallest_warmup(plan["iterations_per_epoch"], cfg.max_epochs)
     remedy = f"the smallest that ramps here is train.warmup_ratio={ratio}" if ratio else "train more iterations"

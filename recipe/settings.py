@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import tomli
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Annotated, Literal
 
 from .errors import InputWrong
 
 HERE = Path(__file__).resolve().parent
+SHOWN = 20  # faults listed before the rest is only counted
 
 Count = Annotated[int, Field(ge=1)]
 # Why a run cannot learn: what the plan refuses (`plan.refusals`).
 Fault = Literal[
-    "no-labels", "warmup-crash", "peak-not-reached", "few-updates", "answers-lost", "rows-cut", "no-evaluation",
+    "warmup-crash", "peak-not-reached", "few-updates", "answers-lost", "rows-cut", "no-evaluation",
     "no-checkpoint", "rate-range", "batch-range",
 ]  # fmt: skip
 # A whole number counts iterations; below 1 it is a share of the run, as in transformers' TrainingArguments.
@@ -28,7 +29,7 @@ Interval = Union[Count, Annotated[float, Field(gt=0, lt=1)]]
 
 
 class Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Model(Table):
@@ -47,7 +48,7 @@ class Data(Table):
     `url` and `sha256` say where the first workbook is published and which bytes it must be.
     """
 
-    files: Annotated[List[str], Field(min_length=1)]
+    files: Annotated[List[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
     url: str = ""
     sha256: str = ""
     system: str = ""
@@ -66,7 +67,7 @@ class Train(Table):
     max_epochs: Optional[Annotated[int, Field(ge=1, le=1000)]] = None
     lr: Optional[Annotated[float, Field(gt=0, le=0.01)]] = None
     weight_decay: Optional[Annotated[float, Field(ge=0, le=1)]] = None
-    max_norm: Optional[Annotated[float, Field(gt=0, le=100)]] = None
+    max_norm: Optional[Annotated[float, Field(ge=1e-3, le=100)]] = None
     warmup_ratio: Optional[Annotated[float, Field(ge=0, lt=1)]] = None
     map_num_proc: Optional[Annotated[int, Field(ge=1, le=256)]] = None
     seed: Optional[Annotated[int, Field(ge=0, lt=2**32)]] = None
@@ -77,7 +78,7 @@ class Train(Table):
     evaluation_max_new_tokens: Optional[Annotated[int, Field(ge=1, le=32768)]] = None
     save_steps: Optional[Interval] = None
     save_total_limit: Optional[Annotated[int, Field(ge=-1)]] = None
-    log_interval: Optional[Count] = None
+    log_interval: Optional[Annotated[int, Field(ge=1, le=100)]] = None
 
 
 class Lora(Table):
@@ -85,7 +86,7 @@ class Lora(Table):
 
     r: Optional[Annotated[int, Field(ge=1, le=1024)]] = None
     lora_alpha: Optional[Annotated[int, Field(ge=1, le=4096)]] = None
-    lora_dropout: Optional[Annotated[float, Field(ge=0, lt=1)]] = None
+    lora_dropout: Optional[Annotated[float, Field(ge=0, le=0.5)]] = None
 
 
 class Merge(Table):
@@ -150,12 +151,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
     """
     path = find(name)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' Notepad puts a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise InputWrong(f"Cannot read the recipe file {path}: {error}. It must be a UTF-8 text file.")
     try:
         values = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         raise InputWrong(f"{path} is not valid TOML: {error}. Strings stand in quotes, lists in brackets.")
     given: Dict[Tuple[str, ...], str] = {}
     for override in overrides:
@@ -184,9 +185,17 @@ def _parse_override(override: str) -> Tuple[Tuple[str, ...], Any]:
     if not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*", key):
         raise InputWrong(f"Override {override!r}: write it as key=value, such as train.max_epochs=5.")
     try:
-        value = tomli.loads(f"value = {raw}")["value"]
-    except tomli.TOMLDecodeError:
-        value = raw  # bare words are strings: model.path=/some/folder
+        parsed = tomli.loads(f"value = {raw}")
+    except (ValueError, RecursionError) as error:
+        if raw.lstrip()[:1] in tuple("\"'[{"):
+            raise InputWrong(
+                f"Override {override!r}: the value is no valid TOML ({error}). Quote it from the shell as in "
+                f"data.files='[\"data/mine.xlsx\"]'."
+            )
+        parsed = {"value": raw}  # bare words are strings: model.path=/some/folder
+    if set(parsed) != {"value"} or any(0xD800 <= ord(character) <= 0xDFFF for character in override):
+        raise InputWrong(f"Override {override!r}: give one value, in UTF-8.")
+    value = parsed["value"]
     return tuple(key.split(".")), value
 
 
@@ -234,7 +243,7 @@ def _known_keys(model: Any, prefix: str = "") -> List[str]:
 def _explain(error: ValidationError, path: Path, text: str, given: Dict[Tuple[str, ...], str]) -> str:
     """One line per fault, with the place in the file or the override that made it."""
     faults: Dict[Tuple[str, str], List[str]] = {}
-    for fault in error.errors():
+    for fault in error.errors()[: 2 * SHOWN]:
         keys = tuple(part for part in fault["loc"] if isinstance(part, str))
         # pydantic names the branch of a union ("constrained-int") behind the key; it is no key of ours
         known = _known_keys(Settings)
@@ -262,7 +271,9 @@ def _explain(error: ValidationError, path: Path, text: str, given: Dict[Tuple[st
             if keys and not isinstance(fault["input"], dict):
                 what += f" (found {fault['input']!r})"
         faults.setdefault((where, dotted), []).append(what)
+    told = list(faults.items())
+    more = [f"… and {len(told) - SHOWN} more."] if len(told) > SHOWN else []
     return "\n".join(
         f"{where}: {dotted + ': ' if dotted else ''}{' or '.join(whats).rstrip('?.')}."
-        for (where, dotted), whats in faults.items()
-    )
+        for (where, dotted), whats in told[:SHOWN]
+    ) + "".join(f"\n{line}" for line in more)

@@ -28,6 +28,9 @@ from .settings import Settings
 PACKAGES = "torch xtuner transformers mmengine peft bitsandbytes deepspeed accelerate datasets tokenizers sentencepiece"
 
 
+ENTRY = ("key", "figures", "writes", "seconds", "peak_memory_mb")  # what every stage's entry holds
+
+
 @dataclasses.dataclass
 class Run:
     """One run: its settings and where everything lies. `folder` is output/<recipe name>."""
@@ -105,11 +108,18 @@ class Run:
         path = self.folder / "run.json"
         if path.exists():
             try:
-                self.manifest = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                # A manifest that cannot be read proves nothing: every stage runs again, nothing is deleted.
-                self.manifest = {}
+                found = json.loads(path.read_text(encoding="utf-8"))
+                whole = all(set(ENTRY) <= set(entry) for entry in found["stages"].values())
+            except (ValueError, TypeError, KeyError, AttributeError):
+                whole = False
+            # A manifest that cannot be read proves nothing: every stage runs again, nothing is deleted.
+            self.manifest = found if whole else {}
         return lock
+
+    def recall(self) -> None:
+        """Take the settings with which the folder was made, as its manifest records them."""
+        if self.manifest:
+            self.settings = Settings.model_validate(self.manifest["settings"])
 
     def save(self) -> None:
         """Write run.json beside and rename it into place."""
@@ -168,7 +178,7 @@ def key_of(reads: Dict[str, Any]) -> str:
 def is_current(run: Run, stage: Stage, key: str) -> bool:
     """Whether the manifest's entry for `stage` was made from the same things and its outputs still stand."""
     entry = run.manifest.get("stages", {}).get(stage.name)
-    if not entry or entry["key"] != key:
+    if not entry or entry["key"] != key or (stage.writes and set(entry["writes"]) != set(stage.writes)):
         return False
     for name, made in entry["writes"].items():
         path = run.folder / name
@@ -195,12 +205,12 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
             _replace(out / name, run.folder / name)
     finally:
         _remove(out)
+    # A stage that writes in place (training) names what it made.
+    made = [*stage.writes, *figures.pop("made", [])]
     entry = {
         "key": key,
         "figures": figures,
-        "writes": {
-            name: {"sha256": digest(run.folder / name), "stamp": stamp(run.folder / name)} for name in stage.writes
-        },
+        "writes": {name: {"sha256": digest(run.folder / name), "stamp": stamp(run.folder / name)} for name in made},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(time.time() - began, 2),
         "peak_memory_mb": peak_memory_mb(),
@@ -222,6 +232,9 @@ def _replace(new: Path, old: Path) -> None:
     """Put `new` where `old` is. A folder cannot be renamed over another: the old one steps aside first."""
     if not new.exists():
         raise RunFailed(f"The stage ended without writing {old.name}.")
+    if new.is_file() and not old.is_dir():
+        os.replace(str(new), str(old))
+        return
     aside = old.with_name(f".{old.name}.old")
     _remove(aside)
     if old.exists():

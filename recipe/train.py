@@ -24,6 +24,7 @@ from .stages import Run, gpus, key_of
 
 # mmengine's log line: Iter(train) [10/51]  lr: 1.8763e-09  eta: 0:00:49  time: 1.2010  …  loss: 2.0068
 LINE = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?\blr: ([-+.\deE]+).*?\bloss: ([-+.\deE]+|nan|inf)")
+NAME = re.compile(r"iter_(\d+)(?:\.pth)?$")
 PR_SET_PDEATHSIG = 1
 
 
@@ -45,20 +46,35 @@ def folder(run: Run) -> Path:
 
 
 def last_checkpoint(place: Path) -> Optional[Path]:
-    """The newest checkpoint as the trainer recorded it, or None. A file that was cut short does not count."""
+    """The newest whole checkpoint, or None. One that was cut short or damaged does not count.
+
+    The trainer's own note (last_checkpoint) bounds the search: a file newer than it may be half written.
+    """
     note = place / "last_checkpoint"
-    if not note.is_file():
-        return None
-    path = place / Path(note.read_text(encoding="utf-8").strip()).name
-    # PyTorch writes zip files, whose directory comes last
-    if path.is_dir() or (path.is_file() and zipfile.is_zipfile(str(path))):
-        return path
+    noted = NAME.search(note.read_text(encoding="utf-8", errors="replace").strip()) if note.is_file() else None
+    found = {iteration_of(path): path for path in place.glob("iter_*") if NAME.search(path.name)}
+    for iteration in sorted(found, reverse=True):
+        if noted and iteration > int(noted[1]):
+            continue
+        if found[iteration].is_dir() or _is_whole(found[iteration]):
+            return found[iteration]
     return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every part of a file of torch.save (a zip file) has its checksum."""
+    try:
+        with zipfile.ZipFile(str(path)) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return False
 
 
 def iteration_of(checkpoint: Path) -> int:
     """Iterations done at `checkpoint` (named iter_N.pth by the trainer)."""
-    return int(checkpoint.stem.rsplit("_", 1)[1])
+    found = NAME.search(checkpoint.name)
+    assert found, checkpoint
+    return int(found[1])
 
 
 def read_log(text: str) -> List[Tuple[int, float, float]]:
@@ -116,7 +132,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         at = f"stopped at {checkpoint.name}" if checkpoint else "left no checkpoint"
         raise RunFailed(f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.shown(log)}")
     found = state(checkpoint)
-    steps = read_log(log.read_text(encoding="utf-8", errors="replace"))
+    steps = read_log(log.read_text(encoding="utf-8", errors="replace") if log.exists() else "")
     return {
         "checkpoint": run.shown(checkpoint),
         "resumed_from": iteration_of(start) if start else 0,
@@ -127,6 +143,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "loss_first": steps[0][2] if steps else None,
         "loss_last": steps[-1][2] if steps else None,
         "log": run.shown(log),
+        "made": [str(checkpoint.relative_to(run.folder))],
     }
 
 

@@ -41,7 +41,7 @@ def test_equals_xtuners_pth_to_hf_tensor_for_tensor(run, tmp_path):
 
 def test_figures(run):
     figures = run.figures("adapter")
-    assert figures["tensors"] == 32
+    assert figures["tensors"] == 2 * (2 * 5 + 1)  # A and B of five matrices in two layers, and of the output head
     assert figures["targets"] == ["output", "w1", "w2", "w3", "wo", "wqkv"]
     assert figures["vanished"] < 0.01
     assert figures["largest_b"] > 1e-3

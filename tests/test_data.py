@@ -89,6 +89,55 @@ def test_blank_cells_are_refused_by_place_and_nothing_is_written(workbook, tmp_p
     assert len(made) == 1
 
 
+def test_numbers_truth_values_and_dates_are_text_each_by_itself(workbook, tmp_path):
+    """A column reader that compares values takes True for 1: every cell counts by its own type."""
+    import datetime
+
+    day = datetime.datetime(2024, 3, 17)
+    cells = [True, 1, False, 0, 1.0, "1", 3.5, day]
+    path = workbook(s=[["q", "a"], *[[cell, "答"] for cell in cells], ["问", 52]])
+    done, made = convert(tmp_path, path)
+    assert done.returncode == 0, done.stderr
+    got = [line["conversation"][0]["input"] for line in made[:-1]]
+    assert got == ["TRUE", "1", "FALSE", "0", "1", "1", "3.5", "2024-03-17"]
+    assert made[-1]["conversation"][0]["output"] == "52"
+
+
+def test_errors_formulas_and_invisible_text_are_refused_by_place(workbook, tmp_path):
+    path = workbook(s=[["q", "a"], ["问", "#N/A"], ["问", "=1+1"], ["\u200b", "答"], ["问", "\ufeff \u2060"]])
+    done, made = convert(tmp_path, path)
+    refused(done, 2, "row 2, column a: the error #N/A", "row 3, column a: a formula without a stored value")
+    refused(done, 2, "row 4, column q: blank", "row 5, column a: blank")
+    assert made == []
+
+
+def test_header_names_are_found_in_any_case_and_never_twice(workbook, tmp_path):
+    path = workbook(s=[["Conversation ", " Q", "Ａ"], [1, "甲", "一"], [1, "乙", "二"]])
+    done, made = convert(tmp_path, path)
+    assert done.returncode == 0, done.stderr
+    assert [len(line["conversation"]) for line in made] == [2]
+    refused(convert(tmp_path, workbook(s=[["q", "a", "A"], ["问", "答", "另"]]))[0], 2, "column a is there twice")
+
+
+def test_hidden_sheets_are_not_read_and_formatted_blank_rows_are_no_rows(tmp_path):
+    import openpyxl
+    from openpyxl.styles import Font
+
+    book = openpyxl.Workbook()
+    book.active.append(["q", "a"])
+    book.active.append(["问", "答"])
+    for row in range(3, 200):
+        book.active.cell(row, 1).font = Font(bold=True)
+    hidden = book.create_sheet("hidden")
+    hidden.append(["q", "a"])
+    hidden.append(["藏", "起"])
+    hidden.sheet_state = "hidden"
+    book.save(str(tmp_path / "x.xlsx"))
+    done, made = convert(tmp_path, tmp_path / "x.xlsx")
+    assert done.returncode == 0, done.stderr
+    assert len(made) == 1
+
+
 def test_many_faults_are_counted(workbook, tmp_path):
     done, _ = convert(tmp_path, workbook(s=[["q", "a"], *[["问", None]] * 30]))
     refused(done, 2, "row 21,", "… and 10 more")
@@ -124,6 +173,8 @@ def test_unusable_files(workbook, tmp_path):
     with zipfile.ZipFile(str(tmp_path / "zip.xlsx"), "w") as archive:
         archive.writestr("hello.txt", "hello")
     refused(convert(tmp_path, tmp_path / "zip.xlsx")[0], 2, "zip.xlsx", "cannot be opened")
+    (tmp_path / "old.xlsx").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600)
+    refused(convert(tmp_path, tmp_path / "old.xlsx")[0], 2, "old .xls file or protected by a password")
 
 
 def test_published_workbook_is_named_with_its_address_and_checked(tmp_path, workbook):

@@ -46,7 +46,7 @@ def test_closing_table_tells_everything(demo, figures):
     said = demo[0].stdout
     for word in (
         "rows", "tokens", "kept", "iterations", "optimizer updates", "peak learning rate", "loss first → last",
-        "weights changed", "seconds", "checkpoint", "adapter", "merged model", "run.json", "Next: just chat demo",
+        "weights changed", "seconds", "checkpoint", "adapter", "merged model", "run.json", "just chat demo",
         f"{figures['plan']['tokens']:,}", f"{figures['plan']['tokens_kept']:,}", figures["train"]["checkpoint"],
     ):  # fmt: skip
         assert word in said, word
@@ -60,6 +60,20 @@ def test_run_again_unchanged_it_skips_everything(demo):
     assert time.time() - began < 15
     assert done.stdout.count("unchanged") == 7  # all but the look at the base model
     assert "loss first → last" in done.stdout
+
+
+def test_chat_never_trains(demo):
+    """The merged model is there: its folder's settings may differ from the recipe's by then."""
+    before = (demo[1] / "run.json").read_bytes()
+    done = recipe("chat", "demo", "你好", "--output", demo[1].parent)
+    assert done.returncode == 0, done.stderr
+    assert "iterations" not in done.stdout
+    assert (demo[1] / "run.json").read_bytes() == before
+
+
+def test_an_ascii_terminal_ends_no_run(demo):
+    done = recipe("plan", "demo", "--output", demo[1].parent, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_rendered_config_is_an_ordinary_xtuner_config(demo):
@@ -102,6 +116,9 @@ def test_multi_turn_prompt_equals_what_was_trained(demo):
         (["demo", "train.lr=0.05"], 2, ["less than or equal to 0.01"]),
         (["model", "coach", "model.path=/no/such/folder"], 2, ["model.path", "/no/such/folder"]),
         (["plan", "demo", "model.tokenizer=/no/such/file"], 2, ["model.tokenizer"]),
+        (["plan", "demo", "model.tokenizer=README.md"], 2, ["README.md is no tokenizer"]),
+        (["plan", "demo", "model.path=docker"], 2, ["docker is no tokenizer"]),
+        (["chat", "demo", "一", "二"], 2, ["Too many words", "'question'"]),
         (["config", "demo", "base=no_such_preset"], 2, ["no preset 'no_such_preset'"]),
     ],
 )

@@ -17,7 +17,8 @@ from recipe.errors import InputWrong
 def folders(demo):
     """(base, adapter, merged) of the demo run."""
     _, folder = demo
-    return ROOT / "models" / "tiny-internlm2", folder / "adapter", folder / "merged"
+    manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return ROOT / manifest["stages"]["model"]["figures"]["folder"], folder / "adapter", folder / "merged"
 
 
 def weights(place):

@@ -121,6 +121,31 @@ def test_remedies_work(tmp_path):
     assert found["refusals"] == []
 
 
+def test_prices_do_not_draw_another_seed(tmp_path, workbook):
+    """A recipe without a seed draws one for its folder: looking at the price must not throw training away."""
+    path = tmp_path / "noseed.toml"
+    text = (ROOT / "recipe/demo.toml").read_text(encoding="utf-8").replace("seed = 0\n", "")
+    path.write_text(text, encoding="utf-8")
+    seeds = []
+    for more in ([], ["plan.price_per_hour=2.0"], ["--force"]):
+        assert recipe("plan", path, *more, "--output", tmp_path).returncode == 0
+        seeds.append(json.loads((tmp_path / "noseed/plan.json").read_text(encoding="utf-8"))["seed"])
+    assert len(set(seeds)) == 1
+
+
+def test_nothing_to_learn_from_is_refused(tmp_path):
+    done, found = planned(tmp_path, "demo", "train.max_length=32", "train.max_epochs=1")
+    refused(done, 2, "No token with loss reaches the trainer", "train.max_length=256")
+    assert found is None
+
+
+def test_evaluations_happen_at_checkpoints_too(tmp_path):
+    _, found = planned(tmp_path, "demo")
+    quarter = found["iterations"] // 4
+    assert found["evaluations"] == [0, quarter, 2 * quarter, 3 * quarter, found["iterations"]]
+    assert found["checkpoints_kept"] == 2
+
+
 def test_long_answers_are_refused_by_line(workbook, tmp_path):
     path = workbook(
         s=[["q", "a"], ["问", "短。"], ["问二", "很长的答案" * 200], *[[f"问{i}", "答。"] for i in range(60)]]

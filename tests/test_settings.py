@@ -83,6 +83,13 @@ def test_every_mistake_of_a_file_is_told_at_once(tmp_path):
         ("nothing.at_all=1", ["override nothing.at_all=1", "unknown key"]),
         ("base.x=1", ["base is a value"]),
         ("9x=1", ["write it as key=value"]),
+        ("train.lr=nan", ["finite number"]),
+        ("plan.price_per_hour=inf", ["finite number"]),
+        ('data.system="见 C:\\教练"', ["no valid TOML"]),
+        ("data.files=[a.xlsx]", ["no valid TOML", "data.files='[\"data/mine.xlsx\"]'"]),
+        ("train.lr=1\ntrain.seed=2", ["one value"]),
+        (f"train.seed={'9' * 5000}", ["train.seed"]),
+        (f"data.files={'[' * 3000}", ["no valid TOML"]),
         ("model.source=ftp", ["'modelscope', 'huggingface' or 'tiny'"]),
     ],
 )
@@ -104,6 +111,24 @@ def test_a_recipe_file_that_is_no_text(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputWrong, match="UTF-8"):
         settings.load(str(path))
+
+
+def test_a_windows_file_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert settings.load(str(path))[0] == "mine"
+
+
+def test_one_workbook_needs_no_list():
+    assert settings.load("coach", ["data.files=data/mine.xlsx"])[1].data.files == ["data/mine.xlsx"]
+
+
+def test_thousands_of_mistakes_are_told_in_time(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + "".join(f"unknown_{i} = 1\n" for i in range(2000)), encoding="utf-8")
+    with pytest.raises(InputWrong) as caught:
+        settings.load(str(path))
+    assert len(str(caught.value).splitlines()) <= settings.SHOWN + 1
 
 
 def test_line_of_multi_line_values():

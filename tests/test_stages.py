@@ -101,6 +101,37 @@ def test_a_broken_manifest_makes_everything_run_again(run, counter):
         assert stages.perform(again, counter.stage)[1]
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "5", '{"stages": []}', '{"stages": {"copy": 5}}', '{"stages": {"copy": {}}}']
+)
+def test_a_manifest_of_another_shape_proves_nothing(run, text):
+    run.folder.mkdir(parents=True)
+    (run.folder / "run.json").write_text(text)
+    with run.open():
+        assert run.manifest == {}
+
+
+def test_an_entry_without_its_outputs_proves_nothing(run, counter):
+    stages.perform(run, counter.stage)
+    run.manifest["stages"]["copy"]["writes"] = {}
+    assert stages.perform(run, counter.stage)[1]
+
+
+def test_what_a_stage_made_in_place_is_watched_too(run, tmp_path):
+    def work(run, out):
+        (run.folder / "made.bin").write_bytes(b"12345")
+        return {"made": ["made.bin"]}
+
+    stage = stages.Stage("train", work, lambda run: {})
+    with run.open():
+        assert stages.perform(run, stage)[1]
+        assert not stages.perform(run, stage)[1]
+        (run.folder / "made.bin").write_bytes(b"12x45")
+        assert stages.perform(run, stage)[1]
+        (run.folder / "made.bin").unlink()
+        assert stages.perform(run, stage)[1]
+
+
 def test_a_second_run_on_the_same_folder_is_refused(run):
     with run.open(), pytest.raises(HostLacks, match="Another run"):
         stages.Run("demo", run.settings, run.root, run.output).open()

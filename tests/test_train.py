@@ -40,8 +40,16 @@ def test_the_last_checkpoint_is_the_recorded_whole_one(tmp_path):
     torch.save({"x": 1}, str(tmp_path / "iter_9.pth"))
     (tmp_path / "last_checkpoint").write_text("/elsewhere/checkpoints/iter_7.pth")
     assert train.last_checkpoint(tmp_path) == tmp_path / "iter_7.pth"
-    whole = (tmp_path / "iter_7.pth").read_bytes()
-    (tmp_path / "iter_7.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "last_checkpoint").write_text("iter_9.pth")
+    whole = (tmp_path / "iter_9.pth").read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:100] + b"damage" + whole[106:], b""):
+        (tmp_path / "iter_9.pth").write_bytes(damaged)
+        assert train.last_checkpoint(tmp_path) == tmp_path / "iter_7.pth"
+    for note in ("", ".", "..", "iter_9999.pth"):
+        (tmp_path / "last_checkpoint").write_text(note)
+        assert train.last_checkpoint(tmp_path) == tmp_path / "iter_7.pth"
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe")
+    (tmp_path / "iter_7.pth").unlink()
     assert train.last_checkpoint(tmp_path) is None
 
 
@@ -99,6 +107,20 @@ def test_figures_are_read_from_checkpoint_and_log(stopped_and_resumed):
     assert [number for number, _, _ in steps] == list(range(1, 73))
     for number, rate, _ in steps:  # plan equals what mmengine did, at every iteration
         assert f"{rate:.4e}" == f"{trace[number - 1]:.4e}"
+
+
+def test_a_damaged_checkpoint_never_becomes_an_adapter(stopped_and_resumed):
+    """Bytes flipped after training: training goes on from the checkpoint before, and the adapter is made again."""
+    _, _, folder = stopped_and_resumed
+    checkpoint = next(folder.glob("checkpoints/*/iter_72.pth"))
+    whole = checkpoint.read_bytes()
+    middle = len(whole) // 2
+    checkpoint.write_bytes(whole[:middle] + bytes(2000) + whole[middle + 2000 :])
+    done = recipe("train", *SHORT, "--output", folder.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
+    assert figures["resumed_from"] == 54
+    assert figures["iterations"] == 72
 
 
 def test_checkpoints_of_other_settings_are_never_mixed(stopped_and_resumed):
