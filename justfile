@@ -40,6 +40,11 @@ chat *args:
 reproduce *args:
     @docker/host run reproduce "$@"
 
+# A shell where the tutorial's own folders resolve: paste the page's commands
+[group('start')]
+shell:
+    @docker/host shell
+
 # Workbook to dataset.jsonl
 [group('one stage')]
 [no-exit-message]
@@ -75,12 +80,17 @@ adapter *args:
 test *args: lint
     @docker/host exec python -m pytest "$@"
 
+# With a real pre-trained model on a CPU: tutorial learns nothing, coach does (a quarter of an hour)
+[group('develop')]
+proof *args:
+    @docker/host proof "$@"
+
 # Linters alone
 [group('develop')]
 lint:
     @docker/host exec ruff check .
     @docker/host exec ruff format --check .
-    @docker/host exec shellcheck justw docker/host .ci/run
+    @docker/host exec shellcheck justw docker/host docker/shell .ci/run
     @{{ just_executable() }} --fmt --check
 
 # Make the locks again, byte for byte

@@ -46,7 +46,7 @@ def test_closing_table_tells_everything(demo, figures):
     said = demo[0].stdout
     for word in (
         "rows", "tokens", "kept", "iterations", "optimizer updates", "peak learning rate", "loss first → last",
-        "weights changed", "seconds", "checkpoint", "adapter", "merged model", "run.json", "just chat demo",
+        "weights changed", "seconds", "checkpoint", "adapter", "merged model", "run.json", " chat demo",
         f"{figures['plan']['tokens']:,}", f"{figures['plan']['tokens_kept']:,}", figures["train"]["checkpoint"],
     ):  # fmt: skip
         assert word in said, word
