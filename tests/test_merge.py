@@ -35,13 +35,17 @@ def test_every_tensor_is_base_plus_scaled_product_to_fp16_rounding(folders):
     for name, tensor in before.items():
         module = "base_model.model." + name[: -len(".weight")]
         exact = tensor.double()
+        size = exact.abs()  # of the terms that were added, which bounds what fp32 loses
         if f"{module}.lora_A.weight" in lora:
             a, b = (lora[f"{module}.lora_{x}.weight"].double() for x in "AB")
-            exact = exact + settings["lora_alpha"] / settings["r"] * (b @ a)
+            scaling = settings["lora_alpha"] / settings["r"]
+            exact, size = exact + scaling * (b @ a), size + scaling * (b.abs() @ a.abs())
         assert after[name].dtype == torch.float16
-        # half a unit in the last place, and a hair for the fp32 sum's own rounding
+        # half a unit in the last place of fp16, and the fp32 sum's own rounding
         unit = numpy.abs(numpy.spacing(exact.half().numpy()).astype("float64"))
-        assert (numpy.abs(after[name].double().numpy() - exact.numpy()) <= 0.51 * unit).all(), name
+        assert (numpy.abs(after[name].double().numpy() - exact.numpy()) <= 0.5 * unit + 2**-21 * size.numpy()).all(), (
+            name
+        )
         changed += not torch.equal(after[name], tensor)
     assert changed > len(before) / 2
 
@@ -76,7 +80,8 @@ def test_the_folder_is_whole_and_loads_offline(folders):
     assert index["metadata"]["total_size"] == sum(t.numel() * 2 for t in weights(merged).values())
     limit = merge.size("1MB")
     for shard in set(index["weight_map"].values()):
-        assert (merged / shard).stat().st_size <= limit + 10_000
+        alone = list(index["weight_map"].values()).count(shard) == 1  # a tensor larger than the limit is not cut
+        assert alone or (merged / shard).stat().st_size <= limit + 10_000
     model = AutoModelForCausalLM.from_pretrained(str(merged), trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(str(merged), trust_remote_code=True)
     assert model.generation_config.eos_token_id == [2, tokenizer.convert_tokens_to_ids("<|im_end|>")]

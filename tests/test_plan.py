@@ -105,7 +105,7 @@ def test_ten_rows_are_refused_before_mmengine_crashes(workbook, tmp_path):
     path = workbook(s=[["q", "a"], *rows])
     done, found = planned(tmp_path, "demo", f'data.files=["{path}"]', "train.max_epochs=3", "train.warmup_ratio=0.03")
     refused(done, 2, "warm-up ends at iteration 0", "train.warmup_ratio=", "optimizer updates")
-    assert found is None
+    assert {refusal["fault"] for refusal in found["refusals"]} >= {"warmup-crash", "few-updates"}
 
 
 def test_remedies_work(tmp_path):
