@@ -81,6 +81,8 @@ def go(
         if stage in ("demo", "train", "merge"):
             console.print()
             console.print(pipeline.closing_table(run))
+            for what, path in pipeline.places(run):
+                say(f"{what:13}", path)
         if stage == "demo":
             pipeline.show_samples(run, console)
             say("\nNext, to talk to it:      ", f"{JUST} chat {given_name}")

@@ -93,15 +93,18 @@ def closing_table(run: Run) -> Table:
         )
     rows.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
     rows.append(("peak memory (RAM)", f"{max(e['peak_memory_mb'] for e in run.manifest['stages'].values()):,} MB"))
-    rows.append(("checkpoint", t["checkpoint"]))
-    rows.append(("adapter", run.shown(run.adapter)))
-    if "merge" in figures:
-        rows.append(("merged model", run.shown(run.merged)))
-    rows.append(("all figures", run.shown(run.folder / "run.json")))
     table = Table(title=f"Recipe {run.name}", show_header=False, title_justify="left")
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def places(run: Run) -> List[Tuple[str, str]]:
+    """Where everything lies: (what, path)."""
+    found = [("checkpoint", run.figures("train")["checkpoint"]), ("adapter", run.shown(run.adapter))]
+    if "merge" in run.manifest["stages"]:
+        found.append(("merged model", run.shown(run.merged)))
+    return [*found, ("all figures", run.shown(run.folder / "run.json"))]
 
 
 def show_samples(run: Run, console: Console) -> None:
