@@ -80,7 +80,7 @@ adapter *args:
 test *args: lint
     @docker/host exec python -m pytest "$@"
 
-# With a real pre-trained model on a CPU: tutorial learns nothing, coach does (a quarter of an hour)
+# With a real pre-trained model on a CPU: tutorial learns nothing, coach does (10 minutes)
 [group('develop')]
 proof *args:
     @docker/host proof "$@"
