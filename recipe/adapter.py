@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import Any, Dict
 
-from mmengine.config import Config
-
 from . import libraries, model
 from .errors import RunFailed
 from .stages import Run
@@ -55,6 +53,8 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     from safetensors.torch import save_file
 
     trained = tensors(run.root / run.figures("train")["checkpoint"])
+    from mmengine.config import Config
+
     lora = Config.fromfile(str(run.config)).model.lora
     targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained})
     place = out / "adapter"

@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from mmengine.config import Config
-
 from . import libraries, model
 from .stages import Run
 
@@ -67,10 +65,14 @@ class Talker:
 
 def template(run: Run) -> Any:
     """The recipe's chat template, XTuner's own."""
+    from mmengine.config import Config
+
     return Config.fromfile(str(run.config)).prompt_template
 
 
 def questions(run: Run) -> List[str]:
+    from mmengine.config import Config
+
     return list(Config.fromfile(str(run.config)).evaluation_inputs)
 
 

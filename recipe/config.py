@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from mmengine.config import Config
-
 from . import preset
 from .errors import InputWrong
 from .settings import Settings
@@ -104,8 +102,10 @@ def render(settings: Settings, model: str, dataset: str, intervals: Dict[str, in
         raise InputWrong(f"base = {settings.base!r} does not fit this recipe: {error.args[0]}.")
 
 
-def effective(settings: Settings) -> Config:
+def effective(settings: Settings) -> Any:
     """The recipe's config as mmengine reads it, for whoever needs a value before the real one is rendered."""
+    from mmengine.config import Config
+
     return Config.fromstring(render(settings, "model", "dataset", {}), file_format=".py")
 
 
@@ -131,6 +131,8 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     diff = preset.difference(preset.source(run.settings.base), text, f"{run.settings.base}.py", "config.py")
     (out / "config.py").write_text(text, encoding="utf-8")
     (out / "config.diff").write_text(diff, encoding="utf-8")
+    from mmengine.config import Config
+
     Config.fromfile(str(out / "config.py"))
     added = sum(line.startswith("+") and not line.startswith("+++") for line in diff.splitlines())
     return {"base": run.settings.base, "lines_changed": added, "dtype": dtype(run.settings)}

@@ -1,201 +1,556 @@
-"""Workbook to dataset.jsonl: one conversation a line, in XTuner's form.
+"""Files of questions and answers to dataset.jsonl: one conversation a line, in XTuner's form.
 
-A sheet is read if its first row names the columns `q` and `a`; hidden sheets are not. A third column
-`conversation` joins rows of the same id into one conversation of several turns. The recipe's system prompt
-stands in the first turn only, as XTuner's chat template wants it.
+Workbooks, delimited text and Parquet hold a row a turn under named columns; JSON holds conversations. Rows with the
+same conversation id are one conversation, where it began. A system prompt stands in the first turn only, as XTuner's
+chat template wants it: the file's own, else the recipe's. Everything is read as a stream: of a row nothing but two
+8-byte numbers stays in memory (of rows with a conversation id a temporary database on disk holds the rest).
 """
 
-import datetime
+import io
+import itertools
 import json
+import re
+import sqlite3
+import time
 import unicodedata
-import warnings
+from array import array
+from json.encoder import encode_basestring as quoted  # C; what json.dumps(ensure_ascii=False) does with a string
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
-
-import openpyxl
+from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from .errors import InputWrong
+from .intake import columns as names
+from .intake import records, tables
+from .intake.cells import Cell, Damaged, Odd, Shown
+from .intake.columns import ANSWER, CONVERSATION, MORE, QUESTION, SYSTEM, TURN
+from .intake.records import Turn
+from .settings import Data
 from .stages import Run, digest
 
-QUESTION, ANSWER, CONVERSATION = "q", "a", "conversation"
-ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!")
+KINDS = (".xlsx", ".xlsm", ".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 SHOWN = 20  # faults listed before the rest is only counted
+HEADER_WITHIN = 20  # rows that hold anything, from the top
+# What the tokenizer, or that of another chat model, takes for a sign of its own instead of text.
+CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<unk>|<pad>|\[UNUSED_TOKEN_\d+\]|<\|(?=im_)")
+# Control characters, halves of characters, and the sign that stands for a character lost in an earlier conversion.
+NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufffd\ufffe\uffff\ud800-\udfff]")
+BREAKS = re.compile("\r\n|[\r\x0b\x0c]")
+# One look at each text: without any of these signs there is nothing to ask.
+SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029\ufffd-\uffff\ud800-\udfff<\\[\u115f\u1160\u3164\uffa0]")
+# Shown as nothing, though Unicode counts them as letters or signs.
+INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
+# Line ends to some programs, but not to JSON Lines.
+SEPARATORS = re.compile("[\x85\u2028\u2029]")
 
-Row = Tuple[str, str, str]  # conversation id ("" for none), question, answer
+
+class Faults:
+    """What is wrong, with its place; the first are kept, the rest is counted."""
+
+    def __init__(self) -> None:
+        self.first: List[str] = []
+        self.count = 0
+        self.blanks = 0
+
+    def add(self, place: str, what: str) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(f"{place}: {what}")
+
+    def refuse(self) -> None:
+        """Raise InputWrong if there are any."""
+        if self.count:
+            more = [f"… and {self.count - SHOWN} more"] if self.count > SHOWN else []
+            hint = ", or drop them with data.skip_blank=true" if self.blanks else ""
+            blank = f"Fill blank cells or delete their rows{hint}." if self.blanks else "Nothing was written."
+            raise InputWrong("\n".join([*self.first, *more, blank]))
 
 
-def files(run: Run) -> List[Path]:
-    """The recipe's workbooks. Raises InputWrong for one that is not there or not a workbook."""
+class Progress:
+    """A bar on the terminal for what takes longer than two seconds."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.bar: Any = None
+        self.name = ""
+
+    def step(self, name: str, share: float) -> None:
+        if self.bar is None:
+            if time.monotonic() - self.began < 2:
+                return
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+
+            self.bar = Bar(console=Console(stderr=True), transient=True)
+            self.bar.start()
+        if name != self.name:
+            self.name, self.task = name, self.bar.add_task(name, total=1.0)
+        self.bar.update(self.task, completed=share)
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+class Writer:
+    """Writes conversations, and counts them."""
+
+    def __init__(self, stream: IO[str], system: str) -> None:
+        self.stream = stream
+        self.system = quoted(system)
+        first = f'"system": {self.system}, ' if system else ""
+        self.start = f'{{"conversation": [{{{first}"input": '
+        self.hashes = array("q")
+        self.turns = self.longest = 0
+
+    def plain(self, question: str, answer: str) -> None:
+        """A conversation of one turn, of texts without any of the SUSPECT signs."""
+        self.turns += 1
+        line = f'{self.start}{quoted(question)}, "output": {quoted(answer)}}}]}}\n'
+        self.stream.write(line)
+        self.hashes.append(hash(line))
+
+    def many(self, turns: Sequence[Turn]) -> None:
+        conversation = []
+        for turn in turns:
+            system = quoted(turn.system) if turn.system else self.system if not conversation else '""'
+            made = f'{{"system": {system}, ' if system != '""' else "{"
+            conversation.append(f'{made}"input": {quoted(turn.question)}, "output": {quoted(turn.answer)}}}')
+        self.turns += len(turns)
+        self.longest = max(self.longest, len(turns))
+        line = f'{{"conversation": [{", ".join(conversation)}]}}\n'
+        if SEPARATORS.search(line):
+            line = SEPARATORS.sub(lambda found: f"\\u{ord(found.group()):04x}", line)
+        self.stream.write(line)
+        self.hashes.append(hash(line))
+
+
+class Intake:
+    """One reading of all files: `writer` gets the conversations, `faults` what is wrong."""
+
+    def __init__(self, data: Data, writer: Writer) -> None:
+        self.data = data
+        self.writer = writer
+        self.faults = Faults()
+        self.progress = Progress()
+        self.chosen = {role: name for role, name in data.columns.model_dump().items() if name}
+        self.blank_dropped = self.as_text = self.breaks = 0
+        self.read: List[Dict[str, Any]] = []  # what was found in which file and sheet
+        self.skipped: List[str] = []
+
+    def file(self, path: Path, name: str) -> None:
+        """Read one file; whatever is wrong with it becomes a fault."""
+        try:
+            if path.suffix.lower() in (".json", ".jsonl"):
+                encoding, values = records.records(path)
+                self._records(name, encoding, values)
+            else:
+                values_or_none = records.parquet(path) if path.suffix.lower() == ".parquet" else None
+                if values_or_none is not None:
+                    self._records(name, "", values_or_none)
+                else:
+                    self._tables(path, name)
+        except Damaged as damaged:
+            remedy = " Save it again as .xlsx." if path.suffix.lower() in (".xlsx", ".xlsm") else ""
+            self.faults.add(name, f"cannot be opened: {damaged}.{remedy}")
+
+    def text(self, cell: Cell, place: str) -> Optional[str]:
+        """A cell's or key's text; None, with a fault unless blanks are skipped, if it is none."""
+        if cell is None or not (_is_visible(cell) or NO_TEXT.search(cell)):
+            if isinstance(cell, Odd):
+                self.faults.add(place, cell.why)
+            elif not self.data.skip_blank:
+                self.faults.blanks += 1
+                self.faults.add(place, "blank")
+            return None
+        if isinstance(cell, Odd):
+            self.faults.add(place, cell.why)
+            return None
+        if isinstance(cell, Shown):
+            self.as_text += 1
+            return str(cell)
+        text, count = BREAKS.subn("\n", cell)
+        self.breaks += count > 0
+        control = CONTROL.search(text)
+        if control:
+            self.faults.add(place, f"the chat control token {control.group()} in {_around(text, control)}")
+            return None
+        odd = NO_TEXT.search(text)
+        if odd:
+            what = "a character lost in an earlier conversion (U+FFFD)" if odd.group() == "\ufffd" else (
+                f"a character that is no text (U+{ord(odd.group()):04X})")  # fmt: skip
+            self.faults.add(place, f"{what} in {_around(text, odd)}")
+            return None
+        return text
+
+    def optional(self, cell: Cell, place: str) -> str:
+        """The same for a cell that may be blank: "" then."""
+        if cell is None or (not _is_visible(cell) and not isinstance(cell, Odd)):
+            return ""
+        return self.text(cell, place) or ""
+
+    # JSON
+
+    def _records(self, name: str, encoding: str, values: Iterable[Tuple[str, Any]]) -> None:
+        before = self.writer.turns
+
+        def columns(keys: List[str]) -> Optional[Tuple[str, str, Optional[str]]]:
+            try:
+                roles = names.find(keys, self.chosen).roles
+            except names.Doubt:
+                return None
+            if MORE in roles or not {QUESTION, ANSWER} <= set(roles):
+                return None
+            return keys[roles[QUESTION]], keys[roles[ANSWER]], keys[roles[SYSTEM]] if SYSTEM in roles else None
+
+        any_value = False
+        for number, (place, value) in enumerate(values):
+            any_value = True
+            if number & 1023 == 1023:
+                self.progress.step(name, 0.0)
+            where = f"{name}, {place}" if place else name
+            try:
+                turns = records.turns(value, columns)
+            except records.Wrong as wrong:
+                self.faults.add(where, str(wrong))
+                continue
+            self._conversation(turns, where)
+        if not any_value:
+            self.faults.add(name, "there are no rows in it")
+        self.read.append({"file": name, "encoding": encoding, "rows": self.writer.turns - before})
+
+    def _conversation(self, turns: Sequence[Turn], where: str) -> None:
+        """Check and write the turns of one record; a blank one drops them all."""
+        checked: List[Turn] = []
+        for at, turn in enumerate(turns, start=1):
+            which = f"{where}, turn {at}" if len(turns) > 1 else where
+            question = self.text(turn.question, f"{which}, question")
+            answer = self.text(turn.answer, f"{which}, answer")
+            system = self.optional(turn.system, f"{which}, system")
+            if at > 1 and system:
+                self.faults.add(which, "a system prompt behind the first turn")
+            if question is not None and answer is not None:
+                checked.append(Turn(question, answer, system))
+        if len(checked) == len(turns):
+            self.writer.many(checked)
+        else:
+            self.blank_dropped += len(turns)
+
+    # rows and columns
+
+    def _tables(self, path: Path, name: str) -> None:
+        wanted = list(self.data.sheet)
+        seen: List[str] = []
+        used = 0
+        for table in tables.tables(path, lambda cells: names.is_header(cells, self.chosen)):
+            seen.append(table.sheet)
+            if table.sheet:
+                if self.data.sheet and table.sheet not in wanted:
+                    continue
+                if table.hidden and not self.data.sheet:
+                    self.skipped.append(f"{name}, sheet {table.sheet} (hidden)")
+                    continue
+            used += self._table(table, name)
+        missing = [sheet for sheet in wanted if sheet not in seen] if any(seen) else []
+        if missing:
+            self.faults.add(name, f"there is no sheet {', '.join(missing)} (data.sheet). It has: {', '.join(seen)}")
+        elif not used:
+            if all(part.endswith(": empty") for part in self.skipped if part.startswith(name)):
+                self.faults.add(name, "there are no rows in it: it is empty")
+                return
+            mine = [part for part in self.skipped if part.startswith(f"{name}:") or part.startswith(f"{name}, sheet")]
+            self.skipped = [part for part in self.skipped if part not in mine]
+            found = "; ".join(part[len(name) :].lstrip(":, ") for part in mine)
+            what = "no sheet with a row that names" if any(seen) else "no row that names"
+            self.faults.add(
+                name,
+                f"{what} the questions and the answers. Found: {found or 'nothing'}. Call the header cells q and a, "
+                f"or say what they are called: data.columns.question=… data.columns.answer=…",
+            )
+
+    def _table(self, table: tables.Table, name: str) -> bool:
+        """Read one sheet; whether it has a header that names question and answer."""
+        place = f"{name}, sheet {table.sheet}" if table.sheet else name
+        rows = table.rows()
+        first: Optional[List[Cell]] = None
+        for _, cells in itertools.islice(rows, HEADER_WITHIN):
+            first = first or cells
+            if names.is_header(cells, self.chosen):
+                break
+        else:
+            shown = ", ".join(str(cell).strip()[:20] for cell in first or [] if cell) or "empty"
+            self.skipped.append(f"{place}: {shown}" if table.sheet else f"{name}: {shown}")
+            return False
+        try:
+            found = names.find(cells, self.chosen)
+        except names.Doubt as doubt:
+            self.faults.add(place, f"{doubt}.")
+            return True
+        roles = found.roles
+        before = self.writer.turns
+        grouped = _Conversations() if CONVERSATION in roles else None
+        width = len(cells)
+        question_at, answer_at, system_at = roles[QUESTION], roles[ANSWER], roles.get(SYSTEM)
+        more_at, called = roles.get(MORE), {role: str(cells[index]).strip() for role, index in roles.items()}
+        text, plainly, suspect = self.text, self.writer.plain, SUSPECT.search
+        plain = not {SYSTEM, CONVERSATION, MORE} & set(roles)
+        for number, (mark, cells) in enumerate(rows):
+            if number & 1023 == 1023:
+                self.progress.step(place, table.position())
+            if len(cells) < width:
+                cells = [*cells, *[None] * (width - len(cells))]
+            elif table.strict and len(cells) > width and any(cells[width:]):
+                extra = "".join(str(cell) for cell in cells[width:] if cell)
+                what = f"more cells than the header has: {extra[:40]!r}. Quote a cell that holds a separator"
+                self.faults.add(f"{place}, {table.place(mark)}", what)
+                continue
+            question, answer = cells[question_at], cells[answer_at]
+            if (
+                plain
+                and question.__class__ is answer.__class__ is str
+                and not suspect(question)  # type: ignore[arg-type]
+                and not suspect(answer)  # type: ignore[arg-type]
+                and question[:1].isalnum()  # type: ignore[index]
+                and answer[:1].isalnum()  # type: ignore[index]
+            ):
+                plainly(question, answer)  # type: ignore[arg-type]
+                continue  # nearly every row: what follows tells what is the matter with the others
+            row = table.place(mark)
+            at = f"{place}, {row}, column "
+            question = text(cells[question_at], at + called[QUESTION])
+            answer = text(cells[answer_at], at + called[ANSWER])
+            whole = question is not None and answer is not None
+            if more_at is not None and question is not None:
+                more = self.optional(cells[more_at], at + called[MORE])
+                question = f"{question}\n{more}" if more else question
+            system = self.optional(cells[system_at], at + called[SYSTEM]) if system_at is not None else ""
+            if grouped is not None:
+                group = self.optional(cells[roles[CONVERSATION]], at + called[CONVERSATION])
+                turn = self._turn(cells, roles, at, called) if group else None
+                grouped.add(group, turn, row, Turn(question or "", answer or "", system) if whole else None)
+            elif whole:
+                self.writer.many([Turn(question, answer, system)])  # type: ignore[arg-type]
+            else:
+                self.blank_dropped += 1
+        if grouped is not None:
+            for turns, where in grouped.all(self.faults, place):
+                if None in turns:
+                    self.blank_dropped += len(turns)
+                else:
+                    self.writer.many(_one_system(turns, self.faults, where))  # type: ignore[arg-type]
+        entry = {"file": name, "sheet": table.sheet, "encoding": table.note, "rows": self.writer.turns - before}
+        self.read.append({**entry, "unused": found.unused})
+        return True
+
+    def _turn(self, cells: Sequence[Cell], roles: Dict[str, int], at: str, called: Dict[str, str]) -> Optional[float]:
+        """The number of a turn, if there is a column for it."""
+        if TURN not in roles:
+            return None
+        cell = self.optional(cells[roles[TURN]], at + called[TURN])
+        digits = re.search(r"\d+(?:\.\d+)?", unicodedata.normalize("NFKC", cell))
+        if cell and not digits:
+            self.faults.add(at + called[TURN], f"a number is wanted, found {cell[:20]!r}")
+        return float(digits.group()) if digits else None
+
+
+class _Conversations:
+    """Rows of one sheet that belong together by their id, on disk: any number of rows may lie between them."""
+
+    def __init__(self) -> None:
+        self.base = sqlite3.connect("")  # a private file that goes with the connection
+        self.base.execute("CREATE TABLE rows (id TEXT, turn REAL, number INTEGER, place TEXT, turns TEXT)")
+        self.waiting: List[Tuple[Any, ...]] = []
+        self.number = 0
+
+    def add(self, group: str, turn: Optional[float], place: str, said: Optional[Turn]) -> None:
+        """One row; `said` is None where a cell is blank. Without an id a row stands alone."""
+        self.number += 1
+        # 1, 1.0 and １ are the same id to whoever typed them.
+        key = unicodedata.normalize("NFKC", group).strip()
+        key = re.sub(r"^(-?\d+)\.0+$", r"\1", key) if key else f"\0{self.number}"
+        text = json.dumps(said, ensure_ascii=False) if said else None
+        self.waiting.append((key, turn, self.number, place, text))
+        if len(self.waiting) == 1000:
+            self._flush()
+
+    def _flush(self) -> None:
+        self.base.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", self.waiting)
+        self.waiting.clear()
+
+    def all(self, faults: Faults, place: str) -> Iterator[Tuple[List[Optional[Turn]], str]]:
+        """(turns, place) of every conversation, where it began; turns by their number, else as they stand."""
+        self._flush()
+        self.base.execute("CREATE INDEX by_id ON rows (id)")
+        found = self.base.execute(
+            "SELECT id, turn, place, turns FROM rows"
+            " JOIN (SELECT id AS one, MIN(number) AS first FROM rows GROUP BY id) ON id = one"
+            " ORDER BY first, turn IS NULL, turn, number"
+        )
+        key, turns, numbers, where = None, [], [], ""  # type: ignore[var-annotated]
+        for one, turn, row, text in found:
+            if one != key:
+                if turns:
+                    yield turns, where
+                key, turns, numbers, where = one, [], [], f"{place}, {row}"
+            if turn in numbers and (turn is not None or any(number is not None for number in numbers)):
+                faults.add(f"{place}, {row}", f"turn {turn:g} of conversation {key} is there twice")
+            elif numbers and (turn is None) != (numbers[-1] is None):
+                faults.add(f"{place}, {row}", f"conversation {key} has turns with and without a number")
+            turns.append(Turn(*json.loads(text)) if text else None)
+            numbers.append(turn)
+        if turns:
+            yield turns, where
+
+
+def _one_system(turns: Sequence[Turn], faults: Faults, where: str) -> List[Turn]:
+    """The turns with the conversation's one system prompt in the first."""
+    given = {turn.system for turn in turns if turn.system}
+    if len(given) > 1:
+        shown = " and ".join(f"{text[:20]!r}" for text in sorted(given)[:2])
+        faults.add(where, f"this conversation has several system prompts: {shown}")
+    system = next(iter(given), "")
+    return [turn._replace(system=system if at == 0 else "") for at, turn in enumerate(turns)]
+
+
+def _is_visible(text: str) -> bool:
+    """Whether a text holds anything to see: no space, control or format character alone does."""
+    return any(unicodedata.category(c)[0] not in "CZ" and c not in INVISIBLE for c in text)
+
+
+def _around(text: str, found: Any) -> str:
+    """A fault's surroundings, shortened, with what cannot be shown replaced."""
+    part = text[max(0, found.start() - 12) : found.end() + 12].replace("\n", " ")
+    part = "".join("�" if unicodedata.category(c)[0] == "C" else c for c in part)
+    return f'"{"…" if found.start() > 12 else ""}{part}{"…" if found.end() + 12 < len(text) else ""}"'
+
+
+def files(run: Run) -> List[Tuple[Path, str]]:
+    """The recipe's files with their names, folders unfolded. Raises InputWrong for one that cannot be meant."""
     data = run.settings.data
-    found: List[Path] = []
-    for name in run.settings.data.files:
+    found: List[Tuple[Path, str]] = []
+    for name in data.files:
         path = Path(name)
         if not path.is_absolute():
             path = run.root / path
+        if path.is_dir():
+            inside = [(file, str(Path(name) / file.name)) for file in sorted(path.iterdir()) if _is_meant(file)]
+            if not inside:
+                raise InputWrong(f"The folder {name} holds no file of a known kind ({', '.join(KINDS)}).")
+            found += inside
+            continue
         if not path.is_file():
-            beside = sorted(p.name for p in path.parent.glob("*.xlsx")) if path.parent.is_dir() else []
+            beside = sorted(p.name for p in path.parent.glob("*") if _is_meant(p)) if path.parent.is_dir() else []
             there = f" {run.shown(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
             fetch = f" It is published: curl -fL -o {name} {data.url}\nOr" if data.url else " Put it there, or"
             raise InputWrong(
                 f"There is no workbook {name} (data.files of recipe {run.name}).{there}{fetch} "
                 f"name yours: data.files='[\"data/mine.xlsx\"]'."
             )
-        if path.suffix.lower() != ".xlsx":
-            raise InputWrong(f"{name} is not an Excel workbook (.xlsx). Save it as .xlsx in Excel, WPS or LibreOffice.")
         if data.sha256 and not found and digest(path) != data.sha256:
             raise InputWrong(
                 f"{name} is not the workbook that recipe {run.name} was made for: its sha256 is not "
                 f"{data.sha256[:12]}…. Fetch it again, or take yours as it is: data.sha256=''."
             )
-        found.append(path)
+        found.append((path, name))
+    for path, name in found:
+        if path.name.startswith("~$"):
+            raise InputWrong(f"{name} is the lock that Excel keeps while a workbook is open. Name {path.name[2:]}.")
+        if path.suffix.lower() in (".xls", ".xlsb", ".et", ".ods", ".numbers"):
+            raise InputWrong(f"{name} is of a kind that is not read. Save it as .xlsx in Excel, WPS or LibreOffice.")
+        if path.suffix.lower() not in KINDS:
+            raise InputWrong(f"{name} is of no known kind ({', '.join(KINDS)}). Save it as .xlsx or UTF-8 .csv.")
     return found
 
 
-def read(path: Path, name: str, faults: List[str]) -> Tuple[List[Row], List[str]]:
-    """Rows of every visible sheet with the columns q and a, in order; and the sheets' names.
+def _is_meant(path: Path) -> bool:
+    """Whether a file of a folder belongs to the data: no hidden ones, no locks, nothing of other kinds.
 
-    Every cell comes as text; blank, error and formula cells are added to `faults` as "file, sheet, row, column".
-    Raises InputWrong if no sheet has the columns, a column is there twice, or the file is no workbook.
+    Old workbooks count, so that they are refused and not left out in silence.
     """
-    try:
-        # Twice: formulas are wanted both as what they gave and as what they are. Foreign files make openpyxl
-        # raise anything; whatever it is, the file cannot be read.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            values = openpyxl.load_workbook(str(path), data_only=True)
-            formulas = openpyxl.load_workbook(str(path))
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        if path.open("rb").read(4) == b"\xd0\xcf\x11\xe0":
-            what = "it is an old .xls file or protected by a password"
-        raise InputWrong(f"{name} cannot be opened as an Excel workbook ({what}). Save it again as .xlsx.")
-    rows: List[Row] = []
-    used: List[str] = []
-    seen: List[str] = []
-    for sheet in values.worksheets:
-        if sheet.sheet_state != "visible":
-            continue
-        lines = sheet.iter_rows(values_only=True)
-        columns = _columns(next(lines, ()), f"{name}, sheet {sheet.title}")
-        if QUESTION not in columns or ANSWER not in columns:
-            seen.append(f"sheet {sheet.title}: {', '.join(columns) or 'empty'}")
-            continue
-        used.append(sheet.title)
-        for number, line in enumerate(lines, start=2):
-            # Rows that were formatted and never used are no rows; those with formulas without values are.
-            if not any(cell is not None for cell in line) and not any(c.value for c in formulas[sheet.title][number]):
-                continue
-            place = f"{name}, sheet {sheet.title}, row {number}"
-            texts = {}
-            for column in (CONVERSATION, QUESTION, ANSWER):
-                if column in columns:
-                    cell = formulas[sheet.title].cell(number, columns[column] + 1)
-                    texts[column] = _text(line[columns[column]], cell, f"{place}, column {column}", faults)
-            if texts[QUESTION] and texts[ANSWER]:
-                group = texts.get(CONVERSATION)
-                # A conversation id counts within its sheet.
-                rows.append((f"{sheet.title}\0{group}" if group else "", texts[QUESTION], texts[ANSWER]))
-    if not used:
-        raise InputWrong(
-            f"{name} has no sheet whose first row names the columns {QUESTION} and {ANSWER}. Found: {'; '.join(seen)}. "
-            f"Rename the header cells of the questions to {QUESTION} and of the answers to {ANSWER}."
-        )
-    return rows, used
-
-
-def _columns(header: Sequence[Any], place: str) -> Dict[str, int]:
-    """Column name → index. Case and spaces around a name do not count for the three names that are used."""
-    found: Dict[str, int] = {}
-    for index, cell in enumerate(header):
-        name = "" if cell is None else str(cell)
-        folded = unicodedata.normalize("NFKC", name).strip().lower()
-        name = folded if folded in (QUESTION, ANSWER, CONVERSATION) else name
-        if name in found and name in (QUESTION, ANSWER, CONVERSATION):
-            raise InputWrong(f"{place}: the column {name} is there twice. Rename or delete one.")
-        if name:
-            found.setdefault(name, index)
-    return found
-
-
-def _text(value: Any, cell: Any, place: str, faults: List[str]) -> Optional[str]:
-    """A cell as text: numbers and truth values as Excel shows them, dates ISO; None, and a fault, if there is none.
-
-    A blank conversation id is no fault: the row stands alone.
-    """
-    optional = place.endswith(f"column {CONVERSATION}")
-    if isinstance(value, str):
-        if cell.data_type == "e" or value in ERRORS:
-            faults.append(f"{place}: the error {value}")
-            return None
-        text = value.replace("\r\n", "\n")
-    elif isinstance(value, bool):
-        text = str(value).upper()
-    elif isinstance(value, float) and value.is_integer():
-        text = str(int(value))
-    elif isinstance(value, datetime.datetime) and value.time() == datetime.time():
-        text = value.date().isoformat()
-    else:
-        text = "" if value is None else str(value)
-    if value is None and cell.data_type == "f":
-        faults.append(f"{place}: a formula without a stored value; open the file in Excel and save it")
-        return None
-    # Format characters (zero-width space, joiners, byte order mark) and control characters are not text.
-    if all(unicodedata.category(c)[0] in "CZ" for c in text):
-        if not optional:
-            faults.append(f"{place}: blank")
-        return None
-    return text.strip() if optional else text
-
-
-def conversations(rows: List[Row], system: str) -> Iterator[List[Dict[str, str]]]:
-    """XTuner conversations: lists of turns {system?, input, output}; rows of one id are one, where it began."""
-    grouped: Dict[Any, List[Row]] = {}
-    for number, row in enumerate(rows):
-        grouped.setdefault(row[0] or number, []).append(row)
-    for turns in grouped.values():
-        conversation: List[Dict[str, str]] = []
-        for _, question, answer in turns:
-            turn = {"input": question, "output": answer}
-            conversation.append(turn if conversation or not system else {"system": system, **turn})
-        yield conversation
+    kind = path.suffix.lower() in (*KINDS, ".xls", ".xlsb", ".et", ".ods", ".numbers")
+    return path.is_file() and kind and not path.name.startswith((".", "~$"))
 
 
 def reads(run: Run) -> Dict[str, Any]:
-    return {"files": list(map(str, run.settings.data.files)), "settings": run.settings.data.model_dump(),
-            "code": Path(__file__), **{f"file{i}": path for i, path in enumerate(files(run))}}  # fmt: skip
+    here = Path(__file__)
+    return {
+        "files": [name for _, name in files(run)], "settings": run.settings.data.model_dump(),
+        "code": here, "intake": here.parent / "intake",
+        **{f"file{i}": path for i, (path, _) in enumerate(files(run))},
+    }  # fmt: skip
 
 
 def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Write dataset.jsonl. Figures: rows, conversations, longest in turns, exact duplicates, blanks dropped.
+    """Write dataset.jsonl. Figures: rows, conversations, longest in turns, exact duplicates, what was dropped or
+    changed, what was found in which file.
 
-    Raises InputWrong with every blank cell's place (the first 20, then a count); nothing is written then.
+    Raises InputWrong with the place of every fault (the first 20, then a count); nothing is written then.
     """
-    rows: List[Row] = []
-    faults: List[str] = []
-    sheets = []
-    for index, (path, name) in enumerate(zip(files(run), run.settings.data.files)):
-        new, used = read(path, name, faults)
-        rows += [(f"{index}\0{group}" if group else "", question, answer) for group, question, answer in new]
-        sheets += [f"{name}: {sheet}" for sheet in used]
-    if faults and not run.settings.data.skip_blank:
-        more = [f"… and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    data = run.settings.data
+    control = CONTROL.search(data.system) or NO_TEXT.search(data.system)
+    if control:
         raise InputWrong(
-            "\n".join(faults[:SHOWN] + more)
-            + "\nFill the cells, delete the rows, or drop them with data.skip_blank=true."
+            f"data.system of recipe {run.name} holds {control.group()!r}, which the model takes for a sign of its own."
         )
-    if not rows:
-        raise InputWrong(
-            f"{', '.join(run.settings.data.files)}: there are no rows below the header. Nothing to train on."
-        )
-    made = list(conversations(rows, run.settings.data.system))
-    with (out / "dataset.jsonl").open("w", encoding="utf-8") as stream:
-        for conversation in made:
-            stream.write(json.dumps({"conversation": conversation}, ensure_ascii=False) + "\n")
+    target = out / "dataset.jsonl"
+    with target.open("w", encoding="utf-8", newline="\n") as stream:
+        writer = Writer(stream, data.system)
+        intake = Intake(data, writer)
+        try:
+            for path, name in files(run):
+                intake.file(path, name)
+        finally:
+            intake.progress.stop()
+    intake.faults.refuse()
+    if not writer.turns:
+        raise InputWrong(f"{', '.join(data.files)}: there are no rows below the header. Nothing to train on.")
+    conversations = len(writer.hashes)
+    duplicates = conversations - _deduplicated(target, writer.hashes, data.dedupe)
     return {
-        "rows": len(rows),
-        "conversations": len(made),
-        "longest": max(len(turns) for turns in made),
-        "duplicates": len(rows) - len(set(rows)),
-        "blank_dropped": len(faults),
-        "sheets": sheets,
+        "rows": writer.turns,
+        "conversations": conversations - (duplicates if data.dedupe else 0),
+        "longest": max(1, writer.longest),
+        "duplicates": 0 if data.dedupe else duplicates,
+        "duplicates_dropped": duplicates if data.dedupe else 0,
+        "blank_dropped": intake.blank_dropped,
+        "numbers_as_text": intake.as_text,
+        "line_breaks_changed": intake.breaks,
+        "read": intake.read,
+        "skipped": intake.skipped,
     }
+
+
+def _deduplicated(target: Path, hashes: Any, drop: bool) -> int:
+    """How many different conversations there are; with `drop` every later copy is taken out of `target`."""
+    if len(hashes) < 1 << 18 and not drop:  # few enough: importing numpy would take longer
+        return len(set(hashes))
+    import numpy
+
+    values = numpy.frombuffer(hashes, dtype="int64")
+    if not drop:
+        values.sort()  # in place: nothing more is kept in memory
+        return 1 + int(numpy.count_nonzero(values[1:] != values[:-1]))
+    first = numpy.unique(values, return_index=True)[1]
+    if len(first) < len(values):
+        keep = numpy.zeros(len(values), dtype=bool)
+        keep[first] = True
+        part = target.with_name("dataset.unique")
+        with target.open("rb") as old, part.open("wb") as new:
+            new.writelines(line for line, kept in zip(old, keep) if kept)
+        part.replace(target)
+    return len(first)
+
+
+def sample(path: Path) -> List[List[Dict[str, str]]]:
+    """The conversations of one file with the usual names, without a system prompt. Raises InputWrong."""
+    stream = io.StringIO()
+    intake = Intake(Data(files=[str(path)]), Writer(stream, ""))
+    intake.file(path, path.name)
+    intake.faults.refuse()
+    return [json.loads(line)["conversation"] for line in stream.getvalue().splitlines()]
+
+
+def conversations(path: Path) -> Iterator[List[Dict[str, str]]]:
+    """The conversations of a dataset.jsonl, one by one."""
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            yield json.loads(line)["conversation"]

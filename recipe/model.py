@@ -132,10 +132,10 @@ def _make_tiny(place: Path, tokenizer_model: Optional[Path]) -> None:
     """A tiny InternLM2 with the given tokenizer, else with one trained on the sample workbook's text."""
     from . import data, tiny
 
-    rows, _ = data.read(SAMPLE, SAMPLE.name, [])
+    texts = [text for turns in data.sample(SAMPLE) for turn in turns for text in turn.values()]
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(str(part), ignore_errors=True)
-    tiny.make(part, [text for _, *texts in rows for text in texts], tokenizer_model=tokenizer_model)
+    tiny.make(part, texts, tokenizer_model=tokenizer_model)
     os.replace(str(part), str(place))
 
 

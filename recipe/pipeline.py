@@ -41,7 +41,7 @@ def says(name: str, figures: Dict[str, Any]) -> str:
     """One line on what a stage did."""
     f = figures
     lines: Dict[str, Callable[[], str]] = {
-        "data": lambda: f"{f['rows']} rows, {f['conversations']} conversations, {f['duplicates']} duplicates",
+        "data": lambda: _data_says(f),
         "plan": lambda: (
             f"{f['tokens']:,} tokens, {f['tokens_kept'] / f['tokens']:.1%} kept in {f['packs']} packs; "
             f"{f['iterations']} iterations, {f['updates']} updates"
@@ -54,6 +54,17 @@ def says(name: str, figures: Dict[str, Any]) -> str:
         "chat": lambda: f"{len(f['samples'])} questions asked of base and merged model",
     }
     return lines[name]()
+
+
+def _data_says(f: Dict[str, Any]) -> str:
+    """Counts; and what a user would not expect: other encodings, what was dropped, sheets that were not read."""
+    parts = [f"{f['rows']} rows, {f['conversations']} conversations, {f['duplicates']} duplicates"]
+    if f["blank_dropped"] or f["duplicates_dropped"]:
+        parts.append(f"dropped {f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates")
+    parts += [f"{one['file']} is {one['encoding']}" for one in f["read"] if one["encoding"] not in ("", "UTF-8")]
+    if f["skipped"]:
+        parts.append(f"not read: {'; '.join(f['skipped'])}")
+    return "; ".join(parts)
 
 
 def run_stages(run: Run, command: str, console: Console) -> None:

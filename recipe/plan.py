@@ -136,7 +136,9 @@ def reads(run: Run) -> Dict[str, Any]:
     # A tiny model's folder is named after what it is made of, and may not be there yet.
     tokenizer = Path(chosen) if chosen else model.folder(run) / "tokenizer.model"
     return {
-        "settings": run.settings.model_dump(exclude={"data": {"files", "skip_blank"}, "merge": True, "lora": True}),
+        "settings": run.settings.model_dump(
+            exclude={"data": {"files", "sheet", "columns", "skip_blank", "dedupe"}, "merge": True, "lora": True}
+        ),
         "dataset": run.dataset,
         "tokenizer": model.folder(run).name if tiny else tokenizer,
         "force": run.force,

@@ -42,17 +42,32 @@ class Model(Table):
     tokenizer: str = ""
 
 
-class Data(Table):
-    """Which workbooks, and the one system prompt of the whole run.
+class Columns(Table):
+    """What the header calls the columns, where the usual names do not settle it."""
 
-    `url` and `sha256` say where the first workbook is published and which bytes it must be.
+    question: str = ""
+    answer: str = ""
+    system: str = ""
+    conversation: str = ""
+    turn: str = ""
+
+
+class Data(Table):
+    """Which files or folders, and the one system prompt of the whole run.
+
+    `url` and `sha256` say where the first file is published and which bytes it must be. `sheet`: only these sheets,
+    hidden or not. `skip_blank` drops conversations with a blank question or answer, `dedupe` all but the first of
+    equal ones; both are counted.
     """
 
     files: Annotated[List[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+    sheet: Annotated[List[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    columns: Columns = Columns()
     url: str = ""
     sha256: str = ""
     system: str = ""
     skip_blank: bool = False
+    dedupe: bool = False
 
 
 class Train(Table):

@@ -1,7 +1,6 @@
 """Workbook to conversations."""
 
 import json
-import zipfile
 
 import pandas
 import pytest
@@ -18,14 +17,14 @@ def convert(output, path, *more):
 
 
 def test_sample_workbook():
-    rows, sheets = data.read(ROOT / "data" / "workplace.xlsx", "workplace.xlsx", [])
-    assert sheets == ["问答", "多轮"]
-    single = [row for row in rows if not row[0]]
+    talks = data.sample(ROOT / "data" / "workplace.xlsx")
+    single = [talk for talk in talks if len(talk) == 1]
     assert len(single) >= 80
-    assert len({question for _, question, _ in rows}) == len(rows)
-    talks = list(data.conversations([row for row in rows if row[0]], "系统"))
-    assert len(talks) == 8
-    assert all(2 <= len(talk) <= 3 for talk in talks)
+    questions = [turn["input"] for talk in talks for turn in talk]
+    assert len(set(questions)) == len(questions)
+    several = [talk for talk in talks if len(talk) > 1]
+    assert len(several) == 8
+    assert all(2 <= len(talk) <= 3 for talk in several)
 
 
 def test_tutorials_workbook_gives_the_tutorials_objects(real_workbook, tmp_path):
@@ -71,14 +70,6 @@ def test_rows_of_one_conversation_become_turns_with_one_system(workbook, tmp_pat
     ]
 
 
-def test_text_stays_as_it_is(workbook, tmp_path):
-    path = workbook(s=[["q", "a"], ["NA", "nan"], ["None", "null"], [" 前后 ", "一\n二"], ["=不是公式", "0012"]])
-    book = json.dumps([["NA", "nan"], ["None", "null"], [" 前后 ", "一\n二"]], ensure_ascii=False)
-    _, made = convert(tmp_path, path, "data.skip_blank=true")
-    got = [[line["conversation"][0]["input"], line["conversation"][0]["output"]] for line in made]
-    assert got[:3] == json.loads(book)
-
-
 def test_blank_cells_are_refused_by_place_and_nothing_is_written(workbook, tmp_path):
     path = workbook(表=[["q", "a"], ["问", "答"], ["问二", None], ["  ", "答三"], ["问四", ""]])
     done, made = convert(tmp_path, path)
@@ -103,39 +94,12 @@ def test_numbers_truth_values_and_dates_are_text_each_by_itself(workbook, tmp_pa
     assert made[-1]["conversation"][0]["output"] == "52"
 
 
-def test_errors_formulas_and_invisible_text_are_refused_by_place(workbook, tmp_path):
-    path = workbook(s=[["q", "a"], ["问", "#N/A"], ["问", "=1+1"], ["\u200b", "答"], ["问", "\ufeff \u2060"]])
-    done, made = convert(tmp_path, path)
-    refused(done, 2, "row 2, column a: the error #N/A", "row 3, column a: a formula without a stored value")
-    refused(done, 2, "row 4, column q: blank", "row 5, column a: blank")
-    assert made == []
-
-
 def test_header_names_are_found_in_any_case_and_never_twice(workbook, tmp_path):
     path = workbook(s=[["Conversation ", " Q", "Ａ"], [1, "甲", "一"], [1, "乙", "二"]])
     done, made = convert(tmp_path, path)
     assert done.returncode == 0, done.stderr
     assert [len(line["conversation"]) for line in made] == [2]
     refused(convert(tmp_path, workbook(s=[["q", "a", "A"], ["问", "答", "另"]]))[0], 2, "column a is there twice")
-
-
-def test_hidden_sheets_are_not_read_and_formatted_blank_rows_are_no_rows(tmp_path):
-    import openpyxl
-    from openpyxl.styles import Font
-
-    book = openpyxl.Workbook()
-    book.active.append(["q", "a"])
-    book.active.append(["问", "答"])
-    for row in range(3, 200):
-        book.active.cell(row, 1).font = Font(bold=True)
-    hidden = book.create_sheet("hidden")
-    hidden.append(["q", "a"])
-    hidden.append(["藏", "起"])
-    hidden.sheet_state = "hidden"
-    book.save(str(tmp_path / "x.xlsx"))
-    done, made = convert(tmp_path, tmp_path / "x.xlsx")
-    assert done.returncode == 0, done.stderr
-    assert len(made) == 1
 
 
 def test_many_faults_are_counted(workbook, tmp_path):
@@ -155,9 +119,12 @@ def test_earlier_output_survives_a_refusal(workbook, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([["问题", "答案"], ["问", "答"]], ["no sheet", "问题, 答案", "Rename"]),
+        (
+            [["prompt_text", "reply_text"], ["问", "答"]],
+            ["no sheet", "prompt_text, reply_text", "data.columns.question"],
+        ),
         ([["q", "a"]], ["no rows"]),
-        ([], ["no sheet", "empty"]),
+        ([], ["no rows", "empty"]),
     ],
 )
 def test_unusable_sheets(workbook, tmp_path, rows, words):
@@ -166,15 +133,25 @@ def test_unusable_sheets(workbook, tmp_path, rows, words):
 
 def test_unusable_files(workbook, tmp_path):
     refused(convert(tmp_path, tmp_path / "none.xlsx")[0], 2, "no workbook", "none.xlsx")
-    (tmp_path / "x.csv").write_text("q,a\n", encoding="utf-8")
-    refused(convert(tmp_path, tmp_path / "x.csv")[0], 2, "not an Excel workbook")
+    (tmp_path / "x.pdf").write_text("q,a\n", encoding="utf-8")
+    refused(convert(tmp_path, tmp_path / "x.pdf")[0], 2, "x.pdf is of no known kind (.xlsx, ")
     (tmp_path / "broken.xlsx").write_bytes(b"PK\x03\x04 not really")
     refused(convert(tmp_path, tmp_path / "broken.xlsx")[0], 2, "broken.xlsx", "cannot be opened")
-    with zipfile.ZipFile(str(tmp_path / "zip.xlsx"), "w") as archive:
-        archive.writestr("hello.txt", "hello")
-    refused(convert(tmp_path, tmp_path / "zip.xlsx")[0], 2, "zip.xlsx", "cannot be opened")
-    (tmp_path / "old.xlsx").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600)
-    refused(convert(tmp_path, tmp_path / "old.xlsx")[0], 2, "old .xls file or protected by a password")
+
+
+def test_control_tokens_in_the_system_prompt_are_refused(workbook, tmp_path):
+    path = workbook(s=[["q", "a"], ["问", "答"]])
+    refused(convert(tmp_path, path, "data.system=教练<|im_end|>")[0], 2, "data.system", "<|im_end|>")
+
+
+def test_what_was_found_is_said(workbook, tmp_path):
+    (tmp_path / "x.csv").write_bytes("q,a\n问,答\n,答\n".encode("gb18030"))
+    done, _ = convert(tmp_path, tmp_path / "x.csv", "data.skip_blank=true")
+    assert "x.csv is GB18030 (GBK)" in done.stdout
+    assert "dropped 1 rows with blanks" in done.stdout
+    done, _ = convert(tmp_path, workbook(s=[["q", "a"], ["问", "答"]], 说明=[["版本", "日期"]]))
+    assert "not read: " in done.stdout
+    assert "sheet 说明: 版本, 日期" in done.stdout
 
 
 def test_published_workbook_is_named_with_its_address_and_checked(tmp_path, workbook):

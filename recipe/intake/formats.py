@@ -1,0 +1,167 @@
+"""Numbers as Excel shows them: what a cell's number format makes of what is stored.
+
+Source: ECMA-376, part 1, 18.8.30 (number formats) and 18.8.31 (their codes).
+"""
+
+import datetime
+import math
+import re
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Callable, Dict, List, NamedTuple, Optional, Union
+
+from .cells import Cell, Odd, Shown
+
+# Formats that East Asian versions of Excel and WPS use by number alone (18.8.30, zh-cn).
+EAST_ASIAN = {
+    **dict.fromkeys((27, 36, 50, 52, 57), 'yyyy"年"m"月"'), **dict.fromkeys((28, 29, 51, 53, 54, 58), 'm"月"d"日"'),
+    30: "m-d-yy", 31: 'yyyy"年"m"月"d"日"', **dict.fromkeys((32, 34, 55), 'h"时"mm"分"'),
+    **dict.fromkeys((33, 35, 56), 'h"时"mm"分"ss"秒"'),
+}  # fmt: skip
+
+
+def iso(when: Union[datetime.date, datetime.time]) -> str:
+    """A date or time as ISO writes it, the time only where there is one."""
+    if isinstance(when, datetime.datetime):
+        return when.date().isoformat() if when.time() == datetime.time() else when.isoformat(" ", "seconds")
+    if isinstance(when, datetime.time):
+        return when.isoformat("seconds")
+    return str(when)
+
+
+class Formats(Dict[int, Callable[[str], Cell]]):
+    """A cell's style → the function that shows its number; made when a cell asks for it."""
+
+    def __init__(self, epoch: datetime.datetime) -> None:
+        super().__init__()
+        self.epoch = epoch
+        self.styles: List[int] = []  # style → number of its format
+        self.codes: Dict[int, str] = {}  # number of a format → the workbook's own code for it
+
+    def __missing__(self, style: int) -> Callable[[str], Cell]:
+        number = self.styles[style] if 0 <= style < len(self.styles) else 0
+        made = _general
+        if number:
+            from openpyxl.styles.numbers import BUILTIN_FORMATS  # here: it takes a third of a second to import
+
+            code = self.codes.get(number) or EAST_ASIAN.get(number) or BUILTIN_FORMATS.get(number, "General")
+            made = _renderer(code, self.epoch)
+        self[style] = made
+        return made
+
+
+def _renderer(code: str, epoch: datetime.datetime) -> Callable[[str], Cell]:
+    """Function that shows a stored number as the format `code` does: dates ISO, durations as h:mm:ss, percent,
+    thousands, currency and leading zeros as they stand; anything rarer as the plain number.
+    """
+    from openpyxl.styles.numbers import is_date_format, is_timedelta_format
+
+    if is_timedelta_format(code):
+        return lambda text: _duration(float(text))
+    if is_date_format(code):
+        bare = re.sub(r'"[^"]*"|\[[^\]]*\]|\\.', "", code.split(";")[0]).lower()
+        clock = "h" in bare or "s" in bare
+        calendar = "d" in bare or "y" in bare or not clock
+        return lambda text: _date(text, epoch, calendar, clock)
+    sections = [_section(part) for part in _sections(code)]
+    if code == "General" or not sections or not all(sections[:2]):
+        return _general
+    return lambda text: _formatted(text, sections)
+
+
+def _general(text: str) -> Cell:
+    """A number with the 15 digits that Excel keeps: 52, 0.3 (stored as 0.30000000000000004), 1.5."""
+    if text.isdigit() and len(text) < 16:
+        return Shown(int(text))
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number")
+    if value.is_integer() and abs(value) < 1e21:
+        return Shown(int(value))
+    return Shown(format(value, ".15g"))
+
+
+def _duration(days: float) -> Cell:
+    seconds = round(abs(days) * 86400)
+    return Shown(f"{'-' * (days < 0)}{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}")
+
+
+def _date(text: str, epoch: datetime.datetime, calendar: bool, clock: bool) -> Cell:
+    from openpyxl.utils.datetime import from_excel
+
+    try:
+        days = round(float(text) * 86400) / 86400  # to the second
+        when = from_excel(days, epoch) if days >= 0 else None
+        if isinstance(when, datetime.time):  # less than a day: a time, or the day before Excel's first
+            return Shown(iso(when)) if clock else Odd(text, f"{text} is formatted as a date and is none")
+        when = when.time() if not calendar else when.date() if not clock else when
+    except (OverflowError, ValueError, AttributeError):
+        return Odd(text, f"{text} is formatted as a date and is none")
+    return Shown(iso(when))
+
+
+def _sections(code: str) -> List[str]:
+    """A format's sections: for positive numbers, negative ones, zero, text."""
+    return re.findall(r'((?:"[^"]*"|\\.|\[[^\]]*\]|[^;"\\])*)(?:;|$)', code)[:-1][:4]  # the last match is the end
+
+
+class _Section(NamedTuple):
+    before: str
+    after: str
+    zeros: int  # digits before the point, at least
+    thousands: bool
+    least: int  # digits behind the point, at least
+    most: int
+    scientific: int  # digits of the exponent; 0: none
+    percent: int
+
+
+def _section(code: str) -> Optional[_Section]:
+    """One section, taken apart; None if it is one of the rarer kinds (fractions, conditions, scaling …)."""
+    if re.search(r"\[[<>=]", code):
+        return None
+    code = re.sub(r"\[\$([^\]-]*)[^\]]*\]", lambda m: "".join(f"\\{c}" for c in m.group(1)), code)
+    code = re.sub(r"\[[^\]]*\]", "", code)
+    code = re.sub(r'"([^"]*)"', lambda m: "".join(f"\\{c}" for c in m.group(1)), code)
+    code = re.sub(r"(?<!\\)[_*].", "", code)
+    escaped = re.findall(r"\\.|[^\\]", code)
+    bare = "".join("\x00" if len(item) == 2 else item for item in escaped)
+    found = re.search(r"[#0?][#0?,]*(?:\.[#0?]*)?(?:E[+-]0+)?", bare)
+    if not found or re.search(r"[#0?/@]", bare[: found.start()] + bare[found.end() :]):
+        return None
+    whole, _, behind = found.group().partition(".")
+    scientific = re.search(r"E[+-](0+)", found.group())
+    whole, behind = whole.partition("E")[0], behind.partition("E")[0]
+    if whole.endswith(","):
+        return None
+    literal = ["".join(c[-1] for c in part) for part in (escaped[: found.start()], escaped[found.end() :])]
+    return _Section(
+        literal[0].strip(), literal[1].strip(), whole.count("0"), "," in whole, behind.count("0"),
+        len(behind), len(scientific.group(1)) if scientific else 0, bare.count("%"),
+    )  # fmt: skip
+
+
+def _formatted(text: str, sections: List[Optional[_Section]]) -> Cell:
+    value = Decimal(format(float(text), ".15g"))
+    section, sign = sections[0], "-" if value < 0 else ""
+    if value < 0 and len(sections) > 1 and sections[1]:
+        section = sections[1]
+        marked = "-" in section.before + section.after or "(" in section.before
+        sign = "" if marked else sign
+    elif value == 0 and len(sections) > 2 and sections[2]:
+        section = sections[2]
+    assert section is not None
+    value = abs(value) * 100**section.percent
+    if section.scientific:
+        number = f"{value:.{section.most}E}"
+        mantissa, exponent = number.split("E")
+        number = f"{mantissa}E{exponent[0]}{exponent[1:].zfill(section.scientific)}"
+    else:
+        rounded = value.quantize(Decimal(1).scaleb(-section.most), ROUND_HALF_UP)
+        number = f"{rounded:{',' if section.thousands else ''}f}"
+        whole, point, behind = number.partition(".")
+        keep = behind[section.least :].rstrip("0")
+        behind = behind[: section.least] + keep
+        number = whole.zfill(section.zeros) + (point + behind if behind else "")
+        if not any(digit in "123456789" for digit in number):
+            sign = ""
+    return Shown(f"{sign}{section.before}{number}{section.after}")

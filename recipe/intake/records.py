@@ -1,0 +1,244 @@
+"""JSON and JSON Lines as conversations: XTuner's own form, Alpaca, ShareGPT, OpenAI messages, or named columns.
+
+    XTuner    {"conversation": [{"system"?, "input", "output"}, …]}
+    ShareGPT  {"conversations": [{"from": "human" | "gpt" | "system", "value"}, …], "system"?}
+    OpenAI    {"messages": [{"role": "user" | "assistant" | "system", "content"}, …]}
+    Alpaca    {"instruction", "input"?, "output", "system"?, "history"?: [[question, answer], …]}
+    columns   {"q", "a"} or any other names that a workbook's header may have
+
+Sources: XTuner 0.1.14 docs (dataset_format), stanford_alpaca, FastChat and OpenAI's fine-tuning format.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from .cells import Damaged
+from .tables import NAMES, encoding
+
+USER = ("human", "user", "question", "prompter")
+ASSISTANT = ("gpt", "assistant", "chatgpt", "bot", "model", "answer", "bing", "bard")
+WANTED = (
+    "conversation (XTuner), conversations (ShareGPT), messages (OpenAI), instruction and output (Alpaca), or q and a"
+)
+LISTS = ("data", "train", "rows", "examples", "conversations")  # keys under which a whole file's list may stand
+
+
+class Turn(NamedTuple):
+    """One turn; `system` only where the file gives one."""
+
+    question: str
+    answer: str
+    system: str = ""
+
+
+class Wrong(Exception):
+    """What is wrong with one record."""
+
+
+def records(path: Path) -> Tuple[str, Iterator[Tuple[str, Any]]]:
+    """(encoding found, the file's JSON values with their places: "line 3" or "item 3").
+
+    A value that is no JSON comes as a Wrong with line and column. An array counts item by item. Raises Damaged.
+    """
+    name = encoding(path)
+    return NAMES.get(name, name.upper()), _values(path, name)
+
+
+def _values(path: Path, name: str) -> Iterator[Tuple[str, Any]]:
+    try:
+        with path.open(encoding=name) as stream:
+            first = ""
+            while not first.strip():
+                first = stream.readline()
+                if not first:
+                    return
+        whole = first.lstrip().startswith("[") or (path.suffix.lower() == ".json" and not _is_value(first))
+        if whole:
+            # One value over many lines can only be read whole.
+            yield from _items(path.read_text(encoding=name))
+            return
+        with path.open(encoding=name) as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield f"line {number}", _loaded(line, number)
+    except UnicodeDecodeError as error:
+        raise Damaged(f"it is not {NAMES.get(name, name)} throughout ({error.reason})") from None
+
+
+def _is_value(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _items(text: str) -> Iterator[Tuple[str, Any]]:
+    value = _loaded(text, 0)
+    if isinstance(value, dict):
+        lists = [key for key in LISTS if isinstance(value.get(key), list)]
+        # {"conversations": […]} may be one ShareGPT record as well as a file of records.
+        if len(lists) == 1 and not _turns_of(value, lists[0]):
+            value = value[lists[0]]
+    if not isinstance(value, list):
+        value = [value]
+    for number, item in enumerate(value, start=1):
+        yield f"item {number}" if not isinstance(item, Wrong) else "", item
+
+
+def _turns_of(value: Dict[str, Any], key: str) -> bool:
+    return key == "conversations" and all(
+        isinstance(turn, dict) and {"from", "role"} & set(turn) for turn in value[key]
+    )
+
+
+def _loaded(text: str, line: int) -> Any:
+    """The JSON value of `text`, or a Wrong; `line` is the line's number, 0 for a whole file."""
+
+    def once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+        if len({key for key, _ in pairs}) != len(pairs):
+            keys = [key for key, _ in pairs]
+            raise Wrong(f"the key {next(key for key in keys if keys.count(key) > 1)} stands twice in one object")
+        return dict(pairs)
+
+    def constant(name: str) -> Any:
+        raise Wrong(f"{name} is no JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=constant)
+    except Wrong as wrong:
+        return wrong
+    except json.JSONDecodeError as error:
+        near = text[max(0, error.pos - 12) : error.pos + 12].strip().replace("\n", " ")
+        what = error.msg[0].lower() + error.msg[1:]
+        place = f"column {error.colno}" if line else f"line {error.lineno}, column {error.colno}"
+        return Wrong(f"{place}: {what}, at …{near}…")
+    except (RecursionError, ValueError) as error:
+        return Wrong(f"no JSON that can be read ({error})")
+
+
+def parquet(path: Path) -> Optional[Iterator[Tuple[str, Any]]]:
+    """The rows of a Parquet file as records, if it holds conversations; None if it holds plain columns."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(str(path))
+    except (ArrowException, OSError, ValueError):
+        return None  # tables.py says what is wrong with it
+    if not {"conversation", "conversations", "messages"} & set(file.schema_arrow.names):
+        return None
+    rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def turns(record: Any, columns: Any) -> List[Turn]:
+    """The turns of one record; `columns(names)` tells which of a record's keys are question and answer.
+
+    Raises Wrong, which says what is wrong. Blank texts are not looked for here.
+    """
+    if isinstance(record, Wrong):
+        raise record
+    if not isinstance(record, dict):
+        raise Wrong(f"an object is wanted, found {_kind(record)}")
+    if "conversation" in record:
+        return [_xtuner(turn, at) for at, turn in enumerate(_list(record, "conversation"), start=1)]
+    for key, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
+        if key in record:
+            return _chat(record, key, role, text)
+    if "instruction" in record and "output" in record:
+        return _alpaca(record)
+    found = columns(list(record))
+    if found is None:
+        raise Wrong(f"found {', '.join(map(str, record)) or 'no keys'}; wanted: {WANTED}")
+    question, answer, system = found
+    return [Turn(_text(record, question), _text(record, answer), _text(record, system) if system else "")]
+
+
+def _xtuner(turn: Any, at: int) -> Turn:
+    if not isinstance(turn, dict):
+        raise Wrong(f"turn {at}: an object is wanted, found {_kind(turn)}")
+    system = _text(turn, "system", f"turn {at}: ") if turn.get("system") is not None else ""
+    return Turn(_text(turn, "input", f"turn {at}: "), _text(turn, "output", f"turn {at}: "), system)
+
+
+def _alpaca(record: Dict[str, Any]) -> List[Turn]:
+    made = []
+    for at, pair in enumerate(record.get("history") or [], start=1):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise Wrong(f"history {at}: [question, answer] is wanted, found {_kind(pair)}")
+        made.append(Turn(*pair))
+    question = _text(record, "instruction")
+    more = _text(record, "input") if record.get("input") is not None else ""
+    made.append(Turn(f"{question}\n{more}" if more.strip() else question, _text(record, "output")))
+    if record.get("system") is not None:
+        made[0] = made[0]._replace(system=_text(record, "system"))
+    return made
+
+
+def _chat(record: Dict[str, Any], key: str, role: str, text: str) -> List[Turn]:
+    """Messages of changing roles: a system message first or none, then question and answer by turns."""
+    system = _text(record, "system") if record.get("system") is not None else ""
+    question: Optional[str] = None
+    made: List[Turn] = []
+    for at, message in enumerate(_list(record, key), start=1):
+        where = f"message {at}: "
+        if not isinstance(message, dict):
+            raise Wrong(f"{where}an object is wanted, found {_kind(message)}")
+        if not {role, text} <= set(message):
+            other = ("from", "value") if role == "role" else ("role", "content")
+            if set(other) <= set(message):
+                role, text = other
+            else:
+                hint = "; conversation is the key for turns of input and output" if "input" in message else ""
+                raise Wrong(f"{where}found {', '.join(message) or 'no keys'} in {key}; wanted: {role}, {text}{hint}")
+        who = message[role]
+        said = _text(message, text, where)
+        if who == "system":
+            if at > 1:
+                raise Wrong(f"{where}a system prompt behind the first message")
+            system = said
+        elif who in USER:
+            if question is not None:
+                raise Wrong(f"{where}a second question before an answer")
+            question = said
+        elif who in ASSISTANT:
+            if question is None:
+                raise Wrong(f"{where}an answer without a question before it")
+            made.append(Turn(question, said, "" if made else system))
+            question = None
+        else:
+            raise Wrong(f"{where}{role} {who!r} is not known; known are system, {USER[0]}, {USER[1]}, {ASSISTANT[0]}, "
+                        f"{ASSISTANT[1]}")  # fmt: skip
+    if question is not None:
+        raise Wrong("the last question has no answer")
+    return made
+
+
+def _list(record: Dict[str, Any], key: str) -> Sequence[Any]:
+    value = record[key]
+    if not isinstance(value, list):
+        raise Wrong(f"{key}: a list of turns is wanted, found {_kind(value)}")
+    if not value:
+        raise Wrong(f"{key}: there are no turns in it")
+    return value
+
+
+def _text(record: Dict[str, Any], key: str, where: str = "") -> str:
+    """The text of a key. A number is none here: a workbook shows one as text, JSON says that it is not."""
+    if key not in record:
+        raise Wrong(f"{where}found {', '.join(map(str, record)) or 'no keys'}; {key} is missing")
+    value = record[key]
+    if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
+        value = "".join(str(part.get("text", "")) for part in value)  # OpenAI's parts of one message
+    if not isinstance(value, str):
+        raise Wrong(f"{where}{key}: a text is wanted, found {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
+    return kinds.get(type(value), type(value).__name__)
