@@ -540,10 +540,10 @@ def _deduplicated(target: Path, hashes: Any, drop: bool) -> int:
     return len(first)
 
 
-def sample(path: Path) -> List[List[Dict[str, str]]]:
-    """The conversations of one file with the usual names, without a system prompt. Raises InputWrong."""
+def sample(path: Path, system: str = "") -> List[List[Dict[str, str]]]:
+    """The conversations of one file whose columns have usual names. Raises InputWrong."""
     stream = io.StringIO()
-    intake = Intake(Data(files=[str(path)]), Writer(stream, ""))
+    intake = Intake(Data(files=[str(path)]), Writer(stream, system))
     intake.file(path, path.name)
     intake.faults.refuse()
     return [json.loads(line)["conversation"] for line in stream.getvalue().splitlines()]

@@ -273,20 +273,23 @@ def compared(base: List[Tuple[float, int]], tuned: List[Tuple[float, int]]) -> D
 # ---- Data and training
 
 
-def split() -> Tuple[List[data.Row], List[List[Dict[str, str]]]]:
-    """(rows to train on, conversations held out): every sixth row of the workbook's one-turn rows."""
-    rows = [row for row in data.read(WORKBOOK, WORKBOOK.name, [])[0] if not row[0]]
-    kept = [row for number, row in enumerate(rows) if number % EVERY != EVERY - 1]
-    held = [row for number, row in enumerate(rows) if number % EVERY == EVERY - 1]
-    return kept, list(data.conversations(held, SYSTEM))
+Talk = List[Dict[str, str]]
 
 
-def write_workbook(path: Path, rows: List[data.Row]) -> None:
-    """The rows as a workbook, unless the same rows are there: a finished training then counts as finished."""
-    if path.is_file() and data.read(path, path.name, [])[0] == rows:
+def split() -> Tuple[List[Talk], List[Talk]]:
+    """(conversations to train on, conversations held out): every sixth of the workbook's conversations of one turn."""
+    talks = [talk for talk in data.sample(WORKBOOK) if len(talk) == 1]
+    kept = [talk for number, talk in enumerate(talks) if number % EVERY != EVERY - 1]
+    held = [[{"system": SYSTEM, **talk[0]}] for number, talk in enumerate(talks) if number % EVERY == EVERY - 1]
+    return kept, held
+
+
+def write_workbook(path: Path, talks: List[Talk]) -> None:
+    """A workbook of the conversations, unless it is there: a finished training then counts as finished."""
+    if path.is_file() and data.sample(path) == talks:
         return
     book = openpyxl.Workbook()
-    for line in [(data.QUESTION, data.ANSWER), *((question, answer) for _, question, answer in rows)]:
+    for line in [("q", "a"), *((turn["input"], turn["output"]) for [turn] in talks)]:
         book.active.append(line)
     book.save(str(path))
 

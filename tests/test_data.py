@@ -120,7 +120,7 @@ def test_earlier_output_survives_a_refusal(workbook, tmp_path):
     ("rows", "words"),
     [
         (
-            [["prompt_text", "reply_text"], ["问", "答"]],
+            [["prompt_text", "reply_text"], ["问一", "答一"]],
             ["no sheet", "prompt_text, reply_text", "data.columns.question"],
         ),
         ([["q", "a"]], ["no rows"]),

@@ -28,8 +28,7 @@ def real_tokens(real_workbook, real_tokenizer, cfg):
     from recipe.tiny import tokenizer_from_model
 
     tokenizer = tokenizer_from_model(real_tokenizer)
-    rows, _ = data.read(real_workbook, "w", [])
-    return lambda system: plan.count(list(data.conversations(rows, system)), cfg.prompt_template, tokenizer, 512)
+    return lambda system: plan.count(data.sample(real_workbook, system), cfg.prompt_template, tokenizer, 512)
 
 
 # learning rates of the published log (an RTX 3090, 2024-03-17), iterations 10 to 50 of 51
@@ -172,7 +171,7 @@ def test_force_goes_on_and_is_recorded(tmp_path):
     assert json.loads((tmp_path / "demo/run.json").read_text(encoding="utf-8"))["forced"] is True
 
 
-def test_turns_reach_the_trainer_with_loss_on_the_outputs_only(cfg):
+def test_turns_reach_the_trainer_with_loss_on_the_outputs_only(cfg, workbook):
     """Labels of a two-turn conversation after XTuner's own map and encode: the outputs and their end, no more."""
     import datasets
     from xtuner.dataset.huggingface import process
@@ -183,8 +182,8 @@ def test_turns_reach_the_trainer_with_loss_on_the_outputs_only(cfg):
 
     _, recipe_settings = settings.load("demo")
     tokenizer = model.tokenizer(Run("demo", recipe_settings, ROOT, ROOT / "output"))
-    rows = [("1", "压力大怎么办？", "先休息。"), ("1", "然后呢？", "再说出来。")]
-    conversation = next(data.conversations(rows, "系统"))
+    rows = [["conversation", "q", "a"], [1, "压力大怎么办？", "先休息。"], [1, "然后呢？", "再说出来。"]]
+    (conversation,) = data.sample(workbook(s=rows), "系统")
     made = process(
         dataset=datasets.Dataset.from_list([{"conversation": conversation}]),
         tokenizer=tokenizer,

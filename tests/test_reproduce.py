@@ -16,8 +16,7 @@ def lengths(real_workbook, real_tokenizer):
 
     libraries.load()
     _, tutorial = settings.load("tutorial")
-    rows, _ = data.read(real_workbook, "w", [])
-    conversations = list(data.conversations(rows, tutorial.data.system))
+    conversations = data.sample(real_workbook, tutorial.data.system)
     template = config.effective(tutorial).prompt_template
     return plan.count(conversations, template, tokenizer_from_model(real_tokenizer), 512)["lengths"]
 
