@@ -45,11 +45,23 @@ reproduce *args:
 shell:
     @docker/host shell
 
-# Workbook to dataset.jsonl
+# Workbook, CSV, JSON or Parquet to dataset.jsonl; every fault by its row
 [group('one stage')]
 [no-exit-message]
 data *args:
     @docker/host run data "$@"
+
+# What is in the data: lengths, likely mistakes, ten conversations as the model sees them
+[group('one stage')]
+[no-exit-message]
+data-report *args:
+    @docker/host run data-report "$@"
+
+# One conversation as the model will see it, its loss part marked: just preview [recipe] [row]
+[group('one stage')]
+[no-exit-message]
+preview *args:
+    @docker/host run preview "$@"
 
 # What training will do and cost; refuses a run that cannot learn
 [group('one stage')]
@@ -84,6 +96,16 @@ test *args: lint
 [group('develop')]
 proof *args:
     @docker/host proof "$@"
+
+# Damaged and strange files against the readers: just fuzz [seconds] [seed]
+[group('develop')]
+fuzz *args:
+    @docker/host exec python tests/fuzz.py "$@"
+
+# The readers' speed beside the tutorial's script, in one run
+[group('develop')]
+bench *args:
+    @docker/host exec python tests/bench.py "$@"
 
 # Linters alone
 [group('develop')]

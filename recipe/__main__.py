@@ -26,19 +26,37 @@ from rich.console import Console  # noqa: E402
 from . import settings  # noqa: E402
 from .errors import HostLacks, InputWrong, PlanRefused, RecipeError, RunFailed  # noqa: E402
 
-STAGES = ("demo", "data", "plan", "config", "model", "train", "adapter", "merge", "chat", "reproduce")
+STAGES = (
+    "demo",
+    "data",
+    "data-report",
+    "preview",
+    "plan",
+    "config",
+    "model",
+    "train",
+    "adapter",
+    "merge",
+    "chat",
+    "reproduce",
+)
 
 
 def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> Tuple[str, List[str], Optional[str]]:
     """(recipe name, overrides, question) from the words behind the stage: `key=value` are overrides, the
-    first other word names the recipe, and for chat the next is the question. Raises InputWrong.
+    first other word names the recipe, and for chat the next is the question, for preview the row. Raises InputWrong.
     """
     overrides = [word for word in words if re.match(r"[\w.]*=", word)]
     names = [word for word in words if word not in overrides]
     name = given or (names.pop(0) if names else {"demo": "demo", "reproduce": "tutorial"}.get(stage, "coach"))
-    question = names.pop(0) if names and stage == "chat" else None
+    if stage == "preview" and not given and name.isdigit():  # just preview 3
+        names.insert(0, name)
+        name = "coach"
+    question = names.pop(0) if names and stage in ("chat", "preview") else None
+    if stage == "preview" and question and not (question.isdigit() and int(question)):
+        raise InputWrong(f"{question!r} is no number of a conversation. Usage: {JUST} preview [recipe] [row]")
     if names:
-        more = " ['question']" if stage == "chat" else ""
+        more = {"chat": " ['question']", "preview": " [row]"}.get(stage, "")
         raise InputWrong(f"Too many words: {' '.join(names)}. Usage: {JUST} {stage} [recipe]{more} [key=value …]")
     return name, overrides, question
 
@@ -102,6 +120,14 @@ def go(
         elif stage == "reproduce":
             if not reproduce.show(run, console):
                 raise RunFailed("The run differs from the published one in a line that can be compared.")
+        elif stage == "data-report":
+            from . import data_report
+
+            say("\nThe same as a page:", run.shown(data_report.report(run, console)))
+        elif stage == "preview":
+            from . import data_report
+
+            data_report.preview(run, int(question or 1), console)
         elif stage == "config":
             console.print((run.folder / "config.diff").read_text(encoding="utf-8"), markup=False, highlight=False)
     if stage == "chat":

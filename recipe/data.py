@@ -99,15 +99,14 @@ class Writer:
         self.system = quoted(system)
         first = f'"system": {self.system}, ' if system else ""
         self.start = f'{{"conversation": [{{{first}"input": '
+        self.lines: List[str] = []
         self.hashes = array("q")
         self.turns = self.longest = 0
 
     def plain(self, question: str, answer: str) -> None:
         """A conversation of one turn, of texts without any of the SUSPECT signs."""
         self.turns += 1
-        line = f'{self.start}{quoted(question)}, "output": {quoted(answer)}}}]}}\n'
-        self.stream.write(line)
-        self.hashes.append(hash(line))
+        self._write(f'{self.start}{quoted(question)}, "output": {quoted(answer)}}}]}}\n')
 
     def many(self, turns: Sequence[Turn]) -> None:
         conversation = []
@@ -118,10 +117,18 @@ class Writer:
         self.turns += len(turns)
         self.longest = max(self.longest, len(turns))
         line = f'{{"conversation": [{", ".join(conversation)}]}}\n'
-        if SEPARATORS.search(line):
-            line = SEPARATORS.sub(lambda found: f"\\u{ord(found.group()):04x}", line)
-        self.stream.write(line)
+        self._write(SEPARATORS.sub(lambda found: f"\\u{ord(found.group()):04x}", line))
+
+    def _write(self, line: str) -> None:
         self.hashes.append(hash(line))
+        self.lines.append(line)
+        if len(self.lines) == 1000:
+            self.flush()
+
+    def flush(self) -> None:
+        """What was taken is in the stream after this."""
+        self.stream.write("".join(self.lines))
+        self.lines.clear()
 
 
 class Intake:
@@ -186,7 +193,7 @@ class Intake:
         """The same for a cell that may be blank: "" then."""
         if cell is None or (not _is_visible(cell) and not isinstance(cell, Odd)):
             return ""
-        return self.text(cell, place) or ""
+        return str(cell) if isinstance(cell, Shown) else self.text(cell, place) or ""
 
     # JSON
 
@@ -500,6 +507,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
                 intake.file(path, name)
         finally:
             intake.progress.stop()
+        writer.flush()
     intake.faults.refuse()
     if not writer.turns:
         raise InputWrong(f"{', '.join(data.files)}: there are no rows below the header. Nothing to train on.")
@@ -545,6 +553,7 @@ def sample(path: Path, system: str = "") -> List[List[Dict[str, str]]]:
     stream = io.StringIO()
     intake = Intake(Data(files=[str(path)]), Writer(stream, system))
     intake.file(path, path.name)
+    intake.writer.flush()
     intake.faults.refuse()
     return [json.loads(line)["conversation"] for line in stream.getvalue().splitlines()]
 

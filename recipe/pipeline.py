@@ -25,6 +25,8 @@ SAMPLES = Stage("chat", chat.work, chat.reads, ("samples.json",))
 ORDER: Tuple[Any, ...] = (DATA, train.preflight, PLAN, CONFIG, MODEL, TRAIN, ADAPTER, MERGE, SAMPLES)
 COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "data": (DATA,),
+    "data-report": (DATA,),
+    "preview": (DATA,),
     "plan": (DATA, PLAN),
     "config": (DATA, PLAN, CONFIG),
     "model": (MODEL,),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -244,9 +245,17 @@ def _replace(new: Path, old: Path) -> None:
 
 
 def peak_memory_mb() -> int:
-    """Peak resident memory so far of this process or its largest child, in MB (10^6 bytes)."""
-    kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return round(kib * 1024 / 1e6)
+    """Peak resident memory so far of this process or its largest child, in MB (10^6 bytes).
+
+    getrusage counts for this process what its parent held when it started it; the kernel's own mark does not.
+    """
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    try:
+        marks = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))
+    except OSError:
+        marks = None
+    own = int(marks.group(1)) if marks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(max(own, children) * 1024 / 1e6)
 
 
 def versions() -> Dict[str, Optional[str]]:

@@ -109,6 +109,7 @@ def read(path, settings):
     stream = io.StringIO()
     intake = data.Intake(settings, data.Writer(stream, "系统"))
     intake.file(path, path.name)
+    intake.writer.flush()
     try:
         intake.faults.refuse()
     except InputWrong:

@@ -28,6 +28,7 @@ def intake(path, **settings):
     stream = io.StringIO()
     reading = data.Intake(Data(files=[str(path)], **settings), data.Writer(stream, ""))
     reading.file(path, path.name)
+    reading.writer.flush()
     try:
         reading.faults.refuse()
     except InputWrong as error:
@@ -476,6 +477,7 @@ def test_what_is_written_is_what_json_dumps_writes(workbook, tmp_path):
     stream = io.StringIO()
     writer = data.Writer(stream, '系"统')
     data.Intake(Data(files=["x"]), writer).file(workbook(s=rows), "x")
+    writer.flush()
     expected = [
         {"conversation": [{"system": '系"统', "input": question, "output": answer}]} for question, answer in rows[1:]
     ]

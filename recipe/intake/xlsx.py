@@ -469,10 +469,12 @@ def _blocks(
                 rest = b""
             continue
         block, rest = data[:cut], data[cut:]
-        simple = simple and b"<!" not in block
-        if simple and blank and b"/>" in block:
+        if simple and blank and b"/>" in block and b"<!" not in block:
             block = blank.sub(b"", block)
-        yield block, _found(block, plain, signs) if simple else None
+        found = _found(block, plain, signs) if simple else None
+        if found is None:
+            simple = simple and b"<!" not in block
+        yield block, found
     if simple and blank and b"<!" not in rest:
         rest = blank.sub(b"", rest)
     yield rest, None
