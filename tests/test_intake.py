@@ -584,3 +584,14 @@ def test_records_can_be_told_from_files(tmp_path):
     path.write_text(json.dumps({"conversations": [{"conversation": [{"input": "问", "output": "答"}]}]}, indent=1))
     assert pairs(path) == [("问", "答")]
     assert records.records(path)[0] == "UTF-8"
+
+
+def test_a_bar_is_shown_past_two_seconds(capsys):
+    progress = data.Progress()
+    progress.step("x.csv", 0.1)
+    assert progress.bar is None
+    progress.began -= 2.1
+    progress.step("x.csv", 0.5)
+    progress.stop()
+    assert progress.bar is not None
+    assert progress.bar.tasks[0].completed == 0.5
