@@ -246,6 +246,7 @@ class Intake:
 
     def _tables(self, path: Path, name: str) -> None:
         wanted = list(self.data.sheet)
+        before = len(self.skipped)
         seen: List[str] = []
         used = 0
         for table in tables.tables(path, lambda cells: names.is_header(cells, self.chosen)):
@@ -261,16 +262,15 @@ class Intake:
         if missing:
             self.faults.add(name, f"there is no sheet {', '.join(missing)} (data.sheet). It has: {', '.join(seen)}")
         elif not used:
-            if all(part.endswith(": empty") for part in self.skipped if part.startswith(name)):
-                self.faults.add(name, "there are no rows in it: it is empty")
+            mine, self.skipped = self.skipped[before:], self.skipped[:before]
+            if not mine:
+                self.faults.add(name, "there are no rows in it")
                 return
-            mine = [part for part in self.skipped if part.startswith(f"{name}:") or part.startswith(f"{name}, sheet")]
-            self.skipped = [part for part in self.skipped if part not in mine]
             found = "; ".join(part[len(name) :].lstrip(":, ") for part in mine)
             what = "no sheet with a row that names" if any(seen) else "no row that names"
             self.faults.add(
                 name,
-                f"{what} the questions and the answers. Found: {found or 'nothing'}. Call the header cells q and a, "
+                f"{what} the questions and the answers. Found: {found}. Call the header cells q and a, "
                 f"or say what they are called: data.columns.question=… data.columns.answer=…",
             )
 
@@ -284,8 +284,9 @@ class Intake:
             if names.is_header(cells, self.chosen):
                 break
         else:
-            shown = ", ".join(str(cell).strip()[:20] for cell in first or [] if cell) or "empty"
-            self.skipped.append(f"{place}: {shown}" if table.sheet else f"{name}: {shown}")
+            if first:  # an empty sheet is nothing to tell
+                shown = ", ".join(str(cell).strip()[:20] for cell in first if cell)
+                self.skipped.append(f"{place}: {shown}")
             return False
         try:
             found = names.find(cells, self.chosen)
@@ -293,6 +294,11 @@ class Intake:
             self.faults.add(place, f"{doubt}.")
             return True
         roles = found.roles
+        if TURN in roles and CONVERSATION not in roles:
+            turn_name = str(cells[roles[TURN]]).strip()
+            self.faults.add(place, f"the column {turn_name} numbers turns, but no column names the conversation. Add "
+                            "one, or rename it")  # fmt: skip
+            return True
         before = self.writer.turns
         grouped = _Conversations() if CONVERSATION in roles else None
         width = len(cells)
@@ -332,7 +338,11 @@ class Intake:
             system = self.optional(cells[system_at], at + called[SYSTEM]) if system_at is not None else ""
             if grouped is not None:
                 group = self.optional(cells[roles[CONVERSATION]], at + called[CONVERSATION])
-                turn = self._turn(cells, roles, at, called) if group else None
+                turn = self._turn(cells, roles, at, called)
+                if turn is not None and turn != 1 and not group:
+                    self.faults.add(
+                        at + called[CONVERSATION], f"blank, but this is turn {turn:g}: of which conversation?"
+                    )
                 grouped.add(group, turn, row, Turn(question or "", answer or "", system) if whole else None)
             elif whole:
                 self.writer.many([Turn(question, answer, system)])  # type: ignore[arg-type]
@@ -398,7 +408,7 @@ class _Conversations:
                 if turns:
                     yield turns, where
                 key, turns, numbers, where = one, [], [], f"{place}, {row}"
-            if turn in numbers and (turn is not None or any(number is not None for number in numbers)):
+            if turn is not None and turn in numbers:
                 faults.add(f"{place}, {row}", f"turn {turn:g} of conversation {key} is there twice")
             elif numbers and (turn is None) != (numbers[-1] is None):
                 faults.add(f"{place}, {row}", f"conversation {key} has turns with and without a number")

@@ -300,6 +300,14 @@ def test_turns_systems_and_ids(workbook):
     path = workbook(s=[["conversation", "turn", "q", "a"], [1, 1, "一", "1"], [1, 1, "二", "2"], [2, "x", "三", "3"]])
     assert "row 3: turn 1 of conversation 1 is there twice" in intake(path)
     assert "row 4, column turn: a number is wanted, found 'x'" in intake(path)
+    path = workbook(s=[["turn", "q", "a"], [1, "一", "1"]])
+    assert "the column turn numbers turns, but no column names the conversation" in intake(path)
+    path = workbook(s=[["conversation", "turn", "q", "a"], [1, 1, "一", "1"], [None, 2, "二", "2"]])
+    assert "row 3, column conversation: blank, but this is turn 2" in intake(path)
+    path = workbook(
+        s=[["conversation", "turn", "q", "a"], [1, None, "一", "1"], [1, 2, "二", "2"], [1, None, "三", "3"]]
+    )
+    assert "conversation 1 has turns with and without a number" in intake(path)
     path = workbook(s=[["conversation", "system", "q", "a"], [1, "甲", "一", "1"], [1, "乙", "二", "2"]])
     assert "row 2: this conversation has several system prompts" in intake(path)
     path = workbook(s=[["conversation", "q", "a"], [1, "一", "1"], [1, "二", None], [2, "三", "3"]])
@@ -408,6 +416,8 @@ def test_json_of_the_common_kinds(tmp_path, record, turns):
         ('{"conversation": [{"input": "问"}]}\n', ["turn 1: found input; output is missing"]),
         ('{"q": "问", "q": "二", "a": "答"}\n', ["the key q stands twice"]),
         ('{"q": NaN, "a": "答"}\n', ["NaN is no JSON"]),
+        ('{"conversation": [{"input": "问", "output": "答", "output_with_loss": false}]}\n', ["output_with_loss"]),
+        ('{"messages": [{"role": "user", "content": "问", "weight": 0}]}\n', ["message 1: weight is not supported"]),
         ('3\n"x"\n', ["line 1: an object is wanted, found a number", "line 2: an object is wanted, found a text"]),
         ("", ["there are no rows in it"]), ("[]", ["there are no rows in it"]),
         ('{"q": "\\ud800", "a": "答"}\n', ["line 1, question: a character that is no text (U+D800)"]),

@@ -159,6 +159,9 @@ def turns(record: Any, columns: Any) -> List[Turn]:
 def _xtuner(turn: Any, at: int) -> Turn:
     if not isinstance(turn, dict):
         raise Wrong(f"turn {at}: an object is wanted, found {_kind(turn)}")
+    if turn.get("output_with_loss", True) is not True:
+        # XTuner 0.1.14 takes the missing keys of all other turns for false, too, once a file has one.
+        raise Wrong(f"turn {at}: output_with_loss is not supported. Leave the key out")
     system = _text(turn, "system", f"turn {at}: ") if turn.get("system") is not None else ""
     return Turn(_text(turn, "input", f"turn {at}: "), _text(turn, "output", f"turn {at}: "), system)
 
@@ -193,6 +196,8 @@ def _chat(record: Dict[str, Any], key: str, role: str, text: str) -> List[Turn]:
             else:
                 hint = "; conversation is the key for turns of input and output" if "input" in message else ""
                 raise Wrong(f"{where}found {', '.join(message) or 'no keys'} in {key}; wanted: {role}, {text}{hint}")
+        if message.get("weight", 1) != 1:
+            raise Wrong(f"{where}weight is not supported: every answer is trained. Leave the key out")
         who = message[role]
         said = _text(message, text, where)
         if who == "system":
