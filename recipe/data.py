@@ -21,7 +21,7 @@ from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Sequence, 
 from .errors import InputWrong
 from .intake import columns as names
 from .intake import records, tables
-from .intake.cells import Cell, Damaged, Odd, Shown
+from .intake.cells import ERRORS, Cell, Damaged, Odd, Shown
 from .intake.columns import ANSWER, CONVERSATION, MORE, QUESTION, SYSTEM, TURN
 from .intake.records import Turn
 from .settings import Data
@@ -39,6 +39,7 @@ BREAKS = re.compile("\r\n|[\r\x0b\x0c]")
 SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029\ufffd-\uffff\ud800-\udfff<\\[\u115f\u1160\u3164\uffa0]")
 # Shown as nothing, though Unicode counts them as letters or signs.
 INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
+HALF_WIDTH = {0xFF01 + offset: 0x21 + offset for offset in range(94)}  # １ → 1
 # Line ends to some programs, but not to JSON Lines.
 SEPARATORS = re.compile("[\x85\u2028\u2029]")
 
@@ -61,7 +62,7 @@ class Faults:
         if self.count:
             more = [f"… and {self.count - SHOWN} more"] if self.count > SHOWN else []
             hint = ", or drop them with data.skip_blank=true" if self.blanks else ""
-            blank = f"Fill blank cells or delete their rows{hint}." if self.blanks else "Nothing was written."
+            blank = f"Fill blank cells or delete their rows{hint}." if self.blanks else "Correct this in the file."
             raise InputWrong("\n".join([*self.first, *more, blank]))
 
 
@@ -175,6 +176,12 @@ class Intake:
         if isinstance(cell, Shown):
             self.as_text += 1
             return str(cell)
+        if cell in ERRORS or re.fullmatch("#{4,}", cell):
+            self.faults.add(place, f"the error {cell}")
+            return None
+        if cell.startswith("=DISPIMG("):
+            self.faults.add(place, "a picture, not a text")
+            return None
         text, count = BREAKS.subn("\n", cell)
         self.breaks += count > 0
         control = CONTROL.search(text)
@@ -200,14 +207,17 @@ class Intake:
     def _records(self, name: str, encoding: str, values: Iterable[Tuple[str, Any]]) -> None:
         before = self.writer.turns
 
-        def columns(keys: List[str]) -> Optional[Tuple[str, str, Optional[str]]]:
+        unused: Dict[str, None] = {}
+
+        def columns(keys: List[str]) -> Optional[Dict[str, str]]:
             try:
-                roles = names.find(keys, self.chosen).roles
+                found = names.find(keys, self.chosen)
             except names.Doubt:
                 return None
-            if MORE in roles or not {QUESTION, ANSWER} <= set(roles):
+            if not {QUESTION, ANSWER} <= set(found.roles):
                 return None
-            return keys[roles[QUESTION]], keys[roles[ANSWER]], keys[roles[SYSTEM]] if SYSTEM in roles else None
+            unused.update(dict.fromkeys(found.unused))
+            return {role: keys[index] for role, index in found.roles.items()}
 
         any_value = False
         for number, (place, value) in enumerate(values):
@@ -216,14 +226,15 @@ class Intake:
                 self.progress.step(name, 0.0)
             where = f"{name}, {place}" if place else name
             try:
-                turns = records.turns(value, columns)
+                turns = records.turns(value, columns, bool(self.chosen))
             except records.Wrong as wrong:
                 self.faults.add(where, str(wrong))
                 continue
             self._conversation(turns, where)
         if not any_value:
             self.faults.add(name, "there are no rows in it")
-        self.read.append({"file": name, "encoding": encoding, "rows": self.writer.turns - before})
+        entry = {"file": name, "encoding": encoding, "rows": self.writer.turns - before, "unused": list(unused)}
+        self.read.append(entry)
 
     def _conversation(self, turns: Sequence[Turn], where: str) -> None:
         """Check and write the turns of one record; a blank one drops them all."""
@@ -233,12 +244,10 @@ class Intake:
             question = self.text(turn.question, f"{which}, question")
             answer = self.text(turn.answer, f"{which}, answer")
             system = self.optional(turn.system, f"{which}, system")
-            if at > 1 and system:
-                self.faults.add(which, "a system prompt behind the first turn")
             if question is not None and answer is not None:
                 checked.append(Turn(question, answer, system))
         if len(checked) == len(turns):
-            self.writer.many(checked)
+            self.writer.many(_one_system(checked, self.faults, where))
         else:
             self.blank_dropped += len(turns)
 
@@ -306,6 +315,9 @@ class Intake:
         more_at, called = roles.get(MORE), {role: str(cells[index]).strip() for role, index in roles.items()}
         text, plainly, suspect = self.text, self.writer.plain, SUSPECT.search
         plain = not {SYSTEM, CONVERSATION, MORE} & set(roles)
+        nameless = [index for index, cell in enumerate(cells) if not names.fold(cell)]
+        header, lost = cells, set()
+        again = {*names.ROLES, header[question_at], header[answer_at]}
         for number, (mark, cells) in enumerate(rows):
             if number & 1023 == 1023:
                 self.progress.step(place, table.position())
@@ -316,6 +328,8 @@ class Intake:
                 what = f"more cells than the header has: {extra[:40]!r}. Quote a cell that holds a separator"
                 self.faults.add(f"{place}, {table.place(mark)}", what)
                 continue
+            if nameless or len(cells) > width:
+                lost.update(i for i in [*nameless, *range(width, len(cells))] if cells[i])
             question, answer = cells[question_at], cells[answer_at]
             if (
                 plain
@@ -324,11 +338,26 @@ class Intake:
                 and not suspect(answer)  # type: ignore[arg-type]
                 and question[:1].isalnum()  # type: ignore[index]
                 and answer[:1].isalnum()  # type: ignore[index]
+                and question not in again
             ):
                 plainly(question, answer)  # type: ignore[arg-type]
                 continue  # nearly every row: what follows tells what is the matter with the others
             row = table.place(mark)
             at = f"{place}, {row}, column "
+            if names.is_again([header[question_at], header[answer_at]], [cells[question_at], cells[answer_at]]):
+                # Right below the header: it was two rows high, joined. Further down: another table.
+                if number or [cells[question_at], cells[answer_at]] != [header[question_at], header[answer_at]]:
+                    what = (
+                        f"another header ({question}, {answer}). Delete it, or put what is below into a file of its own"
+                    )
+                    self.faults.add(f"{place}, {row}", what)
+                continue
+            if table.strict:
+                cells = [_unwrapped(cell) for cell in cells]
+                for index in (question_at, answer_at):
+                    if re.match(r'\s+"[^"]*$', cells[index] or ""):
+                        what = f"a quote behind a space quotes nothing: {cells[index][:20]!r}. Take the space out"
+                        self.faults.add(f"{place}, {row}", what)
             question = text(cells[question_at], at + called[QUESTION])
             answer = text(cells[answer_at], at + called[ANSWER])
             whole = question is not None and answer is not None
@@ -355,7 +384,9 @@ class Intake:
                 else:
                     self.writer.many(_one_system(turns, self.faults, where))  # type: ignore[arg-type]
         entry = {"file": name, "sheet": table.sheet, "encoding": table.note, "rows": self.writer.turns - before}
-        self.read.append({**entry, "unused": found.unused})
+        without = [f"{_letters(index)} (without a name)" for index in sorted(lost)]
+        used = {role: str(header[index]).strip() for role, index in roles.items()}
+        self.read.append({**entry, "columns": used, "unused": found.unused + without})
         return True
 
     def _turn(self, cells: Sequence[Cell], roles: Dict[str, int], at: str, called: Dict[str, str]) -> Optional[float]:
@@ -363,10 +394,10 @@ class Intake:
         if TURN not in roles:
             return None
         cell = self.optional(cells[roles[TURN]], at + called[TURN])
-        digits = re.search(r"\d+(?:\.\d+)?", unicodedata.normalize("NFKC", cell))
-        if cell and not digits:
+        digits = re.findall(r"\d+(?:\.\d+)?", cell.translate(HALF_WIDTH))
+        if cell and len(digits) != 1:
             self.faults.add(at + called[TURN], f"a number is wanted, found {cell[:20]!r}")
-        return float(digits.group()) if digits else None
+        return float(digits[0]) if len(digits) == 1 else None
 
 
 class _Conversations:
@@ -382,7 +413,7 @@ class _Conversations:
         """One row; `said` is None where a cell is blank. Without an id a row stands alone."""
         self.number += 1
         # 1, 1.0 and １ are the same id to whoever typed them.
-        key = unicodedata.normalize("NFKC", group).strip()
+        key = group.translate(HALF_WIDTH).strip()
         key = re.sub(r"^(-?\d+)\.0+$", r"\1", key) if key else f"\0{self.number}"
         text = json.dumps(said, ensure_ascii=False) if said else None
         self.waiting.append((key, turn, self.number, place, text))
@@ -433,6 +464,20 @@ def _is_visible(text: str) -> bool:
     return any(unicodedata.category(c)[0] not in "CZ" and c not in INVISIBLE for c in text)
 
 
+def _unwrapped(cell: Cell) -> Cell:
+    """="00123" is what keeps Excel from taking a field of CSV for a number."""
+    return cell[2:-1] if cell and cell.startswith('="') and cell.endswith('"') and len(cell) > 2 else cell
+
+
+def _letters(index: int) -> str:
+    """A column's letters in Excel, from its number from 0."""
+    letters = ""
+    while index >= 0:
+        letters = chr(65 + index % 26) + letters
+        index = index // 26 - 1
+    return f"column {letters}"
+
+
 def _around(text: str, found: Any) -> str:
     """A fault's surroundings, shortened, with what cannot be shown replaced."""
     part = text[max(0, found.start() - 12) : found.end() + 12].replace("\n", " ")
@@ -452,7 +497,7 @@ def files(run: Run) -> List[Tuple[Path, str]]:
             inside = [(file, str(Path(name) / file.name)) for file in sorted(path.iterdir()) if _is_meant(file)]
             if not inside:
                 raise InputWrong(f"The folder {name} holds no file of a known kind ({', '.join(KINDS)}).")
-            found += inside
+            found += [one for one in inside if one not in found]
             continue
         if not path.is_file():
             beside = sorted(p.name for p in path.parent.glob("*") if _is_meant(p)) if path.parent.is_dir() else []
@@ -467,7 +512,8 @@ def files(run: Run) -> List[Tuple[Path, str]]:
                 f"{name} is not the workbook that recipe {run.name} was made for: its sha256 is not "
                 f"{data.sha256[:12]}…. Fetch it again, or take yours as it is: data.sha256=''."
             )
-        found.append((path, name))
+        if (path, name) not in found:
+            found.append((path, name))
     for path, name in found:
         if path.name.startswith("~$"):
             raise InputWrong(f"{name} is the lock that Excel keeps while a workbook is open. Name {path.name[2:]}.")
@@ -487,10 +533,21 @@ def _is_meant(path: Path) -> bool:
     return path.is_file() and kind and not path.name.startswith((".", "~$"))
 
 
+def left_out(run: Run) -> List[str]:
+    """What lies in the recipe's folders and is not read: other kinds of files, folders. Hidden ones are not counted."""
+    found = []
+    for name in run.settings.data.files:
+        path = run.root / name
+        if path.is_dir():
+            others = [p for p in sorted(path.iterdir()) if not _is_meant(p) and not p.name.startswith((".", "~$"))]
+            found += [str(Path(name) / p.name) for p in others]
+    return found
+
+
 def reads(run: Run) -> Dict[str, Any]:
     here = Path(__file__)
     return {
-        "files": [name for _, name in files(run)], "settings": run.settings.data.model_dump(),
+        "files": [name for _, name in files(run)] + left_out(run), "settings": run.settings.data.model_dump(),
         "code": here, "intake": here.parent / "intake",
         **{f"file{i}": path for i, (path, _) in enumerate(files(run))},
     }  # fmt: skip
@@ -533,7 +590,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "numbers_as_text": intake.as_text,
         "line_breaks_changed": intake.breaks,
         "read": intake.read,
-        "skipped": intake.skipped,
+        "skipped": intake.skipped + left_out(run),
     }
 
 

@@ -283,7 +283,8 @@ def _counts(figures: Dict[str, Any], survey: Survey, max_length: int) -> List[Tu
         sheet = f", sheet {one['sheet']}" if one.get("sheet") else ""
         unused = f"; columns not used: {', '.join(one['unused'])}" if one.get("unused") else ""
         coded = f", {one['encoding']}" if one["encoding"] else ""
-        rows.append(("read", f"{one['file']}{sheet}{coded}: {one['rows']:,} rows{unused}"))
+        roles = "; ".join(f"{role}: {column}" for role, column in one.get("columns", {}).items())
+        rows.append(("read", f"{one['file']}{sheet}{coded}: {one['rows']:,} rows; {roles}{unused}"))
     rows += [("not read", what) for what in f["skipped"]]
     rows.append(("dropped", f"{f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates"))
     changed = f"{f['numbers_as_text']} numbers and dates taken as the text that Excel shows"

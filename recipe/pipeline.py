@@ -64,6 +64,10 @@ def _data_says(f: Dict[str, Any]) -> str:
     if f["blank_dropped"] or f["duplicates_dropped"]:
         parts.append(f"dropped {f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates")
     parts += [f"{one['file']} is {one['encoding']}" for one in f["read"] if one["encoding"] not in ("", "UTF-8")]
+    for one in f["read"]:
+        lost = [column for column in one["unused"] if column.endswith("(without a name)")]
+        if lost:
+            parts.append(f"not read: {', '.join(lost)} of {one['file']}")
     if f["skipped"]:
         parts.append(f"not read: {'; '.join(f['skipped'])}")
     return "; ".join(parts)

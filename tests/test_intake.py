@@ -203,12 +203,17 @@ def test_the_sample_and_the_published_workbook_read_like_pandas(real_workbook):
         (1234.5, '"¥"#,##0.00', "¥1,234.50"), (-1234.5, '[$¥-804]#,##0.00', "-¥1,234.50"), (7, "00000", "00007"),
         (-3, "#,##0_);(#,##0)", "(3)"), (-3, "#,##0;[Red]#,##0", "-3"), (1234.5, '_ "¥"* #,##0.00_ ', "¥1,234.50"),
         (12, '0"年"', "12年"), (12345, "0.00E+00", "1.23E+04"), (0.5, "# ?/?", "0.5"), (5, "[>3]0.0;0", "5"),
-        (2.5, "0", "3"), (3.14159, "0.0#", "3.14"), (3, "0.0#", "3.0"), (12000, "0,", "12000"), (5, "@", "5"),
+        (2.5, "0", "3"), (3.14159, "0.0#", "3.14"), (3, "0.0#", "3.0"), (12000, "0,", "12"), (5, "@", "5"),
         (-0.001, "0.0", "0.0"), (0, '0;-0;"无"', "0"), (45368, "yyyy-mm-dd", "2024-03-17"),
         (45368, 'yyyy"年"m"月"d"日"', "2024-03-17"), (45368.5, "yyyy/m/d h:mm", "2024-03-17 12:00:00"),
         (45368.75, "yyyy/m/d", "2024-03-17"), (0.354166666666667, "h:mm", "08:30:00"),
         (45368.25, "hh:mm:ss", "06:00:00"),
         (1.5, "[h]:mm", "36:00:00"), (0.5, "mm-dd-yy", None), (-5, "yyyy-mm-dd", None), (1e9, "yyyy-mm-dd", None),
+        (0, '_ * #,##0.00_ ;_ * -#,##0.00_ ;_ * "-"??_ ;_ @_ ', "-"), (12345, '0.0,"千"', "12.3千"),
+        (52, 'General"元"', "52元"),
+        (1012345678, "000\\-00000000", "010-12345678"), (13812345678, "000-0000-0000", "138-1234-5678"),
+        (1.10101199003071e17, "General", "110101199003071000"), (1e-7, "General", "1E-07"), (5, '0" d"', "5 d"),
+        (45368, "[$-804]aaaa", "2024-03-17"), (5, "[$€-2]\\ #,##0.00", "€ 5.00"), (0.5, "##0.0E+0", "0.5"),
         (60.5, "yyyy-mm-dd", "1900-02-28"), (61, "yyyy-mm-dd", "1900-03-01"), (1, "yyyy-mm-dd", "1900-01-01"),
     ],
 )  # fmt: skip
@@ -232,6 +237,64 @@ def test_dates_of_east_asian_and_old_mac_workbooks(workbook, tmp_path):
     book.active.append(["哪天？", datetime.datetime(2024, 3, 17)])
     book.save(str(tmp_path / "mac.xlsx"))
     assert pairs(tmp_path / "mac.xlsx") == [("哪天？", "2024-03-17")]
+
+
+def test_cells_joined_over_rows_and_columns_have_their_value_in_the_first(tmp_path):
+    book = openpyxl.Workbook()
+    for row in [["对话", "主题", "q", "a"], ["甲", None, "一", "1"], [None, None, "二", "2"]]:
+        book.active.append(row)
+    book.active.merge_cells("A2:B3")
+    book.save(str(tmp_path / "x.xlsx"))
+    assert [len(turns) for turns in intake(tmp_path / "x.xlsx")] == [2]
+
+
+def test_headers_of_two_rows_and_headers_further_down(tmp_path, workbook):
+    book = openpyxl.Workbook()
+    for row in [["q", "a", "备注"], [None, None, "作者"], ["甲", "一", "x"]]:
+        book.active.append(row)
+    book.active.merge_cells("A1:A2")
+    book.active.merge_cells("B1:B2")
+    book.save(str(tmp_path / "x.xlsx"))
+    assert pairs(tmp_path / "x.xlsx") == [("甲", "一")]
+    got = intake(workbook(s=[["q", "a"], ["甲", "一"], ["答案", "问题"], ["二", "乙"], ["q", "a"]]))
+    assert "row 3: another header (答案, 问题)" in got
+    assert "row 5: another header (q, a)" in got
+
+
+def test_columns_without_a_name_are_said(workbook, tmp_path):
+    path = workbook(s=[["q", "a", None], ["甲", "一", "还有"], ["乙", "二", None, "更多"]])
+    done = recipe("data", "demo", f'data.files=["{path}"]', "--output", tmp_path)
+    assert "not read: column C (without a name), column D (without a name)" in done.stdout
+
+
+def test_one_odd_cell_does_not_condemn_the_workbook(workbook, tmp_path):
+    path = workbook(s=[["q", "a"], ["几点？", 52], ["问二", "答二"]])
+    for old, new, words in [
+        ("<v>52</v>", "<v>abc</v>", "row 2, column a: 'abc' is stored as a number or date and is none"),
+        ('t="n"><v>52</v>', 't="d"><v>10:30:00</v>', [("几点？", "10:30:00"), ("问二", "答二")]),
+    ]:
+
+        def change(part, text, old=old, new=new):
+            return text.replace(old, new) if "worksheets/" in part else text
+
+        changed = rewritten(path, tmp_path / "y.xlsx", change)
+        assert (words in intake(changed)) if isinstance(words, str) else pairs(changed) == words
+
+
+def test_formats_of_conditions_are_not_those_of_cells(workbook, tmp_path):
+    book = openpyxl.Workbook()
+    book.active.append(["q", "a"])
+    book.active.append(["多少？", 0.5])
+    book.active["B2"].number_format = '0.0%"起"'
+    book.save(str(tmp_path / "x.xlsx"))
+    dxf = '<dxfs count="1"><dxf><numFmt numFmtId="164" formatCode="0.00"/></dxf></dxfs>'
+
+    def change(part, text):
+        return re.sub(r"<dxfs[^>]*/>|(?=</styleSheet>)", dxf, text, count=1) if "styles" in part else text
+
+    path = rewritten(tmp_path / "x.xlsx", tmp_path / "y.xlsx", change)
+    assert "<dxf>" in zipfile.ZipFile(str(path)).read("xl/styles.xml").decode()
+    assert pairs(path) == [("多少？", "50.0%起")]
 
 
 def test_cells_joined_downwards_have_one_value(tmp_path, chunk):
@@ -268,7 +331,11 @@ def test_header_below_a_title_hidden_sheets_and_sheets_by_name(tmp_path):
         (["答案", "问题"], {"answer": 0, "question": 1}), (["序号", "提 问", "回复"], {"question": 1, "answer": 2}),
         (["Question", "Response", "System Prompt"], {"question": 0, "answer": 1, "system": 2}),
         (["instruction", "input", "output"], {"question": 0, "more": 1, "answer": 2}),
-        (["会话ID", "轮次", "用户", "助手回答"], {"conversation": 0, "turn": 1, "question": 2, "answer": 3}),
+        (["会话ID", "轮次", "用户提问", "助手回答"], {"conversation": 0, "turn": 1, "question": 2, "answer": 3}),
+        (["题目", "A", "B", "C", "正确答案"], {"question": 0, "answer": 4}), (["题目", "A", "B"], {"question": 0}),
+        (["系统", "问题", "答案"], {"question": 1, "answer": 2}),
+        (["用户", "咨询内容", "回复"], {"question": 1, "answer": 2}),
+        (["instruction", "context", "response"], {"question": 0, "more": 1, "answer": 2}),
         (["prompt_text", "reply_text"], {}),
     ],
 )  # fmt: skip
@@ -347,6 +414,9 @@ def test_delimited_text_in_any_encoding_with_any_separator(tmp_path, separator, 
         ('q,a\n"问"题,答\n', ["row 2: text stands behind the closing quote"]),
         ("q,a\n问\n", ["row 2, column a: blank"]),
         ('q,a\n"一\n二",好\n三,\n', ["row 3 (line 4), column a: blank"]),
+        ("q,a\n问,#N/A\n", ["row 2, column a: the error #N/A"]), ("q,a\n问,########\n", ["the error ########"]),
+        ('q,a\nhi, "yes, sir"\n', ["row 2: more cells than the header has"]),
+        ('q,a,n\nhi, "yes, sir"\n', ["row 2: a quote behind a space quotes nothing"]),
         ("问题一,回答一\n", ["no row that names the questions and the answers", "问题一, 回答一"]),
         ("", ["there are no rows in it"]), ("\n\n", ["there are no rows in it"]),
     ],
@@ -357,6 +427,43 @@ def test_faults_of_delimited_text_have_their_place(tmp_path, content, words):
     got = intake(path)
     for word in words:
         assert word in got
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("q,a\n你好,再见\n你好,再见啊".encode()[:-1], "it is UTF-8 with damage in it (byte"),
+        ("q,a\n你好吗,很好\n".encode() + "你好吗,很好\n".encode("gbk"), "it is UTF-8 with damage in it (byte"),
+        ("q,a\n怎麼請假比較好,請先填寫表單再請主管簽名\n".encode("big5"), "it does not read like Chinese"),
+        ("q,a\nどうやって休暇を取りますか,まず用紙に記入してください\n".encode("shift_jis"), "not"),
+        (("q,a\n" + "휴가는 어떻게 신청하나요,먼저 양식을 작성하세요\n" * 2).encode("euc-kr"), "does not read like"),
+        ("q,a\nWas heißt Größe,Das weiß ich\n".encode("cp1252"), "encoding"),
+        (("q,a\n" + "你好再见" * 100 + ",好\n").encode("utf-16-le"), "it holds NUL bytes"),
+    ],
+)  # fmt: skip
+def test_other_encodings_are_not_taken_for_gbk(tmp_path, content, words):
+    path = tmp_path / "x.csv"
+    path.write_bytes(content)
+    got = intake(path)
+    assert isinstance(got, str), got
+    assert words in got
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "怎样拒绝不合理的加班？",
+        "怎麼請假比較好，請先填寫表單",
+        "价格是€5",
+        "饕餮盛宴，魑魅魍魉都来了",
+        "A组的目标",
+        "Hello, 你好",
+    ],
+)
+def test_honest_gbk_is_read(tmp_path, text):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b'q,a\n"' + text.encode("gb18030").replace("€".encode("gb18030"), b"\x80") + b'",OK\n')
+    assert pairs(path) == [(text, "OK")]
 
 
 def test_text_of_no_known_encoding_is_refused(tmp_path):
@@ -384,6 +491,10 @@ TURN = ("教练", "问", "答")
         ({"instruction": "问", "input": "", "output": "答", "system": "教练"}, [TURN]),
         ({"instruction": "译", "input": "好", "output": "答", "history": [["一", "二"]]},
          [(None, "一", "二"), (None, "译\n好", "答")]),
+        ({"conversation": [{"system": "教练", "input": "问", "output": "答"},
+                           {"system": "教练", "input": "二", "output": "三"}]},
+         [TURN, (None, "二", "三")]),
+        ({"Instruction": "译", "Input": "好", "Output": "答"}, [(None, "译\n好", "答")]),
         ({"q": "问", "a": "答"}, [(None, "问", "答")]), ({"问题": "问", "回答": "答"}, [(None, "问", "答")]),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "问"}]},
                        {"role": "assistant", "content": "答"}]}, [(None, "问", "答")]),
@@ -393,6 +504,7 @@ def test_json_of_the_common_kinds(tmp_path, record, turns):
     for name, text in [
         ("x.jsonl", json.dumps(record) + "\n"), ("x.json", json.dumps([record], ensure_ascii=False, indent=1)),
         ("y.json", json.dumps(record, indent=1)), ("z.json", json.dumps({"data": [record]}, indent=1)),
+        ("one.json", json.dumps({"data": [record]})),
         ("array.jsonl", json.dumps([record])),
     ]:  # fmt: skip
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -411,6 +523,10 @@ def test_json_of_the_common_kinds(tmp_path, record, turns):
         ('{"messages": [{"role": "user", "content": "问"}]}\n', ["the last question has no answer"]),
         ('{"messages": [{"role": "assistant", "content": "答"}]}\n', ["message 1: an answer without a question"]),
         ('{"messages": [{"role": "tool", "content": "答"}]}\n', ["role 'tool' is not known"]),
+        ('{"conversation_id": 1, "turn": 2, "q": "问", "a": "答"}\n', ["conversation_id, turn: turns of a"]),
+        ('{"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]}\n', ["tool calls are not"]),
+        ('{"system": "甲", "messages": [{"role": "system", "content": "乙"}]}\n', ["a second system prompt"]),
+        ('{"train": [{"q": "问", "a": "答"}], "test": [{"q": "问", "a": "答"}]}', ["several lists: train, test"]),
         ('{"conversation": []}\n', ["there are no turns in it"]),
         ('{"text": "x"}\n', ["found text; wanted: conversation"]),
         ('{"conversation": [{"input": "问"}]}\n', ["turn 1: found input; output is missing"]),
@@ -433,6 +549,31 @@ def test_faults_of_json_have_their_place(tmp_path, text, words):
         assert word in got
 
 
+def test_names_of_the_recipe_go_before_alpacas(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"instruction": "问", "output": "坏", "better": "好"}\n', encoding="utf-8")
+    assert pairs(path, columns=Columns(answer="better")) == [("问", "好")]
+
+
+def test_lists_of_messages_line_by_line(tmp_path):
+    talk = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
+    (tmp_path / "x.jsonl").write_text((json.dumps(talk) + "\n") * 2, encoding="utf-8")
+    assert pairs(tmp_path / "x.jsonl") == [("问", "答")] * 2
+
+
+def test_damaged_parquet_of_conversations_has_its_row(tmp_path):
+    talk = [
+        [{"role": "user", "content": f"问{n}" * 20}, {"role": "assistant", "content": f"答{n}" * 20}]
+        for n in range(3000)
+    ]
+    pandas.DataFrame({"messages": talk}).to_parquet(str(tmp_path / "x.parquet"))
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = bytes(byte ^ 255 for byte in content[middle : middle + 400])
+    (tmp_path / "x.parquet").write_bytes(bytes(content))
+    assert "it is damaged behind row 0" in intake(tmp_path / "x.parquet")
+
+
 def test_parquet_of_columns_and_of_conversations(tmp_path):
     table = pandas.DataFrame({"问题": ["一", "二"], "答案": ["甲", None], "n": [1, 2]})
     table.to_parquet(str(tmp_path / "x.parquet"))
@@ -443,6 +584,11 @@ def test_parquet_of_columns_and_of_conversations(tmp_path):
     assert pairs(tmp_path / "y.parquet") == [("问", "答")]
     pandas.DataFrame({"q": [1, 2], "a": [0.5, 3.0]}).to_parquet(str(tmp_path / "z.parquet"))
     assert pairs(tmp_path / "z.parquet") == [("1", "0.5"), ("2", "3")]
+    pandas.DataFrame({"q": pandas.Series([0.1], dtype="float32"), "a": ["好"]}).to_parquet(str(tmp_path / "f.parquet"))
+    assert pairs(tmp_path / "f.parquet") == [("0.1", "好")]
+    grouped = pandas.DataFrame({"conversation": ["甲", "甲"], "q": ["一", "二"], "a": ["1", "2"]})
+    grouped.to_parquet(str(tmp_path / "g.parquet"))
+    assert intake(tmp_path / "g.parquet") == [[(None, "一", "1"), (None, "二", "2")]]
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
     assert "it is no Parquet file" in intake(tmp_path / "bad.parquet")
 
@@ -550,6 +696,8 @@ def test_a_folder_is_one_data_set(workbook, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "demo/dataset.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["conversation"][0]["input"] for line in lines] == ["乙", "甲"]
+    assert "not read: " in done.stdout
+    assert "README.md" in done.stdout
     (folder / "old.xls").write_bytes(b"\xd0\xcf\x11\xe0")
     refused(recipe("data", "demo", f'data.files=["{folder}"]', "--output", tmp_path), 2, "old.xls", "Save it as .xlsx")
     refused(recipe("data", "demo", f'data.files=["{folder / "~$b.xlsx"}"]', "--output", tmp_path), 2, "Name b.xlsx")

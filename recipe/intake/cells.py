@@ -2,6 +2,9 @@
 
 from typing import Optional
 
+# What Excel shows where a formula failed, also in what was exported from it.
+ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!")
+
 
 class Damaged(Exception):
     """A file that cannot be read as what it should be; the text says what it is instead."""

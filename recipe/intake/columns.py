@@ -8,10 +8,10 @@ QUESTION, ANSWER, SYSTEM, CONVERSATION, TURN = "question", "answer", "system", "
 MORE = "more"  # Alpaca's `input` beside its `instruction`: the rest of the question
 NAMES = {
     QUESTION: "q question questions query prompt input instruction user human "
-    "问 问题 提问 问句 题目 输入 指令 用户 咨询 用户问题 用户提问 用户输入 咨询问题",
+    "问 问题 提问 问句 题目 输入 指令 咨询 用户问题 用户提问 用户输入 咨询问题 咨询内容 问题内容",
     ANSWER: "a answer answers response reply output completion assistant target "
-    "答 答案 回答 回复 答复 解答 输出 应答 标准答案 参考答案 参考回答 助手回答",
-    SYSTEM: "system systemprompt systemmessage 系统 系统提示 系统提示词 系统设定 系统消息",
+    "答 答案 回答 回复 答复 解答 输出 应答 标准答案 正确答案 参考答案 参考回答 助手回答 回复内容 回答内容",
+    SYSTEM: "system systemprompt systemmessage 系统提示 系统提示词 系统设定 系统消息",
     CONVERSATION: "conversation conversationid convid dialog dialogid dialogue dialogueid session sessionid "
     "对话 对话id 对话编号 对话号 会话 会话id 会话编号 会话号",
     TURN: "turn turnid round 轮 轮次 轮数 轮号 回合",
@@ -46,7 +46,8 @@ def find(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
     roles: Dict[str, int] = {}
     taken: Dict[int, str] = {}
     for role, name in chosen.items():
-        at = [index for index, one in enumerate(folded) if one and one == fold(name)]
+        at = [index for index, one in enumerate(header) if str(one).strip() == name.strip()]
+        at = at or [index for index, one in enumerate(folded) if one and one == fold(name)]
         if len(at) > 1:
             raise Doubt(f"the column {name} is there {len(at)} times. Rename or delete the others")
         if at:
@@ -56,6 +57,8 @@ def find(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
         if chosen.get(role):
             continue
         at = [index for index, one in enumerate(folded) if ROLES.get(one) == role and index not in taken]
+        if role == ANSWER and "b" in folded:
+            at = [index for index in at if folded[index] != "a"]  # the first choice of several
         names = [folded[index] for index in at]
         if role == QUESTION and sorted(names) == ["input", "instruction"]:
             roles[QUESTION], roles[MORE] = at[names.index("instruction")], at[names.index("input")]
@@ -69,6 +72,8 @@ def find(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
             )
         elif at:
             roles[role] = at[0]
+            if names == ["instruction"] and "context" in folded:  # Dolly
+                roles[MORE] = folded.index("context")
     used = set(roles.values())
     unused = [str(name).strip() for index, name in enumerate(header) if index not in used and fold(name)]
     return Columns(roles, unused)
@@ -82,3 +87,10 @@ def is_header(header: Sequence[Any], chosen: Dict[str, str]) -> bool:
         folded = {fold(name) for name in header}
         known = {ROLES.get(name) for name in folded} | {role for role, name in chosen.items() if fold(name) in folded}
         return {QUESTION, ANSWER} <= known
+
+
+def is_again(header: Sequence[Any], row: Sequence[Any]) -> bool:
+    """Whether a row below the header names question and answer again: by the same names, or by others as plain."""
+    names, again = sorted(map(fold, header)), sorted(map(fold, row))
+    roles = {ROLES.get(name) for name in again}
+    return names == again or (roles == {QUESTION, ANSWER} and all(len(name) > 1 for name in again))

@@ -7,7 +7,7 @@ import datetime
 import math
 import re
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Callable, Dict, List, NamedTuple, Optional, Union
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from .cells import Cell, Odd, Shown
 
@@ -57,10 +57,10 @@ def _renderer(code: str, epoch: datetime.datetime) -> Callable[[str], Cell]:
 
     if is_timedelta_format(code):
         return lambda text: _duration(float(text))
-    if is_date_format(code):
+    if is_date_format(code) or "aaa" in code:
         bare = re.sub(r'"[^"]*"|\[[^\]]*\]|\\.', "", code.split(";")[0]).lower()
         clock = "h" in bare or "s" in bare
-        calendar = "d" in bare or "y" in bare or not clock
+        calendar = "d" in bare or "y" in bare or "aaa" in bare or not clock
         return lambda text: _date(text, epoch, calendar, clock)
     sections = [_section(part) for part in _sections(code)]
     if code == "General" or not sections or not all(sections[:2]):
@@ -75,9 +75,10 @@ def _general(text: str) -> Cell:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is no number")
+    kept = format(value, ".15g")
     if value.is_integer() and abs(value) < 1e21:
-        return Shown(int(value))
-    return Shown(format(value, ".15g"))
+        return Shown(int(Decimal(kept)))
+    return Shown(kept.upper())
 
 
 def _duration(days: float) -> Cell:
@@ -113,55 +114,81 @@ class _Section(NamedTuple):
     most: int
     scientific: int  # digits of the exponent; 0: none
     percent: int
+    scale: int  # powers of a thousand that are not shown
+    digits: Tuple[str, ...] = ()  # places and the signs between them: 000-00000000
+    general: bool = False
 
 
 def _section(code: str) -> Optional[_Section]:
-    """One section, taken apart; None if it is one of the rarer kinds (fractions, conditions, scaling …)."""
+    """One section, taken apart; None if it is one of the rarer kinds (fractions, conditions, words alone …)."""
     if re.search(r"\[[<>=]", code):
         return None
     code = re.sub(r"\[\$([^\]-]*)[^\]]*\]", lambda m: "".join(f"\\{c}" for c in m.group(1)), code)
     code = re.sub(r"\[[^\]]*\]", "", code)
     code = re.sub(r'"([^"]*)"', lambda m: "".join(f"\\{c}" for c in m.group(1)), code)
     code = re.sub(r"(?<!\\)[_*].", "", code)
-    escaped = re.findall(r"\\.|[^\\]", code)
-    bare = "".join("\x00" if len(item) == 2 else item for item in escaped)
-    found = re.search(r"[#0?][#0?,]*(?:\.[#0?]*)?(?:E[+-]0+)?", bare)
-    if not found or re.search(r"[#0?/@]", bare[: found.start()] + bare[found.end() :]):
+    code = code.replace("G/通用格式", "General").replace("General", "\x01")
+    signs = re.findall(r"\\.|[^\\]", code)
+    bare = "".join("\x00" if len(sign) == 2 else sign for sign in signs)
+    found = re.search(r"\x01|[#0?][#0?,]*(?:\.[#0?]*)?(?:E[+-]0+)?", bare)
+    if not found:
+        # "-"?? and the like, which zero may have: the words are all there is to see
         return None
-    whole, _, behind = found.group().partition(".")
-    scientific = re.search(r"E[+-](0+)", found.group())
+    before, after = bare[: found.start()], bare[found.end() :]
+    literal = ["".join(c[-1] for c in part) for part in (signs[: found.start()], signs[found.end() :])]
+    if found.group() == "\x01":
+        return _Section(literal[0], literal[1], 0, False, 0, 0, 0, 0, 0, general=True)
+    if re.search(r"[#?/@]|0", before + after):
+        # several fields of digits: a telephone number
+        if re.fullmatch(r"[0#\x00 ()-]+", bare):
+            return _Section("", "", 0, False, 0, 0, 0, 0, 0, tuple(signs))
+        return None
+    pattern = found.group()
+    scale = len(after) - len(after.lstrip(","))
+    literal[1] = literal[1][scale:]
+    whole, _, behind = pattern.partition(".")
+    scientific = re.search(r"E[+-](0+)", pattern)
     whole, behind = whole.partition("E")[0], behind.partition("E")[0]
-    if whole.endswith(","):
+    if scientific and len(whole) > 1:
         return None
-    literal = ["".join(c[-1] for c in part) for part in (escaped[: found.start()], escaped[found.end() :])]
+    scale += len(whole) - len(whole.rstrip(","))
     return _Section(
-        literal[0].strip(), literal[1].strip(), whole.count("0"), "," in whole, behind.count("0"),
-        len(behind), len(scientific.group(1)) if scientific else 0, bare.count("%"),
+        literal[0], literal[1], whole.count("0"), "," in whole.rstrip(","), behind.count("0"),
+        len(behind), len(scientific.group(1)) if scientific else 0, bare.count("%"), scale,
     )  # fmt: skip
 
 
 def _formatted(text: str, sections: List[Optional[_Section]]) -> Cell:
     value = Decimal(format(float(text), ".15g"))
+    if not value.is_finite():
+        raise ValueError(f"{text} is no number")
     section, sign = sections[0], "-" if value < 0 else ""
     if value < 0 and len(sections) > 1 and sections[1]:
         section = sections[1]
         marked = "-" in section.before + section.after or "(" in section.before
         sign = "" if marked else sign
-    elif value == 0 and len(sections) > 2 and sections[2]:
+    elif value == 0 and len(sections) > 2:
         section = sections[2]
+        if section is None or (not section.zeros and not section.least and not section.general):
+            return Shown("-" if section and "-" in section.before else 0)  # an accountant's zero
     assert section is not None
-    value = abs(value) * 100**section.percent
-    if section.scientific:
-        number = f"{value:.{section.most}E}"
-        mantissa, exponent = number.split("E")
+    value = abs(value) * 100**section.percent / 1000**section.scale
+    if section.general:
+        number = _general(str(value)) or ""
+    elif section.digits:
+        places = sum(len(one) == 1 and one in "0#" for one in section.digits)
+        rest = list(str(value.quantize(Decimal(1), ROUND_HALF_UP)).zfill(places))
+        signs = [rest.pop() if len(one) == 1 and one in "0#" else one[-1] for one in reversed(section.digits)]
+        number = "".join(rest) + "".join(reversed(signs))
+    elif section.scientific:
+        mantissa, exponent = f"{value:.{section.most}E}".split("E")
         number = f"{mantissa}E{exponent[0]}{exponent[1:].zfill(section.scientific)}"
     else:
         rounded = value.quantize(Decimal(1).scaleb(-section.most), ROUND_HALF_UP)
         number = f"{rounded:{',' if section.thousands else ''}f}"
         whole, point, behind = number.partition(".")
-        keep = behind[section.least :].rstrip("0")
-        behind = behind[: section.least] + keep
+        behind = behind[: section.least] + behind[section.least :].rstrip("0")
         number = whole.zfill(section.zeros) + (point + behind if behind else "")
-        if not any(digit in "123456789" for digit in number):
-            sign = ""
-    return Shown(f"{sign}{section.before}{number}{section.after}")
+    if not any(digit in "123456789" for digit in number):
+        sign = ""
+    return Shown(f"{sign}{section.before}{number}{section.after}".strip())

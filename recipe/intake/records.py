@@ -9,19 +9,20 @@
 Sources: XTuner 0.1.14 docs (dataset_format), stanford_alpaca, FastChat and OpenAI's fine-tuning format.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from .cells import Damaged
-from .tables import NAMES, encoding
+from .tables import NAMES, encoding, errors
 
 USER = ("human", "user", "question", "prompter")
 ASSISTANT = ("gpt", "assistant", "chatgpt", "bot", "model", "answer", "bing", "bard")
 WANTED = (
     "conversation (XTuner), conversations (ShareGPT), messages (OpenAI), instruction and output (Alpaca), or q and a"
 )
-LISTS = ("data", "train", "rows", "examples", "conversations")  # keys under which a whole file's list may stand
+KNOWN = {"conversation", "messages", "conversations", "instruction"}
 
 
 class Turn(NamedTuple):
@@ -47,18 +48,16 @@ def records(path: Path) -> Tuple[str, Iterator[Tuple[str, Any]]]:
 
 def _values(path: Path, name: str) -> Iterator[Tuple[str, Any]]:
     try:
-        with path.open(encoding=name) as stream:
-            first = ""
-            while not first.strip():
-                first = stream.readline()
-                if not first:
-                    return
-        whole = first.lstrip().startswith("[") or (path.suffix.lower() == ".json" and not _is_value(first))
-        if whole:
-            # One value over many lines can only be read whole.
-            yield from _items(path.read_text(encoding=name))
+        with path.open(encoding=name, errors=errors(name)) as stream:
+            filled = [line for line in itertools.islice((line for line in stream if line.strip()), 2)]
+        if not filled:
             return
-        with path.open(encoding=name) as stream:
+        # Lines, if the first is a whole value and not the only one; else one value, perhaps over many lines.
+        lines = len(filled) == 2 and (_is_value(filled[0]) or (path.suffix == ".jsonl" and filled[0][:1] == "{"))
+        if not lines:
+            yield from _items(path.read_text(encoding=name, errors=errors(name)))
+            return
+        with path.open(encoding=name, errors=errors(name)) as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield f"line {number}", _loaded(line, number)
@@ -77,20 +76,20 @@ def _is_value(text: str) -> bool:
 def _items(text: str) -> Iterator[Tuple[str, Any]]:
     value = _loaded(text, 0)
     if isinstance(value, dict):
-        lists = [key for key in LISTS if isinstance(value.get(key), list)]
+        lists = [key for key in value if isinstance(value[key], list) and all(isinstance(i, dict) for i in value[key])]
         # {"conversations": […]} may be one ShareGPT record as well as a file of records.
-        if len(lists) == 1 and not _turns_of(value, lists[0]):
-            value = value[lists[0]]
+        if not KNOWN & set(value) or (
+            lists == ["conversations"] and all(KNOWN & set(i) for i in value["conversations"])
+        ):
+            if len(lists) > 1:
+                yield "", Wrong(f"several lists: {', '.join(lists)}. Keep one in a file")
+                return
+            value = value[lists[0]] if lists else value
     if not isinstance(value, list):
-        value = [value]
+        yield "line 1" if not isinstance(value, Wrong) else "", value
+        return
     for number, item in enumerate(value, start=1):
-        yield f"item {number}" if not isinstance(item, Wrong) else "", item
-
-
-def _turns_of(value: Dict[str, Any], key: str) -> bool:
-    return key == "conversations" and all(
-        isinstance(turn, dict) and {"from", "role"} & set(turn) for turn in value[key]
-    )
+        yield f"item {number}", item
 
 
 def _loaded(text: str, line: int) -> Any:
@@ -120,40 +119,77 @@ def _loaded(text: str, line: int) -> Any:
 
 def parquet(path: Path) -> Optional[Iterator[Tuple[str, Any]]]:
     """The rows of a Parquet file as records, if it holds conversations; None if it holds plain columns."""
-    from pyarrow import ArrowException
+    from pyarrow import ArrowException, types
     from pyarrow.parquet import ParquetFile
 
     try:
         file = ParquetFile(str(path))
     except (ArrowException, OSError, ValueError):
         return None  # tables.py says what is wrong with it
-    if not {"conversation", "conversations", "messages"} & set(file.schema_arrow.names):
+    lists = {field.name for field in file.schema_arrow if types.is_list(field.type) or types.is_large_list(field.type)}
+    if not {"conversation", "conversations", "messages", "history"} & lists:
         return None
-    rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
-    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+    def rows() -> Iterator[Tuple[str, Any]]:
+        number = 0
+        try:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    # a key that a row does not have is None there
+                    yield f"row {number}", _without_none(row)
+        except (ArrowException, OSError, ValueError) as error:
+            raise Damaged(f"it is damaged behind row {number} ({str(error).splitlines()[0]})") from None
+
+    return rows()
 
 
-def turns(record: Any, columns: Any) -> List[Turn]:
-    """The turns of one record; `columns(names)` tells which of a record's keys are question and answer.
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def turns(record: Any, columns: Any, chosen: bool = False) -> List[Turn]:
+    """The turns of one record. `columns(names)` gives role → key of named columns, if there are question and answer;
+    `chosen` says that the recipe names them, which goes before Alpaca's names.
 
     Raises Wrong, which says what is wrong. Blank texts are not looked for here.
     """
     if isinstance(record, Wrong):
         raise record
+    if isinstance(record, list) and record and all(isinstance(i, dict) and {"role", "from"} & set(i) for i in record):
+        record = {"messages": record}
     if not isinstance(record, dict):
         raise Wrong(f"an object is wanted, found {_kind(record)}")
-    if "conversation" in record:
+    if record.get("tools"):
+        raise Wrong("tools are not supported: leave the record out, or take tools and tool calls out of it")
+    if isinstance(record.get("conversation"), list):
         return [_xtuner(turn, at) for at, turn in enumerate(_list(record, "conversation"), start=1)]
     for key, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
         if key in record:
             return _chat(record, key, role, text)
-    if "instruction" in record and "output" in record:
+    if {"instruction", "output"} <= set(record) and not chosen:
         return _alpaca(record)
-    found = columns(list(record))
-    if found is None:
+    roles = columns(list(record))
+    if roles is None:
+        if "conversation" in record:
+            _list(record, "conversation")
         raise Wrong(f"found {', '.join(map(str, record)) or 'no keys'}; wanted: {WANTED}")
-    question, answer, system = found
-    return [Turn(_text(record, question), _text(record, answer), _text(record, system) if system else "")]
+    apart = [roles[role] for role in ("conversation", "turn") if role in roles]
+    if apart:
+        raise Wrong(
+            f"{', '.join(apart)}: turns of a conversation in records of their own are read from tables (.xlsx, .csv, "
+            f".parquet); in JSON a conversation is one record: conversation or messages"
+        )
+    question = _text(record, roles["question"])
+    more = _text(record, roles["more"]) if record.get(roles.get("more")) is not None else ""
+    system = _text(record, roles["system"]) if record.get(roles.get("system")) is not None else ""
+    return [Turn(_joined(question, more), _text(record, roles["answer"]), system)]
+
+
+def _joined(question: str, more: str) -> str:
+    return f"{question}\n{more}" if question.strip() and more.strip() else question
 
 
 def _xtuner(turn: Any, at: int) -> Turn:
@@ -174,7 +210,7 @@ def _alpaca(record: Dict[str, Any]) -> List[Turn]:
         made.append(Turn(*pair))
     question = _text(record, "instruction")
     more = _text(record, "input") if record.get("input") is not None else ""
-    made.append(Turn(f"{question}\n{more}" if more.strip() else question, _text(record, "output")))
+    made.append(Turn(_joined(question, more), _text(record, "output")))
     if record.get("system") is not None:
         made[0] = made[0]._replace(system=_text(record, "system"))
     return made
@@ -198,11 +234,17 @@ def _chat(record: Dict[str, Any], key: str, role: str, text: str) -> List[Turn]:
                 raise Wrong(f"{where}found {', '.join(message) or 'no keys'} in {key}; wanted: {role}, {text}{hint}")
         if message.get("weight", 1) != 1:
             raise Wrong(f"{where}weight is not supported: every answer is trained. Leave the key out")
+        if message.get("tool_calls") or message.get("function_call"):
+            raise Wrong(f"{where}tool calls are not supported. Leave the record out")
         who = message[role]
+        if who == "system" and message[text] is None:
+            continue
         said = _text(message, text, where)
         if who == "system":
             if at > 1:
                 raise Wrong(f"{where}a system prompt behind the first message")
+            if system and said != system:
+                raise Wrong(f"{where}a second system prompt, beside the record's own")
             system = said
         elif who in USER:
             if question is not None:

@@ -11,6 +11,7 @@ import datetime
 import decimal
 import io
 import itertools
+import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -24,6 +25,13 @@ MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
+# The most frequent characters of Chinese, with their traditional forms.
+FREQUENT = frozenset(
+    "的一是不了在有我他这中大来上个国和地到时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方多经么去法学如都"
+    "同现当没动面起看定天分还进好小部其些主样理心本前开但因只从想日者意无力与长把机明情问三民两它公高体最新相手间实加又关使点业外"
+    "重什每月全或目先更很再见工给做感谢請说怎吗吧呢哪谁为何"
+    "這來個國時會對於著過發後裡種經麼學現當沒動還進樣開從無與長機問兩體間實關點業見給謝說嗎為"
+)
 NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8 with a mark", "gb18030": "GB18030 (GBK)"}
 
 
@@ -57,22 +65,25 @@ def _sheet(sheet: xlsx.Sheet) -> Table:
 def encoding(path: Path) -> str:
     """The encoding of a text file, as Python names it, from its mark or from what all of its bytes can be.
 
-    Raises Damaged for bytes that are none of UTF-8, UTF-16 and GB18030.
+    Raises Damaged for bytes that are none of UTF-8, UTF-16 and GB18030, and for those that could be GB18030 but do not
+    read like it: other encodings' bytes mostly make rare characters there.
     """
     with path.open("rb") as stream:
-        head = stream.read(4096)
+        head = stream.read(1 << 16)
     for mark, name in MARKS:
         if head.startswith(mark):
             return name
     if head[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0") or head.startswith(b"%PDF"):
         raise Damaged("it is no text: rename it to what it is (.xlsx?)")
-    # Half of the bytes of ASCII in UTF-16 are zero; text in any other encoding has none.
-    zeros = [head[start::2].count(0) for start in (0, 1)]
-    if max(zeros) > len(head) // 16:
-        return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
+    if 0 in head:
+        # Half of the bytes of ASCII in UTF-16 are zero; text in any other encoding has none.
+        zeros = [head[start::2].count(0) for start in (0, 1)]
+        if max(zeros) > len(head) // 16:
+            return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
+        raise Damaged("it holds NUL bytes: save it as UTF-8")
     reasons = []
     for name in ("utf-8", "gb18030"):
-        decoder = codecs.getincrementaldecoder(name)()
+        decoder = codecs.getincrementaldecoder(name)(errors(name))
         at = 0
         try:
             with path.open("rb") as stream:
@@ -80,10 +91,53 @@ def encoding(path: Path) -> str:
                     decoder.decode(block)
                     at += len(block)
                 decoder.decode(b"", final=True)
-            return name
+            break
         except UnicodeDecodeError as error:
             reasons.append(f"byte {at + error.start + 1:,} is not {NAMES[name]}")
-    raise Damaged(f"its encoding is none of UTF-8, UTF-16, GB18030 ({'; '.join(reasons)}): save it as UTF-8")
+    else:
+        name = ""
+    if name == "utf-8":
+        return name
+    high = sum(byte > 127 for byte in head)
+    if 3 * len(re.findall(b"[\xe1-\xef][\x80-\xbf][\x80-\xbf]", head)) > high // 3:
+        raise Damaged(f"it is UTF-8 with damage in it ({reasons[0]}): save it as UTF-8 again")
+    if not name:
+        raise Damaged(f"its encoding is none of UTF-8, UTF-16, GB18030 ({'; '.join(reasons)}): save it as UTF-8")
+    if not _reads_like_chinese(codecs.getincrementaldecoder(name)(errors(name)).decode(head)):
+        raise Damaged("its encoding is not UTF-8, and as GB18030 (GBK) it does not read like Chinese: save it as UTF-8")
+    return name
+
+
+def _reads_like_chinese(text: str) -> bool:
+    """Whether a text is likely Chinese: no signs for private use (Big5 makes them), few characters inside words
+    (Western encodings), most characters among the 3,755 common ones of GB2312, and of many a fifth among the most
+    frequent (Korean makes common, but not frequent ones).
+    """
+    han = [character for character in text if ord(character) > 127 and character.isalpha()]
+    common = sum(b"\xb0" <= character.encode("gb2312", "replace")[:1] <= b"\xd7" for character in han)
+    frequent = sum(character in FREQUENT for character in han)
+    inside = len(re.findall(r"(?<=[a-z])[^\x00-\x7f](?=[a-z])", text))
+    return (
+        not re.search("[\ue000-\uf8ff]", text)
+        and inside <= len(han) // 4
+        and common >= len(han) * 0.45
+        and (len(han) < 30 or frequent >= len(han) * 0.2)
+    )
+
+
+def errors(name: str) -> str:
+    """How Python shall treat bytes that are not of encoding `name`."""
+    return "euro" if name == "gb18030" else "strict"
+
+
+def _euro(error: UnicodeError) -> Tuple[str, int]:
+    """Chinese Windows writes the euro sign as the one byte 0x80, which GB18030 does not have."""
+    if isinstance(error, UnicodeDecodeError) and error.object[error.start] == 0x80:
+        return "€", error.start + 1
+    raise error
+
+
+codecs.register_error("euro", _euro)
 
 
 def _delimited(path: Path, is_header: Callable[[Sequence[Cell]], bool]) -> Table:
@@ -134,7 +188,7 @@ def _delimited(path: Path, is_header: Callable[[Sequence[Cell]], bool]) -> Table
 
 
 def _text(raw: Any, name: str) -> io.TextIOBase:
-    return io.TextIOWrapper(raw, encoding=name, errors="strict", newline="")
+    return io.TextIOWrapper(raw, encoding=name, errors=errors(name), newline="")
 
 
 def _explained(what: str) -> str:
@@ -157,6 +211,7 @@ def _parquet(path: Path) -> Table:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise Damaged(f"it is no Parquet file ({_line(error)})") from None
     total = max(1, file.metadata.num_rows)
+    digits = [7 if kind in (pyarrow.float32(), pyarrow.float16()) else 15 for kind in file.schema_arrow.types]
     done = [0]
 
     def rows() -> Iterator[Tuple[int, List[Cell]]]:
@@ -166,7 +221,7 @@ def _parquet(path: Path) -> Table:
             for batch in file.iter_batches(batch_size=1024):
                 for values in zip(*(column.to_pylist() for column in batch.columns)):
                     number += 1
-                    yield number, [_cell(value) for value in values]
+                    yield number, [_cell(value, kept) for value, kept in zip(values, digits)]
                 done[0] = number
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise Damaged(f"it is damaged behind row {number} ({_line(error)})") from None
@@ -178,8 +233,8 @@ def _line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _cell(value: Any) -> Cell:
-    """A typed value as Excel would show it."""
+def _cell(value: Any, digits: int) -> Cell:
+    """A typed value as Excel would show it, floats with the digits that their width keeps."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -187,7 +242,7 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, float):
         if value != value:
             return None  # pandas writes its missing numbers so
-        return Shown(int(value) if value.is_integer() and abs(value) < 1e21 else format(value, ".15g"))
+        return Shown(int(value) if value.is_integer() and abs(value) < 1e21 else format(value, f".{digits}g"))
     if isinstance(value, (int, decimal.Decimal)):
         return Shown(value)
     if isinstance(value, (datetime.date, datetime.time)):

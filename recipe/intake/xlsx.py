@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import IO, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from xml.parsers import expat
 
-from .cells import Cell, Damaged, Odd, Shown
+from .cells import ERRORS, Cell, Damaged, Odd, Shown
 from .formats import Formats, iso
 
 LIMIT = 2 << 30  # bytes an archive may unpack to
 LONGEST = 1 << 20  # characters of one cell; Excel itself stops at 32,767
 CHUNK = 1 << 16
 KEPT = 1 << 25  # characters of shared texts in memory
-ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!")
 BLANK_ROWS = re.compile(rb'<row [^<>]*?\br="\d+"[^<>]*?(?:/>|>(?:<c [^<>]*/>)*</row>)')
 # What nearly all programs write. A block of it needs no XML parser: see _plain.
 PLAIN_ROWS = re.compile(
@@ -38,7 +37,7 @@ PLAIN_ROWS = re.compile(
     r'(?:(/)>|>(?:<v>([^<]*)</v>|<is><t(?: xml:space="preserve")?>([^<]*)</t></is>)</c>)'
 )
 PLAIN_TEXTS = re.compile(r'<si><t(?: xml:space="preserve")?>([^<]*)</t>(?:(<)phoneticPr [^<>]*/>)?</si>')
-MERGED = re.compile(rb'mergeCell [^<>]*?ref="([A-Z]+)(\d+):([A-Z]+)(\d+)"')
+MERGED = re.compile(rb'mergeCell [^<>]*?ref="([A-Z]+)(\d+):[A-Z]+(\d+)"')
 ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 WRONG = (
     zipfile.BadZipFile, zipfile.LargeZipFile, expat.ExpatError, EOFError, KeyError, IndexError, ValueError,
@@ -156,13 +155,15 @@ class _Workbook:
             self.epoch = datetime.datetime(1904, 1, 1)
 
     def _styles(self, part: str) -> None:
-        inside = [False]
+        inside = [False, False]
 
         def start(tag: str, attributes: Dict[str, str]) -> None:
-            if tag == "numFmt":
+            if tag == "numFmts":
+                inside[1] = True
+            elif tag == "numFmt" and inside[1]:  # formats of conditions (dxfs) have numbers of their own
                 self.render.codes[int(attributes["numFmtId"])] = attributes.get("formatCode", "General")
             elif tag in ("cellXfs", "cellStyleXfs", "cellStyles", "dxfs"):
-                inside[0] = tag == "cellXfs"
+                inside[0], inside[1] = tag == "cellXfs", False
             elif tag == "xf" and inside[0]:
                 self.render.styles.append(int(attributes.get("numFmtId", 0)))
 
@@ -308,8 +309,8 @@ class _Rows:
             before = b""
             for block in iter(lambda: stream.read(CHUNK), b""):
                 for match in MERGED.finditer(before + block):
-                    left, top, right, bottom = (part.decode() for part in match.groups())
-                    if left == right:
+                    left, top, bottom = (part.decode() for part in match.groups())
+                    if top != bottom:  # over several columns: the value stands in the first
                         found.setdefault(_column(left), {})[int(top), int(bottom)] = None
                 before = block[-200:]
         return {column: sorted(ranges) for column, ranges in found.items()}
@@ -344,12 +345,18 @@ class _Rows:
             return _text(text)
         if not text:
             return Odd("", "a formula without a stored value: open the file in Excel and save it") if formula else None
-        if kind is None or kind == "n":
-            return self.book.render[int(style or 0)](text)
-        if kind == "b":
-            return Shown("TRUE" if text.strip() in ("1", "true") else "FALSE")
-        if kind == "d":
-            return Shown(iso(datetime.datetime.fromisoformat(text.strip().rstrip("Z"))))
+        try:
+            if kind is None or kind == "n":
+                return self.book.render[int(style or 0)](text)
+            if kind == "b":
+                return Shown("TRUE" if text.strip() in ("1", "true") else "FALSE")
+            if kind == "d":
+                when = text.strip().rstrip("Z")
+                return Shown(
+                    iso(datetime.datetime.fromisoformat(when) if "-" in when else datetime.time.fromisoformat(when))
+                )
+        except ValueError:
+            return Odd(text, f"{text[:20]!r} is stored as a number or date and is none: type it again")
         return Odd(text, f"the error {text}")
 
     def _read(self) -> Iterator[Tuple[int, List[Cell]]]:
