@@ -49,12 +49,11 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     that are not zero in fp32 and are in fp16.
     """
     libraries.load()
+    from mmengine.config import Config
     from peft import LoraConfig
     from safetensors.torch import save_file
 
     trained = tensors(run.root / run.figures("train")["checkpoint"])
-    from mmengine.config import Config
-
     lora = Config.fromfile(str(run.config)).model.lora
     targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained})
     place = out / "adapter"

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import adapter, chat, config, data, merge, model, plan, reproduce, train
+from .errors import RunFailed
 from .stages import Run, Stage, perform
 
 SHOWN = 120  # characters of an answer in the closing samples
@@ -86,7 +87,10 @@ def run_stages(run: Run, command: str, console: Console) -> None:
             console.print(f"[yellow]{why}:[/] {refusal['why']}", highlight=False)
         console.print(f"[bold]{item.name:8}[/] {says(item.name, entry['figures'])}  [dim]{took}[/]", highlight=False)
         if item is MERGE and not entry["figures"]["tensors_changed"] and command != "reproduce":
-            console.print("[bold red]The merge changed nothing: the merged model is the base model.[/]")
+            what = "The merge changed nothing: the merged model is the base model."
+            if not run.force and not run.settings.known_faults:
+                raise RunFailed(f"{what} What the plan and the training log say tells why. --force accepts it.")
+            console.print(f"[bold red]{what}[/]")
 
 
 def closing_table(run: Run) -> Table:

@@ -6,10 +6,12 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from recipe import libraries, merge
-from recipe.errors import InputWrong
+from recipe import libraries, merge, pipeline, settings
+from recipe.errors import InputWrong, RunFailed
+from recipe.stages import Run
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,24 @@ def test_an_adapter_that_changes_nothing_is_measured(folders, tmp_path):
     figures = merge.merge(base, tmp_path / "adapter", tmp_path / "out", merge.size("2GB"))
     assert figures["tensors_changed"] == figures["weights_changed"] == 0
     assert figures["share_changed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("force", "known", "ends"), [(False, [], True), (True, [], False), (False, ["few-updates"], False)]
+)
+def test_a_merge_that_changed_nothing_fails_unless_that_is_known(force, known, ends, monkeypatch, capsys):
+    """Exit 1, but for --force and for a recipe that is about it."""
+    figures = {"tensors_changed": 0, "tensors": 17, "shards": 1}
+    monkeypatch.setattr(pipeline, "perform", lambda run, stage: ({"figures": figures, "seconds": 1.0}, True))
+    monkeypatch.setitem(pipeline.COMMANDS, "merge", (pipeline.MERGE,))
+    recipe_settings = settings.replace(settings.load("demo")[1], "known_faults", known)
+    run = Run("demo", recipe_settings, ROOT, ROOT / "output", force=force)
+    if ends:
+        with pytest.raises(RunFailed, match="changed nothing"):
+            pipeline.run_stages(run, "merge", Console())
+        return
+    pipeline.run_stages(run, "merge", Console())
+    assert "The merge changed nothing" in capsys.readouterr().out
 
 
 def test_an_adapter_of_another_model_is_refused(folders, tmp_path):
