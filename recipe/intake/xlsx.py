@@ -28,15 +28,22 @@ from .formats import Formats, iso
 
 LIMIT = 2 << 30  # bytes an archive may unpack to
 LONGEST = 1 << 20  # characters of one cell; Excel itself stops at 32,767
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 KEPT = 1 << 25  # characters of shared texts in memory
 BLANK_ROWS = re.compile(rb'<row [^<>]*?\br="\d+"[^<>]*?(?:/>|>(?:<c [^<>]*/>)*</row>)')
-# What nearly all programs write. A block of it needs no XML parser: see _plain.
-PLAIN_ROWS = re.compile(
+LESS, GREATER = "\ue5e4", "\ue5e5"  # in place of < and > where a text of both was decoded, see _found
+
+
+def _pair(pattern: str) -> Tuple[Any, Any]:
+    return re.compile(pattern), re.compile(pattern.replace("<", LESS).replace(">", GREATER))
+
+
+# What nearly all programs write. A block of it needs no XML parser, or only its decoding: see _found.
+PLAIN_ROWS = _pair(
     r'<row [^<>]*?\br="(\d+)"[^<>]*>|</row>|<c r="([A-Z]+)\d+"(?: s="(\d+)")?(?: t="(s|n|b|str|inlineStr)")?'
     r'(?:(/)>|>(?:<v>([^<]*)</v>|<is><t(?: xml:space="preserve")?>([^<]*)</t></is>)</c>)'
 )
-PLAIN_TEXTS = re.compile(r'<si><t(?: xml:space="preserve")?>([^<]*)</t>(?:(<)phoneticPr [^<>]*/>)?</si>')
+PLAIN_TEXTS = _pair(r'<si><t(?: xml:space="preserve")?>([^<]*)</t>(?:(<)phoneticPr [^<>]*/>)?</si>')
 MERGED = re.compile(rb'mergeCell [^<>]*?ref="([A-Z]+)(\d+):[A-Z]+(\d+)"')
 ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 WRONG = (
@@ -246,7 +253,7 @@ class _Strings:
             if plain is None:
                 parser.Parse(block, False)
             else:
-                waiting += _decoded([found[0] for found in plain])
+                waiting += [found[0] for found in plain]
             self._add(waiting)
             waiting.clear()
         parser.Parse(b"", True)
@@ -424,8 +431,8 @@ class _Rows:
                 if plain is None:
                     parser.Parse(block, False)
                 else:
-                    texts = _decoded([inline or stored for *_, stored, inline in plain])
-                    for (row, letters, style, kind, *_), text in zip(plain, texts):
+                    for row, letters, style, kind, _, stored, inline in plain:
+                        text = inline or stored
                         if letters:
                             if kind == "s" and text:
                                 value = shared[int(text)]
@@ -502,35 +509,35 @@ def _signs_of_texts(found: Any) -> int:
     return sum([4 + len(text[1]) for text in found])
 
 
-def _found(block: bytes, plain: Any, signs: Callable[[Any], int]) -> Any:
-    """All matches of `plain` if they hold all signs < of the block, else None."""
+def _found(block: bytes, plain: Tuple[Any, Any], signs: Callable[[Any], int]) -> Any:
+    """All matches of `plain`, texts decoded, if they hold all signs < of the block; else None.
+
+    A block with &amp; and the like is decoded by the XML parser at one go, as if it were a single text: its tags'
+    own signs are replaced by two for private use meanwhile.
+    """
     if b"\r" in block:  # XML makes a line feed of it
         return None
-    try:
-        found = plain.findall(block.decode("utf-8"))
-    except UnicodeDecodeError:
-        return None
-    return found if found and signs(found) == block.count(b"<") else None
-
-
-def _decoded(texts: List[str]) -> List[str]:
-    """The texts with &amp; and the like replaced, by the XML parser itself."""
-    coded = [text for text in texts if "&" in text]
-    if not coded:
-        return texts
-    made = _characters("\ue5e5".join(coded)).split("\ue5e5")
-    if len(made) != len(coded):  # the sign for private use between them is in one of them, too
-        made = [_characters(text) for text in coded]
-    ready = iter(made)
-    return [next(ready) if "&" in text else text for text in texts]
-
-
-def _characters(text: str) -> str:
+    if b"&" not in block:
+        try:
+            found = plain[0].findall(block.decode("utf-8"))
+        except UnicodeDecodeError:
+            return None
+        return found if found and signs(found) == block.count(b"<") else None
     parts: List[str] = []
     parser = _parser()
     parser.CharacterDataHandler = parts.append
-    parser.Parse(f"<x>{text}</x>", True)
-    return "".join(parts)
+    hidden = block.replace(b"<", LESS.encode()).replace(b">", GREATER.encode())
+    try:
+        parser.Parse(b"<x>" + hidden + b"</x>", True)
+    except expat.ExpatError:
+        return None
+    text = "".join(parts)
+    count = text.count(LESS)
+    # As many of both as there were tags: none stood in a text.
+    if count != block.count(b"<") or count != text.count(GREATER):
+        return None
+    found = plain[1].findall(text)
+    return found if found and signs(found) == count else None
 
 
 class _Columns(Dict[str, int]):
