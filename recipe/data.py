@@ -106,8 +106,13 @@ class Writer:
 
     def plain(self, question: str, answer: str) -> None:
         """A conversation of one turn, of texts without any of the SUSPECT signs."""
+        # Nearly every row comes this way: no call that could be spared.
+        line = f'{self.start}{quoted(question)}, "output": {quoted(answer)}}}]}}\n'
         self.turns += 1
-        self._write(f'{self.start}{quoted(question)}, "output": {quoted(answer)}}}]}}\n')
+        self.hashes.append(hash(line))
+        self.lines.append(line)
+        if len(self.lines) >= 1000:
+            self.flush()
 
     def many(self, turns: Sequence[Turn]) -> None:
         conversation = []
@@ -123,7 +128,7 @@ class Writer:
     def _write(self, line: str) -> None:
         self.hashes.append(hash(line))
         self.lines.append(line)
-        if len(self.lines) == 1000:
+        if len(self.lines) >= 1000:
             self.flush()
 
     def flush(self) -> None:
@@ -321,14 +326,14 @@ class Intake:
         for number, (mark, cells) in enumerate(rows):
             if number & 1023 == 1023:
                 self.progress.step(place, table.position())
-            if len(cells) < width:
-                cells = [*cells, *[None] * (width - len(cells))]
-            elif table.strict and len(cells) > width and any(cells[width:]):
-                extra = "".join(str(cell) for cell in cells[width:] if cell)
-                what = f"more cells than the header has: {extra[:40]!r}. Quote a cell that holds a separator"
-                self.faults.add(f"{place}, {table.place(mark)}", what)
-                continue
-            if nameless or len(cells) > width:
+            if len(cells) != width or nameless:
+                if len(cells) < width:
+                    cells = [*cells, *[None] * (width - len(cells))]
+                elif table.strict and any(cells[width:]):
+                    extra = "".join(str(cell) for cell in cells[width:] if cell)
+                    what = f"more cells than the header has: {extra[:40]!r}. Quote a cell that holds a separator"
+                    self.faults.add(f"{place}, {table.place(mark)}", what)
+                    continue
                 lost.update(i for i in [*nameless, *range(width, len(cells))] if cells[i])
             question, answer = cells[question_at], cells[answer_at]
             if (

@@ -7,6 +7,7 @@ outputs have changed since the manifest's entry was written, the stage is skippe
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -258,6 +259,7 @@ def peak_memory_mb() -> int:
     return round(max(own, children) * 1024 / 1e6)
 
 
+@functools.lru_cache(maxsize=None)  # they stay what they are, and every stage asks
 def versions() -> Dict[str, Optional[str]]:
     """Versions of the packages that decide the result; None where one is not installed."""
     found: Dict[str, Optional[str]] = {"python": platform.python_version()}

@@ -16,8 +16,6 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from . import config, model, preset
 from .errors import HostLacks, RunFailed
 from .stages import Run, gpus, key_of
@@ -210,6 +208,8 @@ class _progress:
     """Progress of training: a live bar on a terminal, a line every tenth of the run elsewhere."""
 
     def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
         self.total, self.began, self.said = total, time.time(), -1
         done = TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]}  lr {task.fields[lr]} ")
         columns = (TextColumn("  training"), BarColumn(), done, TimeElapsedColumn(), TextColumn("left"))

@@ -10,6 +10,7 @@ Source of the format: ECMA-376, part 1 (SpreadsheetML), 18.3 (sheets), 18.4 (sha
 
 import contextlib
 import datetime
+import itertools
 import os
 import posixpath
 import re
@@ -332,7 +333,7 @@ class _Rows:
         before: List[Cell] = []
         last = 0
         with _told():
-            for number, cells in self._read():
+            for number, cells in itertools.chain.from_iterable(self._read()):
                 if None in cells or len(cells) < len(before):
                     merges = self.merges() if merges is None else merges
                     for column, ranges in merges.items():
@@ -366,7 +367,7 @@ class _Rows:
             return Odd(text, f"{text[:20]!r} is stored as a number or date and is none: type it again")
         return Odd(text, f"the error {text}")
 
-    def _read(self) -> Iterator[Tuple[int, List[Cell]]]:
+    def _read(self) -> Iterator[List[Tuple[int, List[Cell]]]]:
         columns, value_of, shared = _Columns(), self._value, self.book.shared()
         ready: List[Tuple[int, List[Cell]]] = []
         cells: List[Cell] = []
@@ -432,12 +433,13 @@ class _Rows:
                     parser.Parse(block, False)
                 else:
                     for row, letters, style, kind, _, stored, inline in plain:
-                        text = inline or stored
                         if letters:
-                            if kind == "s" and text:
-                                value = shared[int(text)]
+                            if inline and inline[0] != "#" and "_x" not in inline and len(inline) < LONGEST:
+                                value = inline  # nothing that _text would change
+                            elif kind == "s" and stored:
+                                value = shared[int(stored)]
                             else:
-                                value = value_of(kind or None, style, text)
+                                value = value_of(kind or None, style, inline or stored)
                             column = columns[letters]
                             if column == len(cells):
                                 cells.append(value)
@@ -447,10 +449,10 @@ class _Rows:
                             cells, number = [], int(row)
                         elif any(cells):
                             ready.append((number, cells))
-                yield from ready
+                yield ready
                 ready.clear()
             parser.Parse(b"", True)
-            yield from ready
+            yield ready
 
 
 def _blocks(
@@ -533,8 +535,7 @@ def _found(block: bytes, plain: Tuple[Any, Any], signs: Callable[[Any], int]) ->
         return None
     text = "".join(parts)
     count = text.count(LESS)
-    # As many of both as there were tags: none stood in a text.
-    if count != block.count(b"<") or count != text.count(GREATER):
+    if count != text.count(GREATER):  # one stood in a text
         return None
     found = plain[1].findall(text)
     return found if found and signs(found) == count else None
