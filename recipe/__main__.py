@@ -27,19 +27,9 @@ from . import settings  # noqa: E402
 from .errors import HostLacks, InputWrong, PlanRefused, RecipeError, RunFailed  # noqa: E402
 
 STAGES = (
-    "demo",
-    "data",
-    "data-report",
-    "preview",
-    "plan",
-    "config",
-    "model",
-    "train",
-    "adapter",
-    "merge",
-    "chat",
+    "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "chat",
     "reproduce",
-)
+)  # fmt: skip
 
 
 def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> Tuple[str, List[str], Optional[str]]:

@@ -28,6 +28,7 @@ from .settings import Data
 from .stages import Run, digest
 
 KINDS = (".xlsx", ".xlsm", ".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
+FOREIGN = (".xls", ".xlsb", ".et", ".ods", ".numbers")  # workbooks that are not read: refused, never left out
 SHOWN = 20  # faults listed before the rest is only counted
 HEADER_WITHIN = 20  # rows that hold anything, from the top
 # What the tokenizer, or that of another chat model, takes for a sign of its own instead of text.
@@ -522,7 +523,7 @@ def files(run: Run) -> List[Tuple[Path, str]]:
     for path, name in found:
         if path.name.startswith("~$"):
             raise InputWrong(f"{name} is the lock that Excel keeps while a workbook is open. Name {path.name[2:]}.")
-        if path.suffix.lower() in (".xls", ".xlsb", ".et", ".ods", ".numbers"):
+        if path.suffix.lower() in FOREIGN:
             raise InputWrong(f"{name} is of a kind that is not read. Save it as .xlsx in Excel, WPS or LibreOffice.")
         if path.suffix.lower() not in KINDS:
             raise InputWrong(f"{name} is of no known kind ({', '.join(KINDS)}). Save it as .xlsx or UTF-8 .csv.")
@@ -534,7 +535,7 @@ def _is_meant(path: Path) -> bool:
 
     Old workbooks count, so that they are refused and not left out in silence.
     """
-    kind = path.suffix.lower() in (*KINDS, ".xls", ".xlsb", ".et", ".ods", ".numbers")
+    kind = path.suffix.lower() in (*KINDS, *FOREIGN)
     return path.is_file() and kind and not path.name.startswith((".", "~$"))
 
 
@@ -551,10 +552,11 @@ def left_out(run: Run) -> List[str]:
 
 def reads(run: Run) -> Dict[str, Any]:
     here = Path(__file__)
+    found = files(run)
     return {
-        "files": [name for _, name in files(run)] + left_out(run), "settings": run.settings.data.model_dump(),
+        "files": [name for _, name in found] + left_out(run), "settings": run.settings.data.model_dump(),
         "code": here, "intake": here.parent / "intake",
-        **{f"file{i}": path for i, (path, _) in enumerate(files(run))},
+        **{f"file{i}": path for i, (path, _) in enumerate(found)},
     }  # fmt: skip
 
 

@@ -4,7 +4,6 @@ exactly as the model will see them. `just data-report` (terminal and data-report
 The rows are read as a stream; a few numbers a conversation stay in memory.
 """
 
-import copy
 import html
 import random
 import re
@@ -69,6 +68,14 @@ def language(text: str) -> str:
     return "Chinese" if han >= latin else "Latin letters"
 
 
+def _note(noted: Dict[str, Finding], what: str, number: int, text: str) -> None:
+    """Count `what` once more, with an example while there are few."""
+    finding = noted.get(what) or Finding(what, 0, [])
+    if len(finding.examples) < EXAMPLES:
+        finding.examples.append((number, text))
+    noted[what] = finding._replace(count=finding.count + 1)
+
+
 class Survey:
     """One pass over the conversations of a dataset.jsonl."""
 
@@ -79,16 +86,11 @@ class Survey:
         self.question_lengths = array("L")
         self.tokens = array("L")
         self.answer_tokens = array("L")
-        self.found: Dict[str, List[Tuple[int, str]]] = {}
-        self.counts: Dict[str, int] = {}
-        self.languages: Dict[str, int] = {}
-        self.by_language: Dict[str, List[Tuple[int, str]]] = {}
+        self.mistakes: Dict[str, Finding] = {}
+        self.languages: Dict[str, Finding] = {}
 
     def note(self, what: str, number: int, text: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
-        examples = self.found.setdefault(what, [])
-        if len(examples) < EXAMPLES:
-            examples.append((number, text))
+        _note(self.mistakes, what, number, text)
 
     def add(self, number: int, conversation: Conversation) -> None:
         """The conversation on line `number` (from 1)."""
@@ -98,10 +100,7 @@ class Survey:
         self.answers.append(hash(conversation[0]["output"].strip()) if one else 0)
         spoken = language(" ".join(turn["output"] for turn in conversation))
         if spoken:
-            self.languages[spoken] = self.languages.get(spoken, 0) + 1
-            examples = self.by_language.setdefault(spoken, [])
-            if len(examples) < EXAMPLES:
-                examples.append((number, conversation[0]["output"]))
+            _note(self.languages, spoken, number, conversation[0]["output"])
         for turn in conversation:
             question, answer = turn["input"], turn["output"]
             self.question_lengths.append(len(question))
@@ -136,10 +135,10 @@ class Survey:
                 (g[0], f"{shown[g[0]]} (also line {', '.join(map(str, g[1:4]))})") for g in conflicts[:EXAMPLES]
             ]
             found.append(Finding("questions with different answers", len(conflicts), examples))
-        found += [Finding(what, self.counts[what], examples) for what, examples in self.found.items()]
+        found += self.mistakes.values()
         if len(self.languages) > 1:
-            fewer = min(self.languages, key=lambda name: self.languages[name])
-            found.append(Finding(f"answers in {fewer} among others", self.languages[fewer], self.by_language[fewer]))
+            fewer = min(self.languages.values(), key=lambda finding: finding.count)
+            found.append(fewer._replace(what=f"answers in {fewer.what} among others"))
         return found
 
 
@@ -173,15 +172,11 @@ def histogram(values: Any, most: int = 10) -> List[Tuple[str, int]]:
 
 
 def rendered(conversation: Conversation, template: Any, tokenizer: Any, max_length: int) -> List[Piece]:
-    """The conversation as XTuner's template_map_fn and encode_fn hand it to the model, in pieces with and without loss.
+    """The conversation as XTuner hands it to the model, in pieces with and without loss.
 
     What is cut at `max_length` is not there.
     """
-    from xtuner.dataset.map_fns.template_map_fn import template_map_fn
-    from xtuner.dataset.utils import encode_fn
-
-    example = template_map_fn({"conversation": copy.deepcopy(conversation)}, template)
-    made = encode_fn(example, tokenizer, max_length=max_length)
+    made = plan.encoded(conversation, template, tokenizer, max_length)
     pairs = zip(made["input_ids"], made["labels"])
     return [
         (tokenizer.decode([token for token, _ in group]), loss) for loss, group in groupby(pairs, lambda p: p[1] >= 0)

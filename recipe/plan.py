@@ -22,6 +22,15 @@ LR_RANGE = (1e-6, 5e-3)  # of the reached peak, for adapters
 MAX_BATCH = 1024  # sequences per update
 
 
+def encoded(conversation: List[Dict[str, str]], template: Any, tokenizer: Any, max_length: int) -> Dict[str, List[int]]:
+    """`input_ids` and `labels` of a conversation, cut at `max_length`, by XTuner's template_map_fn and encode_fn."""
+    from xtuner.dataset.map_fns.template_map_fn import template_map_fn
+    from xtuner.dataset.utils import encode_fn
+
+    example = template_map_fn({"conversation": copy.deepcopy(conversation)}, template)
+    return encode_fn(example, tokenizer, max_length=max_length)
+
+
 def count(
     conversations: Sequence[List[Dict[str, str]]], template: Any, tokenizer: Any, max_length: int
 ) -> Dict[str, Any]:
@@ -31,13 +40,9 @@ def count(
     cut at `max_length`; `cut` the 1-based numbers of conversations that are cut (they lose their end);
     `masked` those that keep no token with loss after the cut; `answers_cut` the answer tokens cut off.
     """
-    from xtuner.dataset.map_fns.template_map_fn import template_map_fn
-    from xtuner.dataset.utils import encode_fn
-
     lengths, answers, cut, masked, answers_cut = [], [], [], [], 0
     for number, conversation in enumerate(conversations, start=1):
-        example = template_map_fn({"conversation": copy.deepcopy(conversation)}, template)
-        labels = encode_fn(example, tokenizer, max_length=10**9)["labels"]
+        labels = encoded(conversation, template, tokenizer, 10**9)["labels"]
         lengths.append(len(labels))
         answers.append(sum(label >= 0 for label in labels))
         if len(labels) > max_length:

@@ -37,6 +37,14 @@ def intake(path, **settings):
     return [[(turn.get("system"), turn["input"], turn["output"]) for turn in line] for line in lines]
 
 
+def assert_told(path, text, words):
+    """That a file of this text is refused in all these words."""
+    path.write_text(text, encoding="utf-8")
+    got = intake(path)
+    for word in words:
+        assert word in got
+
+
 def pairs(path, **settings):
     """(question, answer) of every conversation of one turn."""
     got = intake(path, **settings)
@@ -422,11 +430,7 @@ def test_delimited_text_in_any_encoding_with_any_separator(tmp_path, separator, 
     ],
 )  # fmt: skip
 def test_faults_of_delimited_text_have_their_place(tmp_path, content, words):
-    path = tmp_path / "x.csv"
-    path.write_text(content, encoding="utf-8")
-    got = intake(path)
-    for word in words:
-        assert word in got
+    assert_told(tmp_path / "x.csv", content, words)
 
 
 @pytest.mark.parametrize(
@@ -542,11 +546,7 @@ def test_json_of_the_common_kinds(tmp_path, record, turns):
     ],
 )  # fmt: skip
 def test_faults_of_json_have_their_place(tmp_path, text, words):
-    path = tmp_path / "x.jsonl"
-    path.write_text(text, encoding="utf-8")
-    got = intake(path)
-    for word in words:
-        assert word in got
+    assert_told(tmp_path / "x.jsonl", text, words)
 
 
 def test_names_of_the_recipe_go_before_alpacas(tmp_path):

@@ -132,7 +132,6 @@ def _section(code: str) -> Optional[_Section]:
     bare = "".join("\x00" if len(sign) == 2 else sign for sign in signs)
     found = re.search(r"\x01|[#0?][#0?,]*(?:\.[#0?]*)?(?:E[+-]0+)?", bare)
     if not found:
-        # "-"?? and the like, which zero may have: the words are all there is to see
         return None
     before, after = bare[: found.start()], bare[found.end() :]
     literal = ["".join(c[-1] for c in part) for part in (signs[: found.start()], signs[found.end() :])]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from .cells import Damaged
-from .tables import NAMES, encoding, errors
+from .tables import NAMES, encoding, errors, first_line
 
 USER = ("human", "user", "question", "prompter")
 ASSISTANT = ("gpt", "assistant", "chatgpt", "bot", "model", "answer", "bing", "bard")
@@ -49,7 +49,7 @@ def records(path: Path) -> Tuple[str, Iterator[Tuple[str, Any]]]:
 def _values(path: Path, name: str) -> Iterator[Tuple[str, Any]]:
     try:
         with path.open(encoding=name, errors=errors(name)) as stream:
-            filled = [line for line in itertools.islice((line for line in stream if line.strip()), 2)]
+            filled = list(itertools.islice((line for line in stream if line.strip()), 2))
         if not filled:
             return
         # Lines, if the first is a whole value and not the only one; else one value, perhaps over many lines.
@@ -139,7 +139,7 @@ def parquet(path: Path) -> Optional[Iterator[Tuple[str, Any]]]:
                     # a key that a row does not have is None there
                     yield f"row {number}", _without_none(row)
         except (ArrowException, OSError, ValueError) as error:
-            raise Damaged(f"it is damaged behind row {number} ({str(error).splitlines()[0]})") from None
+            raise Damaged(f"it is damaged behind row {number} ({first_line(error)})") from None
 
     return rows()
 
@@ -183,8 +183,7 @@ def turns(record: Any, columns: Any, chosen: bool = False) -> List[Turn]:
             f".parquet); in JSON a conversation is one record: conversation or messages"
         )
     question = _text(record, roles["question"])
-    more = _text(record, roles["more"]) if record.get(roles.get("more")) is not None else ""
-    system = _text(record, roles["system"]) if record.get(roles.get("system")) is not None else ""
+    more, system = (_optional(record, roles.get(role)) for role in ("more", "system"))
     return [Turn(_joined(question, more), _text(record, roles["answer"]), system)]
 
 
@@ -198,7 +197,7 @@ def _xtuner(turn: Any, at: int) -> Turn:
     if turn.get("output_with_loss", True) is not True:
         # XTuner 0.1.14 takes the missing keys of all other turns for false, too, once a file has one.
         raise Wrong(f"turn {at}: output_with_loss is not supported. Leave the key out")
-    system = _text(turn, "system", f"turn {at}: ") if turn.get("system") is not None else ""
+    system = _optional(turn, "system", f"turn {at}: ")
     return Turn(_text(turn, "input", f"turn {at}: "), _text(turn, "output", f"turn {at}: "), system)
 
 
@@ -209,7 +208,7 @@ def _alpaca(record: Dict[str, Any]) -> List[Turn]:
             raise Wrong(f"history {at}: [question, answer] is wanted, found {_kind(pair)}")
         made.append(Turn(*pair))
     question = _text(record, "instruction")
-    more = _text(record, "input") if record.get("input") is not None else ""
+    more = _optional(record, "input")
     made.append(Turn(_joined(question, more), _text(record, "output")))
     if record.get("system") is not None:
         made[0] = made[0]._replace(system=_text(record, "system"))
@@ -218,7 +217,7 @@ def _alpaca(record: Dict[str, Any]) -> List[Turn]:
 
 def _chat(record: Dict[str, Any], key: str, role: str, text: str) -> List[Turn]:
     """Messages of changing roles: a system message first or none, then question and answer by turns."""
-    system = _text(record, "system") if record.get("system") is not None else ""
+    system = _optional(record, "system")
     question: Optional[str] = None
     made: List[Turn] = []
     for at, message in enumerate(_list(record, key), start=1):
@@ -282,6 +281,11 @@ def _text(record: Dict[str, Any], key: str, where: str = "") -> str:
     if not isinstance(value, str):
         raise Wrong(f"{where}{key}: a text is wanted, found {_kind(value)}")
     return value
+
+
+def _optional(record: Dict[str, Any], key: Optional[str], where: str = "") -> str:
+    """The same for a key (or none) that may be missing or null: "" then."""
+    return _text(record, key, where) if key is not None and record.get(key) is not None else ""
 
 
 def _kind(value: Any) -> str:

@@ -209,7 +209,7 @@ def _parquet(path: Path) -> Table:
     try:
         file = parquet.ParquetFile(str(path))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise Damaged(f"it is no Parquet file ({_line(error)})") from None
+        raise Damaged(f"it is no Parquet file ({first_line(error)})") from None
     total = max(1, file.metadata.num_rows)
     digits = [7 if kind in (pyarrow.float32(), pyarrow.float16()) else 15 for kind in file.schema_arrow.types]
     done = [0]
@@ -224,12 +224,13 @@ def _parquet(path: Path) -> Table:
                     yield number, [_cell(value, kept) for value, kept in zip(values, digits)]
                 done[0] = number
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise Damaged(f"it is damaged behind row {number} ({_line(error)})") from None
+            raise Damaged(f"it is damaged behind row {number} ({first_line(error)})") from None
 
     return Table("", False, rows, "row {}".format, lambda: done[0] / total)
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
