@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 ROOT = Path.cwd()
 JUST = os.environ.get("RECIPE_COMMAND", "just")  # as the user typed it: just or ./justw
@@ -21,7 +21,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "FALSE")
 
 import click  # noqa: E402
-from rich.console import Console  # noqa: E402
 
 from . import settings  # noqa: E402
 from .errors import HostLacks, InputWrong, PlanRefused, RecipeError, RunFailed  # noqa: E402
@@ -51,17 +50,23 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     return name, overrides, question
 
 
+def _console() -> Any:
+    """For tables. Importing it takes as long as reading some thousand rows: only where there is one to show."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
 def go(
     stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool, png: Optional[str]
 ) -> None:
     """Load the recipe, hold its folder, run the stages, show the result."""
-    console = Console(soft_wrap=True)
-    from . import page, pipeline, reproduce
+    from . import pipeline, reproduce
     from .chat import talk
     from .stages import Run
 
     def say(what: str, command: str) -> None:
-        console.print(f"{what} {command}", markup=False, highlight=False)
+        click.echo(f"{what} {command}")
 
     if stage == "reproduce":
         overrides = reproduce.overrides(overrides)
@@ -80,19 +85,24 @@ def go(
         return
     with run.open():
         try:
-            pipeline.run_stages(run, stage, console)
+            pipeline.run_stages(run, stage)
         except PlanRefused as refused:
             if stage == "plan":
-                page.show(refused.plan, console)
+                from . import page
+
+                page.show(refused.plan, _console())
             raise
-        run.save()
+        if not run.done_now:  # else the last stage's entry was written with everything
+            run.save()
         if stage in ("demo", "train", "merge"):
-            console.print()
-            console.print(pipeline.closing_table(run))
+            from . import page
+
+            click.echo()
+            _console().print(page.closing(run))
             for what, path in pipeline.places(run):
                 say(f"{what:13}", path)
         if stage == "demo":
-            pipeline.show_samples(run, console)
+            page.samples(run)
             say("\nNext, to talk to it:      ", f"{JUST} chat {given_name}")
             say("your own workbook:       ", f"{JUST} demo data.files=data/mine.xlsx")
             say("on an NVIDIA GPU:        ", f"{JUST} train")
@@ -101,25 +111,27 @@ def go(
         elif stage == "merge":
             say("\nNext:", f"{JUST} chat {given_name}")
         elif stage == "plan":
+            from . import page
+
             plan = json.loads(run.plan.read_text(encoding="utf-8"))
-            page.show(plan, console)
+            page.show(plan, _console())
             if png:
                 page.png(plan, Path(png))
                 say("\nCurve:", png)
             say("\nNext:", f"{JUST} train {same}")
         elif stage == "reproduce":
-            if not reproduce.show(run, console):
+            if not reproduce.show(run, _console()):
                 raise RunFailed("The run differs from the published one in a line that can be compared.")
         elif stage == "data-report":
             from . import data_report
 
-            say("\nThe same as a page:", run.shown(data_report.report(run, console)))
+            say("\nThe same as a page:", run.shown(data_report.report(run, _console())))
         elif stage == "preview":
             from . import data_report
 
-            data_report.preview(run, int(question or 1), console)
+            data_report.preview(run, int(question or 1), _console())
         elif stage == "config":
-            console.print((run.folder / "config.diff").read_text(encoding="utf-8"), markup=False, highlight=False)
+            click.echo((run.folder / "config.diff").read_text(encoding="utf-8"))
     if stage == "chat":
         talk(run, question)
 
@@ -138,6 +150,8 @@ def main(
 
     WORDS: the recipe's name, then overrides such as train.max_epochs=5.
     """
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal loses signs, not runs
     try:
