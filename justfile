@@ -112,7 +112,7 @@ bench *args:
 lint:
     @docker/host exec ruff check .
     @docker/host exec ruff format --check .
-    @docker/host exec shellcheck justw docker/host docker/shell .ci/run
+    @docker/host exec shellcheck justw docker/choose-runtime docker/host docker/shell .ci/run
     @{{ just_executable() }} --fmt --check
 
 # Make the locks again, byte for byte
