@@ -14,18 +14,27 @@ manual:
 [group('start')]
 [no-exit-message]
 demo *args:
+    @docker/doctor --before demo "$@"
     @docker/host run demo "$@"
+
+# What this machine can and cannot do, before anything is downloaded: just doctor [recipe] [--json]
+[group('start')]
+[no-exit-message]
+doctor *args:
+    @docker/doctor "$@"
 
 # Fine-tune: data, plan, config, training, adapter. Resumes by itself
 [group('start')]
 [no-exit-message]
 train *args:
+    @docker/doctor --before train "$@"
     @docker/host run train "$@"
 
 # Train, then join adapter and base into a model folder that loads anywhere
 [group('start')]
 [no-exit-message]
 merge *args:
+    @docker/doctor --before merge "$@"
     @docker/host run merge "$@"
 
 # Talk to the merged model: just chat [recipe] [question]
@@ -38,6 +47,7 @@ chat *args:
 [group('start')]
 [no-exit-message]
 reproduce *args:
+    @docker/doctor --before reproduce "$@"
     @docker/host run reproduce "$@"
 
 # A shell where the tutorial's own folders resolve: paste the page's commands
@@ -112,7 +122,7 @@ bench *args:
 lint:
     @docker/host exec ruff check .
     @docker/host exec ruff format --check .
-    @docker/host exec shellcheck justw docker/choose-runtime docker/host docker/shell .ci/run
+    @docker/host exec shellcheck justw docker/choose-runtime docker/doctor docker/host docker/shell .ci/run
     @{{ just_executable() }} --fmt --check
 
 # Make the locks again, byte for byte
