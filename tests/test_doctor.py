@@ -83,6 +83,7 @@ NO_LIBRARY = (
     "nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: cannot open shared object "
     "file: no such file or directory: unknown."
 )
+NEW = "docker: Something new went wrong.\n\nRun 'docker run --help' for more information"
 NO_PROGRAM = 'exec: "nvidia-smi": executable file not found in $PATH: unknown.'
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.126"
 
@@ -443,8 +444,8 @@ NVIDIA = '{"nvidia": {"path": "nvidia-container-runtime"}, "runc": {"path": "run
         (docker(runtimes=NVIDIA, images=IMAGE, run=(MISMATCH, 1)), "docker gpu", ["still loaded", "reboot"]),
         (docker(runtimes=NVIDIA, images=IMAGE, run=(NO_PROGRAM, 127)), "docker gpu", ["without the GPU", "nvidia-ctk"]),
         (docker(runtimes=NVIDIA, images=IMAGE, run=("", 0)), "docker gpu", ["without the GPU", "nvidia-ctk"]),
-        (docker(runtimes=NVIDIA, images=IMAGE, run=("Something new went wrong", 125)), "docker gpu",
-         ["Something new went wrong"]),
+        (docker(runtimes=NVIDIA, images=IMAGE, run=(NEW, 125)), "docker gpu",
+         ["Something new went wrong", "must work by itself first: docker run --rm --pull never"]),
     ],
     ids="down denied got-denied toolkit driver library mismatch program no-gpu unknown".split(),  # noqa: SIM905
 )  # fmt: skip
@@ -681,6 +682,8 @@ def test_no_python_is_said_by_the_starter(machine):
     done = machine.run(PYTHON="/nowhere/python3")
     assert done.returncode == 3
     assert "Python 3.7" in done.stderr
+    done = machine.run("--before", "train", PYTHON="/nowhere/python3")  # docker alone needs none
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.fixture

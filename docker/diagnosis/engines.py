@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 
-from lines import JUST, Line, ask, explain, numbers, ok, read, stop, system, warning
+from lines import JUST, ask, explain, numbers, ok, read, stop, system, warning
 
 HOOK = "nvidia-container-runtime-hook"  # what dockerd looks for on its PATH to serve --gpus
 TOOLKIT = (
@@ -41,7 +41,7 @@ ERRORS = (
     (r"nvidia-container-cli.*(libnvidia-ml|libcuda|driver)", "the engine finds no NVIDIA driver",
      "look at nvidia-smi first; docker from snap, and Docker Desktop on Linux, cannot see the driver: "
      "{install} docker.io"),
-    (r"executable file.* not found|nvidia-smi.*not found", IGNORED, ""),
+    (r"executable file.* not found|nvidia-smi.*not found", IGNORED, "{usual}"),
 )  # fmt: skip
 
 
@@ -144,15 +144,18 @@ def _hands_gpu_on(engine, host, need, fault, inspected, image):
     `inspected`: what speaks for it. Before a stage nothing is tried: the stage's own container comes next.
     """
     name = f"{engine} gpu"
-    remedy = REMEDIES[engine].format(install=host.install)
+    usual = REMEDIES[engine].format(install=host.install)
     if not inspected:
-        return fault(name, LACKING[engine], remedy)
+        return fault(name, LACKING[engine], usual)
     if not image or need.stage:
         why = "" if need.stage else f"; looked at, not tried: our image is not here yet ({JUST} image)"
         return ok(name, ", ".join(inspected) + why)
-    run = (engine, "run", "--rm", "--pull", "never", "--network", "none", *FLAGS[engine])
-    answer = ask(*run, "--entrypoint", "nvidia-smi", image, "-L", seconds=30)
+    run = [engine, "run", "--rm", "--pull", "never", "--network", "none", *FLAGS[engine]]
+    run += ["--entrypoint", "nvidia-smi", image, "-L"]
+    answer = ask(*run, seconds=30)
     if answer.code == 0 and re.search(r"(?m)^GPU \d", answer.text):
         return ok(name, f"a container of {image} sees the GPU")
-    meaning, cure = (IGNORED, "") if answer.code == 0 else explain(ERRORS, answer.text, install=host.install)
-    return Line(name, fault("", "", "").status, meaning, cure or remedy)
+    if answer.code == 0:
+        return fault(name, IGNORED, usual)
+    meaning, remedy = explain(ERRORS, answer.text, install=host.install, usual=usual)
+    return fault(name, meaning, remedy or f"it must work by itself first: {' '.join(run)}")

@@ -69,7 +69,7 @@ def explain(table, text, **words):
     for pattern, meaning, remedy in table:
         if re.search(pattern, text):
             return meaning, remedy.format(**words)
-    said = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line.strip() for line in text.splitlines() if line.strip() and "--help'" not in line]
     return said[-1][:300] if said else "it says nothing", ""
 
 
