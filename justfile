@@ -120,10 +120,7 @@ bench *args:
 # Linters alone
 [group('develop')]
 lint:
-    @docker/host exec ruff check .
-    @docker/host exec ruff format --check .
-    @docker/host exec shellcheck justw docker/choose-runtime docker/doctor docker/host docker/shell .ci/run
-    @{{ just_executable() }} --fmt --check
+    @docker/host exec docker/lint
 
 # Make the locks again, byte for byte
 [group('develop')]

@@ -166,8 +166,9 @@ class Machine:
             "PATH": str(self.programs), "HOME": str(self.home), "USER": "tester", "LANG": "C.UTF-8",
             "DOCTOR_ROOT": str(self.system), "RECIPE_CACHE": str(self.cache), **self.variables, **variables,
         }  # fmt: skip
+        start = [str(root / program)] if program != "just" else ["just", "--justfile", str(root / "justfile")]
         return subprocess.run(
-            [str(root / program), *words], env=environment, cwd=str(self.home), stdin=subprocess.DEVNULL,
+            [*start, *words], env=environment, cwd=str(self.home), stdin=subprocess.DEVNULL,
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 
@@ -375,6 +376,19 @@ def test_train_stops_before_anything_is_downloaded(machine):
     done = machine.run("--before", "train")
     assert (done.returncode, done.stdout) == (0, "")
     assert "tight" in done.stderr
+
+
+def test_just_train_asks_first_and_makes_nothing(machine):
+    without_environment(machine)
+    (machine.programs / "just").symlink_to(shutil.which("just"))
+    asked = json.loads(machine.run("--dump", "--dump-format", "json", program="just").stdout)["recipes"]
+    for name in ("demo", "train", "merge", "reproduce"):
+        assert asked[name]["body"][0] == [f'@docker/doctor --before {name} "$@"']
+    done = machine.run("train", "coach", "train.max_epochs=1", program="just")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "no NVIDIA GPU" in done.stderr
+    assert "Making the environment" not in done.stderr
+    assert not list(machine.cache.iterdir())
 
 
 def test_a_finished_training_asks_for_no_card_again(machine):
