@@ -83,6 +83,11 @@ NO_LIBRARY = (
     "nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: cannot open shared object "
     "file: no such file or directory: unknown."
 )
+NO_VENDOR = (
+    "docker: Error response from daemon: failed to discover GPU vendor from CDI: no known GPU vendor found\n\n"
+    "Run 'docker run --help' for more information"
+)
+SELINUX = "Failed to initialize NVML: Insufficient Permissions"
 NEW = "docker: Something new went wrong.\n\nRun 'docker run --help' for more information"
 NO_PROGRAM = 'exec: "nvidia-smi": executable file not found in $PATH: unknown.'
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.126"
@@ -264,6 +269,9 @@ def test_the_need_is_what_the_plan_reckons(machine):
          "GPU", 15, ["does not answer", "xid"]),
         ("Failed to initialize NVML: GPU access blocked by the operating system", 17, ["WSL", "wsl --update"]),
         ("Failed to initialize NVML: Something New", 3, ["Something New", "just demo"]),
+        ("", 0, ["says nothing"]),
+        ("one, two\nthree", 0, ["three"]),
+        ("\x1b[31m\u4e2d\0, ,, " * 40, 1, ["nvidia-smi fails"]),
     ],
     ids=lambda value: None if not isinstance(value, str) else value.split("\n")[0][-30:],
 )  # fmt: skip
@@ -458,10 +466,13 @@ NVIDIA = '{"nvidia": {"path": "nvidia-container-runtime"}, "runc": {"path": "run
         (docker(runtimes=NVIDIA, images=IMAGE, run=(MISMATCH, 1)), "docker gpu", ["still loaded", "reboot"]),
         (docker(runtimes=NVIDIA, images=IMAGE, run=(NO_PROGRAM, 127)), "docker gpu", ["without the GPU", "nvidia-ctk"]),
         (docker(runtimes=NVIDIA, images=IMAGE, run=("", 0)), "docker gpu", ["without the GPU", "nvidia-ctk"]),
+        (docker("29.1.0", runtimes=NVIDIA, images=IMAGE, run=(NO_VENDOR, 125)), "docker gpu",
+         ["no CDI specification", "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"]),
+        (docker(runtimes=NVIDIA, images=IMAGE, run=(SELINUX, 255)), "docker gpu", ["SELinux", "container_use_devices"]),
         (docker(runtimes=NVIDIA, images=IMAGE, run=(NEW, 125)), "docker gpu",
-         ["Something new went wrong", "must work by itself first: docker run --rm --pull never"]),
+         ["Something new went wrong", "must work by itself first: docker run --rm --network none --gpus all"]),
     ],
-    ids="down denied got-denied toolkit driver library mismatch program no-gpu unknown".split(),  # noqa: SIM905
+    ids="down denied got-denied toolkit driver library mismatch program no-gpu cdi selinux unknown".split(),  # noqa: SIM905
 )  # fmt: skip
 def test_docker_faults(machine, program, engine, words):
     """Asked for, a fault stops; passed over by the choice of the runtime, it is a warning."""
@@ -564,6 +575,8 @@ def test_podman_that_works_and_one_without_subordinate_ids(machine):
         ({"docker": docker()}, {}, {"DOCKER_HOST": "ssh://me@far"}, "host", "on another machine"),
         ({"docker": docker()}, {"dev/nvidiactl": ""}, {}, "host", "no NVIDIA Container Toolkit"),
         ({"docker": docker(runtimes=NVIDIA)}, {"dev/nvidiactl": ""}, {}, "docker", "answers"),
+        ({"docker": docker("28.0.1")}, {"dev/nvidiactl": "", "etc/cdi/a": "nvidia.com/gpu"}, {}, "host", "Toolkit"),
+        ({"docker": docker("29.1.0")}, {"dev/nvidiactl": "", "etc/cdi/a": "nvidia.com/gpu"}, {}, "docker", "29.1.0"),
         ({"docker": docker(system="Docker Desktop")}, IN_WSL, {}, "docker", "answers"),
         ({"podman": podman()}, {"dev/nvidiactl": ""}, {}, "host", "no CDI specification"),
         ({"podman": podman()}, {"dev/nvidiactl": "", "etc/cdi/a.json": '"nvidia.com/gpu"'}, {}, "podman", "answers"),
@@ -721,6 +734,19 @@ def small_clone(tmp_path):
 def disk(machine, clone, *words):
     found = json.loads(machine.run(*words, "--json", root=clone).stdout)
     return next(line for line in found["checks"] if line["name"] == "disk")
+
+
+def test_a_fault_of_its_own_keeps_nobody_from_training(machine, small_clone):
+    clone = small_clone()  # no sizes at all
+    done = machine.run("--before", "train", root=clone)
+    assert done.returncode == 0
+    assert done.stderr.startswith("doctor: unexpected: KeyError")
+    assert machine.run(root=clone).returncode == 1
+
+
+def test_help_is_the_stages_to_give(machine):
+    assert machine.run("--before", "train", "--help").stdout == ""
+    assert "usage: just doctor" in machine.run("--help").stdout
 
 
 def test_disk(machine, small_clone):

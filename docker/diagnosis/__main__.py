@@ -31,6 +31,7 @@ def examine(need):
         asked = pool.submit(query)
         choice = subprocess.run([str(ROOT / "docker" / "choose-runtime")], capture_output=True, text=True)
         cards, answer = asked.result()
+    os.environ.setdefault("TORCH", "cu118" if cards else "pypi")  # as docker/host chooses, without asking again
     if choice.returncode:
         lines = [stop("runtime", choice.stderr.strip(), "unset RUNTIME")]
     else:
@@ -75,7 +76,12 @@ def show(found, quiet):
 
 def main(arguments):
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=f"{JUST} doctor", description=__doc__.splitlines()[0])
+    before = "--before" in arguments
+    if before and {"-h", "--help"} & set(arguments):
+        return 0  # the stage's to answer
+    parser = argparse.ArgumentParser(
+        prog=f"{JUST} doctor", description=__doc__.splitlines()[0], allow_abbrev=False, add_help=not before
+    )
     parser.add_argument("words", nargs="*", help="a recipe's name or file, then overrides such as train.batch_size=1")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--before", default="", help=argparse.SUPPRESS)
@@ -92,11 +98,17 @@ def main(arguments):
         checks = [line._asdict() for line in found["checks"]]
         print(json.dumps({**found, "checks": checks}, ensure_ascii=False, indent=1))
     else:
-        show(found, bool(given.before))
+        show(found, before)
     return 3 if found["status"] == "stop" else 0
 
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # a fault of ours keeps nobody from training
+        print(f"doctor: unexpected: {type(error).__name__}: {error}. Please report it.", file=sys.stderr)
+        sys.exit(0 if "--before" in sys.argv else 1)

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 
-from lines import JUST, ask, explain, numbers, ok, read, stop, system, warning
+from lines import JUST, ask, explain, numbers, ok, read, stop, system, text_of, warning
 
 HOOK = "nvidia-container-runtime-hook"  # what dockerd looks for on its PATH to serve --gpus
 TOOLKIT = (
@@ -15,10 +15,11 @@ TOOLKIT = (
 )
 DOCKER = TOOLKIT + "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
 CDI = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+NO_CDI = "no CDI specification names the GPU"
 REMEDIES = {"docker": DOCKER, "podman": TOOLKIT + CDI}
 LACKING = {
     "docker": "docker lacks the NVIDIA Container Toolkit",
-    "podman": "no CDI specification names the GPU, and podman's --gpus would be ignored without a word",
+    "podman": f"{NO_CDI}, and podman's --gpus would be ignored without a word",
 }
 FLAGS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}
 # Not all of docker info: for that the client asks every plugin of its own.
@@ -30,7 +31,7 @@ IGNORED = "the container started without the GPU"
 # What engines answer when a container asks for the GPU: (their words, what it means, the remedy).
 ERRORS = (
     (r"could not select device driver|nknown (or invalid )?runtime (name|specified)", LACKING["docker"], DOCKER),
-    (r"unresolvable CDI devices|nvidia\.com/gpu=all: no such file", "no CDI specification names the GPU",
+    (r"unresolvable CDI devices|nvidia\.com/gpu=all: no such file|GPU vendor from CDI", NO_CDI,
      CDI + " (the package nvidia-container-toolkit has nvidia-ctk)"),
     (r"[Dd]river/library version mismatch", "the driver was updated and the old one is still loaded",
      "reboot the machine"),
@@ -41,6 +42,9 @@ ERRORS = (
     (r"nvidia-container-cli.*(libnvidia-ml|libcuda|driver)", "the engine finds no NVIDIA driver",
      "look at nvidia-smi first; docker from snap, and Docker Desktop on Linux, cannot see the driver: "
      "{install} docker.io"),
+    (r"Insufficient Permissions", "SELinux keeps the container from the card",
+     "sudo setsebool -P container_use_devices 1"),
+    (r"unknown flag: --gpus", "docker is older than 19.03, which knows no GPUs", "update docker"),
     (r"executable file.* not found|nvidia-smi.*not found", IGNORED, "{usual}"),
 )  # fmt: skip
 
@@ -95,12 +99,15 @@ def check_docker(host, need, has_gpu, fault):
     if has_gpu and need.gpu:
         signs = {
             "a runtime nvidia is set up": "nvidia" in (facts.get("Runtimes") or {}),
-            "the toolkit is installed": shutil.which(HOOK) or system(f"/usr/bin/{HOOK}").exists(),
+            "the toolkit is installed": shutil.which(HOOK) or os.path.exists(system(f"/usr/bin/{HOOK}")),
+            "a CDI specification names the GPU": numbers(facts["ServerVersion"]) >= (29,) and bool(_cdi()),
             "Docker Desktop brings its own toolkit": "Docker Desktop" in (facts.get("OperatingSystem") or ""),
         }
         inspected = [sign for sign, is_there in signs.items() if is_there]
         lines.append(_hands_gpu_on("docker", host, need, fault, inspected, image))
-    return lines, {"root": facts.get("DockerRootDir"), "image": image}
+    # Docker Desktop's folder is in a machine of its own.
+    root = "" if "Docker Desktop" in (facts.get("OperatingSystem") or "") else facts.get("DockerRootDir")
+    return lines, {"root": root, "image": image}
 
 
 def check_podman(host, need, has_gpu, fault):
@@ -117,18 +124,17 @@ def check_podman(host, need, has_gpu, fault):
         remedy = f"sudo usermod {ranges} {user} && podman system migrate"
         lines.append(fault("podman", "rootless, and /etc/subuid gives this user no range", remedy))
     if has_gpu and need.gpu:
-        named = [str(file) for file in _cdi_files() if "nvidia.com/gpu" in read(str(file))]
         if numbers(version) < (4, 1):
             lines.append(fault("podman gpu", f"{version} knows no CDI; 4.1 does", "update podman, or use docker"))
         else:
-            lines.append(_hands_gpu_on("podman", host, need, fault, named[:1], image))
+            lines.append(_hands_gpu_on("podman", host, need, fault, list(map(str, _cdi()[:1])), image))
     return lines, {"root": root, "image": image}
 
 
-def _cdi_files():
-    below = len(os.environ.get("DOCTOR_ROOT", ""))
+def _cdi():
+    """Files that name the GPU for CDI."""
     files = [file for folder in ("/etc/cdi", "/var/run/cdi") for file in sorted(system(folder).glob("*"))]
-    return [str(file)[below:] for file in files]
+    return [file for file in files if "nvidia.com/gpu" in text_of(file)]
 
 
 def _image(engine):
@@ -150,7 +156,7 @@ def _hands_gpu_on(engine, host, need, fault, inspected, image):
     if not image or need.stage:
         why = "" if need.stage else f"; looked at, not tried: our image is not here yet ({JUST} image)"
         return ok(name, ", ".join(inspected) + why)
-    run = [engine, "run", "--rm", "--pull", "never", "--network", "none", *FLAGS[engine]]
+    run = [engine, "run", "--rm", "--network", "none", *FLAGS[engine]]
     run += ["--entrypoint", "nvidia-smi", image, "-L"]
     answer = ask(*run, seconds=30)
     if answer.code == 0 and re.search(r"(?m)^GPU \d", answer.text):

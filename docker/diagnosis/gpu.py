@@ -100,7 +100,7 @@ def _check(host, need, cards, answer):
     without = f"a machine with an NVIDIA card; without one `{JUST} demo` runs everything on a tiny model"
     if answer.code is None:
         folder = system("/usr/lib/wsl/lib")
-        if (folder / "nvidia-smi").exists():
+        if os.path.exists(folder / "nvidia-smi"):
             return "", [stop("gpu", f"nvidia-smi lies in {folder}, not on the PATH", f'export PATH="$PATH:{folder}"')]
         if _has_nvidia_card():
             return "", [stop("gpu", "an NVIDIA card, but no driver (no nvidia-smi)", f"{host.driver}, then reboot")]

@@ -32,12 +32,17 @@ def system(path):
     return Path(os.environ.get("DOCTOR_ROOT", "") + path)
 
 
-def read(path):
-    """Text of a system file; "" if it is not there or not ours to read."""
+def text_of(file):
+    """Text of a file; "" if it is not there or not ours to read."""
     try:
-        return system(path).read_text(encoding="utf-8", errors="replace")
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def read(path):
+    """Text of the system's file `path`."""
+    return text_of(system(path))
 
 
 def ask(*words, seconds=15):
@@ -74,7 +79,7 @@ def explain(table, text, **words):
 
 
 def existing(path):
-    """`path` or its nearest parent that exists."""
-    while not path.exists() and path != path.parent:
+    """`path` or its nearest parent that exists. (Path.exists() would raise below a folder that may not be entered.)"""
+    while not os.path.exists(path) and path != path.parent:
         path = path.parent
     return path

@@ -64,7 +64,7 @@ class Host:
 
 
 def _is_marked(mark):
-    return system(mark).exists() if mark.startswith("/") else mark in os.environ
+    return os.path.exists(system(mark)) if mark.startswith("/") else mark in os.environ
 
 
 def check_system(host, need, runtime):
@@ -89,7 +89,7 @@ def check_platform(host, need, runtime):
         return []
     _, disk, hint = PLATFORMS[host.platform]
     away = [str(place) for place in (ROOT, CACHE) if Path(disk) not in (place, *place.parents)]
-    if not away or need.tiny or not system(disk).is_dir():
+    if not away or need.tiny or not os.path.isdir(system(disk)):
         return [ok("platform", f"{host.platform}; {hint}")]
     move = f"put the clone under {disk}" if str(ROOT) in away else f"export RECIPE_CACHE={disk}/recipe-cache"
     found = f"{host.platform}: {' and '.join(away)} not on the large disk {disk}"
@@ -122,7 +122,7 @@ def check_shared_memory(host, need, runtime):
     place = system("/dev/shm")
     if runtime != "host" or need.tiny:
         return []
-    if not place.is_dir() or not os.access(str(place), os.W_OK):
+    if not os.path.isdir(place) or not os.access(str(place), os.W_OK):
         return [warning("shm", "/dev/shm is missing or not writable", "start the container with --shm-size=1g")]
     stat = os.statvfs(str(place))
     size = stat.f_blocks * stat.f_frsize / 2**20
@@ -147,7 +147,7 @@ def check_tools(host, need, runtime):
     if runtime != "host" or os.environ.get("RECIPE_ENV"):
         return []
     checksum = ask("cksum", ROOT / "docker" / "tools.lock").text.split(" ")[0]
-    if (CACHE / f"tools-{checksum}" / "bin" / "uv").exists():
+    if os.path.exists(CACHE / f"tools-{checksum}" / "bin" / "uv"):
         return [ok("tools", "just and uv are here")]
     python = sys.executable if find_spec("pip") else _python_with_pip()
     if not python:
@@ -189,13 +189,13 @@ def check_libraries(host, need, runtime):
         lines.append(warning("libraries", found, "conda deactivate"))
     if lines:
         return lines
-    own = Path.home() / ".local" / "lib" / "python3.8" / "site-packages"
-    others = [name for name in ("PYTHONPATH", "PYTHONHOME") if os.environ.get(name)] + [str(own)] * own.is_dir()
+    own = str(Path.home() / ".local" / "lib" / "python3.8" / "site-packages")
+    others = [name for name in ("PYTHONPATH", "PYTHONHOME") if os.environ.get(name)] + [own] * os.path.isdir(own)
     return [ok("libraries", f"kept out: {', '.join(others)}" if others else "nothing comes before the locked ones")]
 
 
 def _holds_cuda(path):
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return bool(re.search("libcu|nccl", path.name))
     return any(any(path.glob(f"{name}*.so*")) for name in ("libcudart", "libcublas", "libcudnn", "libnccl"))
 
@@ -253,8 +253,8 @@ def _writes(need, runtime, engine, sizes):
     """[(folder, GB, what)] that a run will write, by the measured `sizes`."""
     wanted = []
     if runtime != "host":
-        if not engine.get("image"):
-            wanted.append((Path(engine.get("root") or Path.home()), sizes["environment"] + ROOM, "image"))
+        if engine.get("root") and not engine["image"]:
+            wanted.append((Path(engine["root"]), sizes["environment"] + ROOM, "image"))
     elif not os.environ.get("RECIPE_ENV") and ask(ROOT / "docker" / "host", "made").code != 0:
         wanted.append((CACHE, sizes["environment"] + ROOM, "environment"))
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -262,11 +262,11 @@ def _writes(need, runtime, engine, sizes):
         if _disk(unpacked) != _disk(CACHE):  # on one disk they share their bytes
             wanted.append((unpacked, sizes["environment"], "uv's cache (UV_CACHE_DIR)"))
     if need.measured:
-        if need.fetched and not need.model.exists():
+        if need.fetched and not os.path.exists(need.model):
             wanted.append((need.model, max(0, sizes["model"] - _size(need.partly)), "model"))
         results = 2 * sizes["checkpoint"] + sizes["adapter"] - _size(need.folder / "checkpoints")
         wanted.append((need.folder, max(0, results), "checkpoints and adapter"))
-        if not (need.folder / "merged").exists():
+        if not os.path.exists(need.folder / "merged"):
             wanted.append((need.folder, sizes["merged"], MERGED))
     return wanted
 
@@ -277,4 +277,5 @@ def _disk(path):
 
 def _size(folder):
     """GB of the files below a folder; 0 if there is none."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
+    paths = [os.path.join(place, name) for place, _, names in os.walk(str(folder)) for name in names]
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e9

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def recipe(stage, given, words):
     names = [word for word in words if word not in overrides]
     name = given or (names[0] if names else {"demo": "demo", "reproduce": "tutorial"}.get(stage, "coach"))
     places = [Path(name)] if name.endswith(".toml") else [Path("recipe", f"{name}.toml"), Path(f"{name}.toml")]
-    path = next((ROOT / place for place in places if (ROOT / place).is_file()), None)
+    path = next((ROOT / place for place in places if os.path.isfile(ROOT / place)), None)
     if path is None:
         shipped = "coach, demo and tutorial"
         raise RecipeWrong(f"There is no recipe {name!r}. Shipped are {shipped}; or give the path of a .toml file.")
