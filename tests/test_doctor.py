@@ -628,6 +628,32 @@ def test_wsl(machine):
     told(machine.doctor()[0]["system"], "stop", "WSL 1", "--set-version")
 
 
+def test_systems_that_the_packages_do_not_run_on(machine, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docker/diagnosis"))
+    monkeypatch.setenv("DOCTOR_ROOT", str(machine.system))
+    import machine as checks
+
+    host = checks.Host()
+    (line,) = checks.check_system(host, None, "host")
+    told(line._asdict(), "ok", "Ubuntu 22.04.5 LTS, x86_64, glibc 2.")
+    for library, runtime, status in (
+        ("glibc 2.17", "host", "stop"),
+        ("", "host", "stop"),
+        ("glibc 2.17", "docker", "ok"),
+    ):
+        monkeypatch.setattr(checks.os, "confstr", lambda name, library=library: library)
+        (line,) = checks.check_system(host, None, runtime)
+        told(
+            line._asdict(),
+            status,
+            library or "no glibc",
+            *(["glibc 2.24", "run in a container"] if status == "stop" else []),
+        )
+    monkeypatch.setattr(checks.platform, "machine", lambda: "aarch64")
+    (line,) = checks.check_system(host, None, "docker")
+    told(line._asdict(), "stop", "aarch64", "x86_64 only")
+
+
 def test_memory_within_the_limit_of_a_container(machine):
     machine.files(**{"sys/fs/cgroup/memory.max": "4000000000\n", ".dockerenv": ""})
     told(machine.doctor()[0]["memory"], "warning", "4.0 GB", "limit", "choose an instance")

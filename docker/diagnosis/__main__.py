@@ -109,6 +109,8 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read has read enough
+        os._exit(0)
     except Exception as error:  # a fault of ours keeps nobody from training
         print(f"doctor: unexpected: {type(error).__name__}: {error}. Please report it.", file=sys.stderr)
         sys.exit(0 if "--before" in sys.argv else 1)

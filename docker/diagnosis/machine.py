@@ -70,17 +70,25 @@ def _is_marked(mark):
 def check_system(host, need, runtime):
     """Linux on x86_64, and a C library that the packages' binaries run on."""
     machine = platform.machine()
-    library, version = platform.libc_ver()
-    parts = [host.release.get("PRETTY_NAME", platform.system()), machine, f"{library} {version}".strip()]
-    found = ", ".join(filter(None, [*parts, f"WSL {host.wsl}" if host.wsl else ""]))
+    library = _c_library()
+    parts = [host.release.get("PRETTY_NAME", platform.system()), machine, library or "no glibc"]
+    found = ", ".join(parts + [f"WSL {host.wsl}"] * bool(host.wsl))
     if platform.system() != "Linux" or machine != "x86_64":
         return [stop("system", found, "the locked packages exist for Linux on x86_64 only: use such a machine")]
     if host.wsl == 1:
         return [stop("system", found, "WSL 1 has no GPU. In Windows: wsl --set-version NAME 2")]
-    if runtime == "host" and (library != "glibc" or numbers(version) < GLIBC):
+    if runtime == "host" and numbers(library) < GLIBC:
         remedy = f"the packages need glibc {dotted(GLIBC)}: run in a container (install docker or podman)"
         return [stop("system", found, remedy)]
     return [ok("system", found)]
+
+
+def _c_library():
+    """ "glibc 2.36"; "" where it is another (Alpine's musl)."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (AttributeError, OSError, ValueError):
+        return ""
 
 
 def check_platform(host, need, runtime):
