@@ -241,6 +241,8 @@ def test_cards_and_drivers(machine, card, variant, gpu, memory, words):
     assert found["variant"] == variant
     told(lines["gpu"], gpu, *words, card[0])
     assert lines["gpu memory"]["status"] == memory if memory else "gpu memory" not in lines
+    if memory and card[1] < 15800:  # 15.5 GB of merged weights
+        assert "just chat loads the merged model whole" in lines["gpu memory"]["found"] or memory == "stop"
     if gpu == "stop":
         assert lines["gpu"]["remedy"]
 
@@ -701,6 +703,10 @@ def test_what_would_come_before_the_locked_libraries(machine):
     )
     told(machine.doctor(CONDA_PREFIX=str(cuda.parent))[0]["libraries"], "warning", "conda deactivate")
     told(machine.doctor(BNB_CUDA_VERSION="121")[0]["libraries"], "warning", "unset BNB_CUDA_VERSION")
+    machine.files(**{"py/lib/python3.8/sitecustomize.py": ""})
+    made = next(machine.cache.glob("env-*"))
+    (made / "pyvenv.cfg").write_text(f"home = {machine.system}/py/bin\nversion = 3.8.18\n", encoding="utf-8")
+    told(machine.doctor()[0]["libraries"], "warning", "sitecustomize.py", "PYTHON38=")
 
 
 def test_proxies_are_shown_without_passwords(machine):
@@ -724,6 +730,28 @@ def test_tools(machine):
     machine.has(python3="#!/bin/sh\nexit 0\n")
     told(machine.doctor()[0]["tools"], "ok", "will fetch", str(machine.programs / "python3"))
     told(machine.doctor(PIP_REQUIRE_VIRTUALENV="1")[0]["tools"], "stop", "PIP_REQUIRE_VIRTUALENV")
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 11), reason="this Python reads TOML by itself")
+def test_without_a_reader_of_toml(machine):
+    """Then it says what it could not reckon; the environment's own reader serves as soon as there is one."""
+    bare = machine.home / "python3"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n', encoding="utf-8")
+    bare.chmod(0o755)
+    machine.variables["PYTHON"] = str(bare)
+    machine.has(nvidia_smi=nvidia_smi(RTX_3090))
+    lines, _ = machine.doctor()
+    told(lines["recipe"], "warning", "coach was not read", "newer pip")
+    told(lines["gpu memory"], "ok", "was not read")
+    assert "disk" not in lines
+    assert machine.run("--before", "demo").returncode == 0
+    import tomli
+
+    place = next(machine.cache.glob("env-*")) / "lib/python3.8/site-packages"
+    shutil.copytree(os.path.dirname(tomli.__file__), str(place / "tomli"))
+    lines, _ = machine.doctor()
+    assert "recipe" not in lines
+    told(lines["gpu memory"], "ok", "10,580")
 
 
 def test_its_sources_parse_on_python_37():

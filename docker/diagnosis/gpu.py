@@ -211,6 +211,9 @@ def _memory(card, need):
         return ok("gpu memory", f"{total or '?'} MiB, {free or '?'} free; what is needed is not known: {why}")
     wanted = cost().memory_mib(need.tokens, name)
     shown = f"{name}: {total:,} MiB, {free:,} free; {need.name} takes about {wanted:,}, as the plan reckons"
+    merged = round(cost().measurements()["disk"]["merged"] * 1e9 / 2**20)
+    if total < merged + HEADROOM // 2:
+        shown += f" ({JUST} chat loads the merged model whole: {merged:,} and more)"
     if total < wanted:
         return stop("gpu memory", shown, f"{larger}; the model without data takes {cost().memory_mib(0, name):,} MiB")
     if free < wanted:

@@ -195,6 +195,12 @@ def check_libraries(host, need, runtime):
     if conda and any(Path(conda, "lib").glob("libcudart.so*")):
         found = f"conda's environment {conda} is active and has a CUDA, where bitsandbytes looks first"
         lines.append(warning("libraries", found, "conda deactivate"))
+    for config in CACHE.glob("env-*/pyvenv.cfg"):
+        home = re.search(r"(?m)^home *= *(.+)/bin$", config.read_text(encoding="utf-8"))
+        file = Path(home[1] if home else "", "lib", "python3.8", "sitecustomize.py")
+        if home and os.path.isfile(file) and "/etc/" not in str(file.resolve()):  # Debian's own is harmless
+            found = f"the Python beneath the environment runs {file} at every start"
+            lines.append(warning("libraries", found, "move that file away, or name another Python: PYTHON38="))
     if lines:
         return lines
     own = str(Path.home() / ".local" / "lib" / "python3.8" / "site-packages")

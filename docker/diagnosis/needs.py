@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from lines import ROOT
+from lines import CACHE, ROOT
 
 
 class RecipeWrong(Exception):
@@ -15,12 +15,20 @@ class RecipeWrong(Exception):
 
 
 def toml():
-    """A module that reads TOML: Python 3.11's, or one that pip carries; None if there is none."""
-    for name in ("tomllib", "tomli", "pip._vendor.tomli"):
+    """A module that reads TOML: Python 3.11's, one that pip carries, or our environment's; None if there is none."""
+    for name in ("tomllib", "pip._vendor.tomli", "tomli"):
         try:
             return importlib.import_module(name)
         except ImportError:
             continue
+    for place in map(str, CACHE.glob("env-*/lib/python3.8/site-packages")):
+        sys.path.append(place)
+        try:
+            return importlib.import_module("tomli")
+        except ImportError:
+            continue
+        finally:
+            sys.path.remove(place)  # nothing else is taken from there
     return None
 
 
