@@ -1,5 +1,6 @@
 """Command line: python -m recipe STAGE [RECIPE] [key=value …]; what `just` calls in every runtime."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,8 +13,16 @@ from typing import Any, List, Optional, Tuple
 
 ROOT = Path.cwd()
 JUST = os.environ.get("RECIPE_COMMAND", "just")  # as the user typed it: just or ./justw
+CACHE = Path(os.environ.get("RECIPE_CACHE") or ROOT / ".cache")
 # Before the libraries are imported: nothing but the model stage goes to the network, caches stay with us.
-os.environ.setdefault("HF_HOME", str(ROOT / ".cache" / "huggingface"))
+os.environ.setdefault("HF_HOME", str(CACHE / "huggingface"))
+os.environ.setdefault("MODELSCOPE_CACHE", str(CACHE / "modelscope"))
+os.environ.setdefault("XDG_CACHE_HOME", str(CACHE))  # of what these import
+# A container's user may have no home, or one on a read-only root; libraries write there without asking.
+if not os.access(os.path.expanduser("~"), os.W_OK):
+    os.environ["HOME"] = str(CACHE / "home")
+    with contextlib.suppress(OSError):  # who cannot write here either is told so by the stage that has to
+        Path(os.environ["HOME"]).mkdir(parents=True, exist_ok=True)
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that wait by spinning slow training a hundredfold when anything else wants the cores.
@@ -58,10 +67,11 @@ def _console() -> Any:
 
 
 def go(
-    stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool, png: Optional[str]
-) -> None:
+    stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool, png: Optional[str],
+    verify: bool, tokenizer: bool,
+) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import pipeline, reproduce
+    from . import model, pipeline, reproduce
     from .chat import talk
     from .stages import Run
 
@@ -74,7 +84,10 @@ def go(
     name, recipe = settings.load(name, overrides)
     if stage == "reproduce":
         name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
-    run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force)
+    run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force, verify=verify)
+    if stage == "model" and tokenizer:
+        say("tokenizer", run.shown(model.fetch_tokenizer(run)))
+        return
     same = " ".join([given_name, *map(shlex.quote, overrides)])  # what the next command must repeat
     if stage == "chat" and not overrides and run.merged.is_dir() and run.config.is_file():
         # Talking never trains: the merged model is there, whatever has changed since.
@@ -142,10 +155,13 @@ def go(
 @click.option("--recipe", "given", help="Recipe file: a name (tutorial, coach, demo) or the path of a .toml file.")
 @click.option("--output", default="output", show_default=True, help="Folder for results, one subfolder a recipe.")
 @click.option("--force", is_flag=True, help="Train although the plan refuses; recorded in run.json.")
+@click.option("--verify", is_flag=True, help="model: read every byte again and compare it with what was fetched.")
+@click.option("--tokenizer", is_flag=True, help="model: fetch the tokenizer alone (1.5 MB), enough for plan.")
 @click.option("--png", help="plan: also draw the learning-rate curve into this file.")
 def main(
-    stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool, png: Optional[str]
-) -> None:
+    stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool, png: Optional[str],
+    verify: bool, tokenizer: bool,
+) -> None:  # fmt: skip
     """Run STAGE of a recipe, and the stages before it that are not up to date.
 
     WORDS: the recipe's name, then overrides such as train.max_epochs=5.
@@ -155,12 +171,15 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal loses signs, not runs
     try:
-        go(stage, *sort_arguments(stage, given, words), output, force, png)
+        go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer)
     except RecipeError as error:
         click.secho(str(error), fg="red", err=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        goes_on = ": the same command goes on from the last checkpoint, if there is one" if stage != "chat" else ""
+        goes_on = {
+            "chat": "",
+            "model": ": what has arrived is kept, the same command goes on from there",
+        }.get(stage, ": the same command goes on from the last checkpoint, if there is one")
         click.secho(f"Stopped{goes_on}.", err=True)
         sys.exit(130)
     except Exception as error:

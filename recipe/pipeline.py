@@ -4,7 +4,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import click
 
-from . import adapter, chat, config, data, merge, model, plan, reproduce, train
+from . import adapter, chat, config, data, hub, merge, model, plan, reproduce, train
 from .errors import RunFailed
 from .stages import Run, Stage, perform
 
@@ -45,13 +45,20 @@ def says(name: str, figures: Dict[str, Any]) -> str:
             f"{f['iterations']} iterations, {f['updates']} updates"
         ),
         "config": lambda: f"{f['base']} with {f['lines_changed']} lines changed (config.diff), {f['dtype']}",
-        "model": lambda: f"{f['folder']}, {f['bytes'] / 1e6:,.1f} MB",
+        "model": lambda: _model_says(f),
         "train": lambda: f"{f['iterations']} iterations, loss {f['loss_first']:.3f} → {f['loss_last']:.3f}",
         "adapter": lambda: f"{f['tensors']} tensors, {f['parameters']:,} parameters",
         "merge": lambda: f"{f['tensors_changed']} of {f['tensors']} tensors changed, {f['shards']} shards",
         "chat": lambda: f"{len(f['samples'])} questions asked of base and merged model",
     }
     return lines[name]()
+
+
+def _model_says(f: Dict[str, Any]) -> str:
+    origin = f"; {f['revision']} is commit {f['commit'][:12]} at {hub.NAMES[f['source']]}" if f["commit"] else ""
+    if f["unknown_revision"]:
+        origin = "; not fetched by this recipe: which revision it is, is not known"
+    return f"{f['folder']}, {f['bytes'] / 1e6:,.1f} MB{origin}"
 
 
 def _data_says(f: Dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ class Run:
     root: Path
     output: Path
     force: bool = False
+    verify: bool = False  # read every byte of the base model again
     manifest: Dict[str, Any] = dataclasses.field(default_factory=dict)
     done_now: List[str] = dataclasses.field(default_factory=list)
 
