@@ -79,7 +79,7 @@ preview *args:
 plan *args:
     @docker/host run plan "$@"
 
-# Fetch (or make) the base model
+# Fetch (or make) the base model, or check it; --verify reads every byte again, --tokenizer fetches no more than that
 [group('one stage')]
 [no-exit-message]
 model *args:

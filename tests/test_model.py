@@ -40,15 +40,21 @@ def tls(tmp_path_factory):
     return certificate(tmp_path_factory.mktemp("tls"))
 
 
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """ModelScope writes an index of its own code at the first import: once is enough."""
+    return tmp_path_factory.mktemp("caches")
+
+
 @pytest.fixture
-def server(tiny, tls, tmp_path, monkeypatch):
+def server(tiny, tls, caches, monkeypatch):
     """A hub with the tiny model, and the environment that leads both clients to it."""
     made = Hub(tiny, *tls)
     monkeypatch.setenv("MODELSCOPE_DOMAIN", made.address)
     monkeypatch.setenv("HF_ENDPOINT", f"https://{made.address}")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls[0]))
-    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / ".cache" / "modelscope"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(caches / "modelscope"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
     monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
     monkeypatch.setattr(hub, "TRIES", 3)
     yield made
@@ -215,7 +221,7 @@ def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
     while time.time() < deadline and sum(p.stat().st_size for p in parts.glob("*.safetensors.part")) < 500_000:
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    said = child.communicate(timeout=20)[1]
+    said = child.communicate(timeout=5)[1]
     assert child.returncode == 130, said
     assert "what has arrived is kept" in said
     assert not (tmp_path / "models" / "org").exists()
@@ -229,9 +235,7 @@ def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
     assert is_whole(tmp_path / "models" / "org" / "tiny", tiny)
     assert sum(server.sent.values()) == sum(len(tiny[name]) for name in heavy(tiny)) - here
     assert f"master is commit {server.commit(0)[:12]} at ModelScope" in done.stdout
-    assert {p.name for p in tmp_path.iterdir()} == {"models", "output", "cache"} | {
-        p.name for p in tmp_path.iterdir() if p.name.startswith((".cache",))
-    }
+    assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {"models", "output"}
 
 
 @BOTH
@@ -297,12 +301,13 @@ def test_another_revision_or_hub_than_what_is_here_is_told(server, asking, tmp_p
         model.ensure(asking("model.path=models/mine"))
 
 
-def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, tiny):
-    ids = model.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    assert ids == [2047, 2046]
+def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, tiny, tmp_path):
+    done = recipe("model", "coach", ID, "--tokenizer", cwd=tmp_path, RECIPE_CACHE=str(tmp_path / "cache"))
+    assert done.stdout.split() == ["tokenizer", "models/.download/modelscope/org/tiny/tokenizer.model"], done.stderr
     assert set(server.sent) == {"tokenizer.model"}
     server.asked.clear()
-    model.tokenizer(asking())
+    ids = model.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert ids == [2047, 2046]
     assert server.asked == []
     server.push({"README.md": b"later"}, "master")
     place = model.ensure(asking())
@@ -501,6 +506,10 @@ def test_every_import_of_the_shipped_code_resolves(tiny, tmp_path):
         (tmp_path / name).write_bytes(tiny[name])
     assert fits.code(tmp_path) == fits.tokens(tmp_path) == fits.shapes(tmp_path) == []
     assert fits.marker_ids(tmp_path) == {"<|im_start|>": 2047, "<|im_end|>": 2046}
+    # And of the authors' own code of the stack's age, but for the package it was written into.
+    theirs = Path(os.environ["REFERENCE"]) / "lmdeploy/pytorch/modeling/modeling_internlm2.py"
+    shutil.copy2(str(theirs), str(tmp_path / "modeling_internlm2.py"))
+    assert fits.code(tmp_path) == ["modeling_internlm2.py needs the package lmdeploy"]
 
 
 def test_chat_markers_must_have_their_ids(tmp_path):
@@ -552,6 +561,16 @@ def test_a_folder_of_ones_own_with_a_weight_file_cut_short(run, tmp_path):
     own = stages.Run("x", settings.load("demo", [f"model.path={place}"])[1], tmp_path, tmp_path / "output")
     with pytest.raises(InputWrong, match=f"{shard.name} is damaged or cut short.*model.path"):
         model.ensure(own)
+
+
+def test_caches_and_home_lie_below_ours_where_there_is_no_home(tmp_path):
+    names = ("HOME", "HF_HOME", "MODELSCOPE_CACHE", "XDG_CACHE_HOME")
+    code = f"import os, recipe.__main__; print(*(os.environ[name] for name in {names}))"
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment.update(HOME="/proc/none", RECIPE_CACHE=str(tmp_path), PYTHONPATH=str(ROOT))
+    said = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True).stdout
+    assert said.split() == [str(tmp_path / name) for name in ("home", "huggingface", "modelscope", "")]
+    assert (tmp_path / "home").is_dir()
 
 
 def test_modelscopes_hub_part_needs_no_framework():
