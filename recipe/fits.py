@@ -190,8 +190,8 @@ def check(place: Path, shown: str, remedy: str, weights: bool = True) -> None:
         newer = f", and the model was saved with {saved}" if saved else ""
         raise InputWrong(
             f"The code of {shown} does not run here: {'; '.join(lacking[:4])}. This stack has transformers "
-            f"{metadata.version('transformers')}{newer}. {remedy}"
+            f"{metadata.version('transformers')}{newer}. {remedy}".strip()
         )
     wrong = [*tokens(place), *(shapes(place) if weights else [])]
     if wrong:
-        raise InputWrong(f"{shown} does not fit: {'; '.join(wrong[:4])}. {remedy}")
+        raise InputWrong(f"{shown} does not fit: {'; '.join(wrong[:4])}. {remedy}".strip())

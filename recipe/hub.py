@@ -13,6 +13,7 @@ import logging
 import os
 import ssl
 import threading
+from datetime import datetime, timezone
 from multiprocessing import TimeoutError as NotYet
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -28,6 +29,7 @@ LIMIT = 60  # seconds for an answer of a hub's API
 SILENCE = 30  # seconds without a byte, after which a transfer is taken up again
 TRIES = 5  # in a row that brought nothing new
 PARALLEL = 4  # files at a time, as modelscope's own parts
+STACK_DAY = datetime(2024, 3, 18, tzinfo=timezone.utc)  # as in docker/lock.py: packages are of the day before
 BLOCK = 1 << 16  # bytes; of a cut transfer the last block is lost
 
 Files = Dict[str, Dict[str, Any]]
@@ -64,6 +66,22 @@ def revisions(model: Model) -> List[str]:
         return [ref.name for ref in [*refs.branches, *refs.tags]]
     except Exception:  # asked to complete another error's text
         return []
+
+
+def of_its_day(model: Model) -> str:
+    """The newest revision of which the hub says that it is as old as this stack; "" where it says nothing.
+
+    Hugging Face dates every commit. ModelScope dates tags, and its API of 1.9.5 knows no older commits.
+    """
+    try:
+        if model.source == "modelscope":
+            return next(iter(_api().list_model_revisions(model.id, cutoff_timestamp=int(STACK_DAY.timestamp()))), "")
+        from huggingface_hub import HfApi
+
+        commits = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).list_repo_commits(model.id, revision=branch(model))
+        return next((commit.commit_id for commit in commits if commit.created_at < STACK_DAY), "")
+    except Exception:  # asked to complete another error's text
+        return ""
 
 
 def _api() -> Any:

@@ -351,13 +351,20 @@ def _download(run: Run, place: Path) -> None:
         )
     light = [name for name in files if not name.endswith(HEAVY)]
     _gather(run, staging, record, light)
-    known = [name for name in hub.revisions(model) if name != record["revision"]]
-    others = f"; the hub has {', '.join(known[:12])}" if known else ""
-    fits.check(
-        staging, f"{model.id} at {record['revision']} ({record['commit'][:12]})",
-        f"Name another revision, model.revision=… (a branch, tag or commit{others}), or a folder that you have, "
-        f"model.path=…", weights=False,
-    )  # fmt: skip
+    try:
+        fits.check(staging, f"{model.id} at {record['revision']} ({record['commit'][:12]})", "", weights=False)
+    except InputWrong as error:
+        old = hub.of_its_day(model)
+        day = f"{hub.STACK_DAY:%Y-%m-%d}"
+        known = ", ".join(hub.revisions(model)[:12]) or "none by name"
+        if model.source == "modelscope":
+            known += '; Hugging Face dates its commits, and this message names one with model.source="huggingface"'
+        remedy = (
+            f"model.revision={old} is the newest from before {day}, the stack's day."
+            if old
+            else f"Name a revision from before {day}, model.revision=… (a tag or commit; the hub lists {known})."
+        )
+        raise InputWrong(f"{error} {remedy} Or name a folder that you have: model.path=…")
     _gather(run, staging, record, [name for name in files if name not in light])
     record["fetched"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     _save(staging, record)

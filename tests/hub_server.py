@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -40,6 +41,7 @@ class Hub:
 
     def __init__(self, files, cert, key):
         self.history, self.names = [dict(files)], {"master": 0, "main": 0}
+        self.dates = [datetime(2024, 1, 17, tzinfo=timezone.utc)]
         self.asked, self.sent = [], {}
         self.cut = None  # bytes of a file after which each connection is cut
         self.cuts = 10**9  # how many are
@@ -74,10 +76,10 @@ class Hub:
     def commit(number):
         return hashlib.sha1(b"commit %d" % number).hexdigest()
 
-    def push(self, files, *names):
-        """A new commit: the last one with `files` put in (None: taken out), under `names`."""
-        made = {**self.history[-1], **files}
-        self.history.append({path: body for path, body in made.items() if body is not None})
+    def push(self, files, *names, date=None):
+        """A new commit: the last one with `files` put in, under `names`; a day later if no date is given."""
+        self.dates.append(date or self.dates[-1] + timedelta(days=1))
+        self.history.append({**self.history[-1], **files})
         self.names.update({name: len(self.history) - 1 for name in names})
 
     def number(self, revision):
@@ -103,8 +105,10 @@ class Hub:
         _, _, what = path.partition(f"/api/v1/models/{self.id}/")
         number = self.number(query.get("Revision", "master"))
         if what == "revisions":
-            named = [{"Revision": name} for name in self.names if name != "main"]
-            return self.data(to, {"RevisionMap": {"Branches": named[:1], "Tags": named[1:] or None}})
+            until = float(query.get("EndTime", "inf"))
+            tags = [name for name in self.names if name not in ("main", "master")]
+            tags = [{"Revision": name} for name in reversed(tags) if self.dates[self.names[name]].timestamp() < until]
+            return self.data(to, {"RevisionMap": {"Branches": [{"Revision": "master"}], "Tags": tags or None}})
         if what == "repo/files":
             if number is None or query.get("Revision") == "main":
                 return self.data(to, {"Files": None})
@@ -118,9 +122,10 @@ class Hub:
         body, since = self.history[number][path], number
         while since and self.history[since - 1].get(path) == body:
             since -= 1
+        date = int(self.dates[since].timestamp())
         return {
-            "Name": path.split("/")[-1], "Path": path, "Type": "blob", "Size": len(body),
-            "Revision": self.commit(since), "CommittedDate": 1705000000 + since, "IsLFS": path.endswith(".safetensors"),
+            "Name": path.split("/")[-1], "Path": path, "Type": "blob", "Size": len(body), "CommittedDate": date,
+            "Revision": self.commit(since), "IsLFS": path.endswith(".safetensors"),
             "Sha256": hashlib.sha256(body).hexdigest(),
         }  # fmt: skip
 
@@ -140,6 +145,12 @@ class Hub:
                 return self.send(to, {"error": "Invalid rev id"}, 404, **{"X-Error-Code": "RevisionNotFound"})
             files = [self.sibling(name, body) for name, body in self.history[number].items()]
             return self.send(to, {**REST, "sha": self.commit(number), "siblings": files})
+        if path == f"/api/models/{self.id}/commits/main":
+            made = [
+                {"id": self.commit(n), "date": f"{self.dates[n]:%Y-%m-%dT%H:%M:%S.000Z}", "title": "", "message": ""}
+                for n in reversed(range(len(self.history)))
+            ]
+            return self.send(to, [{**commit, "authors": []} for commit in made])
         if "/resolve/" in path and path.startswith(f"/{self.id}/"):
             number, name = self.number(words[3]), "/".join(words[4:])
             if name.endswith(".safetensors"):

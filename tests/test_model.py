@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -446,23 +447,32 @@ def test_read_only_models_are_checked_without_writing_and_never_fetched(server, 
 # Fit
 
 
-def test_code_newer_than_this_stack_is_refused_before_the_weights(server, asking, tiny):
-    server.names["v1.0.0"] = 0
+@BOTH
+def test_code_newer_than_this_stack_is_refused_before_the_weights(server, asking, tiny, where):
+    server.push({}, "v1.0.0")
     config = json.loads(tiny["config.json"])
     newer = {
         "modeling_internlm2.py": NEWER + tiny["modeling_internlm2.py"],
         "config.json": json.dumps({**config, "transformers_version": "4.41.0"}).encode(),
     }
-    server.push(newer, "master", "main")
+    server.push(newer, "master", "main", "v2.0.0", date=datetime(2024, 7, 1, tzinfo=timezone.utc))
+    older = server.commit(1) if where else "v1.0.0"
     with pytest.raises(InputWrong) as told:
-        model.ensure(asking())
+        model.ensure(asking(*where))
     for words in (
         "modeling_internlm2.py needs StaticCache of transformers.cache_utils", "This stack has transformers 4.36.2",
-        "saved with 4.41.0", "model.revision=", "the hub has v1.0.0",
+        "saved with 4.41.0", f"model.revision={older} is the newest from before 2024-03-18",
     ):  # fmt: skip
         assert words in str(told.value)
     assert not heavy(server.sent)
-    assert is_whole(model.ensure(asking("model.revision=v1.0.0")), tiny)
+    assert is_whole(model.ensure(asking(f"model.revision={older}", *where)), tiny)
+
+
+def test_where_the_hub_has_no_old_revision_by_name_the_message_says_where_to_look(server, asking, tiny):
+    server.push({"modeling_internlm2.py": NEWER + tiny["modeling_internlm2.py"]}, "master")
+    with pytest.raises(InputWrong, match=r"Name a revision from before 2024-03-18, .* lists master; .*huggingface"):
+        model.ensure(asking())
+    assert f'"{hub.STACK_DAY:%Y-%m-%d}T00:00:00Z"' in (ROOT / "docker/lock.py").read_text()
 
 
 @pytest.mark.parametrize(
