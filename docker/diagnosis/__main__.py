@@ -36,7 +36,7 @@ def examine(need):
         lines = [stop("runtime", choice.stderr.strip(), "unset RUNTIME")]
     else:
         runtime, reason = choice.stdout.strip(), choice.stderr.strip().partition(": ")[2]
-        engines, engine = check_engines(host, need, runtime, cards)
+        engines, engine = check_engines(host, need, runtime, reason, cards)
         found["runtime"], found["reason"] = runtime, reason
         found["variant"], gpu = check_gpu(host, need, cards, answer)
         if need.stage and need.trained():

@@ -49,14 +49,15 @@ ERRORS = (
 )  # fmt: skip
 
 
-def check_engines(host, need, runtime, cards):
+def check_engines(host, need, runtime, reason, cards):
     """(lines, {root, image} of the chosen engine).
 
-    Inside a container engines do not matter, and where RUNTIME names one the others do not.
+    Where the host was chosen for a reason of its own (a container, an environment that is here), engines do not
+    matter; where RUNTIME names one, the others do not.
     """
     forced = os.environ.get("RUNTIME", "")
     lines, chosen = [], {}
-    if host.container and not forced:
+    if runtime == "host" and "passed over" not in reason:
         return lines, chosen
     # podman-docker is podman by another name
     shim = bool(shutil.which("docker")) and "podman" in ask("docker", "--version").text
@@ -70,7 +71,9 @@ def check_engines(host, need, runtime, cards):
         # One that was passed over is worth a word, not a stop.
         told, facts = check(host, need, bool(cards), stop if runtime == engine else warning)
         lines += told
-        chosen = facts if runtime == engine else chosen
+        if runtime == engine:
+            chosen = facts
+            break
     if runtime == "apptainer":
         name = next((name for name in ("apptainer", "singularity") if shutil.which(name)), "")
         version = ask(name, "--version").text if name else ""
