@@ -3,7 +3,7 @@
 
     requirements.in + overrides.txt  --uv, as of the tutorial's day-->  cu118-pypi.lock
     cu118-pypi.lock + torch-cu118.txt  --------------------------->  cu118.lock
-    test.in, reference.in, proof.in, tools.in  --uv, as of TOOLS_DAY-->  *.lock
+    test.in, reference.in, proof.in, sbom.in, tools.in  --uv, as of TOOLS_DAY-->  *.lock
 
 cu118-pypi.lock takes torch from PyPI (a CUDA 11.7 build) and is for machines that have no NVIDIA GPU or
 cannot reach PyTorch's index. cu118.lock is the same but for torch, torchvision and the nvidia-* packages:
@@ -66,6 +66,7 @@ def main(uv):
     beside = ("--no-deps", "--python-version", BESIDE, *linux[2:])
     compile_lock(uv, "reference.in", "reference.lock", TOOLS_DAY, *beside)
     compile_lock(uv, "proof.in", "proof.lock", TOOLS_DAY, *beside)
+    compile_lock(uv, "sbom.in", "sbom.lock", TOOLS_DAY, *linux)
     compile_lock(uv, "tools.in", "tools.lock", TOOLS_DAY, "--universal", "--python-version", PYTHON)
 
 

@@ -32,7 +32,7 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "FALSE")
 import click  # noqa: E402
 
 from . import settings  # noqa: E402
-from .errors import HostLacks, InputWrong, PlanRefused, RecipeError, RunFailed  # noqa: E402
+from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError, RunFailed  # noqa: E402
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "chat",
@@ -85,6 +85,9 @@ def go(
     if stage == "reproduce":
         name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
     run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force, verify=verify)
+    fetch = os.environ.get("RECIPE_FETCH")
+    if fetch in ("model", "tokenizer"):  # docker/run started this container for nothing else
+        stage, tokenizer = "model", fetch == "tokenizer"
     if stage == "model" and tokenizer:
         say("tokenizer", run.shown(model.fetch_tokenizer(run)))
         return
@@ -173,7 +176,7 @@ def main(
     try:
         go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer)
     except RecipeError as error:
-        click.secho(str(error), fg="red", err=True)
+        click.secho(str(error), fg=None if isinstance(error, NotFetched) else "red", err=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
         goes_on = {
