@@ -30,13 +30,13 @@ FROM tools AS environment
 ARG TORCH=cu118
 ARG UV_DEFAULT_INDEX
 ARG TORCH_INDEX
-COPY docker/host docker/*.lock docker/
+COPY docker/host docker/*.lock docker/overrides.txt docker/
+ENV UV=/opt/recipe/tools/bin/uv UV_NO_CACHE=1 RECIPE_CACHE=/opt/recipe TORCH=$TORCH
 # torch, torchvision and all else by hash; then every package must have what it asks for, but for what overrides.txt
 # says. A file for who wants to know what is in the image, and one in a standard format for who has to.
-ENV UV=/opt/recipe/tools/bin/uv UV_NO_CACHE=1 RECIPE_CACHE=/opt/recipe TORCH=$TORCH
 RUN env=$(docker/host env) \
     && ln -s "${env##*/}" /opt/recipe/env \
-    && $UV pip check --python "$env/bin/python" \
+    && docker/host check \
     && docker/host manifest /opt/recipe \
     && find /opt/recipe -name __pycache__ -prune -exec rm -rf {} + \
     && rm -rf /opt/recipe/sbom-* "$env.log" "$env.lock" \
