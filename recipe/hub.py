@@ -333,10 +333,10 @@ def explained(error: Exception, model: Model) -> RecipeError:
             f"{hub} does not give {model.id} to everybody (HTTP {status}): it is private, gated or misspelt. Accept "
             f"its terms on its page and {login}, {elsewhere}."
         )
-    known = revisions(model) if status in (404, None) and not isinstance(error, kinds.ConnectionError) else []
-    if known and branch(model) not in known and (status == 404 or type(error).__name__ == "RequestError"):
-        return InputWrong(_no_revision(model))
-    if status == 404 or type(error).__name__ == "NotExistError":
+    if status == 404 or type(error).__name__ == "RequestError":  # ModelScope's for a refusal that comes as HTTP 200
+        known = revisions(model)
+        if known and branch(model) not in known:
+            return InputWrong(_no_revision(model))
         return InputWrong(f"{hub} has no {model.id} (revision {branch(model)}): {reason}. Check model.id.")
     if status is not None or isinstance(error, kinds.RetryError):
         return HostLacks(f"{hub} answers HTTP {status or 'errors'} ({reason}). {retry} Later, {elsewhere}.")

@@ -311,6 +311,9 @@ def _pinned(run: Run, place: Path) -> Dict[str, Any]:
                 if not name.endswith(HEAVY[1:]) and name != "pytorch_model.bin.index.json"
             }
         shutil.rmtree(str(place / RECORD.parent), ignore_errors=True)  # parts of another revision
+        for path in place.rglob("*"):
+            if path.is_file() and str(path.relative_to(place)) not in record["files"]:
+                path.unlink()
         _save(place, record)
     return record
 
@@ -383,24 +386,16 @@ class _progress:
     """Bytes that have arrived: a live bar on a terminal, elsewhere a line for every twentieth, after 5 s."""
 
     def __init__(self, held: Callable[[], int], total: int) -> None:
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich import progress
 
         self.held, self.total, self.began, self.said = held, total, time.time(), 0
         columns = (
-            TextColumn("  fetching"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
+            progress.BarColumn,
+            progress.DownloadColumn,
+            progress.TransferSpeedColumn,
+            progress.TimeRemainingColumn,
         )
-        self.bar = Progress(*columns, transient=True)
+        self.bar = progress.Progress(progress.TextColumn("  fetching"), *(made() for made in columns), transient=True)
 
     def __enter__(self) -> Callable[[], None]:
         self.first, self.live = self.held(), self.bar.console.is_terminal
@@ -450,5 +445,6 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "bytes": sum(sizes),
         "fingerprint": fingerprint(place),
         **{name: (record or {}).get(name, "") for name in ("source", "id", "revision", "commit", "fetched")},
+        "verified": run.verify,
         "unknown_revision": record is None and not model.path and model.source != "tiny",
     }

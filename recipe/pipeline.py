@@ -58,7 +58,8 @@ def _model_says(f: Dict[str, Any]) -> str:
     origin = f"; {f['revision']} is commit {f['commit'][:12]} at {hub.NAMES[f['source']]}" if f["commit"] else ""
     if f["unknown_revision"]:
         origin = "; not fetched by this recipe: which revision it is, is not known"
-    return f"{f['folder']}, {f['bytes'] / 1e6:,.1f} MB{origin}"
+    checked = "; every byte is as it was fetched" if f["verified"] else ""
+    return f"{f['folder']}, {f['bytes'] / 1e6:,.1f} MB{origin}{checked}"
 
 
 def _data_says(f: Dict[str, Any]) -> str:

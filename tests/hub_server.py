@@ -112,7 +112,10 @@ class Hub:
         if what == "repo/files":
             if number is None or query.get("Revision") == "main":
                 return self.data(to, {"Files": None})
-            return self.data(to, {"Files": [self.listed(number, path) for path in self.history[number]]})
+            files = [self.listed(number, path) for path in self.history[number]]
+            if query["Revision"] not in self.names:  # modelscope's own source notes that commits come without
+                files = [{**file, "Sha256": None} for file in files]
+            return self.data(to, {"Files": files})
         if what == "repo" and number is not None and query["FilePath"] in self.history[number]:
             return self.file(to, query["FilePath"], self.history[number][query["FilePath"]])
         return self.send(to, {"Code": 10010205001, "Message": "record not found", "Success": False}, 404)

@@ -1,5 +1,6 @@
 """The base model: fetched from a hub that behaves badly, kept as it was fetched, and fit for this stack."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from conftest import ROOT, recipe, refused
 from hub_server import Hub, certificate
 
-from recipe import fits, hub, model, settings, stages
+from recipe import fits, hub, model, pipeline, settings, stages
 from recipe.errors import HostLacks, InputWrong
 
 ID = "model.id=org/tiny"
@@ -231,11 +232,10 @@ def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
     server.pause = 0
     time.sleep(0.5)
     server.sent.clear()
-    done = recipe("model", "coach", ID, cwd=tmp_path, RECIPE_CACHE=str(tmp_path / "cache"))
-    assert done.returncode == 0, done.stderr
+    said = pipeline.says("model", model.work(asking(), tmp_path))
     assert is_whole(tmp_path / "models" / "org" / "tiny", tiny)
     assert sum(server.sent.values()) == sum(len(tiny[name]) for name in heavy(tiny)) - here
-    assert f"master is commit {server.commit(0)[:12]} at ModelScope" in done.stdout
+    assert f"master is commit {server.commit(0)[:12]} at ModelScope" in said
     assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {"models", "output"}
 
 
@@ -282,6 +282,7 @@ def test_tags_and_commits_are_revisions(server, asking, where):
     shutil.rmtree(str(place))
     place = model.ensure(asking(f"model.revision={server.commit(1)}", *where))
     assert (place / "README.md").read_bytes() == b"second"
+    assert record(place)["files"]["README.md"]["sha256"] == hashlib.sha256(b"second").hexdigest()
 
 
 def test_another_revision_or_hub_than_what_is_here_is_told(server, asking, tmp_path):
@@ -410,7 +411,7 @@ def test_what_was_fetched_is_checked_ever_after(server, asking, tiny, tmp_path):
     assert server.sent == {shard.name: len(data)}
     verifying = asking()
     verifying.verify = True
-    model.ensure(verifying)
+    assert model.work(verifying, tmp_path)["verified"]
     assert server.sent == {shard.name: len(data)}
 
 
@@ -466,6 +467,14 @@ def test_code_newer_than_this_stack_is_refused_before_the_weights(server, asking
         assert words in str(told.value)
     assert not heavy(server.sent)
     assert is_whole(model.ensure(asking(f"model.revision={older}", *where)), tiny)
+
+
+def test_files_of_a_refused_revision_do_not_get_into_another(server, asking, tiny):
+    server.push({}, "v1.0.0")
+    server.push({"modeling_internlm2.py": NEWER, "newer.py": b"pass"}, "master", date=datetime(2024, 7, 1))
+    with pytest.raises(InputWrong, match="StaticCache"):
+        model.ensure(asking())
+    assert is_whole(model.ensure(asking("model.revision=v1.0.0")), tiny)
 
 
 def test_where_the_hub_has_no_old_revision_by_name_the_message_says_where_to_look(server, asking, tiny):
