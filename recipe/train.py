@@ -7,7 +7,6 @@ folder (checkpoints/<key>), so they are never mixed.
 
 import ctypes
 import json
-import os
 import re
 import signal
 import subprocess
@@ -171,7 +170,6 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
         child = subprocess.Popen(
             words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         assert child.stdout is not None
         wrong = []

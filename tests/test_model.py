@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, recipe, refused
 from hub_server import Hub, certificate
 
-from recipe import fits, hub, model, pipeline, settings, stages
+from recipe import fits, hub, model, pipeline, plan, settings, stages
 from recipe.errors import HostLacks, InputWrong
 
 ID = "model.id=org/tiny"
@@ -310,12 +310,14 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
     server.asked.clear()
     ids = model.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids == [2047, 2046]
+    planned = stages.key_of(plan.reads(asking()))
     assert server.asked == []
     server.push({"README.md": b"later"}, "master")
     place = model.ensure(asking())
     assert record(place)["commit"] == server.commit(0)
     assert is_whole(place, tiny)
     assert server.sent["tokenizer.model"] == len(tiny["tokenizer.model"])
+    assert stages.key_of(plan.reads(asking())) == planned  # the plan made before the download still holds
 
 
 @BOTH
