@@ -196,6 +196,7 @@ def test_modelscopes_own_downloader_loses_what_was_cut(server, tmp_path, monkeyp
 def test_a_server_without_ranges_starts_a_cut_file_again(server, asking, tiny):
     server.cut, server.cuts, server.ranges = 500_000, 2, False
     assert is_whole(model.ensure(asking()), tiny)
+    assert sum(server.sent.values()) == sum(map(len, tiny.values())) + 2 * server.cut
 
 
 def test_a_server_that_always_cuts_and_knows_no_ranges_is_given_up(server, asking, tmp_path):
@@ -312,7 +313,7 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
     assert ids == [2047, 2046]
     planned = stages.key_of(plan.reads(asking()))
     assert server.asked == []
-    server.push({"README.md": b"later"}, "master")
+    server.push({"generation_config.json": b"{}"}, "master")
     place = model.ensure(asking())
     assert record(place)["commit"] == server.commit(0)
     assert is_whole(place, tiny)
