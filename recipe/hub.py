@@ -339,7 +339,7 @@ def explained(error: Exception, model: Model) -> RecipeError:
             return InputWrong(_no_revision(model))
         return InputWrong(f"{hub} has no {model.id} (revision {branch(model)}): {reason}. Check model.id.")
     if status is not None or isinstance(error, kinds.RetryError):
-        return HostLacks(f"{hub} answers HTTP {status or 'errors'} ({reason}). {retry} Later, {elsewhere}.")
+        return HostLacks(f"{hub} answers HTTP {status or '5xx'} ({reason}). {retry} Later, {elsewhere}.")
     if "OfflineModeIsEnabled" in type(error).__name__:
         return HostLacks(f"HF_HUB_OFFLINE is set, and {model.id} is not here. Unset it for this command.")
     if any(type(cause).__name__ in ("NameResolutionError", "gaierror") for cause in _causes(error)):
