@@ -207,7 +207,8 @@ def test_a_server_that_always_cuts_and_knows_no_ranges_is_given_up(server, askin
 
 
 def test_a_throttled_transfer_is_taken_up_again(server, asking, tiny, monkeypatch):
-    monkeypatch.setattr(hub, "SILENCE", 0.3)
+    monkeypatch.setattr(hub, "SILENCE", 0.5)
+    monkeypatch.setattr(hub, "TRIES", 6)  # a busy machine is silent too
     server.pause = 0.05
     slow = iter([1.0, 1.0])
     server.file, quick = lambda *given: (time.sleep(next(slow, 0)), quick(*given)), server.file
@@ -224,7 +225,7 @@ def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
     while time.time() < deadline and sum(p.stat().st_size for p in parts.glob("*.safetensors.part")) < 500_000:
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    said = child.communicate(timeout=5)[1]
+    said = child.communicate(timeout=15)[1]
     assert child.returncode == 130, said
     assert "what has arrived is kept" in said
     assert not (tmp_path / "models" / "org").exists()
