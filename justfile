@@ -50,7 +50,7 @@ reproduce *args:
     @docker/doctor --before reproduce "$@"
     @docker/run reproduce "$@"
 
-# The container image: just image [build | pull REPOSITORY | save FILE | load FILE | manifest | name]
+# The container image: just image [build | check | pull REPOSITORY | save FILE | load FILE | sizes]
 [group('start')]
 [no-exit-message]
 image *args:
