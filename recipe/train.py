@@ -7,8 +7,10 @@ folder (checkpoints/<key>), so they are never mixed.
 
 import ctypes
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -157,6 +159,19 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
     return words
 
 
+def environment(run: Run) -> Dict[str, str]:
+    """For the trainer: what torchrun would tell a single process. Without it DeepSpeed asks MPI, which fails on a
+    machine or in a container that has no network.
+    """
+    if not run.settings.train.deepspeed or "RANK" in os.environ:
+        return dict(os.environ)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {**os.environ, **alone}
+
+
 def _die_with_parent() -> None:
     """In the child, before it starts: if we are killed, it must not train on into a folder we have lost."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -170,6 +185,7 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
         child = subprocess.Popen(
             words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
+            env=environment(run),
         )  # fmt: skip
         assert child.stdout is not None
         wrong = []

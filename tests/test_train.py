@@ -164,3 +164,20 @@ def test_without_a_gpu_a_gpu_recipe_is_refused_before_the_download(tmp_path, rea
     words = (f'data.files=["{real_workbook}"]', f"model.tokenizer={real_tokenizer}", "model.id=nobody/nothing")
     done = recipe("train", "coach", *words, "--output", tmp_path, PATH="/usr/bin:/bin")
     refused(done, 3, "needs an NVIDIA GPU", "just demo")
+
+
+def test_deepspeed_needs_no_network(tmp_path):
+    """As in a container without one: only the loopback device is there. Calls to the card are answered by the CPU."""
+    inside = ["unshare", "--net"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
+    if subprocess.run([*inside, "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
+        pytest.skip("this machine allows no network namespace, or has no ip (apt-get install iproute2)")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "no_gpu")])
+    stage = [sys.executable, "-m", "recipe", "train", "demo", "--force", "train.deepspeed=deepspeed_zero2",
+             "train.max_epochs=1", "--output", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(
+        [*inside, "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *stage], cwd=str(ROOT), capture_output=True,
+        text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "demo" / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
+    assert figures["iterations"] == figures["updates"] == 36
