@@ -14,6 +14,7 @@ from .errors import InputWrong
 
 TYPES = ("f16", "f32", "bf16", "q8_0")
 NUL = "[NUL]"  # llama.cpp reads pieces as C strings, in which "\0" is nothing
+ROWS = 2048  # of a matrix in fp32 at a time
 FIXED_SCORE = -1000.0  # of added tokens: found whole in the text, never merged
 
 # InternLM2's names → GGUF's. wqkv is three tensors there.
@@ -143,9 +144,26 @@ def rope_scaling(config: Dict[str, Any]) -> float:
     raise InputWrong(f"rope_scaling {scaling} of the model's config.json cannot be told in a GGUF of InternLM2.")
 
 
-def write(
-    place: Path, path: Path, kind: str, name: str, stop: str, chat_template: str, description: str = ""
-) -> Dict[str, Any]:
+def encoded(tensor: Any, kind: Any) -> Any:
+    """A tensor as GGUF stores it in `kind` (gguf's), a NumPy array; in fp32 only some rows at a time."""
+    import gguf
+    import numpy
+
+    if tensor.dim() == 1:
+        return gguf.quantize(tensor.float().numpy(), kind)
+    if str(tensor.dtype) == "torch.float16" and kind == gguf.GGMLQuantizationType.F16:
+        return tensor.contiguous().numpy()
+    whole = None
+    for at in range(0, len(tensor), ROWS):
+        with numpy.errstate(over="ignore"):
+            part = gguf.quantize(tensor[at : at + ROWS].float().numpy(), kind)
+        if whole is None:
+            whole = numpy.empty((len(tensor), *part.shape[1:]), part.dtype)
+        whole[at : at + ROWS] = part
+    return whole
+
+
+def write(place: Path, path: Path, kind: str, name: str, stop: str, chat_template: str) -> Dict[str, Any]:
     """Write the model folder `place` as the GGUF file `path`, matrices in `kind` (one of TYPES), vectors in f32.
 
     `stop` is the token that ends an answer, `chat_template` Jinja. Figures: tensors, bytes, kind. Raises InputWrong
@@ -169,8 +187,6 @@ def write(
     writer = gguf.GGUFWriter(str(path), "internlm2")
     writer.add_type("model")
     writer.add_name(name)
-    if description:
-        writer.add_description(description)
     writer.add_file_type(int(getattr(gguf.LlamaFileType, file_type)))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(config["max_position_embeddings"])
@@ -209,34 +225,27 @@ def write(
         block = gguf.GGML_QUANT_SIZES[wanted][0]
         return wanted if len(shape) > 1 and shape[-1] % block == 0 else gguf.GGMLQuantizationType.F32
 
-    def rows(shape: Tuple[int, ...]) -> List[int]:
-        return [heads * dim, kv_heads * dim, kv_heads * dim] if len(shape) == 3 else [shape[0]]
-
     count = 0
     for weight, shape in shapes(place):
         targets = names(weight)
-        if len(targets) == 3 and shape[0] != (heads + 2 * kv_heads) * dim:
-            raise InputWrong(f"{place}: {weight} has {shape[0]} rows, not {(heads + 2 * kv_heads) * dim}.")
-        for target, lines in zip(targets, rows(shape) if len(targets) == 1 else rows((0, 0, 0))):
-            of = (lines, *shape[1:])
-            block, size = gguf.GGML_QUANT_SIZES[stored(of)]
-            total = int(numpy.prod(of)) // block * size
-            writer.add_tensor_info(target, of, numpy.dtype(numpy.float32), total, raw_dtype=stored(of))
-            count += 1
-    if config.get("tie_word_embeddings") is not True and count != 3 + 9 * config["num_hidden_layers"]:
+        lines = [shape[0]] if len(targets) == 1 else [heads * dim, kv_heads * dim, kv_heads * dim]
+        if sum(lines) != shape[0]:
+            raise InputWrong(f"{place}: {weight} has {shape[0]} rows, not {sum(lines)}.")
+        for target, rows in zip(targets, lines):
+            part = (rows, *shape[1:])
+            block, size = gguf.GGML_QUANT_SIZES[stored(part)]
+            total = int(numpy.prod(part)) // block * size
+            writer.add_tensor_info(target, part, numpy.dtype(numpy.float32), total, raw_dtype=stored(part))
+        count += len(targets)
+    if count != 3 + 9 * config["num_hidden_layers"]:
         raise InputWrong(f"{place} holds {count} tensors' worth of weights, not {3 + 9 * config['num_hidden_layers']}.")
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for weight, tensor in tensors(place):
-            # What f16 holds stays f16 on its way to f16: the embedding of the 7B model is 0.8 GB.
-            straight = str(tensor.dtype) == "torch.float16" and kind == "f16" and tensor.dim() > 1
-            array = tensor.numpy() if straight else tensor.float().numpy()
-            parts = split(array, heads, kv_heads) if weight.endswith(WQKV) else (array,)
-            for part in parts:
-                with numpy.errstate(over="ignore"):
-                    data = gguf.quantize(numpy.ascontiguousarray(part), stored(part.shape))
+            for part in split(tensor, heads, kv_heads) if weight.endswith(WQKV) else (tensor,):
+                data = encoded(part, stored(tuple(part.shape)))
                 if kind == "f16" and not numpy.isfinite(data).all():
                     raise InputWrong(f"{weight} holds numbers that f16 cannot. Use export.type=bf16.")
                 writer.write_tensor_data(data)

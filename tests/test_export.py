@@ -1,7 +1,7 @@
 """Export: each target as far as a CPU goes, with the engines' own code where PyPI has it (docker/engines.in).
 
 llama.cpp runs and gives the tokens that transformers gives. OpenCompass's own model class runs. LMDeploy's template
-class renders. Of vLLM and VLMEvalKit, which need a GPU, the sources are read.
+class renders. Of vLLM and VLMEvalKit the sources are read (vLLM itself: tests/vllm_cpu.py).
 """
 
 import ast
@@ -458,7 +458,8 @@ def test_opencompass_runs_the_config(run, merged, exported, opencompass):
 
 def test_vlmevalkit_lets_it_judge_and_says_what_it_cannot(run, exported):
     assert "cannot score it" in exported["vlmevalkit"]
-    assert "No eyes are published for a model of width 128" in exported["vlmevalkit"]
+    width = json.loads((run.merged / "config.json").read_text())["hidden_size"]
+    assert f"No eyes are published for a model of width {width}" in exported["vlmevalkit"]
     assert not (run.folder / "export/vlmevalkit/config.json").exists()
     lines = (run.folder / "export/vlmevalkit/judge.env").read_text().splitlines()
     said = dict(line.split("=", 1) for line in lines)
@@ -609,6 +610,10 @@ def test_upload_to_modelscope_goes_through_its_own_call(run, merged, monkeypatch
 # ---- the check, and the command
 
 
+def shards(place):
+    return sorted(place.glob("model-*.safetensors"))
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -624,8 +629,8 @@ def without(index):
 
 
 FAULTS = {
-    "shard gone": (lambda m: (m / "model-00002-of-00003.safetensors").unlink(), "model-00002-of-00003"),
-    "shard cut": (lambda m: cut(m / "model-00003-of-00003.safetensors"), "model-00003-of-00003.safetensors.*cut"),
+    "shard gone": (lambda m: shards(m)[1].unlink(), "lacks the shard model-00002-of-0000"),
+    "shard cut": (lambda m: cut(shards(m)[2]), r"model-00003-of-0000\d\.safetensors .* is cut"),
     "tensor gone": (lambda m: without(m / "model.safetensors.index.json"), "lacks model.layers.9"),
     "no weights": (lambda m: [path.unlink() for path in m.glob("model*safetensors*")], "no weights"),
     "no config": (lambda m: (m / "config.json").unlink(), "lacks config.json"),
@@ -652,6 +657,21 @@ def test_an_incomplete_model_is_refused_in_one_sentence(run, tmp_path, fault):
     with pytest.raises((HostLacks, InputWrong), match=said) as error:
         export.check(broken, "demo")
     assert "Make it again: just merge demo" in str(error.value) or "Correct its chat_template" in str(error.value)
+
+
+def test_pytorchs_shards_are_checked_too(run, tmp_path):
+    """As `just merge tutorial` writes them: .bin with an index."""
+    broken = Run(run.name, run.settings, ROOT, tmp_path)
+    shutil.copytree(str(run.merged), str(broken.merged), ignore=shutil.ignore_patterns("*.safetensors*"))
+    shutil.copy(str(run.config), str(broken.config))
+    weights = dict(to_gguf.tensors(run.merged))
+    torch.save(weights, str(broken.merged / "pytorch_model-00001-of-00001.bin"))
+    index = {"weight_map": dict.fromkeys(weights, "pytorch_model-00001-of-00001.bin")}
+    (broken.merged / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    export.check(broken, "demo")
+    cut(broken.merged / "pytorch_model-00001-of-00001.bin")
+    with pytest.raises(HostLacks, match=r"pytorch_model-00001-of-00001\.bin .* is cut"):
+        export.check(broken, "demo")
 
 
 def test_a_model_without_a_template_gets_the_trained_one(run, merged, tmp_path):
