@@ -300,6 +300,14 @@ def test_models_that_cannot_be_told_in_gguf_are_refused(run, tmp_path, changes, 
         to_gguf.write(folder, tmp_path / "x.gguf", "f16", "x", "<|im_end|>", export.CHATML)
 
 
+def test_too_little_disk_is_told_before_anything_is_written(run, merged, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=1000))
+    with pytest.raises(HostLacks, match="The GGUF file needs"):
+        export.gguf(run, merged, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_numbers_that_f16_cannot_hold_are_refused(run, tmp_path):
     from safetensors.torch import load_file, save_file
 
