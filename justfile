@@ -14,84 +14,100 @@ manual:
 [group('start')]
 [no-exit-message]
 demo *args:
-    @docker/host run demo "$@"
+    @docker/doctor --before demo "$@"
+    @docker/run demo "$@"
+
+# What this machine can and cannot do, before anything is downloaded: just doctor [recipe] [--json]
+[group('start')]
+[no-exit-message]
+doctor *args:
+    @docker/doctor "$@"
 
 # Fine-tune: data, plan, config, training, adapter. Resumes by itself
 [group('start')]
 [no-exit-message]
 train *args:
-    @docker/host run train "$@"
+    @docker/doctor --before train "$@"
+    @docker/run train "$@"
 
 # Train, then join adapter and base into a model folder that loads anywhere
 [group('start')]
 [no-exit-message]
 merge *args:
-    @docker/host run merge "$@"
+    @docker/doctor --before merge "$@"
+    @docker/run merge "$@"
 
 # Talk to the merged model: just chat [recipe] [question]
 [group('start')]
 [no-exit-message]
 chat *args:
-    @docker/host run chat "$@"
+    @docker/run chat "$@"
 
 # Hand the merged model over: just export lmdeploy|vllm|gguf|ollama|opencompass|vlmevalkit|upload [recipe]
 [group('start')]
 [no-exit-message]
 export *args:
-    @docker/host run export "$@"
+    @docker/run export "$@"
 
 # The tutorial exactly, compared line by line with its published log
 [group('start')]
 [no-exit-message]
 reproduce *args:
-    @docker/host run reproduce "$@"
+    @docker/doctor --before reproduce "$@"
+    @docker/run reproduce "$@"
+
+# The container image: just image [build | pull REPOSITORY | save FILE | load FILE | manifest | name]
+[group('start')]
+[no-exit-message]
+image *args:
+    @docker/image "$@"
 
 # A shell where the tutorial's own folders resolve: paste the page's commands
 [group('start')]
 shell:
-    @docker/host shell
+    @docker/run shell
 
 # Workbook, CSV, JSON or Parquet to dataset.jsonl; every fault by its row
 [group('one stage')]
 [no-exit-message]
 data *args:
-    @docker/host run data "$@"
+    @docker/run data "$@"
 
 # What is in the data: lengths, likely mistakes, ten conversations as the model sees them
 [group('one stage')]
 [no-exit-message]
 data-report *args:
-    @docker/host run data-report "$@"
+    @docker/run data-report "$@"
 
 # One conversation as the model will see it, its loss part marked: just preview [recipe] [row]
 [group('one stage')]
 [no-exit-message]
 preview *args:
-    @docker/host run preview "$@"
+    @docker/run preview "$@"
 
 # What training will do and cost; refuses a run that cannot learn
 [group('one stage')]
 [no-exit-message]
 plan *args:
-    @docker/host run plan "$@"
+    @docker/run plan "$@"
 
-# Fetch (or make) the base model
+# Fetch (or make) the base model, or check it; --verify reads every byte again, --tokenizer fetches no more than that
 [group('one stage')]
 [no-exit-message]
 model *args:
-    @docker/host run model "$@"
+    @docker/run model "$@"
 
 # Preset and recipe to an XTuner config, with the difference shown
 [group('one stage')]
 [no-exit-message]
 config *args:
-    @docker/host run config "$@"
+    @docker/run config "$@"
 
 # Checkpoint to PEFT adapter
 [group('one stage')]
 [no-exit-message]
 adapter *args:
-    @docker/host run adapter "$@"
+    @docker/run adapter "$@"
 
 # Everything that can be tested on this machine; `just test -k data` for a part
 [group('develop')]
@@ -116,10 +132,7 @@ bench *args:
 # Linters alone
 [group('develop')]
 lint:
-    @docker/host exec ruff check .
-    @docker/host exec ruff format --check .
-    @docker/host exec shellcheck justw docker/host docker/shell .ci/run
-    @{{ just_executable() }} --fmt --check
+    @docker/host exec docker/lint
 
 # Make the locks again, byte for byte
 [group('develop')]

@@ -3,7 +3,7 @@
 
     requirements.in + overrides.txt  --uv, as of the tutorial's day-->  cu118-pypi.lock
     cu118-pypi.lock + torch-cu118.txt  --------------------------->  cu118.lock
-    test.in, reference.in, proof.in, export.in, engines.in, tools.in  --uv, as of TOOLS_DAY-->  *.lock
+    test.in, reference.in, proof.in, export.in, engines.in, sbom.in, tools.in  --uv, as of TOOLS_DAY-->  *.lock
 
 cu118-pypi.lock takes torch from PyPI (a CUDA 11.7 build) and is for machines that have no NVIDIA GPU or
 cannot reach PyTorch's index. cu118.lock is the same but for torch, torchvision and the nvidia-* packages:
@@ -65,6 +65,7 @@ def main(uv):
     # Read from, or of plain Python, and installed beside the environment: they may ask for a newer Python.
     for name, version in BESIDE.items():
         compile_lock(uv, f"{name}.in", f"{name}.lock", TOOLS_DAY, "--no-deps", "--python-version", version, *linux[2:])
+    compile_lock(uv, "sbom.in", "sbom.lock", TOOLS_DAY, *linux)
     compile_lock(uv, "tools.in", "tools.lock", TOOLS_DAY, "--universal", "--python-version", PYTHON)
 
 

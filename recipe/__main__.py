@@ -1,5 +1,6 @@
 """Command line: python -m recipe STAGE [RECIPE] [key=value …]; what `just` calls in every runtime."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,12 +9,20 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 ROOT = Path.cwd()
 JUST = os.environ.get("RECIPE_COMMAND", "just")  # as the user typed it: just or ./justw
+CACHE = Path(os.environ.get("RECIPE_CACHE") or ROOT / ".cache")
 # Before the libraries are imported: nothing but the model stage goes to the network, caches stay with us.
-os.environ.setdefault("HF_HOME", str(ROOT / ".cache" / "huggingface"))
+os.environ.setdefault("HF_HOME", str(CACHE / "huggingface"))
+os.environ.setdefault("MODELSCOPE_CACHE", str(CACHE / "modelscope"))
+os.environ.setdefault("XDG_CACHE_HOME", str(CACHE))  # of what these import
+# A container's user may have no home, or one on a read-only root; libraries write there without asking.
+if not os.access(os.path.expanduser("~"), os.W_OK):
+    os.environ["HOME"] = str(CACHE / "home")
+    with contextlib.suppress(OSError):  # who cannot write here either is told so by the stage that has to
+        Path(os.environ["HOME"]).mkdir(parents=True, exist_ok=True)
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that wait by spinning slow training a hundredfold when anything else wants the cores.
@@ -21,10 +30,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "FALSE")
 
 import click  # noqa: E402
-from rich.console import Console  # noqa: E402
 
 from . import settings  # noqa: E402
-from .errors import HostLacks, InputWrong, PlanRefused, RecipeError, RunFailed  # noqa: E402
+from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError, RunFailed  # noqa: E402
 from .export import TARGETS  # noqa: E402
 
 STAGES = (
@@ -60,24 +68,24 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     return name, overrides, target or question
 
 
+def _console() -> Any:
+    """For tables. Importing it takes as long as reading some thousand rows: only where there is one to show."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
 def go(
-    stage: str,
-    name: str,
-    overrides: List[str],
-    question: Optional[str],
-    output: str,
-    force: bool,
-    png: Optional[str],
-    yes: bool,
-) -> None:
+    stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool, png: Optional[str],
+    verify: bool, tokenizer: bool, yes: bool,
+) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    console = Console(soft_wrap=True)
-    from . import export, page, pipeline, reproduce
+    from . import export, model, pipeline, reproduce
     from .chat import talk
     from .stages import Run
 
     def say(what: str, command: str) -> None:
-        console.print(f"{what} {command}", markup=False, highlight=False)
+        click.echo(f"{what} {command}")
 
     if stage == "reproduce":
         overrides = reproduce.overrides(overrides)
@@ -85,7 +93,13 @@ def go(
     name, recipe = settings.load(name, overrides)
     if stage == "reproduce":
         name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
-    run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force)
+    run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force, verify=verify)
+    fetch = os.environ.get("RECIPE_FETCH")
+    if fetch in ("model", "tokenizer"):  # docker/run started this container for nothing else
+        stage, tokenizer = "model", fetch == "tokenizer"
+    if stage == "model" and tokenizer:
+        say("tokenizer", run.shown(model.fetch_tokenizer(run)))
+        return
     same = " ".join([given_name, *map(shlex.quote, overrides)])  # what the next command must repeat
     if stage == "chat" and not overrides and run.merged.is_dir() and run.config.is_file():
         # Talking never trains: the merged model is there, whatever has changed since.
@@ -102,23 +116,28 @@ def go(
         with run.open():
             run.recall()
             run.settings = settings.replace(run.settings, "export", recipe.export.model_dump())
-            export.hand_over(run, str(question), given_name, yes, console)
+            export.hand_over(run, str(question), given_name, yes)
         return
     with run.open():
         try:
-            pipeline.run_stages(run, stage, console)
+            pipeline.run_stages(run, stage)
         except PlanRefused as refused:
             if stage == "plan":
-                page.show(refused.plan, console)
+                from . import page
+
+                page.show(refused.plan, _console())
             raise
-        run.save()
+        if not run.done_now:  # else the last stage's entry was written with everything
+            run.save()
         if stage in ("demo", "train", "merge"):
-            console.print()
-            console.print(pipeline.closing_table(run))
+            from . import page
+
+            click.echo()
+            _console().print(page.closing(run))
             for what, path in pipeline.places(run):
                 say(f"{what:13}", path)
         if stage == "demo":
-            pipeline.show_samples(run, console)
+            page.samples(run)
             say("\nNext, to talk to it:      ", f"{JUST} chat {given_name}")
             say("your own workbook:       ", f"{JUST} demo data.files=data/mine.xlsx")
             say("on an NVIDIA GPU:        ", f"{JUST} train")
@@ -127,25 +146,27 @@ def go(
         elif stage == "merge":
             say("\nNext:", f"{JUST} chat {given_name}")
         elif stage == "plan":
+            from . import page
+
             plan = json.loads(run.plan.read_text(encoding="utf-8"))
-            page.show(plan, console)
+            page.show(plan, _console())
             if png:
                 page.png(plan, Path(png))
                 say("\nCurve:", png)
             say("\nNext:", f"{JUST} train {same}")
         elif stage == "reproduce":
-            if not reproduce.show(run, console):
+            if not reproduce.show(run, _console()):
                 raise RunFailed("The run differs from the published one in a line that can be compared.")
         elif stage == "data-report":
             from . import data_report
 
-            say("\nThe same as a page:", run.shown(data_report.report(run, console)))
+            say("\nThe same as a page:", run.shown(data_report.report(run, _console())))
         elif stage == "preview":
             from . import data_report
 
-            data_report.preview(run, int(question or 1), console)
+            data_report.preview(run, int(question or 1), _console())
         elif stage == "config":
-            console.print((run.folder / "config.diff").read_text(encoding="utf-8"), markup=False, highlight=False)
+            click.echo((run.folder / "config.diff").read_text(encoding="utf-8"))
     if stage == "chat":
         talk(run, question)
 
@@ -156,30 +177,32 @@ def go(
 @click.option("--recipe", "given", help="Recipe file: a name (tutorial, coach, demo) or the path of a .toml file.")
 @click.option("--output", default="output", show_default=True, help="Folder for results, one subfolder a recipe.")
 @click.option("--force", is_flag=True, help="Train although the plan refuses; recorded in run.json.")
+@click.option("--verify", is_flag=True, help="model: read every byte again and compare it with what was fetched.")
+@click.option("--tokenizer", is_flag=True, help="model: fetch the tokenizer alone (1.5 MB), enough for plan.")
 @click.option("--png", help="plan: also draw the learning-rate curve into this file.")
 @click.option("--yes", is_flag=True, help="export upload: really send; without it only what would go is shown.")
 def main(
-    stage: str,
-    words: Tuple[str, ...],
-    given: Optional[str],
-    output: str,
-    force: bool,
-    png: Optional[str],
-    yes: bool,
-) -> None:
+    stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool, png: Optional[str],
+    verify: bool, tokenizer: bool, yes: bool,
+) -> None:  # fmt: skip
     """Run STAGE of a recipe, and the stages before it that are not up to date.
 
     WORDS: the recipe's name, then overrides such as train.max_epochs=5.
     """
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal loses signs, not runs
     try:
-        go(stage, *sort_arguments(stage, given, words), output, force, png, yes)
+        go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer, yes)
     except RecipeError as error:
-        click.secho(str(error), fg="red", err=True)
+        click.secho(str(error), fg=None if isinstance(error, NotFetched) else "red", err=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        goes_on = ": the same command goes on from the last checkpoint, if there is one" if stage != "chat" else ""
+        goes_on = {
+            "chat": "",
+            "model": ": what has arrived is kept, the same command goes on from there",
+        }.get(stage, ": the same command goes on from the last checkpoint, if there is one")
         click.secho(f"Stopped{goes_on}.", err=True)
         sys.exit(130)
     except Exception as error:

@@ -1,17 +1,18 @@
-"""What a run will cost: time, GPU memory, disk, money. Scaled from measurements (measured.toml), never guessed."""
+"""What a run will cost: time, GPU memory, disk, money. Scaled from measurements (measured.toml), never guessed.
+
+docker/doctor.py reads it too, where nothing is installed yet: what is not of the standard library is imported late.
+"""
 
 from pathlib import Path
 from typing import Any, Dict, List, Optional
-
-import tomli
-
-from .stages import gpus
 
 MEASURED = Path(__file__).with_name("measured.toml")
 
 
 def measurements() -> Dict[str, Any]:
     """measured.toml: `measurement`, a list of tables, and `disk`."""
+    import tomli
+
     return tomli.loads(MEASURED.read_text(encoding="utf-8"))
 
 
@@ -36,12 +37,25 @@ def memory_per_token() -> float:
     return (large["memory_mib"] - small["memory_mib"]) / (tokens[1] - tokens[0])
 
 
+def memory_mib(tokens: int, card: str) -> int:
+    """MiB that training allocates at its peak with `tokens` an iteration. For a card that was never measured, the
+    most that any measured one would take: it depends on the card by a few percent only.
+    """
+    entry = nearest(card, tokens)
+    return max(
+        round(e["memory_mib"] + (tokens - e["batch_size"] * e["max_length"]) * memory_per_token())
+        for e in ([entry] if entry else measurements()["measurement"])
+    )
+
+
 def estimate(plan: Dict[str, Any], card: str, price: float) -> Dict[str, Any]:
     """Cost of the planned run on `card` ("" for this machine's GPU).
 
     {card, seconds, memory_mib, price, scaled_from, source, disk_gb}; figures are None for a card that was never
     measured. Training only: loading the model, evaluation samples and the merge come on top.
     """
+    from .stages import gpus
+
     if not card:
         found = gpus()
         card = found[0]["name"] if found else "RTX 3090"
@@ -63,7 +77,7 @@ def estimate(plan: Dict[str, Any], card: str, price: float) -> Dict[str, Any]:
         seconds = entry["seconds"] * tokens / measured * plan["iterations"]
         cost.update(
             seconds=round(seconds),
-            memory_mib=round(entry["memory_mib"] + (tokens - measured) * memory_per_token()),
+            memory_mib=memory_mib(tokens, card),
             price=round(seconds / 3600 * price, 2) if price else None,
             scaled_from=f"{entry['batch_size']}×{entry['max_length']} on {entry['card']}",
             source=entry["source"],

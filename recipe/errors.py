@@ -31,3 +31,13 @@ class HostLacks(RecipeError):
     """The machine lacks something: a GPU, disk, rights, a file of the base model (exit code 3)."""
 
     code = 3
+
+
+class NotFetched(HostLacks):
+    """The model or its tokenizer is not here, and this container has no network: docker/run starts another that has
+    (exit codes 75 and 76, between these two alone).
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"The {what} is not here yet: fetching it, the one step that has a network.")
+        self.code = {"model": 75, "tokenizer": 76}[what]

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Set
 
-from rich.console import Console
+import click
 
 from . import chat, model, to_gguf
 from .errors import HostLacks, InputWrong, RunFailed
@@ -507,7 +507,8 @@ def _send_modelscope(export: Export, staged: Path, base: str) -> str:
 
     if not has_git_lfs():
         raise HostLacks(
-            "ModelScope takes models through git and git-lfs: install them (Debian, Ubuntu: apt-get install git-lfs)."
+            "ModelScope takes models through git and git-lfs: install them (Debian, Ubuntu: "
+            "apt-get install git-lfs), and where the runtime is a container, RUNTIME=host."
         )
     token = os.environ.get("MODELSCOPE_API_TOKEN")
     if not token and ModelScopeConfig.get_cookies() is None:
@@ -557,21 +558,21 @@ def _reads(run: Run, merged: Merged) -> Dict[str, Any]:
     }
 
 
-def hand_over(run: Run, target: str, recipe: str, yes: bool, console: Console) -> None:
+def hand_over(run: Run, target: str, recipe: str, yes: bool) -> None:
     """Check the merged model, make `target`, say what was made and what to type; with `yes`, upload."""
     merged = check(run, recipe)
     for name in [*([NEEDS[target]] if target in NEEDS else []), target]:
         entry, ran = perform(run, stage(name, merged))
-        took = f"{entry['seconds']:.1f} s" if ran else "unchanged"
-        console.print(f"[bold]{name:11}[/] {run.shown(run.folder / 'export' / name)}  [dim]{took}[/]", highlight=False)
+        took = click.style(f"{entry['seconds']:.1f} s" if ran else "unchanged", dim=True)
+        click.echo(f"{click.style(f'{name:11}', bold=True)} {run.shown(run.folder / 'export' / name)}  {took}")
     figures = entry["figures"]
     for name, size in figures.get("files", {}).items():
-        console.print(f"  {size:>15,}  {name}", markup=False, highlight=False)
+        click.echo(f"  {size:>15,}  {name}")
     if target == "upload" and yes:
-        console.print("Sent:", send(run, merged), markup=False, highlight=False)
+        click.echo(f"Sent: {send(run, merged)}")
         return
     for note in figures["notes"]:
-        console.print(note, markup=False, highlight=False)
-    console.print("\nNext:", markup=False, highlight=False)
+        click.echo(note)
+    click.echo("\nNext:")
     for command in figures["commands"]:
-        console.print(f"  {command}", markup=False, highlight=False)
+        click.echo(f"  {command}")

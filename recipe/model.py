@@ -1,22 +1,33 @@
 """The base model's folder, and the tokenizer, which is enough for planning.
 
-Only this stage uses the network. Downloads land in models/.download and are renamed to models/<id> when
-whole, so a folder there is always complete; a cut download goes on where it stopped.
+Only this stage uses the network. A download gathers in models/.download and is renamed to models/<id> when every
+file is there and checked, so a folder there is always whole; a cut download goes on where it stopped. The folder's
+record, .recipe/fetched.json, pins what was fetched: the commit behind the asked revision, and every file's size and
+sha256. What is there is compared with it before each use: files that are untouched since (size, time) by that alone,
+others by content.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
+import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from .errors import HostLacks, InputWrong
-from .stages import Run, digest, key_of
+from . import fits, hub
+from .errors import HostLacks, InputWrong, NotFetched
+from .settings import Model
+from .stages import Run, digest, key_of, write_text
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "workplace.xlsx"
+RECORD = Path(".recipe") / "fetched.json"
+HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")  # weights, by any name
+COMMIT = 7  # characters of a commit that tell it
 
 
 def folder(run: Run) -> Path:
@@ -48,11 +59,13 @@ def tokenizer(run: Run) -> Any:
     place = Path(given) if given else folder(run)
     if given and not place.exists():
         raise InputWrong(f"model.tokenizer: there is no {given}. Name a folder or a tokenizer.model file.")
+    if not given and place.exists():
+        _agrees(run, place)
     if not place.exists():
-        if run.settings.model.source == "tiny":
+        if run.settings.model.source == "tiny" or run.settings.model.path:
             ensure(run)
         else:
-            place = _fetch_tokenizer(run)
+            place = fetch_tokenizer(run)
     try:
         if place.is_file():
             return tokenizer_from_model(place)
@@ -65,25 +78,78 @@ def tokenizer(run: Run) -> Any:
         )
 
 
+def fetch_tokenizer(run: Run) -> Path:
+    """tokenizer.model alone, at the commit from which the weights will come; 1.5 MB."""
+    model = run.settings.model
+    name = "tokenizer.model"
+    place = _staging(run)
+    record = _record(place)
+    if record is None or not _asked(model, record) or not _untouched(place, name, record["files"].get(name, {})):
+        _may_fetch("tokenizer")
+        with _alone(run):
+            record = _pinned(run, place)
+            if name not in record["files"]:
+                raise InputWrong(
+                    f"{model.id} has no {name}: name a tokenizer (model.tokenizer=…), or fetch the whole model first: "
+                    f"just model."
+                )
+            _gather(run, place, record, [name])
+    return place / name
+
+
 def ensure(run: Run) -> Path:
-    """The base model's folder, made or fetched if it is not there yet, and checked for completeness."""
-    place = folder(run)
-    if not place.exists() and run.settings.model.path:
-        raise InputWrong(f"model.path: there is no folder {run.settings.model.path}.")
-    if not place.exists():
-        run.models.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(run.models / ".lock")):  # two runs may want the same model
-            if not place.exists():
-                if run.settings.model.source == "tiny":
+    """The base model's folder, made or fetched if it is not there yet, and checked; fetched again is only what
+    somebody removed from it. Raises InputWrong, HostLacks.
+    """
+    place, model = folder(run), run.settings.model
+    if not place.exists() and model.path:
+        raise InputWrong(f"model.path: there is no folder {model.path}.")
+    if not _whole(run, place):
+        _may_fetch("model")
+        with _alone(run):
+            if not _whole(run, place):  # another command may have been quicker
+                if model.source == "tiny":
                     _make_tiny(place, _own_tokenizer(run))
                 else:
                     _download(run, place)
-    check(place, run.shown(place))
+    check(run, place)
     return place
 
 
-def check(place: Path, shown: str) -> None:
+def _may_fetch(what: str) -> None:
+    if os.environ.get("RECIPE_FETCH") == "no":
+        raise NotFetched(what)
+
+
+def _whole(run: Run, place: Path) -> bool:
+    """Whether nothing has to be fetched: the folder is there, with all files of its record, if it has one."""
+    record = _record(place)
+    if record is None or run.settings.model.path or not _asked(run.settings.model, record):
+        return place.exists()
+    return all((place / name).is_file() for name in record["files"])
+
+
+def check(run: Run, place: Path) -> None:
+    """Raise unless `place` is a whole model folder, the one that was asked for, as it was fetched, and fit for
+    this stack. Writes nothing but new times into the record, where it can.
+    """
+    shown = run.shown(place)
+    _agrees(run, place)
+    complete(place, shown)
+    record = _record(place)
+    if record:
+        _verify(place, shown, record, run.verify)
+    elif run.verify:
+        raise InputWrong(
+            f"--verify: {shown} was not fetched by `just model`, so there are no checksums to compare with."
+        )
+    fits.check(place, shown, "Take another revision (model.revision=…) or another folder (model.path=…).")
+
+
+def complete(place: Path, shown: str) -> None:
     """Raise HostLacks unless `place` holds a config and every weight file that its index names."""
+    if not place.is_dir():
+        raise HostLacks(f"The base model is not here: there is no {shown}. Fetch it first: just model.")
     if not (place / "config.json").is_file():
         raise HostLacks(f"{shown} holds no config.json: it is not a model folder.")
     names = set()
@@ -92,14 +158,14 @@ def check(place: Path, shown: str) -> None:
             try:
                 names = set(json.loads((place / index).read_text(encoding="utf-8"))["weight_map"].values())
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise HostLacks(f"{shown}/{index} is damaged. Remove the folder and fetch the model again: just model.")
+                raise HostLacks(f"{shown}/{index} is damaged. Remove it and fetch it again: just model.")
             break
     else:
         names = {p.name for p in weights(place)}
     missing = sorted(name for name in names if not (place / name).is_file() or not (place / name).stat().st_size)
     if missing or not names:
         what = ", ".join(missing) or "any weights (*.safetensors, pytorch_model*.bin)"
-        raise HostLacks(f"{shown} lacks {what}. Remove the folder and fetch the model again: just model.")
+        raise HostLacks(f"{shown} lacks {what}. Remove what is left of it and fetch it again: just model.")
 
 
 def weights(place: Path) -> Iterable[Path]:
@@ -108,13 +174,20 @@ def weights(place: Path) -> Iterable[Path]:
 
 
 def fingerprint(place: Path) -> Dict[str, str]:
-    """What identifies a model folder: the small files by content, the weights by size and samples.
+    """What identifies a model folder: each file's sha256; of weights without a record, of size and samples.
 
     Hashing 15 GB before every stage would take longer than most stages.
     """
+    complete(place, str(place))
+    files = (_record(place) or {"files": {}})["files"]
     heavy = {p.name for p in weights(place)}
-    files = sorted(p for p in place.iterdir() if p.is_file())
-    return {p.name: _sampled(p) if p.name in heavy else digest(p) for p in files}
+    found = {}
+    for path in sorted(p for p in place.iterdir() if p.is_file()):
+        if _untouched(place, path.name, files.get(path.name, {})):
+            found[path.name] = files[path.name]["sha256"]
+        else:
+            found[path.name] = _sampled(path) if path.name in heavy and path.name not in files else digest(path)
+    return found
 
 
 def _sampled(path: Path, samples: int = 16, length: int = 1 << 16) -> str:
@@ -128,6 +201,224 @@ def _sampled(path: Path, samples: int = 16, length: int = 1 << 16) -> str:
     return total.hexdigest()
 
 
+def _record(place: Path) -> Optional[Dict[str, Any]]:
+    """What was fetched into a folder; None where that is not known."""
+    try:
+        found = json.loads((place / RECORD).read_text(encoding="utf-8"))
+        return found if {"source", "id", "revision", "commit", "files"} <= set(found) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _save(place: Path, record: Dict[str, Any]) -> None:
+    (place / RECORD).parent.mkdir(parents=True, exist_ok=True)
+    write_text(place / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+
+
+def _untouched(place: Path, name: str, file: Dict[str, Any]) -> bool:
+    """Whether a file has the size and time with which its sha256 was taken."""
+    path = place / name
+    return "time" in file and path.is_file() and [path.stat().st_size, path.stat().st_mtime_ns] == [
+        file["size"], file["time"],
+    ]  # fmt: skip
+
+
+def _asked(model: Model, record: Dict[str, Any]) -> bool:
+    """Whether the record is of what the recipe asks for: the same words, or the commit they once meant."""
+    wanted = hub.branch(model)
+    return (model.source, model.id) == (record["source"], record["id"]) and (
+        wanted == record["revision"] or (len(wanted) >= COMMIT and record["commit"].startswith(wanted))
+    )
+
+
+def _agrees(run: Run, place: Path) -> None:
+    """Raise InputWrong if the folder holds another revision, or comes from another hub, than the recipe asks for."""
+    model, record = run.settings.model, _record(place)
+    if record is None or model.path or model.source == "tiny" or _asked(model, record):
+        return
+    shown = run.shown(place)
+    raise InputWrong(
+        f"{shown} holds revision {record['revision']} (commit {record['commit'][:12]}) from "
+        f"{hub.NAMES[record['source']]}; the recipe asks for {hub.branch(model)} from {hub.NAMES[model.source]}. "
+        f"Rename the folder to keep both (model.path=… names the renamed one), or remove it; then: just model."
+    )
+
+
+def _verify(place: Path, shown: str, record: Dict[str, Any], everything: bool) -> None:
+    """Compare a folder with its record; raises HostLacks. Content is read where size or time changed, or always."""
+    changed, restamped = [], False
+    for name, file in record["files"].items():
+        path = place / name
+        if not path.is_file():
+            raise HostLacks(f"{shown} lacks {name}. To fetch it again: just model.")
+        if not everything and _untouched(place, name, file):
+            continue
+        if path.stat().st_size != file["size"] or digest(path) != file["sha256"]:
+            changed.append(name)
+        else:
+            restamped = restamped or not _untouched(place, name, file)
+            file["time"] = path.stat().st_mtime_ns
+    if changed:
+        raise HostLacks(
+            f"{', '.join(changed)} in {shown}: not what was fetched (sha256 differs). Remove "
+            f"{'it' if len(changed) == 1 else 'them'} and type just model, which fetches no more than that; to keep a "
+            f"change of your own, rename the folder, remove {RECORD} in it, and name it with model.path=…"
+        )
+    if restamped:
+        with contextlib.suppress(OSError):  # read-only: the content is right, it will be read again next time
+            _save(place, record)
+
+
+def _staging(run: Run) -> Path:
+    return run.models / ".download" / run.settings.model.source / run.settings.model.id
+
+
+class _alone:
+    """Holds models/, so that two commands do not fetch the same; says so if it has to wait."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.lock = run, FileLock(str(run.models / ".lock"))
+
+    def __enter__(self) -> None:
+        try:
+            self.run.models.mkdir(parents=True, exist_ok=True)
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                print("Another command is fetching a model; waiting for it …", file=sys.stderr, flush=True)
+                self.lock.acquire()
+        except OSError as error:
+            where = self.run.shown(self.run.models)
+            raise HostLacks(
+                f"The base model is not in {where}, and nothing can be written there ({error.strerror}). Fetch it "
+                f"first, where {where} is writable and there is a network: just model."
+            )
+
+    def __exit__(self, *_: Any) -> None:
+        self.lock.release()
+
+
+def _pinned(run: Run, place: Path) -> Dict[str, Any]:
+    """The record of what is to be fetched; made once, so that all files come from one commit."""
+    model, record = run.settings.model, _record(place)
+    if record is None or not _asked(model, record):
+        record = hub.resolve(model)
+        # One format of weights is enough, and twice 15 GB is not.
+        if any(name.endswith(".safetensors") for name in record["files"]):
+            record["files"] = {
+                name: file
+                for name, file in record["files"].items()
+                if not name.endswith(HEAVY[1:]) and name != "pytorch_model.bin.index.json"
+            }
+        shutil.rmtree(str(place / RECORD.parent), ignore_errors=True)  # parts of another revision
+        for path in place.rglob("*"):
+            if path.is_file() and str(path.relative_to(place)) not in record["files"]:
+                path.unlink()
+        _save(place, record)
+    return record
+
+
+def _gather(run: Run, place: Path, record: Dict[str, Any], names: List[str]) -> None:
+    """Fetch those of `names` that are not there and checked yet; the record learns of each that is."""
+    files = record["files"]
+
+    def done(name: str) -> None:
+        if (place / name).is_file():
+            files[name]["time"] = (place / name).stat().st_mtime_ns
+            _save(place, record)
+
+    todo = []
+    for name in names:
+        path = place / name
+        if _untouched(place, name, files[name]):
+            continue
+        if path.is_file() and files[name]["sha256"] and digest(path) == files[name]["sha256"]:
+            done(name)  # of an earlier revision, or moved
+            continue
+        if path.exists():
+            path.unlink()
+        todo.append(name)
+    with _progress(lambda: sum(hub.held(place, n) for n in names), sum(files[n]["size"] for n in names)) as show:
+        hub.fetch(run.settings.model, files, todo, place, done, show)
+
+
+def _download(run: Run, place: Path) -> None:
+    """Fetch what the record names and models/<id> lacks. Small files come first: whether the code and the tokenizer
+    fit this stack is known before the weights are paid for.
+    """
+    model, staging = run.settings.model, _staging(run)
+    if place.exists():  # something was removed from it
+        shutil.rmtree(str(staging), ignore_errors=True)
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(str(place), str(staging))
+    record = _pinned(run, staging)
+    files = record["files"]
+    missing = sum(max(0, file["size"] - hub.held(staging, name)) for name, file in files.items())
+    free = shutil.disk_usage(str(run.models)).free
+    if free < missing:
+        raise HostLacks(
+            f"{model.id} needs {missing / 1e9:.1f} GB more in {run.shown(run.models)}; {free / 1e9:.1f} GB are free."
+        )
+    light = [name for name in files if not name.endswith(HEAVY)]
+    _gather(run, staging, record, light)
+    try:
+        fits.check(staging, f"{model.id} at {record['revision']} ({record['commit'][:12]})", "", weights=False)
+    except InputWrong as error:
+        old = hub.of_its_day(model)
+        day = f"{hub.STACK_DAY:%Y-%m-%d}"
+        known = ", ".join(hub.revisions(model)[:12]) or "none by name"
+        if model.source == "modelscope":
+            known += '; Hugging Face dates its commits, and this message names one with model.source="huggingface"'
+        remedy = (
+            f"model.revision={old} is the newest from before {day}, the stack's day."
+            if old
+            else f"Name a revision from before {day}, model.revision=… (a tag or commit; the hub lists {known})."
+        )
+        raise InputWrong(f"{error} {remedy} Or name a folder that you have: model.path=…")
+    _gather(run, staging, record, [name for name in files if name not in light])
+    record["fetched"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    _save(staging, record)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(str(staging), str(place))
+
+
+class _progress:
+    """Bytes that have arrived: a live bar on a terminal, elsewhere a line for every twentieth, after 5 s."""
+
+    def __init__(self, held: Callable[[], int], total: int) -> None:
+        from rich import progress
+
+        self.held, self.total, self.began, self.said = held, total, time.time(), 0
+        columns = (
+            progress.BarColumn,
+            progress.DownloadColumn,
+            progress.TransferSpeedColumn,
+            progress.TimeRemainingColumn,
+        )
+        self.bar = progress.Progress(progress.TextColumn("  fetching"), *(made() for made in columns), transient=True)
+
+    def __enter__(self) -> Callable[[], None]:
+        self.first, self.live = self.held(), self.bar.console.is_terminal
+        if self.live:
+            self.bar.start()
+            self.task = self.bar.add_task("", total=self.total, completed=self.first)
+        return self.show
+
+    def show(self) -> None:
+        now, took = self.held(), time.time() - self.began
+        if self.live:
+            self.bar.update(self.task, completed=now)
+        elif took > 5 and now * 20 // max(self.total, 1) > self.said:
+            self.said = now * 20 // self.total
+            rate = (now - self.first) / took
+            left = f"{(self.total - now) / rate:.0f} s left" if rate else ""
+            print(f"  fetching {now / 1e9:.2f} of {self.total / 1e9:.2f} GB, {rate / 1e6:.1f} MB/s, {left}", flush=True)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self.bar.stop()
+
+
 def _make_tiny(place: Path, tokenizer_model: Optional[Path]) -> None:
     """A tiny InternLM2 with the given tokenizer, else with one trained on the sample workbook's text."""
     from . import data, tiny
@@ -139,58 +430,21 @@ def _make_tiny(place: Path, tokenizer_model: Optional[Path]) -> None:
     os.replace(str(part), str(place))
 
 
-def _download(run: Run, place: Path) -> None:
-    model = run.settings.model
-    cache = run.models / ".download"
-    try:
-        if model.source == "modelscope":
-            from modelscope.hub.snapshot_download import snapshot_download
-
-            got = snapshot_download(model.id, cache_dir=str(cache), revision=model.revision)
-        else:
-            from huggingface_hub import snapshot_download as hugging_face
-
-            got = hugging_face(
-                model.id, revision=model.revision, local_dir=str(cache / model.id), local_dir_use_symlinks=False
-            )
-    except Exception as error:
-        raise HostLacks(_unreachable(run, error))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(got, str(place))
-
-
-def _fetch_tokenizer(run: Run) -> Path:
-    model = run.settings.model
-    cache = run.models / ".tokenizer"
-    try:
-        if model.source == "modelscope":
-            from modelscope.hub.file_download import model_file_download
-
-            got = model_file_download(model.id, "tokenizer.model", cache_dir=str(cache), revision=model.revision)
-        else:
-            from huggingface_hub import hf_hub_download
-
-            got = hf_hub_download(model.id, "tokenizer.model", revision=model.revision, cache_dir=str(cache))
-    except Exception as error:
-        raise HostLacks(_unreachable(run, error))
-    return Path(got)
-
-
-def _unreachable(run: Run, error: Exception) -> str:
-    model = run.settings.model
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"{model.id} (revision {model.revision}) could not be fetched from {model.source}: {reason[:300]}. "
-        f"Type the same command again to go on where it stopped; or name a folder you have: model.path=/some/folder."
-    )
-
-
 def reads(run: Run) -> Dict[str, Any]:
     return {"settings": run.settings.model.model_dump()}
 
 
 def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Make sure of the base model. Figures: its folder, files and bytes."""
+    """Make sure of the base model. Figures: its folder, files, bytes, and what its record says of its origin."""
     place = ensure(run)
     sizes = [p.stat().st_size for p in place.iterdir() if p.is_file()]
-    return {"folder": run.shown(place), "files": len(sizes), "bytes": sum(sizes), "fingerprint": fingerprint(place)}
+    record, model = _record(place), run.settings.model
+    return {
+        "folder": run.shown(place),
+        "files": len(sizes),
+        "bytes": sum(sizes),
+        "fingerprint": fingerprint(place),
+        **{name: (record or {}).get(name, "") for name in ("source", "id", "revision", "commit", "fetched")},
+        "verified": run.verify,
+        "unknown_revision": record is None and not model.path and model.source != "tiny",
+    }

@@ -1,12 +1,18 @@
-"""The plan as a readable page, and its learning-rate curve as a PNG."""
+"""What is shown at the end: the plan as a page and its curve as a PNG, a run's figures, samples of its answers."""
 
+import json
+import unicodedata
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
+import click
 from rich.console import Console
 from rich.table import Table
 
+from .stages import Run
+
 BARS = "▁▂▃▄▅▆▇█"
+SHOWN = 120  # characters of an answer in the closing samples
 
 
 def curve(values: Sequence[float], full: float = 0.0, width: int = 48) -> str:
@@ -102,3 +108,42 @@ def png(plan: Dict[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(str(path), format="png", dpi=120)
     pyplot.close(figure)
+
+
+def closing(run: Run) -> Table:
+    """What happened, in figures; every one comes from the manifest."""
+    figures = {name: entry["figures"] for name, entry in run.manifest["stages"].items()}
+    seconds = {name: entry["seconds"] for name, entry in run.manifest["stages"].items()}
+    lines: List[Tuple[str, str]] = []
+    lines.append(("rows", f"{figures['data']['rows']} in {figures['data']['conversations']} conversations"))
+    p = figures["plan"]
+    lines.append(("tokens", f"{p['tokens']:,}, kept {p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"))
+    t = figures["train"]
+    lines.append(("iterations", str(t["iterations"])))
+    lines.append(("optimizer updates", str(t["updates"])))
+    lines.append(("peak learning rate", f"{p['lr_peak']:.4g} of {p['lr_configured']:.4g} configured"))
+    fall = 1 - t["loss_last"] / t["loss_first"]
+    lines.append(("loss first → last", f"{t['loss_first']:.3f} → {t['loss_last']:.3f} ({-fall:+.0%})"))
+    if "merge" in figures:
+        m = figures["merge"]
+        lines.append(
+            ("weights changed", f"{m['share_changed']:.1%}, in {m['tensors_changed']} of {m['tensors']} tensors")
+        )
+    lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
+    lines.append(("peak memory (RAM)", f"{max(e['peak_memory_mb'] for e in run.manifest['stages'].values()):,} MB"))
+    table = Table(title=f"Recipe {run.name}", show_header=False, title_justify="left")
+    for name, value in lines:
+        table.add_row(name, value)
+    return table
+
+
+def samples(run: Run) -> None:
+    """Print the evaluation questions with the base's and the merged model's answers."""
+    if run.settings.model.source == "tiny":
+        click.echo("\nThe base is a model of random weights: noise is what it has to say.")
+    for sample in json.loads((run.folder / "samples.json").read_text(encoding="utf-8")):
+        click.secho(f"\n{sample['question']}", bold=True)
+        for name in ("base", "merged"):
+            text = "".join(c if unicodedata.category(c)[0] != "C" else "�" for c in sample[name])
+            ended = "" if sample[f"{name}_ended"] else click.style(" … (did not end by itself)", dim=True)
+            click.echo(f"  {name:7}{text[:SHOWN]}{'…' if len(text) > SHOWN else ''}{ended}")

@@ -1,17 +1,12 @@
-"""Which stages a command runs, in which order, and how their results are shown."""
+"""Which stages a command runs, in which order, and one line on what each did."""
 
-import json
-import unicodedata
 from typing import Any, Callable, Dict, List, Tuple
 
-from rich.console import Console
-from rich.table import Table
+import click
 
-from . import adapter, chat, config, data, merge, model, plan, reproduce, train
+from . import adapter, chat, config, data, hub, merge, model, plan, reproduce, train
 from .errors import RunFailed
 from .stages import Run, Stage, perform
-
-SHOWN = 120  # characters of an answer in the closing samples
 
 DATA = Stage("data", data.work, data.reads, ("dataset.jsonl",))
 PLAN = Stage("plan", plan.work, plan.reads, ("plan.json",))
@@ -51,13 +46,21 @@ def says(name: str, figures: Dict[str, Any]) -> str:
             f"{f['iterations']} iterations, {f['updates']} updates"
         ),
         "config": lambda: f"{f['base']} with {f['lines_changed']} lines changed (config.diff), {f['dtype']}",
-        "model": lambda: f"{f['folder']}, {f['bytes'] / 1e6:,.1f} MB",
+        "model": lambda: _model_says(f),
         "train": lambda: f"{f['iterations']} iterations, loss {f['loss_first']:.3f} → {f['loss_last']:.3f}",
         "adapter": lambda: f"{f['tensors']} tensors, {f['parameters']:,} parameters",
         "merge": lambda: f"{f['tensors_changed']} of {f['tensors']} tensors changed, {f['shards']} shards",
         "chat": lambda: f"{len(f['samples'])} questions asked of base and merged model",
     }
     return lines[name]()
+
+
+def _model_says(f: Dict[str, Any]) -> str:
+    origin = f"; {f['revision']} is commit {f['commit'][:12]} at {hub.NAMES[f['source']]}" if f["commit"] else ""
+    if f["unknown_revision"]:
+        origin = "; not fetched by this recipe: which revision it is, is not known"
+    checked = "; every byte is as it was fetched" if f["verified"] else ""
+    return f"{f['folder']}, {f['bytes'] / 1e6:,.1f} MB{origin}{checked}"
 
 
 def _data_says(f: Dict[str, Any]) -> str:
@@ -75,7 +78,7 @@ def _data_says(f: Dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def run_stages(run: Run, command: str, console: Console) -> None:
+def run_stages(run: Run, command: str) -> None:
     """Perform the stages of `command` in order, one line each."""
     for item in COMMANDS[command]:
         if not isinstance(item, Stage):
@@ -85,40 +88,14 @@ def run_stages(run: Run, command: str, console: Console) -> None:
         took = f"{entry['seconds']:.1f} s" if ran else "unchanged"
         for refusal in entry["figures"].get("refusals", []):
             why = "forced" if run.force else "known"
-            console.print(f"[yellow]{why}:[/] {refusal['why']}", highlight=False)
-        console.print(f"[bold]{item.name:8}[/] {says(item.name, entry['figures'])}  [dim]{took}[/]", highlight=False)
+            click.echo(f"{click.style(f'{why}:', fg='yellow')} {refusal['why']}")
+        name, took = click.style(f"{item.name:8}", bold=True), click.style(took, dim=True)
+        click.echo(f"{name} {says(item.name, entry['figures'])}  {took}")
         if item is MERGE and not entry["figures"]["tensors_changed"] and command != "reproduce":
             what = "The merge changed nothing: the merged model is the base model."
             if not run.force and not run.settings.known_faults:
                 raise RunFailed(f"{what} What the plan and the training log say tells why. --force accepts it.")
-            console.print(f"[bold red]{what}[/]")
-
-
-def closing_table(run: Run) -> Table:
-    """What happened, in figures; every one comes from the manifest."""
-    figures = {name: entry["figures"] for name, entry in run.manifest["stages"].items()}
-    seconds = {name: entry["seconds"] for name, entry in run.manifest["stages"].items()}
-    rows: List[Tuple[str, str]] = []
-    rows.append(("rows", f"{figures['data']['rows']} in {figures['data']['conversations']} conversations"))
-    p = figures["plan"]
-    rows.append(("tokens", f"{p['tokens']:,}, kept {p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"))
-    t = figures["train"]
-    rows.append(("iterations", str(t["iterations"])))
-    rows.append(("optimizer updates", str(t["updates"])))
-    rows.append(("peak learning rate", f"{p['lr_peak']:.4g} of {p['lr_configured']:.4g} configured"))
-    fall = 1 - t["loss_last"] / t["loss_first"]
-    rows.append(("loss first → last", f"{t['loss_first']:.3f} → {t['loss_last']:.3f} ({-fall:+.0%})"))
-    if "merge" in figures:
-        m = figures["merge"]
-        rows.append(
-            ("weights changed", f"{m['share_changed']:.1%}, in {m['tensors_changed']} of {m['tensors']} tensors")
-        )
-    rows.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
-    rows.append(("peak memory (RAM)", f"{max(e['peak_memory_mb'] for e in run.manifest['stages'].values()):,} MB"))
-    table = Table(title=f"Recipe {run.name}", show_header=False, title_justify="left")
-    for name, value in rows:
-        table.add_row(name, value)
-    return table
+            click.secho(what, fg="red", bold=True)
 
 
 def places(run: Run) -> List[Tuple[str, str]]:
@@ -127,17 +104,3 @@ def places(run: Run) -> List[Tuple[str, str]]:
     if "merge" in run.manifest["stages"]:
         found.append(("merged model", run.shown(run.merged)))
     return [*found, ("all figures", run.shown(run.folder / "run.json"))]
-
-
-def show_samples(run: Run, console: Console) -> None:
-    """The evaluation questions with the base's and the merged model's answers."""
-    if run.settings.model.source == "tiny":
-        console.print("\nThe base is a model of random weights: noise is what it has to say.", highlight=False)
-    for sample in json.loads((run.folder / "samples.json").read_text(encoding="utf-8")):
-        console.print(f"\n[bold]{sample['question']}[/]", highlight=False)
-        for name in ("base", "merged"):
-            ended = "" if sample[f"{name}_ended"] else " [dim]… (did not end by itself)[/]"
-            console.print(f"  {name:7}", end="")
-            text = "".join(c if unicodedata.category(c)[0] != "C" else "�" for c in sample[name])
-            console.print(text[:SHOWN] + ("…" if len(text) > SHOWN else ""), end="", markup=False, highlight=False)
-            console.print(ended)

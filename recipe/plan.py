@@ -140,6 +140,8 @@ def reads(run: Run) -> Dict[str, Any]:
     tiny = run.settings.model.source == "tiny" and not run.settings.model.path
     # A tiny model's folder is named after what it is made of, and may not be there yet.
     tokenizer = Path(chosen) if chosen else model.folder(run) / "tokenizer.model"
+    if not (chosen or tiny or run.settings.model.path or model.folder(run).exists()):
+        tokenizer = model.fetch_tokenizer(run)  # the same file, so that the plan still holds when the model is there
     return {
         "settings": run.settings.model_dump(
             exclude={"data": {"files", "sheet", "columns", "skip_blank", "dedupe"}, "merge": True, "lora": True}

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 import tomli
-from rich.console import Console
-from rich.table import Table
 
 from . import plan, settings
 from .stages import Run, gpus
@@ -120,8 +118,10 @@ def compare(run: Run) -> Tuple[List[Tuple[str, str, str, str]], bool]:
     return lines, all(verdict != "DIFFERS" for *_, verdict in lines)
 
 
-def show(run: Run, console: Console) -> bool:
+def show(run: Run, console: Any) -> bool:
     """Print published against obtained and the verdict; return whether every comparable line is equal."""
+    from rich.table import Table
+
     lines, equal = compare(run)
     table = Table("", "published", "obtained", "", title="The tutorial, published and reproduced", title_justify="left")
     for what, theirs, ours, verdict in lines:

@@ -42,6 +42,7 @@ class Run:
     root: Path
     output: Path
     force: bool = False
+    verify: bool = False  # read every byte of the base model again
     manifest: Dict[str, Any] = dataclasses.field(default_factory=dict)
     done_now: List[str] = dataclasses.field(default_factory=list)
 
@@ -273,7 +274,17 @@ def versions() -> Dict[str, Optional[str]]:
 
 def gpus() -> List[Dict[str, Any]]:
     """The NVIDIA GPUs that answer: name, memory in MiB, driver, compute capability ("8.6"). [] if none."""
-    fields = "name,memory.total,driver_version,compute_cap"
+    rows = _nvidia_smi("name,memory.total,driver_version,compute_cap")
+    if rows is None:  # drivers before 510 do not know the last field
+        import torch
+
+        rows = _nvidia_smi("name,memory.total,driver_version") or []
+        rows = [[*row, "{}.{}".format(*torch.cuda.get_device_capability(n))] for n, row in enumerate(rows)]
+    return [dict(name=r[0], memory_mib=int(r[1]), driver=r[2], capability=r[3]) for r in rows]
+
+
+def _nvidia_smi(fields: str) -> Optional[List[List[str]]]:
+    """A row for each GPU; [] if there is none, None if this nvidia-smi does not know one of the fields."""
     try:
         answer = subprocess.run(
             ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
@@ -281,10 +292,10 @@ def gpus() -> List[Dict[str, Any]]:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return []
+    if answer.returncode == 2:
+        return None
     rows = [[part.strip() for part in line.split(",")] for line in answer.stdout.splitlines()]
-    if answer.returncode:
-        return []
-    return [dict(name=r[0], memory_mib=int(r[1]), driver=r[2], capability=r[3]) for r in rows if len(r) == 4]
+    return [row for row in rows if not answer.returncode and len(row) == len(fields.split(","))]
 
 
 def host() -> Dict[str, Any]:

@@ -72,7 +72,7 @@ def test_versions_of_the_tutorials_day(package, version):
 
 
 def test_what_is_installed_is_what_the_lock_says():
-    from importlib.metadata import version
+    from importlib_metadata import version  # Python 3.8's own does not find backports.zoneinfo by this name
 
     for package, pinned in pins("cu118-pypi.lock").items():
         if not package.startswith(("torch", "nvidia-")):

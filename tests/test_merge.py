@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from recipe import libraries, merge, pipeline, settings
@@ -121,9 +120,9 @@ def test_a_merge_that_changed_nothing_fails_unless_that_is_known(force, known, e
     run = Run("demo", recipe_settings, ROOT, ROOT / "output", force=force)
     if ends:
         with pytest.raises(RunFailed, match="changed nothing"):
-            pipeline.run_stages(run, "merge", Console())
+            pipeline.run_stages(run, "merge")
         return
-    pipeline.run_stages(run, "merge", Console())
+    pipeline.run_stages(run, "merge")
     assert "The merge changed nothing" in capsys.readouterr().out
 
 

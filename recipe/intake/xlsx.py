@@ -32,11 +32,11 @@ LONGEST = 1 << 20  # characters of one cell; Excel itself stops at 32,767
 CHUNK = 1 << 17
 KEPT = 1 << 25  # characters of shared texts in memory
 BLANK_ROWS = re.compile(rb'<row [^<>]*?\br="\d+"[^<>]*?(?:/>|>(?:<c [^<>]*/>)*</row>)')
-LESS, GREATER = "\ue5e4", "\ue5e5"  # in place of < and > where a text of both was decoded, see _found
+LESS = "\x7f"  # in place of a tag's < where texts and tags were decoded at one go, see _found
 
 
 def _pair(pattern: str) -> Tuple[Any, Any]:
-    return re.compile(pattern), re.compile(pattern.replace("<", LESS).replace(">", GREATER))
+    return re.compile(pattern), re.compile(pattern.replace("<", LESS))
 
 
 # What nearly all programs write. A block of it needs no XML parser, or only its decoding: see _found.
@@ -515,7 +515,7 @@ def _found(block: bytes, plain: Tuple[Any, Any], signs: Callable[[Any], int]) ->
     """All matches of `plain`, texts decoded, if they hold all signs < of the block; else None.
 
     A block with &amp; and the like is decoded by the XML parser at one go, as if it were a single text: its tags'
-    own signs are replaced by two for private use meanwhile.
+    own signs < are replaced meanwhile, by one that texts do not hold: if one does, the count tells.
     """
     if b"\r" in block:  # XML makes a line feed of it
         return None
@@ -528,17 +528,13 @@ def _found(block: bytes, plain: Tuple[Any, Any], signs: Callable[[Any], int]) ->
     parts: List[str] = []
     parser = _parser()
     parser.CharacterDataHandler = parts.append
-    hidden = block.replace(b"<", LESS.encode()).replace(b">", GREATER.encode())
     try:
-        parser.Parse(b"<x>" + hidden + b"</x>", True)
+        parser.Parse(b"<x>" + block.replace(b"<", LESS.encode()) + b"</x>", True)
     except expat.ExpatError:
         return None
     text = "".join(parts)
-    count = text.count(LESS)
-    if count != text.count(GREATER):  # one stood in a text
-        return None
     found = plain[1].findall(text)
-    return found if found and signs(found) == count else None
+    return found if found and signs(found) == text.count(LESS) else None
 
 
 class _Columns(Dict[str, int]):

@@ -1,0 +1,93 @@
+# The recipe's image: Python 3.8, PyTorch 2.0.0 (CUDA 11.8), XTuner 0.1.14, everything as locked in docker/*.lock.
+#
+#   just image          builds it; the versions, the time and the commit come as arguments (docker/image)
+#   docker build .      works too
+#
+# Stages: bare (the recipe without its environment, for tests), final (the image), devel (final and CUDA 11.8's
+# compiler, for DeepSpeed's own operations and FlashAttention).
+
+# A mirror's name in front, and another base by another name, for who cannot reach Docker's registry.
+ARG REGISTRY=docker.io/library
+ARG BASE_IMAGE=python:3.8.20-slim-bookworm@sha256:1d52838af602b4b5a831beb13a0e4d073280665ea7be7f69ce2382f29c5a613f
+
+FROM ${REGISTRY}/${BASE_IMAGE} AS base
+
+# just, uv and the init process, by hash.
+FROM base AS tools
+ARG PIP_INDEX_URL
+ARG SOURCE_DATE_EPOCH=0
+WORKDIR /src
+COPY justw ./
+COPY docker/tools.lock docker/
+RUN RECIPE_CACHE=/opt/recipe ./justw --version \
+    && mv /opt/recipe/tools-* /opt/recipe/tools \
+    && find /opt/recipe -name __pycache__ -prune -exec rm -rf {} + \
+    && rm -f /opt/recipe/justw.log \
+    && find /opt/recipe -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+
+# The locked environment, by the same script that makes it on a host.
+FROM tools AS environment
+ARG TORCH=cu118
+ARG UV_DEFAULT_INDEX
+ARG TORCH_INDEX
+COPY docker/host docker/*.lock docker/overrides.txt docker/
+ENV UV=/opt/recipe/tools/bin/uv UV_NO_CACHE=1 RECIPE_CACHE=/opt/recipe TORCH=$TORCH
+# torch, torchvision and all else by hash; then every package must have what it asks for, but for what overrides.txt
+# says. A file for who wants to know what is in the image, and one in a standard format for who has to.
+RUN env=$(docker/host env) \
+    && ln -s "${env##*/}" /opt/recipe/env \
+    && docker/host check \
+    && docker/host manifest /opt/recipe \
+    && find /opt/recipe -name __pycache__ -prune -exec rm -rf {} + \
+    && rm -rf /opt/recipe/sbom-* "$env.log" "$env.lock" \
+    && find /opt/recipe -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+
+# Where the recipe sits: its own user, though any other will do, and folders that everybody may write. OpenCV, which
+# mmengine wants, is linked against libGL and GLib.
+FROM base AS seat
+ARG SOURCE_DATE_EPOCH=0
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache /var/log/*.log /var/log/apt
+RUN groupadd --gid 1000 recipe \
+    && useradd --uid 1000 --gid recipe --home-dir /opt/internlm2-recipe --no-create-home --shell /bin/bash recipe \
+    && install -d -m 1777 /opt/internlm2-recipe/data /opt/internlm2-recipe/models /opt/internlm2-recipe/output \
+        /opt/internlm2-recipe/.cache \
+    && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+    && sed -i "s/^\(recipe:[^:]*\):[0-9]*:/\1:$((SOURCE_DATE_EPOCH / 86400)):/" /etc/shadow \
+    && find /opt -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+COPY --from=tools /opt/recipe/tools /opt/recipe/tools
+ENV PATH=/opt/recipe/tools/bin:$PATH \
+    LANG=C.UTF-8 \
+    RECIPE_ENV=/opt/recipe/env
+WORKDIR /opt/internlm2-recipe
+ENTRYPOINT ["dumb-init", "--"]
+CMD ["just"]
+
+FROM seat AS bare
+COPY . .
+USER 1000:1000
+
+FROM seat AS final
+COPY --from=environment /opt/recipe /opt/recipe
+COPY . .
+USER 1000:1000
+
+# nvcc of Debian's nvidia-cuda-toolkit 11.8 with the compiler that it wants (nvcc -ccbin cuda-g++). Its libcuda is not
+# the host's driver and would come before it: out.
+FROM final AS devel
+USER 0
+# hadolint ignore=DL3008
+RUN sed -i 's/^Components: main$/Components: main contrib non-free/' /etc/apt/sources.list.d/debian.sources \
+    && apt-get update \
+    && apt-get install -y --no-install-recommends g++ git make ninja-build nvidia-cuda-toolkit nvidia-cuda-toolkit-gcc \
+    && rm -rf /var/lib/apt/lists/* \
+    && find / -xdev \( -name 'libcuda.so*' -o -name 'libnvidia-ptxjitcompiler.so*' \) -not -path '*/stubs/*' -delete \
+    && ldconfig
+ENV CUDA_HOME=/usr/lib/nvidia-cuda-toolkit \
+    NVCC_PREPEND_FLAGS="-ccbin cuda-g++"
+USER 1000:1000
+
+# Without --target it is this.
+FROM final

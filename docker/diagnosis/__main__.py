@@ -1,0 +1,116 @@
+"""What this machine can and cannot do, before anything is downloaded (`just doctor`, docker/doctor).
+
+Runs on a bare machine: Python's standard library alone, 3.7 or newer. It looks and asks (nvidia-smi, docker, podman);
+it fetches nothing and changes nothing. Each line is ok, warning or stop, with the remedy; exit code 3 if any says
+stop, 2 if the recipe cannot be read.
+
+Limits have one place each: what training takes, recipe/measured.toml through recipe/cost.py; what a recipe asks for,
+its file; which runtime is used, docker/choose-runtime; drivers and cards of a variant, gpu.py.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from engines import check_engines
+from gpu import check_gpu, query
+from lines import JUST, ROOT, STATUSES, ok, stop, warning
+from machine import CHECKS, Host, check_disk, check_platform, check_system
+from needs import Need, RecipeWrong, recipe
+
+
+def examine(need):
+    """{status, recipe, stage, runtime, reason, variant, checks: [Line]}."""
+    host = Host()
+    found = {"status": "ok", "recipe": need.name, "stage": need.stage, "runtime": "", "reason": "", "variant": ""}
+    with ThreadPoolExecutor() as pool:  # either can take a second
+        asked = pool.submit(query)
+        choice = subprocess.run([str(ROOT / "docker" / "choose-runtime")], capture_output=True, text=True)
+        cards, answer = asked.result()
+    os.environ.setdefault("TORCH", "cu118" if cards else "pypi")  # as docker/host chooses, without asking again
+    if choice.returncode:
+        lines = [stop("runtime", choice.stderr.strip(), "unset RUNTIME")]
+    else:
+        runtime, reason = choice.stdout.strip(), choice.stderr.strip().partition(": ")[2]
+        engines, engine = check_engines(host, need, runtime, reason, cards)
+        found["runtime"], found["reason"] = runtime, reason
+        found["variant"], gpu = check_gpu(host, need, cards, answer)
+        if need.stage and need.trained():
+            # What is finished is not done again: the card is needed only if something changed.
+            gpu = [line._replace(status="warning") if line.status == "stop" else line for line in gpu]
+        lines = check_system(host, need, runtime) + check_platform(host, need, runtime)
+        lines += [ok("runtime", f"{runtime}: {reason}"), *engines, *gpu]
+        for check in CHECKS:
+            lines += check(host, need, runtime)
+        lines += check_disk(host, need, runtime, engine)
+        if not need.read:
+            what = f"{need.name} was not read: this Python {platform.python_version()} reads no TOML"
+            remedy = "Python 3.11, or a newer pip, which carries a reader; disk and GPU memory are not reckoned without"
+            lines.append(warning("recipe", what, remedy))
+    return {**found, "status": max((line.status for line in lines), key=STATUSES.index), "checks": lines}
+
+
+def show(found, quiet):
+    """Print the lines; quiet: warnings and stops only, to standard error."""
+    stream = sys.stderr if quiet else sys.stdout
+    colours = {"ok": "32", "warning": "33", "stop": "31"}
+    plain = not stream.isatty() or os.environ.get("NO_COLOR")
+    for line in found["checks"]:
+        if quiet and line.status == "ok":
+            continue
+        mark = f"{line.status:8}" if plain else f"\033[{colours[line.status]}m{line.status:8}\033[0m"
+        print(f"{mark} {line.name:10} {line.found}", file=stream)
+        if line.remedy:
+            print(f"{'':19} → {line.remedy}", file=stream)
+    if quiet and found["status"] == "stop":
+        rest = f"`{JUST} doctor` prints every line; DOCTOR=off goes on all the same"
+        print(f"Stopped before anything was downloaded. {rest}.", file=stream)
+    elif not quiet:
+        verdict = {"ok": "can run", "warning": "can run, mind the warnings", "stop": "cannot run"}[found["status"]]
+        print(f"\nRecipe {found['recipe']} {verdict} (runtime {found['runtime'] or 'unknown'}).")
+
+
+def main(arguments):
+    """Command line; returns the exit code."""
+    before = "--before" in arguments
+    if before and {"-h", "--help"} & set(arguments):
+        return 0  # the stage's to answer
+    parser = argparse.ArgumentParser(
+        prog=f"{JUST} doctor", description=__doc__.splitlines()[0], allow_abbrev=False, add_help=not before
+    )
+    parser.add_argument("words", nargs="*", help="a recipe's name or file, then overrides such as train.batch_size=1")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--before", default="", help=argparse.SUPPRESS)
+    for option, default in (("--recipe", ""), ("--output", "output"), ("--png", "")):  # the recipe's own options
+        parser.add_argument(option, default=default, help=argparse.SUPPRESS)
+    given, rest = parser.parse_known_args(arguments)
+    words = given.words + [word for word in rest if not word.startswith("-")]
+    try:
+        found = examine(Need(*recipe(given.before, given.recipe, words), given.before, given.output))
+    except RecipeWrong as error:
+        print(error, file=sys.stderr)
+        return 2
+    if given.json:
+        checks = [line._asdict() for line in found["checks"]]
+        print(json.dumps({**found, "checks": checks}, ensure_ascii=False, indent=1))
+    else:
+        show(found, before)
+    return 3 if found["status"] == "stop" else 0
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read has read enough
+        os._exit(0)
+    except Exception as error:  # a fault of ours keeps nobody from training
+        print(f"doctor: unexpected: {type(error).__name__}: {error}. Please report it.", file=sys.stderr)
+        sys.exit(0 if "--before" in sys.argv else 1)

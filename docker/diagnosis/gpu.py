@@ -1,0 +1,240 @@
+"""The NVIDIA GPU: whether its driver answers, which variant serves the card and why, whether its memory suffices."""
+
+import os
+import re
+
+from lines import JUST, ask, dotted, explain, numbers, ok, stop, system, warning
+from needs import cost
+
+# Capabilities: what the binaries of the lock were compiled for. Drivers: on Linux, and in Windows (WSL 2 shows that
+# one), from the tables of the CUDA 11.8 and 13.0 Release Notes: `least` by minor version compatibility, `whole` the
+# toolkit's own, which alone can compile its PTX for cards that are newer than the binaries.
+VARIANTS = {
+    # torch.cuda.get_arch_list() of 2.0.0+cu118: sm_37 … sm_86, sm_90
+    "cu118": {
+        "capability": ((3, 7), (9, 0)),
+        "least": ("450.80.02", "452.39"),
+        "whole": ("520.61.05", "522.06"),
+    },
+    # not built yet
+    "cu13": {
+        "capability": ((7, 5), (12, 1)),
+        "least": ("580.65.06", "580"),
+        "whole": ("580.65.06", "580"),
+    },
+}
+PYPI_CAPABILITY = (8, 9)  # PyPI's torch 2.0.0 is a CUDA 11.7 build up to sm_86, which sm_89 runs and sm_90 does not
+# The kernels in bitsandbytes 0.43.0's libbitsandbytes_cuda118*.so: sm_50 … sm_89, and PTX of sm_89 for newer cards.
+FOUR_BIT_CAPABILITY = ((5, 0), (8, 9))
+BF16_CAPABILITY = (8, 0)
+# Drivers before 510 do not tell the capability: the cards of their time, by name. The first match counts.
+CARDS = (
+    (r"K20|K40", (3, 5)), (r"K80", (3, 7)), (r"GTX 750|M10\b", (5, 0)), (r"GTX 9\d\d|M[46]0?\b|TITAN X$", (5, 2)),
+    (r"P100", (6, 0)), (r"GTX 10|Tesla P|TITAN X|Quadro P", (6, 1)), (r"V100|TITAN V|GV100", (7, 0)),
+    (r"T4|RTX 20|GTX 16|TITAN RTX|Quadro [RT]", (7, 5)), (r"A100|A30\b", (8, 0)),
+    (r"\bA(10|10G|40|16|2)\b|RTX 30|RTX A", (8, 6)),
+)  # fmt: skip
+# MiB beside what training allocates: CUDA's context and cuBLAS (676 on an H100), fragmentation (a guess). Its lack is
+# a warning only.
+HEADROOM = 2048
+# What nvidia-smi says when it fails: (its words, what it means, the remedy).
+ERRORS = (
+    (r"Driver/library version mismatch", "the driver was updated and the old one is still loaded",
+     "reboot the machine (or unload and load the module nvidia)"),
+    (r"couldn't communicate with the NVIDIA driver", "the driver's module is not loaded",
+     "{driver}; after an update of the kernel build it again (sudo dkms autoinstall), for Secure Boot sign it; reboot"),
+    (r"No devices were found", "the driver finds no card", "{instance}"),
+    (r"GPU access blocked by the operating system", "WSL has no way to the card",
+     "in Windows: update NVIDIA's driver, wsl --update, wsl --shutdown"),
+    (r"Unable to determine the device handle|GPU is lost|Unknown Error",
+     "the card does not answer, or a container lost it",
+     "restart the container; on the host `sudo dmesg | grep -i xid` tells why, and a reboot brings the card back"),
+    (r"Insufficient Permissions", "no right to the card", "look at the rights of /dev/nvidia*"),
+)  # fmt: skip
+
+
+class Card:
+    """One GPU as nvidia-smi tells it; memory in MiB, None where it does not tell."""
+
+    FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "driver_version", "compute_mode")
+    NEWER = ("mig.mode.current", "compute_cap")  # drivers before 450 and before 510 do not know them
+
+    def __init__(self, values):
+        self.index, self.uuid, self.name, total, free, self.driver, self.mode = values[:7]
+        self.total = int(total) if total.isdigit() else None
+        self.free = int(free) if free.isdigit() else self.total
+        newer = dict(zip(self.NEWER, values[7:]))
+        self.mig = newer.get("mig.mode.current") == "Enabled"
+        told = re.match(r"(\d+)\.(\d+)$", newer.get("compute_cap", ""))
+        self.capability = (int(told[1]), int(told[2])) if told else None
+        if told is None:
+            self.capability = next((pair for pattern, pair in CARDS if re.search(pattern, self.name)), None)
+
+    def __str__(self):
+        capability = dotted(self.capability) if self.capability else "unknown"
+        return f"{self.name}, {self.total or '?'} MiB, capability {capability}, driver {self.driver}"
+
+
+def query():
+    """(cards, nvidia-smi's Answer). Older drivers are asked for less."""
+    for fields in (Card.FIELDS + Card.NEWER, Card.FIELDS + Card.NEWER[:1], Card.FIELDS):
+        answer = ask("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
+        if "is not a valid field to query" not in answer.text:
+            break
+    rows = [[part.strip() for part in line.split(",")] for line in answer.text.splitlines()]
+    return [Card(row) for row in rows if answer.code == 0 and len(row) == len(fields)], answer
+
+
+def check_gpu(host, need, cards, answer):
+    """(variant, lines). A recipe that needs no GPU never stops for one."""
+    variant, lines = _check(host, need, cards, answer)
+    if need.gpu:
+        return variant, lines
+    if cards and lines[0].status == "stop":
+        hide = f"this recipe needs none; hide it: CUDA_VISIBLE_DEVICES= {JUST} {need.stage or 'demo'}"
+        return variant, [warning("gpu", lines[0].found, hide)]
+    return variant, [ok("gpu", f"{lines[0].found}; this recipe needs none")]
+
+
+def _check(host, need, cards, answer):
+    without = f"a machine with an NVIDIA card; without one `{JUST} demo` runs everything on a tiny model"
+    if answer.code is None:
+        folder = system("/usr/lib/wsl/lib")
+        if os.path.exists(folder / "nvidia-smi"):
+            return "", [stop("gpu", f"nvidia-smi lies in {folder}, not on the PATH", f'export PATH="$PATH:{folder}"')]
+        if _has_nvidia_card():
+            return "", [stop("gpu", "an NVIDIA card, but no driver (no nvidia-smi)", f"{host.driver}, then reboot")]
+        return "", [stop("gpu", "no NVIDIA GPU: there is no nvidia-smi", host.instance if host.container else without)]
+    if not cards:
+        meaning, remedy = explain(ERRORS, answer.text, driver=host.driver, instance=host.instance)
+        if answer.code == 124:
+            remedy = "the driver hangs: `sudo dmesg | grep -i xid` tells why; reboot"
+        return "", [stop("gpu", f"nvidia-smi fails: {meaning}", remedy or without)]
+    card = _selected(cards)
+    if card is None:
+        value = os.environ["CUDA_VISIBLE_DEVICES"]
+        return "", [stop("gpu", f"CUDA_VISIBLE_DEVICES={value!r} names no card", "unset CUDA_VISIBLE_DEVICES")]
+    variant, line = verdict(card, need, host)
+    lines = [line]
+    if line.status == "stop":
+        other = next((one for one in cards if verdict(one, need, host)[1].status != "stop"), None)
+        if other:
+            use = f"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={other.index} {JUST} {need.stage or 'train'}"
+            lines = [line._replace(remedy=f"use the other card ({other.name}): {use}")]
+    else:
+        if card.mode == "Prohibited":
+            remedy = f"sudo nvidia-smi -i {card.index} -c DEFAULT"
+            lines.append(stop("gpu", "its compute mode is Prohibited: no program may use it", remedy))
+        lines.append(_memory(card, need))
+    rest = [str(one) for one in cards if one is not card]
+    return variant, lines + [ok("gpu", f"beside it, not used: {'; '.join(rest)}")] * bool(rest)
+
+
+def _has_nvidia_card():
+    for device in system("/sys/bus/pci/devices").glob("*"):
+        try:
+            if (device / "vendor").read_text().strip() == "0x10de" and (device / "class").read_text().startswith(
+                "0x03"
+            ):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _selected(cards):
+    """The card that training will use: the first that CUDA_VISIBLE_DEVICES names, else the first; None for none."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return cards[0]
+    first = names.split(",")[0].strip()
+    if first.startswith("MIG-"):
+        return next((card for card in cards if card.mig), None)
+    return next((c for c in cards if first == c.index or (first[:4] == "GPU-" and c.uuid.startswith(first))), None)
+
+
+def verdict(card, need, host):
+    """(variant, line) for a card: which variant serves it, with the reason, and whether its driver does."""
+    found, windows = str(card), int(bool(host.wsl))
+    lowest, highest = VARIANTS["cu118"]["capability"]
+    if card.capability is None:
+        remedy = "update the driver to 510 or newer: it tells the capability"
+        return "cu118", warning("gpu", f"{found}: this card is not known here", remedy)
+    if card.capability > highest:
+        remedy = "cu13 is not built yet: use a card of capability 5.0 to 9.0 (V100, T4, A100, L4, H100, RTX 20 to 40)"
+        wanted = VARIANTS["cu13"]["least"][windows]
+        if numbers(card.driver) < numbers(wanted):
+            remedy += f"; once built it wants driver {wanted}, too"
+        known = card.capability <= VARIANTS["cu13"]["capability"][1]
+        name = "variant cu13 (Blackwell)" if known else "a newer variant than any"
+        return "cu13", stop("gpu", f"{found}: needs {name}, since CUDA 11.8 ends at {dotted(highest)} (Hopper)", remedy)
+    if card.capability < lowest:
+        return "", stop("gpu", f"{found}: no variant reaches below {dotted(lowest)}", "use a newer card")
+    if need.four_bit and card.capability < FOUR_BIT_CAPABILITY[0]:
+        begin = dotted(FOUR_BIT_CAPABILITY[0])
+        why = f"variant cu118 runs on it, but bitsandbytes' 4-bit kernels begin at {begin}, and the recipe is QLoRA"
+        return "cu118", stop("gpu", f"{found}: {why}", f"use a card of capability {begin} or newer")
+    if os.environ.get("TORCH") == "pypi" and card.capability > PYPI_CAPABILITY:
+        return "cu118", stop("gpu", f"{found}: TORCH=pypi ends at {dotted(PYPI_CAPABILITY)}", "unset TORCH")
+    least, whole = VARIANTS["cu118"]["least"][windows], VARIANTS["cu118"]["whole"][windows]
+    if need.four_bit and card.capability > FOUR_BIT_CAPABILITY[1]:
+        least = whole  # the driver compiles bitsandbytes' kernels from PTX
+    if numbers(card.driver) < numbers(least):
+        return "cu118", stop(
+            "gpu", f"{found}: CUDA 11.8 needs driver {least} here", f"{host.driver} ({least} or newer)"
+        )
+    why = f"variant cu118, which serves {dotted(lowest)} to {dotted(highest)}"
+    if numbers(card.driver) < numbers(whole):
+        why += f"; its driver is older than CUDA 11.8's own ({whole}) and does by minor version compatibility"
+    if need.dtype == "bf16" and card.capability < BF16_CAPABILITY:
+        remedy = "train.dtype=auto or train.dtype=fp16"
+        return "cu118", warning("gpu", f"{found}: {why}; bf16 begins at capability {dotted(BF16_CAPABILITY)}", remedy)
+    return "cu118", ok("gpu", f"{found}: {why}")
+
+
+def _memory(card, need):
+    """The card's memory against what cost.py reckons for the recipe; who else holds it."""
+    name, total, free, larger = card.name, card.total, card.free, "use a larger card"
+    if card.mig:
+        parts = _instances(card)
+        if not parts:
+            remedy = f"have one made (nvidia-smi mig -cgi), or MIG switched off: sudo nvidia-smi -i {card.index} -mig 0"
+            return stop("gpu memory", "MIG is on and the card has no instance: CUDA sees no GPU", remedy)
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+        profile, total, _ = next((part for part in parts if part[2] == chosen), parts[0])
+        name, free = f"{name} MIG {profile}", total
+        largest = max(parts, key=lambda part: part[1])
+        if largest[1] > total:
+            larger = f"use the larger instance: CUDA_VISIBLE_DEVICES={largest[2]}"
+    if not need.measured or not need.four_bit or total is None:
+        why = "only QLoRA of the 7B model was measured" if need.read else "the recipe was not read"
+        return ok("gpu memory", f"{total or '?'} MiB, {free or '?'} free; what is needed is not known: {why}")
+    wanted = cost().memory_mib(need.tokens, name)
+    shown = f"{name}: {total:,} MiB, {free:,} free; {need.name} takes about {wanted:,}, as the plan reckons"
+    merged = round(cost().measurements()["disk"]["merged"] * 1e9 / 2**20)
+    if total < merged + HEADROOM // 2:
+        shown += f" ({JUST} chat loads the merged model whole: {merged:,} and more)"
+    if total < wanted:
+        return stop("gpu memory", shown, f"{larger}; the model without data takes {cost().memory_mib(0, name):,} MiB")
+    if free < wanted:
+        return stop("gpu memory", f"{shown}; held by {_holders(card)}", "wait for them, end them, or use another card")
+    if free < wanted + HEADROOM:
+        remedy = "if it runs out: train.batch_size=1 train.accumulative_counts=2 learns the same and takes less"
+        return warning("gpu memory", f"{shown}: tight", remedy)
+    return ok("gpu memory", shown)
+
+
+def _instances(card):
+    """[(profile, MiB, uuid)] of a card's MIG instances. The profile's gigabytes are rounded: a little less is there."""
+    told = re.findall(rf"(?ms)^GPU {card.index}:.*?(?=^GPU \d|\Z)", ask("nvidia-smi", "-L").text)
+    found = re.findall(r"MIG (\d+\w\.(\d+)gb\S*)\s+Device.*?UUID: (MIG-[^)]+)", told[0] if told else "")
+    return [(profile, int(int(size) * 1e9 / 2**20), uuid) for profile, size, uuid in found]
+
+
+def _holders(card):
+    """Who holds the card's memory, as far as it is told: a container does not see others."""
+    fields = "gpu_uuid,pid,process_name,used_memory"
+    answer = ask("nvidia-smi", f"--query-compute-apps={fields}", "--format=csv,noheader,nounits")
+    rows = [[part.strip() for part in row.split(",")] for row in answer.text.splitlines()]
+    mine = [f"{row[2]} (process {row[1]}, {row[3]} MiB)" for row in rows if len(row) == 4 and row[0] == card.uuid]
+    return ", ".join(mine) or "others that are not told here (the desktop, another container)"

@@ -1,0 +1,403 @@
+"""The image and its runtimes, with real engines: a small image (the Dockerfile's `bare`) in which the locked
+environment of this machine is mounted, so that stages run inside as they do in the whole one.
+
+podman, buildah, runc and debootstrap, and docker.io for dockerd, are Debian's; `.ci/run` installs them where it may.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ENGINES = "apt-get install --no-install-recommends podman buildah runc conmon netavark debootstrap docker.io"
+CERTIFICATES = "ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt"
+ENVIRONMENT = Path(os.environ["VIRTUAL_ENV"]).resolve()
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+PROBE = """
+id -u
+touch /opt/x 2>&1; touch recipe/x 2>&1; touch models/x 2>&1
+touch output/made .cache/made /tmp/made && echo writable
+grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status
+ls /sys/class/net
+df --output=size -B1G /dev/shm | tail -n 1
+cat "$OLDPWD"/data/own.txt 2>/dev/null
+ps 2>/dev/null | head -n 0
+cat /proc/1/comm
+"""
+
+
+def run(words, cwd=ROOT, **more):
+    environment = {**os.environ, **more.pop("env", {})}
+    more = {"timeout": 600, **({} if "input" in more else {"stdin": subprocess.DEVNULL}), **more}
+    return subprocess.run(list(map(str, words)), cwd=str(cwd), env=environment, capture_output=True, text=True, **more)
+
+
+def ok(words, **more):
+    done = run(words, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory):
+    """A base image as a file; see tests/standin."""
+    if os.geteuid() != 0 or not shutil.which("debootstrap"):
+        pytest.skip(f"a base image is made as root with debootstrap: {ENGINES}")
+    file = tmp_path_factory.mktemp("base") / "standin.tar"
+    ok([ROOT / "tests" / "standin", file])
+    return file
+
+
+@pytest.fixture(scope="module")
+def podman(standin, tmp_path_factory):
+    """Environment variables with which podman runs here, apart from the user's own images."""
+    if not shutil.which("podman") or not shutil.which("runc"):
+        pytest.skip(f"podman is not installed: {ENGINES}")
+    place = tmp_path_factory.mktemp("podman")
+    hard = re.search(r"Max open files\s+\d+\s+(\d+)", Path("/proc/self/limits").read_text())[1]
+    (place / "containers.conf").write_text(
+        f'[containers]\nnetns = "host"\ndefault_ulimits = ["nofile=1024:{hard}", "nproc=32768:32768"]\n'
+        '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+        '[network]\nnetwork_backend = "netavark"\n'
+    )
+    graph, state = place / "graph", place / "run"
+    (place / "storage.conf").write_text(f'[storage]\ndriver = "overlay"\nrunroot = "{state}"\ngraphroot = "{graph}"\n')
+    variables = {
+        "RUNTIME": "podman", "CONTAINERS_CONF": str(place / "containers.conf"),
+        "CONTAINERS_STORAGE_CONF": str(place / "storage.conf"),
+    }  # fmt: skip
+    ok(["podman", "import", "--change", CERTIFICATES, standin, "standin:1"], env=variables)
+    yield variables
+    run(["podman", "system", "reset", "--force"], env=variables)
+
+
+@pytest.fixture(scope="module")
+def dockerd(standin, tmp_path_factory):
+    """The same for a docker daemon of our own, on whose PATH a stub stands for NVIDIA's hook."""
+    if not shutil.which("dockerd"):
+        pytest.skip(f"dockerd is not installed: {ENGINES}")
+    place = tmp_path_factory.mktemp("docker")
+    hook = place / "bin" / "nvidia-container-runtime-hook"
+    hook.parent.mkdir()
+    socket = place / "docker.sock"
+    words = ["dockerd", "--data-root", place / "data", "--exec-root", place / "exec", "--pidfile", place / "pid",
+             "-H", f"unix://{socket}"]  # fmt: skip
+    environment = {**os.environ, "PATH": f"{hook.parent}{os.pathsep}{os.environ['PATH']}"}
+    with (place / "log").open("w") as log:
+        daemon = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log, env=environment)
+    variables = {"RUNTIME": "docker", "DOCKER_HOST": f"unix://{socket}"}
+    try:
+        deadline = time.time() + 60
+        while run(["docker", "info"], env=variables).returncode:
+            assert daemon.poll() is None, (place / "log").read_text()[-2000:]
+            assert time.time() < deadline, (place / "log").read_text()[-2000:]
+            time.sleep(0.5)
+            ok(["docker", "import", "--change", CERTIFICATES, standin, "localhost/standin:1"], env=variables)
+        yield variables, hook
+    finally:
+        daemon.terminate()
+        daemon.wait(60)
+
+
+def built(variables, target="bare", **more):
+    """Build the image; the variables with which the runtimes take it, with this machine's environment in it."""
+    env = {**variables, "REGISTRY": "localhost", "BASE_IMAGE": "standin:1", "TORCH": "pypi", **more}
+    ok([ROOT / "docker/image", "build", target], env=env)
+    name = ok([ROOT / "docker/image", "name"], env=env).strip() + f"-{target}"
+    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT}:ro --env RECIPE_ENV={ENVIRONMENT}"
+    return {**env, "RECIPE_IMAGE": name, "RUN_OPTIONS": mounted, "DOCTOR": "off", "RECIPE_CACHE": ""}
+
+
+@pytest.fixture(scope="module")
+def bare(podman):
+    return built(podman)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone below a path with spaces, Chinese characters and a comma."""
+    place = tmp_path_factory.mktemp("带 空格, 逗号") / "克隆"
+    listed = ok(["git", "ls-files", "--cached", "--others", "--exclude-standard"]).splitlines()
+    for name in (name for name in listed if (ROOT / name).exists()):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(str(ROOT / name), str(place / name))
+    return place
+
+
+def confined(said, user):
+    """Assert that a container was what we say it is."""
+    assert said.startswith(f"{user}\n"), said
+    assert said.count("Read-only file system") == 3, said  # the root, the clone, the models
+    assert "writable" in said
+    assert "CapEff:\t0000000000000000" in said
+    assert "CapBnd:\t0000000000000000" in said
+    assert "NoNewPrivs:\t1" in said
+    assert "\nlo\n" in said
+    assert "eth" not in said
+    assert "\n8\n" in said.replace(" ", "")  # GB of shared memory
+    assert said.endswith("dumb-init\n")
+
+
+def test_podman_confines(bare, clone):
+    said = ok([clone / "docker/run", "shell"], env=bare, input=f"cd '{clone}'\n{PROBE}")
+    confined(said, os.getuid())
+    assert (clone / "output/made").exists()
+    assert (clone / ".cache/made").exists()
+
+
+def test_the_tutorials_folders_resolve_inside(bare, clone):
+    said = ok([clone / "docker/run", "shell"], env=bare, input="pwd\nmkdir -p /root/autodl-tmp/ft-learn\n")
+    assert said.strip() == "/root"
+    assert (clone / "output/page/root/autodl-tmp/ft-learn").is_dir()
+
+
+def test_the_whole_pipeline_inside(bare, clone):
+    """Without a network, but for the container that makes the model; short, so the plan's refusal is overridden."""
+    done = run([clone / "docker/run", "demo", "--force", "train.max_epochs=1"], env=bare)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not here yet: fetching it" in done.stderr
+    manifest = json.loads((clone / "output/demo/run.json").read_text(encoding="utf-8"))
+    assert set(manifest["stages"]) == {"data", "plan", "config", "model", "train", "adapter", "merge", "chat"}
+    identity = ok(["podman", "image", "inspect", "--format", "{{.Id}}", bare["RECIPE_IMAGE"]], env=bare).strip()
+    assert manifest["host"]["image"] == identity
+    again = run([clone / "docker/run", "chat", "demo", "你好"], env=bare)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip(), again.stderr
+
+
+def test_exit_codes_come_through(bare, clone, tmp_path):
+    wrong = run([clone / "docker/run", "data", "nonsense"], env=bare)
+    assert wrong.returncode == 2
+    assert "nonsense" in wrong.stderr
+    lacking = run([clone / "docker/run", "train", "coach", "data.files=data/workplace.xlsx", "data.sha256="], env=bare)
+    assert lacking.returncode == 3
+    assert "needs an NVIDIA GPU" in lacking.stderr
+
+
+def test_files_that_are_named_are_seen_wherever_they_lie(bare, clone, tmp_path):
+    """On the command line, in a recipe file elsewhere, behind a link in data/; and --output elsewhere."""
+    folder = tmp_path / '引 "号", x'
+    folder.mkdir()
+    book = folder / "问 答.csv"
+    book.write_text("q,a\n问题一,答案一\n", encoding="utf-8")
+    plain = tmp_path / "a b.csv"
+    shutil.copy(str(book), str(plain))
+    for override in (f"data.files={book}", f"data.files={plain}", f'data.files=["{plain}", "data/workplace.xlsx"]'):
+        done = run([clone / "docker/run", "data", "demo", override, "--output", folder / "out"], env=bare)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "out/demo/dataset.jsonl").is_file()
+        shutil.rmtree(str(folder / "out"))
+    recipe = tmp_path / "mine.toml"
+    text = (clone / "recipe/demo.toml").read_text(encoding="utf-8")
+    recipe.write_text(re.sub(r"(?m)^files = .*", f'files = ["{plain}"]', text), encoding="utf-8")
+    assert run([clone / "docker/run", "data", recipe], env=bare).returncode == 0
+    (clone / "data/link.csv").symlink_to(plain)
+    assert run([clone / "docker/run", "data", "demo", "data.files=data/link.csv"], env=bare).returncode == 0
+    gone = run([clone / "docker/run", "data", "demo", f"data.files={tmp_path}/none.csv"], env=bare)
+    assert gone.returncode == 2
+    assert "no workbook" in gone.stderr
+
+
+def test_a_model_folder_behind_a_link_is_found(bare, clone, tmp_path):
+    shutil.rmtree(str(clone / "models"), ignore_errors=True)
+    (tmp_path / "big disk").mkdir()
+    (clone / "models").symlink_to(tmp_path / "big disk")
+    done = run([clone / "docker/run", "model", "demo"], env=bare)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "big disk").glob("tiny-*"))
+    (clone / "models").unlink()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_leaves_no_container(bare, clone, sign):
+    words = [clone / "docker/run", "train", "demo", "train.seed=5", "--output", f"output/{sign.name}"]
+    with (clone / "told").open("w") as told:
+        child = subprocess.Popen(
+            list(map(str, words)), env={**os.environ, **bare}, stdout=told, stderr=told, start_new_session=True,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    try:
+        deadline = time.time() + 120
+        while "training 90/" not in (clone / "told").read_text():
+            assert child.poll() is None, (clone / "told").read_text()
+            assert time.time() < deadline, (clone / "told").read_text()
+            time.sleep(0.5)
+        os.killpg(child.pid, sign)  # as a terminal does
+        code = child.wait(60)
+    finally:
+        child.poll() is None and os.killpg(child.pid, signal.SIGKILL)
+    assert code != 0
+    deadline = time.time() + 20
+    while ok(["podman", "ps", "--all", "--quiet"], env=bare).strip() and time.time() < deadline:
+        time.sleep(0.5)
+    assert not ok(["podman", "ps", "--all", "--quiet"], env=bare).strip()
+    assert "Traceback" not in (clone / "told").read_text()
+
+
+def test_podmans_gpu_comes_by_cdi(bare, clone, tmp_path):
+    spec = Path("/etc/cdi/recipe-test.json")
+    if list(spec.parent.glob("*")):
+        pytest.skip("this machine has CDI specifications of its own")
+    lacking = run([clone / "docker/run", "data", "demo"], env={**bare, "GPUS": "all"})
+    assert lacking.returncode == 126
+    assert "unresolvable CDI devices" in lacking.stderr
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3090, 24576, 525.60.13, 8.6'\n")
+    tool.chmod(0o755)
+    mount = {"hostPath": str(tool), "containerPath": "/usr/bin/nvidia-smi", "options": ["ro", "bind"]}
+    devices = [{"name": "all", "containerEdits": {"mounts": [mount]}}]
+    was_there = spec.parent.exists()
+    spec.parent.mkdir(exist_ok=True)
+    try:
+        spec.write_text(json.dumps({"cdiVersion": "0.4.0", "kind": "nvidia.com/gpu", "devices": devices}))
+        done = run([clone / "docker/run", "data", "demo", "--output", "output/gpu"], env={**bare, "GPUS": "all"})
+        assert done.returncode == 0, done.stderr
+    finally:
+        spec.unlink()
+        was_there or spec.parent.rmdir()
+    manifest = json.loads((clone / "output/gpu/demo/run.json").read_text(encoding="utf-8"))
+    assert manifest["host"]["gpus"][0]["name"] == "NVIDIA GeForce RTX 3090"
+
+
+def test_docker_runs_the_same(dockerd, clone):
+    """As another user, with `--gpus all` through a stub of NVIDIA's hook, and what docker says without it."""
+    variables, hook = dockerd
+    env = built(variables)
+    lacking = run([clone / "docker/run", "data", "demo"], env={**env, "GPUS": "all"})
+    assert lacking.returncode == 125
+    assert "could not select device driver" in lacking.stderr
+    hook.write_text("#!/bin/sh\ncat >/dev/null\n")
+    hook.chmod(0o755)
+    done = run([clone / "docker/run", "data", "demo", "--output", "output/docker"], env={**env, "GPUS": "all"})
+    assert done.returncode in (0, 125), done.stderr
+    said = ok([clone / "docker/run", "shell"], env=env, input=f"cd '{clone}'\n{PROBE}")
+    confined(said, os.getuid())
+    assert run([clone / "docker/run", "data", "nonsense"], env=env).returncode == 2
+
+
+def test_any_user_may_run_it(bare, clone, tmp_path):
+    """What is written belongs to who called: an `id` of ours stands for another user."""
+    stub = tmp_path / "id"
+    stub.write_text('#!/bin/sh\n[ $# = 1 ] && echo 4711 || exec /usr/bin/id "$@"\n')
+    stub.chmod(0o755)
+    env = {**bare, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    output = tmp_path / "out"
+    output.mkdir()
+    os.chown(str(output), 4711, 4711)
+    tmp_path.chmod(0o755)
+    # The stub makes the script take the way of a user without rights, whose podman maps users; this one is root's.
+    script = (clone / "docker/podman").read_text().replace("user+=(--userns keep-id)", "true")
+    (clone / "docker/podman").write_text(script)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    os.chown(str(cache), 4711, 4711)
+    done = run([clone / "docker/run", "data", "demo", "--output", output], env={**env, "RECIPE_CACHE": str(cache)})
+    shutil.copy2(str(ROOT / "docker/podman"), str(clone / "docker/podman"))
+    assert done.returncode == 0, done.stderr
+    assert (output / "demo/dataset.jsonl").stat().st_uid == 4711
+
+
+def tree(variables, name, file):
+    """What an image's files are: kind, mode, owner, time, size or target, and content."""
+    holder = ok(["podman", "create", name], env=variables).strip()
+    ok(["podman", "export", "--output", file, holder], env=variables)
+    ok(["podman", "rm", holder], env=variables)
+    found = {}
+    with tarfile.open(str(file)) as archive:
+        for member in archive:
+            content = hash(archive.extractfile(member).read()) if member.isfile() else member.linkname
+            found[member.name] = (member.type, member.mode, member.uid, member.gid, member.mtime, content)
+    Path(file).unlink()
+    return found
+
+
+def test_two_builds_hold_the_same(bare, podman, standin, tmp_path):
+    """File for file, times too. (Debian's own packages are those of the day.)"""
+    first = tree(bare, bare["RECIPE_IMAGE"], tmp_path / "first.tar")
+    ok(["podman", "rmi", "--all", "--force"], env=podman)
+    ok(["podman", "import", "--change", CERTIFICATES, standin, "standin:1"], env=podman)
+    again = built(podman)
+    second = tree(again, again["RECIPE_IMAGE"], tmp_path / "second.tar")
+    assert {name for name in {**first, **second} if first.get(name) != second.get(name)} == set()
+    assert len(first) > 5000
+
+
+def test_what_the_image_is_labelled_with(bare):
+    found = json.loads(ok(["podman", "image", "inspect", bare["RECIPE_IMAGE"]], env=bare))[0]
+    labels, config = found["Labels"], found["Config"]
+    lock = (ROOT / "docker/cu118-pypi.lock").read_text(encoding="utf-8")
+    for package in ("torch", "xtuner", "transformers", "deepspeed", "bitsandbytes"):
+        assert labels[f"internlm2-recipe.{package}"] == re.search(rf"(?m)^{package}==(\S+)", lock)[1]
+    assert labels["org.opencontainers.image.version"] in bare["RECIPE_IMAGE"]
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert config["User"] == "1000:1000"
+
+
+def test_save_and_load(bare, tmp_path):
+    """One file for slow links; an image of another clone is told from ours."""
+    file = tmp_path / "small image.tar.gz"
+    ok([ROOT / "docker/image", "save", file], env=bare)
+    ok(["podman", "rmi", "--force", bare["RECIPE_IMAGE"]], env=bare)
+    ok([ROOT / "docker/image", "load", file], env=bare)
+    other = run([ROOT / "docker/image", "load", file], env={**bare, "RECIPE_IMAGE": "internlm2-recipe:other"})
+    assert other.returncode == 3
+    assert "another image" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "said"),
+    [
+        (["nonsense"], {}, "is not known"),
+        (["load", "none.tar.gz"], {}, "There is no file"),
+        (["save"], {}, "just image save internlm2-recipe.tar.gz"),
+        (["build"], {"RUNTIME": "host"}, "not by RUNTIME=host"),
+        (["build"], {"TORCH": "cu999"}, "TORCH=cu999 is not known"),
+    ],
+)
+def test_the_image_commands_mistakes(words, env, said):
+    stub = {"RUNTIME": "podman", **env}
+    done = run([ROOT / "docker/image", *words], env=stub)
+    assert done.returncode == 3, done.stderr
+    assert said in done.stderr, done.stderr
+
+
+def test_apptainer_is_told_the_same(tmp_path):
+    """No apptainer here: a stub records how it would be called."""
+    stub = tmp_path / "apptainer"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    sif = tmp_path / "image.sif"
+    env = {"RUNTIME": "apptainer", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "RECIPE_CACHE": str(tmp_path)}
+    lacking = run([ROOT / "docker/run", "plan", "demo"], env=env)
+    assert lacking.returncode == 3
+    assert "just image save" in lacking.stderr
+    sif.touch()
+    said = ok([ROOT / "docker/run", "plan", "demo"], env={**env, "RECIPE_IMAGE": str(sif)})
+    assert "--network\nnone\n" in said
+    assert f"{ROOT}:{ROOT}:ro" in said
+    assert f"{ROOT}/models:ro" in said
+    assert said.endswith(f"{sif}\n{ROOT}/docker/host\nrun\nplan\ndemo\n")
+    fetching = ok([ROOT / "docker/run", "model", "demo"], env={**env, "RECIPE_IMAGE": str(sif)})
+    assert "--network" not in fetching
+    assert "models:ro" not in fetching
+
+
+def test_the_dockerfile_agrees_with_the_locks_and_the_readme():
+    lock = (ROOT / "docker/cu118.lock").read_text(encoding="utf-8")
+    for name, package in (("PyTorch", "torch"), ("XTuner", "xtuner")):
+        assert re.search(rf"{name} ([\d.]+\d)", DOCKERFILE)[1] in re.search(rf"(?m)^{package}==(\S+)", lock)[1]
+    assert re.search(r"(?m)^ARG BASE_IMAGE=python:3\.8\.\d+-slim-bookworm@sha256:[0-9a-f]{64}$", DOCKERFILE)
+    assert "# syntax" not in DOCKERFILE
+    assert "<<" not in DOCKERFILE  # want a registry, or newer engines
+    for script in (ROOT / "docker").iterdir():
+        if script.is_file() and script.read_bytes()[:2] == b"#!" and script.name != "container":
+            assert script.stat().st_mode & stat.S_IXUSR, script
