@@ -30,6 +30,7 @@ FROM tools AS environment
 ARG TORCH=cu118
 ARG UV_DEFAULT_INDEX
 ARG TORCH_INDEX
+ARG SOURCE_DATE_EPOCH=0
 COPY docker/host docker/*.lock docker/overrides.txt docker/
 ENV UV=/opt/recipe/tools/bin/uv UV_NO_CACHE=1 RECIPE_CACHE=/opt/recipe TORCH=$TORCH
 # torch, torchvision and all else by hash; then every package must have what it asks for, but for what overrides.txt

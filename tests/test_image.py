@@ -94,7 +94,9 @@ def dockerd(standin, tmp_path_factory):
     environment = {**os.environ, "PATH": f"{hook.parent}{os.pathsep}{os.environ['PATH']}"}
     with (place / "log").open("w") as log:
         daemon = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log, env=environment)
-    variables = {"RUNTIME": "docker", "DOCKER_HOST": f"unix://{socket}"}
+    # Debian's client first: it is of the daemon's age, and needs no buildx for BuildKit.
+    path = os.pathsep.join(["/usr/bin", os.environ["PATH"]])
+    variables = {"RUNTIME": "docker", "DOCKER_HOST": f"unix://{socket}", "PATH": path}
     try:
         deadline = time.time() + 60
         while run(["docker", "info"], env=variables).returncode:
@@ -278,7 +280,7 @@ def test_docker_runs_the_same(dockerd, clone):
     hook.write_text("#!/bin/sh\ncat >/dev/null\n")
     hook.chmod(0o755)
     done = run([clone / "docker/run", "data", "demo", "--output", "output/docker"], env={**env, "GPUS": "all"})
-    assert done.returncode in (0, 125), done.stderr
+    assert done.returncode == 0, done.stderr
     said = ok([clone / "docker/run", "shell"], env=env, input=f"cd '{clone}'\n{PROBE}")
     confined(said, os.getuid())
     assert run([clone / "docker/run", "data", "nonsense"], env=env).returncode == 2
