@@ -52,7 +52,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache /var/log/*.log /var/log/apt
 RUN groupadd --gid 1000 recipe \
-    && useradd --uid 1000 --gid recipe --home-dir /opt/internlm2-recipe --no-create-home --shell /bin/bash recipe \
+    && useradd --uid 1000 --gid recipe --home-dir /opt/internlm2-recipe/.cache --no-create-home --shell /bin/bash recipe \
     && install -d -m 1777 /opt/internlm2-recipe/data /opt/internlm2-recipe/models /opt/internlm2-recipe/output \
         /opt/internlm2-recipe/.cache \
     && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
@@ -60,6 +60,7 @@ RUN groupadd --gid 1000 recipe \
     && find /opt -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 COPY --from=tools /opt/recipe/tools /opt/recipe/tools
 ENV PATH=/opt/recipe/tools/bin:$PATH \
+    HOME=/opt/internlm2-recipe/.cache \
     LANG=C.UTF-8 \
     RECIPE_ENV=/opt/recipe/env
 WORKDIR /opt/internlm2-recipe

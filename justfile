@@ -43,6 +43,12 @@ merge *args:
 chat *args:
     @docker/run chat "$@"
 
+# Hand the merged model over: just export lmdeploy|vllm|gguf|ollama|opencompass|vlmevalkit|upload [recipe]
+[group('start')]
+[no-exit-message]
+export *args:
+    @docker/run export "$@"
+
 # The tutorial exactly, compared line by line with its published log
 [group('start')]
 [no-exit-message]

@@ -3,7 +3,7 @@
 
     requirements.in + overrides.txt  --uv, as of the tutorial's day-->  cu118-pypi.lock
     cu118-pypi.lock + torch-cu118.txt  --------------------------->  cu118.lock
-    test.in, reference.in, proof.in, sbom.in, tools.in  --uv, as of TOOLS_DAY-->  *.lock
+    test.in, reference.in, proof.in, export.in, engines.in, sbom.in, tools.in  --uv, as of TOOLS_DAY-->  *.lock
 
 cu118-pypi.lock takes torch from PyPI (a CUDA 11.7 build) and is for machines that have no NVIDIA GPU or
 cannot reach PyTorch's index. cu118.lock is the same but for torch, torchvision and the nvidia-* packages:
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 TUTORIAL_DAY = "2024-03-18T00:00:00Z"  # the published run is of 2024-03-17; the bound is exclusive
 TOOLS_DAY = "2026-11-20T00:00:00Z"
 PYTHON = "3.8"
-BESIDE = "3.9"
+BESIDE = {"reference": "3.9", "proof": "3.9", "export": "3.8", "engines": "3.10"}  # lock: for which Python
 
 
 def compile_lock(uv, source, target, day, *more):
@@ -63,9 +63,8 @@ def main(uv):
     (HERE / "cu118.lock").write_text(cu118(pypi, torch), encoding="utf-8")
     compile_lock(uv, "test.in", "test.lock", TOOLS_DAY, "--constraint", "cu118-pypi.lock", *linux)
     # Read from, or of plain Python, and installed beside the environment: they may ask for a newer Python.
-    beside = ("--no-deps", "--python-version", BESIDE, *linux[2:])
-    compile_lock(uv, "reference.in", "reference.lock", TOOLS_DAY, *beside)
-    compile_lock(uv, "proof.in", "proof.lock", TOOLS_DAY, *beside)
+    for name, version in BESIDE.items():
+        compile_lock(uv, f"{name}.in", f"{name}.lock", TOOLS_DAY, "--no-deps", "--python-version", version, *linux[2:])
     compile_lock(uv, "sbom.in", "sbom.lock", TOOLS_DAY, *linux)
     compile_lock(uv, "tools.in", "tools.lock", TOOLS_DAY, "--universal", "--python-version", PYTHON)
 

@@ -33,19 +33,28 @@ import click  # noqa: E402
 
 from . import settings  # noqa: E402
 from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError, RunFailed  # noqa: E402
+from .export import TARGETS  # noqa: E402
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "chat",
-    "reproduce",
+    "export", "reproduce",
 )  # fmt: skip
 
 
 def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> Tuple[str, List[str], Optional[str]]:
     """(recipe name, overrides, question) from the words behind the stage: `key=value` are overrides, the
-    first other word names the recipe, and for chat the next is the question, for preview the row. Raises InputWrong.
+    first other word names the recipe, and for chat the next is the question, for preview the row; for export the
+    word that is a target is that, wherever it stands. Raises InputWrong.
     """
     overrides = [word for word in words if re.match(r"[\w.]*=", word)]
     names = [word for word in words if word not in overrides]
+    target = None
+    if stage == "export":
+        target = next((word for word in names if word in TARGETS), None)
+        if target is None:
+            wrong = f"{' '.join(names)}: no such target. " if names else ""
+            raise InputWrong(f"{wrong}Usage: {JUST} export TARGET [recipe]; targets: {', '.join(TARGETS)}.")
+        names.remove(target)
     name = given or (names.pop(0) if names else {"demo": "demo", "reproduce": "tutorial"}.get(stage, "coach"))
     if stage == "preview" and not given and name.isdigit():  # just preview 3
         names.insert(0, name)
@@ -56,7 +65,7 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     if names:
         more = {"chat": " ['question']", "preview": " [row]"}.get(stage, "")
         raise InputWrong(f"Too many words: {' '.join(names)}. Usage: {JUST} {stage} [recipe]{more} [key=value …]")
-    return name, overrides, question
+    return name, overrides, target or question
 
 
 def _console() -> Any:
@@ -68,10 +77,10 @@ def _console() -> Any:
 
 def go(
     stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool, png: Optional[str],
-    verify: bool, tokenizer: bool,
+    verify: bool, tokenizer: bool, yes: bool,
 ) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import model, pipeline, reproduce
+    from . import export, model, pipeline, reproduce
     from .chat import talk
     from .stages import Run
 
@@ -98,6 +107,16 @@ def go(
             pass
         run.recall()
         talk(run, question)
+        return
+    if stage == "export":
+        # Of the model that is there, as it was made; only export's own settings can be given now.
+        foreign = [word for word in overrides if not word.startswith("export.")]
+        if foreign:
+            raise InputWrong(f"{foreign[0]}: the model is trained and merged; export takes only export.… settings.")
+        with run.open():
+            run.recall()
+            run.settings = settings.replace(run.settings, "export", recipe.export.model_dump())
+            export.hand_over(run, str(question), given_name, yes)
         return
     with run.open():
         try:
@@ -161,9 +180,10 @@ def go(
 @click.option("--verify", is_flag=True, help="model: read every byte again and compare it with what was fetched.")
 @click.option("--tokenizer", is_flag=True, help="model: fetch the tokenizer alone (1.5 MB), enough for plan.")
 @click.option("--png", help="plan: also draw the learning-rate curve into this file.")
+@click.option("--yes", is_flag=True, help="export upload: really send; without it only what would go is shown.")
 def main(
     stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool, png: Optional[str],
-    verify: bool, tokenizer: bool,
+    verify: bool, tokenizer: bool, yes: bool,
 ) -> None:  # fmt: skip
     """Run STAGE of a recipe, and the stages before it that are not up to date.
 
@@ -174,7 +194,7 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal loses signs, not runs
     try:
-        go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer)
+        go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer, yes)
     except RecipeError as error:
         click.secho(str(error), fg=None if isinstance(error, NotFetched) else "red", err=True)
         sys.exit(error.code)

@@ -31,6 +31,7 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "merge": ORDER[:8],
     "chat": ORDER[:8],
     "demo": ORDER,
+    "export": (),  # works on the merged model that is there: see export.hand_over
     "reproduce": (DATA, reproduce.with_seed, *ORDER[1:8]),
 }
 

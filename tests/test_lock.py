@@ -39,7 +39,7 @@ def _hashes(block):
 
 
 def test_every_package_is_pinned_and_hashed():
-    for name in ("cu118.lock", "cu118-pypi.lock", "test.lock", "tools.lock", "reference.lock"):
+    for name in ("cu118.lock", "cu118-pypi.lock", "test.lock", "tools.lock", *(f"{n}.lock" for n in lock.BESIDE)):
         for package, block in blocks(name).items():
             assert re.match(r"^[a-z0-9-]+==\S+", block), (name, package)
             assert _hashes(block), (name, package)
