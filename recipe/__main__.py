@@ -52,11 +52,18 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
 
 
 def go(
-    stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool, png: Optional[str]
+    stage: str,
+    name: str,
+    overrides: List[str],
+    question: Optional[str],
+    output: str,
+    force: bool,
+    png: Optional[str],
+    dry_run: bool,
 ) -> None:
     """Load the recipe, hold its folder, run the stages, show the result."""
     console = Console(soft_wrap=True)
-    from . import page, pipeline, reproduce
+    from . import merge, page, pipeline, reproduce
     from .chat import talk
     from .stages import Run
 
@@ -78,7 +85,12 @@ def go(
         run.recall()
         talk(run, question)
         return
+    if dry_run and stage != "merge":
+        raise InputWrong(f"--dry-run goes with merge, not with {stage}.")
     with run.open():
+        if dry_run:
+            print(*merge.dry_run(run), sep="\n")
+            return
         try:
             pipeline.run_stages(run, stage, console)
         except PlanRefused as refused:
@@ -129,10 +141,17 @@ def go(
 @click.argument("words", nargs=-1)
 @click.option("--recipe", "given", help="Recipe file: a name (tutorial, coach, demo) or the path of a .toml file.")
 @click.option("--output", default="output", show_default=True, help="Folder for results, one subfolder a recipe.")
-@click.option("--force", is_flag=True, help="Train although the plan refuses; recorded in run.json.")
+@click.option("--force", is_flag=True, help="Go on although plan or merge refuses; recorded in run.json.")
+@click.option("--dry-run", is_flag=True, help="merge: say what it would write, or refuse; write nothing.")
 @click.option("--png", help="plan: also draw the learning-rate curve into this file.")
 def main(
-    stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool, png: Optional[str]
+    stage: str,
+    words: Tuple[str, ...],
+    given: Optional[str],
+    output: str,
+    force: bool,
+    png: Optional[str],
+    dry_run: bool,
 ) -> None:
     """Run STAGE of a recipe, and the stages before it that are not up to date.
 
@@ -141,7 +160,7 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal loses signs, not runs
     try:
-        go(stage, *sort_arguments(stage, given, words), output, force, png)
+        go(stage, *sort_arguments(stage, given, words), output, force, png, dry_run)
     except RecipeError as error:
         click.secho(str(error), fg="red", err=True)
         sys.exit(error.code)

@@ -41,7 +41,7 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
 
 
 def says(name: str, figures: Dict[str, Any]) -> str:
-    """One line on what a stage did."""
+    """One line on what a stage did; the merge has one more for each kind of module."""
     f = figures
     lines: Dict[str, Callable[[], str]] = {
         "data": lambda: _data_says(f),
@@ -52,8 +52,8 @@ def says(name: str, figures: Dict[str, Any]) -> str:
         "config": lambda: f"{f['base']} with {f['lines_changed']} lines changed (config.diff), {f['dtype']}",
         "model": lambda: f"{f['folder']}, {f['bytes'] / 1e6:,.1f} MB",
         "train": lambda: f"{f['iterations']} iterations, loss {f['loss_first']:.3f} → {f['loss_last']:.3f}",
-        "adapter": lambda: f"{f['tensors']} tensors, {f['parameters']:,} parameters",
-        "merge": lambda: f"{f['tensors_changed']} of {f['tensors']} tensors changed, {f['shards']} shards",
+        "adapter": lambda: adapter.says(f),
+        "merge": lambda: merge.says(f),
         "chat": lambda: f"{len(f['samples'])} questions asked of base and merged model",
     }
     return lines[name]()
@@ -85,9 +85,10 @@ def run_stages(run: Run, command: str, console: Console) -> None:
         for refusal in entry["figures"].get("refusals", []):
             why = "forced" if run.force else "known"
             console.print(f"[yellow]{why}:[/] {refusal['why']}", highlight=False)
-        console.print(f"[bold]{item.name:8}[/] {says(item.name, entry['figures'])}  [dim]{took}[/]", highlight=False)
+        first, *more = says(item.name, entry["figures"]).splitlines()
+        console.print(f"[bold]{item.name:8}[/] {first}  [dim]{took}[/]", *more, sep="\n", highlight=False)
         if item is MERGE and not entry["figures"]["tensors_changed"] and command != "reproduce":
-            what = "The merge changed nothing: the merged model is the base model."
+            what = "The merge changed nothing: every weight of the merged model is the base model's."
             if not run.force and not run.settings.known_faults:
                 raise RunFailed(f"{what} What the plan and the training log say tells why. --force accepts it.")
             console.print(f"[bold red]{what}[/]")
