@@ -139,7 +139,7 @@ def convert(
         trained = read().float()
         made[name] = trained.to(kind).contiguous()
         parameters += trained.numel()
-        biggest = float(trained.abs().max())
+        biggest = float(torch.linalg.vector_norm(trained, ord=math.inf))
         if not math.isfinite(biggest):
             raise RunFailed(
                 f"{name} holds values that are no numbers: training diverged. Lower train.lr and train again."

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from . import model
 from .errors import InputWrong
 from .merging.plan import CHECKSUMS, CODE, PROGRESS, Plan, check_disk, finished, kind_of, make_plan, size
-from .merging.proof import prove, try_out
+from .merging.proof import prove, trial
 from .merging.write import write_shards
 from .stages import Run, digest, write_text
 
@@ -38,17 +38,14 @@ def merge(
     """
     part = place.with_name(f".{place.name}.part") if part is None else part
     check_disk(plan, part)
-    shards, reused = write_shards(plan, part, device)
-    figures = _figures(plan, shards, reused)
-    for path in plan.copied:
-        shutil.copyfile(str(path), str(part / path.name))
-    index = {
-        "metadata": {"total_size": plan.nbytes},
-        "weight_map": {target.name: plan.name(target.shard) for target in sorted(plan.targets)},
-    }
-    write_text(part / plan.index, json.dumps(index, indent=1) + "\n")
-    figures["proof"] = prove(plan, part)
-    figures["trial"] = try_out(part, stop_words)
+    with trial() as try_out:
+        shards, reused = write_shards(plan, part, device)
+        for path in plan.copied:
+            shutil.copyfile(str(path), str(part / path.name))
+        where = {target.name: plan.name(target.shard) for target in sorted(plan.targets)}
+        index = {"metadata": {"total_size": plan.nbytes}, "weight_map": where}
+        write_text(part / plan.index, json.dumps(index, indent=1) + "\n")
+        figures = {**_figures(plan, shards, reused), "proof": prove(plan, part), "trial": try_out(part, stop_words)}
     write_text(part / "README.md", card(figures))
     sums = {name: entry["sha256"] for name, entry in shards.items()}
     (part / PROGRESS).unlink()

@@ -1,5 +1,6 @@
 """Merge: exact to one rounding, equal to PEFT's and XTuner's up to theirs, complete, and honest about no-ops."""
 
+import contextlib
 import json
 import os
 import re
@@ -69,7 +70,7 @@ def join(base, adapters, place, limit="130KB", monkeypatch=None, **more):
         base, [a if isinstance(a, tuple) else (a, 1.0) for a in adapters], merge.size(limit), **chosen
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge, "try_out", lambda *_: {"stops": [2]})
+        patch.setattr(merge, "trial", lambda: contextlib.nullcontext(lambda *_: {"stops": [2]}))
         return merge.merge(plan, place, **more)
 
 
@@ -220,8 +221,8 @@ def test_a_folder_that_does_not_load_is_told(merged, tmp_path):
     shutil.copytree(str(merged[0]), str(tmp_path / "m"))
     for path in (tmp_path / "m").glob("*.safetensors"):
         save_file({n: t * float("nan") for n, t in load_file(str(path)).items()}, str(path), {"format": "pt"})
-    with pytest.raises(RunFailed, match="no numbers"):
-        merge.try_out(tmp_path / "m", [])
+    with pytest.raises(RunFailed, match="no numbers"), merge.trial() as try_out:
+        try_out(tmp_path / "m", [])
 
 
 def test_bin_bases_and_bin_shards(base, adapter, merged, tmp_path):
@@ -449,6 +450,13 @@ def test_an_interrupted_merge_goes_on_from_its_finished_shards(base, adapter, me
     ours, theirs = weights(tmp_path / "out"), weights(merged[0])
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not part.exists()
+
+
+def test_an_error_in_any_thread_is_the_one_that_is_told(base, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    interrupt(monkeypatch, 12, OSError(5, "Input/output error"))
+    with pytest.raises(OSError, match="Input/output"):
+        join(base, [adapter], tmp_path / "out")
 
 
 def test_a_half_made_folder_of_another_merge_is_not_used(base, adapter, tmp_path, monkeypatch):

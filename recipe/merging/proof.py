@@ -1,5 +1,6 @@
 """Whether a written folder is right: the base taken away again leaves the adapter, and a fresh process can use it."""
 
+import contextlib
 import json
 import os
 import random
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Callable, Dict, Iterator, Sequence
 
 from ..errors import RunFailed
 from . import lora
@@ -66,24 +67,35 @@ def prove(plan: Plan, place: Path) -> Dict[str, Any]:
     return {"weights_checked": checked, "unchanged_checked": same, "arrived": across / along if along else 0.0}
 
 
-def try_out(place: Path, stop_words: Sequence[str]) -> Dict[str, Any]:
-    """Load the folder in a fresh process without a network, see trial.py; it writes generation_config.json.
+@contextlib.contextmanager
+def trial() -> Iterator[Callable[[Path, Sequence[str]], Dict[str, Any]]]:
+    """A fresh process without a network that will load a folder (trial.py), and the function that lets it.
 
-    Raises RunFailed with what that process said.
+    It starts at once, because importing transformers takes longer than merging 2 GB. The function takes the folder and
+    the stop words, and raises RunFailed with what the process said.
     """
     with tempfile.TemporaryDirectory() as modules:  # the model's code must come from the folder, not from a cache
         link = Path(modules) / "merged"  # transformers makes a module's name of the folder's: no dots
-        link.symlink_to(place.resolve())
-        done = subprocess.run(
-            [sys.executable, "-m", "recipe.merging.trial", str(link), *stop_words],
+        process = subprocess.Popen(
+            [sys.executable, "-m", "recipe.merging.trial", str(link)],
             env={
                 **os.environ, "HF_MODULES_CACHE": modules, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
                 "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": "",
                 "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
             },
-            capture_output=True, text=True, encoding="utf-8", errors="replace",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
         )  # fmt: skip
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise RunFailed(f"The merged model in {place} does not load: {said[:600]}. The finished shards are kept.")
-    return json.loads(done.stdout.splitlines()[-1])
+
+        def try_out(place: Path, stop_words: Sequence[str]) -> Dict[str, Any]:
+            link.symlink_to(place.resolve())
+            told, wrong = process.communicate(json.dumps(list(stop_words)) + "\n")
+            if process.returncode:
+                said = (wrong.strip().splitlines() or ["nothing"])[-1]
+                raise RunFailed(f"The merged model in {place} does not load: {said[:600]}. Its shards are kept.")
+            return json.loads(told.splitlines()[-1])
+
+        with process:
+            try:
+                yield try_out
+            finally:
+                process.kill()

@@ -1,9 +1,9 @@
-"""The last check of a merged folder, in a fresh process without a network:
-`python -m recipe.merging.trial FOLDER [stop word …]`.
+"""The last check of a merged folder, in a fresh process without a network: `python -m recipe.merging.trial FOLDER`.
 
-Loads config and tokenizer, writes generation_config.json with every token that ends an answer, and runs one forward
-pass through two layers drawn at random and a small part of the vocabulary: two layers of the 7B model are 0.9 GB in
-bf16, whatever the size of the whole. Prints one line of JSON.
+Waits for a line on standard input, a JSON list of stop words: the folder is there then. Loads config and
+tokenizer, writes generation_config.json with every token that ends an answer, and runs one forward pass through two
+layers drawn at random and a small part of the vocabulary: two layers of the 7B model are 0.9 GB in bf16, whatever the
+size of the whole. Prints one line of JSON.
 """
 
 import json
@@ -81,15 +81,19 @@ def forward(place: Path, tokenizer: Any, config: Any) -> Dict[str, Any]:
     return {"layers": layers, "logits": logits.numel()}
 
 
-def main(folder: str, *stop_words: str) -> None:
-    from transformers import AutoConfig, AutoTokenizer
+def main(folder: str) -> None:
+    from accelerate import init_empty_weights  # noqa: F401
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    place = Path(folder)
+    stop_words = json.loads(sys.stdin.readline())
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    told = {"stops": stops(place, tokenizer, config, stop_words), **forward(place, tokenizer, config)}
+    told = {
+        "stops": stops(Path(folder), tokenizer, config, stop_words),
+        **forward(Path(folder), tokenizer, config),
+    }
     print(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

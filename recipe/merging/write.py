@@ -5,6 +5,7 @@ holds a few blocks and the adapter's matrices being used, whatever the size of t
 """
 
 import concurrent.futures
+import hashlib
 import json
 import math
 import mmap
@@ -22,6 +23,7 @@ from . import lora
 from .plan import PROGRESS, Plan, Target, finished
 
 BLOCK = 1 << 18  # weights of a block: 1 MB in fp32, so that a core's cache holds it in every form it takes
+ROWS = 64  # of a block at least: with fewer, B·A takes half as long again a weight
 TASK = 1 << 25  # weights that a thread takes at once
 
 
@@ -58,7 +60,7 @@ def _stream(plan: Plan, part: Path, progress: Dict[str, Any], device: str) -> No
     torch.set_num_threads(1)  # a thread a core, each with a block of its own
     stop, lock = threading.Event(), threading.Lock()
     workers = concurrent.futures.ThreadPoolExecutor(threads)
-    finishers = concurrent.futures.ThreadPoolExecutor(min(4, threads))  # they mostly wait, then hash
+    finishers = concurrent.futures.ThreadPoolExecutor(min(4, threads))  # they wait and hash
     ends = []
     try:
         for shard in range(plan.shards):
@@ -71,17 +73,17 @@ def _stream(plan: Plan, part: Path, progress: Dict[str, Any], device: str) -> No
             with path.open("wb") as stream:
                 stream.write(header)
                 stream.truncate(len(header) + sum(t.source.nbytes for t in targets))
-            work = [
-                (
-                    target.name,
-                    workers.submit(_task, target, first, last, path, len(header) + target.offset, device, stop),
-                )
-                for target in targets
-                for first, last in _tasks(target.source)
-            ]
+            work = []
+            for target in targets:
+                start = len(header) + target.offset
+                for first, last in _tasks(target.source):
+                    written = last * target.source.row_bytes if last else target.source.nbytes
+                    task = workers.submit(_task, target, first, last, path, start, device, stop)
+                    work.append((target, start + written, task))
             ends.append(finishers.submit(_finish, plan, shard, work, path, progress, lock, stop))
-        for end in ends:
-            end.result()
+        errors = [error for error in (end.exception() for end in ends) if error is not None]
+        if errors:
+            raise next((error for error in errors if not isinstance(error, _Stopped)), errors[0])
     except BaseException:
         stop.set()
         raise
@@ -93,7 +95,7 @@ def _stream(plan: Plan, part: Path, progress: Dict[str, Any], device: str) -> No
 
 def _tasks(source: Stored) -> List[Tuple[int, int]]:
     if not source.shape or source.stride is not None:
-        return [(0, source.shape[0] if source.shape else 1)]
+        return [(0, 0)]  # at once
     return list(tensor_files.pieces(source, TASK * tensor_files.SIZES[source.dtype]))
 
 
@@ -109,17 +111,18 @@ def _task(
         files = old_file.fileno(), new_file.fileno()
         if target.parts:
             return _change(target, first, last, *files, start, device, stop)
-        if source.stride is not None:
+        if not last:
             tensor_files.write_from(files[1], tensor_files.as_bytes(source.read()), start)
             return 0, 0.0, 0.0
-        end = last * source.row_bytes
-        buffer = memoryview(bytearray(min(4 << 20, max(1, end - first * source.row_bytes))))
-        for at in range(first * source.row_bytes, end, len(buffer)):
+        at, end = first * source.row_bytes, last * source.row_bytes
+        new_file.seek(start + at)
+        while at < end:  # from page cache to page cache
             if stop.is_set():
                 raise _Stopped
-            piece = buffer[: min(len(buffer), end - at)]
-            tensor_files.read_into(files[0], piece, source.offset + at)
-            tensor_files.write_from(files[1], piece, start + at)
+            sent = os.sendfile(files[1], files[0], source.offset + at, min(16 << 20, end - at))
+            if not sent:
+                raise tensor_files.Damaged(f"{source.path} ends in the middle of {target.name}")
+            at += sent
         return 0, 0.0, 0.0
 
 
@@ -130,7 +133,8 @@ def _change(
 
     source = target.source
     applied = lora.Applied(target.parts, first, last, device)
-    rows = max(1, (BLOCK if device == "cpu" else TASK) // max(1, tensor_files.count(source.shape[1:])))
+    columns = max(1, tensor_files.count(source.shape[1:]))
+    rows = max(ROWS, (BLOCK if device == "cpu" else TASK) // columns)
     raw = torch.empty((min(rows, last - first), *source.shape[1:]), dtype=getattr(torch, source.dtype))
     old, new = (torch.empty(raw.shape, dtype=torch.float32, device=device) for _ in range(2))
     rounded = torch.empty(raw.shape, dtype=raw.dtype, device=device)
@@ -158,17 +162,23 @@ def _change(
 def _finish(
     plan: Plan, shard: int, work: List[Any], path: Path, progress: Dict[str, Any], lock: Any, stop: threading.Event
 ) -> None:
-    """Wait for a shard's tasks, give it its form and name, and enter it into the progress."""
+    """Hash a shard while its tasks write it, give it its form and name, and enter it into the progress."""
     sums: Dict[str, List[float]] = {}
     try:
-        for name, future in work:
-            total = sums.setdefault(name, [0, 0.0, 0.0])
-            for number, value in enumerate(future.result()):
-                total[number] += value
+        hashed = hashlib.sha256()
+        with path.open("rb", buffering=0) as stream:
+            for target, end, task in work:
+                found = task.result()
+                if target.parts:
+                    before = sums.get(target.name, (0, 0.0, 0.0))
+                    sums[target.name] = [one + other for one, other in zip(before, found)]
+                while stream.tell() < end:
+                    hashed.update(stream.read(min(1 << 20, end - stream.tell())))
         name = plan.name(shard)
         if not plan.safe:
             path = _as_bin(path)
-        entry = {"sha256": digest(path), "bytes": path.stat().st_size, "sums": {k: v for k, v in sums.items() if v[2]}}
+        sha256 = hashed.hexdigest() if plan.safe else digest(path)
+        entry = {"sha256": sha256, "bytes": path.stat().st_size, "sums": sums}
         os.replace(str(path), str(path.with_name(name)))
         with lock:
             progress["shards"][name] = entry
