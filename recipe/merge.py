@@ -159,7 +159,7 @@ def says(figures: Dict[str, Any]) -> str:
     for name, kind in figures["kinds"].items():
         lines.append(
             f"  {name:14} {kind['weights_changed'] / kind['weights']:7.1%} of the weights, {kind['tensors_changed']} "
-            f"of {kind['tensors']} tensors; by {kind['mean']:.2e}, at most {kind['largest']:.2e}, of their size"
+            f"of {kind['tensors']} tensors; by {100 * kind['mean']:.3g} %, at most {100 * kind['largest']:.3g} %"
         )
     return "\n".join(lines)
 

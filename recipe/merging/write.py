@@ -22,7 +22,7 @@ from ..tensor_files import Stored
 from . import lora
 from .plan import PROGRESS, Plan, Target, finished
 
-BLOCK = 1 << 18  # weights of a block: 1 MB in fp32, so that a core's cache holds it in every form it takes
+BLOCK = 1 << 19  # weights of a block: 2 MB in fp32, small enough for a core's cache, large enough for many cores
 ROWS = 64  # of a block at least: with fewer, B·A takes half as long again a weight
 TASK = 1 << 25  # weights that a thread takes at once
 
@@ -53,11 +53,7 @@ def write_shards(plan: Plan, part: Path, device: str = "cpu") -> Tuple[Dict[str,
 
 def _stream(plan: Plan, part: Path, progress: Dict[str, Any], device: str) -> None:
     """Write the shards that are not in `progress`; each is entered there, with its sha256, when it is whole."""
-    import torch
-
     threads = len(os.sched_getaffinity(0))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # a thread a core, each with a block of its own
     stop, lock = threading.Event(), threading.Lock()
     workers = concurrent.futures.ThreadPoolExecutor(threads)
     finishers = concurrent.futures.ThreadPoolExecutor(min(4, threads))  # they wait and hash
@@ -81,6 +77,9 @@ def _stream(plan: Plan, part: Path, progress: Dict[str, Any], device: str) -> No
                     task = workers.submit(_task, target, first, last, path, start, device, stop)
                     work.append((target, start + written, task))
             ends.append(finishers.submit(_finish, plan, shard, work, path, progress, lock, stop))
+        import torch  # only now: it takes 2 s, in which what no adapter changes is copied
+
+        before = torch.get_num_threads()
         errors = [error for error in (end.exception() for end in ends) if error is not None]
         if errors:
             raise next((error for error in errors if not isinstance(error, _Stopped)), errors[0])
@@ -90,7 +89,7 @@ def _stream(plan: Plan, part: Path, progress: Dict[str, Any], device: str) -> No
     finally:
         finishers.shutdown()
         workers.shutdown()
-        torch.set_num_threads(before)
+    torch.set_num_threads(before)  # the workers had set their own
 
 
 def _tasks(source: Stored) -> List[Tuple[int, int]]:
@@ -129,8 +128,10 @@ def _task(
 def _change(
     target: Target, first: int, last: int, old_file: int, new_file: int, start: int, device: str, stop: threading.Event
 ) -> Tuple[int, float, float]:
+    import numpy
     import torch
 
+    torch.set_num_threads(1)  # in this thread: each core has a block of its own
     source = target.source
     applied = lora.Applied(target.parts, first, last, device)
     columns = max(1, tensor_files.count(source.shape[1:]))
@@ -149,7 +150,7 @@ def _change(
         result = rounded[run].copy_(now)
         tensor_files.write_from(new_file, tensor_files.as_bytes(result.cpu()), start + row * source.row_bytes)
         now.copy_(result).sub_(was)
-        changed += int(torch.count_nonzero(now))
+        changed += int(numpy.count_nonzero(now.cpu().numpy() != 0))  # three times as fast as torch's
         difference += float(torch.dot(now.view(-1), now.view(-1)))
         size += float(torch.dot(was.view(-1), was.view(-1)))
     if not math.isfinite(difference):
