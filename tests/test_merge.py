@@ -244,6 +244,8 @@ def test_bin_bases_and_bin_shards(base, adapter, merged, tmp_path):
     assert not theirs
     again = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"), trust_remote_code=True, torch_dtype="auto")
     assert all(torch.equal(t, weights(merged[0])[n]) for n, t in again.state_dict().items())
+    with merge.trial() as try_out:
+        assert try_out(tmp_path / "out", ["<|im_end|>"])["stops"] == merged[1]["trial"]["stops"]
 
 
 def test_an_adapter_that_changes_nothing_is_measured(base, adapter, tmp_path):
@@ -491,6 +493,35 @@ def test_values_that_the_type_cannot_hold_are_told(base, adapter, tmp_path):
     huge = changed(adapter, tmp_path / "huge", value=lambda n, t: t * 1e9 if ".lora_B." in n else t)
     with pytest.raises(RunFailed, match="float16 cannot"):
         join(base, [huge], tmp_path / "out")
+
+
+def test_the_stage_goes_on_where_it_was_stopped(base, adapter, tmp_path, monkeypatch):
+    """The half-made folder outlives the stage's own; settings reach the merge; nothing is hashed twice."""
+    words = [f"model.path={base}", "merge.max_shard_size=130KB", "merge.safe_serialization=false"]
+    run = Run("demo", settings.load("demo", words)[1], ROOT, tmp_path)
+    shutil.copytree(str(adapter), str(run.adapter))
+    run.manifest = {"stages": {"adapter": {"figures": {"base_sha256": "0" * 64, "base_model": "a base"}}}}
+    monkeypatch.setattr(merge, "trial", lambda: contextlib.nullcontext(lambda *_: {"stops": [2, 92542]}))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: {0})
+        interrupt(patch, 20, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            stages.perform(run, pipeline.MERGE)
+    assert not run.merged.exists()
+    assert f"goes on   from {len(list((run.folder / merge.PART).glob('*.bin')))} finished" in "\n".join(
+        merge.dry_run(run)
+    )
+    entry, ran = stages.perform(run, pipeline.MERGE)
+    assert ran
+    assert entry["figures"]["shards_reused"] >= 1
+    assert entry["writes"]["merged"]["sha256"] == stages.digest(run.merged)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["adapter", "merged", "run.json"]
+    card = (run.merged / "README.md").read_text(encoding="utf-8")
+    for word in ("base_model: a base", "0" * 64, "adapter × 1", "token 2 or 92542"):
+        assert word in card, card
+    assert not stages.perform(run, pipeline.MERGE)[1]
+    run.settings = settings.load("demo", [*words, "merge.weights=[0.5]"])[1]
+    assert stages.perform(run, pipeline.MERGE)[1]
 
 
 def test_dry_run_tells_and_writes_nothing(demo, tmp_path):
