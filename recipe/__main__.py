@@ -77,10 +77,10 @@ def _console() -> Any:
 
 def go(
     stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool, png: Optional[str],
-    verify: bool, tokenizer: bool, yes: bool,
+    verify: bool, tokenizer: bool, yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import export, model, pipeline, reproduce
+    from . import export, merge, model, pipeline, reproduce
     from .chat import talk
     from .stages import Run
 
@@ -108,6 +108,8 @@ def go(
         run.recall()
         talk(run, question)
         return
+    if dry_run and stage != "merge":
+        raise InputWrong(f"--dry-run goes with merge, not with {stage}.")
     if stage == "export":
         # Of the model that is there, as it was made; only export's own settings can be given now.
         foreign = [word for word in overrides if not word.startswith("export.")]
@@ -119,6 +121,9 @@ def go(
             export.hand_over(run, str(question), given_name, yes)
         return
     with run.open():
+        if dry_run:
+            print(*merge.dry_run(run), sep="\n")
+            return
         try:
             pipeline.run_stages(run, stage)
         except PlanRefused as refused:
@@ -176,14 +181,15 @@ def go(
 @click.argument("words", nargs=-1)
 @click.option("--recipe", "given", help="Recipe file: a name (tutorial, coach, demo) or the path of a .toml file.")
 @click.option("--output", default="output", show_default=True, help="Folder for results, one subfolder a recipe.")
-@click.option("--force", is_flag=True, help="Train although the plan refuses; recorded in run.json.")
+@click.option("--force", is_flag=True, help="Go on although plan or merge refuses; recorded in run.json.")
+@click.option("--dry-run", is_flag=True, help="merge: say what it would write, or refuse; write nothing.")
 @click.option("--verify", is_flag=True, help="model: read every byte again and compare it with what was fetched.")
 @click.option("--tokenizer", is_flag=True, help="model: fetch the tokenizer alone (1.5 MB), enough for plan.")
 @click.option("--png", help="plan: also draw the learning-rate curve into this file.")
 @click.option("--yes", is_flag=True, help="export upload: really send; without it only what would go is shown.")
 def main(
     stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool, png: Optional[str],
-    verify: bool, tokenizer: bool, yes: bool,
+    verify: bool, tokenizer: bool, yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Run STAGE of a recipe, and the stages before it that are not up to date.
 
@@ -194,7 +200,7 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal loses signs, not runs
     try:
-        go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer, yes)
+        go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer, yes, dry_run)
     except RecipeError as error:
         click.secho(str(error), fg=None if isinstance(error, NotFetched) else "red", err=True)
         sys.exit(error.code)

@@ -1,74 +1,222 @@
 """Checkpoint to PEFT adapter: takes the LoRA tensors and names them as PEFT does. No base model, no GPU.
 
-Equal to `xtuner convert pth_to_hf`, which loads the whole base model to do the same.
+Equal, tensor for tensor, to `xtuner convert pth_to_hf`, which loads the whole base model to do the same. Only the
+LoRA tensors are read, one at a time: neither the optimizer's state nor the libraries that the checkpoint names.
 """
 
+import functools
+import json
+import math
 import re
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict, List
 
-from . import libraries, model
+from . import model, tensor_files
 from .errors import RunFailed
-from .stages import Run
+from .stages import Run, key_of
 
 # XTuner: llm.base_model.model.….lora_A.default.weight → PEFT: base_model.model.….lora_A.weight
-NAME = re.compile(r"^llm\.(.+\.lora_[AB])\.default\.(weight)$")
+TRAINED = re.compile(r"^llm\.base_model\.model\..+\.(lora_\w+|modules_to_save)\.")
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
-def tensors(checkpoint: Path) -> Dict[str, Any]:
-    """The checkpoint's adapter weights by PEFT's names, fp32 as trained, sorted by name.
+def tensors(checkpoint: Path) -> Dict[str, Callable[[], Any]]:
+    """PEFT's name → function that reads the adapter weight, fp32 as trained; sorted by name.
 
-    `checkpoint` is mmengine's file or DeepSpeed's folder. Raises RunFailed if it holds no LoRA weights.
+    `checkpoint` is mmengine's file or DeepSpeed's folder. Raises RunFailed if it is damaged or holds no LoRA weights.
     """
-    import torch
-
-    if checkpoint.is_dir():
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        saved = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), checkpoint.name)
-    else:
-        saved = torch.load(str(checkpoint), map_location="cpu")["state_dict"]
-    found = {f"{m[1]}.{m[2]}": saved[m[0]].float() for m in map(NAME.match, saved) if m}
+    try:
+        saved = _zero(checkpoint) if checkpoint.is_dir() else _file(checkpoint)
+    except (tensor_files.Damaged, OSError, LookupError, TypeError, AttributeError) as error:
+        raise RunFailed(f"The checkpoint {checkpoint} cannot be read: {error}. Train again to make it anew.")
+    found = {
+        name[len("llm.") :].replace(".modules_to_save", "").replace(".default", ""): read
+        for name, read in saved.items()
+        if TRAINED.match(name)
+    }
     if not found:
         raise RunFailed(f"The checkpoint {checkpoint} holds no LoRA weights.")
     return dict(sorted(found.items()))
+
+
+def _file(path: Path) -> Dict[str, Callable[[], Any]]:
+    stored = tensor_files.torch_file(path)["state_dict"]
+    return {name: tensor.read for name, tensor in stored.items() if isinstance(tensor, tensor_files.Stored)}
+
+
+def _zero(folder: Path) -> Dict[str, Callable[[], Any]]:
+    """The trained weights of DeepSpeed's folder, from the optimizer's fp32 copies.
+
+    ZeRO-1 and 2 lay each group of parameters end to end and cut it into one part a rank: read in place. ZeRO-3 cuts
+    every parameter by itself: DeepSpeed's own consolidation puts it together.
+    """
+    ranks = sorted(folder.glob("*_optim_states.pt"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
+    if not ranks:
+        raise LookupError("the folder has no *_optim_states.pt")
+    states = [tensor_files.torch_file(path)["optimizer_state_dict"] for path in ranks]
+    parts = states[0]["partition_count"]
+    expected = max(parts) if isinstance(parts, list) else parts
+    if expected != len(ranks):
+        raise LookupError(f"it was saved by {expected} processes, {len(ranks)} *_optim_states.pt are there")
+    if "single_partition_of_fp32_groups" not in states[0]:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        whole = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name, True)
+        return {name: functools.partial(lambda tensor: tensor, tensor) for name, tensor in whole.items()}
+    groups = tensor_files.torch_file(sorted(folder.glob("*_model_states.pt"))[0])["param_shapes"]
+    found: Dict[str, Callable[[], Any]] = {}
+    for number, shapes in enumerate(groups):
+        flat = [state["single_partition_of_fp32_groups"][number] for state in states]
+        start = 0
+        for name, shape in shapes.items():
+            found[name] = functools.partial(_across, flat, start, shape)
+            start += tensor_files.count(shape)
+        # DeepSpeed pads a group to a multiple of twice the number of ranks, and no further
+        if not 0 <= sum(part.numel for part in flat) - start <= 4 * len(ranks):
+            raise LookupError(f"its {len(ranks)} parts do not hold the {start:,} values of parameter group {number}")
+    return found
+
+
+def _across(flat: List[tensor_files.Stored], start: int, shape: Any) -> Any:
+    """Values start … of parts laid end to end, as a tensor of `shape`."""
+    import torch
+
+    last, at, pieces = start + tensor_files.count(shape), 0, []
+    for part in flat:
+        first, end = max(start - at, 0), min(last - at, part.numel)
+        if first < end:
+            pieces.append(part.read(first, end))
+        at += part.numel
+    return torch.cat(pieces).view(tuple(shape))
+
+
+def base_checksum(place: Path) -> str:
+    """sha256 over size and samples of a base model's weight files: which weights an adapter was trained on."""
+    heavy = {path.name for path in model.weights(place)}
+    return key_of({name: digest for name, digest in model.fingerprint(place).items() if name in heavy})
 
 
 def reads(run: Run) -> Dict[str, Any]:
     return {
         "checkpoint": run.root / run.figures("train")["checkpoint"],
         "config": run.config,
+        "base": base_checksum(model.folder(run)),
+        "settings": run.settings.adapter.model_dump(),
         "code": Path(__file__),
     }
 
 
 def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Write adapter/ (adapter_config.json, adapter_model.safetensors in fp16, as XTuner saves it).
+    """Write adapter/ (adapter_config.json, adapter_model.safetensors in adapter.dtype, README.md).
 
-    Figures: tensors, parameters, and what fp16 does to them: `vanished`, the share of trained lora_B values
-    that are not zero in fp32 and are in fp16.
+    Figures: tensors, parameters, and what the type does to them: `vanished`, the share of trained lora_B values that
+    are not zero in fp32 and are in adapter.dtype. Raises RunFailed for values that are not finite.
     """
-    libraries.load()
-    from mmengine.config import Config
-    from peft import LoraConfig
+    base = model.folder(run)
+    figures = convert(
+        run.root / run.figures("train")["checkpoint"], out / "adapter", run.figures("config")["lora"],
+        run.settings.adapter.dtype, {"base_model": run.shown(base), "base_sha256": base_checksum(base)},
+    )  # fmt: skip
+    (out / "adapter" / "README.md").write_text(card(run, figures), encoding="utf-8")
+    return figures
+
+
+def convert(
+    checkpoint: Path, place: Path, lora: Dict[str, Any], dtype: str, metadata: Dict[str, str]
+) -> Dict[str, Any]:
+    """Write the PEFT adapter of a checkpoint into the fresh folder `place`; return the figures of `work`.
+
+    `lora`: the config's own settings (r, lora_alpha, lora_dropout, bias, task_type). `metadata` goes into the header.
+    """
+    import torch
     from safetensors.torch import save_file
 
-    trained = tensors(run.root / run.figures("train")["checkpoint"])
-    lora = Config.fromfile(str(run.config)).model.lora
-    targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained})
-    place = out / "adapter"
-    LoraConfig(
-        base_model_name_or_path=run.shown(model.folder(run)), inference_mode=True, target_modules=targets,
-        r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, bias=lora.bias, task_type=lora.task_type,
-    ).save_pretrained(str(place))  # fmt: skip
-    half = {name: weight.half().contiguous() for name, weight in trained.items()}
-    save_file(half, str(place / "adapter_model.safetensors"), metadata={"format": "pt"})
-    before = sum(int((w != 0).sum()) for name, w in trained.items() if ".lora_B." in name)
-    after = sum(int((w != 0).sum()) for name, w in half.items() if ".lora_B." in name)
+    kind = getattr(torch, DTYPES[dtype])
+    made = {}
+    parameters = before = after = 0
+    largest = 0.0
+    for name, read in tensors(checkpoint).items():
+        trained = read().float()
+        made[name] = trained.to(kind).contiguous()
+        parameters += trained.numel()
+        biggest = float(torch.linalg.vector_norm(trained, ord=math.inf))
+        if not math.isfinite(biggest):
+            raise RunFailed(
+                f"{name} holds values that are no numbers: training diverged. Lower train.lr and train again."
+            )
+        if biggest > torch.finfo(kind).max:
+            raise RunFailed(f"{name} holds {biggest:.3g}, more than {dtype} can: adapter.dtype=fp32 keeps it.")
+        if ".lora_B." in name or name.endswith("lora_embedding_A"):  # the matrix that starts from zero
+            before += int(torch.count_nonzero(trained))
+            after += int(torch.count_nonzero(made[name]))
+            largest = max(largest, biggest)
+    targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[1] for name in made if ".lora_" in name})
+    config = {
+        "base_model_name_or_path": metadata["base_model"], "inference_mode": True, "peft_type": "LORA",
+        "target_modules": targets, "fan_in_fan_out": False, "modules_to_save": None, **lora,
+    }  # fmt: skip
+    place.mkdir(parents=True)
+    (place / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(made, str(place / "adapter_model.safetensors"), metadata={"format": "pt", **metadata})
     return {
-        "tensors": len(trained),
-        "parameters": sum(w.numel() for w in trained.values()),
+        "tensors": len(made),
+        "parameters": parameters,
         "targets": targets,
-        "largest_b": max(float(w.abs().max()) for name, w in trained.items() if ".lora_B." in name),
+        "dtype": dtype,
+        "largest_b": largest,
         "vanished": 1 - after / before if before else 1.0,
+        **metadata,
     }
+
+
+def says(figures: Dict[str, Any]) -> str:
+    """One line: how much was trained, and what its type does to it."""
+    line = f"{figures['tensors']} tensors, {figures['parameters']:,} parameters; of the trained values (largest "
+    line += f"{figures['largest_b']:.2g}) {figures['vanished']:.1%} vanish in {figures['dtype']}"
+    if figures["vanished"] > 0.01 and figures["dtype"] == "fp16":
+        line += " (adapter.dtype=fp32 keeps it)"
+    return line
+
+
+def card(run: Run, figures: Dict[str, Any]) -> str:
+    """The adapter's model card: what it was trained from, by which recipe, with which result."""
+    config, train = run.figures("config"), run.figures("train")
+    rows = {
+        "base model": f"{run.settings.model.id if run.settings.model.source != 'tiny' else figures['base_model']}",
+        "its checksum": f"sha256 {figures['base_sha256']} (of its weight files' sizes and samples)",
+        "recipe": f"{run.name}, from XTuner's {config['base']}; {run.settings.train.method}, {config['dtype']}",
+        "LoRA": f"r {config['lora']['r']}, alpha {config['lora']['lora_alpha']}, on {', '.join(figures['targets'])}",
+        "iterations, updates": f"{train['iterations']}, {train['updates']}",
+        "seed": train["seed"],
+        "peak learning rate": f"{train['lr_peak_logged']:.4g}",
+        "loss, first → last": f"{train['loss_first']} → {train['loss_last']}",
+        "parameters": f"{figures['parameters']:,} in {figures['tensors']} tensors, {figures['dtype']}",
+        "lost to its type": f"{figures['vanished']:.2%} of the trained lora_B values; the largest is "
+        f"{figures['largest_b']:.3g}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return CARD.format(base=rows["base model"], name=run.name, table=table)
+
+
+CARD = """---
+base_model: {base}
+library_name: peft
+tags: [lora, xtuner]
+---
+
+# {name}: LoRA adapter
+
+| | |
+|---|---|
+{table}
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base}", trust_remote_code=True)
+model = PeftModel.from_pretrained(base, "this folder")
+```
+
+`./justw merge` joins both into one model folder. The base model's licence holds for this adapter too.
+"""

@@ -113,7 +113,9 @@ def reads(run: Run) -> Dict[str, Any]:
     from . import model
 
     return {
-        "settings": run.settings.model_dump(exclude={"data": {"files", "skip_blank"}, "merge": True, "plan": True}),
+        "settings": run.settings.model_dump(
+            exclude={"data": {"files", "skip_blank"}, "adapter": True, "merge": True, "plan": True}
+        ),
         "dtype": dtype(run.settings),
         "plan": run.plan,
         "model": run.shown(model.folder(run)),
@@ -123,7 +125,7 @@ def reads(run: Run) -> Dict[str, Any]:
 
 
 def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Write config.py and config.diff (against the preset). Figures: lines changed."""
+    """Write config.py and config.diff (against the preset). Figures: lines changed, LoRA settings, stop words."""
     from . import model
 
     plan = json.loads(run.plan.read_text(encoding="utf-8"))
@@ -133,6 +135,13 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     (out / "config.diff").write_text(diff, encoding="utf-8")
     from mmengine.config import Config
 
-    Config.fromfile(str(out / "config.py"))
+    cfg = Config.fromfile(str(out / "config.py"))
     added = sum(line.startswith("+") and not line.startswith("+++") for line in diff.splitlines())
-    return {"base": run.settings.base, "lines_changed": added, "dtype": dtype(run.settings)}
+    return {
+        "base": run.settings.base,
+        "lines_changed": added,
+        "dtype": dtype(run.settings),
+        # What adapter and merge need of the config, without loading the libraries that reading it takes.
+        "lora": {name: value for name, value in (cfg.model.get("lora") or {}).items() if name != "type"},
+        "stop_words": list(cfg.prompt_template.get("STOP_WORDS", [])),
+    }

@@ -1,174 +1,198 @@
-"""Adapter + base → a model folder that loads anywhere: W + (alpha/r)·B·A, shard by shard.
+"""Adapter + base → a model folder that loads anywhere: W + (alpha/r)·B·A, streamed.
 
-Computed in fp32 and rounded once to the base's type, with one shard of the base and one of the result in
-memory. Everything that is not a weight (config, tokenizer, the model's own code) is copied.
+`merging.plan` looks at everything before anything is written, `merging.write` makes the shards, `merging.proof` checks
+them. Finished shards survive an interruption, in a folder that is no model until everything is there.
 """
 
+import hashlib
 import json
+import math
 import os
-import re
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import model
-from .errors import HostLacks, InputWrong
-from .stages import Run
+from .errors import InputWrong
+from .merging.plan import CHECKSUMS, CODE, PROGRESS, Plan, check_disk, finished, kind_of, make_plan, size
+from .merging.proof import prove, trial
+from .merging.write import write_shards
+from .stages import Run, digest, write_text
 
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-PEFT_PREFIX = "base_model.model."
-
-
-def size(text: str) -> int:
-    """Bytes of a size such as "2GB" (decimal units, as transformers counts them)."""
-    return int(text[:-2]) * UNITS[text[-2:]]
+PART = ".merged.part"  # in the run's folder: survives an interrupted merge
 
 
-def base_tensors(place: Path) -> Iterator[Tuple[str, Any]]:
-    """(name, tensor) of every weight of a model folder, one shard in memory at a time."""
-    import torch
-    from safetensors import safe_open
+def merge(
+    plan: Plan,
+    place: Path,
+    part: Optional[Path] = None,
+    stop_words: Sequence[str] = (),
+    card: Callable[[Dict[str, Any]], str] = lambda figures: "",
+    device: str = "cpu",
+) -> Dict[str, Any]:
+    """Write the merged model's folder `place`, by way of `part`, which keeps finished shards if it is interrupted.
 
-    for path in model.weights(place):
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 (a handle, no dict)
-                    yield name, shard.get_tensor(name)
-        else:
-            for name, tensor in torch.load(str(path), map_location="cpu").items():
-                yield name, tensor
-
-
-def load_adapter(place: Path) -> Tuple[Dict[str, Tuple[Any, Any]], float]:
-    """({weight name: (A [r, in], B [out, r])}, scaling) of a PEFT adapter.
-
-    Raises InputWrong for adapter kinds whose merge is not this arithmetic.
+    `stop_words` end an answer, beside the model's own end token; `card` makes README.md of the figures.
+    Figures: tensors and weights in all, how many of them differ from the base, by module kind, shards, bytes.
+    Raises HostLacks for too little disk, before anything is written, RunFailed if the result does not prove right.
     """
-    from safetensors.torch import load_file
-
-    settings = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-    for key in ("use_rslora", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out"):
-        if settings.get(key):
-            raise InputWrong(f"{place}: adapters with {key}={settings[key]!r} cannot be merged here.")
-    if settings["peft_type"] != "LORA":
-        raise InputWrong(f"{place}: {settings['peft_type']} adapters cannot be merged; only LoRA.")
-    weights = load_file(str(place / "adapter_model.safetensors"))
-    pairs = {}
-    for name, tensor in weights.items():
-        matched = re.fullmatch(re.escape(PEFT_PREFIX) + r"(.+)\.lora_A\.weight", name)
-        if matched:
-            other = weights[name.replace(".lora_A.", ".lora_B.")]
-            pairs[f"{matched[1]}.weight"] = (tensor, other)
-    return pairs, settings["lora_alpha"] / settings["r"]
-
-
-def merged_tensor(weight: Any, a: Any, b: Any, scaling: float) -> Any:
-    """weight [out, in] + scaling · b [out, r] @ a [r, in], in fp32, rounded once to the weight's type."""
-    return (weight.float() + scaling * (b.float() @ a.float())).to(weight.dtype)
+    part = place.with_name(f".{place.name}.part") if part is None else part
+    check_disk(plan, part)
+    with trial() as try_out:
+        shards, reused = write_shards(plan, part, device)
+        for path in plan.copied:
+            shutil.copyfile(str(path), str(part / path.name))
+        where = {target.name: plan.name(target.shard) for target in sorted(plan.targets)}
+        index = {"metadata": {"total_size": plan.nbytes}, "weight_map": where}
+        write_text(part / plan.index, json.dumps(index, indent=1) + "\n")
+        figures = {**_figures(plan, shards, reused), "proof": prove(plan, part), "trial": try_out(part, stop_words)}
+    write_text(part / "README.md", card(figures))
+    sums = {name: entry["sha256"] for name, entry in shards.items()}
+    (part / PROGRESS).unlink()
+    sums.update({path.name: digest(path) for path in part.iterdir() if path.name not in sums})
+    write_text(part / CHECKSUMS, "".join(f"{value}  {name}\n" for name, value in sorted(sums.items())))
+    os.replace(str(part), str(place))
+    return figures
 
 
-class ShardWriter:
-    """Collects tensors and writes a safetensors shard whenever the next one would exceed `limit` bytes."""
-
-    def __init__(self, place: Path, limit: int) -> None:
-        self.place, self.limit = place, limit
-        self.pending: Dict[str, Any] = {}
-        self.pending_bytes = 0
-        self.shards: List[Tuple[Path, List[str]]] = []
-        self.total = 0
-
-    def add(self, name: str, tensor: Any) -> None:
-        count = tensor.numel() * tensor.element_size()
-        if self.pending and self.pending_bytes + count > self.limit:
-            self._flush()
-        self.pending[name] = tensor.contiguous()
-        self.pending_bytes += count
-        self.total += count
-
-    def _flush(self) -> None:
-        from safetensors.torch import save_file
-
-        path = self.place / f"shard-{len(self.shards)}.part"
-        save_file(self.pending, str(path), metadata={"format": "pt"})
-        self.shards.append((path, list(self.pending)))
-        self.pending, self.pending_bytes = {}, 0
-
-    def close(self) -> int:
-        """Write what is left, give the shards their names and write the index; return the number of shards."""
-        self._flush()
-        names = {}
-        for number, (path, tensors) in enumerate(self.shards, start=1):
-            name = f"model-{number:05d}-of-{len(self.shards):05d}.safetensors"
-            os.replace(str(path), str(self.place / name))
-            names.update({tensor: name for tensor in tensors})
-        index = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(names.items()))}
-        (self.place / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        return len(self.shards)
-
-
-def is_weight(name: str) -> bool:
-    return name.endswith((".safetensors", ".index.json")) or bool(re.match(r"pytorch_model.*\.bin$", name))
-
-
-def merge(base: Path, adapter: Path, place: Path, limit: int) -> Dict[str, Any]:
-    """Write the merged model into the fresh folder `place`.
-
-    Figures: tensors and weights in all, how many of them differ from the base, and shards. Raises InputWrong
-    if the adapter does not belong to this base: a module or shape that the base does not have.
-    """
-    pairs, scaling = load_adapter(adapter)
-    place.mkdir(parents=True)
-    writer = ShardWriter(place, limit)
-    tensors = weights = tensors_changed = weights_changed = 0
-    for name, tensor in base_tensors(base):
-        tensors += 1
-        weights += tensor.numel()
-        if name in pairs:
-            a, b = pairs.pop(name)
-            if tuple(tensor.shape) != (b.shape[0], a.shape[1]):
-                raise InputWrong(
-                    f"{adapter} does not fit {base}: {name} is {tuple(tensor.shape)} in the base, "
-                    f"{(b.shape[0], a.shape[1])} in the adapter. It was trained on another model."
-                )
-            new = merged_tensor(tensor, a, b, scaling)
-            changed = int((new != tensor).sum())
-            tensors_changed += changed > 0
-            weights_changed += changed
-            tensor = new
-        writer.add(name, tensor)
-    if pairs:
-        raise InputWrong(f"{adapter} does not fit {base}: the base has no {', '.join(sorted(pairs)[:3])}.")
-    shards = writer.close()
-    for path in base.iterdir():
-        if path.is_file() and not is_weight(path.name):
-            shutil.copyfile(str(path), str(place / path.name))
+def _figures(plan: Plan, shards: Dict[str, Any], reused: int) -> Dict[str, Any]:
+    """What the merge changed, in all and by module kind. Relative is a whole tensor's change, ‖new − old‖ / ‖old‖."""
+    sums = {name: value for entry in shards.values() for name, value in entry["sums"].items()}
+    kinds: Dict[str, Dict[str, Any]] = {}
+    for target in plan.targets:
+        if target.parts:
+            changed, difference, before = sums[target.name]
+            kind = kinds.setdefault(
+                kind_of(target.name),
+                {"tensors": 0, "tensors_changed": 0, "weights": 0, "weights_changed": 0, "largest": 0.0, "mean": 0.0},
+            )
+            relative = math.sqrt(difference / before) if before else math.inf * bool(difference)
+            kind["tensors"] += 1
+            kind["tensors_changed"] += changed > 0
+            kind["weights"] += target.source.numel
+            kind["weights_changed"] += changed
+            kind["largest"] = max(kind["largest"], relative)
+            kind["mean"] += (relative - kind["mean"]) / kind["tensors"]
+    weights = sum(target.source.numel for target in plan.targets)
+    changed = sum(kind["weights_changed"] for kind in kinds.values())
     return {
-        "tensors": tensors,
-        "tensors_changed": tensors_changed,
+        "tensors": len(plan.targets),
+        "tensors_changed": sum(kind["tensors_changed"] for kind in kinds.values()),
         "weights": weights,
-        "weights_changed": weights_changed,
-        "share_changed": weights_changed / weights,
-        "shards": shards,
-        "bytes": writer.total,
+        "weights_changed": changed,
+        "share_changed": changed / weights,
+        "kinds": dict(sorted(kinds.items())),
+        "shards": plan.shards,
+        "shards_reused": reused,
+        "bytes": plan.nbytes,
     }
+
+
+def adapters(run: Run) -> List[Tuple[Path, float]]:
+    """The adapters that the recipe merges, with their weights: the run's own first. Raises InputWrong."""
+    places = [run.adapter, *(Path(p) if Path(p).is_absolute() else run.root / p for p in run.settings.merge.adapters)]
+    return list(zip(places, run.settings.merge.weights or [1.0] * len(places)))
+
+
+def plan_of(run: Run) -> Plan:
+    """The run's merge, looked at before anything is written; see `make_plan`."""
+    chosen = run.settings.merge
+    return make_plan(
+        model.folder(run), adapters(run), size(chosen.max_shard_size), chosen.safe_serialization, run.force
+    )
+
+
+def dry_run(run: Run) -> List[str]:
+    """What a merge of the adapter that is there would do, as lines. Raises what the merge would refuse with."""
+    if not run.adapter.is_dir():
+        raise InputWrong(f"There is no adapter in {run.shown(run.adapter)} yet: just adapter makes it.")
+    plan = plan_of(run)
+    needed, free = check_disk(plan, run.folder / PART)
+    touched = [target for target in plan.targets if target.parts]
+    weights = sum(target.source.numel for target in touched)
+    kinds = sorted({kind_of(target.name) for target in touched})
+    return [
+        f"base      {run.shown(plan.base)}, {len(plan.targets)} tensors, {plan.nbytes / 1e9:.2f} GB",
+        *(f"adapter   {run.shown(place)}, weight {weight:g}" for place, weight in adapters(run)),
+        f"changes   {len(touched)} tensors, {weights:,} weights: {', '.join(kinds)}",
+        f"writes    {run.shown(run.merged)}: {plan.name(0)}{' …' if plan.shards > 1 else ''}, {plan.shards} shards, "
+        f"and {', '.join(path.name for path in plan.copied)}",
+        f"goes on   from {len(finished(plan, run.folder / PART))} finished shards",
+        f"disk      {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+        "Nothing was written.",
+    ]
 
 
 def reads(run: Run) -> Dict[str, Any]:
     return {
-        "adapter": run.adapter,
+        "adapters": [[digest(place), weight] for place, weight in adapters(run)],
         "base": model.fingerprint(model.folder(run)),
-        "settings": run.settings.merge.model_dump(),
-        "code": Path(__file__),
+        "settings": run.settings.merge.model_dump(exclude={"adapters", "weights", "device"}),
+        "stop_words": run.figures("config").get("stop_words", []),
+        "code": [digest(path) for path in (Path(__file__), *CODE)],
     }
 
 
 def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Write merged/. Raises HostLacks if the disk cannot hold it."""
-    base = model.folder(run)
-    needed = sum(p.stat().st_size for p in base.iterdir() if p.is_file())
-    free = shutil.disk_usage(str(out)).free
-    if free < needed * 1.05:
-        raise HostLacks(
-            f"The merged model needs {needed / 1e9:.1f} GB in {run.shown(run.folder)}; {free / 1e9:.1f} GB are free."
+    """Write merged/; see `merge`."""
+    figures = merge(
+        plan_of(run), out / "merged", run.folder / PART, run.figures("config").get("stop_words", []),
+        lambda figures: card_of(run, figures), run.settings.merge.device,
+    )  # fmt: skip
+    return {**figures, "digests": {"merged": digest_of_sums(out / "merged")}}
+
+
+def digest_of_sums(place: Path) -> str:
+    """`stages.digest` of a merged folder from its checksums, without reading 15 GB once more."""
+    sums = dict(reversed(line.split("  ", 1)) for line in (place / CHECKSUMS).read_text("utf-8").splitlines())
+    sums[CHECKSUMS] = digest(place / CHECKSUMS)
+    return hashlib.sha256("".join(f"{name}\0{sums[name]}\0" for name in sorted(sums)).encode()).hexdigest()
+
+
+def says(figures: Dict[str, Any]) -> str:
+    """How much was changed, in all and by module kind."""
+    reused = f", {figures['shards_reused']} of them kept from before" if figures["shards_reused"] else ""
+    lines = [
+        f"{figures['tensors_changed']} of {figures['tensors']} tensors and {figures['share_changed']:.1%} of the "
+        f"weights changed, {figures['shards']} shards{reused}"
+    ]
+    for name, kind in figures["kinds"].items():
+        lines.append(
+            f"  {name:14} {kind['weights_changed'] / kind['weights']:7.1%} of the weights, {kind['tensors_changed']} "
+            f"of {kind['tensors']} tensors; by {100 * kind['mean']:.3g} %, at most {100 * kind['largest']:.3g} %"
         )
-    return merge(base, run.adapter, out / "merged", size(run.settings.merge.max_shard_size))
+    return "\n".join(lines)
+
+
+def card_of(run: Run, figures: Dict[str, Any]) -> str:
+    """The merged model's card."""
+    own = run.figures("adapter")
+    base = run.settings.model.id if run.settings.model.source != "tiny" else own["base_model"]
+    rows = {
+        "base model": base,
+        "its checksum": f"sha256 {own['base_sha256']} (of its weight files' sizes and samples)",
+        "adapters": ", ".join(f"{run.shown(place)} × {weight:g}" for place, weight in adapters(run)),
+        "recipe": run.name,
+        "changed": f"{figures['share_changed']:.2%} of {figures['weights']:,} weights, in "
+        f"{figures['tensors_changed']} of {figures['tensors']} tensors",
+        "ends an answer": f"token {' or '.join(map(str, figures['trial']['stops']))}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return CARD.format(base=base, name=run.name, table=table, sums=CHECKSUMS)
+
+
+CARD = """---
+base_model: {base}
+library_name: transformers
+tags: [xtuner, merged]
+---
+
+# {name}: merged model
+
+| | |
+|---|---|
+{table}
+
+Computed as base + scaling·B·A in fp32, rounded once to the base's type. `sha256sum -c {sums}` checks the folder. The
+base model's licence holds for this model too.
+"""

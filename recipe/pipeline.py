@@ -37,7 +37,7 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
 
 
 def says(name: str, figures: Dict[str, Any]) -> str:
-    """One line on what a stage did."""
+    """One line on what a stage did; the merge has one more for each kind of module."""
     f = figures
     lines: Dict[str, Callable[[], str]] = {
         "data": lambda: _data_says(f),
@@ -48,8 +48,8 @@ def says(name: str, figures: Dict[str, Any]) -> str:
         "config": lambda: f"{f['base']} with {f['lines_changed']} lines changed (config.diff), {f['dtype']}",
         "model": lambda: _model_says(f),
         "train": lambda: f"{f['iterations']} iterations, loss {f['loss_first']:.3f} → {f['loss_last']:.3f}",
-        "adapter": lambda: f"{f['tensors']} tensors, {f['parameters']:,} parameters",
-        "merge": lambda: f"{f['tensors_changed']} of {f['tensors']} tensors changed, {f['shards']} shards",
+        "adapter": lambda: adapter.says(f),
+        "merge": lambda: merge.says(f),
         "chat": lambda: f"{len(f['samples'])} questions asked of base and merged model",
     }
     return lines[name]()
@@ -89,10 +89,11 @@ def run_stages(run: Run, command: str) -> None:
         for refusal in entry["figures"].get("refusals", []):
             why = "forced" if run.force else "known"
             click.echo(f"{click.style(f'{why}:', fg='yellow')} {refusal['why']}")
+        first, *more = says(item.name, entry["figures"]).splitlines()
         name, took = click.style(f"{item.name:8}", bold=True), click.style(took, dim=True)
-        click.echo(f"{name} {says(item.name, entry['figures'])}  {took}")
+        click.echo("\n".join([f"{name} {first}  {took}", *more]))
         if item is MERGE and not entry["figures"]["tensors_changed"] and command != "reproduce":
-            what = "The merge changed nothing: the merged model is the base model."
+            what = "The merge changed nothing: every weight of the merged model is the base model's."
             if not run.force and not run.settings.known_faults:
                 raise RunFailed(f"{what} What the plan and the training log say tells why. --force accepts it.")
             click.secho(what, fg="red", bold=True)

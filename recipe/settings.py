@@ -104,8 +104,33 @@ class Lora(Table):
     lora_dropout: Optional[Annotated[float, Field(ge=0, le=0.5)]] = None
 
 
+class Adapter(Table):
+    """The type of the saved adapter. fp16 is XTuner's; its underflow is measured and said."""
+
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+
+
 class Merge(Table):
+    """How the merged model is written. transformers' names.
+
+    `adapters`: folders of further adapters, added to the run's own. `weights`: how much of each, the run's own first;
+    all of everything where it is left out. `safe_serialization` false: PyTorch's .bin shards, as the tutorial's.
+    """
+
     max_shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*(KB|MB|GB)$")] = "2GB"
+    safe_serialization: bool = True
+    adapters: Annotated[List[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    weights: List[Annotated[float, Field(ge=-10, le=10)]] = []
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> "Merge":
+        if self.weights and len(self.weights) != 1 + len(self.adapters):
+            raise ValueError(
+                f"merge.weights has {len(self.weights)} numbers for {1 + len(self.adapters)} adapters (the run's own "
+                f"comes first)"
+            )
+        return self
 
 
 class Export(Table):
@@ -136,6 +161,7 @@ class Settings(Table):
     data: Data
     train: Train = Train()
     lora: Lora = Lora()
+    adapter: Adapter = Adapter()
     merge: Merge = Merge()
     export: Export = Export()
     plan: Plan = Plan()

@@ -208,12 +208,16 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
             _replace(out / name, run.folder / name)
     finally:
         _remove(out)
-    # A stage that writes in place (training) names what it made.
+    # A stage that writes in place (training) names what it made; one that has hashed its output says so (merge).
     made = [*stage.writes, *figures.pop("made", [])]
+    digests = figures.pop("digests", {})
     entry = {
         "key": key,
         "figures": figures,
-        "writes": {name: {"sha256": digest(run.folder / name), "stamp": stamp(run.folder / name)} for name in made},
+        "writes": {
+            name: {"sha256": digests.get(name) or digest(run.folder / name), "stamp": stamp(run.folder / name)}
+            for name in made
+        },
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(time.time() - began, 2),
         "peak_memory_mb": peak_memory_mb(),

@@ -1,0 +1,234 @@
+"""Speed of the merge beside XTuner's and beside a plain copy: `just bench-merge [GB] [times] [folder]`.
+
+Makes an InternLM2 of random weights with the 7B model's own shapes (one layer for 2 GB, all 32 for 15.5), in .bin
+shards as published, and a random adapter of rank 64 on every matrix. Then, in turn and each in a process of its own,
+imports included: a copy of the same bytes, this merge with all its checks, `xtuner convert merge --device cpu`. Asserts
+that both results are equal to one fp16 rounding of each side. Needs 3 times the size on disk; removes what it made.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HIDDEN, INTERMEDIATE, VOCABULARY, HEADS, KV_HEADS = 4096, 14336, 92544, 32, 8
+QKV = HIDDEN + 2 * HIDDEN // HEADS * KV_HEADS
+LAYER = {
+    "attention.wqkv": (QKV, HIDDEN), "attention.wo": (HIDDEN, HIDDEN), "feed_forward.w1": (INTERMEDIATE, HIDDEN),
+    "feed_forward.w3": (INTERMEDIATE, HIDDEN), "feed_forward.w2": (HIDDEN, INTERMEDIATE),
+}  # fmt: skip
+RANK, ALPHA = 64, 16
+
+
+def shapes(layers):
+    """name → shape of an InternLM2 of the 7B model's widths."""
+    made = {"model.tok_embeddings.weight": (VOCABULARY, HIDDEN)}
+    for number in range(layers):
+        for name, shape in LAYER.items():
+            made[f"model.layers.{number}.{name}.weight"] = shape
+        for name in ("attention_norm", "ffn_norm"):
+            made[f"model.layers.{number}.{name}.weight"] = (HIDDEN,)
+    return {**made, "model.norm.weight": (HIDDEN,), "output.weight": (VOCABULARY, HIDDEN)}
+
+
+def layers_for(gigabytes):
+    outside, layer = 2 * 2 * VOCABULARY * HIDDEN, sum(2 * rows * columns for rows, columns in LAYER.values())
+    return max(1, min(32, round((gigabytes * 1e9 - outside) / layer)))
+
+
+def make(place, gigabytes):
+    """Write base/ and adapter/ into `place`."""
+    import torch
+    from safetensors.torch import save_file
+
+    from recipe import tiny
+    from recipe.tiny.configuration_internlm2 import InternLM2Config
+
+    torch.manual_seed(0)
+    layers = layers_for(float(gigabytes))
+    base = Path(place) / "base"
+    base.mkdir()
+    tiny.write_tokenizer(base, tiny.train_pieces(["压力很大，怎么办？ hello world"] * 9, 2048))
+    for name in tiny.CODE:
+        shutil.copyfile(str(ROOT / "recipe/tiny" / f"{name}.py"), str(base / f"{name}.py"))
+    InternLM2Config(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=layers,
+        num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, torch_dtype="float16",
+        architectures=["InternLM2ForCausalLM"],
+        auto_map={
+            "AutoConfig": "configuration_internlm2.InternLM2Config",
+            "AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM",
+        },
+    ).save_pretrained(str(base))  # fmt: skip
+    # Drawing 7.7 billion numbers takes minutes: pieces of one long draw, begun at another place each time.
+    drawn = (torch.randn(50_000_017) * 0.02).half()
+    shards, used, start = [{}], 0, 0
+    for name, shape in shapes(layers).items():
+        count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        if used and used + 2 * count > 2e9:
+            shards.append({})
+            used = 0
+        start = (start + 7_919_003) % len(drawn)
+        rolled = drawn.roll(-start)
+        shards[-1][name] = rolled.repeat(-(-count // len(drawn)))[:count].view(shape).clone()
+        used += 2 * count
+        if used > 1.5e9:  # written at once, so that making 15.5 GB takes no more memory than a shard
+            _write(base, shards)
+            used = 2e9
+    _write(base, shards)
+    parts = sorted(base.glob("part-*.bin"), key=lambda p: int(p.stem[5:]))
+    where = {}
+    for number, path in enumerate(parts, start=1):
+        name = f"pytorch_model-{number:05d}-of-{len(parts):05d}.bin"
+        where.update(dict.fromkeys(json.loads(path.with_suffix(".json").read_text()), name))
+        path.with_suffix(".json").unlink()
+        path.rename(base / name)
+    total = sum(2 * s[0] * (s[1] if len(s) > 1 else 1) for s in shapes(layers).values())
+    (base / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=1)
+    )
+    lora = {}
+    for name, shape in shapes(layers).items():
+        if len(shape) == 2 and "tok_embeddings" not in name:
+            module = "base_model.model." + name[: -len(".weight")]
+            lora[f"{module}.lora_A.weight"] = (torch.randn(RANK, shape[1]) / HIDDEN**0.5).half()
+            lora[f"{module}.lora_B.weight"] = (torch.randn(shape[0], RANK) * 0.002).half()
+    adapter = Path(place) / "adapter"
+    adapter.mkdir()
+    save_file(lora, str(adapter / "adapter_model.safetensors"), {"format": "pt"})
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(
+            {
+                "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "bias": "none",
+                "lora_dropout": 0.1, "inference_mode": True, "base_model_name_or_path": str(base),
+                "target_modules": ["wqkv", "wo", "w1", "w2", "w3", "output"],
+            }
+        )
+    )  # fmt: skip
+
+
+def _write(base, shards):
+    import torch
+
+    if shards[-1]:
+        number = len(list(base.glob("part-*.bin")))
+        torch.save(shards[-1], str(base / f"part-{number}.bin"))
+        (base / f"part-{number}.json").write_text(json.dumps(list(shards[-1])))
+        shards[-1].clear()
+
+
+def ours(base, adapter, out, device, checks):
+    """The stage's own work. Without `checks` its last one is left out, the fresh process that loads the result."""
+    from recipe import merge
+
+    if checks == "no":
+        merge.trial = lambda: contextlib.nullcontext(lambda *_: {})
+    began = time.monotonic()
+    plan = merge.make_plan(Path(base), [(Path(adapter), 1.0)], merge.size("2GB"))
+    figures = merge.merge(plan, Path(out), stop_words=["<|im_end|>"], device=device)
+    marks = {
+        name: int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        for name in [line.split(":")[0]]
+        if name in ("VmHWM", "RssAnon")
+    }
+    told = {key: figures[key] for key in ("tensors_changed", "tensors", "share_changed", "shards", "bytes", "proof")}
+    print(json.dumps({"inside": time.monotonic() - began, **marks, **told}))
+
+
+def compare(base, one, other):
+    """Assert that two merged folders are equal to one fp16 rounding of each side."""
+    from recipe.merging.plan import base_tensors
+    from recipe.tensor_files import pieces
+
+    before, ours, theirs = (base_tensors(Path(place)) for place in (base, one, other))
+    assert set(ours) == set(theirs) == set(before)
+    values = different = 0
+    for name, tensor in ours.items():
+        for first, last in pieces(tensor, 1 << 24):
+            a, b, c = (found[name].read(first, last).float() for found in (ours, theirs, before))
+            slack = 2**-10 * (a.abs() + (a - c).abs()) + 2**-24
+            assert bool(((a - b).abs() <= slack).all()), name
+            values += a.numel()
+            different += int((a != b).sum())
+    print(json.dumps({"values": values, "different": different}))
+
+
+def copy(base, out):
+    """The floor: the same bytes read and written."""
+    Path(out).mkdir()
+    for path in Path(base).iterdir():
+        shutil.copyfile(str(path), str(Path(out) / path.name))
+
+
+def child(*words, quiet=False):
+    """(seconds, CPU seconds, peak resident bytes, last line printed) of a process of its own and its children."""
+    os.sync()
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    environment["MKL_THREADING_LAYER"] = "GNU"  # as the tutorial has it, for XTuner
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # as the stages run; else threads wait by spinning on shared cores
+    errors = subprocess.DEVNULL if quiet else None
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([sys.executable, *map(str, words)], stdout=said, stderr=errors, env=environment)
+        _, status, used = os.wait4(process.pid, 0)
+        took = time.monotonic() - began
+        said.seek(0)
+        lines = said.read().splitlines()
+    assert status == 0, f"{words} ended with {status}"
+    told = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
+    return took, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, told
+
+
+def round_of(place, device):
+    """One line for each way: the copy, this merge without and with its last check, XTuner's."""
+    base, adapter = place / "base", place / "adapter"
+    floor, *_ = child(__file__, "copy", base, place / "copy")
+    shutil.rmtree(str(place / "copy"))
+    alone, alone_cpu, _, _ = child(__file__, "ours", base, adapter, place / "alone", device, "no")
+    shutil.rmtree(str(place / "alone"))
+    words = ["-m", "xtuner.tools.model_converters.merge", base, adapter, place / "theirs", "--device", "cpu"]
+    theirs, their_cpu, their_peak, _ = child(*words, quiet=True)
+    whole, whole_cpu, peak, told = child(__file__, "ours", base, adapter, place / "ours", device, "yes")
+    print(f"copy: {floor:.1f} s\nxtuner: {theirs:.1f} s, {their_cpu:.1f} CPU s, {their_peak / 1e9:.2f} GB")
+    for name, took, cpu in (("merge", alone, alone_cpu), ("merge and last check", whole, whole_cpu)):
+        print(
+            f"{name}: {took:.1f} s, {cpu:.1f} CPU s; {theirs / took:.2f} times as fast as xtuner, "
+            f"{their_cpu / cpu:.2f} by CPU; {took / floor:.2f} times the copy"
+        )
+    print(f"  peak resident {told['VmHWM'] / 1e9:.2f} GB (VmHWM), of the process of the last check {peak / 1e9:.2f} GB")
+    *_, same = child(__file__, "compare", base, place / "ours", place / "theirs")
+    print(
+        f"  equal to one rounding of each: {same['values']:,} weights, {same['different']:,} in the last bit; "
+        f"{told['tensors_changed']} of {told['tensors']} tensors changed",
+        flush=True,
+    )
+    for name in ("ours", "theirs"):
+        shutil.rmtree(str(place / name))
+
+
+def main(gigabytes=2, times=2, folder=None, device="cpu"):
+    place = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        print(f"making {layers_for(float(gigabytes))} of the 7B model's 32 layers in {place}", flush=True)
+        child(__file__, "make", place, gigabytes)
+        base, lora = (sum(p.stat().st_size for p in (place / n).iterdir()) for n in ("base", "adapter"))
+        print(f"base {base / 1e9:.2f} GB, adapter {lora / 1e9:.2f} GB, {len(os.sched_getaffinity(0))} cores")
+        for _ in range(int(times)):
+            round_of(place, device)
+    finally:
+        shutil.rmtree(str(place))
+
+
+if __name__ == "__main__":
+    inner = {"make": make, "ours": ours, "compare": compare, "copy": copy}
+    if sys.argv[1:2] and sys.argv[1] in inner:
+        inner[sys.argv[1]](*sys.argv[2:])
+    else:
+        main(*sys.argv[1:])
