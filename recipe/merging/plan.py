@@ -74,7 +74,7 @@ def base_tensors(place: Path) -> Dict[str, Stored]:
 
     Raises HostLacks, with names and numbers, for a missing, damaged or truncated file.
     """
-    model.check(place, str(place))
+    model.complete(place, str(place))
     found: Dict[str, Stored] = {}
     for path in model.weights(place):
         try:
