@@ -40,7 +40,7 @@ RUN env=$(docker/host env) \
     && docker/host check \
     && docker/host manifest /opt/recipe \
     && find /opt/recipe -name __pycache__ -prune -exec rm -rf {} + \
-    && rm -rf /opt/recipe/sbom-* "$env.log" "$env.lock" \
+    && rm -rf /opt/recipe/sbom-* /opt/recipe/tools "$env.log" "$env.lock" \
     && find /opt/recipe -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 # Where the recipe sits: its own user, though any other will do, and folders that everybody may write. OpenCV, which
@@ -50,7 +50,9 @@ ARG SOURCE_DATE_EPOCH=0
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache /var/log/*.log /var/log/apt
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache /var/log/*.log /var/log/apt \
+    && mkdir /opt/recipe \
+    && dpkg-query --show >/opt/recipe/debian.txt
 RUN groupadd --gid 1000 recipe \
     && useradd --uid 1000 --gid recipe --home-dir /opt/internlm2-recipe/.cache --no-create-home --shell /bin/bash recipe \
     && install -d -m 1777 /opt/internlm2-recipe/data /opt/internlm2-recipe/models /opt/internlm2-recipe/output \
@@ -59,6 +61,9 @@ RUN groupadd --gid 1000 recipe \
     && sed -i "s/^\(recipe:[^:]*\):[0-9]*:/\1:$((SOURCE_DATE_EPOCH / 86400)):/" /etc/shadow \
     && find /opt -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 COPY --from=tools /opt/recipe/tools /opt/recipe/tools
+# For logins that do not get the variables below: an instance's ssh.
+RUN printf 'PATH=/opt/recipe/tools/bin:%s\nRECIPE_ENV=/opt/recipe/env\n' "$PATH" >/etc/environment \
+    && sed 's/^/export /' /etc/environment >/etc/profile.d/recipe.sh
 ENV PATH=/opt/recipe/tools/bin:$PATH \
     HOME=/opt/internlm2-recipe/.cache \
     LANG=C.UTF-8 \
@@ -69,11 +74,13 @@ CMD ["just"]
 
 FROM seat AS bare
 COPY . .
+RUN chmod 1777 . data
 USER 1000:1000
 
 FROM seat AS final
 COPY --from=environment /opt/recipe /opt/recipe
 COPY . .
+RUN chmod 1777 . data
 USER 1000:1000
 
 # nvcc of Debian's nvidia-cuda-toolkit 11.8 with the compiler that it wants (nvcc -ccbin cuda-g++). Its libcuda is not

@@ -202,9 +202,71 @@ def test_files_that_are_named_are_seen_wherever_they_lie(bare, clone, tmp_path):
     assert run([clone / "docker/run", "data", recipe], env=bare).returncode == 0
     (clone / "data/link.csv").symlink_to(plain)
     assert run([clone / "docker/run", "data", "demo", "data.files=data/link.csv"], env=bare).returncode == 0
+    relative = os.path.relpath(str(plain), str(clone))
+    assert run([clone / "docker/run", "data", "demo", f"data.files={relative}"], env=bare).returncode == 0
+    assert run([clone / "docker/run", "data", f"--recipe={recipe}"], env=bare).returncode == 0
     gone = run([clone / "docker/run", "data", "demo", f"data.files={tmp_path}/none.csv"], env=bare)
     assert gone.returncode == 2
     assert "no workbook" in gone.stderr
+
+
+def test_what_is_written_may_lie_behind_links(bare, clone, tmp_path):
+    """--output, --png (twice: the file is there then) and the private folder."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    env = {**bare, "RECIPE_CACHE": str(tmp_path / "link" / "cache")}
+    for _ in range(2):
+        words = ["plan", "demo", "--output", tmp_path / "link/out", "--png", tmp_path / "link/out/curve.png"]
+        done = run([clone / "docker/run", *words], env=env)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "disk/out/curve.png").stat().st_size
+    refused = run([clone / "docker/run", "plan", "demo", "--png", "curve.png"], env=bare)
+    assert refused.returncode == 3
+    assert "output/" in refused.stderr
+
+
+def test_a_model_of_links_is_seen(bare, clone, tmp_path):
+    """As Hugging Face's cache holds one: a folder of links to files elsewhere."""
+    made = json.loads(
+        ok([clone / "docker/run", "model", "demo"], env=bare) and (clone / "output/demo/run.json").read_text()
+    )
+    real = clone / made["stages"]["model"]["figures"]["folder"]
+    snapshot, blobs = tmp_path / "snapshots/abc", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in (file for file in real.iterdir() if file.is_file()):
+        shutil.copy(str(file), str(blobs / file.name))
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    done = run([clone / "docker/run", "model", "demo", f"model.path={snapshot}"], env=bare)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_engine_that_does_not_answer(clone, tmp_path):
+    stub = tmp_path / "docker"
+    stub.write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon' >&2; exit 1\n")
+    stub.chmod(0o755)
+    env = {"RUNTIME": "docker", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "RECIPE_CACHE": ""}
+    done = run([clone / "docker/run", "data", "demo"], env=env)
+    assert done.returncode == 3
+    assert "docker does not answer" in done.stderr
+    wrong = run([clone / "docker/run", "data", "demo"], env={**env, "GPUS": "0"})
+    assert wrong.returncode == 3
+    assert "GPUS=0 is not known" in wrong.stderr
+
+
+def test_packages_that_do_not_fit_are_told(tmp_path):
+    """What the image's build asks: all that overrides.txt does not name must fit."""
+    stub = tmp_path / "uv"
+    told = "Checked 231 packages\nThe package `{}` requires `{}`, but `1.0` is installed"
+    stub.write_text('#!/bin/sh\n[ -z "$TOLD" ] || echo "$TOLD" >&2\nexit 1\n')
+    stub.chmod(0o755)
+    for said, code in [
+        (told.format("modelscope", "datasets>=2.8.0,<=2.13.0"), 0),
+        (told.format("pandas", "numpy>=9"), 1),
+        ("", 3),
+    ]:
+        done = run([ROOT / "docker/host", "check"], env={"UV": str(stub), "TOLD": said})
+        assert done.returncode == code, (said, done.stderr)
 
 
 def test_a_model_folder_behind_a_link_is_found(bare, clone, tmp_path):
@@ -399,5 +461,5 @@ def test_the_dockerfile_agrees_with_the_locks_and_the_readme():
     assert "# syntax" not in DOCKERFILE
     assert "<<" not in DOCKERFILE  # want a registry, or newer engines
     for script in (ROOT / "docker").iterdir():
-        if script.is_file() and script.read_bytes()[:2] == b"#!" and script.name != "container":
+        if script.is_file() and script.read_bytes()[:2] == b"#!" and script.name not in ("container", "places"):
             assert script.stat().st_mode & stat.S_IXUSR, script
