@@ -90,22 +90,37 @@ def dockerd(standin, tmp_path_factory):
     words = ["dockerd", "--data-root", place / "data", "--exec-root", place / "exec", "--pidfile", place / "pid",
              "-H", f"unix://{socket}"]  # fmt: skip
     environment = {**os.environ, "PATH": f"{hook.parent}{os.pathsep}{os.environ['PATH']}"}
-    with (place / "log").open("w") as log:
-        daemon = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log, env=environment)
     # Debian's client first: it is of the daemon's age, and needs no buildx for BuildKit.
     path = os.pathsep.join(["/usr/bin", os.environ["PATH"]])
     variables = {"RUNTIME": "docker", "DOCKER_HOST": f"unix://{socket}", "PATH": path}
-    try:
+    running = []
+
+    def start():
+        with (place / "log").open("a") as log:
+            running.append(subprocess.Popen(list(map(str, words)), stdout=log, stderr=log, env=environment))
         deadline = time.time() + 60
         while run(["docker", "info"], env=variables).returncode:
-            assert daemon.poll() is None, (place / "log").read_text()[-2000:]
+            assert running[-1].poll() is None, (place / "log").read_text()[-2000:]
             assert time.time() < deadline, (place / "log").read_text()[-2000:]
             time.sleep(0.5)
+
+    def stop():
+        running[-1].terminate()
+        running.pop().wait(60)
+
+    def with_hook():  # the daemon looks for it when it starts
+        hook.write_text("#!/bin/sh\ncat >/dev/null\n")
+        hook.chmod(0o755)
+        stop()
+        start()
+
+    try:
+        start()
         ok(["docker", "import", "--change", CERTIFICATES, standin, "localhost/standin:1"], env=variables)
-        yield variables, hook
+        yield variables, with_hook
     finally:
-        daemon.terminate()
-        daemon.wait(60)
+        if running:
+            stop()
 
 
 def built(variables, target="bare", **more):
@@ -331,14 +346,13 @@ def test_podmans_gpu_comes_by_cdi(bare, clone, tmp_path):
 
 
 def test_docker_runs_the_same(dockerd, clone):
-    """As another user, with `--gpus all` through a stub of NVIDIA's hook, and what docker says without it."""
-    variables, hook = dockerd
+    """With `--gpus all` through a stub of NVIDIA's hook, and what docker says without it."""
+    variables, with_hook = dockerd
     env = built(variables)
     lacking = run([clone / "docker/run", "data", "demo"], env={**env, "GPUS": "all"})
     assert lacking.returncode == 125
     assert "could not select device driver" in lacking.stderr
-    hook.write_text("#!/bin/sh\ncat >/dev/null\n")
-    hook.chmod(0o755)
+    with_hook()
     done = run([clone / "docker/run", "data", "demo", "--output", "output/docker"], env={**env, "GPUS": "all"})
     assert done.returncode == 0, done.stderr
     said = ok([clone / "docker/run", "shell"], env=env, input=f"cd '{clone}'\n{PROBE}")
