@@ -172,10 +172,11 @@ def test_ci_calls_the_readmes_test_command():
     assert "./justw test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "./justw test" in (ROOT / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / ".github/workflows").glob("*.yml"):
-        steps = re.findall(r"(?m)^\s+(?:- )?run: (.*)$", path.read_text(encoding="utf-8"))
-        assert steps
-        for step in steps:
-            assert re.match(r"\./justw [a-z]+", step), (path.name, step)
+        lines = re.findall(r"(?m)^(?:\s+(?:- )?run: |          )([^|\s].*)$", path.read_text(encoding="utf-8"))
+        assert any(line.startswith("./justw ") for line in lines)
+        for line in lines:  # what the recipes cannot do: make room, log in, hand on a digest
+            words = r"\./justw [a-z]+|digest=\$\(\./justw |sudo rm |printf .* docker login |echo |[\w-]+: "
+            assert re.match(words, line), (path.name, line)
 
 
 def test_python_sources_parse_on_every_supported_version():
