@@ -80,7 +80,7 @@ def go(
     verify: bool, tokenizer: bool, yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import export, merge, model, pipeline, reproduce
+    from . import merge, model, pipeline, reproduce
     from .chat import talk
     from .stages import Run
 
@@ -112,6 +112,8 @@ def go(
         raise InputWrong(f"--dry-run goes with merge, not with {stage}.")
     if stage == "export":
         # Of the model that is there, as it was made; only export's own settings can be given now.
+        from . import export
+
         foreign = [word for word in overrides if not word.startswith("export.")]
         if foreign:
             raise InputWrong(f"{foreign[0]}: the model is trained and merged; export takes only export.… settings.")

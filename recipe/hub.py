@@ -11,11 +11,8 @@ import errno
 import hashlib
 import logging
 import os
-import ssl
 import threading
 from datetime import datetime, timezone
-from multiprocessing import TimeoutError as NotYet
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 from urllib.parse import quote
@@ -178,6 +175,9 @@ def fetch(
     if model.source == "modelscope":
         _api()
     stop = threading.Event()
+    from multiprocessing import TimeoutError as NotYet
+    from multiprocessing.pool import ThreadPool  # here: who fetches nothing need not wait for these
+
     with told(model), ThreadPool(PARALLEL) as pool:
         jobs = pool.imap_unordered(lambda name: _fetch(model, name, files[name], place, stop), names)
         try:
@@ -248,6 +248,8 @@ def _passes(error: Exception) -> bool:
 
 
 def _refuses_certificate(error: Exception) -> bool:
+    import ssl
+
     return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
 
 
