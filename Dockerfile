@@ -88,7 +88,8 @@ USER 1000:1000
 FROM final AS devel
 USER 0
 # hadolint ignore=DL3008
-RUN sed -i 's/^Components: main$/Components: main contrib non-free/' /etc/apt/sources.list.d/debian.sources \
+RUN find /etc/apt -name '*.sources' -exec sed -i 's/^Components: main$/& contrib non-free/' {} + \
+    && find /etc/apt -name '*.list' -exec sed -i 's/ main$/& contrib non-free/' {} + \
     && apt-get update \
     && apt-get install -y --no-install-recommends g++ git make ninja-build nvidia-cuda-toolkit nvidia-cuda-toolkit-gcc \
     && rm -rf /var/lib/apt/lists/* \
