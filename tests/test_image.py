@@ -294,29 +294,43 @@ def test_a_model_folder_behind_a_link_is_found(bare, clone, tmp_path):
     (clone / "models").unlink()
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_leaves_no_container(bare, clone, sign):
-    words = [clone / "docker/run", "train", "demo", "train.seed=5", "--output", f"output/{sign.name}"]
+@pytest.mark.parametrize(
+    ("engine", "sign", "whom"),
+    [
+        ("podman", signal.SIGINT, os.killpg),  # as a terminal does
+        ("podman", signal.SIGTERM, os.kill),  # as a supervisor does: docker/run alone
+        ("docker", signal.SIGINT, os.killpg),
+        ("docker", signal.SIGTERM, os.kill),
+    ],
+)
+def test_a_signal_ends_it_and_leaves_no_container(engine, sign, whom, clone, request):
+    if engine == "podman":
+        env = request.getfixturevalue("bare")
+    else:
+        env = built(request.getfixturevalue("dockerd")[0])
+    place = f"output/{engine}-{sign.name}"
+    words = [clone / "docker/run", "train", "demo", "train.seed=5", "--output", place]
     with (clone / "told").open("w") as told:
         child = subprocess.Popen(
-            list(map(str, words)), env={**os.environ, **bare}, stdout=told, stderr=told, start_new_session=True,
-            stdin=subprocess.DEVNULL,
+            list(map(str, words)), env={**os.environ, **env}, stdout=told, stderr=told, start_new_session=True,
+            stdin=subprocess.DEVNULL, cwd=str(clone),
         )  # fmt: skip
     try:
-        deadline = time.time() + 120
+        deadline = time.time() + 180
         while "training 90/" not in (clone / "told").read_text():
             assert child.poll() is None, (clone / "told").read_text()
             assert time.time() < deadline, (clone / "told").read_text()
             time.sleep(0.5)
-        os.killpg(child.pid, sign)  # as a terminal does
+        whom(child.pid, sign)
         code = child.wait(60)
     finally:
-        child.poll() is None and os.killpg(child.pid, signal.SIGKILL)
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
     assert code != 0
-    deadline = time.time() + 20
-    while ok(["podman", "ps", "--all", "--quiet"], env=bare).strip() and time.time() < deadline:
+    deadline = time.time() + 30
+    while ok([engine, "ps", "--all", "--quiet"], env=env).strip() and time.time() < deadline:
         time.sleep(0.5)
-    assert not ok(["podman", "ps", "--all", "--quiet"], env=bare).strip()
+    assert not ok([engine, "ps", "--all", "--quiet"], env=env).strip()
     assert "Traceback" not in (clone / "told").read_text()
 
 
