@@ -93,8 +93,19 @@ NO_PROGRAM = 'exec: "nvidia-smi": executable file not found in $PATH: unknown.'
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.126"
 
 
+def _images_and_run(images, run):
+    """The end of both engines' stubs; `run`: what `docker run` says, and its code."""
+    return f"""    image) printf '%s\\n' {images!r} ;;
+    run) cat <<'SAID'
+{run[0]}
+SAID
+        exit {run[1]} ;;
+esac
+"""
+
+
 def docker(version="24.0.7", runtimes='{"runc":{"path":"runc"}}', images="", run=("", 0), system="Ubuntu 22.04.5 LTS"):
-    """docker with a daemon; `run`: what `docker run` says, and its code."""
+    """docker with a daemon."""
     return f"""#!/bin/sh
 case $1 in
     --version) echo "Docker version {version}, build afdd53b" ;;
@@ -104,13 +115,7 @@ case $1 in
             '"Runtimes": {runtimes}}}' ;;
         esac ;;
     context) echo unix:///var/run/docker.sock ;;
-    image) printf '%s\\n' {images!r} ;;
-    run) cat <<'SAID'
-{run[0]}
-SAID
-        exit {run[1]} ;;
-esac
-"""
+{_images_and_run(images, run)}"""
 
 
 def podman(version="4.3.1", rootless="true", images="", run=("", 0)):
@@ -119,13 +124,7 @@ case $1 in
     --version) echo "podman version {version}" ;;
     info) case $3 in *'|'*) echo '{version}|/home/tester/.local/share/containers/storage|{rootless}' ;;
         *) echo {version} ;; esac ;;
-    image) printf '%s\\n' {images!r} ;;
-    run) cat <<'SAID'
-{run[0]}
-SAID
-        exit {run[1]} ;;
-esac
-"""
+{_images_and_run(images, run)}"""
 
 
 class Machine:
@@ -851,3 +850,18 @@ def test_it_is_quick(machine, measured):
     assert (done.returncode, done.stderr) == (0, "")
     after = os.times()
     assert after.children_user + after.children_system - spent.children_user - spent.children_system < 1
+
+
+def test_what_is_fetched_already_is_looked_for_where_it_gathers(monkeypatch, tmp_path):
+    """By the doctor as by the model stage, for both hubs: what is there is not reckoned again."""
+    from recipe import model, settings
+    from recipe.stages import Run
+
+    monkeypatch.syspath_prepend(str(ROOT / "docker" / "diagnosis"))
+    import needs
+
+    _, coach = settings.load("coach")
+    for source in ("modelscope", "huggingface"):
+        recipe = settings.replace(coach, "model.source", source)
+        found = needs.Need("coach", recipe.model_dump(), "train", "output").partly
+        assert found == model._staging(Run("coach", recipe, ROOT, ROOT / "output"))

@@ -102,7 +102,7 @@ class Need:
         self.folder = ROOT / output / name
         self.model = ROOT / given if given else ROOT / "models" / identity
         self.fetched = not given and not self.tiny
-        self.partly = ROOT / "models" / ".download" / identity
+        self.partly = ROOT / "models" / ".download" / get("model", "source", "modelscope") / identity
 
     def trained(self):
         """Whether training of this recipe came to its end here once: then a GPU may not be needed again."""
