@@ -33,7 +33,6 @@ import click  # noqa: E402
 
 from . import settings  # noqa: E402
 from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError, RunFailed  # noqa: E402
-from .export import TARGETS  # noqa: E402
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "chat",
@@ -50,6 +49,8 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     names = [word for word in words if word not in overrides]
     target = None
     if stage == "export":
+        from .export import TARGETS
+
         target = next((word for word in names if word in TARGETS), None)
         if target is None:
             wrong = f"{' '.join(names)}: no such target. " if names else ""

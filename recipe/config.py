@@ -114,7 +114,7 @@ def reads(run: Run) -> Dict[str, Any]:
 
     return {
         "settings": run.settings.model_dump(
-            exclude={"data": {"files", "skip_blank"}, "adapter": True, "merge": True, "plan": True}
+            exclude={"data": {"files", "skip_blank"}, "adapter": True, "merge": True, "export": True, "plan": True}
         ),
         "dtype": dtype(run.settings),
         "plan": run.plan,

@@ -1,6 +1,6 @@
 """What a run will cost: time, GPU memory, disk, money. Scaled from measurements (measured.toml), never guessed.
 
-docker/doctor.py reads it too, where nothing is installed yet: what is not of the standard library is imported late.
+docker/diagnosis reads it too, where nothing is installed yet: what is not of the standard library is imported late.
 """
 
 from pathlib import Path

@@ -216,7 +216,6 @@ def lmdeploy(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
         **{**pieces, "eoh": eoh, "assistant": after[len(eoh) :], "eoa": end},
     )
     _write_json(place / "chat_template.json", described)
-    template = _shown(run, "lmdeploy", "chat_template.json")
     folder, template = _quoted(run, merged.place), _shown(run, "lmdeploy", "chat_template.json")
     return {
         "commands": [

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +25,7 @@ from .settings import Model
 from .stages import Run, digest, key_of, write_text
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "workplace.xlsx"
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 RECORD = Path(".recipe") / "fetched.json"
 HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")  # weights, by any name
 COMMIT = 7  # characters of a commit that tell it
@@ -152,20 +153,25 @@ def complete(place: Path, shown: str) -> None:
         raise HostLacks(f"The base model is not here: there is no {shown}. Fetch it first: just model.")
     if not (place / "config.json").is_file():
         raise HostLacks(f"{shown} holds no config.json: it is not a model folder.")
-    names = set()
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (place / index).is_file():
-            try:
-                names = set(json.loads((place / index).read_text(encoding="utf-8"))["weight_map"].values())
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise HostLacks(f"{shown}/{index} is damaged. Remove it and fetch it again: just model.")
-            break
-    else:
-        names = {p.name for p in weights(place)}
+    listed, told = index(place, shown)
+    names = set(told.values()) if listed else {p.name for p in weights(place)}
     missing = sorted(name for name in names if not (place / name).is_file() or not (place / name).stat().st_size)
     if missing or not names:
         what = ", ".join(missing) or "any weights (*.safetensors, pytorch_model*.bin)"
         raise HostLacks(f"{shown} lacks {what}. Remove what is left of it and fetch it again: just model.")
+
+
+def index(place: Path, shown: str) -> Tuple[str, Dict[str, str]]:
+    """(name, {weight: file}) of a model folder's index; ("", {}) if it has none. Raises HostLacks if it is damaged."""
+    for name in INDEXES:
+        if (place / name).is_file():
+            try:
+                told = dict(json.loads((place / name).read_text(encoding="utf-8"))["weight_map"])
+                set(told.values())  # names, or it raises
+                return name, told
+            except (ValueError, KeyError, TypeError):
+                raise HostLacks(f"{shown}/{name} is damaged. Remove it and fetch it again: just model.")
+    return "", {}
 
 
 def weights(place: Path) -> Iterable[Path]:
@@ -308,7 +314,7 @@ def _pinned(run: Run, place: Path) -> Dict[str, Any]:
             record["files"] = {
                 name: file
                 for name, file in record["files"].items()
-                if not name.endswith(HEAVY[1:]) and name != "pytorch_model.bin.index.json"
+                if not name.endswith(HEAVY[1:]) and name != INDEXES[1]
             }
         shutil.rmtree(str(place / RECORD.parent), ignore_errors=True)  # parts of another revision
         for path in place.rglob("*"):

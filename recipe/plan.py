@@ -144,7 +144,13 @@ def reads(run: Run) -> Dict[str, Any]:
         tokenizer = model.fetch_tokenizer(run)  # the same file, so that the plan still holds when the model is there
     return {
         "settings": run.settings.model_dump(
-            exclude={"data": {"files", "sheet", "columns", "skip_blank", "dedupe"}, "merge": True, "lora": True}
+            exclude={
+                "data": {"files", "sheet", "columns", "skip_blank", "dedupe"},
+                "lora": True,
+                "adapter": True,
+                "merge": True,
+                "export": True,
+            }
         ),
         "dataset": run.dataset,
         "tokenizer": model.folder(run).name if tiny else tokenizer,

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
-from . import model
+from . import model, tensor_files
 from .errors import InputWrong
 
 TYPES = ("f16", "f32", "bf16", "q8_0")
@@ -65,33 +65,16 @@ def split(weight: Any, heads: int, kv_heads: int) -> Tuple[Any, Any, Any]:
     return paired(query, heads), paired(key, kv_heads), value
 
 
-def shapes(place: Path) -> Iterator[Tuple[str, Tuple[int, ...]]]:
-    """(name, shape) of every weight, in the order in which `tensors` gives them; safetensors are not read for it."""
-    import torch
-    from safetensors import safe_open
-
+def weights(place: Path) -> Iterator[Tuple[str, tensor_files.Stored]]:
+    """(name, where it lies) of every weight of a model folder."""
     for path in model.weights(place):
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as shard:
-                for name in sorted(shard.keys()):
-                    yield name, tuple(shard.get_slice(name).get_shape())
-        else:
-            for name, tensor in sorted(torch.load(str(path), map_location="cpu").items()):
-                yield name, tuple(tensor.shape)
+        yield from sorted(tensor_files.tensors(path).items())
 
 
 def tensors(place: Path) -> Iterator[Tuple[str, Any]]:
-    """(name, tensor) of every weight; one tensor in memory, of .bin files one file."""
-    import torch
-    from safetensors import safe_open
-
-    for path in model.weights(place):
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as shard:
-                for name in sorted(shard.keys()):
-                    yield name, shard.get_tensor(name)
-        else:
-            yield from sorted(torch.load(str(path), map_location="cpu").items())
+    """(name, tensor) of every weight; one tensor in memory."""
+    for name, stored in weights(place):
+        yield name, stored.read()
 
 
 def vocabulary(place: Path, size: int) -> Tuple[List[bytes], List[float], List[int], bool]:
@@ -226,7 +209,8 @@ def write(place: Path, path: Path, kind: str, name: str, stop: str, chat_templat
         return wanted if len(shape) > 1 and shape[-1] % block == 0 else gguf.GGMLQuantizationType.F32
 
     count = 0
-    for weight, shape in shapes(place):
+    for weight, source in weights(place):
+        shape = source.shape
         targets = names(weight)
         lines = [shape[0]] if len(targets) == 1 else [heads * dim, kv_heads * dim, kv_heads * dim]
         if sum(lines) != shape[0]:

@@ -56,7 +56,7 @@ class Plan(NamedTuple):
 
     @property
     def index(self) -> str:
-        return "model.safetensors.index.json" if self.safe else "pytorch_model.bin.index.json"
+        return model.INDEXES[0 if self.safe else 1]
 
     @property
     def nbytes(self) -> int:
@@ -65,8 +65,7 @@ class Plan(NamedTuple):
 
 def is_weight(name: str) -> bool:
     """Whether a file of a model folder holds weights, in whatever form, or is their index."""
-    heavy = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ckpt", ".index.json")
-    return name.endswith(heavy)
+    return name.endswith((*model.HEAVY, ".ckpt", ".index.json"))
 
 
 def base_tensors(place: Path) -> Dict[str, Stored]:
@@ -82,18 +81,13 @@ def base_tensors(place: Path) -> Dict[str, Stored]:
         except tensor_files.Damaged as error:
             raise HostLacks(f"{error}. Fetch the base model again: remove the folder, then just model.")
         found.update(sorted(stored.items(), key=lambda item: item[1].offset))
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (place / index).is_file():
-            told = json.loads((place / index).read_text(encoding="utf-8"))["weight_map"]
-            lost = sorted(name for name, file in told.items() if name not in found or found[name].path.name != file)
-            if lost:
-                file = told[lost[0]]
-                raise HostLacks(
-                    f"{place / index} names {len(lost)} weights that {file} does not hold: "
-                    f"{tensor_files.listing(lost)}. "
-                    f"Fetch the base model again: remove the folder, then just model."
-                )
-            break
+    index, told = model.index(place, str(place))
+    lost = sorted(name for name, file in told.items() if name not in found or found[name].path.name != file)
+    if lost:
+        raise HostLacks(
+            f"{place / index} names {len(lost)} weights that {told[lost[0]]} does not hold: "
+            f"{tensor_files.listing(lost)}. Fetch the base model again: remove the folder, then just model."
+        )
     return found
 
 
