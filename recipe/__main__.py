@@ -32,7 +32,7 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "FALSE")
 import click  # noqa: E402
 
 from . import settings  # noqa: E402
-from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError, RunFailed  # noqa: E402
+from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError, RunFailed, Stopped  # noqa: E402
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "chat",
@@ -205,7 +205,7 @@ def main(
     try:
         go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer, yes, dry_run)
     except RecipeError as error:
-        click.secho(str(error), fg=None if isinstance(error, NotFetched) else "red", err=True)
+        click.secho(str(error), fg=None if isinstance(error, (NotFetched, Stopped)) else "red", err=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
         goes_on = {

@@ -71,7 +71,13 @@ class Data(Table):
 
 
 class Train(Table):
-    """XTuner's own settings by their names, and what decides whether the run repeats and learns."""
+    """XTuner's own settings by their names, and what decides whether the run repeats and learns.
+
+    `deterministic`: the same seed gives the same adapter, byte for byte, also after an interruption; without it the
+    losses agree to some digits only, and a run that went on draws other dropout. `guard`: stop when loss or gradient
+    leaves the run, write checkpoints beside and rename them, save on SIGTERM. `timeout`: minutes without a word from
+    the trainer after which it counts as hung.
+    """
 
     method: Literal["qlora", "lora"] = "qlora"
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = "fp16"
@@ -86,6 +92,9 @@ class Train(Table):
     warmup_ratio: Optional[Annotated[float, Field(ge=0, lt=1)]] = None
     map_num_proc: Optional[Annotated[int, Field(ge=1, le=256)]] = None
     seed: Optional[Annotated[int, Field(ge=0, lt=2**32)]] = None
+    deterministic: bool = True
+    guard: bool = True
+    timeout: Annotated[float, Field(gt=0, le=1440)] = 30.0
     deepspeed: str = ""
     evaluation_freq: Optional[Interval] = None
     evaluation_inputs: Optional[Annotated[List[str], Field(min_length=1)]] = None
