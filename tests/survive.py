@@ -1,8 +1,8 @@
 """Interrupted and resumed training against the uninterrupted one, byte for byte: just survive [kills] [seed] [words …]
 
 Trains the demo once (2 epochs of 36 iterations) without a break, then once more and ends it by SIGKILL at `kills`
-random moments (20), every fourth while a checkpoint is being written, one in five by SIGTERM, and types the same command
-again after each. The two adapters must have the same sha256. Further words are overrides, such as
+random moments (20), every fourth while a checkpoint is being written, every fifth by SIGTERM, and types the same
+command again after each. The two adapters must have the same sha256. Further words are overrides, such as
 train.deepspeed=deepspeed_zero2 (on a machine without a GPU with PYTHONPATH=tests/no_gpu and --force).
 """
 
@@ -49,7 +49,7 @@ def interrupt(output: Path, words: Sequence[str], draw: random.Random, moment: s
     until = time.time() + 300
     while max(iterations(output), default=0) <= before and child.poll() is None and time.time() < until:
         time.sleep(0.005)
-    time.sleep(draw.random() * 0.3)
+    time.sleep(draw.random() * 3)
     while moment == "writing" and child.poll() is None and not list(output.glob("demo/checkpoints/*/.iter_*.part")):
         pass
     child.send_signal(signal.SIGTERM if moment == "SIGTERM" else signal.SIGKILL)
