@@ -149,7 +149,7 @@ class Checkpoint(CheckpointHook):
 class Guard(Hook):
     """Stops within one iteration when loss or gradient is no number, or has left the run."""
 
-    priority = 80  # after the iteration is logged, before a checkpoint is made of it
+    priority = "HIGH"  # before evaluation, which fails on weights that are no numbers, and before a checkpoint is made
 
     def __init__(self) -> None:
         self.losses: List[float] = []

@@ -281,6 +281,8 @@ def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterat
         try:
             line = lines.get(timeout=0.5)
         except queue.Empty:
+            if child.poll() is not None:
+                return  # what it started may still hold the pipe
             if asked and time.time() - asked[0] > SAVING:
                 child.kill()
             if time.time() - heard > patience:
