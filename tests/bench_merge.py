@@ -128,7 +128,7 @@ def ours(base, adapter, out, device, checks):
     from recipe import merge
 
     if checks == "no":
-        merge.trial = lambda: contextlib.nullcontext(lambda *_: {})
+        merge.trial = lambda _: contextlib.nullcontext(lambda *_: {})
     began = time.monotonic()
     plan = merge.make_plan(Path(base), [(Path(adapter), 1.0)], merge.size("2GB"))
     figures = merge.merge(plan, Path(out), stop_words=["<|im_end|>"], device=device)
