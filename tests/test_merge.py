@@ -454,6 +454,15 @@ def test_an_interrupted_merge_goes_on_from_its_finished_shards(base, adapter, me
     assert not part.exists()
 
 
+def test_shards_written_at_once_are_the_same(base, adapter, merged, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert join(base, [adapter], tmp_path / "out")["kinds"] == merged[1]["kinds"]
+    ours, theirs = (
+        {p.name: p.read_bytes() for p in place.glob("*.safetensors")} for place in (tmp_path / "out", merged[0])
+    )
+    assert ours == theirs
+
+
 def test_an_error_in_any_thread_is_the_one_that_is_told(base, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     interrupt(monkeypatch, 12, OSError(5, "Input/output error"))
