@@ -129,7 +129,7 @@ fuzz *args:
 bench *args:
     @docker/host exec python tests/bench.py "$@"
 
-# The merge's speed beside XTuner's and a plain copy: just bench-merge [GB, up to 15.5] [times] [folder] [cuda]
+# The merge's speed beside XTuner's and a plain copy: just bench-merge [GB, up to 15.5] [times] [folder] [cpu,cuda]
 [group('develop')]
 bench-merge *args:
     @docker/host exec python tests/bench_merge.py "$@"
