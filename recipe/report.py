@@ -4,6 +4,8 @@ It reads what the stages left (run.json, plan.json, the trainer's logs, samples.
 so it works at every stage, also beside a training that is under way. Every figure is one of theirs.
 """
 
+import dataclasses
+import datetime
 import json
 import os
 import shlex
@@ -15,9 +17,9 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from . import curves, data_report, reproduce, settings, trainlog, webpage
+from . import curves, data_report, pipeline, reproduce, settings, trainlog, webpage
 from .errors import InputWrong, RecipeError
-from .stages import Run, digest, write_text
+from .stages import Run, Stage, digest, is_current, key_of, write_text
 
 LEARNED = 0.05  # a fall of the training loss below this share is hardly one
 CAUSES = ("peak-not-reached", "few-updates")  # of what the plan refuses, what leaves a model as it was
@@ -46,6 +48,7 @@ class Seen(NamedTuple):
     evaluation: Dict[str, Any]  # eval.json; {} if there is none
     samples: List[Dict[str, Any]]
     working: bool  # another command is at work in the folder
+    left_out: List[str]  # stages whose results are of other settings or data than what now stands before them
 
     def figures(self, stage: str) -> Dict[str, Any]:
         return self.run.figures(stage)
@@ -81,22 +84,63 @@ def find(word: str, root: Path, output: Path) -> Run:
 
 
 def see(run: Run, working: Optional[bool] = None) -> Seen:
-    """Read what the stages of `run` left. `working`: whether another command holds the folder (None: look)."""
+    """Read what the stages of `run` left. `working`: whether another command holds the folder (None: look).
+
+    Results that do not belong to the settings and data in the folder are left out of the run's manifest.
+    """
+    left_out = stale(run)
+    if left_out:
+        kept = {name: entry for name, entry in run.manifest["stages"].items() if name not in left_out}
+        run = dataclasses.replace(run, manifest={**run.manifest, "stages": kept})
     place = trainlog.place(run)
     steps = trainlog.steps(place) if place else {}
-    plan = _json(run.plan) or run.figures("plan")
     asked = run.settings.train.evaluation_inputs or [s["question"] for s in run.figures("chat").get("samples", [])]
-    plan = plan if isinstance(plan, dict) and plan.get("iterations") is not None else {}
+    plan = _plan(run)
     return Seen(
         run=run,
         plan=plan,
         steps=steps,
         log=trainlog.summary(steps),
         answers=trainlog.answers(place, asked, plan.get("evaluations", [])) if place else [],
-        evaluation=_evaluation(_json(run.folder / "eval.json")),
-        samples=_json(run.folder / "samples.json") or [],
+        evaluation=_evaluation(run),
+        samples=_samples(run),
         working=_is_held(run) if working is None else working,
+        left_out=left_out,
     )
+
+
+def _plan(run: Run) -> Dict[str, Any]:
+    """plan.json where it is the manifest's, else what the manifest holds of it; where that has none, a refused one."""
+    entry, found = run.manifest["stages"].get("plan"), _json(run.plan)
+    if entry:
+        return found if digest(run.plan) == entry["writes"].get("plan.json", {}).get("sha256") else entry["figures"]
+    return found if isinstance(found, dict) and _stops(run, found) else {}
+
+
+def _stops(run: Run, plan: Dict[str, Any]) -> bool:
+    """Whether a plan refuses the run for a fault that its recipe does not name as known."""
+    return any(one["fault"] not in run.settings.known_faults for one in plan.get("refusals", []))
+
+
+def stale(run: Run) -> List[str]:
+    """Stages of the manifest whose results are of another recipe or other data than the stage before them.
+
+    A stage that ended before the one before it did is looked at closely: by its key, as when it is asked to run.
+    """
+    entries = run.manifest["stages"]
+    chain = [stage for stage in pipeline.ORDER if isinstance(stage, Stage) and stage.name in entries]
+    chain = [stage for stage in chain if not stage.always]
+    for before, stage in zip(chain, chain[1:]):
+        if entries[stage.name]["finished"] >= entries[before.name]["finished"]:
+            continue
+        try:
+            current = is_current(run, stage, key_of(stage.reads(run)))
+        except (RecipeError, OSError, KeyError, ValueError):  # what it was made from is gone
+            current = False
+        if not current:
+            kept = [other.name for other in chain[: chain.index(stage)]]
+            return [name for name in entries if name not in [*kept, pipeline.MODEL.name]]
+    return []
 
 
 def _json(path: Path) -> Any:
@@ -107,9 +151,24 @@ def _json(path: Path) -> Any:
         return None
 
 
-def _evaluation(found: Any) -> Dict[str, Any]:
-    whole = isinstance(found, dict) and {"models", "difference", "verdict", "says"} <= set(found)
-    return found if whole and {"base", "tuned"} <= set(found["models"]) else {}
+def _evaluation(run: Run) -> Dict[str, Any]:
+    """eval.json, if it is whole and no older than the training; else {}."""
+    path = run.folder / "eval.json"
+    found = _json(path)
+    if not isinstance(found, dict) or not {"models", "difference", "verdict", "says"} <= set(found):
+        return {}
+    trained = run.manifest["stages"].get("train")
+    if not trained or not {"base", "tuned"} <= set(found["models"]):
+        return {}
+    ended = datetime.datetime.strptime(trained["finished"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    return found if path.stat().st_mtime >= ended else {}
+
+
+def _samples(run: Run) -> List[Dict[str, Any]]:
+    """samples.json, of the merged model that is there; [] if there is none."""
+    found = _json(run.folder / "samples.json") if "chat" in run.manifest["stages"] else None
+    wanted = {"question", "base", "merged", "base_ended", "merged_ended"}
+    return [one for one in found or [] if wanted <= set(one)]
 
 
 def _is_held(run: Run) -> bool:
@@ -186,16 +245,20 @@ def verdict(seen: Seen) -> Verdict:
             f"{loss} {reasons}".strip(),
         )
     changed = f"{merged['share_changed']:.1%} of the weights changed. " if merged else ""
+    unseen = f"How it does on questions that it was not trained on was not measured: {_just('eval')} {run.name} does."
     if seen.evaluation:
         kind = {"better": "good", "worse": "bad"}.get(seen.evaluation["verdict"], "flat")
         word = {"good": "Better than before", "bad": "Worse than before"}.get(kind, "No difference from before")
-        return Verdict(kind, f"{word}: {seen.evaluation['says']}", f"{updates}. {changed}{loss}")
+        says = seen.evaluation["says"].replace(f"{seen.evaluation['verdict']}: ", "", 1)
+        if not is_tiny(run):
+            return Verdict(kind, f"{word}: {says}", f"{updates}. {changed}{loss}")
+        # A model of random weights learns by heart and nothing that holds: what was held out judges no recipe.
+        unseen = f"{word} on what was held out, which is right for a model of random weights: {says}."
     first, last = trained["loss_first"], trained["loss_last"]
     if not seen.log["finite"] and seen.steps:
         return Verdict("bad", f"Training failed to hold: its loss became {last}, no number, in {updates}.", changed)
     if first is None or last is None:
         return Verdict("open", f"Trained, {updates}; the trainer's log is gone, so its loss is not known.", changed)
-    unseen = f"How it does on questions that it was not trained on was not measured: {_just('eval')} {run.name} does."
     if 1 - last / first >= LEARNED:
         how = f"the training loss fell from {first:.3f} to {last:.3f} in {updates}"
         return Verdict("good", f"It learned what it was trained on: {how}.", f"{changed}{unseen}")
@@ -312,11 +375,13 @@ def subject(seen: Seen) -> Rows:
     return rows
 
 
+def is_tiny(run: Run) -> bool:
+    return run.settings.model.source == "tiny" and not run.settings.model.path
+
+
 def base_model(run: Run) -> str:
     model = run.settings.model
-    if model.path:
-        return model.path
-    return "a tiny InternLM2 of random weights" if model.source == "tiny" else model.id
+    return model.path or ("a tiny InternLM2 of random weights" if is_tiny(run) else model.id)
 
 
 def against(seen: Seen) -> List[Tuple[str, str, str, str]]:
@@ -367,7 +432,7 @@ def charts(seen: Seen) -> List[curves.Chart]:
     if not steps:
         return []
     every = seen.log["every"]
-    found = []
+    found: List[curves.Chart] = []
     for name, title in (("loss", "Training loss"), ("grad_norm", "Gradient norm")):
         # Gradients of several iterations make one norm: then the window counts updates, and cannot be undone.
         raw = trainlog.single(steps, name) if name == "loss" or plan.get("accumulative_counts") == 1 else {}
@@ -423,8 +488,9 @@ def measured(evaluation: Dict[str, Any]) -> List[Tuple[str, str, str]]:
         "rouge_l": ("ROUGE-L", ".2f"),
         "chrf": ("chrF", ".2f"),
         "repetition": ("answers that repeat themselves", ".1%"),
+        "copied": ("answers equal to one in training", ".1%"),
         "never_stops": ("answers that do not end", ".1%"),
-        "answer_length": ("length of an answer", ",.1f"),
+        "answer_length": ("length of an answer, characters", ",.1f"),
     }
 
     def figure(model: Dict[str, Any], name: str, form: str) -> str:
@@ -460,13 +526,8 @@ def provenance(seen: Seen) -> Rows:
         rows.append(("base model's weights", f"sha256 {adapter['base_sha256']} (over sizes and samples)"))
     if s.data.sha256:
         rows.append((Path(s.data.files[0]).name, f"sha256 {s.data.sha256}"))
-    for stage in ("data", "train", "adapter", "merge"):
-        for name, made in entries.get(stage, {}).get("writes", {}).items():
-            rows.append((name, f"sha256 {made['sha256']}"))
-    for path in (run.config, run.folder / "config.diff"):
-        made = entries.get("config", {}).get("writes", {}).get(path.name)
-        if made:
-            rows.append((path.name, f"sha256 {made['sha256']}"))
+    for entry in entries.values():
+        rows += [(name, f"sha256 {made['sha256']}") for name, made in entry["writes"].items()]
     seed = run.figures("train").get("seed", seen.plan.get("seed"))
     rows.append(("seed", f"{seed}" if seed is not None else "none yet"))
     for gpu in machine.get("gpus", []):
@@ -557,6 +618,7 @@ def write(run: Run, price: Optional[float] = None, working: Optional[bool] = Non
     Raises OSError where the folder cannot be written.
     """
     seen = see(run, working)
+    run = seen.run
     price = run.settings.plan.price_per_hour if price is None else price
     place = run.folder / "report"
     place.mkdir(exist_ok=True)
@@ -567,20 +629,21 @@ def write(run: Run, price: Optional[float] = None, working: Optional[bool] = Non
     values = {
         "name": run.name,
         "verdict": verdict(seen),
+        "left_out": seen.left_out,
         "tiles": tiles(seen),
         "subject": subject(seen),
         "against": against(seen),
         "refusals": seen.plan.get("refusals", []),
         "known": seen.run.settings.known_faults,
         "warnings": seen.plan.get("warnings", []),
-        "steps": seen.steps,
+        "no_norm": bool(seen.steps) and not any("grad_norm" in step for step in seen.steps.values()),
         "resumed": seen.figures("train").get("resumed_from"),
         "pictures": pictures,
         "evaluation": seen.evaluation,
         "measured": measured(seen.evaluation) if seen.evaluation else [],
         "samples": seen.samples,
         "answers": seen.answers,
-        "tiny": run.settings.model.source == "tiny" and not run.settings.model.path,
+        "tiny": is_tiny(run),
         "data": data,
         "data_left_out": data_left_out,
         "data_page": (run.folder / "data-report.html").is_file(),

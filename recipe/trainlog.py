@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import train
+from .errors import RecipeError
 from .reproduce import logged
 from .stages import Run
 
@@ -31,14 +32,19 @@ class Answers(NamedTuple):
 
 
 def place(run: Run) -> Optional[Path]:
-    """Where the training's checkpoints and logs lie: the finished training's, else of the one under way, else None."""
+    """Where the training's checkpoints and logs lie: the finished training's, else of one that was begun, else None."""
     done = run.figures("train").get("log")
     if done:
         # As the manifest names it, or below the folder, which may have been copied here from another machine.
         there = run.root / done
         return (there if there.exists() else run.checkpoints / Path(done).parent.name / "train.log").parent
-    found = sorted(run.checkpoints.glob("*/train.log"), key=lambda path: path.stat().st_mtime)
-    return found[-1].parent if found else None
+    if not (run.figures("config") and run.config.is_file() and run.plan.is_file()):
+        return None
+    try:
+        begun = train.folder(run)
+    except (RecipeError, OSError, KeyError, ValueError):
+        return None
+    return begun if (begun / "train.log").is_file() else None
 
 
 def steps(folder: Path) -> Dict[int, Step]:
