@@ -96,7 +96,7 @@ def _draw(chart: Chart, fonts: Sequence[str]) -> Picture:
         _room(axes, [v for line in chart.lines for v in line.values.values() if math.isfinite(v)])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("iteration", color=PALETTE["muted"])
-    axes.tick_params(colors=PALETTE["muted"], length=0)
+    axes.tick_params(which="both", colors=PALETTE["muted"], length=0)
     axes.grid(True, axis="y", color=PALETTE["line"], linewidth=0.8)
     axes.set_axisbelow(True)
     for name, spine in axes.spines.items():
@@ -114,7 +114,7 @@ def _draw(chart: Chart, fonts: Sequence[str]) -> Picture:
 
 
 def _plot(axes: Any, line: Line, among: Sequence[Line], fonts: Sequence[str]) -> None:
-    at = sorted(line.values)
+    at = thinned(line.values)
     label = line.label
     if not drawable(label, fonts):
         label = "AB"[[other.label for other in among].index(label) % 2]
@@ -126,6 +126,15 @@ def _plot(axes: Any, line: Line, among: Sequence[Line], fonts: Sequence[str]) ->
     if len(at) < 12 and line.style != "dashed":
         look.update(marker="o", markersize=3.5)
     axes.plot(at, [line.values[n] for n in at], color=PALETTE[line.colour], label=label, **look)
+
+
+def thinned(values: Dict[int, float], most: int = 1500) -> List[int]:
+    """Iterations that draw the same curve: of many, the lowest and the highest of each stretch."""
+    at = sorted(values)
+    if len(at) <= most:
+        return at
+    stretches = [at[len(at) * i // (most // 2) : len(at) * (i + 1) // (most // 2)] for i in range(most // 2)]
+    return sorted({pick(stretch, key=values.__getitem__) for stretch in stretches for pick in (min, max)})
 
 
 def _room(axes: Any, values: Sequence[float]) -> None:

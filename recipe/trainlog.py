@@ -35,9 +35,8 @@ def place(run: Run) -> Optional[Path]:
     """Where the training's checkpoints and logs lie: the finished training's, else of one that was begun, else None."""
     done = run.figures("train").get("log")
     if done:
-        # As the manifest names it, or below the folder, which may have been copied here from another machine.
-        there = run.root / done
-        return (there if there.exists() else run.checkpoints / Path(done).parent.name / "train.log").parent
+        # Below the run's own folder, which may have been copied here from another place than the manifest names.
+        return run.checkpoints / Path(done).parent.name
     if not (run.figures("config") and run.config.is_file() and run.plan.is_file()):
         return None
     try:

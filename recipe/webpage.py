@@ -33,7 +33,7 @@ def _zh(text: Any) -> str:
 def _cell(text: Any) -> str:
     """`text` as a cell of a Markdown table, which reads it as text alone."""
     flat = " ".join(clean(text).split())
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~$])", r"\\\1", flat.replace("&", "&amp;"))
+    return re.sub(r"([\\`*_{}\[\]<>#!|~$])", r"\\\1", flat.replace("&", "&amp;"))
 
 
 def _fence(text: Any) -> str:
