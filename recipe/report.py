@@ -12,13 +12,14 @@ import shlex
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from . import curves, data_report, pipeline, reproduce, settings, trainlog, webpage
 from .errors import InputWrong, RecipeError
+from .page import listed
 from .stages import Run, Stage, digest, is_current, key_of, write_text
 
 LEARNED = 0.05  # a fall of the training loss below this share is hardly one
@@ -409,17 +410,17 @@ def against(seen: Seen) -> List[Tuple[str, str, str, str]]:
         f"{round(plan['tokens_kept'] * epochs):,}",
         f"{round(plan['tokens_kept'] * done):,}",
     )
-    row("evaluations at", listed(plan["evaluations"]), listed([one.iteration for one in seen.answers]))
+    row(
+        "evaluations at",
+        listed(plan["evaluations"]),
+        listed([one.iteration for one in seen.answers]) or "not in the log",
+        bool(seen.answers),
+    )
     planned = f"{seconds(cost['seconds'])} on {cost['card']}" if cost.get("seconds") else "not reckoned"
     row("seconds of iterations", planned, seconds(log["seconds"]), False)
     planned = f"{cost['memory_mib']:,} MiB on {cost['card']}" if cost.get("memory_mib") else "not reckoned"
     row("GPU memory", planned, f"{log['memory_mib']:,.0f} MiB" if log["memory_mib"] else "no GPU", False)
     return rows
-
-
-def listed(numbers: Sequence[int], most: int = 8) -> str:
-    shown = ", ".join(map(str, numbers[:most])) or "none"
-    return f"{shown}, … ({len(numbers)} in all)" if len(numbers) > most else shown
 
 
 def charts(seen: Seen) -> List[curves.Chart]:
