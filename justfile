@@ -43,6 +43,24 @@ merge *args:
 chat *args:
     @docker/run chat "$@"
 
+# What happened, on one page: verdict, curves, answers, provenance; works at every stage: just report [recipe]
+[group('start')]
+[no-exit-message]
+report *args:
+    @docker/run report "$@"
+
+# Two runs on one page, with both curves and what differs: just compare RUN RUN
+[group('start')]
+[no-exit-message]
+compare *args:
+    @docker/run compare "$@"
+
+# What differs between two runs (recipe, data, versions, machine, result), as a table: just diff RUN RUN
+[group('start')]
+[no-exit-message]
+diff *args:
+    @docker/run diff "$@"
+
 # Hand the merged model over: just export lmdeploy|vllm|gguf|ollama|opencompass|vlmevalkit|upload [recipe]
 [group('start')]
 [no-exit-message]

@@ -243,6 +243,20 @@ def replace(recipe: Settings, dotted: str, value: Any) -> Settings:
     return Settings.model_validate(values)
 
 
+def price(overrides: Sequence[str]) -> Optional[float]:
+    """The price an hour that overrides name, None for none. Raises InputWrong for any other override."""
+    found = None
+    for override in overrides:
+        keys, value = _parse_override(override)
+        if keys != ("plan", "price_per_hour"):
+            raise InputWrong(f"{override}: the run is as it was made; a report takes plan.price_per_hour=… alone.")
+        try:
+            found = Plan.model_validate({keys[1]: value}).price_per_hour
+        except ValidationError as error:
+            raise InputWrong(f"override {override}: {error.errors()[0]['msg']} (found {value!r}).")
+    return found
+
+
 def _parse_override(override: str) -> Tuple[Tuple[str, ...], Any]:
     key, _, raw = override.partition("=")
     if not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*", key):
