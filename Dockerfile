@@ -59,7 +59,7 @@ RUN start=$(date +%s.%N) \
     && useradd --uid 1000 --gid recipe --home-dir /opt/internlm2-recipe/.cache --no-create-home --shell /bin/bash recipe \
     && install -d -m 1777 /opt/internlm2-recipe/data /opt/internlm2-recipe/models /opt/internlm2-recipe/output \
         /opt/internlm2-recipe/.cache \
-    && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+    && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid- \
     && sed -i "s/^\(recipe:[^:]*\):[0-9]*:/\1:$((SOURCE_DATE_EPOCH / 86400)):/" /etc/shadow \
     && printf 'PATH=/opt/recipe/tools/bin:%s\nRECIPE_ENV=/opt/recipe/env\n' "$PATH" >/etc/environment \
     && sed 's/^/export /' /etc/environment >/etc/profile.d/recipe.sh \
