@@ -31,7 +31,7 @@ ARG TORCH=cu118
 ARG UV_DEFAULT_INDEX
 ARG TORCH_INDEX
 ARG SOURCE_DATE_EPOCH=0
-COPY docker/host docker/*.lock docker/overrides.txt docker/
+COPY docker/host docker/flavour docker/*.lock docker/overrides.txt docker/
 ENV UV=/opt/recipe/tools/bin/uv UV_NO_CACHE=1 RECIPE_CACHE=/opt/recipe TORCH=$TORCH
 # torch, torchvision and all else by hash; then every package must have what it asks for, but for what overrides.txt
 # says. A file for who wants to know what is in the image, and one in a standard format for who has to.
@@ -44,26 +44,27 @@ RUN env=$(docker/host env) \
     && find /opt/recipe -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 # Where the recipe sits: its own user, though any other will do, and folders that everybody may write. OpenCV, which
-# mmengine wants, is linked against libGL and GLib.
+# mmengine wants, is linked against libGL and GLib. /etc/environment is for logins that do not get the variables below:
+# an instance's ssh. What was made or changed bears the commit's time, here as everywhere: builds can be compared.
 FROM base AS seat
 ARG SOURCE_DATE_EPOCH=0
 # hadolint ignore=DL3008
-RUN apt-get update \
+RUN start=$(date +%s.%N) \
+    && apt-get update \
     && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache /var/log/*.log /var/log/apt \
     && mkdir /opt/recipe \
-    && dpkg-query --show >/opt/recipe/debian.txt
-RUN groupadd --gid 1000 recipe \
+    && dpkg-query --show >/opt/recipe/debian.txt \
+    && groupadd --gid 1000 recipe \
     && useradd --uid 1000 --gid recipe --home-dir /opt/internlm2-recipe/.cache --no-create-home --shell /bin/bash recipe \
     && install -d -m 1777 /opt/internlm2-recipe/data /opt/internlm2-recipe/models /opt/internlm2-recipe/output \
         /opt/internlm2-recipe/.cache \
-    && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+    && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid- \
     && sed -i "s/^\(recipe:[^:]*\):[0-9]*:/\1:$((SOURCE_DATE_EPOCH / 86400)):/" /etc/shadow \
-    && find /opt -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    && printf 'PATH=/opt/recipe/tools/bin:%s\nRECIPE_ENV=/opt/recipe/env\n' "$PATH" >/etc/environment \
+    && sed 's/^/export /' /etc/environment >/etc/profile.d/recipe.sh \
+    && find /etc /opt /tmp /usr /var -xdev -newermt "@$start" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 COPY --from=tools /opt/recipe/tools /opt/recipe/tools
-# For logins that do not get the variables below: an instance's ssh.
-RUN printf 'PATH=/opt/recipe/tools/bin:%s\nRECIPE_ENV=/opt/recipe/env\n' "$PATH" >/etc/environment \
-    && sed 's/^/export /' /etc/environment >/etc/profile.d/recipe.sh
 ENV PATH=/opt/recipe/tools/bin:$PATH \
     HOME=/opt/internlm2-recipe/.cache \
     LANG=C.UTF-8 \
@@ -73,14 +74,18 @@ ENTRYPOINT ["dumb-init", "--"]
 CMD ["just"]
 
 FROM seat AS bare
+ARG SOURCE_DATE_EPOCH=0
 COPY . .
-RUN chmod 1777 . data
+RUN chmod 1777 . data \
+    && find /opt -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 USER 1000:1000
 
 FROM seat AS final
+ARG SOURCE_DATE_EPOCH=0
 COPY --from=environment /opt/recipe /opt/recipe
 COPY . .
-RUN chmod 1777 . data
+RUN chmod 1777 . data \
+    && find /opt -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 USER 1000:1000
 
 # nvcc of Debian's nvidia-cuda-toolkit 11.8 with the compiler that it wants (nvcc -ccbin cuda-g++). Its libcuda is not

@@ -1,6 +1,7 @@
 """The whole pipeline, as a new user runs it: what it must show."""
 
 import json
+import re
 import time
 
 import pytest
@@ -81,7 +82,10 @@ def test_the_rendered_config_is_an_ordinary_xtuner_config(demo):
 
     cfg = Config.fromfile(str(demo[1] / "config.py"))
     assert cfg.train_cfg.max_epochs == cfg.max_epochs
-    assert "recipe" not in (demo[1] / "config.py").read_text(encoding="utf-8").replace("recipe/", "")
+    text = (demo[1] / "config.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"\brecipe\.[\w.]+", text)) == {
+        f"recipe.hooks.{n}" for n in ("Checkpoint", "Repeat", "Guard")
+    }
 
 
 def test_one_question_and_a_pipe(demo):
