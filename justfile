@@ -152,6 +152,11 @@ bench *args:
 bench-merge *args:
     @docker/host exec python tests/bench_merge.py "$@"
 
+# Training killed at random moments and resumed, against an unbroken run, byte for byte: just survive [kills] [seed]
+[group('develop')]
+survive *args:
+    @docker/host exec python tests/survive.py "$@"
+
 # The adapter stage's time and memory on the 7B recipe's 157 million parameters
 [group('develop')]
 bench-adapter *args:
