@@ -2,12 +2,11 @@
 
 import re
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 from . import cost
-from .stages import Run, gpus
+from .stages import Run, gpus, nvidia_smi
 
 # The exception lines of a traceback, and our hooks' own.
 ERROR = re.compile(r"(?m)^(?:\[rank\d+\]: ?)?((?:[\w.]*(?:Error|Exception|Interrupt|Fault)\b).*)$")
@@ -86,14 +85,8 @@ def _smaller(batch: int, length: int, planned: Dict[str, Any]) -> List[Tuple[int
 
 def _others() -> int:
     """MiB of GPU memory that are held now: the trainer has ended, so they are others'."""
-    try:
-        told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=20,
-        ).stdout.split()  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return int(told[0]) if told and told[0].isdigit() else 0
+    rows = nvidia_smi("memory.used")
+    return int(rows[0][0]) if rows and rows[0][0].isdigit() else 0
 
 
 def _lost(found: Any, run: Run, planned: Dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 
+from .stages import remove
 from .train import NAME, SAVED
 
 # Seconds after SIGTERM within which the accumulation under way is finished; spot instances give 30.
@@ -118,7 +119,7 @@ class Checkpoint(CheckpointHook):
                 f"{folder}. {kept}"
             )
         if is_main_process():
-            _remove(part)
+            remove(part)
         barrier()
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
@@ -129,13 +130,13 @@ class Checkpoint(CheckpointHook):
                 backend_args=self.backend_args, **self.args,
             )  # fmt: skip
         except (OSError, RuntimeError) as error:  # torch.save tells a full disk by a RuntimeError
-            _remove(part)
+            remove(part)
             raise Fault(f"The checkpoint of iteration {step} could not be written to {folder}: {error}. {kept}")
         barrier()
         if not is_main_process():
             return
         self.size = _settle(part)
-        _remove(folder / name)  # one that was damaged: a whole one would not have been made again
+        remove(folder / name)  # one that was damaged: a whole one would not have been made again
         os.replace(str(part), str(folder / name))
         note = folder / "last_checkpoint"
         note.with_name(".last_checkpoint.part").write_text(self.last_ckpt, encoding="utf-8")
@@ -143,7 +144,7 @@ class Checkpoint(CheckpointHook):
         if self.max_keep_ckpts > 0:
             made = sorted((int(m[1]), path) for path in folder.glob("iter_*") for m in [NAME.search(path.name)] if m)
             for _, path in made[: -self.max_keep_ckpts]:
-                _remove(path)
+                remove(path)
 
 
 class Guard(Hook):
@@ -262,13 +263,6 @@ def _settle(path: Path) -> int:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
     return total
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(str(path))
-    elif path.exists():
-        path.unlink()
 
 
 def _size(count: float) -> str:

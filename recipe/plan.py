@@ -216,9 +216,9 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         for name, value in (("evaluation_freq", train.evaluation_freq), ("save_steps", train.save_steps))
         if value is not None
     }
+    every = intervals.get("save_steps", cfg.save_steps)
     if train.guard:  # gradients that wait for their update are in no checkpoint
-        every = intervals.get("save_steps", cfg.save_steps)
-        intervals["save_steps"] = math.ceil(every / cfg.accumulative_counts) * cfg.accumulative_counts
+        every = intervals["save_steps"] = math.ceil(every / cfg.accumulative_counts) * cfg.accumulative_counts
     figures = {
         "rows": len(conversations),
         "duplicates": len(conversations) - len({json.dumps(c, sort_keys=True) for c in conversations}),
@@ -247,11 +247,10 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "warmup_iterations": warmup,
         "intervals": intervals,
         "evaluations": [],
-        "checkpoints": events(intervals.get("save_steps", cfg.save_steps), iterations, also=(iterations,)),
+        "checkpoints": events(every, iterations, also=(iterations,)),
         "checkpoints_kept": cfg.save_total_limit,
     }
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
-    every = intervals.get("save_steps", cfg.save_steps)
     evaluated = events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations))
     figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
     if run.settings.model.source != "tiny":  # what was measured is the 7B model

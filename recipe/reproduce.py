@@ -6,7 +6,6 @@ published run drew its seed at random; the smallest seed that gives its 17 itera
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
@@ -14,6 +13,7 @@ import tomli
 
 from . import plan, settings
 from .stages import Run, gpus
+from .train import logged
 
 PUBLISHED = Path(__file__).with_name("published.toml")
 SEEDS = 1000  # a third of all seeds fit
@@ -67,18 +67,6 @@ def with_seed(run: Run) -> None:
     tokens = plan.count(conversations, cfg.prompt_template, model.tokenizer(run), cfg.max_length)
     seed = find_seed(tokens["lengths"], cfg, published()["iterations_per_epoch"])
     run.settings = settings.replace(run.settings, "train.seed", seed)
-
-
-def logged(text: str) -> Dict[int, Dict[str, float]]:
-    """iteration → {lr, loss, seconds, grad_norm, memory_mb (each absent where it was not logged)}."""
-    found = {}
-    for line in text.splitlines():
-        step = re.search(r"Iter\(train\) \[\s*(\d+)/\d+\]", line)
-        if step:
-            words = dict(re.findall(r"(\blr|\bloss|\btime|grad_norm|memory): +(\S+)", line))
-            names = {"lr": "lr", "loss": "loss", "time": "seconds", "grad_norm": "grad_norm", "memory": "memory_mb"}
-            found[int(step[1])] = {names[word]: float(value) for word, value in words.items()}
-    return found
 
 
 def compare(run: Run) -> Tuple[List[Tuple[str, str, str, str]], bool]:

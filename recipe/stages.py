@@ -199,7 +199,7 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
     if not stage.always and is_current(run, stage, key):
         return run.manifest["stages"][stage.name], False
     out = run.folder / f".{stage.name}.part"
-    _remove(out)
+    remove(out)
     out.mkdir()
     began = time.time()
     try:
@@ -207,7 +207,7 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
         for name in stage.writes:
             _replace(out / name, run.folder / name)
     finally:
-        _remove(out)
+        remove(out)
     # A stage that writes in place (training) names what it made; one that has hashed its output says so (merge).
     made = [*stage.writes, *figures.pop("made", [])]
     digests = figures.pop("digests", {})
@@ -228,7 +228,8 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
     return entry, True
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file or folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(str(path))
     elif path.exists():
@@ -243,11 +244,11 @@ def _replace(new: Path, old: Path) -> None:
         os.replace(str(new), str(old))
         return
     aside = old.with_name(f".{old.name}.old")
-    _remove(aside)
+    remove(aside)
     if old.exists():
         os.replace(str(old), str(aside))
     os.replace(str(new), str(old))
-    _remove(aside)
+    remove(aside)
 
 
 def peak_memory_mb() -> int:
@@ -278,16 +279,16 @@ def versions() -> Dict[str, Optional[str]]:
 
 def gpus() -> List[Dict[str, Any]]:
     """The NVIDIA GPUs that answer: name, memory in MiB, driver, compute capability ("8.6"). [] if none."""
-    rows = _nvidia_smi("name,memory.total,driver_version,compute_cap")
+    rows = nvidia_smi("name,memory.total,driver_version,compute_cap")
     if rows is None:  # drivers before 510 do not know the last field
         import torch
 
-        rows = _nvidia_smi("name,memory.total,driver_version") or []
+        rows = nvidia_smi("name,memory.total,driver_version") or []
         rows = [[*row, "{}.{}".format(*torch.cuda.get_device_capability(n))] for n, row in enumerate(rows)]
     return [dict(name=r[0], memory_mib=int(r[1]), driver=r[2], capability=r[3]) for r in rows]
 
 
-def _nvidia_smi(fields: str) -> Optional[List[List[str]]]:
+def nvidia_smi(fields: str) -> Optional[List[List[str]]]:
     """A row for each GPU; [] if there is none, None if this nvidia-smi does not know one of the fields."""
     try:
         answer = subprocess.run(

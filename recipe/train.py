@@ -27,7 +27,8 @@ from .stages import Run, gpus, key_of
 
 # mmengine's log line: Iter(train) [10/51]  lr: 1.8763e-09  eta: 0:00:49  time: 1.2010  …  loss: 2.0068
 LINE = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?\blr: ([-+.\deE]+).*?\bloss: ([-+.\deE]+|nan|inf)")
-MORE = re.compile(r"\b(time|memory): ([.\d]+)")  # of the same line: seconds an iteration, MiB of GPU memory
+# What we call what mmengine logs, in such a line and in scalars.json: seconds an iteration, MiB of GPU memory
+NAMES = {"lr": "lr", "loss": "loss", "time": "seconds", "grad_norm": "grad_norm", "memory": "memory_mb"}
 NAME = re.compile(r"iter_(\d+)(?:\.pth)?$")
 SAVED = "Stopped by SIGTERM, saved: iteration "  # hooks.Checkpoint says it, with the iteration or "none"
 SAVING = 30  # seconds that a stopped trainer gets before it is ended
@@ -85,6 +86,17 @@ def iteration_of(checkpoint: Path) -> int:
     found = NAME.search(checkpoint.name)
     assert found, checkpoint
     return int(found[1])
+
+
+def logged(text: str) -> Dict[int, Dict[str, float]]:
+    """iteration → {lr, loss, seconds, grad_norm, memory_mb (each absent where it was not logged)}."""
+    found = {}
+    for line in text.splitlines():
+        step = re.search(r"Iter\(train\) \[\s*(\d+)/\d+\]", line)
+        if step:
+            words = dict(re.findall(r"(\blr|\bloss|\btime|grad_norm|memory): +(\S+)", line))
+            found[int(step[1])] = {NAMES[word]: float(value) for word, value in words.items()}
+    return found
 
 
 def read_log(text: str) -> List[Tuple[int, float, float]]:
@@ -210,7 +222,7 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
                         child.kill()
                         break
                     if step:
-                        show(int(step[1]), float(step[3]), float(step[4]), dict(MORE.findall(line)))
+                        show(int(step[1]), logged(line)[int(step[1])])
             code = child.wait()
         except BaseException:
             child.terminate()
@@ -225,23 +237,18 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
             f"The trainer is going to make {wrong[0]} iterations, the plan says {total}: stopped at "
             f"once. This is a fault of ours; please report it with {run.shown(log)}."
         )
-    if asked and (code or not _is_done(place, total)):
+    if asked:
         at = last_checkpoint(place)
-        kept = (
-            f"The checkpoint of iteration {iteration_of(at)} of {total} is kept" if at else "There is no checkpoint yet"
-        )
-        raise Stopped(f"Stopped as asked (SIGTERM). {kept}: resume by typing the same command.")
+        done = iteration_of(at) if at else 0
+        if code or done != total:
+            kept = f"The checkpoint of iteration {done} of {total} is kept" if at else "There is no checkpoint yet"
+            raise Stopped(f"Stopped as asked (SIGTERM). {kept}: resume by typing the same command.")
     if code:
         said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
         raise RunFailed(
             f"{faults.explain(code, said, run, planned, faults.oom_kills() > killed)} Full log: {run.shown(log)}. "
             f"Checkpoints are kept; the same command goes on from the last one."
         )
-
-
-def _is_done(place: Path, total: int) -> bool:
-    checkpoint = last_checkpoint(place)
-    return checkpoint is not None and iteration_of(checkpoint) == total
 
 
 @contextlib.contextmanager
@@ -325,11 +332,11 @@ class _progress:
             self.task = self.bar.add_task("", total=self.total, loss="…", lr="…", speed="")
         return self.show
 
-    def show(self, iteration: int, lr: float, loss: float, more: Dict[str, str]) -> None:
-        """`more`: `time`, seconds an iteration, and on a GPU `memory`, MiB, as mmengine logs them."""
-        seconds = float(more.get("time", 0))
+    def show(self, iteration: int, step: Dict[str, float]) -> None:
+        """`step`: as `logged` gives it."""
+        lr, loss, seconds = step["lr"], step["loss"], step.get("seconds", 0.0)
         speed = f"{self.tokens / seconds:,.0f} tokens/s" if seconds else ""
-        speed += f"  {float(more['memory']) / 1024:.1f} GiB" if "memory" in more else ""
+        speed += f"  {step['memory_mb'] / 1024:.1f} GiB" if "memory_mb" in step else ""
         if self.first is None:  # a resumed run begins in the middle
             self.first, self.began = iteration - 1, time.time() - seconds
         if self.live:

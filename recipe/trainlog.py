@@ -12,11 +12,9 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import train
 from .errors import RecipeError
-from .reproduce import logged
 from .stages import Run
 
 WINDOW = 10  # iterations: mmengine's log processor means loss and gradient norm over the last ten
-NAMES = {"lr": "lr", "loss": "loss", "time": "seconds", "grad_norm": "grad_norm", "memory": "memory_mb"}
 BEGINS = re.compile(r"(before_train|after_train_iter|after_train) in EvaluateChatHook")
 STAMP = re.compile(r"^\d\d/\d\d \d\d:\d\d:\d\d - mmengine - ")
 MARKER = re.compile(r"<\|[^|<>]*\|>(?:assistant|bot|Bot)?:?")  # what a chat template puts around an answer
@@ -56,14 +54,16 @@ def steps(folder: Path) -> Dict[int, Step]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-                part[int(entry["step"])] = {name: float(entry[key]) for key, name in NAMES.items() if key in entry}
+                part[int(entry["step"])] = {
+                    name: float(entry[key]) for key, name in train.NAMES.items() if key in entry
+                }
             except (ValueError, TypeError, KeyError):
                 continue  # the line that is just being written
         if part:
             found = {n: step for n, step in found.items() if n < min(part)}
             found.update(part)
     if not found and (folder / "train.log").is_file():
-        found = logged((folder / "train.log").read_text(encoding="utf-8", errors="replace"))
+        found = train.logged((folder / "train.log").read_text(encoding="utf-8", errors="replace"))
     return dict(sorted(found.items()))
 
 
