@@ -10,6 +10,8 @@ import openpyxl
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# How commands are named in what is printed: the same whether the tests were started by ./justw or not.
+os.environ.pop("RECIPE_COMMAND", None)
 # The tutorial's workbook and the real tokenizer are not ours to ship: they are found by checksum.
 WORKBOOK = "58d1e6b293790d043cb34f37014f5219ea1dcc1102acf00b65e4223f0a36b8f5"
 TOKENIZER = "f868398fc4e05ee1e8aeba95ddf18ddcc45b8bce55d5093bead5bbf80429b48b"
