@@ -492,6 +492,8 @@ def someone(registry):
                   "setpriv", f"--reuid={name}", f"--regid={name}", "--init-groups", "--"]  # fmt: skip
         variables = {
             "HOME": str(home), "USER": name, "XDG_RUNTIME_DIR": str(home / "run"), "RUNTIME": "podman", "TORCH": "pypi",
+            # Ours may be set (recipe.__main__ does so where a test imports it), and podman looks for short names there.
+            "XDG_CACHE_HOME": str(home / ".cache"),
             "CONTAINERS_CONF": str(home / "containers.conf"), "CONTAINERS_STORAGE_CONF": str(home / "storage.conf"),
             "RECIPE_CACHE": "", "DOCTOR": "off",
             "RUN_OPTIONS": f"--volume {home}/env:{ENVIRONMENT}:ro --env RECIPE_ENV={ENVIRONMENT}",
