@@ -44,6 +44,7 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
             "conversations",
             f"{p['rows']}, longest {p['longest_row']} tokens of {p['max_length']}, {p['duplicates']} duplicates",
         ),
+        ("held out for evaluation", f"{p['held_out']} conversations beside these"),
         ("tokens", f"{p['tokens']:,}; kept by packing {p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"),
         ("answer tokens (with loss)", f"{answers} ({p['answer_tokens_kept'] / p['answer_tokens']:.1%})"),
         ("cut at max_length, all masked", f"{len(p['rows_cut'])}, {len(p['rows_masked'])}"),
@@ -115,7 +116,8 @@ def closing(run: Run) -> Table:
     figures = {name: entry["figures"] for name, entry in run.manifest["stages"].items()}
     seconds = {name: entry["seconds"] for name, entry in run.manifest["stages"].items()}
     lines: List[Tuple[str, str]] = []
-    lines.append(("rows", f"{figures['data']['rows']} in {figures['data']['conversations']} conversations"))
+    d = figures["data"]
+    lines.append(("rows", f"{d['rows']} in {d['conversations']} conversations; {d['held_out']} more held out"))
     p = figures["plan"]
     lines.append(("tokens", f"{p['tokens']:,}, kept {p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"))
     t = figures["train"]

@@ -8,7 +8,7 @@ from . import adapter, chat, config, data, hub, merge, model, plan, reproduce, t
 from .errors import RunFailed
 from .stages import Run, Stage, perform
 
-DATA = Stage("data", data.work, data.reads, ("dataset.jsonl",))
+DATA = Stage("data", data.work, data.reads, ("dataset.jsonl", "eval.jsonl"))
 PLAN = Stage("plan", plan.work, plan.reads, ("plan.json",))
 CONFIG = Stage("config", config.work, config.reads, ("config.py", "config.diff"))
 MODEL = Stage("model", model.work, model.reads, always=True)
@@ -66,6 +66,10 @@ def _model_says(f: Dict[str, Any]) -> str:
 def _data_says(f: Dict[str, Any]) -> str:
     """Counts; and what a user would not expect: other encodings, what was dropped, sheets that were not read."""
     parts = [f"{f['rows']} rows, {f['conversations']} conversations, {f['duplicates']} duplicates"]
+    if f["held_out"]:
+        parts.append(f"{f['held_out']} more held out")
+    if f["held_out_dropped"]:
+        parts.append(f"{f['held_out_dropped']} of data.eval_files not: their questions are in training")
     if f["blank_dropped"] or f["duplicates_dropped"]:
         parts.append(f"dropped {f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates")
     parts += [f"{one['file']} is {one['encoding']}" for one in f["read"] if one["encoding"] not in ("", "UTF-8")]

@@ -55,6 +55,10 @@ class Run:
         return self.folder / "dataset.jsonl"
 
     @property
+    def held_out(self) -> Path:
+        return self.folder / "eval.jsonl"
+
+    @property
     def plan(self) -> Path:
         return self.folder / "plan.json"
 

@@ -49,6 +49,7 @@ MAX_LENGTH = 256  # 32 packs in 32 processes, 16 iterations an epoch: a warm-up 
 OVERRIDES = (
     "data.url=",
     "data.sha256=",
+    "data.eval_share=0",
     f"data.system={SYSTEM}",
     "train.method=lora",
     "train.dtype=fp32",
