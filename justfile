@@ -37,6 +37,12 @@ merge *args:
     @docker/doctor --before merge "$@"
     @docker/run merge "$@"
 
+# Is it better? Base and tuned on what was held out of training: just eval [recipe] [eval.answers=100]
+[group('start')]
+[no-exit-message]
+eval *args:
+    @docker/run eval "$@"
+
 # Talk to the merged model: just chat [recipe] [question]
 [group('start')]
 [no-exit-message]

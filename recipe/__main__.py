@@ -35,7 +35,7 @@ from . import settings  # noqa: E402
 from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError, RunFailed  # noqa: E402
 
 STAGES = (
-    "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "chat",
+    "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "eval", "chat",
     "export", "reproduce",
 )  # fmt: skip
 
@@ -109,6 +109,19 @@ def go(
         run.recall()
         talk(run, question)
         return
+    if (
+        stage == "eval" and all(word.startswith("eval.") for word in overrides)
+        and run.config.is_file() and (run.merged.is_dir() or run.adapter.is_dir())
+    ):  # fmt: skip
+        # Measuring never trains either: what is there, as it was made, but for how it is measured.
+        from . import page
+
+        with run.open():
+            run.recall()
+            run.settings = settings.replace(run.settings, "eval", recipe.eval.model_dump())
+            pipeline.run_stages(run, stage, (pipeline.MODEL, pipeline.EVAL))
+            page.verdict(run, _console())
+        return
     if dry_run and stage != "merge":
         raise InputWrong(f"--dry-run goes with merge, not with {stage}.")
     if stage == "export":
@@ -146,11 +159,17 @@ def go(
                 say(f"{what:13}", path)
         if stage == "demo":
             page.samples(run)
+            if "eval" in run.manifest["stages"]:
+                click.echo(f"\nOn what was held out, {page.judged(run)}")
             say("\nNext, to talk to it:      ", f"{JUST} chat {given_name}")
             say("your own workbook:       ", f"{JUST} demo data.files=data/mine.xlsx")
             say("on an NVIDIA GPU:        ", f"{JUST} train")
         elif stage == "train":
             say("\nNext:", f"{JUST} merge {same}")
+        elif stage == "eval":
+            from . import page
+
+            page.verdict(run, _console())
         elif stage == "merge":
             say("\nNext:", f"{JUST} chat {given_name}")
         elif stage == "plan":

@@ -136,7 +136,11 @@ def built(variables, target="bare", **more):
     env = {**variables, "REGISTRY": "localhost", "BASE_IMAGE": "standin:1", "TORCH": "pypi", **more}
     ok([ROOT / "docker/image", "build", target], env=env)
     name = ok([ROOT / "docker/image", "name"], env=env).strip() + f"-{target}"
-    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT}:ro --env RECIPE_ENV={ENVIRONMENT}"
+    [scores] = [
+        Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name.startswith("eval-")
+    ]
+    beside = ENVIRONMENT.parent / scores.name  # where our image has them
+    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT}:ro --env RECIPE_ENV={ENVIRONMENT} --volume {scores}:{beside}:ro"
     return {**env, "RECIPE_IMAGE": name, "RUN_OPTIONS": mounted, "DOCTOR": "off", "RECIPE_CACHE": ""}
 
 
@@ -189,7 +193,7 @@ def test_the_whole_pipeline_inside(bare, clone):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not here yet: fetching it" in done.stderr
     manifest = json.loads((clone / "output/demo/run.json").read_text(encoding="utf-8"))
-    assert set(manifest["stages"]) == {"data", "plan", "config", "model", "train", "adapter", "merge", "chat"}
+    assert set(manifest["stages"]) == {"data", "plan", "config", "model", "train", "adapter", "merge", "chat", "eval"}
     identity = ok(["podman", "image", "inspect", "--format", "{{.Id}}", bare["RECIPE_IMAGE"]], env=bare).strip()
     assert manifest["host"]["image"] == identity
     again = run([clone / "docker/run", "chat", "demo", "你好"], env=bare)
