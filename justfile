@@ -43,7 +43,7 @@ merge *args:
 eval *args:
     @docker/run eval "$@"
 
-# Talk to the merged model: just chat [recipe] [question]
+# Talk to it: just chat [recipe] [question] [model=base|adapter|merged]; a pipe asks line by line
 [group('start')]
 [no-exit-message]
 chat *args:

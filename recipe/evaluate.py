@@ -11,7 +11,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from . import config, data, held_out, model, plan, scores, talker
 from .errors import HostLacks, InputWrong, RunFailed
@@ -47,26 +47,6 @@ def compared(base: Losses, tuned: Losses) -> Dict[str, Any]:
     return {"difference": {"loss": loss, "interval": [low, high], "lower_in": lower}, "verdict": verdict}
 
 
-class Tuned(NamedTuple):
-    """The tuned model: `place`, or the base with `adapter` on it; `digest` of what training made."""
-
-    what: str
-    place: Path
-    adapter: Optional[Path]
-    digest: str
-
-
-def tuned(run: Run) -> Tuned:
-    """The merged model if there is one of the adapter that is there, else base and adapter. Raises InputWrong."""
-    stages = run.manifest.get("stages", {})
-    merged, adapter = stages.get("merge"), stages.get("adapter")
-    if merged and run.merged.is_dir() and (not adapter or merged["finished"] >= adapter["finished"]):
-        return Tuned("merged", run.merged, None, output_digest(run, "merge", "merged"))
-    if run.adapter.is_dir():
-        return Tuned("adapter", model.folder(run), run.adapter, output_digest(run, "adapter", "adapter"))
-    raise InputWrong(f"There is no tuned model in {run.shown(run.folder)} yet: just train {run.name} makes one.")
-
-
 def is_quick(run: Run) -> bool:
     """Whether this machine evaluates the model in minutes: a GPU, or a small model."""
     if talker.nbytes(model.folder(run)) < QUICK:
@@ -82,7 +62,9 @@ def is_there(run: Run) -> bool:
 
 
 def reads(run: Run) -> Dict[str, Any]:
-    return {**_asked(run), "tuned": tuned(run).digest, "dataset": run.dataset}
+    what = talker.find(run).what
+    made_by = {"merged": "merge", "adapter": "adapter"}
+    return {**_asked(run), "tuned": output_digest(run, made_by[what], what), "dataset": run.dataset}
 
 
 def _asked(run: Run) -> Dict[str, Any]:
@@ -114,7 +96,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         )
     conversations = list(data.conversations(run.held_out))
     asked = _asked(run)
-    new = tuned(run)
+    new = talker.find(run)
     try:
         kind = talker.precision(model.folder(run))
         base = _of_base(run, conversations, asked, kind)

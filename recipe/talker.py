@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import libraries
-from .errors import HostLacks
+from . import libraries, model
+from .errors import HostLacks, InputWrong
 from .stages import Run
 
 MAX_NEW_TOKENS = 300
@@ -19,6 +19,34 @@ FOUR_BITS = 0.35  # of the bytes in 16 bits: the embeddings, the norms and the s
 PADDED = 2048  # tokens of a batch, padding counted: 0.8 GB of logits with InternLM2's vocabulary
 
 Turns = Sequence[Tuple[str, str]]  # what was asked, what was answered
+
+
+class Found(NamedTuple):
+    """A model to load: a folder, or with `adapter` the base's. `what`: base, adapter or merged."""
+
+    what: str
+    place: Path
+    adapter: Optional[Path] = None
+
+
+def find(run: Run, which: str = "") -> Found:
+    """The run's base, adapter or merged model; by default the tuned one: merged, if it is of the adapter that is there,
+    else the adapter on its base. Raises InputWrong for one that is not there.
+    """
+    stages = run.manifest.get("stages", {})
+    merged, adapter = ((stages.get(name) or {}).get("finished", "") for name in ("merge", "adapter"))
+    if which == "base":
+        return Found("base", model.folder(run))
+    if which == "merged" or (not which and run.merged.is_dir() and merged >= adapter):
+        found = Found("merged", run.merged)
+    else:
+        found = Found("adapter", model.folder(run), run.adapter)
+    if not (found.adapter or found.place).is_dir():
+        raise InputWrong(
+            f"There is no {found.what} model in {run.shown(run.folder)} yet: just "
+            f"{'merge' if found.what == 'merged' else 'train'} {run.name} makes it."
+        )
+    return found
 
 
 class Answer(NamedTuple):
@@ -118,11 +146,19 @@ class Talker:
         return "".join(parts)
 
     def answer(
-        self, system: str, turns: Turns, question: str, streamer: Any = None, limit: int = MAX_NEW_TOKENS
-    ) -> Answer:
-        """Greedy answer to `question`, of at most `limit` tokens."""
+        self, system: str, turns: Turns, question: str, streamer: Any = None, limit: int = MAX_NEW_TOKENS,
+        sampling: Optional[Dict[str, Any]] = None,
+    ) -> Answer:  # fmt: skip
+        """Answer to `question`, of at most `limit` tokens; greedy, or by `sampling`, generate's own settings."""
         ids = self.tokenizer(self.prompt(system, turns, question))["input_ids"]
-        return self._generate([ids], limit, streamer)[0]
+        return self._generate([ids], limit, streamer, sampling)[0]
+
+    def fitting(self, system: str, turns: Turns, question: str, limit: int) -> Turns:
+        """The last of `turns`, as many as the model has positions for beside an answer of `limit` tokens."""
+        room = self.model.config.max_position_embeddings - limit
+        while turns and len(self.tokenizer(self.prompt(system, turns, question))["input_ids"]) > room:
+            turns = turns[1:]
+        return turns
 
     def answers(self, prompts: Sequence[str], limit: int, batch_size: int) -> List[Answer]:
         """Greedy answers to `prompts` (see `prompt`), `batch_size` at once."""
@@ -134,7 +170,9 @@ class Talker:
             found.update(zip(numbers, self._generate([encoded[number] for number in numbers], limit)))
         return [found[number] for number in range(len(encoded))]
 
-    def _generate(self, prompts: List[List[int]], limit: int, streamer: Any = None) -> List[Answer]:
+    def _generate(
+        self, prompts: List[List[int]], limit: int, streamer: Any = None, sampling: Optional[Dict[str, Any]] = None
+    ) -> List[Answer]:
         import torch
 
         pad = self.tokenizer.pad_token_id or 0
@@ -144,8 +182,9 @@ class Talker:
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         with torch.inference_mode():
             made = self.model.generate(
-                input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), do_sample=False,
-                max_new_tokens=limit, streamer=streamer, eos_token_id=sorted(self.stops), pad_token_id=pad,
+                input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), max_new_tokens=limit,
+                streamer=streamer, eos_token_id=sorted(self.stops), pad_token_id=pad,
+                **(sampling or {"do_sample": False}),
             )  # fmt: skip
         return [self._answer(row) for row in made[:, longest:].tolist()]
 
