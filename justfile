@@ -49,6 +49,24 @@ eval *args:
 chat *args:
     @docker/run chat "$@"
 
+# What happened, on one page: verdict, curves, answers, provenance; works at every stage: just report [recipe]
+[group('start')]
+[no-exit-message]
+report *args:
+    @docker/run report "$@"
+
+# Two runs on one page, with both curves and what differs: just compare RUN RUN
+[group('start')]
+[no-exit-message]
+compare *args:
+    @docker/run compare "$@"
+
+# What differs between two runs (recipe, data, versions, machine, result), as a table: just diff RUN RUN
+[group('start')]
+[no-exit-message]
+diff *args:
+    @docker/run diff "$@"
+
 # Hand the merged model over: just export lmdeploy|vllm|gguf|ollama|opencompass|vlmevalkit|upload [recipe]
 [group('start')]
 [no-exit-message]
@@ -135,7 +153,7 @@ fuzz *args:
 bench *args:
     @docker/host exec python tests/bench.py "$@"
 
-# The merge's speed beside XTuner's and a plain copy: just bench-merge [GB, up to 15.5] [times] [folder] [cuda]
+# The merge's speed beside XTuner's and a plain copy: just bench-merge [GB, up to 15.5] [times] [folder] [cpu,cuda]
 [group('develop')]
 bench-merge *args:
     @docker/host exec python tests/bench_merge.py "$@"

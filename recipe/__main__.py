@@ -32,18 +32,18 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "FALSE")
 import click  # noqa: E402
 
 from . import settings  # noqa: E402
-from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError, RunFailed  # noqa: E402
+from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError, RunFailed, Stopped  # noqa: E402
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "eval", "chat",
-    "export", "reproduce",
+    "export", "report", "compare", "diff", "reproduce",
 )  # fmt: skip
 
 
 def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> Tuple[str, List[str], Optional[str]]:
     """(recipe name, overrides, question) from the words behind the stage: `key=value` are overrides, the
-    first other word names the recipe, and for chat the next is the question, for preview the row; for export the
-    word that is a target is that, wherever it stands. Raises InputWrong.
+    first other word names the recipe, and for chat the next is the question, for preview the row, for compare and
+    diff the other run; for export the word that is a target is that, wherever it stands. Raises InputWrong.
     """
     overrides = [word for word in words if re.match(r"[\w.]*=", word)]
     names = [word for word in words if word not in overrides]
@@ -60,7 +60,9 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     if stage == "preview" and not given and name.isdigit():  # just preview 3
         names.insert(0, name)
         name = "coach"
-    question = names.pop(0) if names and stage in ("chat", "preview") else None
+    question = names.pop(0) if names and stage in ("chat", "preview", "compare", "diff") else None
+    if stage in ("compare", "diff") and (question is None or names or overrides):
+        raise InputWrong(f"Usage: {JUST} {stage} RUN RUN, each a recipe's name or a run folder.")
     if stage == "preview" and question and not (question.isdigit() and int(question)):
         raise InputWrong(f"{question!r} is no number of a conversation. Usage: {JUST} preview [recipe] [row]")
     if names:
@@ -88,6 +90,9 @@ def go(
     def say(what: str, command: str) -> None:
         click.echo(f"{what} {command}")
 
+    if stage in ("report", "compare", "diff"):
+        look(stage, name, overrides, question, ROOT / output)
+        return
     if stage == "reproduce":
         overrides = reproduce.overrides(overrides)
     which = ""  # model=… names no setting but what to talk to
@@ -130,6 +135,8 @@ def go(
             run.settings = settings.replace(run.settings, "eval", recipe.eval.model_dump())
             pipeline.run_stages(run, stage, (pipeline.MODEL, pipeline.EVAL))
             page.verdict(run, _console())
+            for what, path in reported(run):
+                say(f"{what:13}", path)
         return
     if dry_run and stage != "merge":
         raise InputWrong(f"--dry-run goes with merge, not with {stage}.")
@@ -164,7 +171,7 @@ def go(
 
             click.echo()
             _console().print(page.closing(run))
-            for what, path in pipeline.places(run):
+            for what, path in [*pipeline.places(run), *reported(run)]:
                 say(f"{what:13}", path)
         if stage == "demo":
             page.samples(run)
@@ -207,6 +214,31 @@ def go(
         talk(run, question, which)
 
 
+def reported(run: Any) -> List[Tuple[str, str]]:
+    """Write the report at a run's end: ("report", path). The run is done; what hinders the report fails nothing."""
+    from . import report
+
+    try:
+        return [("report", run.shown(report.write(run, working=False)))]
+    except Exception as error:
+        click.secho(f"The report could not be written: {type(error).__name__}: {error}", fg="yellow", err=True)
+        return []
+
+
+def look(stage: str, name: str, overrides: List[str], other: Optional[str], output: Path) -> None:
+    """report, compare, diff: of what is there; no stage runs, and no folder is held."""
+    from . import compare, report
+
+    run = report.find(name, ROOT, output)
+    if stage == "report":
+        click.echo(f"report        {run.shown(report.write(run, price=settings.price(overrides)))}")
+        return
+    both = report.see(run), report.see(report.find(str(other), ROOT, output))
+    compare.show(*both, _console())
+    if stage == "compare":
+        click.echo(f"page          {run.shown(compare.write(*both, output / 'compare'))}")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("stage", type=click.Choice(STAGES))
 @click.argument("words", nargs=-1)
@@ -233,7 +265,7 @@ def main(
     try:
         go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer, yes, dry_run)
     except RecipeError as error:
-        click.secho(str(error), fg=None if isinstance(error, NotFetched) else "red", err=True)
+        click.secho(str(error), fg=None if isinstance(error, (NotFetched, Stopped)) else "red", err=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
         goes_on = {

@@ -129,7 +129,6 @@ def convert(
     `lora`: the config's own settings (r, lora_alpha, lora_dropout, bias, task_type). `metadata` goes into the header.
     """
     import torch
-    from safetensors.torch import save_file
 
     kind = getattr(torch, DTYPES[dtype])
     made = {}
@@ -157,7 +156,7 @@ def convert(
     }  # fmt: skip
     place.mkdir(parents=True)
     (place / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(made, str(place / "adapter_model.safetensors"), metadata={"format": "pt", **metadata})
+    tensor_files.save_safetensors(place / "adapter_model.safetensors", made, {"format": "pt", **metadata})
     return {
         "tensors": len(made),
         "parameters": parameters,

@@ -68,6 +68,12 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
         changes["default_hooks.logger.interval"] = repr(train.log_interval)
     if train.seed is not None:
         changes["randomness"] = f"dict(seed={train.seed}, deterministic=False)"
+    if train.guard:
+        changes["default_hooks.checkpoint.type"] = "'recipe.hooks.Checkpoint'"
+    # mmengine's own `deterministic` would end the run at anything that has no such algorithm, evaluation too.
+    hooks = [name for name, wanted in (("Repeat", train.deterministic), ("Guard", train.guard)) if wanted]
+    if hooks:
+        changes["custom_hooks.+"] = ",\n    ".join(f"dict(type='recipe.hooks.{name}')" for name in hooks)
     if train.method == "lora":
         changes["model.llm.quantization_config"] = None
     changes.update(_precision(dtype(settings), train.method))

@@ -4,7 +4,6 @@ exactly as the model will see them. `just data-report` (terminal and data-report
 The rows are read as a stream; a few numbers a conversation stay in memory.
 """
 
-import html
 import random
 import re
 from array import array
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import config, data, libraries, model, plan
+from . import config, data, libraries, model, plan, webpage
 from .errors import HostLacks, InputWrong
 from .stages import Run, write_text
 
@@ -29,7 +28,6 @@ BARS = 40  # characters of the longest bar
 Conversation = List[Dict[str, str]]
 Piece = Tuple[str, bool]  # text, whether it carries loss
 
-HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 LATIN = re.compile("[A-Za-z\u00c0-\u024f]")
 PHONE = re.compile(r"(?<![\d.])(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?!\d)")
 MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
@@ -62,7 +60,7 @@ def personal(text: str) -> Optional[str]:
 
 def language(text: str) -> str:
     """Chinese, Latin or "" for what has neither letters enough: by the share of signs, a word counting as one."""
-    han, latin = len(HAN.findall(text)), len(re.findall(f"{LATIN.pattern}+", text))
+    han, latin = len(webpage.HAN.findall(text)), len(re.findall(f"{LATIN.pattern}+", text))
     if han + latin < 2:
         return ""
     return "Chinese" if han >= latin else "Latin letters"
@@ -253,13 +251,12 @@ def report(run: Run, console: Console) -> Path:
                 progress.step("data-report", number / count)
     finally:
         progress.stop()
-    findings = survey.findings(lambda lines: {n: talk[0]["input"] for n, talk in _picked(run.dataset, lines)})
+    findings = survey.findings(lambda lines: _questions(run, lines))
     shown = []
     if sight:
         numbers = sorted(chance.sample(range(1, count + 1), min(RENDERED, count)))
         shown = [(number, sight.pieces(conversation)) for number, conversation in _picked(run.dataset, numbers)]
-    histograms = [("answers, characters", histogram(survey.answer_lengths)),
-                  ("questions, characters", histogram(survey.question_lengths))]  # fmt: skip
+    histograms = _lengths(survey)
     if sight:
         histograms.append(("conversations, tokens", histogram(survey.tokens)))
     rows = _counts(figures, survey, sight.max_length if sight else 0)
@@ -267,8 +264,31 @@ def report(run: Run, console: Console) -> Path:
         rows.append(("tokens", f"not counted: {why_not}"))
     _print(rows, histograms, findings, shown, console)
     path = run.folder / "data-report.html"
-    write_text(path, _page(run.name, rows, histograms, findings, shown))
+    write_text(
+        path,
+        webpage.render(
+            "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, shown=shown
+        ),
+    )
     return path
+
+
+def brief(run: Run) -> Tuple[List[Tuple[str, str]], List[Tuple[str, Any]], List[Finding]]:
+    """(counts, histograms, likely mistakes) of the data, without what needs the tokenizer: for the run's report."""
+    survey = Survey()
+    for number, conversation in enumerate(data.conversations(run.dataset), start=1):
+        survey.add(number, conversation)
+    findings = survey.findings(lambda lines: _questions(run, lines))
+    return _counts(run.figures("data"), survey, 0), _lengths(survey), findings
+
+
+def _questions(run: Run, lines: Sequence[int]) -> Dict[int, str]:
+    return {number: conversation[0]["input"] for number, conversation in _picked(run.dataset, lines)}
+
+
+def _lengths(survey: Survey) -> List[Tuple[str, Any]]:
+    return [("answers, characters", histogram(survey.answer_lengths)),
+            ("questions, characters", histogram(survey.question_lengths))]  # fmt: skip
 
 
 def _counts(figures: Dict[str, Any], survey: Survey, max_length: int) -> List[Tuple[str, str]]:
@@ -306,49 +326,9 @@ def _print(rows: Any, histograms: Any, findings: Sequence[Finding], shown: Any, 
     for finding in findings:
         console.print(f"  [yellow]{finding.count:,}[/] {finding.what}", highlight=False)
         for number, text in finding.examples:
-            console.print(Text(f"     line {number}: {_short(text)}"))
+            console.print(Text(f"     line {number}: {webpage.short(text, 60)}"))
     if shown:
         console.print("\n[bold]as the model will see them[/] (loss between ⟦ and ⟧)")
     for number, pieces in shown:
         console.print(Text(f"\n— {number}"))
         console.print(_text(pieces))
-
-
-def _short(text: str, most: int = 60) -> str:
-    text = " ".join(text.split())
-    return text[:most] + "…" if len(text) > most else text
-
-
-def _page(name: str, rows: Any, histograms: Any, findings: Sequence[Finding], shown: Any) -> str:
-    """The report as one HTML file that needs no other."""
-
-    def e(text: Any) -> str:
-        return html.escape(str(text))
-
-    parts = [
-        "<!DOCTYPE html><html><head><meta charset='utf-8'><title>Data report</title><style>"
-        "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
-        "td{padding:.1em .8em .1em 0;vertical-align:top}.bar{background:#4a7;height:.8em}"
-        "pre{white-space:pre-wrap;background:#f6f6f6;padding:.8em}mark{background:#cfc}"
-        "</style></head><body>",
-        f"<h1>Data report: {e(name)}</h1><table>",
-        *[f"<tr><td>{e(what)}</td><td>{e(figure)}</td></tr>" for what, figure in rows],
-        "</table>",
-    ]
-    for title, counts in histograms:
-        top = max(count for _, count in counts)
-        parts.append(f"<h2>{e(title)}</h2><table>")
-        for label, count in counts:
-            bar = f"<div class='bar' style='width:{count / top * 25:.2f}em'></div>"
-            parts.append(f"<tr><td>{e(label)}</td><td>{bar}</td><td>{count:,}</td></tr>")
-        parts.append("</table>")
-    parts.append(f"<h2>Likely mistakes: {len(findings) or 'none found'}</h2>")
-    for finding in findings:
-        examples = "".join(f"<li>line {number}: {e(_short(text, 200))}</li>" for number, text in finding.examples)
-        parts.append(f"<p>{finding.count:,} {e(finding.what)}</p><ul>{examples}</ul>")
-    if shown:
-        parts.append("<h2>As the model will see them</h2><p>Loss is on what is <mark>marked</mark>.</p>")
-    for number, pieces in shown:
-        body = "".join(f"<mark>{e(text)}</mark>" if loss else e(text) for text, loss in pieces)
-        parts.append(f"<h3>{number}</h3><pre>{body}</pre>")
-    return "\n".join([*parts, "</body></html>", ""])

@@ -13,6 +13,12 @@ class RunFailed(RecipeError):
     code = 1
 
 
+class Stopped(RecipeError):
+    """Training was asked to stop (SIGTERM) and has: nothing failed (exit code 0)."""
+
+    code = 0
+
+
 class InputWrong(RecipeError):
     """The workbook, the recipe file or the command line is wrong (exit code 2)."""
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -38,14 +39,15 @@ def merge(
     """
     part = place.with_name(f".{place.name}.part") if part is None else part
     check_disk(plan, part)
-    with trial() as try_out:
+    with trial(plan.base) as try_out, ThreadPoolExecutor(1) as beside:
         shards, reused = write_shards(plan, part, device)
         for path in plan.copied:
             shutil.copyfile(str(path), str(part / path.name))
         where = {target.name: plan.name(target.shard) for target in sorted(plan.targets)}
         index = {"metadata": {"total_size": plan.nbytes}, "weight_map": where}
         write_text(part / plan.index, json.dumps(index, indent=1) + "\n")
-        figures = {**_figures(plan, shards, reused), "proof": prove(plan, part), "trial": try_out(part, stop_words)}
+        tried = beside.submit(try_out, part, stop_words)
+        figures = {**_figures(plan, shards, reused), "proof": prove(plan, part), "trial": tried.result()}
     write_text(part / "README.md", card(figures))
     sums = {name: entry["sha256"] for name, entry in shards.items()}
     (part / PROGRESS).unlink()

@@ -218,6 +218,9 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         for name, value in (("evaluation_freq", train.evaluation_freq), ("save_steps", train.save_steps))
         if value is not None
     }
+    if train.guard:  # gradients that wait for their update are in no checkpoint
+        every = intervals.get("save_steps", cfg.save_steps)
+        intervals["save_steps"] = math.ceil(every / cfg.accumulative_counts) * cfg.accumulative_counts
     figures = {
         "rows": len(conversations),
         "held_out": run.figures("data").get("held_out", 0),

@@ -2,8 +2,8 @@
 
 An edit names a place by a dotted path: the first part is a name assigned at the top level, every further
 part a keyword of the `dict(...)` call or an index of the list found there: `model.lora.r`,
-`custom_hooks.1.system`. The new value
-is Python source. What is not named is left as it is, byte for byte.
+`custom_hooks.1.system`; `custom_hooks.+` is a new last element. The new value is Python source. What is not named is
+left as it is, byte for byte.
 """
 
 import ast
@@ -77,6 +77,8 @@ def _descend(node: ast.AST, keys: List[str], path: str) -> Tuple[ast.Call, Optio
         if isinstance(call, ast.List) and key.isdigit() and int(key) < len(call.elts):
             call, keyword = call.elts[int(key)], None
             continue
+        if isinstance(call, ast.List) and call.elts and key == "+":
+            break
         if not isinstance(call, ast.Call):
             raise KeyError(f"{path}: {'.'.join(path.split('.')[: depth + 1])} is not a dict(...) in this preset")
         keyword = next((k for k in call.keywords if k.arg == key), None)
@@ -102,7 +104,12 @@ def edit(text: str, changes: Dict[str, Optional[str]]) -> str:
             new = (value or "None").encode("utf-8")
         else:
             call, keyword = _descend(assignment.value, keys, path)
-            if keyword is not None and value is not None:
+            if isinstance(call, ast.List) and keys[-1] == "+":
+                start = end = _span(raw, call.elts[-1])[1]
+                column = _span(raw, call.elts[-1])[0]
+                indent = b" " * (column - (raw.rfind(b"\n", 0, column) + 1))
+                new = b",\n" + indent + (value or "None").encode("utf-8")
+            elif keyword is not None and value is not None:
                 start, end = _span(raw, keyword.value)
                 new = value.encode("utf-8")
             elif keyword is not None:

@@ -70,13 +70,13 @@ def with_seed(run: Run) -> None:
 
 
 def logged(text: str) -> Dict[int, Dict[str, float]]:
-    """iteration → {lr, loss, seconds, memory_mb (absent without a GPU)} as mmengine logged them."""
+    """iteration → {lr, loss, seconds, grad_norm, memory_mb (each absent where it was not logged)}."""
     found = {}
     for line in text.splitlines():
         step = re.search(r"Iter\(train\) \[\s*(\d+)/\d+\]", line)
         if step:
-            words = dict(re.findall(r"(\blr|loss|\btime|memory): +(\S+)", line))
-            names = {"lr": "lr", "loss": "loss", "time": "seconds", "memory": "memory_mb"}
+            words = dict(re.findall(r"(\blr|\bloss|\btime|grad_norm|memory): +(\S+)", line))
+            names = {"lr": "lr", "loss": "loss", "time": "seconds", "grad_norm": "grad_norm", "memory": "memory_mb"}
             found[int(step[1])] = {names[word]: float(value) for word, value in words.items()}
     return found
 

@@ -74,7 +74,13 @@ class Data(Table):
 
 
 class Train(Table):
-    """XTuner's own settings by their names, and what decides whether the run repeats and learns."""
+    """XTuner's own settings by their names, and what decides whether the run repeats and learns.
+
+    `deterministic`: the same seed gives the same adapter, byte for byte, also after an interruption; without it the
+    losses agree to some digits only, and a run that went on draws other dropout. `guard`: stop when loss or gradient
+    leaves the run, write checkpoints beside and rename them, save on SIGTERM. `timeout`: minutes without a word from
+    the trainer after which it counts as hung.
+    """
 
     method: Literal["qlora", "lora"] = "qlora"
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = "fp16"
@@ -89,6 +95,9 @@ class Train(Table):
     warmup_ratio: Optional[Annotated[float, Field(ge=0, lt=1)]] = None
     map_num_proc: Optional[Annotated[int, Field(ge=1, le=256)]] = None
     seed: Optional[Annotated[int, Field(ge=0, lt=2**32)]] = None
+    deterministic: bool = True
+    guard: bool = True
+    timeout: Annotated[float, Field(gt=0, le=1440)] = 30.0
     deepspeed: str = ""
     evaluation_freq: Optional[Interval] = None
     evaluation_inputs: Optional[Annotated[List[str], Field(min_length=1)]] = None
@@ -246,6 +255,20 @@ def replace(recipe: Settings, dotted: str, value: Any) -> Settings:
         table = table[name]
     table[key] = value
     return Settings.model_validate(values)
+
+
+def price(overrides: Sequence[str]) -> Optional[float]:
+    """The price an hour that overrides name, None for none. Raises InputWrong for any other override."""
+    found = None
+    for override in overrides:
+        keys, value = _parse_override(override)
+        if keys != ("plan", "price_per_hour"):
+            raise InputWrong(f"{override}: the run is as it was made; a report takes plan.price_per_hour=… alone.")
+        try:
+            found = Plan.model_validate({keys[1]: value}).price_per_hour
+        except ValidationError as error:
+            raise InputWrong(f"override {override}: {error.errors()[0]['msg']} (found {value!r}).")
+    return found
 
 
 def _parse_override(override: str) -> Tuple[Tuple[str, ...], Any]:

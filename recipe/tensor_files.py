@@ -149,6 +149,20 @@ def safetensors_header(entries: Dict[str, Tuple[str, Tuple[int, ...], int]], met
     return struct.pack("<Q", len(text)) + text
 
 
+def save_safetensors(path: Path, found: Dict[str, Any], metadata: Dict[str, str]) -> None:
+    """Write {name: contiguous tensor} in this order. The same tensors make the same bytes: safetensors' own writer
+    leaves the order of `metadata` to chance.
+    """
+    entries, offset = {}, 0
+    for name, tensor in found.items():
+        entries[name] = (str(tensor.dtype).replace("torch.", ""), tuple(tensor.shape), offset)
+        offset += tensor.numel() * tensor.element_size()
+    with path.open("wb") as stream:
+        stream.write(safetensors_header(entries, metadata))
+        for tensor in found.values():
+            stream.write(as_bytes(tensor))
+
+
 def torch_file(path: Path) -> Any:
     """What torch.save wrote, with every tensor as a `Stored`. Raises Damaged."""
     try:

@@ -5,26 +5,32 @@ that was stopped goes on from its last checkpoint: checkpoints of other settings
 folder (checkpoints/<key>), so they are never mixed.
 """
 
+import contextlib
 import ctypes
 import json
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import config, model, preset
-from .errors import HostLacks, RunFailed
+from . import config, faults, model, preset
+from .errors import HostLacks, RunFailed, Stopped
 from .stages import Run, gpus, key_of
 
 # mmengine's log line: Iter(train) [10/51]  lr: 1.8763e-09  eta: 0:00:49  time: 1.2010  …  loss: 2.0068
 LINE = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?\blr: ([-+.\deE]+).*?\bloss: ([-+.\deE]+|nan|inf)")
+MORE = re.compile(r"\b(time|memory): ([.\d]+)")  # of the same line: seconds an iteration, MiB of GPU memory
 NAME = re.compile(r"iter_(\d+)(?:\.pth)?$")
+SAVED = "Stopped by SIGTERM, saved: iteration "  # hooks.Checkpoint says it, with the iteration or "none"
+SAVING = 30  # seconds that a stopped trainer gets before it is ended
 PR_SET_PDEATHSIG = 1
 
 
@@ -56,18 +62,22 @@ def last_checkpoint(place: Path) -> Optional[Path]:
     for iteration in sorted(found, reverse=True):
         if noted and iteration > int(noted[1]):
             continue
-        if found[iteration].is_dir() or _is_whole(found[iteration]):
+        if is_whole(found[iteration]):
             return found[iteration]
     return None
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether every part of a file of torch.save (a zip file) has its checksum."""
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every part of a file of torch.save (a zip file) has its checksum; of DeepSpeed's folder, of all files."""
+    files = sorted(checkpoint.glob("*.pt")) if checkpoint.is_dir() else [checkpoint]
     try:
-        with zipfile.ZipFile(str(path)) as archive:
-            return archive.testzip() is None
+        for path in files:
+            with zipfile.ZipFile(str(path)) as archive:
+                if archive.testzip() is not None:
+                    return False
     except (zipfile.BadZipFile, OSError, EOFError):
         return False
+    return bool(files)
 
 
 def iteration_of(checkpoint: Path) -> int:
@@ -161,15 +171,16 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
 
 def environment(run: Run) -> Dict[str, str]:
     """For the trainer: what torchrun would tell a single process. Without it DeepSpeed asks MPI, which fails on a
-    machine or in a container that has no network.
+    machine or in a container that has no network. And what cuBLAS needs to sum in the same order every time.
     """
+    own = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if run.settings.train.deterministic else {}
     if not run.settings.train.deepspeed or "RANK" in os.environ:
-        return dict(os.environ)
+        return {**os.environ, **own}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return {**os.environ, **alone}
+    return {**os.environ, **own, **alone}
 
 
 def _die_with_parent() -> None:
@@ -179,90 +190,156 @@ def _die_with_parent() -> None:
 
 def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:
     words = command(run, place, start, planned["seed"])
+    total, tokens = planned["iterations"], planned["tokens_kept"] / planned["iterations_per_epoch"]
     with log.open("a", encoding="utf-8") as stream:
         stream.write(f"\n$ {' '.join(words)}\n")
         stream.flush()
+        killed = faults.oom_kills()
         child = subprocess.Popen(
             words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
             env=environment(run),
         )  # fmt: skip
-        assert child.stdout is not None
         wrong = []
         try:
-            with _progress(planned["iterations"]) as show:
-                for line in _lines(child.stdout, stream):
+            with _stopping(child) as asked, _progress(total, tokens) as show:
+                for line in _lines(child, stream, run.settings.train.timeout * 60, asked):
                     step = LINE.search(line)
-                    if step and int(step[2]) != planned["iterations"]:
+                    if step and int(step[2]) != total:
                         wrong.append(int(step[2]))
                         child.kill()
                         break
                     if step:
-                        show(int(step[1]), float(step[3]), float(step[4]))
+                        show(int(step[1]), float(step[3]), float(step[4]), dict(MORE.findall(line)))
             code = child.wait()
         except BaseException:
             child.terminate()
-            child.wait()
+            try:
+                child.wait(timeout=SAVING)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
             raise
     if wrong:
         raise RunFailed(
-            f"The trainer is going to make {wrong[0]} iterations, the plan says {planned['iterations']}: stopped at "
+            f"The trainer is going to make {wrong[0]} iterations, the plan says {total}: stopped at "
             f"once. This is a fault of ours; please report it with {run.shown(log)}."
         )
+    if asked and (code or not _is_done(place, total)):
+        at = last_checkpoint(place)
+        kept = (
+            f"The checkpoint of iteration {iteration_of(at)} of {total} is kept" if at else "There is no checkpoint yet"
+        )
+        raise Stopped(f"Stopped as asked (SIGTERM). {kept}: resume by typing the same command.")
     if code:
-        raise RunFailed(_last_words(code, log, run))
+        said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
+        raise RunFailed(
+            f"{faults.explain(code, said, run, planned, faults.oom_kills() > killed)} Full log: {run.shown(log)}. "
+            f"Checkpoints are kept; the same command goes on from the last one."
+        )
 
 
-def _lines(source: Any, copy: Any) -> Iterator[str]:
-    for line in source:
+def _is_done(place: Path, total: int) -> bool:
+    checkpoint = last_checkpoint(place)
+    return checkpoint is not None and iteration_of(checkpoint) == total
+
+
+@contextlib.contextmanager
+def _stopping(child: Any) -> Iterator[List[float]]:
+    """SIGTERM to us is told to the trainer, which saves and ends. Yields a list that holds the time of it."""
+    asked: List[float] = []
+
+    def ask(*_: Any) -> None:
+        if not asked:
+            asked.append(time.time())
+            child.terminate()
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterator[str]:
+    """The trainer's lines, copied to the log. Raises RunFailed after `patience` seconds without one; a trainer that
+    was asked to stop and does not is ended.
+    """
+    lines: Any = queue.Queue()
+
+    def read() -> None:
+        for line in child.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    heard = time.time()
+    while True:
+        try:
+            line = lines.get(timeout=0.5)
+        except queue.Empty:
+            if child.poll() is not None:
+                return  # what it started may still hold the pipe
+            if asked and time.time() - asked[0] > SAVING:
+                child.kill()
+            if time.time() - heard > patience:
+                child.kill()
+                raise RunFailed(
+                    f"The trainer has said nothing for {patience / 60:.3g} minutes and was ended: a hung GPU, a lost "
+                    f"disk or, on several GPUs, ranks that wait for each other. Checkpoints are kept, the same command "
+                    f"goes on from the last one; train.timeout={patience / 30:.3g} waits twice as long."
+                )
+            continue
+        if line is None:
+            return
+        heard = time.time()
         copy.write(line)
         copy.flush()
         yield line
 
 
 class _progress:
-    """Progress of training: a live bar on a terminal, a line every tenth of the run elsewhere."""
+    """Progress of training: a live bar on a terminal, a line every tenth of the run elsewhere.
 
-    def __init__(self, total: int) -> None:
+    `tokens`: how many one iteration takes.
+    """
+
+    def __init__(self, total: int, tokens: float) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self.total, self.began, self.said = total, time.time(), -1
-        done = TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]}  lr {task.fields[lr]} ")
+        self.total, self.tokens, self.began, self.said = total, tokens, time.time(), -1
+        self.first: Optional[int] = None
+        done = TextColumn(
+            "{task.completed}/{task.total}  loss {task.fields[loss]}  lr {task.fields[lr]}  {task.fields[speed]}"
+        )
         columns = (TextColumn("  training"), BarColumn(), done, TimeElapsedColumn(), TextColumn("left"))
         self.bar = Progress(*columns, TimeRemainingColumn(), transient=True)
 
-    def __enter__(self) -> Callable[[int, float, float], None]:
+    def __enter__(self) -> Callable[..., None]:
         self.live = self.bar.console.is_terminal
         if self.live:
             self.bar.start()
-            self.task = self.bar.add_task("", total=self.total, loss="…", lr="…")
+            self.task = self.bar.add_task("", total=self.total, loss="…", lr="…", speed="")
         return self.show
 
-    def show(self, iteration: int, lr: float, loss: float) -> None:
+    def show(self, iteration: int, lr: float, loss: float, more: Dict[str, str]) -> None:
+        """`more`: `time`, seconds an iteration, and on a GPU `memory`, MiB, as mmengine logs them."""
+        seconds = float(more.get("time", 0))
+        speed = f"{self.tokens / seconds:,.0f} tokens/s" if seconds else ""
+        speed += f"  {float(more['memory']) / 1024:.1f} GiB" if "memory" in more else ""
+        if self.first is None:  # a resumed run begins in the middle
+            self.first, self.began = iteration - 1, time.time() - seconds
         if self.live:
-            self.bar.update(self.task, completed=iteration, loss=f"{loss:.4f}", lr=f"{lr:.2e}")
+            self.bar.update(self.task, completed=iteration, loss=f"{loss:.4f}", lr=f"{lr:.2e}", speed=speed)
         elif iteration * 10 // self.total > self.said:
             self.said = iteration * 10 // self.total
-            left = (time.time() - self.began) / iteration * (self.total - iteration)
-            print(f"  training {iteration}/{self.total}  loss {loss:.4f}  lr {lr:.2e}  {left:.0f} s left", flush=True)
+            left = (time.time() - self.began) / (iteration - self.first) * (self.total - iteration)
+            shown = f"loss {loss:.4f}  lr {lr:.2e}  {speed}  {left:.0f} s left"
+            print(f"  training {iteration}/{self.total}  {shown}", flush=True)
 
     def __exit__(self, *_: Any) -> None:
         if self.live:
             self.bar.stop()
-
-
-def _last_words(code: int, log: Path, run: Run) -> str:
-    """Why the trainer ended, from its log: the last exception line, or the signal that ended it."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    errors = re.findall(r"(?m)^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*)$", text[text.rfind("\n$ ") :])
-    if code < 0:
-        name = signal.Signals(-code).name
-        reason = f"it was ended by {name}"
-        if name == "SIGKILL":
-            reason += " (mostly the system, out of memory)"
-    else:
-        reason = errors[-1].strip() if errors else f"it ended with exit code {code}"
-    return (
-        f"The trainer failed: {reason[:600]}. Full log: {run.shown(log)}. "
-        f"Checkpoints are kept; the same command goes on from the last one."
-    )

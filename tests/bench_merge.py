@@ -1,9 +1,10 @@
-"""Speed of the merge beside XTuner's and beside a plain copy: `just bench-merge [GB] [times] [folder]`.
+"""Speed of the merge beside XTuner's and beside a plain copy: `just bench-merge [GB] [times] [folder] [cpu,cuda]`.
 
 Makes an InternLM2 of random weights with the 7B model's own shapes (one layer for 2 GB, all 32 for 15.5), in .bin
 shards as published, and a random adapter of rank 64 on every matrix. Then, in turn and each in a process of its own,
-imports included: a copy of the same bytes, this merge with all its checks, `xtuner convert merge --device cpu`. Asserts
-that both results are equal to one fp16 rounding of each side. Needs 3 times the size on disk; removes what it made.
+imports included: a copy of the same bytes, this merge with all its checks, `xtuner convert merge --device cpu`. Tells
+where this merge's time went, and asserts that the results are equal to one fp16 rounding of each side. Needs 3 times
+the size on disk; removes what it made.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -123,14 +125,40 @@ def _write(base, shards):
         shards[-1].clear()
 
 
+def timed(owner, name, found):
+    """Note in `found` when `owner`'s function first began and last ended (s since this process was started), and how
+    long it ran in all, threads added up.
+    """
+    whole, lock, start = getattr(owner, name), threading.Lock(), float(os.environ["BENCH_BEGAN"])
+
+    def call(*arguments, **more):
+        began = time.monotonic()
+        try:
+            return whole(*arguments, **more)
+        finally:
+            ended = time.monotonic()
+            with lock:
+                first, _, total = found.get(name, (began - start, 0, 0))
+                found[name] = first, ended - start, total + ended - began
+
+    setattr(owner, name, call)
+
+
 def ours(base, adapter, out, device, checks):
     """The stage's own work. Without `checks` its last one is left out, the fresh process that loads the result."""
-    from recipe import merge
+    from recipe import merge, tensor_files
+    from recipe.merging import write
 
     if checks == "no":
-        merge.trial = lambda: contextlib.nullcontext(lambda *_: {})
-    began = time.monotonic()
+        merge.trial = lambda _: contextlib.nullcontext(lambda *_: {})
+    spans = {}
+    for owner, name in (
+        (merge, "make_plan"), (merge, "write_shards"), (merge, "prove"), (write, "_task"), (write, "_change"),
+        (write, "_finish"), (tensor_files, "read_into"), (tensor_files, "write_from"), (write.lora, "Applied"),
+    ):  # fmt: skip
+        timed(owner, name, spans)
     plan = merge.make_plan(Path(base), [(Path(adapter), 1.0)], merge.size("2GB"))
+    timed(merge, "merge", spans)
     figures = merge.merge(plan, Path(out), stop_words=["<|im_end|>"], device=device)
     marks = {
         name: int(line.split()[1]) * 1024
@@ -138,8 +166,8 @@ def ours(base, adapter, out, device, checks):
         for name in [line.split(":")[0]]
         if name in ("VmHWM", "RssAnon")
     }
-    told = {key: figures[key] for key in ("tensors_changed", "tensors", "share_changed", "shards", "bytes", "proof")}
-    print(json.dumps({"inside": time.monotonic() - began, **marks, **told}))
+    keys = ("tensors_changed", "tensors", "share_changed", "shards", "bytes", "proof", "trial")
+    print(json.dumps({"spans": spans, **marks, **{key: figures[key] for key in keys}}))
 
 
 def compare(base, one, other):
@@ -175,6 +203,7 @@ def child(*words, quiet=False):
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # as the stages run; else threads wait by spinning on shared cores
     errors = subprocess.DEVNULL if quiet else None
     began = time.monotonic()
+    environment["BENCH_BEGAN"] = str(began)
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen([sys.executable, *map(str, words)], stdout=said, stderr=errors, env=environment)
         _, status, used = os.wait4(process.pid, 0)
@@ -186,34 +215,41 @@ def child(*words, quiet=False):
     return took, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, told
 
 
-def round_of(place, device):
-    """One line for each way: the copy, this merge without and with its last check, XTuner's."""
+def round_of(place, devices):
+    """One line for each way: the copy, XTuner's, this merge on each device without and with its last check."""
     base, adapter = place / "base", place / "adapter"
     floor, *_ = child(__file__, "copy", base, place / "copy")
     shutil.rmtree(str(place / "copy"))
-    alone, alone_cpu, _, _ = child(__file__, "ours", base, adapter, place / "alone", device, "no")
-    shutil.rmtree(str(place / "alone"))
-    words = ["-m", "xtuner.tools.model_converters.merge", base, adapter, place / "theirs", "--device", "cpu"]
-    theirs, their_cpu, their_peak, _ = child(*words, quiet=True)
-    whole, whole_cpu, peak, told = child(__file__, "ours", base, adapter, place / "ours", device, "yes")
-    print(f"copy: {floor:.1f} s\nxtuner: {theirs:.1f} s, {their_cpu:.1f} CPU s, {their_peak / 1e9:.2f} GB")
-    for name, took, cpu in (("merge", alone, alone_cpu), ("merge and last check", whole, whole_cpu)):
+    print(f"copy: {floor:.1f} s", flush=True)
+    runs = [(device, checks) for device in devices for checks in ("no", "yes")]
+    words = [__file__, "ours", base, adapter, place / "ours"]
+    first = child(*words, *runs[0])  # before XTuner's, the others after it
+    shutil.rmtree(str(place / "ours"))
+    xtuner = ["-m", "xtuner.tools.model_converters.merge", base, adapter, place / "theirs", "--device", "cpu"]
+    theirs, their_cpu, their_peak, _ = child(*xtuner, quiet=True)
+    print(f"xtuner: {theirs:.1f} s, {their_cpu:.1f} CPU s, {their_peak / 1e9:.2f} GB", flush=True)
+    for device, checks in runs:
+        took, cpu, peak, told = first if (device, checks) == runs[0] else child(*words, device, checks)
         print(
-            f"{name}: {took:.1f} s, {cpu:.1f} CPU s; {theirs / took:.2f} times as fast as xtuner, "
-            f"{their_cpu / cpu:.2f} by CPU; {took / floor:.2f} times the copy"
+            f"merge, {device}{', and last check' if checks == 'yes' else ''}: {took:.1f} s, {cpu:.1f} CPU s; "
+            f"{theirs / took:.2f} times as fast as xtuner, {their_cpu / cpu:.2f} by CPU; {took / floor:.2f} times the "
+            f"copy\n  peak resident {told['VmHWM'] / 1e9:.2f} GB (VmHWM), of the largest process {peak / 1e9:.2f} GB"
         )
-    print(f"  peak resident {told['VmHWM'] / 1e9:.2f} GB (VmHWM), of the process of the last check {peak / 1e9:.2f} GB")
-    *_, same = child(__file__, "compare", base, place / "ours", place / "theirs")
-    print(
-        f"  equal to one rounding of each: {same['values']:,} weights, {same['different']:,} in the last bit; "
-        f"{told['tensors_changed']} of {told['tensors']} tensors changed",
-        flush=True,
-    )
-    for name in ("ours", "theirs"):
-        shutil.rmtree(str(place / name))
+        for name, (began, ended, total) in told["spans"].items():
+            print(f"  {name:12} {began:6.2f} to {ended:6.2f} s, {total:7.2f} in all")
+        print(f"  {told['trial'].get('seconds', '')}", flush=True)
+        if checks == "yes":
+            *_, same = child(__file__, "compare", base, place / "ours", place / "theirs")
+            print(
+                f"  equal to one rounding of each: {same['values']:,} weights, {same['different']:,} in the last bit; "
+                f"{told['tensors_changed']} of {told['tensors']} tensors changed",
+                flush=True,
+            )
+        shutil.rmtree(str(place / "ours"), ignore_errors=True)
+    shutil.rmtree(str(place / "theirs"))
 
 
-def main(gigabytes=2, times=2, folder=None, device="cpu"):
+def main(gigabytes=2, times=2, folder=None, devices="cpu"):
     place = Path(tempfile.mkdtemp(dir=folder))
     try:
         print(f"making {layers_for(float(gigabytes))} of the 7B model's 32 layers in {place}", flush=True)
@@ -221,7 +257,7 @@ def main(gigabytes=2, times=2, folder=None, device="cpu"):
         base, lora = (sum(p.stat().st_size for p in (place / n).iterdir()) for n in ("base", "adapter"))
         print(f"base {base / 1e9:.2f} GB, adapter {lora / 1e9:.2f} GB, {len(os.sched_getaffinity(0))} cores")
         for _ in range(int(times)):
-            round_of(place, device)
+            round_of(place, devices.split(","))
     finally:
         shutil.rmtree(str(place))
 

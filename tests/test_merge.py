@@ -69,7 +69,7 @@ def join(base, adapters, place, limit="130KB", monkeypatch=None, **more):
         base, [a if isinstance(a, tuple) else (a, 1.0) for a in adapters], merge.size(limit), **chosen
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge, "trial", lambda: contextlib.nullcontext(lambda *_: {"stops": [2]}))
+        patch.setattr(merge, "trial", lambda _: contextlib.nullcontext(lambda *_: {"stops": [2]}))
         return merge.merge(plan, place, **more)
 
 
@@ -209,6 +209,7 @@ def test_stop_tokens_come_from_the_folder_and_its_template(base, tmp_path):
     from transformers import AutoTokenizer, PretrainedConfig
 
     tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=True)
+    trial.rehearse(base)  # whose errors would not be told
     config = PretrainedConfig(eos_token_id=7)
     assert trial.stops(tmp_path, tokenizer, config, []) == [7]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -220,7 +221,7 @@ def test_a_folder_that_does_not_load_is_told(merged, tmp_path):
     shutil.copytree(str(merged[0]), str(tmp_path / "m"))
     for path in (tmp_path / "m").glob("*.safetensors"):
         save_file({n: t * float("nan") for n, t in load_file(str(path)).items()}, str(path), {"format": "pt"})
-    with pytest.raises(RunFailed, match="no numbers"), merge.trial() as try_out:
+    with pytest.raises(RunFailed, match="no numbers"), merge.trial(merged[0]) as try_out:
         try_out(tmp_path / "m", [])
 
 
@@ -243,7 +244,7 @@ def test_bin_bases_and_bin_shards(base, adapter, merged, tmp_path):
     assert not theirs
     again = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"), trust_remote_code=True, torch_dtype="auto")
     assert all(torch.equal(t, weights(merged[0])[n]) for n, t in again.state_dict().items())
-    with merge.trial() as try_out:
+    with merge.trial(tmp_path / "bin") as try_out:
         assert try_out(tmp_path / "out", ["<|im_end|>"])["stops"] == merged[1]["trial"]["stops"]
 
 
@@ -453,6 +454,15 @@ def test_an_interrupted_merge_goes_on_from_its_finished_shards(base, adapter, me
     assert not part.exists()
 
 
+def test_shards_written_at_once_are_the_same(base, adapter, merged, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert join(base, [adapter], tmp_path / "out")["kinds"] == merged[1]["kinds"]
+    ours, theirs = (
+        {p.name: p.read_bytes() for p in place.glob("*.safetensors")} for place in (tmp_path / "out", merged[0])
+    )
+    assert ours == theirs
+
+
 def test_an_error_in_any_thread_is_the_one_that_is_told(base, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     interrupt(monkeypatch, 12, OSError(5, "Input/output error"))
@@ -500,7 +510,7 @@ def test_the_stage_goes_on_where_it_was_stopped(base, adapter, tmp_path, monkeyp
     run = Run("demo", settings.load("demo", words)[1], ROOT, tmp_path)
     shutil.copytree(str(adapter), str(run.adapter))
     run.manifest = {"stages": {"adapter": {"figures": {"base_sha256": "0" * 64, "base_model": "a base"}}}}
-    monkeypatch.setattr(merge, "trial", lambda: contextlib.nullcontext(lambda *_: {"stops": [2, 92542]}))
+    monkeypatch.setattr(merge, "trial", lambda _: contextlib.nullcontext(lambda *_: {"stops": [2, 92542]}))
     with monkeypatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda _: {0})
         interrupt(patch, 20, KeyboardInterrupt())

@@ -2,18 +2,20 @@
 
 import json
 import os
-import signal
+import random
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
+import survive
 from conftest import ROOT, recipe, refused
 
-from recipe import train
+from recipe import cost, faults, settings, stages, train
 
-# A run of half a minute: 2 epochs of 36 packs, a checkpoint every 18 iterations.
-SHORT = ("demo", "train.max_epochs=2", "train.save_steps=0.25", "train.evaluation_max_new_tokens=2")
+# A run of half a minute: 2 epochs of 36 packs, a checkpoint after every iteration, two kept.
+SHORT = ("train.save_total_limit=2",)
+WORDS = ("demo", *survive.WORDS, *SHORT)
 
 # The tutorial's published log, one line in mmengine's form
 PUBLISHED = (
@@ -55,48 +57,51 @@ def test_the_last_checkpoint_is_the_recorded_whole_one(tmp_path):
 
 @pytest.fixture(scope="module")
 def stopped_and_resumed(tmp_path_factory):
-    """A run killed (SIGKILL) after its first checkpoint, then the same command typed again."""
-    output = tmp_path_factory.mktemp("killed")
-    words = [sys.executable, "-m", "recipe", "train", *SHORT, "--output", str(output)]
-    child = subprocess.Popen(
-        words,
-        cwd=str(ROOT),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    until = time.time() + 300
-    while not list(output.glob("demo/checkpoints/*/last_checkpoint")):
-        assert child.poll() is None, "ended before it could be killed"
-        assert time.time() < until, "no checkpoint in five minutes"
-        time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    time.sleep(1)
-    orphans = subprocess.run(["pgrep", "-f", str(output)], capture_output=True, text=True).stdout.split()
-    done = recipe("train", *SHORT, "--output", output)
-    return orphans, done, output / "demo"
+    """The same training twice: without a break, and ended by SIGKILL, by SIGKILL while a checkpoint is being written
+    and by SIGTERM, the same command typed again after each. (broken's folder, both adapters' sha256, what SIGTERM
+    said, processes that were left.)
+    """
+    whole, broken = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("killed")
+    draw = random.Random(0)
+    wanted = survive.finish(whole, SHORT)
+    orphans = []
+    for moment in ("any", "writing", "SIGTERM"):
+        survive.interrupt(broken, SHORT, draw, moment)
+        orphans += subprocess.run(["pgrep", "-f", str(broken)], capture_output=True, text=True).stdout.split()
+    said = (broken / "log").read_text(encoding="utf-8")
+    return broken / "demo", (wanted, survive.finish(broken, SHORT)), said, orphans
 
 
-def test_a_killed_run_is_finished_by_the_same_command(stopped_and_resumed):
-    _, done, folder = stopped_and_resumed
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_interrupted_training_gives_the_same_bytes(stopped_and_resumed):
+    folder, (wanted, got), _, _ = stopped_and_resumed
+    assert got == wanted
     figures = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
-    assert figures["resumed_from"] in (18, 36, 54)
+    assert 0 < figures["resumed_from"] < 72
     assert figures["iterations"] == figures["updates"] == 72
-    assert (ROOT / figures["checkpoint"]).is_file()
     log = (ROOT / figures["log"]).read_text(encoding="utf-8")
-    assert log.count("\n$ ") == 2
+    assert log.count("\n$ ") == 4
     assert f"resumed epoch: 0, iter: {figures['resumed_from']}" in log
 
 
+def test_sigterm_saves_and_ends_well(stopped_and_resumed):
+    _, _, said, _ = stopped_and_resumed
+    assert "Stopped as asked (SIGTERM). The checkpoint of iteration" in said
+    assert "resume by typing the same command" in said
+    assert "Traceback" not in said
+
+
 def test_the_trainer_does_not_outlive_us(stopped_and_resumed):
-    orphans, _, _ = stopped_and_resumed
-    assert orphans == []
+    assert stopped_and_resumed[3] == []
+
+
+def test_checkpoints_are_pruned_and_nothing_half_made_is_left(stopped_and_resumed):
+    place = next(stopped_and_resumed[0].glob("checkpoints/*"))
+    assert sorted(path.name for path in place.glob("iter_*")) == ["iter_71.pth", "iter_72.pth"]
+    assert list(place.glob(".*")) == []
 
 
 def test_figures_are_read_from_checkpoint_and_log(stopped_and_resumed):
-    _, _, folder = stopped_and_resumed
+    folder = stopped_and_resumed[0]
     manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     figures, planned = manifest["stages"]["train"]["figures"], manifest["stages"]["plan"]["figures"]
     assert figures["iterations"] == planned["iterations"]
@@ -111,21 +116,21 @@ def test_figures_are_read_from_checkpoint_and_log(stopped_and_resumed):
 
 def test_a_damaged_checkpoint_never_becomes_an_adapter(stopped_and_resumed):
     """Bytes flipped after training: training goes on from the checkpoint before, and the adapter is made again."""
-    _, _, folder = stopped_and_resumed
+    folder = stopped_and_resumed[0]
     checkpoint = next(folder.glob("checkpoints/*/iter_72.pth"))
     whole = checkpoint.read_bytes()
     middle = len(whole) // 2
     checkpoint.write_bytes(whole[:middle] + bytes(2000) + whole[middle + 2000 :])
-    done = recipe("train", *SHORT, "--output", folder.parent)
+    done = recipe("train", *WORDS, "--output", folder.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
-    assert figures["resumed_from"] == 54
+    assert figures["resumed_from"] == 71
     assert figures["iterations"] == 72
 
 
 def test_checkpoints_of_other_settings_are_never_mixed(stopped_and_resumed):
-    _, _, folder = stopped_and_resumed
-    done = recipe("train", *SHORT, "train.lr=1e-3", "--output", folder.parent)
+    folder = stopped_and_resumed[0]
+    done = recipe("train", *WORDS, "train.lr=1e-3", "--output", folder.parent)
     assert done.returncode == 0, done.stderr
     assert len(list(folder.glob("checkpoints/*/iter_72.pth"))) == 2
     figures = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
@@ -134,11 +139,9 @@ def test_checkpoints_of_other_settings_are_never_mixed(stopped_and_resumed):
 
 def test_a_trainer_that_crashes_fails_the_run_with_its_last_words(tmp_path):
     """The `xtuner` command would exit 0 here. The data have become unreadable behind the plan's back."""
-    done = recipe("config", *SHORT, "--output", tmp_path)
+    done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    from recipe import settings, stages
-
-    run = stages.Run("demo", settings.load("demo", SHORT[1:])[1], ROOT, tmp_path)
+    run = stages.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("path='json'", "path='no_such_loader'"))
         with pytest.raises(train.RunFailed) as caught:
@@ -149,11 +152,9 @@ def test_a_trainer_that_crashes_fails_the_run_with_its_last_words(tmp_path):
 
 
 def test_a_trainer_that_plans_other_iterations_is_stopped_at_once(tmp_path):
-    done = recipe("config", *SHORT, "--output", tmp_path)
+    done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    from recipe import settings, stages
-
-    run = stages.Run("demo", settings.load("demo", SHORT[1:])[1], ROOT, tmp_path)
+    run = stages.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("max_epochs = 2", "max_epochs = 3"))
         with pytest.raises(train.RunFailed, match="going to make 108 iterations, the plan says 72"):
@@ -164,6 +165,125 @@ def test_without_a_gpu_a_gpu_recipe_is_refused_before_the_download(tmp_path, rea
     words = (f'data.files=["{real_workbook}"]', f"model.tokenizer={real_tokenizer}", "model.id=nobody/nothing")
     done = recipe("train", "coach", *words, "--output", tmp_path, PATH="/usr/bin:/bin")
     refused(done, 3, "needs an NVIDIA GPU", "just demo")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, monkeypatch):
+    """A weight becomes NaN before the fifth iteration. No later checkpoint is made of it."""
+    done = recipe("config", *WORDS, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = stages.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    with run.open():
+        text = run.config.read_text(encoding="utf-8")
+        run.config.write_text(text.replace("dict(type='recipe.hooks.Guard')", "dict(type='poison.Poison'),\n" + GUARD))
+        with pytest.raises(train.RunFailed) as caught:
+            train.work(run, tmp_path)
+    told = str(caught.value)
+    assert told.startswith("The loss is nan at iteration 5 of 72. Likely: the learning rate is too high")
+    assert "train.lr=0.001" in told
+    rows = [int(n) for n in told.split("something odd: ")[1].split(" of ")[0].split(", ")]
+    assert 1 <= len(rows) <= 6
+    assert set(rows) <= set(range(1, 105))
+    assert train.last_checkpoint(train.folder(run)).name == "iter_4.pth"
+
+
+GUARD = "dict(type='recipe.hooks.Guard')"
+
+
+def test_a_full_disk_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path):
+    """On a real file system of 24 MB: three checkpoints of 8 MB do not fit."""
+    inside = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
+    if subprocess.run([*inside, "mount", "-t", "tmpfs", "x", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("this machine allows no mount namespace")
+    script = (
+        'mount -t tmpfs -o size=24m x "$0" && "$@"; code=$?; ls "$0"/demo/checkpoints/*/; df -m --output=avail "$0"; '
+        "exit $code"
+    )
+    stage = [sys.executable, "-m", "recipe", "train", *WORDS, "train.save_total_limit=-1", "--output", str(tmp_path)]
+    done = subprocess.run(
+        [*inside, "sh", "-c", script, str(tmp_path), *stage], cwd=str(ROOT), capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    refused(done, 1, "The disk is full at iteration", "The last whole checkpoint is kept")
+    assert "iter_1.pth" in done.stdout
+    assert ".part" not in done.stdout
+
+
+def process(*words):
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_trainer_that_says_nothing_is_ended(tmp_path):
+    child = process("sh", "-c", "echo one; sleep 60")
+    with (tmp_path / "log").open("w") as log, pytest.raises(train.RunFailed) as caught:
+        list(train._lines(child, log, 1.0, []))
+    assert "said nothing for 0.0167 minutes" in str(caught.value)
+    assert child.wait() == -9
+    assert (tmp_path / "log").read_text() == "one\n"
+
+
+def test_a_trainer_that_does_not_stop_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVING", 1)
+    child = process("sh", "-c", "trap '' TERM; echo one; sleep 60 & wait; sleep 60")
+    with (tmp_path / "log").open("w") as log:
+        list(train._lines(child, log, 100.0, [1.0]))
+    assert child.wait() == -9
+
+
+PLANNED = {"batch_size": 2, "max_length": 512, "accumulative_counts": 1}
+OOM = "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 7.79 GiB total capacity)"
+ENDS = [
+    (1, "x\nrecipe.hooks.Fault: The loss is nan at iteration 3.\n", False, "The loss is nan at iteration 3."),
+    (1, "[rank1]: recipe.hooks.Fault: The loss is inf.\n", False, "The loss is inf."),
+    (
+        1,
+        "RuntimeError: Failed to initialize NVML: Unknown Error\n",
+        False,
+        "lost to this process (Failed to initialize",
+    ),
+    (1, "RuntimeError: CUDA error: unspecified launch failure\n", False, "lost to this process"),
+    (1, "[ 1.2] NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off\n", False, "Xid 79: the GPU has fallen off"),
+    (
+        1,
+        "[E] Watchdog caught collective operation timeout: WorkNCCL(…) ran for 1800001\n",
+        False,
+        "waited for each other",
+    ),
+    (1, "OSError: [Errno 28] No space left on device\n", False, "The disk is full"),
+    (-9, "Iter(train)\n", True, "out of memory"),
+    (-9, "Iter(train)\n", False, "killed from outside"),
+    (-11, "", False, "SIGSEGV"),
+    (1, "Traceback …\nFileNotFoundError: no such file: x\n", False, "FileNotFoundError: no such file: x"),
+    (7, "nothing\n", False, "exit code 7"),
+]
+
+
+@pytest.mark.parametrize(("code", "said", "killed", "told"), ENDS)
+def test_each_end_is_named(code, said, killed, told):
+    run = SimpleNamespace(settings=settings.load("coach")[1])
+    assert told in faults.explain(code, said, run, PLANNED, killed)
+
+
+@pytest.mark.parametrize(
+    ("card", "batch", "length", "told"),
+    [
+        (("NVIDIA H100", 81559), 64, 2048, "train.batch_size=32 train.accumulative_counts=2"),
+        (("NVIDIA GeForce RTX 3090", 12288), 4, 512, "train.batch_size=2 train.accumulative_counts=2"),
+        (("NVIDIA GeForce RTX 3090", 12288), 1, 4096, "train.max_length=2048"),
+        (("NVIDIA GeForce RTX 2080", 8192), 2, 512, "no setting of the 7B model fits"),
+    ],
+)
+def test_out_of_memory_offers_what_fits_by_measurement(monkeypatch, card, batch, length, told):
+    monkeypatch.setattr(faults, "gpus", lambda: [{"name": card[0], "memory_mib": card[1]}])
+    monkeypatch.setattr(faults, "_others", lambda: 0)
+    run = SimpleNamespace(settings=settings.load("coach")[1])
+    text = faults.explain(1, OOM, run, {**PLANNED, "batch_size": batch, "max_length": length}, False)
+    assert text.startswith(f"The GPU's memory does not hold {batch} × {length} tokens an iteration")
+    assert told in text
+    assert cost.memory_mib(128, card[0]) > 8192 or "fits" in text
+    monkeypatch.setattr(faults, "_others", lambda: card[1] - 1000)
+    held = faults.explain(1, OOM, run, {**PLANNED, "batch_size": batch, "max_length": length}, False)
+    assert f"{card[1] - 1000} MiB of it are held by other processes" in held
 
 
 def test_deepspeed_needs_no_network(tmp_path):

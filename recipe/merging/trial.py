@@ -1,17 +1,20 @@
-"""The last check of a merged folder, in a fresh process without a network: `python -m recipe.merging.trial FOLDER`.
+"""The last check of a merged folder, in a fresh process without a network: `… -m recipe.merging.trial FOLDER BASE`.
 
-Waits for a line on standard input, a JSON list of stop words: the folder is there then. Loads config and
-tokenizer, writes generation_config.json with every token that ends an answer, and runs one forward pass through two
-layers drawn at random and a small part of the vocabulary: two layers of the 7B model are 0.9 GB in bf16, whatever the
-size of the whole. Prints one line of JSON.
+Rehearses with the base, whose libraries and code the merged model will need, and waits for a line on standard input, a
+JSON list of stop words: the folder is there then. Loads config and tokenizer, writes generation_config.json with every
+token that ends an answer, and runs one forward pass through two layers drawn at random and a small part of the
+vocabulary: two layers of the 7B model are 0.9 GB in bf16, whatever the size of the whole. Prints one line of JSON.
 """
 
+import contextlib
 import json
+import os
 import random
 import re
 import sys
+import time
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 from .plan import base_tensors
 
@@ -43,28 +46,45 @@ def stops(place: Path, tokenizer: Any, config: Any, stop_words: Sequence[str]) -
     return told
 
 
+def load(place: Path) -> Tuple[Any, Any]:
+    """(tokenizer, config)"""
+    from transformers import AutoConfig, AutoTokenizer
+
+    return (
+        AutoTokenizer.from_pretrained(str(place), trust_remote_code=True),
+        AutoConfig.from_pretrained(str(place), trust_remote_code=True),
+    )
+
+
+def skeleton(config: Any, layers: int, rows: int) -> Any:
+    """The model that the folder's code makes, of so many layers and rows of the vocabulary, without weights."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config.num_hidden_layers, config.vocab_size = layers, rows
+    config.pad_token_id = None  # may lie beyond the rows that are kept
+    config.use_cache = False
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=True, torch_dtype=torch.bfloat16).eval()
+
+
 def forward(place: Path, tokenizer: Any, config: Any) -> Dict[str, Any]:
     """Figures of a forward pass of a short text through LAYERS random layers: layers and number of logits.
 
     Raises ValueError if a weight is missing or a logit is no number.
     """
     import torch
-    from accelerate import init_empty_weights
     from accelerate.utils import set_module_tensor_to_device
-    from transformers import AutoModelForCausalLM
 
     stored = base_tensors(place)
     ids = tokenizer.encode(TEXT)
     kept = sorted({*ids, *range(64)})  # the only rows of the vocabulary that are read
-    if max(ids) >= config.vocab_size:
-        raise ValueError(f"the tokenizer makes token {max(ids)}, the model has {config.vocab_size}")
-    vocabulary, config.vocab_size = config.vocab_size, len(kept)
+    vocabulary = config.vocab_size
+    if max(ids) >= vocabulary:
+        raise ValueError(f"the tokenizer makes token {max(ids)}, the model has {vocabulary}")
     layers = sorted(random.sample(range(config.num_hidden_layers), min(LAYERS, config.num_hidden_layers)))
-    config.num_hidden_layers = len(layers)
-    config.pad_token_id = None  # may lie beyond the rows that are kept
-    config.use_cache = False
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, torch_dtype=torch.bfloat16).eval()
+    model = skeleton(config, len(layers), len(kept))
     for name, parameter in list(model.named_parameters()):
         tensor = stored[LAYER.sub(lambda m: str(layers[int(m[1])]), name, count=1)]
         if tensor.shape[0] == vocabulary and parameter.shape[0] == len(kept):
@@ -81,19 +101,28 @@ def forward(place: Path, tokenizer: Any, config: Any) -> Dict[str, Any]:
     return {"layers": layers, "logits": logits.numel()}
 
 
-def main(folder: str) -> None:
-    from accelerate import init_empty_weights  # noqa: F401
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+def rehearse(base: Path) -> None:
+    """Import what the check will need, by loading what it will load, but for the weights."""
+    _, config = load(base)
+    skeleton(config, layers=1, rows=1)
 
+
+def main(folder: str, base: str) -> None:
+    began = time.monotonic()
+    with contextlib.suppress(Exception):  # what is wrong with it is wrong with the merged model too, and told of that
+        rehearse(Path(base))
+    ready = time.monotonic()
     stop_words = json.loads(sys.stdin.readline())
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    called = time.monotonic()
+    tokenizer, config = load(Path(folder))
     told = {
         "stops": stops(Path(folder), tokenizer, config, stop_words),
         **forward(Path(folder), tokenizer, config),
+        "seconds": {"rehearsal": round(ready - began, 2), "check": round(time.monotonic() - called, 2)},
     }
-    print(json.dumps(told))
+    print(json.dumps(told), flush=True)
+    os._exit(0)  # taking the libraries down takes time
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

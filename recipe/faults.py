@@ -1,0 +1,170 @@
+"""Why the trainer ended, told from its last words: what happened, what to do."""
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+from . import cost
+from .stages import Run, gpus
+
+# The exception lines of a traceback, and our hooks' own.
+ERROR = re.compile(r"(?m)^(?:\[rank\d+\]: ?)?((?:[\w.]*(?:Error|Exception|Interrupt|Fault)\b).*)$")
+
+
+def explain(code: int, said: str, run: Run, planned: Dict[str, Any], oom_killed: bool) -> str:
+    """One paragraph on a trainer that ended with exit code `code` (below 0: by a signal) and wrote `said`.
+
+    `oom_killed`: the kernel ended a process of this machine or container for memory meanwhile.
+    """
+    for pattern, tell in KNOWN:
+        found = re.search(pattern, said)
+        if found:
+            return tell(found, run, planned)
+    if code < 0:
+        name = signal.Signals(-code).name
+        if name == "SIGKILL":
+            why = (
+                "by the kernel: the machine (or this container's limit) is out of memory"
+                if oom_killed
+                else "from outside"
+            )
+            rest = ". Loading the 7B model takes 16 GB of RAM for a moment: end what else runs, or raise the limit"
+            return f"The trainer was killed {why}{rest if oom_killed else ' (SIGKILL)'}."
+        return f"The trainer failed: it was ended by {name}."
+    errors = ERROR.findall(said)
+    reason = errors[-1].strip() if errors else f"it ended with exit code {code}"
+    return f"The trainer failed: {reason[:600].rstrip('.')}."
+
+
+def _own(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    """hooks.Fault: already a text for the user."""
+    return str(found[1]).strip()
+
+
+def _memory(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    """CUDA out of memory: what fits by measurement, as overrides; what else holds the card."""
+    batch, length = planned["batch_size"], planned["max_length"]
+    what = f"The GPU's memory does not hold {batch} × {length} tokens an iteration (CUDA out of memory)."
+    cards = gpus()
+    if not cards:
+        return f"{what} Smaller: {_smaller(batch, length, planned)[0][1]}."
+    card = cards[0]
+    others = _others()
+    held = f" {others} MiB of it are held by other processes (nvidia-smi names them): end them." if others > 500 else ""
+    if run.settings.model.source == "tiny":
+        return f"{what}{held}"
+    for tokens, words in _smaller(batch, length, planned):
+        needed = cost.memory_mib(tokens, card["name"])
+        if needed + others < 0.95 * card["memory_mib"]:
+            return (
+                f"{what}{held} By measurement this takes {needed} MiB and fits the {card['memory_mib']} MiB of this "
+                f"{card['name']}: {words}"
+            )
+    return (
+        f"{what}{held} By measurement no setting of the 7B model fits this {card['name']}'s {card['memory_mib']} MiB."
+    )
+
+
+def _smaller(batch: int, length: int, planned: Dict[str, Any]) -> List[Tuple[int, str]]:
+    """Smaller iterations, each (tokens, the overrides that make it): first fewer sequences, the effective batch kept
+    by accumulation, then shorter ones.
+    """
+    ways = []
+    accumulation = planned["accumulative_counts"]
+    while batch > 1:
+        divisor = next(d for d in range(2, batch + 1) if batch % d == 0)
+        batch, accumulation = batch // divisor, accumulation * divisor
+        ways.append((batch * length, f"train.batch_size={batch} train.accumulative_counts={accumulation}"))
+    words = ways[-1][1] + " " if ways else ""
+    while length > 128:
+        length //= 2
+        ways.append((batch * length, f"{words}train.max_length={length}"))
+    return ways or [(batch * length, "lora.r=8")]
+
+
+def _others() -> int:
+    """MiB of GPU memory that are held now: the trainer has ended, so they are others'."""
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=20,
+        ).stdout.split()  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return int(told[0]) if told and told[0].isdigit() else 0
+
+
+def _lost(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    return (
+        f"The GPU is lost to this process ({found[0]}): the driver or the card restarted, or a container lost its "
+        f"device. Look at nvidia-smi: if it fails too, restart the container or the instance."
+    )
+
+
+def _xid(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    code = int(found[1])
+    return (
+        f"The driver reported Xid {code}: {XIDS.get(code, 'a fault of the GPU')}. On a rented machine take another "
+        f"instance; the checkpoint can be carried with the output folder."
+    )
+
+
+def _hung(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    return (
+        "The GPUs waited for each other in vain (a collective operation timed out): one rank is slower, hung or gone. "
+        "The log's first error names it; NCCL_DEBUG=INFO tells more."
+    )
+
+
+def _disk(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    return "The disk is full (No space left on device). Free some, or name another folder with --output."
+
+
+def _shared_memory(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    return "The shared memory (/dev/shm) is too small: SHM_SIZE=16g, or more with your engine."
+
+
+# NVIDIA's Xid catalogue: what means that the card, not the program, is at fault.
+XIDS = {
+    13: "a graphics engine exception, mostly a program's fault",
+    31: "a memory page fault, mostly a program's fault",
+    43: "the GPU stopped processing",
+    48: "a double-bit ECC error: the card's memory is faulty",
+    62: "the card's own controller halted",
+    63: "a memory row was remapped",
+    64: "a memory row could not be remapped",
+    74: "an NVLink error",
+    79: "the GPU has fallen off the bus",
+    94: "a contained ECC error",
+    95: "an uncontained ECC error",
+    119: "the GPU's system processor (GSP) does not answer",
+}
+
+KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
+    (r"(?m)^(?:\[rank\d+\]: ?)?recipe\.hooks\.Fault: (.*)$", _own),
+    (r"OutOfMemoryError|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED", _memory),
+    (r"NVRM: Xid.*?: (\d+)", _xid),
+    (
+        r"Failed to initialize NVML[^\n]*|GPU is lost|has fallen off the bus|CUDA error: (?:unspecified launch failure|"
+        r"unknown error|all CUDA-capable devices are busy or unavailable|"
+        r"uncorrectable ECC error encountered)|No CUDA GPUs are available",
+        _lost,
+    ),
+    (r"Watchdog caught collective operation timeout|Timed out waiting \d+ms for (?:recv|send)|NCCL timeout", _hung),
+    (r"insufficient shared memory|bus error.*shared memory", _shared_memory),
+    (r"No space left on device|\[enforce fail at inline_container", _disk),
+]
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has ended for memory, in this container's group or on the machine."""
+    for path, name in (("/sys/fs/cgroup/memory.events", "oom_kill"), ("/proc/vmstat", "oom_kill")):
+        try:
+            found = re.search(rf"(?m)^{name} (\d+)$", Path(path).read_text(encoding="ascii"))
+        except OSError:
+            continue
+        if found:
+            return int(found[1])
+    return 0

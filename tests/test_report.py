@@ -1,0 +1,548 @@
+"""The report of a run, two runs compared: every figure is the manifest's, nothing is loaded, at every stage."""
+
+import html
+import html.parser
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import time
+import warnings
+
+import pytest
+from conftest import ROOT, recipe, refused
+from filelock import FileLock
+
+from recipe import compare, curves, report, reproduce, settings, stages, trainlog, webpage
+from recipe import train as train_stage
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page(html.parser.HTMLParser):
+    """A page's tables as rows of texts, its attributes, and the text of each class."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.attributes, self.tags, self.classes, self._open = [], [], [], {}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+        if tag not in ("meta", "link", "br", "img", "path", "use", "rect"):
+            self._open.append((tag, dict(attributes).get("class") or ""))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        if any(tag in ("td", "th") for tag, _ in self._open):
+            self.rows[-1][-1] += data
+        for _, names in self._open:
+            for name in names.split():
+                self.classes[name] = self.classes.get(name, "") + data
+
+    def row(self, what):
+        """The cells of the first row that begins with `what`."""
+        return next([cell.strip() for cell in row] for row in self.rows if row and row[0].strip() == what)
+
+    def first_line(self):
+        return self.classes["says"].strip()
+
+
+def numbers(text):
+    return [float(found.replace(",", "")) for found in re.findall(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", text)]
+
+
+@pytest.fixture(scope="module")
+def manifest(demo):
+    return json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def folder(demo, tmp_path):
+    """A copy of the demo's run folder, without its weights."""
+    shutil.copytree(str(demo[1]), str(tmp_path / "demo"), ignore=shutil.ignore_patterns("*.pth", "merged", "report"))
+    return tmp_path / "demo"
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For what is not about curves: they take most of the time."""
+    monkeypatch.setattr(curves, "draw", lambda charts: [])
+
+
+def change(folder, how):
+    """Change run.json by a function."""
+    path = folder / "run.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    how(found)
+    path.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    return found
+
+
+def made(folder, **more):
+    """Write the report of a run folder; its page."""
+    return Page(report.write(report.find(str(folder), ROOT, ROOT), **more).read_text(encoding="utf-8"))
+
+
+def pruned(folder, last):
+    """The run as it stood after stage `last`."""
+
+    def how(found):
+        names = list(found["stages"])
+        found["stages"] = {name: found["stages"][name] for name in names[: names.index(last) + 1]}
+
+    change(folder, how)
+
+
+def test_the_demo_ends_with_its_report(demo):
+    place = demo[1] / "report"
+    assert str(place / "index.html") in demo[0].stdout
+    last = "memory.png" if stages.gpus() else "seconds.png"
+    assert {path.name for path in place.iterdir()} == {
+        *("index.html", "README.md", "demo.toml", "loss.png", "learning-rate.png", "grad-norm.png", last)
+    }
+    for picture in place.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    card = (place / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nbase_model: ")
+    assert "![Training loss](loss.png)" in card
+
+
+def test_every_figure_is_the_manifests(demo, manifest):
+    page = Page((demo[1] / "report/index.html").read_text(encoding="utf-8"))
+    entries = manifest["stages"]
+    plan, train, merge = (entries[name]["figures"] for name in ("plan", "train", "merge"))
+    assert page.row("iterations")[1:] == [f"{plan['iterations']:,}", f"{train['iterations']:,}", "same"]
+    assert page.row("optimizer updates")[1:] == [f"{plan['updates']:,}", f"{train['updates']:,}", "same"]
+    peaks = page.row("peak learning rate")
+    assert (numbers(peaks[1]), numbers(peaks[2])) == ([plan["lr_peak"]], [train["lr_peak_logged"]])
+    epochs = plan["iterations"] // plan["iterations_per_epoch"]
+    assert page.row("tokens trained on")[1:] == [f"{plan['tokens_kept'] * epochs:,}"] * 2 + ["same"]
+    assert numbers(page.row("tokens")[1])[:2] == [plan["tokens"], plan["tokens_kept"]]
+    assert page.row("evaluations at")[1:] == [", ".join(map(str, plan["evaluations"]))] * 2 + ["same"]
+    for name, kind in merge["kinds"].items():
+        _, _, share, tensors, mean, largest = page.row(name)
+        assert numbers(share)[0] == pytest.approx(100 * kind["weights_changed"] / kind["weights"], abs=0.05)
+        assert numbers(tensors) == [kind["tensors_changed"], kind["tensors"]]
+        assert numbers(mean)[0] == pytest.approx(100 * kind["mean"], rel=0.006)
+        assert numbers(largest)[0] == pytest.approx(100 * kind["largest"], rel=0.006)
+    for name, entry in entries.items():
+        row = next(row for row in page.rows if len(row) == 4 and row[0] == name)
+        shown = sum(n * unit for n, unit in zip(reversed(numbers(row[2])), (1, 60)))
+        assert shown == pytest.approx(entry["seconds"], abs=0.51, rel=0.06)
+        assert numbers(row[3]) == [entry["peak_memory_mb"]]
+        for output, written in entry["writes"].items():
+            assert [output, f"sha256 {written['sha256']}"] in page.rows
+    assert page.row("seed")[1] == str(train["seed"])
+    for name, version in manifest["versions"].items():
+        assert f"{name} {version}" in page.row("versions")[1]
+    head = page.first_line() + page.classes["tiles"]
+    for figure in (f"{train['loss_first']:.3f}", f"{train['loss_last']:.3f}", f"{merge['share_changed']:.1%}"):
+        assert figure in head
+    assert page.first_line().startswith("It learned what it was trained on")
+    for sample in entries["chat"]["figures"]["samples"]:
+        assert webpage.clean(sample["merged"]) in page.classes["tuned"]
+
+
+def test_the_curves_hold_what_the_trainer_logged(demo, manifest):
+    train = manifest["stages"]["train"]["figures"]
+    place = (ROOT / train["log"]).parent
+    steps = trainlog.steps(place)
+    assert list(steps) == list(range(1, train["iterations"] + 1))
+    for iteration, lr, loss in train_stage.read_log((place / "train.log").read_text("utf-8")):
+        assert steps[iteration]["lr"] == pytest.approx(lr, rel=1e-4)
+        assert steps[iteration]["loss"] == pytest.approx(loss, abs=1e-4)
+    raw = trainlog.single(steps)
+    assert min(raw.values()) > 0  # a loss; what is undone wrongly drifts below
+    said = trainlog.answers(place, manifest["settings"]["train"]["evaluation_inputs"], [])
+    assert [one.iteration for one in said] == manifest["stages"]["plan"]["figures"]["evaluations"]
+    assert all(ended and answer for _, answer, ended in said[-1].said)
+    assert all("<|" not in answer for one in said for _, answer, _ in one.said)
+
+
+def test_single_values_come_back_from_mmengines_means():
+    from mmengine.logging import HistoryBuffer
+
+    buffer, values, steps = HistoryBuffer(), [random.Random(n).uniform(0, 9) for n in range(200)], {}
+    for n, value in enumerate(values, start=1):
+        buffer.update(value)
+        steps[n] = {"loss": buffer.mean(trainlog.WINDOW)}
+    assert list(trainlog.single(steps).values()) == pytest.approx(values, abs=1e-9)
+    assert trainlog.single({n: steps[n] for n in range(10, 200, 10)}) == {}  # logged every tenth: not in the log
+    assert trainlog.single({1: {"loss": float("nan")}}) == {}
+
+
+def test_a_run_that_went_on_counts_from_its_checkpoint(tmp_path):
+    for hour, numbered in (("1", range(1, 9)), ("2", range(5, 8)), ("3", range(7, 13))):
+        place = tmp_path / hour / "vis_data"
+        place.mkdir(parents=True)
+        lines = [json.dumps({"step": n, "loss": int(hour), "lr": 1e-4, "time": 1}) for n in numbered]
+        (place / "scalars.json").write_text("\n".join([*lines, '{"step": 9, "lo']))
+    steps = trainlog.steps(tmp_path)
+    assert [int(step["loss"]) for step in steps.values()] == [1] * 4 + [2] * 2 + [3] * 6
+    # Begun anew from iteration 5, and stopped at 6: 7 and 8 of the first try are not part of it.
+    shutil.rmtree(str(tmp_path / "3"))
+    assert list(trainlog.steps(tmp_path)) == [*range(1, 8)]
+
+
+def test_at_every_stage(folder, undrawn, demo):
+    """From the data alone to the whole: what is not there yet is said, and the first line says how far it is."""
+    shutil.copytree(str(demo[1]), str(folder.parent / "whole"), ignore=shutil.ignore_patterns("*.pth", "merged"))
+    expected = {
+        "merge": "It learned what it was trained on",
+        "adapter": "It learned what it was trained on",
+        "train": "It learned what it was trained on",
+        "model": "Training stopped at iteration 900 of 900",
+        "config": "Training stopped at iteration 900 of 900",  # its log is there
+        "plan": "Nothing is trained yet; planned are 900 updates in 900 iterations.",
+        "data": "Nothing is trained yet; only the data are read: 104 conversations",
+    }
+    for last, line in expected.items():
+        pruned(folder, last)
+        assert made(folder).first_line().startswith(line), last
+    shutil.rmtree(str(folder / "checkpoints"))
+    shutil.copy(str(folder.parent / "whole/run.json"), str(folder))
+    pruned(folder, "model")
+    page = made(folder)
+    assert page.first_line() == "Nothing is trained yet; planned are 900 updates in 900 iterations."
+    text = (folder / "report/index.html").read_text(encoding="utf-8")
+    for words in ("Nothing has been logged yet", "No question has been asked yet", "There is no adapter yet"):
+        assert words in text, words
+    assert page.row("iterations")[1:3] == ["900", "not yet"]
+    assert not list((folder / "report").glob("*.png"))
+    with FileLock(str(folder / ".lock")):
+        assert made(folder).first_line() == "Training is about to begin."
+
+
+def test_a_training_under_way(folder, undrawn):
+    pruned(folder, "model")
+    (path,) = folder.glob("checkpoints/*/*/vis_data/scalars.json")
+    path.write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[:300]), encoding="utf-8")
+    with FileLock(str(folder / ".lock")):
+        page = made(folder)
+    assert page.first_line() == "Training is under way: iteration 300 of 900."
+    assert page.row("iterations")[1:] == ["900", "300", ""]
+
+
+def test_results_of_other_settings_are_left_out(folder, undrawn):
+    """Planned anew with another rate: the training that lies in the folder is not of that plan."""
+
+    def how(found):
+        found["settings"]["train"]["lr"] = 2e-4
+        found["stages"]["plan"]["finished"] = "2099-01-01T00:00:00+0000"
+
+    change(folder, how)
+    page = made(folder)
+    assert page.first_line().startswith("Nothing is trained yet; planned are")
+    assert "Left out: config, train, adapter, merge, chat" in page.classes["note"]
+
+
+def test_a_model_of_random_weights_is_not_judged_by_what_was_held_out(folder, undrawn):
+    (folder / "eval.json").write_text(json.dumps(evaluation(verdict="worse")), encoding="utf-8")
+    page = made(folder)
+    assert page.first_line().startswith("It learned what it was trained on")
+    assert "Worse than before on what was held out, which is right for a model of random" in page.classes["verdict"]
+
+
+def tutorial(folder, **train):
+    """The demo's folder made that of the tutorial: its recipe, its figures, and its published log."""
+    shipped = settings.load("tutorial")[1]
+    page = reproduce.published()
+    log = "".join(
+        f"x - Iter(train) [{e['iteration']}/51]  lr: {e['lr']:.4e}  eta: 0:00:01  time: {e['seconds']}  "
+        f"memory: {e['memory_mb']}  loss: {e['loss']:.4f}\n"
+        for e in page["log"]
+    )
+    shutil.rmtree(str(folder / "checkpoints"))
+    (folder / "checkpoints/page").mkdir(parents=True)
+    (folder / "checkpoints/page/train.log").write_text(log, encoding="utf-8")
+    (folder / "plan.json").unlink()
+
+    def how(found):
+        found["settings"] = shipped.model_dump()
+        found["stages"]["plan"]["figures"].update(
+            iterations=51, iterations_per_epoch=17, updates=3, lr_peak=2e-9, lr_configured=2e-4, accumulative_counts=16,
+            refusals=[{"fault": "peak-not-reached", "why": "The rate never comes near its peak."},
+                      {"fault": "few-updates", "why": "Only 3 optimizer updates."}],
+        )  # fmt: skip
+        found["stages"]["train"]["figures"].update(
+            iterations=51, updates=3, lr_peak_logged=1.8763e-9, loss_first=2.0068, loss_last=2.0157,
+            log="output/tutorial/checkpoints/page/train.log",
+        )  # fmt: skip
+        found["stages"]["adapter"]["figures"]["vanished"] = 1.0
+        found["stages"]["merge"]["figures"].update(weights_changed=0, share_changed=0.0, tensors_changed=0)
+
+    change(folder, how)
+    return folder.rename(folder.with_name("tutorial"))
+
+
+def test_the_tutorials_first_line_says_that_nothing_was_learned(folder, monkeypatch):
+    place = tutorial(folder)
+    page = made(place)
+    assert re.match(r"Nothing was learned: 3 updates at a learning rate of at most 2e-9 leave all", page.first_line())
+    card = (place / "report/README.md").read_text(encoding="utf-8").split("\n# tutorial\n")[1].strip()
+    assert card.startswith("**Nothing was learned: 3 updates at a learning rate of at most 2e-9")
+    assert "2.0068 → 2.0157" in page.classes["verdict"]
+    assert page.row("GPU memory")[2] == "10,580 MiB"
+    assert (place / "report/memory.png").is_file()
+    assert not (place / "report/grad-norm.png").exists()  # the published log holds none
+    monkeypatch.setattr(curves, "draw", lambda charts: [])
+    for last, line in (
+        ("adapter", "Nothing was learned: 3 updates at a learning rate of at most 2e-9 leave an adapter that is zero."),
+        ("train", "Nothing was learned: 3 updates at a learning rate of at most 2e-9 are none."),
+        ("model", "Nothing is trained yet, and as planned nothing will be learned: 3 updates at a learning rate of at "
+                  "most 2e-9."),
+    ):  # fmt: skip
+        pruned(place, last)
+        assert made(place).first_line() == line
+
+
+def evaluation(**more):
+    model = {"loss": 2.9513, "loss_interval": [2.9, 3.0], "perplexity": 19.13, "bleu4": 1.5, "rouge_l": 10.25,
+             "chrf": 5.5, "repetition": 0.25, "never_stops": 0.5, "answer_length": 80.5}  # fmt: skip
+    tuned = {**model, "loss": 2.3874, "loss_interval": [2.3, 2.5], "never_stops": 0.0}
+    sample = {"question": "怎么办？", "reference": "好好休息。", "base": "啊" * 9, "tuned": "先休息。",
+              "base_ended": False, "tuned_ended": True}  # fmt: skip
+    difference = {"loss": -0.5639, "interval": [-0.62, -0.51], "lower_in": 16}
+    return {"conversations": 16, "tokens": 1234, "models": {"base": model, "tuned": tuned}, "difference": difference,
+            "verdict": "better", "says": "loss lower by 0.5639", "samples": [sample], **more}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verdict", "line"),
+    [("better", "Better than before"), ("worse", "Worse than before"), ("no difference", "No difference from before")],
+)
+def test_the_evaluations_verdict_comes_first(folder, undrawn, verdict, line):
+    change(folder, lambda found: found["settings"]["model"].update(source="modelscope"))
+    path = folder / "eval.json"
+    says = f"{verdict}: loss lower by 0.5639"  # as `just eval` writes it
+    path.write_text(json.dumps(evaluation(verdict=verdict, says=says)), encoding="utf-8")
+    page = made(folder)
+    assert page.first_line() == f"{line}: loss lower by 0.5639"
+    assert page.row("loss, nats a token")[1:] == ["2.9513 (2.9000 to 3.0000)", "2.3874 (2.3000 to 2.5000)"]
+    assert page.row("answers that do not end")[1:] == ["50.0%", "0.0%"]
+    text = (folder / "report/index.html").read_text(encoding="utf-8")
+    assert "lower in 16 of 16" in text
+    assert "好好休息。" in text
+    os.utime(str(path), (1, 1))  # of an earlier training
+    assert made(folder).first_line().startswith("It learned what it was trained on")
+    path.write_text('{"models": {}', encoding="utf-8")  # just being written
+    assert made(folder).first_line().startswith("It learned what it was trained on")
+
+
+HOSTILE = "</div></pre><script>alert(1)</script><img src=x onerror=alert(1)>\u202e\x00`````|<!--{{ 7*7 }}"
+
+
+def test_hostile_text_stays_text(folder, undrawn):
+    def how(found):
+        found["settings"]["data"].update(system=HOSTILE, files=[HOSTILE])
+        found["stages"]["data"]["figures"]["read"][0]["sheet"] = HOSTILE
+        found["stages"]["adapter"]["figures"]["targets"] = [HOSTILE]
+        found["host"]["image"] = HOSTILE
+        found["settings"]["model"]["source"] = "modelscope"
+
+    change(folder, how)
+    texts = {name: HOSTILE for name in ("question", "base", "merged")}
+    (folder / "samples.json").write_text(json.dumps([{**texts, "base_ended": True, "merged_ended": True}]))
+    sample = {**texts, "reference": HOSTILE, "tuned": HOSTILE, "base_ended": True, "tuned_ended": False}
+    (folder / "eval.json").write_text(json.dumps(evaluation(says=HOSTILE, samples=[sample])))
+    (folder / "config.diff").write_text(HOSTILE)
+    page = made(folder)
+    assert not {"script", "img"} & set(page.tags)
+    assert not [entry for entry in page.attributes if entry[1].startswith("on")]
+    text = (folder / "report/index.html").read_text(encoding="utf-8")
+    assert text.count("&lt;script&gt;alert(1)") >= 8
+    assert "\u202e" not in text
+    assert "\x00" not in text
+    assert "49" not in page.classes["says"]
+    card = (folder / "report/README.md").read_text(encoding="utf-8")
+    fenced = re.sub(r"(?ms)^(`{3,})text\n.*?^\1$", "", card)
+    assert "<script" not in fenced.replace("\\<script", "")
+    assert "\n<script" not in fenced
+
+
+def test_nothing_outside_the_page_is_loaded(demo, folder):
+    first, second = (report.see(report.find(str(path), ROOT, ROOT)) for path in (demo[1], folder))
+    pages = [demo[1] / "report/index.html", compare.write(first, second, folder.parent / "compare")]
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        loading = [value for _, name, value in Page(text).attributes if name in ("src", "href", "srcset", "xlink:href")]
+        assert [value for value in loading if not re.match(r"#|data:,$|\.\./data-report\.html$", value)] == []
+        assert not re.search(r"url\((?!#)|@import|<script|<iframe|http-equiv=.refresh", text)
+        assert "default-src 'none'" in text
+        ids = re.findall(r'\bid="([^"]+)"', text)
+        assert len(ids) == len(set(ids))
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
+
+
+def test_what_it_costs(folder, undrawn):
+    price = 3600.0  # one a second
+    page = made(folder, price=price)
+    entries = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
+    row = next(row for row in page.rows if len(row) == 5 and row[0] == "train")
+    assert float(row[3]) == pytest.approx(entries["train"]["seconds"], abs=1e-3)
+    total = next(row for row in page.rows if len(row) == 5 and row[0] == "all")
+    assert float(total[3]) == pytest.approx(sum(entry["seconds"] for entry in entries.values()), abs=1e-3)
+    refused(recipe("report", folder, "train.lr=1e-4"), 2, "train.lr=1e-4", "plan.price_per_hour")
+
+
+def test_the_recipe_beside_the_report_and_the_command_repeat_the_run(folder, undrawn):
+    strange = 'a "quoted" \\ backslash\ttab\nline \x7f 你是…… #]'
+
+    def how(found):
+        found["settings"]["data"]["system"] = strange
+        found["settings"]["train"]["lr"] = 1e-5
+
+    change(folder, how)
+    made(folder)
+    name, again = settings.load(str(folder / "report/demo.toml"))
+    run = report.find(str(folder), ROOT, ROOT)
+    assert (name, again) == ("demo", run.settings)
+    words = shlex.split(report.command(report.see(run)))
+    assert words[:2] == ["just", "demo"]
+    assert settings.load("demo", words[2:])[1] == run.settings
+    mine = folder.rename(folder.with_name("我的 recipe"))
+    command = report.command(report.see(report.find(str(mine), ROOT, ROOT)))
+    assert command.endswith("我的 recipe/report/我的 recipe.toml'")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"stages": {}}', '{"settings": {"base": 1}, "stages": {}}', "[]"])
+def test_a_damaged_manifest(tmp_path, text):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/run.json").write_text(text)
+    with pytest.raises(report.InputWrong, match="cannot be read"):
+        report.find("x", tmp_path, tmp_path)
+
+
+def test_no_run_is_one_clear_error(demo):
+    done = recipe("report", "coach", "--output", demo[1].parent)
+    refused(done, 2, "There is no run 'coach'", "train coach", "Runs that are there: demo")
+    refused(recipe("compare", "demo", "--output", demo[1].parent), 2, "Usage: just compare RUN RUN")
+
+
+def test_compare_and_diff_tell_what_differs(demo, folder):
+    def how(found):
+        found["settings"]["train"]["lr"] = 1e-3
+        found["versions"]["torch"] = "2.0.1"
+        found["host"]["gpus"] = [{"name": "RTX 3090", "memory_mib": 24576, "driver": "535", "capability": "8.6"}]
+        found["stages"]["data"]["writes"]["dataset.jsonl"]["sha256"] = "0" * 64
+        found["stages"]["merge"]["figures"]["weights_changed"] = 1234567
+
+    change(folder, how)
+    mine = folder.rename(folder.with_name("我的"))
+    done = recipe("compare", "demo", mine, "--output", demo[1].parent, COLUMNS="160")
+    assert done.returncode == 0, done.stderr
+    page = demo[1].parent / "compare/demo-against-我的.html"
+    assert str(page) in done.stdout
+    found = Page(page.read_text(encoding="utf-8"))
+    for what, first, second in (
+        ("train.lr", "0.004", "0.001"),
+        ("torch", "2.0.0", "2.0.1"),
+        ("GPU", "none", "RTX 3090, driver 535"),
+    ):
+        assert found.row(what) == [what, first, second]
+        assert re.search(rf"{re.escape(what)} +│ {first} +│ {second}", done.stdout), what
+    assert found.row("dataset.jsonl, sha256")[2] == "0" * 64
+    assert "1,234,567" in found.row("weights changed")[2]
+    assert "train.max_epochs" not in done.stdout
+    assert page.with_name("demo-against-我的-loss.png").read_bytes().startswith(b"\x89PNG")
+    table = recipe("diff", "demo", mine, "--output", demo[1].parent, COLUMNS="160").stdout
+    assert done.stdout.startswith(table)
+    both = [report.see(report.find("demo", ROOT, demo[1].parent))] * 2
+    assert compare.differences(*both)[0] == []
+
+
+def test_names_that_no_font_here_can_draw_leave_no_boxes(monkeypatch):
+    monkeypatch.setattr(curves, "_chinese", list)
+    lines = [curves.Line("我的", {1: 2.0, 2: 1.0}), curves.Line("demo", {1: 1.0, 2: 2.0}, "", "second")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of signs that its fonts lack
+        (picture,) = curves.draw([curves.Chart("loss", "Loss", lines)])
+    assert ">A</text>" in picture.svg
+    assert ">demo</text>" in picture.svg
+
+
+def test_long_curves_keep_their_peaks():
+    values = {n: float(n % 97) for n in range(1, 40_001)}
+    values[12_345] = 1e6
+    at = curves.thinned(values)
+    assert len(at) <= 1500
+    assert 12_345 in at
+    assert min(values[n] for n in at) == 0
+    assert curves.thinned({3: 1.0, 1: 2.0}) == [1, 3]
+
+
+def test_it_is_quick(folder):
+    """It stands at the end of every training: under three seconds for 20,000 iterations, matplotlib being there."""
+    made(folder)
+    (path,) = folder.glob("checkpoints/*/*/vis_data/scalars.json")
+    line = json.loads(path.read_text("utf-8").splitlines()[0])
+    lines = [json.dumps({**line, "step": n, "loss": 2 + 0.1 * random.random()}) for n in range(1, 20_001)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    began = time.process_time()  # of this process alone, whatever else the machine does
+    made(folder)
+    assert time.process_time() - began < 3
+
+
+def chromium(*words, folder):
+    return subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         f"--user-data-dir={folder}/profile", *map(str, words)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_in_a_browser(demo, folder):
+    """Desktop and phone width: nothing stands out of the page, every curve has a size, nothing is asked of a network;
+    and it prints."""
+    if not CHROMIUM:
+        pytest.skip("no chromium here: the report is not looked at in a browser (apt-get install chromium)")
+    sides = [report.see(report.find(str(path), ROOT, ROOT)) for path in (demo[1], folder)]
+    pages = [demo[1] / "report/index.html", compare.write(*sides, folder.parent / "compare")]
+    frames = "".join(
+        f'<iframe width="{width}" height="900" srcdoc="{html.escape(path.read_text("utf-8"))}"></iframe>'
+        for path in pages
+        for width in (390, 1280)
+    )
+    script = (
+        "onload = () => { let found = [...document.querySelectorAll('iframe')].map(f => { let d = f.contentDocument,"
+        " e = d.documentElement, out = [...d.querySelectorAll('main *')].filter(x => !x.closest('.scroll, svg')"
+        " && x.getBoundingClientRect().right > e.clientWidth + 1).length;"
+        " return {out, wide: e.scrollWidth - e.clientWidth,"
+        " curves: [...d.querySelectorAll('svg')].map(s => s.getBoundingClientRect().height > 100)} });"
+        " document.body.textContent = 'FOUND' + JSON.stringify(found) + 'END' }"
+    )
+    outer = folder.parent / "frames.html"
+    outer.write_text(f"<!DOCTYPE html><meta charset=utf-8>{frames}<script>{script}</script>", encoding="utf-8")
+    log = folder.parent / "net.json"
+    done = chromium("--dump-dom", f"--log-net-log={log}", f"file://{outer}", folder=folder.parent)
+    found = json.loads(re.search(r"FOUND(.*?)END", done.stdout)[1])
+    assert len(found) == 4
+    for one in found:
+        assert (one["out"], one["wide"]) == (0, 0)
+        assert one["curves"]
+        assert all(one["curves"])
+    assert "file:///" in log.read_text(encoding="utf-8", errors="replace")  # requests are logged
+    asked = set(re.findall(r'"url":"(https?://[^"]+)"', log.read_text(encoding="utf-8", errors="replace")))
+    assert not [url for url in asked if "google" not in url and "gvt1" not in url]  # the browser's own
+    chromium(
+        "--no-pdf-header-footer", f"--print-to-pdf={folder}/report.pdf", f"file://{pages[0]}", folder=folder.parent
+    )
+    assert (folder / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_nothing_of_a_run_is_changed(demo):
+    before = stages.stamp(demo[1] / "run.json"), sorted(p.name for p in demo[1].iterdir())
+    made(demo[1])
+    assert (stages.stamp(demo[1] / "run.json"), sorted(p.name for p in demo[1].iterdir())) == before
