@@ -176,13 +176,20 @@ def talk(run: Run, question: Optional[str], which: str = "") -> None:
     note(f"{found.what} model of {run.name}, {voice.kind} on {voice.model.device.type}. /help: commands, Ctrl-D ends.")
     while True:
         try:
-            line = input("> ").strip()
-            if line:
-                conversation.do(line)
-        except InputWrong as error:
-            note(str(error))
-        except KeyboardInterrupt:
+            hold(conversation)
+        except KeyboardInterrupt:  # at the prompt it takes back what was typed
             print()
         except EOFError:
             print()
             return
+
+
+def hold(conversation: Conversation) -> None:
+    """Take lines for ever. Raises EOFError, KeyboardInterrupt."""
+    while True:
+        line = input("> ").strip()
+        try:
+            if line:
+                conversation.do(line)
+        except InputWrong as error:
+            note(str(error))
