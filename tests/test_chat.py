@@ -63,14 +63,17 @@ class Terminal:
         os.write(self.file, line.encode("utf-8"))
 
     def interrupt(self):
-        """Ctrl-C, and what came until the next line was taken: which shows that it was.
+        """Ctrl-C, and what came until the next line was taken.
 
-        Readline misses a signal between prompt and waiting (no hand is so quick) until the next key.
+        Python's readline misses a signal between prompt and waiting, for which no hand is quick enough; then the next
+        line is lost to it.
         """
         self.type("\x03")
         time.sleep(0.3)
         self.type("/x\n")
-        return self.until(r"/x is no command[^>]*\n> $")
+        said = self.until(r"\n> $")
+        self.type("/y\n")
+        return said + self.until(r"/y is no command[^>]*\n> $")
 
     def end(self):
         """Its exit code, after Ctrl-D."""
