@@ -37,7 +37,13 @@ merge *args:
     @docker/doctor --before merge "$@"
     @docker/run merge "$@"
 
-# Talk to the merged model: just chat [recipe] [question]
+# Is it better? Base and tuned on what was held out of training: just eval [recipe] [eval.answers=100]
+[group('start')]
+[no-exit-message]
+eval *args:
+    @docker/run eval "$@"
+
+# Talk to it: just chat [recipe] [question] [model=base|adapter|merged]; a pipe asks line by line
 [group('start')]
 [no-exit-message]
 chat *args:

@@ -1,6 +1,6 @@
 """Workbook in, fine-tuned InternLM2-chat-7B out: one module per stage, in the order data flows.
 
-data → plan → config → model → train → adapter → merge → chat, export. `pipeline` runs stages in order, `stages`
+data → plan → config → model → train → adapter → merge → eval → chat, export. `pipeline` runs stages in order, `stages`
 holds what surrounds every one of them (skip when unchanged, atomic outputs, timing, manifest), `settings`
 reads the recipe files (*.toml beside this file), `errors` says how a failure is told.
 """

@@ -35,7 +35,7 @@ from . import settings  # noqa: E402
 from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError, RunFailed, Stopped  # noqa: E402
 
 STAGES = (
-    "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "chat",
+    "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "eval", "chat",
     "export", "report", "compare", "diff", "reproduce",
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     if stage == "preview" and question and not (question.isdigit() and int(question)):
         raise InputWrong(f"{question!r} is no number of a conversation. Usage: {JUST} preview [recipe] [row]")
     if names:
-        more = {"chat": " ['question']", "preview": " [row]"}.get(stage, "")
+        more = {"chat": " ['question'] [model=base|adapter|merged]", "preview": " [row]"}.get(stage, "")
         raise InputWrong(f"Too many words: {' '.join(names)}. Usage: {JUST} {stage} [recipe]{more} [key=value …]")
     return name, overrides, target or question
 
@@ -83,7 +83,7 @@ def go(
     verify: bool, tokenizer: bool, yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import merge, model, pipeline, reproduce
+    from . import merge, model, pipeline, reproduce, talker
     from .chat import talk
     from .stages import Run
 
@@ -95,6 +95,13 @@ def go(
         return
     if stage == "reproduce":
         overrides = reproduce.overrides(overrides)
+    which = ""  # model=… names no setting but what to talk to
+    if stage == "chat":
+        asked = [word for word in overrides if word.startswith("model=")]
+        overrides = [word for word in overrides if word not in asked]
+        which = asked[-1][len("model=") :] if asked else ""
+        if which not in ("", "base", "adapter", "merged"):
+            raise InputWrong(f"model={which}: talk to the base, the adapter or the merged model.")
     given_name = shlex.quote(name)
     name, recipe = settings.load(name, overrides)
     if stage == "reproduce":
@@ -107,12 +114,29 @@ def go(
         say("tokenizer", run.shown(model.fetch_tokenizer(run)))
         return
     same = " ".join([given_name, *map(shlex.quote, overrides)])  # what the next command must repeat
-    if stage == "chat" and not overrides and run.merged.is_dir() and run.config.is_file():
-        # Talking never trains: the merged model is there, whatever has changed since.
+    there = run.config.is_file() and (run.merged.is_dir() or run.adapter.is_dir())
+    if stage == "chat" and ((there and not overrides) or which == "base"):
+        # Talking never trains: of what is there, whatever has changed since; the base needs no training.
         with run.open():
-            pass
-        run.recall()
-        talk(run, question)
+            if there and not overrides:
+                run.recall()
+            if not run.config.is_file():
+                pipeline.run_stages(run, "config")
+            if not model.folder(run).is_dir() and (which == "base" or talker.find(run, which).adapter):
+                pipeline.run_stages(run, "model")
+        talk(run, question, which)
+        return
+    if stage == "eval" and there and all(word.startswith("eval.") for word in overrides):
+        # Measuring never trains either: what is there, as it was made, but for how it is measured.
+        from . import page
+
+        with run.open():
+            run.recall()
+            run.settings = settings.replace(run.settings, "eval", recipe.eval.model_dump())
+            pipeline.run_stages(run, stage, (pipeline.MODEL, pipeline.EVAL))
+            page.verdict(run, _console())
+            for what, path in reported(run):
+                say(f"{what:13}", path)
         return
     if dry_run and stage != "merge":
         raise InputWrong(f"--dry-run goes with merge, not with {stage}.")
@@ -151,11 +175,17 @@ def go(
                 say(f"{what:13}", path)
         if stage == "demo":
             page.samples(run)
+            if "eval" in run.manifest["stages"]:
+                click.echo(f"\nOn what was held out, {page.judged(run)}")
             say("\nNext, to talk to it:      ", f"{JUST} chat {given_name}")
             say("your own workbook:       ", f"{JUST} demo data.files=data/mine.xlsx")
             say("on an NVIDIA GPU:        ", f"{JUST} train")
         elif stage == "train":
             say("\nNext:", f"{JUST} merge {same}")
+        elif stage == "eval":
+            from . import page
+
+            page.verdict(run, _console())
         elif stage == "merge":
             say("\nNext:", f"{JUST} chat {given_name}")
         elif stage == "plan":
@@ -181,7 +211,7 @@ def go(
         elif stage == "config":
             click.echo((run.folder / "config.diff").read_text(encoding="utf-8"))
     if stage == "chat":
-        talk(run, question)
+        talk(run, question, which)
 
 
 def reported(run: Any) -> List[Tuple[str, str]]:

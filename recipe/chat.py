@@ -1,73 +1,21 @@
-"""Asks a model folder: the recipe's evaluation questions beside the base, one question, or a conversation."""
+"""Asks a model: the recipe's evaluation questions beside the base, one question, or a conversation at the terminal."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import libraries, model
-from .stages import Run
+import click
+
+from . import model, talker
+from .errors import InputWrong
+from .stages import Run, key_of, output_digest
+from .talker import Talker, template
 
 SAMPLED = 2  # evaluation questions asked after a merge
-MAX_NEW_TOKENS = 300
-
-
-class Talker:
-    """A loaded model folder with its tokenizer, chat template and stop tokens."""
-
-    def __init__(self, place: Path, template: Any) -> None:
-        libraries.load()
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
-        cuda = torch.cuda.is_available()
-        self.model = AutoModelForCausalLM.from_pretrained(
-            str(place), trust_remote_code=True, torch_dtype="auto" if cuda else torch.float32
-        ).eval()
-        if cuda:
-            self.model = self.model.cuda()
-        self.template = template
-        stops = self.model.generation_config.eos_token_id
-        self.stops = set(stops if isinstance(stops, list) else [stops])
-        for word in template.get("STOP_WORDS", []):
-            self.stops.update(self.tokenizer.encode(word, add_special_tokens=False)[-1:])
-
-    def prompt(self, system: str, turns: List[Tuple[str, str]], question: str) -> str:
-        """The conversation so far in the model's chat template, ready for the next answer."""
-        parts = [self.template.SYSTEM.format(system=system)] if system else []
-        for number, (asked, answered) in enumerate([*turns, (question, "")], start=1):
-            parts.append(self.template.INSTRUCTION.format(input=asked, round=number))
-            if number <= len(turns):
-                parts.append(answered + self.template.get("SUFFIX", "") + self.template.get("SEP", ""))
-        return "".join(parts)
-
-    def answer(
-        self,
-        system: str,
-        turns: List[Tuple[str, str]],
-        question: str,
-        streamer: Any = None,
-        limit: int = MAX_NEW_TOKENS,
-    ) -> Tuple[str, bool]:
-        """Greedy answer to `question`; also whether it ended by itself (a stop token) within `limit` tokens."""
-        import torch
-
-        ids = self.tokenizer(self.prompt(system, turns, question), return_tensors="pt").to(self.model.device)
-        with torch.inference_mode():
-            made = self.model.generate(
-                **ids, do_sample=False, max_new_tokens=limit, streamer=streamer, eos_token_id=sorted(self.stops),
-                pad_token_id=self.tokenizer.pad_token_id,
-            )[0, ids["input_ids"].shape[1] :].tolist()  # fmt: skip
-        ended = bool(made) and made[-1] in self.stops
-        return self.tokenizer.decode(made[:-1] if ended else made, skip_special_tokens=True).strip(), ended
-
-
-def template(run: Run) -> Any:
-    """The recipe's chat template, XTuner's own."""
-    from mmengine.config import Config
-
-    return Config.fromfile(str(run.config)).prompt_template
+LONGEST = 512  # tokens of an answer in a conversation
+DRAWN = {"do_sample": True, "temperature": 0.8, "top_p": 0.8}  # for an answer that shall be another one
 
 
 def questions(run: Run) -> List[str]:
@@ -78,11 +26,11 @@ def questions(run: Run) -> List[str]:
 
 def reads(run: Run) -> Dict[str, Any]:
     return {
-        "merged": run.merged,
+        "merged": output_digest(run, "merge", "merged"),
         "base": model.fingerprint(model.folder(run)),
         "questions": questions(run)[:SAMPLED],
         "system": run.settings.data.system,
-        "code": Path(__file__),
+        "code": [key_of({"file": Path(file)}) for file in (__file__, talker.__file__)],
     }
 
 
@@ -91,8 +39,8 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     asked = questions(run)[:SAMPLED]
     answers = {}
     for name, place in (("base", model.folder(run)), ("merged", run.merged)):
-        talker = Talker(place, template(run))
-        answers[name] = [talker.answer(run.settings.data.system, [], question) for question in asked]
+        voice = Talker(place, template(run))
+        answers[name] = [voice.answer(run.settings.data.system, [], question) for question in asked]
     samples = [
         {
             "question": question,
@@ -107,37 +55,141 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     return {"samples": samples}
 
 
-def talk(run: Run, question: Optional[str]) -> None:
-    """Answer `question`, or every line of a pipe, or hold a conversation at the terminal until Ctrl-D."""
-    from transformers import TextStreamer
+class Conversation:
+    """What was said so far with one model; `Conversation.do` takes a line as it was typed."""
 
-    talker = Talker(run.merged, template(run))
-    system = run.settings.data.system
+    def __init__(self, voice: Talker, system: str) -> None:
+        self.voice, self.system = voice, system
+        self.turns: List[Tuple[str, str]] = []
 
-    def answer(turns: List[Tuple[str, str]], asked: str) -> str:
-        # A streamer of its own for each answer: an interrupted one would print the next prompt.
-        streamer = TextStreamer(talker.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        return talker.answer(system, turns, asked, streamer)[0]
-
-    if question is not None:
-        answer([], question)
-        return
-    if not sys.stdin.isatty():
-        for line in filter(None, map(str.strip, sys.stdin)):
-            answer([], line)
-        return
-    print("Ask; an empty line begins a new conversation, Ctrl-D ends.")
-    turns: List[Tuple[str, str]] = []
-    while True:
+    def ask(self, question: str, sampling: Optional[Dict[str, Any]] = None) -> None:
+        """Print the answer as it comes, and keep it; Ctrl-C ends it early."""
+        fitting = self.voice.fitting(self.system, self.turns, question, LONGEST)
+        if len(fitting) < len(self.turns):
+            note(f"(the model sees the last {len(fitting)} of {len(self.turns)} turns: more do not fit)")
+        said = printer(self.voice.tokenizer)
         try:
-            asked = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if not asked:
-            turns = []
-            continue
-        try:
-            turns.append((asked, answer(turns, asked)))
+            ended = self.voice.answer(self.system, fitting, question, said, LONGEST, sampling).ended
+            if not ended:
+                note(f"(cut at {LONGEST} tokens)")
         except KeyboardInterrupt:  # stops the answer, not the program
             print()
+            note("(stopped; /undo takes it back)")
+        self.turns.append((question, said.text.strip()))
+
+    def do(self, line: str) -> None:
+        """A command, or a question. Raises InputWrong for a command that cannot be done."""
+        word, _, rest = line.partition(" ")
+        if not word.startswith("/"):
+            self.ask(line)
+        elif word in COMMANDS:
+            COMMANDS[word][0](self, rest.strip())
+        else:
+            raise InputWrong(f"{word} is no command. {', '.join(COMMANDS)}")
+
+    def undo(self, _: str = "") -> None:
+        if not self.turns:
+            raise InputWrong("Nothing was asked yet.")
+        question, _ = self.turns.pop()
+        note(f"(taken back: {question})")
+
+    def retry(self, _: str) -> None:
+        if not self.turns:
+            raise InputWrong("Nothing was asked yet.")
+        self.ask(self.turns.pop()[0], DRAWN)
+
+    def clear(self, _: str) -> None:
+        self.turns = []
+        note("(a new conversation)")
+
+    def prompt(self, text: str) -> None:
+        self.system = text or self.system
+        note(f"({self.system or 'no system prompt'})")
+
+    def save(self, name: str) -> None:
+        """As a line of dataset.jsonl: corrected, it can be trained on."""
+        if not name or not self.turns:
+            raise InputWrong("/save FILE writes the conversation, when there is one.")
+        first = {"system": self.system} if self.system else {}
+        turns = [{"input": question, "output": answer} for question, answer in self.turns]
+        line = json.dumps({"conversation": [{**first, **turns[0]}, *turns[1:]]}, ensure_ascii=False)
+        try:
+            with Path(name).expanduser().open("x", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+        except FileExistsError:
+            raise InputWrong(f"{name} is there already: another name.")
+        except OSError as error:
+            raise InputWrong(f"{name} cannot be written ({error.strerror}): a place below output/ can.")
+        note(f"({len(turns)} turns in {name})")
+
+    def help(self, _: str) -> None:
+        for name, (_, what) in COMMANDS.items():
+            print(f"  {name:14} {what}")
+        print("  Ctrl-C         stops an answer; Ctrl-D ends; arrow up: what you typed before")
+
+
+COMMANDS: Dict[str, Tuple[Callable[[Conversation, str], None], str]] = {
+    "/undo": (Conversation.undo, "takes the last question and its answer back"),
+    "/retry": (Conversation.retry, "asks it again; the answer is drawn, not the likeliest one"),
+    "/clear": (Conversation.clear, "begins a new conversation"),
+    "/system": (Conversation.prompt, "shows the system prompt; /system TEXT sets another"),
+    "/save": (Conversation.save, "/save FILE writes the conversation as a line of dataset.jsonl"),
+    "/help": (Conversation.help, "this"),
+}
+
+
+def note(text: str) -> None:
+    """What is not the model's: on the other stream, so that a pipe gets answers alone."""
+    click.secho(text, dim=True, err=True)
+
+
+def printer(tokenizer: Any) -> Any:
+    """Prints an answer as it comes, and keeps it as `text`. One for each: an interrupted one holds a rest."""
+    from transformers import TextStreamer
+
+    class Printer(TextStreamer):
+        text = ""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            self.text += text
+            super().on_finalized_text(text, stream_end)
+
+    return Printer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def talk(run: Run, question: Optional[str], which: str = "") -> None:
+    """Answer `question`, or every line of a pipe by itself, or hold a conversation at the terminal until Ctrl-D.
+
+    `which`: base, adapter or merged; by default the tuned one that is there. Raises InputWrong.
+    """
+    found = talker.find(run, which)
+    voice = Talker(found.place, template(run), found.adapter)
+    conversation = Conversation(voice, run.settings.data.system)
+    if question is not None or not sys.stdin.isatty():
+        asked = [question] if question is not None else sys.stdin
+        for line in filter(None, map(str.strip, asked)):
+            conversation.turns = []
+            conversation.ask(line)
+        return
+    with contextlib.suppress(ImportError):  # arrow keys; nothing typed is kept when the program ends
+        import readline  # noqa: F401
+    note(f"{found.what} model of {run.name}, {voice.kind} on {voice.model.device.type}. /help: commands, Ctrl-D ends.")
+    while True:
+        try:
+            hold(conversation)
+        except KeyboardInterrupt:  # at the prompt it takes back what was typed
+            print()
+        except EOFError:
+            print()
+            return
+
+
+def hold(conversation: Conversation) -> None:
+    """Take lines for ever. Raises EOFError, KeyboardInterrupt."""
+    while True:
+        line = input("> ").strip()
+        try:
+            if line:
+                conversation.do(line)
+        except InputWrong as error:
+            note(str(error))

@@ -120,7 +120,14 @@ def reads(run: Run) -> Dict[str, Any]:
 
     return {
         "settings": run.settings.model_dump(
-            exclude={"data": {"files", "skip_blank"}, "adapter": True, "merge": True, "export": True, "plan": True}
+            exclude={
+                "data": {"files", "skip_blank", "eval_share", "eval_files"},
+                "adapter": True,
+                "merge": True,
+                "eval": True,
+                "export": True,
+                "plan": True,
+            }
         ),
         "dtype": dtype(run.settings),
         "plan": run.plan,

@@ -18,6 +18,7 @@ from json.encoder import encode_basestring as quoted  # C; what json.dumps(ensur
 from pathlib import Path
 from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
+from . import held_out
 from .errors import InputWrong
 from .intake import columns as names
 from .intake import records, tables
@@ -491,11 +492,13 @@ def _around(text: str, found: Any) -> str:
     return f'"{"…" if found.start() > 12 else ""}{part}{"…" if found.end() + 12 < len(text) else ""}"'
 
 
-def files(run: Run) -> List[Tuple[Path, str]]:
-    """The recipe's files with their names, folders unfolded. Raises InputWrong for one that cannot be meant."""
+def files(run: Run, of: str = "files") -> List[Tuple[Path, str]]:
+    """The recipe's files (or its eval_files) with their names, folders unfolded. Raises InputWrong for one that cannot
+    be meant.
+    """
     data = run.settings.data
     found: List[Tuple[Path, str]] = []
-    for name in data.files:
+    for name in getattr(data, of):
         path = Path(name)
         if not path.is_absolute():
             path = run.root / path
@@ -508,12 +511,13 @@ def files(run: Run) -> List[Tuple[Path, str]]:
         if not path.is_file():
             beside = sorted(p.name for p in path.parent.glob("*") if _is_meant(p)) if path.parent.is_dir() else []
             there = f" {run.shown(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
-            fetch = f" It is published: curl -fL -o {name} {data.url}\nOr" if data.url else " Put it there, or"
+            published = data.url and of == "files"
+            fetch = f" It is published: curl -fL -o {name} {data.url}\nOr" if published else " Put it there, or"
             raise InputWrong(
-                f"There is no workbook {name} (data.files of recipe {run.name}).{there}{fetch} "
-                f"name yours: data.files='[\"data/mine.xlsx\"]'."
+                f"There is no workbook {name} (data.{of} of recipe {run.name}).{there}{fetch} "
+                f"name yours: data.{of}='[\"data/mine.xlsx\"]'."
             )
-        if data.sha256 and not found and digest(path) != data.sha256:
+        if data.sha256 and of == "files" and not found and digest(path) != data.sha256:
             raise InputWrong(
                 f"{name} is not the workbook that recipe {run.name} was made for: its sha256 is not "
                 f"{data.sha256[:12]}…. Fetch it again, or take yours as it is: data.sha256=''."
@@ -542,7 +546,7 @@ def _is_meant(path: Path) -> bool:
 def left_out(run: Run) -> List[str]:
     """What lies in the recipe's folders and is not read: other kinds of files, folders. Hidden ones are not counted."""
     found = []
-    for name in run.settings.data.files:
+    for name in [*run.settings.data.files, *run.settings.data.eval_files]:
         path = run.root / name
         if path.is_dir():
             others = [p for p in sorted(path.iterdir()) if not _is_meant(p) and not p.name.startswith((".", "~$"))]
@@ -552,17 +556,24 @@ def left_out(run: Run) -> List[str]:
 
 def reads(run: Run) -> Dict[str, Any]:
     here = Path(__file__)
-    found = files(run)
+    found = [*files(run), *files(run, "eval_files")]
     return {
         "files": [name for _, name in found] + left_out(run), "settings": run.settings.data.model_dump(),
-        "code": here, "intake": here.parent / "intake",
+        "seed": _seed(run) if run.settings.data.eval_share else None,
+        "code": here, "intake": here.parent / "intake", "held_out": Path(held_out.__file__),
         **{f"file{i}": path for i, (path, _) in enumerate(found)},
     }  # fmt: skip
 
 
+def _seed(run: Run) -> int:
+    """By which the held-out conversations are chosen: the recipe's, 0 where it has none."""
+    return run.settings.train.seed or 0
+
+
 def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Write dataset.jsonl. Figures: rows, conversations, longest in turns, exact duplicates, what was dropped or
-    changed, what was found in which file.
+    """Write dataset.jsonl, and what is held out of it into eval.jsonl. Figures, of what is trained on: rows,
+    conversations, longest in turns, exact duplicates; what was dropped or changed, what was found in which file, and
+    how many conversations are held out.
 
     Raises InputWrong with the place of every fault (the first 20, then a count); nothing is written then.
     """
@@ -572,24 +583,16 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         raise InputWrong(
             f"data.system of recipe {run.name} holds {control.group()!r}, which the model takes for a sign of its own."
         )
-    target = out / "dataset.jsonl"
-    with target.open("w", encoding="utf-8", newline="\n") as stream:
-        writer = Writer(stream, data.system)
-        intake = Intake(data, writer)
-        try:
-            for path, name in files(run):
-                intake.file(path, name)
-        finally:
-            intake.progress.stop()
-        writer.flush()
-    intake.faults.refuse()
+    target, evaluation = out / "dataset.jsonl", out / "eval.jsonl"
+    intake = _read(run, "files", target)
+    writer = intake.writer
     if not writer.turns:
         raise InputWrong(f"{', '.join(data.files)}: there are no rows below the header. Nothing to train on.")
-    conversations = len(writer.hashes)
-    duplicates = conversations - _deduplicated(target, writer.hashes, data.dedupe)
-    return {
+    count = len(writer.hashes)
+    duplicates = count - _deduplicated(target, writer.hashes, data.dedupe)
+    figures = {
         "rows": writer.turns,
-        "conversations": conversations - (duplicates if data.dedupe else 0),
+        "conversations": count - (duplicates if data.dedupe else 0),
         "longest": max(1, writer.longest),
         "duplicates": 0 if data.dedupe else duplicates,
         "duplicates_dropped": duplicates if data.dedupe else 0,
@@ -598,7 +601,33 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "line_breaks_changed": intake.breaks,
         "read": intake.read,
         "skipped": intake.skipped + left_out(run),
+        "held_out": 0,
+        "held_out_dropped": 0,
     }
+    if data.eval_files:
+        figures["read"] += _read(run, "eval_files", evaluation).read
+        figures.update(held_out.without(evaluation, conversations(target)))
+    else:
+        chosen = held_out.choose(conversations(target), data.eval_share, _seed(run)) if data.eval_share else set()
+        moved = held_out.part(target, evaluation, chosen)
+        figures["held_out"] = len(chosen)
+        figures["conversations"] -= len(chosen)
+        figures["rows"] -= moved
+    return figures
+
+
+def _read(run: Run, of: str, target: Path) -> Intake:
+    """Read the recipe's files, or its eval_files, into `target`. Raises InputWrong."""
+    with target.open("w", encoding="utf-8", newline="\n") as stream:
+        intake = Intake(run.settings.data, Writer(stream, run.settings.data.system))
+        try:
+            for path, name in files(run, of):
+                intake.file(path, name)
+        finally:
+            intake.progress.stop()
+        intake.writer.flush()
+    intake.faults.refuse()
+    return intake
 
 
 def _deduplicated(target: Path, hashes: Any, drop: bool) -> int:

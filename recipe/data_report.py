@@ -300,6 +300,7 @@ def _counts(figures: Dict[str, Any], survey: Survey, max_length: int) -> List[Tu
         coded = f", {one['encoding']}" if one["encoding"] else ""
         roles = "; ".join(f"{role}: {column}" for role, column in one.get("columns", {}).items())
         rows.append(("read", f"{one['file']}{sheet}{coded}: {one['rows']:,} rows; {roles}{unused}"))
+    rows.append(("held out", f"{f['held_out']} conversations more (eval.jsonl), of which nothing below counts"))
     rows += [("not read", what) for what in f["skipped"]]
     rows.append(("dropped", f"{f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates"))
     changed = f"{f['numbers_as_text']} numbers and dates taken as the text that Excel shows"

@@ -44,6 +44,7 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
             "conversations",
             f"{p['rows']}, longest {p['longest_row']} tokens of {p['max_length']}, {p['duplicates']} duplicates",
         ),
+        ("held out for evaluation", f"{p['held_out']} conversations beside these"),
         ("tokens", f"{p['tokens']:,}; kept by packing {p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"),
         ("answer tokens (with loss)", f"{answers} ({p['answer_tokens_kept'] / p['answer_tokens']:.1%})"),
         ("cut at max_length, all masked", f"{len(p['rows_cut'])}, {len(p['rows_masked'])}"),
@@ -115,7 +116,8 @@ def closing(run: Run) -> Table:
     figures = {name: entry["figures"] for name, entry in run.manifest["stages"].items()}
     seconds = {name: entry["seconds"] for name, entry in run.manifest["stages"].items()}
     lines: List[Tuple[str, str]] = []
-    lines.append(("rows", f"{figures['data']['rows']} in {figures['data']['conversations']} conversations"))
+    d = figures["data"]
+    lines.append(("rows", f"{d['rows']} in {d['conversations']} conversations; {d['held_out']} more held out"))
     p = figures["plan"]
     lines.append(("tokens", f"{p['tokens']:,}, kept {p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"))
     t = figures["train"]
@@ -137,13 +139,62 @@ def closing(run: Run) -> Table:
     return table
 
 
+def verdict(run: Run, console: Console) -> None:
+    """Print eval.json: base and tuned side by side, and some of their answers."""
+    found = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
+    table = Table(
+        title=f"Held out: {found['conversations']} conversations, {found['tokens']:,} tokens", title_justify="left"
+    )
+    for heading in ("", "base", "tuned", "data"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for what, form, key in MEASURED:
+        row = [form.format(*_listed(found["models"][name], key)) for name in ("base", "tuned")]
+        table.add_row(what, *row, f"{found['reference_length']:.0f}" if key == "answer_length" else "")
+    console.print(table)
+    for sample in found["samples"][:SAMPLES]:
+        _sample(sample["question"], sample, ("base", "tuned"), sample["reference"])
+    click.echo(f"\n{judged(run)}")
+
+
+def judged(run: Run) -> str:
+    """The verdict in a line; and why it is no surprise where the base has nothing to generalize from."""
+    figures = run.figures("eval")
+    tiny = run.settings.model.source == "tiny" and figures["verdict"] == "worse"
+    why = "\nThat is to be expected here: from random weights it learns its training data by heart, and nothing else."
+    return click.style(figures["says"], bold=True) + (why if tiny else "")
+
+
+MEASURED = (
+    ("loss, nats a token", "{:.3f}", "loss"), ("  its 95 % interval", "{:.3f} to {:.3f}", "loss_interval"),
+    ("perplexity", "{:,.1f}", "perplexity"), ("BLEU-4", "{:.1f}", "bleu4"), ("ROUGE-L", "{:.1f}", "rouge_l"),
+    ("chrF", "{:.1f}", "chrf"), ("answers that repeat themselves", "{:.0%}", "repetition"),
+    ("answers equal to one in training", "{:.0%}", "copied"), ("answers that never stop", "{:.0%}", "never_stops"),
+    ("mean answer, characters", "{:.0f}", "answer_length"),
+)  # fmt: skip
+SAMPLES = 3
+
+
+def _listed(model: Dict[str, Any], key: str) -> List[float]:
+    return model[key] if isinstance(model[key], list) else [model[key]]
+
+
 def samples(run: Run) -> None:
     """Print the evaluation questions with the base's and the merged model's answers."""
     if run.settings.model.source == "tiny":
         click.echo("\nThe base is a model of random weights: noise is what it has to say.")
     for sample in json.loads((run.folder / "samples.json").read_text(encoding="utf-8")):
-        click.secho(f"\n{sample['question']}", bold=True)
-        for name in ("base", "merged"):
-            text = "".join(c if unicodedata.category(c)[0] != "C" else "�" for c in sample[name])
-            ended = "" if sample[f"{name}_ended"] else click.style(" … (did not end by itself)", dim=True)
-            click.echo(f"  {name:7}{text[:SHOWN]}{'…' if len(text) > SHOWN else ''}{ended}")
+        _sample(sample["question"], sample, ("base", "merged"))
+
+
+def _sample(question: str, sample: Dict[str, Any], names: Sequence[str], reference: str = "") -> None:
+    click.secho(f"\n{question}", bold=True)
+    if reference:
+        click.echo(f"  {'data':7}{_shortened(reference)}")
+    for name in names:
+        ended = "" if sample[f"{name}_ended"] else click.style(" … (did not end by itself)", dim=True)
+        click.echo(f"  {name:7}{_shortened(sample[name])}{ended}")
+
+
+def _shortened(text: str) -> str:
+    text = "".join(c if unicodedata.category(c)[0] != "C" else "�" for c in text)
+    return f"{text[:SHOWN]}{'…' if len(text) > SHOWN else ''}"

@@ -1,14 +1,14 @@
 """Which stages a command runs, in which order, and one line on what each did."""
 
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import click
 
-from . import adapter, chat, config, data, hub, merge, model, plan, reproduce, train
-from .errors import RunFailed
+from . import adapter, chat, config, data, evaluate, hub, merge, model, plan, reproduce, train
+from .errors import RecipeError, RunFailed
 from .stages import Run, Stage, perform
 
-DATA = Stage("data", data.work, data.reads, ("dataset.jsonl",))
+DATA = Stage("data", data.work, data.reads, ("dataset.jsonl", "eval.jsonl"))
 PLAN = Stage("plan", plan.work, plan.reads, ("plan.json",))
 CONFIG = Stage("config", config.work, config.reads, ("config.py", "config.diff"))
 MODEL = Stage("model", model.work, model.reads, always=True)
@@ -16,6 +16,7 @@ TRAIN = Stage("train", train.work, train.reads)
 ADAPTER = Stage("adapter", adapter.work, adapter.reads, ("adapter",))
 MERGE = Stage("merge", merge.work, merge.reads, ("merged",))
 SAMPLES = Stage("chat", chat.work, chat.reads, ("samples.json",))
+EVAL = Stage("eval", evaluate.work, evaluate.reads, ("eval.json",))
 
 # The check of the machine and the plan come before the model: it is 15 GB, and mistakes are cheap until then.
 ORDER: Tuple[Any, ...] = (DATA, train.preflight, PLAN, CONFIG, MODEL, TRAIN, ADAPTER, MERGE, SAMPLES)
@@ -28,9 +29,10 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "model": (MODEL,),
     "train": ORDER[:7],
     "adapter": ORDER[:7],
-    "merge": ORDER[:8],
+    "merge": (*ORDER[:8], EVAL),
+    "eval": (*ORDER[:7], EVAL),
     "chat": ORDER[:8],
-    "demo": ORDER,
+    "demo": (*ORDER, EVAL),
     "export": (),  # works on the merged model that is there: see export.hand_over
     **dict.fromkeys(("report", "compare", "diff"), ()),  # look at what is there
     "reproduce": (DATA, reproduce.with_seed, *ORDER[1:8]),
@@ -52,6 +54,7 @@ def says(name: str, figures: Dict[str, Any]) -> str:
         "adapter": lambda: adapter.says(f),
         "merge": lambda: merge.says(f),
         "chat": lambda: f"{len(f['samples'])} questions asked of base and merged model",
+        "eval": lambda: f["says"],
     }
     return lines[name]()
 
@@ -67,6 +70,10 @@ def _model_says(f: Dict[str, Any]) -> str:
 def _data_says(f: Dict[str, Any]) -> str:
     """Counts; and what a user would not expect: other encodings, what was dropped, sheets that were not read."""
     parts = [f"{f['rows']} rows, {f['conversations']} conversations, {f['duplicates']} duplicates"]
+    if f["held_out"]:
+        parts.append(f"{f['held_out']} more held out")
+    if f["held_out_dropped"]:
+        parts.append(f"{f['held_out_dropped']} of data.eval_files not: their questions are in training")
     if f["blank_dropped"] or f["duplicates_dropped"]:
         parts.append(f"dropped {f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates")
     parts += [f"{one['file']} is {one['encoding']}" for one in f["read"] if one["encoding"] not in ("", "UTF-8")]
@@ -79,13 +86,22 @@ def _data_says(f: Dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def run_stages(run: Run, command: str) -> None:
-    """Perform the stages of `command` in order, one line each."""
-    for item in COMMANDS[command]:
+def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) -> None:
+    """Perform the stages of `command` in order, or these `items` of it, one line each."""
+    for item in items or COMMANDS[command]:
         if not isinstance(item, Stage):
             item(run)
             continue
-        entry, ran = perform(run, item)
+        if item is EVAL and command != "eval" and not (evaluate.is_there(run) and evaluate.is_quick(run)):
+            continue
+        try:
+            entry, ran = perform(run, item)
+        except RecipeError as error:
+            if item is not EVAL or command == "eval":
+                raise
+            # What was asked for is made: another time, another card.
+            click.echo(f"{click.style(f'{item.name:8}', bold=True)} not measured: {error}")
+            continue
         took = f"{entry['seconds']:.1f} s" if ran else "unchanged"
         for refusal in entry["figures"].get("refusals", []):
             why = "forced" if run.force else "known"

@@ -145,14 +145,16 @@ def reads(run: Run) -> Dict[str, Any]:
     return {
         "settings": run.settings.model_dump(
             exclude={
-                "data": {"files", "sheet", "columns", "skip_blank", "dedupe"},
+                "data": {"files", "sheet", "columns", "skip_blank", "dedupe", "eval_share", "eval_files"},
                 "lora": True,
                 "adapter": True,
                 "merge": True,
+                "eval": True,
                 "export": True,
             }
         ),
         "dataset": run.dataset,
+        "held_out": run.figures("data").get("held_out", 0),
         "tokenizer": model.folder(run).name if tiny else tokenizer,
         "force": run.force,
         "code": Path(__file__),
@@ -221,6 +223,7 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         every = intervals["save_steps"] = math.ceil(every / cfg.accumulative_counts) * cfg.accumulative_counts
     figures = {
         "rows": len(conversations),
+        "held_out": run.figures("data").get("held_out", 0),
         "duplicates": len(conversations) - len({json.dumps(c, sort_keys=True) for c in conversations}),
         "tokens": sum(tokens["lengths"]),
         "tokens_kept": packed["tokens_kept"],

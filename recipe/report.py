@@ -246,7 +246,7 @@ def verdict(seen: Seen) -> Verdict:
             f"{loss} {reasons}".strip(),
         )
     changed = f"{merged['share_changed']:.1%} of the weights changed. " if merged else ""
-    unseen = "How it does on questions that it was not trained on was not measured."
+    unseen = f"How it does on questions that it was not trained on was not measured: {_just('eval')} {run.name} does."
     if seen.evaluation:
         kind = {"better": "good", "worse": "bad"}.get(seen.evaluation["verdict"], "flat")
         word = {"good": "Better than before", "bad": "Worse than before"}.get(kind, "No difference from before")

@@ -57,7 +57,8 @@ class Data(Table):
 
     `url` and `sha256` say where the first file is published and which bytes it must be. `sheet`: only these sheets,
     hidden or not. `skip_blank` drops conversations with a blank question or answer, `dedupe` all but the first of
-    equal ones; both are counted.
+    equal ones; both are counted. `eval_share` of the conversations are held out of training and evaluated, or those of
+    `eval_files` instead, but for what is in training too.
     """
 
     files: Annotated[List[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
@@ -68,6 +69,8 @@ class Data(Table):
     system: str = ""
     skip_blank: bool = False
     dedupe: bool = False
+    eval_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    eval_files: Annotated[List[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
 
 
 class Train(Table):
@@ -142,6 +145,16 @@ class Merge(Table):
         return self
 
 
+class Eval(Table):
+    """How `just eval` measures. `answers`: held-out conversations that are answered too (the loss is of all), each with
+    at most `max_new_tokens` (default: train.evaluation_max_new_tokens).
+    """
+
+    answers: Annotated[int, Field(ge=1, le=100_000)] = 32
+    max_new_tokens: Optional[Annotated[int, Field(ge=1, le=32768)]] = None
+    batch_size: Annotated[int, Field(ge=1, le=256)] = 8
+
+
 class Export(Table):
     """What `just export` makes: `type` of the GGUF file, `quantize` for Ollama to do (both llama.cpp's names), and
     where upload sends to. `repo` is owner/name; `public` counts when the hub makes it.
@@ -172,6 +185,7 @@ class Settings(Table):
     lora: Lora = Lora()
     adapter: Adapter = Adapter()
     merge: Merge = Merge()
+    eval: Eval = Eval()
     export: Export = Export()
     plan: Plan = Plan()
 

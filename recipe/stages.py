@@ -55,6 +55,10 @@ class Run:
         return self.folder / "dataset.jsonl"
 
     @property
+    def held_out(self) -> Path:
+        return self.folder / "eval.jsonl"
+
+    @property
     def plan(self) -> Path:
         return self.folder / "plan.json"
 
@@ -188,6 +192,15 @@ def is_current(run: Run, stage: Stage, key: str) -> bool:
         if stamp(path) != made["stamp"] and digest(path) != made["sha256"]:
             return False
     return True
+
+
+def output_digest(run: Run, stage: str, name: str) -> str:
+    """sha256 of what `stage` wrote, as the manifest has it; what is not as it was written is read (a merged model has
+    15 GB).
+    """
+    path = run.folder / name
+    made = run.manifest.get("stages", {}).get(stage, {}).get("writes", {}).get(name)
+    return made["sha256"] if made and made["stamp"] == stamp(path) else digest(path)
 
 
 def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:

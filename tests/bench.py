@@ -93,7 +93,19 @@ def seconds(command):
 def convert(path, folder):
     """(seconds, the stage's figures) of `recipe data` on a file."""
     out = Path(tempfile.mkdtemp(dir=str(folder)))
-    took = seconds(["-m", "recipe", "data", "demo", f'data.files=["{path}"]', "data.system=教练", "--output", out])
+    took = seconds(
+        [
+            "-m",
+            "recipe",
+            "data",
+            "demo",
+            f'data.files=["{path}"]',
+            "data.system=教练",
+            "data.eval_share=0",
+            "--output",
+            out,
+        ]
+    )
     entry = json.loads((out / "demo" / "run.json").read_text(encoding="utf-8"))["stages"]["data"]
     return took, entry, out / "demo" / "dataset.jsonl"
 

@@ -47,7 +47,8 @@ def real_tokenizer():
 
 def recipe(*words, cwd=ROOT, timeout=600, **more):
     """`python -m recipe …` in its own process, as `just` starts it; returns the finished process."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # what docker/host puts beside, too
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
     return subprocess.run(
         [sys.executable, "-m", "recipe", *map(str, words)],
         cwd=str(cwd),

@@ -8,7 +8,6 @@ conversations is kept from both. Prints a table, writes proof.json, exits 1 if a
 """
 
 import argparse
-import copy
 import json
 import math
 import os
@@ -49,6 +48,7 @@ MAX_LENGTH = 256  # 32 packs in 32 processes, 16 iterations an epoch: a warm-up 
 OVERRIDES = (
     "data.url=",
     "data.sha256=",
+    "data.eval_share=0",
     f"data.system={SYSTEM}",
     "train.method=lora",
     "train.dtype=fp32",
@@ -228,7 +228,7 @@ def check(place: Path, llama: Tensors, shared: Dict[str, Any]) -> Dict[str, Any]
     from transformers import LlamaConfig, LlamaForCausalLM
     from xtuner.utils import PROMPT_TEMPLATE
 
-    from recipe.chat import Talker
+    from recipe.talker import Talker
 
     model, words = load(place)
     reference = LlamaForCausalLM(LlamaConfig(**shared, tie_word_embeddings=True)).eval()
@@ -242,20 +242,15 @@ def check(place: Path, llama: Tensors, shared: Dict[str, Any]) -> Dict[str, Any]
 
 
 def losses(place: Path, conversations: Iterable[List[Dict[str, str]]]) -> List[Tuple[float, int]]:
-    """(mean loss in nats, tokens) of each conversation's answer tokens, labelled by XTuner's own functions."""
-    from xtuner.dataset.map_fns.template_map_fn import template_map_fn
-    from xtuner.dataset.utils import encode_fn
+    """(mean loss in nats, tokens) of each conversation's answer tokens, as `just eval` measures them."""
     from xtuner.utils import PROMPT_TEMPLATE
 
-    model, words = load(place)
-    found = []
-    for conversation in conversations:
-        example = template_map_fn({"conversation": copy.deepcopy(conversation)}, PROMPT_TEMPLATE.internlm2_chat)
-        encoded = {k: torch.tensor([v]) for k, v in encode_fn(example, words, max_length=MAX_LENGTH).items()}
-        with torch.inference_mode():
-            loss = float(model(**encoded).loss)
-        found.append((loss, int((encoded["labels"] >= 0).sum())))
-    return found
+    from recipe import plan
+    from recipe.talker import Talker
+
+    talker = Talker(place, PROMPT_TEMPLATE.internlm2_chat, kind="fp32")
+    encoded = [plan.encoded(talk, talker.template, talker.tokenizer, MAX_LENGTH) for talk in conversations]
+    return [(total / count, count) for total, count in talker.losses(encoded, 8)]
 
 
 def compared(base: List[Tuple[float, int]], tuned: List[Tuple[float, int]]) -> Dict[str, float]:

@@ -19,7 +19,7 @@ def figures(manifest):
 
 
 def test_every_stage_ran_and_is_in_the_manifest(manifest):
-    assert list(manifest["stages"]) == ["data", "plan", "config", "model", "train", "adapter", "merge", "chat"]
+    assert list(manifest["stages"]) == ["data", "plan", "config", "model", "train", "adapter", "merge", "chat", "eval"]
     assert max(entry["peak_memory_mb"] for entry in manifest["stages"].values()) <= 3000
 
 
@@ -59,7 +59,7 @@ def test_run_again_unchanged_it_skips_everything(demo):
     done = recipe("demo", "--output", demo[1].parent)
     assert done.returncode == 0, done.stderr
     assert time.time() - began < 15
-    assert done.stdout.count("unchanged") == 7  # all but the look at the base model
+    assert done.stdout.count("unchanged") == 8  # all but the look at the base model
     assert "loss first → last" in done.stdout
 
 

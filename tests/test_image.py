@@ -174,8 +174,12 @@ def built(variables, target="bare", **more):
     env = {**variables, "REGISTRY": "localhost", "BASE_IMAGE": "standin:1", "TORCH": "pypi", **more}
     ok([ROOT / "docker/image", "build", target], env=env)
     name = ok([ROOT / "docker/image", "name"], env=env).strip() + f"-{target}"
+    [scores] = [
+        Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name.startswith("eval-")
+    ]
+    beside = ENVIRONMENT.parent / scores.name  # where our image has them
     # Writable, so that what Python compiled there is used, as in a whole image after its first run.
-    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT} --env RECIPE_ENV={ENVIRONMENT}"
+    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT} --env RECIPE_ENV={ENVIRONMENT} --volume {scores}:{beside}:ro"
     return {**env, "RECIPE_IMAGE": name, "RUN_OPTIONS": mounted, "DOCTOR": "off", "RECIPE_CACHE": ""}
 
 
@@ -278,7 +282,7 @@ def test_the_whole_pipeline_inside(bare, clone):
     assert done.returncode == 0, done.stdout + done.stderr
     manifest = json.loads((clone / "output/demo/run.json").read_text(encoding="utf-8"))
     assert manifest["stages"]["train"]["figures"]["resumed_from"] > 0
-    assert set(manifest["stages"]) == {"data", "plan", "config", "model", "train", "adapter", "merge", "chat"}
+    assert set(manifest["stages"]) == {"data", "plan", "config", "model", "train", "adapter", "merge", "chat", "eval"}
     identity = ok(["podman", "image", "inspect", "--format", "{{.Id}}", bare["RECIPE_IMAGE"]], env=bare).strip()
     assert manifest["host"]["image"] == identity
     again = run([clone / "docker/run", "chat", "demo", "你好"], env=bare)

@@ -78,18 +78,20 @@ def planned(output, *words):
 
 
 def test_tutorial_with_the_real_tokenizer(real_workbook, real_tokenizer, tmp_path):
-    """54 packs and 81 iterations with one process; 32 to 36 packs with the page's 32."""
+    """51 packs and 78 iterations with one process, 12 of 246 held out; 32 to 36 packs with the page's 32."""
     words = (f'data.files=["{real_workbook}"]', f"model.tokenizer={real_tokenizer}")
     done, found = planned(tmp_path, "coach", *words)
     assert done.returncode == 0, done.stderr
-    assert (found["tokens"], found["packs"], found["iterations"], found["updates"]) == (27714, 54, 81, 81)
+    assert (found["tokens"], found["packs"], found["iterations"], found["updates"]) == (26322, 51, 78, 78)
+    assert (found["rows"], found["held_out"]) == (234, 12)
     assert found["tokens_kept"] / found["tokens"] >= 0.99
     assert found["lr_peak"] == pytest.approx(2e-4)
-    assert found["intervals"] == {"evaluation_freq": 41, "save_steps": 41}
+    assert found["intervals"] == {"evaluation_freq": 39, "save_steps": 39}
     assert found["refusals"] == []
 
     done, found = planned(tmp_path, "tutorial", *words)
     assert done.returncode == 0, done.stderr
+    assert (found["tokens"], found["held_out"]) == (27714, 0)
     assert 32 <= found["packs"] <= 36
     assert found["iterations"] in (48, 51, 54)
     assert found["updates"] == 3

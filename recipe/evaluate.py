@@ -1,0 +1,243 @@
+"""Whether the tuned model is better: base and tuned on the conversations that were held out of training.
+
+The loss is teacher-forced on the answers' tokens, with training's own template and labels, and counts every token
+alike. Its intervals are Student's t over conversations, of a ratio (all loss by all tokens); that of the difference is
+paired. The verdict is the difference's: better or worse where its 95 % interval excludes 0. Then some of the
+conversations' last questions are answered, greedily. What the base did is kept in the cache, for the next recipe.
+"""
+
+import gc
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from . import config, data, held_out, model, plan, scores, talker
+from .errors import HostLacks, InputWrong, RunFailed
+from .stages import Run, key_of, output_digest, versions, write_text
+
+QUICK = 1e9  # bytes of weights that a CPU evaluates in seconds
+
+Interval = Tuple[float, float]
+Losses = Sequence[Tuple[float, int]]  # of each conversation: sum of its losses in nats, number of its tokens
+
+
+def ratio(sums: Sequence[float], counts: Sequence[int]) -> Tuple[float, Interval]:
+    """All of `sums` by all of `counts`, with its 95 % interval: t over the pairs, of the linearized ratio.
+
+    Source: W. G. Cochran, Sampling Techniques, 3rd edition, section 6.3, without the finite-population factor.
+    """
+    from scipy.special import stdtrit
+
+    n, total = len(sums), sum(counts)
+    mean = sum(sums) / total
+    spread = sum((value - mean * count) ** 2 for value, count in zip(sums, counts))
+    half = float(stdtrit(n - 1, 0.975)) * math.sqrt(n / (n - 1) * spread) / total
+    return mean, (mean - half, mean + half)
+
+
+def compared(base: Losses, tuned: Losses) -> Dict[str, Any]:
+    """The difference of two models' losses per token on the same conversations, and the verdict."""
+    counts = [count for _, count in base]
+    changes = [after - before for (before, _), (after, _) in zip(base, tuned)]
+    loss, (low, high) = ratio(changes, counts)
+    verdict = "better" if high < 0 else "worse" if low > 0 else "no difference"
+    lower = sum(change < 0 for change in changes)
+    return {"difference": {"loss": loss, "interval": [low, high], "lower_in": lower}, "verdict": verdict}
+
+
+def is_quick(run: Run) -> bool:
+    """Whether this machine evaluates the model in minutes: a GPU, or a small model."""
+    if talker.nbytes(model.folder(run)) < QUICK:
+        return True
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def is_there(run: Run) -> bool:
+    """Whether anything is held out."""
+    return run.held_out.is_file() and run.held_out.stat().st_size > 0
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    what = talker.find(run).what
+    made_by = {"merged": "merge", "adapter": "adapter"}
+    return {**_asked(run), "tuned": output_digest(run, made_by[what], what), "dataset": run.dataset}
+
+
+def _asked(run: Run) -> Dict[str, Any]:
+    """All that the base's results depend on, but for the precision."""
+    settings = run.settings
+    limit = settings.eval.max_new_tokens or settings.train.evaluation_max_new_tokens or talker.MAX_NEW_TOKENS
+    cfg = config.effective(settings)
+    return {
+        "base": model.fingerprint(model.folder(run)),
+        "held_out": run.held_out,
+        "settings": {**settings.eval.model_dump(), "max_new_tokens": limit},
+        "template": dict(cfg.prompt_template),
+        "max_length": cfg.max_length,
+        "code": [key_of({"file": Path(module)}) for module in (__file__, talker.__file__, plan.__file__)],
+        "versions": {name: versions()[name] for name in ("torch", "transformers", "xtuner")},
+    }
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Write eval.json: losses, scores and the verdict (the figures), and the answers side by side.
+
+    Raises InputWrong if nothing is held out, HostLacks if the model does not fit.
+    """
+    if not is_there(run):
+        raise InputWrong(
+            f"Nothing is held out of training in {run.shown(run.folder)}, so there is nothing to measure on: set "
+            f"data.eval_share=0.05 and train again (30 conversations give {held_out.FEWEST}), or name questions and "
+            f"answers of your own: data.eval_files=data/exam.xlsx."
+        )
+    conversations = list(data.conversations(run.held_out))
+    asked = _asked(run)
+    new = talker.find(run)
+    try:
+        kind = talker.precision(model.folder(run))
+        base = _of_base(run, conversations, asked, kind)
+        after = _measured(run, new.place, new.adapter, conversations, asked, kind)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        raise HostLacks(
+            f"The GPU's memory was too small for this evaluation ({str(error)[:200]}). Fewer at once: "
+            f"eval.batch_size=1; or end what else uses the card."
+        )
+    figures = _figures(run, conversations, {"base": base, "tuned": after})
+    figures.update(tuned=new.what, precision=kind)
+    text = json.dumps({**figures, "samples": _samples(conversations, base, after)}, ensure_ascii=False, indent=1)
+    write_text(out / "eval.json", text + "\n")
+    return figures
+
+
+def _of_base(run: Run, conversations: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
+    """The base's losses and answers, from the cache if these were made of the same things."""
+    key = key_of({**asked, "kind": kind})
+    cache = Path(os.environ.get("RECIPE_CACHE") or run.root / ".cache") / "eval"
+    path = cache / f"{key[:32]}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if len(kept["losses"]) == len(conversations):
+            return {**kept, "cached": True}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or damaged: made anew
+    made = _measured(run, model.folder(run), None, conversations, asked, kind)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(made, ensure_ascii=False))
+    except OSError:
+        pass  # a cache that cannot be written saves no time, and costs nothing else
+    return made
+
+
+def _measured(
+    run: Run, place: Path, adapter: Optional[Path], conversations: Any, asked: Dict[str, Any], kind: str
+) -> Dict[str, Any]:
+    """`losses` of every conversation and `answers` ([text, ended]) of those that `_answered` names."""
+    chosen = asked["settings"]
+    voice = talker.Talker(place, talker.template(run), adapter, kind)
+    encoded = [plan.encoded(one, voice.template, voice.tokenizer, asked["max_length"]) for one in conversations]
+    prompts = []
+    for number in _answered(len(conversations), chosen["answers"]):
+        *before, last = conversations[number]
+        turns = [(turn["input"], turn["output"]) for turn in before]
+        prompts.append(voice.prompt(conversations[number][0].get("system", ""), turns, last["input"]))
+    losses = voice.losses(encoded, chosen["batch_size"])
+    answers = voice.answers(prompts, chosen["max_new_tokens"], chosen["batch_size"])
+    del voice
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return {"losses": losses, "answers": answers}
+
+
+def _answered(count: int, most: int) -> List[int]:
+    """Numbers of the conversations that are answered: all, or `most` of them, evenly."""
+    return [number * count // min(count, most) for number in range(min(count, most))]
+
+
+def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str, Any]:
+    # What lost its whole answer at max_length has no token with loss.
+    counted = [number for number, (_, tokens) in enumerate(measured["base"]["losses"]) if tokens]
+    if len(counted) < held_out.FEWEST:
+        raise InputWrong(
+            f"{len(counted)} of {len(conversations)} held-out conversations have an answer within train.max_length: an "
+            f"interval needs {held_out.FEWEST}."
+        )
+    losses = {name: [found["losses"][number] for number in counted] for name, found in measured.items()}
+    counts = [tokens for _, tokens in losses["base"]]
+    numbers = _answered(len(conversations), len(measured["base"]["answers"]))
+    references = [conversations[number][-1]["output"] for number in numbers]
+    known = _known(run, [text for found in measured.values() for text, _ in found["answers"]])
+    models = {}
+    for name, found in measured.items():
+        loss, interval = ratio([value for value, _ in losses[name]], counts)
+        if not math.isfinite(loss):
+            raise RunFailed(
+                f"The held-out loss of the {name} model is no number: it overflows, or its files are damaged."
+            )
+        answers = [text for text, _ in found["answers"]]
+        models[name] = {
+            "loss": loss,
+            "loss_interval": list(interval),
+            "perplexity": math.exp(min(loss, 700)),
+            **scores.overlap(answers, references),
+            "repetition": sum(map(scores.is_loop, answers)) / len(answers),
+            "copied": sum(text in known for text in answers) / len(answers),
+            "never_stops": sum(not ended for _, ended in found["answers"]) / len(answers),
+            "answer_length": sum(map(len, answers)) / len(answers),
+        }
+    figures = {
+        "conversations": len(counted),
+        "tokens": sum(counts),
+        "answered": len(numbers),
+        "reference_length": sum(map(len, references)) / len(references),
+        "models": models,
+        **compared(losses["base"], losses["tuned"]),
+        "base_cached": bool(measured["base"].get("cached")),
+    }
+    return {**figures, "says": says(figures)}
+
+
+def _known(run: Run, answers: Sequence[str]) -> Any:
+    """Those of `answers` that stand in the training data as they are."""
+    mine = set(filter(None, answers))
+    return {
+        turn["output"].strip()
+        for conversation in data.conversations(run.dataset)
+        for turn in conversation
+        if turn["output"].strip() in mine
+    }
+
+
+def _samples(conversations: Any, base: Dict[str, Any], after: Dict[str, Any]) -> List[Dict[str, Any]]:
+    numbers = _answered(len(conversations), len(base["answers"]))
+    return [
+        {
+            "question": conversations[number][-1]["input"],
+            "reference": conversations[number][-1]["output"],
+            "base": before[0],
+            "tuned": new[0],
+            "base_ended": before[1],
+            "tuned_ended": new[1],
+        }
+        for number, before, new in zip(numbers, base["answers"], after["answers"])
+    ]
+
+
+def says(figures: Dict[str, Any]) -> str:
+    """The verdict in one line."""
+    models, found = figures["models"], figures["difference"]
+    low, high = found["interval"]
+    return (
+        f"{figures['verdict']}: held-out loss {models['base']['loss']:.3f} → {models['tuned']['loss']:.3f} nats a "
+        f"token, difference {found['loss']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}), lower in "
+        f"{found['lower_in']} of {figures['conversations']} conversations"
+    )

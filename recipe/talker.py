@@ -1,0 +1,237 @@
+"""A loaded model with its tokenizer, chat template and end tokens: what chat, the samples and the evaluation ask.
+
+On a GPU in 16 bits where that fits into the memory that is free, else in 4 (NF4); on the CPU in fp32, in bf16 where
+the memory is too small for that.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from . import libraries, model
+from .errors import HostLacks, InputWrong
+from .stages import Run
+
+MAX_NEW_TOKENS = 300
+ROOM = 2e9  # bytes beside the weights: the cache of a batch of answers, one batch's logits, the libraries
+FOUR_BITS = 0.35  # of the bytes in 16 bits: the embeddings, the norms and the scales are not quantized
+PADDED = 2048  # tokens of a batch, padding counted: 0.8 GB of logits with InternLM2's vocabulary
+
+Turns = Sequence[Tuple[str, str]]  # what was asked, what was answered
+
+
+class Found(NamedTuple):
+    """A model to load: a folder, or with `adapter` the base's. `what`: base, adapter or merged."""
+
+    what: str
+    place: Path
+    adapter: Optional[Path] = None
+
+
+def find(run: Run, which: str = "") -> Found:
+    """The run's base, adapter or merged model; by default the tuned one: merged, if it is of the adapter that is there,
+    else the adapter on its base. Raises InputWrong for one that is not there.
+    """
+    stages = run.manifest.get("stages", {})
+    merged, adapter = ((stages.get(name) or {}).get("finished", "") for name in ("merge", "adapter"))
+    if which == "base":
+        return Found("base", model.folder(run))
+    if which == "merged" or (not which and run.merged.is_dir() and merged >= adapter):
+        found = Found("merged", run.merged)
+    else:
+        found = Found("adapter", model.folder(run), run.adapter)
+    if not (found.adapter or found.place).is_dir():
+        raise InputWrong(
+            f"There is no {found.what} model in {run.shown(run.folder)} yet: just "
+            f"{'merge' if found.what == 'merged' else 'train'} {run.name} makes it."
+        )
+    return found
+
+
+class Answer(NamedTuple):
+    """`ended`: by an end token of its own, within the limit."""
+
+    text: str
+    ended: bool
+
+
+def template(run: Run) -> Any:
+    """The recipe's chat template, XTuner's own."""
+    from mmengine.config import Config
+
+    return Config.fromfile(str(run.config)).prompt_template
+
+
+def nbytes(place: Path) -> int:
+    """Bytes of a model folder's weights."""
+    for pattern in ("*.safetensors", "*.bin"):
+        sizes = [path.stat().st_size for path in place.glob(pattern)]
+        if sizes:
+            return sum(sizes)
+    return 0
+
+
+def precision(place: Path) -> str:
+    """How a model folder fits this machine now: fp32, bf16, fp16, or nf4. Raises HostLacks if it does not."""
+    import torch
+
+    stored = json.loads((place / "config.json").read_text(encoding="utf-8")).get("torch_dtype", "float32")
+    needed = nbytes(place)
+    if not torch.cuda.is_available():
+        wide = needed if stored == "float32" else 2 * needed
+        return "fp32" if wide + ROOM < _memory() or stored == "float32" else "bf16"
+    free = torch.cuda.mem_get_info()[0]
+    if needed + ROOM <= free:
+        if stored == "float32":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if FOUR_BITS * needed + ROOM <= free:
+        return "nf4"
+    least = (FOUR_BITS * needed + ROOM) / 1e9
+    raise HostLacks(
+        f"The model takes {least:.1f} GB of GPU memory even in 4 bits, and {free / 1e9:.1f} GB are free. End what else "
+        f"uses the card (nvidia-smi), or take the CPU: CUDA_VISIBLE_DEVICES="
+    )
+
+
+def _memory() -> float:
+    """Bytes of RAM that can be had now."""
+    found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="ascii"))
+    return 1024 * int(found.group(1)) if found else float("inf")
+
+
+class Talker:
+    """A model folder, or with `adapter` a base and the PEFT adapter on it; `kind`: see `precision`."""
+
+    def __init__(self, place: Path, template: Any, adapter: Optional[Path] = None, kind: str = "") -> None:
+        libraries.load()
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+        self.kind = kind or precision(place)
+        self.tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
+        narrow = torch.bfloat16 if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else torch.float16
+        types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "nf4": narrow}
+        more: Dict[str, Any] = {}
+        if self.kind == "nf4":
+            more["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=narrow,
+            )  # fmt: skip
+        if torch.cuda.is_available():
+            more["device_map"] = {"": torch.cuda.current_device()}
+        self.model = AutoModelForCausalLM.from_pretrained(
+            str(place), trust_remote_code=True, torch_dtype=types[self.kind], **more
+        )
+        config = self.model.generation_config
+        if adapter is not None:
+            from peft import PeftModel
+
+            self.model = PeftModel.from_pretrained(self.model, str(adapter))
+        self.model.eval()
+        self.template = template
+        stops = config.eos_token_id
+        self.stops = set(stops if isinstance(stops, list) else [stops])
+        for word in template.get("STOP_WORDS", []):
+            self.stops.update(self.tokenizer.encode(word, add_special_tokens=False)[-1:])
+
+    def prompt(self, system: str, turns: Turns, question: str) -> str:
+        """The conversation so far in the model's chat template, ready for the next answer."""
+        parts = [self.template.SYSTEM.format(system=system)] if system else []
+        for number, (asked, answered) in enumerate([*turns, (question, "")], start=1):
+            parts.append(self.template.INSTRUCTION.format(input=asked, round=number))
+            if number <= len(turns):
+                parts.append(answered + self.template.get("SUFFIX", "") + self.template.get("SEP", ""))
+        return "".join(parts)
+
+    def answer(
+        self, system: str, turns: Turns, question: str, streamer: Any = None, limit: int = MAX_NEW_TOKENS,
+        sampling: Optional[Dict[str, Any]] = None,
+    ) -> Answer:  # fmt: skip
+        """Answer to `question`, of at most `limit` tokens; greedy, or by `sampling`, generate's own settings."""
+        ids = self.tokenizer(self.prompt(system, turns, question))["input_ids"]
+        return self._generate([ids], limit, streamer, sampling)[0]
+
+    def fitting(self, system: str, turns: Turns, question: str, limit: int) -> Turns:
+        """The last of `turns`, as many as the model has positions for beside an answer of `limit` tokens."""
+        room = self.model.config.max_position_embeddings - limit
+        while turns and len(self.tokenizer(self.prompt(system, turns, question))["input_ids"]) > room:
+            turns = turns[1:]
+        return turns
+
+    def answers(self, prompts: Sequence[str], limit: int, batch_size: int) -> List[Answer]:
+        """Greedy answers to `prompts` (see `prompt`), `batch_size` at once."""
+        encoded = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        found: Dict[int, Answer] = {}
+        order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]))
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            found.update(zip(numbers, self._generate([encoded[number] for number in numbers], limit)))
+        return [found[number] for number in range(len(encoded))]
+
+    def _generate(
+        self, prompts: List[List[int]], limit: int, streamer: Any = None, sampling: Optional[Dict[str, Any]] = None
+    ) -> List[Answer]:
+        import torch
+
+        pad = self.tokenizer.pad_token_id or 0
+        longest = max(map(len, prompts))
+        # On the left, so that every answer begins where its prompt ends.
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        with torch.inference_mode():
+            made = self.model.generate(
+                input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), max_new_tokens=limit,
+                streamer=streamer, eos_token_id=sorted(self.stops), pad_token_id=pad,
+                **(sampling or {"do_sample": False}),
+            )  # fmt: skip
+        return [self._answer(row) for row in made[:, longest:].tolist()]
+
+    def _answer(self, tokens: List[int]) -> Answer:
+        """Up to the first end token; what stands behind it is padding."""
+        end = next((at for at, token in enumerate(tokens) if token in self.stops), None)
+        return Answer(self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip(), end is not None)
+
+    def losses(self, encoded: Sequence[Dict[str, List[int]]], batch_size: int) -> List[Tuple[float, int]]:
+        """(sum of the losses in nats, their number) over each conversation's tokens with loss, teacher-forced.
+
+        `encoded` is what `plan.encoded` makes, as training does: `input_ids`, and `labels`, below 0 where none is.
+        """
+        import torch
+
+        found: Dict[int, Tuple[float, int]] = {}
+        for numbers in _batches([len(one["input_ids"]) for one in encoded], batch_size):
+            longest = len(encoded[numbers[-1]]["input_ids"])
+            columns = {}
+            for name, filler in (("input_ids", 0), ("labels", -100)):
+                rows = [encoded[number][name] for number in numbers]
+                columns[name] = torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
+            lengths = torch.tensor([[len(encoded[number]["input_ids"])] for number in numbers])
+            mask = (torch.arange(longest)[None] < lengths).long()
+            with torch.inference_mode():
+                logits = self.model(
+                    input_ids=columns["input_ids"].to(self.model.device),
+                    attention_mask=mask.to(self.model.device), use_cache=False,
+                ).logits  # fmt: skip
+                labels = columns["labels"][:, 1:].to(logits.device)
+                counted = labels >= 0
+                losses = torch.nn.functional.cross_entropy(
+                    logits[:, :-1][counted].float(), labels[counted], reduction="none"
+                ).double()
+            counts = counted.sum(1).tolist()
+            for number, part, count in zip(numbers, losses.split(counts), counts):
+                found[number] = (float(part.sum()), count)
+        return [found[number] for number in range(len(encoded))]
+
+
+def _batches(lengths: Sequence[int], most: int) -> Iterator[List[int]]:
+    """Numbers from the shortest to the longest, in batches of at most `most` and of PADDED tokens, or of one."""
+    batch: List[int] = []
+    for number in sorted(range(len(lengths)), key=lambda at: lengths[at]):
+        if batch and (len(batch) == most or (len(batch) + 1) * lengths[number] > PADDED):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch

@@ -1,0 +1,259 @@
+"""Held-out conversations, and what is measured on them."""
+
+import json
+import math
+import random
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, recipe, refused
+
+from recipe import data, evaluate, held_out, pipeline, plan, scores, settings, talker
+from recipe.errors import HostLacks
+from recipe.stages import Run
+
+
+def talk(*questions):
+    return [{"input": question, "output": "答"} for question in questions]
+
+
+def test_equal_questions_are_found_whatever_their_signs():
+    assert held_out.key("压力大，怎么办？", 0) == held_out.key(" 压力大怎么办 ?", 0)
+    assert held_out.key("Ｈow？", 0) == held_out.key("how", 0)
+    assert len({held_out.key(text, 0) for text in ("？", "！", "怎么办", "怎么")}) == 4
+    assert held_out.key("怎么办", 0) != held_out.key("怎么办", 1)
+
+
+def test_what_is_held_out_has_no_question_in_common_with_the_rest():
+    for seed in range(30):
+        chance = random.Random(seed)
+        talks = [talk(*(f"问{chance.randrange(150)}" for _ in range(chance.choice([1, 1, 2])))) for _ in range(100)]
+        chosen = held_out.choose(talks, 0.1, seed)
+        assert len(chosen) == 10
+        asked = [held_out.keys(talks[number]) for number in chosen]
+        rest = set().union(*(held_out.keys(one) for number, one in enumerate(talks) if number not in chosen))
+        assert not rest & set().union(*asked)
+        assert sum(map(len, asked)) == len(set().union(*asked))
+        # Chosen by what it says: the order of the rows, and rows that are gone, change nothing.
+        order = chance.sample(range(100), 100)
+        again = held_out.choose([talks[number] for number in order], 0.1, seed)
+        assert {order[number] for number in again} == chosen
+        assert held_out.choose(talks, 0.1, seed + 1) != chosen
+
+
+def test_too_few_to_hold_out():
+    assert held_out.choose([talk(str(n)) for n in range(14)], 0.1, 0) == set()
+    assert len(held_out.choose([talk(str(n)) for n in range(15)], 0.1, 0)) == 2
+    assert held_out.choose([talk("甲")] * 100, 0.1, 0) == set()
+
+
+def lines(path):
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_data_writes_both_parts_and_files_of_ones_own(tmp_path, workbook):
+    for name, more in (("all", ["data.eval_share=0"]), ("part", []), ("other", ["train.seed=1"])):
+        done = recipe("data", "demo", *more, "--output", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert ("10 more held out" in done.stdout) == (name != "all")
+    whole = lines(tmp_path / "all/demo/dataset.jsonl")
+    kept, held = (lines(tmp_path / "part/demo" / name) for name in ("dataset.jsonl", "eval.jsonl"))
+    assert [line for line in whole if line not in held] == kept
+    assert sorted(kept + held) == sorted(whole)
+    assert lines(tmp_path / "all/demo/eval.jsonl") == []
+    assert set(lines(tmp_path / "other/demo/eval.jsonl")) != set(held)
+
+    asked = [turn["input"] for talk in data.conversations(tmp_path / "all/demo/dataset.jsonl") for turn in talk]
+    own = workbook(
+        s=[["q", "a"], ["没有人问过的问题", "答"], [asked[5] + "!", "另一个答案"], ["没有人问过的问题？", "答"]]
+    )
+    done = recipe("data", "demo", f"data.eval_files={own}", "--output", tmp_path / "own")
+    assert "1 more held out; 2 of data.eval_files not: " in done.stdout
+    assert lines(tmp_path / "own/demo/dataset.jsonl") == whole
+    [[turn]] = data.conversations(tmp_path / "own/demo/eval.jsonl")
+    assert turn["input"] == "没有人问过的问题"
+    assert turn["system"] == json.loads(whole[0])["conversation"][0]["system"]
+    missing = recipe("data", "demo", "data.eval_files=data/none.csv", "--output", tmp_path / "own")
+    assert missing.returncode == 2
+    assert "data.eval_files of recipe demo" in missing.stderr
+
+
+# ---- Measuring
+
+
+@pytest.fixture(scope="module")
+def found(demo):
+    """eval.json as the demo wrote it."""
+    return json.loads((demo[1] / "eval.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run(demo, tmp_path_factory):
+    """A copy of the demo's run folder, to measure in and to break."""
+    output = tmp_path_factory.mktemp("eval")
+    shutil.copytree(str(demo[1]), str(output / "demo"))
+    run = Run("demo", settings.load("demo")[1], ROOT, output)
+    with run.open():
+        run.recall()
+    return run
+
+
+@pytest.fixture(scope="module")
+def voice(run):
+    return talker.Talker(run.merged, talker.template(run))
+
+
+@pytest.fixture(scope="module")
+def encoded(run, voice):
+    return [plan.encoded(one, voice.template, voice.tokenizer, 256) for one in data.conversations(run.held_out)]
+
+
+def measured(run, **more):
+    done = recipe("eval", "demo", "--output", run.output, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
+
+
+def test_the_demo_measures_what_it_held_out(demo, found):
+    assert found["conversations"] == found["answered"] == len(found["samples"]) == 10
+    for name in ("base", "tuned"):
+        one = found["models"][name]
+        assert one["loss_interval"][0] < one["loss"] < one["loss_interval"][1]
+        assert one["perplexity"] == pytest.approx(math.exp(one["loss"]))
+        assert all(0 <= one[score] <= 100 for score in ("bleu4", "rouge_l", "chrf"))
+        assert all(0 <= one[share] <= 1 for share in ("repetition", "copied", "never_stops"))
+    before, after = (found["models"][name] for name in ("base", "tuned"))
+    assert before["loss"] == pytest.approx(math.log(2048), abs=0.2)  # random weights: a guess among the tiny vocabulary
+    assert found["difference"]["loss"] == pytest.approx(after["loss"] - before["loss"])
+    low, high = found["difference"]["interval"]
+    assert found["verdict"] == ("better" if high < 0 else "worse" if low > 0 else "no difference")
+    assert after["never_stops"] < before["never_stops"]
+    assert after["rouge_l"] > before["rouge_l"]
+    manifest = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))
+    assert manifest["stages"]["eval"]["figures"] == {k: v for k, v in found.items() if k != "samples"}
+    assert found["says"] in demo[0].stdout
+    held = [one[-1] for one in data.conversations(demo[1] / "eval.jsonl")]
+    assert [(s["question"], s["reference"]) for s in found["samples"]] == [(t["input"], t["output"]) for t in held]
+
+
+def test_the_loss_is_transformers_own_whatever_the_batch(found, voice, encoded):
+    alone = []
+    for one in encoded:
+        ids, labels = (torch.tensor([one[name]]) for name in ("input_ids", "labels"))
+        with torch.inference_mode():
+            alone.append(float(voice.model(input_ids=ids, labels=labels).loss))
+    counts = [sum(label >= 0 for label in one["labels"]) for one in encoded]
+    for batch_size in (1, 3, 8):
+        losses = voice.losses(encoded, batch_size)
+        assert [count for _, count in losses] == counts
+        assert [total / count for total, count in losses] == pytest.approx(alone, rel=1e-4)
+    total = sum(mean * count for mean, count in zip(alone, counts))
+    assert found["models"]["tuned"]["loss"] == pytest.approx(total / sum(counts), rel=1e-4)
+    assert found["tokens"] == sum(counts)
+
+
+def test_batches_hold_no_more_than_they_may():
+    chance = random.Random(0)
+    lengths = [chance.randrange(1, 3000) for _ in range(200)]
+    batches = list(talker._batches(lengths, 8))
+    assert sorted(number for batch in batches for number in batch) == list(range(200))
+    for batch in batches:
+        assert len(batch) <= 8
+        assert len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= talker.PADDED
+
+
+def test_answers_in_a_batch_are_those_asked_alone(found, run, voice):
+    system = run.settings.data.system
+    questions = ["压力大怎么办？", "面试前特别紧张，怎么调整？", "早"]
+    prompts = [voice.prompt(system, [], question) for question in questions]
+    together = voice.answers(prompts, 40, 8)
+    assert together == [voice.answer(system, [], question, limit=40) for question in questions]
+    assert together[::-1] == voice.answers(prompts[::-1], 40, 2)
+    assert any(answer.ended for answer in together)
+    assert voice.answer(system, [], questions[0], limit=2).ended is False
+
+
+def test_intervals_are_students_where_all_answers_are_equally_long():
+    from scipy import stats
+
+    chance = random.Random(1)
+    base, tuned = ([(chance.gauss(mean, 2) * 20, 20) for _ in range(9)] for mean in (50, 48))
+    mean, interval = evaluate.ratio(*zip(*tuned))
+    theirs = stats.ttest_1samp([value / 20 for value, _ in tuned], 0)
+    assert mean == pytest.approx(sum(value for value, _ in tuned) / 180)
+    assert interval == pytest.approx(tuple(theirs.confidence_interval()))
+    paired = stats.ttest_rel([value / 20 for value, _ in tuned], [value / 20 for value, _ in base])
+    assert evaluate.compared(base, tuned)["difference"]["interval"] == pytest.approx(list(paired.confidence_interval()))
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Of unequal lengths, with a loss that depends on them: 95 % of the intervals, give or take, hold the ratio."""
+    chance = random.Random(2)
+    held = 0
+    for _ in range(1000):
+        counts = [chance.randrange(10, 100) for _ in range(30)]
+        low, high = evaluate.ratio([count * (2 + chance.gauss(0, 0.5)) for count in counts], counts)[1]
+        held += low <= 2 <= high
+    assert 925 <= held <= 970
+
+
+def test_verdicts():
+    base = [(20.0 + n, 10) for n in range(8)]
+    assert evaluate.compared(base, [(v - 1 - n / 10, c) for n, (v, c) in enumerate(base)])["verdict"] == "better"
+    assert evaluate.compared(base, [(v + 1 + n / 10, c) for n, (v, c) in enumerate(base)])["verdict"] == "worse"
+    noise = evaluate.compared(base, [(v + (-1) ** n, c) for n, (v, c) in enumerate(base)])
+    assert (noise["verdict"], noise["difference"]["lower_in"]) == ("no difference", 4)
+    assert evaluate.compared(base, base)["verdict"] == "no difference"
+
+
+def test_scores():
+    assert scores.is_loop("先休息，先休息，先休息，先休息，")
+    assert scores.is_loop("好好好好好好好好好好")
+    assert not scores.is_loop("先休息，再休息，先说出来，再说清楚。哈哈哈")
+    texts = ["先睡够，再慢慢想。", "找一个人说说你的感受吧。"]
+    assert scores.overlap(texts, texts) == pytest.approx({"bleu4": 100, "rouge_l": 100, "chrf": 100})
+    assert scores.overlap(["", "天"], texts) == pytest.approx({"bleu4": 0, "rouge_l": 0, "chrf": 0}, abs=1)
+    half = scores.overlap(["先睡够。", "找一个朋友说说。"], texts)
+    assert all(10 < value < 90 for value in half.values())
+
+
+def test_without_their_packages_the_scores_say_who_brings_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rjieba", None)
+    with pytest.raises(HostLacks, match="docker/host brings"):
+        scores.overlap(["甲"], ["乙"])
+
+
+def test_the_base_is_measured_once_for_all_recipes(run, found, monkeypatch, tmp_path):
+    """Then, from the cache, unless that is damaged; and without a merged model, the adapter on the base."""
+    shutil.rmtree(str(run.merged))
+    said, first = measured(run, RECIPE_CACHE=str(tmp_path))
+    assert (first["tuned"], first["base_cached"]) == ("adapter", False)
+    assert first["models"]["base"] == found["models"]["base"]
+    assert first["models"]["tuned"]["loss"] == pytest.approx(found["models"]["tuned"]["loss"], abs=1e-3)
+    assert "Held out: 10 conversations" in said
+    assert first["says"] in said
+    [kept] = (tmp_path / "eval").iterdir()
+    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path))
+    cached = evaluate.work(run, tmp_path)
+    assert cached == {**{name: value for name, value in first.items() if name != "samples"}, "base_cached": True}
+    kept.write_text(kept.read_text(encoding="utf-8")[:500], encoding="utf-8")
+    assert evaluate.work(run, tmp_path)["base_cached"] is False
+    assert json.loads(kept.read_text(encoding="utf-8"))["losses"]
+
+
+def test_what_cannot_be_measured_is_told_and_loses_nothing(run, demo, monkeypatch, capsys):
+    def broken(*_):
+        raise HostLacks("too small a card")
+
+    monkeypatch.setattr(pipeline, "perform", broken)
+    pipeline.run_stages(run, "merge", (pipeline.EVAL,))
+    assert "not measured: too small a card" in capsys.readouterr().out
+    with pytest.raises(HostLacks):
+        pipeline.run_stages(run, "eval", (pipeline.EVAL,))
+    monkeypatch.undo()
+    run.held_out.write_text("", encoding="utf-8")
+    pipeline.run_stages(run, "merge", (pipeline.EVAL,))
+    assert capsys.readouterr().out == ""
+    refused(recipe("eval", "demo", "--output", run.output), 2, "Nothing is held out", "data.eval_share", "eval_files")
