@@ -275,7 +275,7 @@ def test_the_whole_pipeline_inside(bare, clone):
     Once ended by Ctrl-C, as a terminal does it: no container stays, and the same command goes on.
     """
     words = [clone / "docker/run", "demo", "--force", "train.max_epochs=2"]
-    said = stopped(words, bare, clone, signal.SIGINT, os.killpg, r"training [2-6]\d/72")
+    said = stopped(words, bare, clone, signal.SIGINT, os.killpg, r"training [2-5]\d/66")
     assert "not here yet: fetching it" in said
     assert_no_container(["podman", "ps", "--all", "--quiet"], env=bare)
     done = run(words, env=bare)

@@ -13,7 +13,7 @@ from conftest import ROOT, recipe, refused
 
 from recipe import cost, faults, settings, stages, train
 
-# A run of half a minute: 2 epochs of 36 packs, a checkpoint after every iteration, two kept.
+# A run of half a minute: 2 epochs of 33 packs, a checkpoint after every iteration, two kept.
 SHORT = ("train.save_total_limit=2",)
 WORDS = ("demo", *survive.WORDS, *SHORT)
 
@@ -76,8 +76,8 @@ def test_interrupted_training_gives_the_same_bytes(stopped_and_resumed):
     folder, (wanted, got), _, _ = stopped_and_resumed
     assert got == wanted
     figures = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
-    assert 0 < figures["resumed_from"] < 72
-    assert figures["iterations"] == figures["updates"] == 72
+    assert 0 < figures["resumed_from"] < 66
+    assert figures["iterations"] == figures["updates"] == 66
     log = (ROOT / figures["log"]).read_text(encoding="utf-8")
     assert log.count("\n$ ") == 4
     assert f"resumed epoch: 0, iter: {figures['resumed_from']}" in log
@@ -96,7 +96,7 @@ def test_the_trainer_does_not_outlive_us(stopped_and_resumed):
 
 def test_checkpoints_are_pruned_and_nothing_half_made_is_left(stopped_and_resumed):
     place = next(stopped_and_resumed[0].glob("checkpoints/*"))
-    assert sorted(path.name for path in place.glob("iter_*")) == ["iter_71.pth", "iter_72.pth"]
+    assert sorted(path.name for path in place.glob("iter_*")) == ["iter_65.pth", "iter_66.pth"]
     assert list(place.glob(".*")) == []
 
 
@@ -109,7 +109,7 @@ def test_figures_are_read_from_checkpoint_and_log(stopped_and_resumed):
     assert figures["seed"] == planned["seed"] == 0
     trace = json.loads((folder / "plan.json").read_text(encoding="utf-8"))["lr_trace"]
     steps = train.read_log((ROOT / figures["log"]).read_text(encoding="utf-8"))
-    assert [number for number, _, _ in steps] == list(range(1, 73))
+    assert [number for number, _, _ in steps] == list(range(1, 67))
     for number, rate, _ in steps:  # plan equals what mmengine did, at every iteration
         assert f"{rate:.4e}" == f"{trace[number - 1]:.4e}"
 
@@ -117,22 +117,22 @@ def test_figures_are_read_from_checkpoint_and_log(stopped_and_resumed):
 def test_a_damaged_checkpoint_never_becomes_an_adapter(stopped_and_resumed):
     """Bytes flipped after training: training goes on from the checkpoint before, and the adapter is made again."""
     folder = stopped_and_resumed[0]
-    checkpoint = next(folder.glob("checkpoints/*/iter_72.pth"))
+    checkpoint = next(folder.glob("checkpoints/*/iter_66.pth"))
     whole = checkpoint.read_bytes()
     middle = len(whole) // 2
     checkpoint.write_bytes(whole[:middle] + bytes(2000) + whole[middle + 2000 :])
     done = recipe("train", *WORDS, "--output", folder.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
-    assert figures["resumed_from"] == 71
-    assert figures["iterations"] == 72
+    assert figures["resumed_from"] == 65
+    assert figures["iterations"] == 66
 
 
 def test_checkpoints_of_other_settings_are_never_mixed(stopped_and_resumed):
     folder = stopped_and_resumed[0]
     done = recipe("train", *WORDS, "train.lr=1e-3", "--output", folder.parent)
     assert done.returncode == 0, done.stderr
-    assert len(list(folder.glob("checkpoints/*/iter_72.pth"))) == 2
+    assert len(list(folder.glob("checkpoints/*/iter_66.pth"))) == 2
     figures = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
     assert figures["resumed_from"] == 0
 
@@ -157,7 +157,7 @@ def test_a_trainer_that_plans_other_iterations_is_stopped_at_once(tmp_path):
     run = stages.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("max_epochs = 2", "max_epochs = 3"))
-        with pytest.raises(train.RunFailed, match="going to make 108 iterations, the plan says 72"):
+        with pytest.raises(train.RunFailed, match="going to make 99 iterations, the plan says 66"):
             train.work(run, tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
         with pytest.raises(train.RunFailed) as caught:
             train.work(run, tmp_path)
     told = str(caught.value)
-    assert told.startswith("The loss is nan at iteration 5 of 72. Likely: the learning rate is too high")
+    assert told.startswith("The loss is nan at iteration 5 of 66. Likely: the learning rate is too high")
     assert "train.lr=0.001" in told
     rows = [int(n) for n in told.split("something odd: ")[1].split(" of ")[0].split(", ")]
     assert 1 <= len(rows) <= 6
@@ -300,4 +300,4 @@ def test_deepspeed_needs_no_network(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "demo" / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
-    assert figures["iterations"] == figures["updates"] == 36
+    assert figures["iterations"] == figures["updates"] == 33
