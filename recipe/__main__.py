@@ -83,7 +83,7 @@ def go(
     verify: bool, tokenizer: bool, yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import merge, model, pipeline, reproduce, talker
+    from . import loggers, merge, model, pipeline, reproduce, talker
     from .chat import talk
     from .stages import Run
 
@@ -108,7 +108,11 @@ def go(
         name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
     run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force, verify=verify)
     fetch = os.environ.get("RECIPE_FETCH")
-    if fetch in ("model", "tokenizer"):  # docker/run started this container for nothing else
+    # docker/run started this container for nothing else
+    if fetch == "loggers":
+        loggers.fetch()
+        return
+    if fetch in ("model", "tokenizer"):
         stage, tokenizer = "model", fetch == "tokenizer"
     if stage == "model" and tokenizer:
         say("tokenizer", run.shown(model.fetch_tokenizer(run)))

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from . import preset
+from . import loggers, preset
 from .errors import InputWrong
 from .settings import Settings
 from .stages import Run, gpus
@@ -74,6 +74,9 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
     hooks = [name for name, wanted in (("Repeat", train.deterministic), ("Guard", train.guard)) if wanted]
     if hooks:
         changes["custom_hooks.+"] = ",\n    ".join(f"dict(type='recipe.hooks.{name}')" for name in hooks)
+    backends = ["LocalVisBackend", "TensorboardVisBackend", *(loggers.BACKENDS[name] for name in train.loggers)]
+    listed = ", ".join(f"dict(type='{name}')" for name in backends)
+    changes["visualizer"] = f"dict(type='Visualizer', vis_backends=[{listed}])"
     if train.method == "lora":
         changes["model.llm.quantization_config"] = None
     changes.update(_precision(dtype(settings), train.method))
@@ -132,6 +135,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "dtype": dtype(run.settings),
         "plan": run.plan,
         "model": run.shown(model.folder(run)),
+        "dataset": run.shown(run.dataset),
         "code": Path(__file__),
         "editor": Path(preset.__file__),
     }

@@ -118,7 +118,7 @@ def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) 
 
 def places(run: Run) -> List[Tuple[str, str]]:
     """Where everything lies: (what, path)."""
-    found = [("checkpoint", run.figures("train")["checkpoint"]), ("adapter", run.shown(run.adapter))]
+    found = [("checkpoint", run.shown(run.checkpoint)), ("adapter", run.shown(run.adapter))]
     if "merge" in run.manifest["stages"]:
         found.append(("merged model", run.shown(run.merged)))
     return [*found, ("all figures", run.shown(run.folder / "run.json"))]

@@ -71,6 +71,12 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
+    def checkpoint(self) -> Path:
+        """The one that the finished training left: below the run's folder, which may have been moved since."""
+        [made] = self.manifest["stages"]["train"]["writes"]
+        return self.folder / made
+
+    @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
 

@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import config, faults, model, preset
+from . import config, faults, loggers, model, preset
 from .errors import HostLacks, RunFailed, Stopped
 from .stages import Run, gpus, key_of
 
@@ -37,6 +37,7 @@ PR_SET_PDEATHSIG = 1
 
 def preflight(run: Run) -> None:
     """Raise HostLacks for a machine that cannot train this recipe: before the model is downloaded."""
+    loggers.preflight(run)
     kind = config.dtype(run.settings)
     if kind == "fp32":
         return
@@ -126,10 +127,14 @@ def state(checkpoint: Path) -> Dict[str, Any]:
 
 
 def reads(run: Run) -> Dict[str, Any]:
+    """Where data and model lie is no part of it: what they hold is. So a folder that was moved goes on."""
     place = model.folder(run)
+    text = run.config.read_text(encoding="utf-8")
+    for path in (place, run.dataset):
+        text = text.replace(repr(run.shown(path)), "''")
     seed = json.loads(run.plan.read_text(encoding="utf-8"))["seed"]
     return {
-        "config": run.config,
+        "config": text,
         "dataset": run.dataset,
         "model": model.fingerprint(place) if place.is_dir() else "absent",
         "deepspeed": run.settings.train.deepspeed,
@@ -210,7 +215,7 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
         child = subprocess.Popen(
             words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
-            env=environment(run),
+            env={**environment(run), **loggers.environment(run)},
         )  # fmt: skip
         wrong = []
         try:

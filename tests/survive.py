@@ -1,6 +1,6 @@
 """Interrupted and resumed training against the uninterrupted one, byte for byte: just survive [kills] [seed] [words …]
 
-Trains the demo once (2 epochs of 36 iterations) without a break, then once more and ends it by SIGKILL at `kills`
+Trains the demo once (2 epochs of 33 iterations) without a break, then once more and ends it by SIGKILL at `kills`
 random moments (20), every fourth while a checkpoint is being written, every fifth by SIGTERM, and types the same
 command again after each. The two adapters must have the same sha256. Further words are overrides, such as
 train.deepspeed=deepspeed_zero2 (on a machine without a GPU with PYTHONPATH=tests/no_gpu and --force).
@@ -70,7 +70,7 @@ def main(kills: int = 20, seed: int = 0, words: Sequence[str] = ()) -> None:
         done, kept = 0, []
         while done < kills:
             moment = "SIGTERM" if done % 5 == 4 else "writing" if done % 4 == 3 else "any"
-            if max(iterations(broken), default=0) >= 66:  # too near to the end: begin again
+            if max(iterations(broken), default=0) >= 60:  # too near to the end: begin again
                 assert finish(broken, words) == wanted
                 subprocess.run(["rm", "-rf", str(broken)], check=True)
                 broken.mkdir()

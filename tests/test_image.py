@@ -174,12 +174,10 @@ def built(variables, target="bare", **more):
     env = {**variables, "REGISTRY": "localhost", "BASE_IMAGE": "standin:1", "TORCH": "pypi", **more}
     ok([ROOT / "docker/image", "build", target], env=env)
     name = ok([ROOT / "docker/image", "name"], env=env).strip() + f"-{target}"
-    [scores] = [
-        Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name.startswith("eval-")
-    ]
-    beside = ENVIRONMENT.parent / scores.name  # where our image has them
+    [more] = [Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name.startswith("more-")]
+    beside = ENVIRONMENT.parent / more.name  # where our image has them
     # Writable, so that what Python compiled there is used, as in a whole image after its first run.
-    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT} --env RECIPE_ENV={ENVIRONMENT} --volume {scores}:{beside}:ro"
+    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT} --env RECIPE_ENV={ENVIRONMENT} --volume {more}:{beside}:ro"
     return {**env, "RECIPE_IMAGE": name, "RUN_OPTIONS": mounted, "DOCTOR": "off", "RECIPE_CACHE": ""}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -172,7 +173,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     run = stages.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ["PYTHONPATH"]]))
     with run.open():
         text = run.config.read_text(encoding="utf-8")
         run.config.write_text(text.replace("dict(type='recipe.hooks.Guard')", "dict(type='poison.Poison'),\n" + GUARD))
@@ -202,7 +203,7 @@ def test_a_full_disk_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path):
     stage = [sys.executable, "-m", "recipe", "train", *WORDS, "train.save_total_limit=-1", "--output", str(tmp_path)]
     done = subprocess.run(
         [*inside, "sh", "-c", script, str(tmp_path), *stage], cwd=str(ROOT), capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+        env=os.environ, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     refused(done, 1, "The disk is full at iteration", "The last whole checkpoint is kept")
     assert "iter_1.pth" in done.stdout
@@ -291,7 +292,7 @@ def test_deepspeed_needs_no_network(tmp_path):
     inside = ["unshare", "--net"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
     if subprocess.run([*inside, "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
         pytest.skip("this machine allows no network namespace, or has no ip (apt-get install iproute2)")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "no_gpu")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "no_gpu"), os.environ["PYTHONPATH"]])
     stage = [sys.executable, "-m", "recipe", "train", "demo", "--force", "train.deepspeed=deepspeed_zero2",
              "train.max_epochs=1", "--output", str(tmp_path)]  # fmt: skip
     done = subprocess.run(
@@ -301,3 +302,18 @@ def test_deepspeed_needs_no_network(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "demo" / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
     assert figures["iterations"] == figures["updates"] == 36
+
+
+def test_a_moved_output_folder_goes_on(demo, tmp_path):
+    """Checkpoints belong to what config, data and model hold, not to where they lie."""
+    shutil.copytree(str(demo[1]), str(tmp_path / "demo"))
+    done = recipe("adapter", "demo", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert said["train"].endswith("unchanged")
+    assert not said["config"].endswith("unchanged")  # it names the data where they lie now
+    assert str(tmp_path) in (tmp_path / "demo" / "config.py").read_text(encoding="utf-8")
+    before, after = (stages.Run("demo", settings.load("demo")[1], ROOT, at) for at in (demo[1].parent, tmp_path))
+    assert train.folder(after).name == train.folder(before).name
+    made = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (before, after)]
+    assert made[0] == made[1]
