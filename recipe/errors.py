@@ -44,6 +44,8 @@ class NotFetched(HostLacks):
     has (exit codes 75 to 77, between these two alone).
     """
 
+    CODES = {"model": 75, "tokenizer": 76, "package of train.loggers": 77}
+
     def __init__(self, what: str) -> None:
         super().__init__(f"The {what} is not here yet: fetching it, the one step that has a network.")
-        self.code = {"model": 75, "tokenizer": 76, "package of train.loggers": 77}[what]
+        self.code = self.CODES[what]

@@ -166,11 +166,18 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "iterations": found["iterations"],
         "updates": found["updates"],
         "seed": found["seed"],
+        **curve_figures(steps),
+        "log": run.shown(log),
+        "made": [str(checkpoint.relative_to(run.folder))],
+    }
+
+
+def curve_figures(steps: List[Tuple[int, float, float]]) -> Dict[str, Any]:
+    """What the manifest holds of the log's lines."""
+    return {
         "lr_peak_logged": max((rate for _, rate, _ in steps), default=0.0),
         "loss_first": steps[0][2] if steps else None,
         "loss_last": steps[-1][2] if steps else None,
-        "log": run.shown(log),
-        "made": [str(checkpoint.relative_to(run.folder))],
     }
 
 
@@ -208,6 +215,7 @@ def _die_with_parent() -> None:
 def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:
     words = command(run, place, start, planned["seed"])
     total, tokens = planned["iterations"], planned["tokens_kept"] / planned["iterations_per_epoch"]
+    run.tell(log=str(log.relative_to(run.folder)))
     with log.open("a", encoding="utf-8") as stream:
         stream.write(f"\n$ {' '.join(words)}\n")
         stream.flush()
@@ -219,7 +227,7 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
         )  # fmt: skip
         wrong = []
         try:
-            with _stopping(child) as asked, _progress(total, tokens) as show:
+            with _stopping(child) as asked, Progress(total, tokens) as show:
                 for line in _lines(child, stream, run.settings.train.timeout * 60, asked):
                     step = LINE.search(line)
                     if step and int(step[2]) != total:
@@ -313,7 +321,7 @@ def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterat
         yield line
 
 
-class _progress:
+class Progress:
     """Progress of training: a live bar on a terminal, a line every tenth of the run elsewhere.
 
     `tokens`: how many one iteration takes.
@@ -324,6 +332,7 @@ class _progress:
 
         self.total, self.tokens, self.began, self.said = total, tokens, time.time(), -1
         self.first: Optional[int] = None
+        self.last = 0
         done = TextColumn(
             "{task.completed}/{task.total}  loss {task.fields[loss]}  lr {task.fields[lr]}  {task.fields[speed]}"
         )
@@ -339,6 +348,7 @@ class _progress:
 
     def show(self, iteration: int, step: Dict[str, float]) -> None:
         """`step`: as `logged` gives it."""
+        self.last = iteration
         lr, loss, seconds = step["lr"], step["loss"], step.get("seconds", 0.0)
         speed = f"{self.tokens / seconds:,.0f} tokens/s" if seconds else ""
         speed += f"  {step['memory_mb'] / 1024:.1f} GiB" if "memory_mb" in step else ""
@@ -351,6 +361,10 @@ class _progress:
             left = (time.time() - self.began) / (iteration - self.first) * (self.total - iteration)
             shown = f"loss {loss:.4f}  lr {lr:.2e}  {speed}  {left:.0f} s left"
             print(f"  training {iteration}/{self.total}  {shown}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __exit__(self, *_: Any) -> None:
         if self.live:
