@@ -219,7 +219,7 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
     with log.open("a", encoding="utf-8") as stream:
         stream.write(f"\n$ {' '.join(words)}\n")
         stream.flush()
-        killed = faults.oom_kills()
+        killed, faulty = faults.oom_kills(), faults.xids()
         child = subprocess.Popen(
             words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
@@ -258,6 +258,7 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
             raise Stopped(f"Stopped as asked (SIGTERM). {kept}: resume by typing the same command.")
     if code:
         said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
+        said += "".join(f"{line}\n" for line in faults.xids() if line not in faulty)
         raise RunFailed(
             f"{faults.explain(code, said, run, planned, faults.oom_kills() > killed)} Full log: {run.shown(log)}. "
             f"Checkpoints are kept; the same command goes on from the last one."

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import survive
 from conftest import ROOT, recipe, refused
+from mmengine.config import Config
 
-from recipe import cost, faults, settings, stages, train
+from recipe import cost, faults, hooks, settings, stages, train
 
 # A run of half a minute: 2 epochs of 36 packs, a checkpoint after every iteration, two kept.
 SHORT = ("train.save_total_limit=2",)
@@ -259,10 +261,100 @@ ENDS = [
 ]
 
 
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Function: what training says when this shell script is the trainer; the words that end the run."""
+    run = stages.Run("demo", settings.load("demo")[1], ROOT, tmp_path)
+    (run.folder / "checkpoints").mkdir(parents=True)
+
+    def train_with(script):
+        monkeypatch.setattr(train, "command", lambda *_: ["sh", "-c", script])
+        with pytest.raises(train.RunFailed) as caught:
+            train._train(run, run.folder, run.folder / "train.log", None, {**PLANNED, **WHOLE})
+        return str(caught.value)
+
+    return train_with
+
+
+WHOLE = {"seed": 0, "iterations": 66, "tokens_kept": 8448, "iterations_per_epoch": 33}
+
+
 @pytest.mark.parametrize(("code", "said", "killed", "told"), ENDS)
-def test_each_end_is_named(code, said, killed, told):
-    run = SimpleNamespace(settings=settings.load("coach")[1])
-    assert told in faults.explain(code, said, run, PLANNED, killed)
+def test_each_end_is_named(stand_in, monkeypatch, code, said, killed, told):
+    kills = iter([3, 3 + killed])
+    monkeypatch.setattr(faults, "oom_kills", lambda: next(kills))
+    end = f"kill {code} $$" if code < 0 else f"exit {code}"
+    text = stand_in(f"printf '%s' {shlex.quote(said)}; {end}")
+    assert told in text
+    assert text.endswith("Checkpoints are kept; the same command goes on from the last one.")
+
+
+def test_a_fault_that_only_the_kernel_tells_of_is_named(stand_in, tmp_path, monkeypatch):
+    dmesg = tmp_path / "dmesg"
+    old = "[1.0] NVRM: Xid (PCI:0000:01:00): 31, pid=7, name=python"
+    dmesg.write_text(f"#!/bin/sh\necho '{old}'; cat {tmp_path}/new\n")
+    dmesg.chmod(0o755)
+    (tmp_path / "new").write_text("[2.0] usb 1-1: new device\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    line = "[9.0] NVRM: Xid (PCI:0000:01:00): 48, pid=9, name=python"
+    text = stand_in(
+        f"echo 'RuntimeError: CUDA error: an illegal memory access'; echo '{line}' >>{tmp_path}/new; exit 1"
+    )
+    assert text.startswith("The driver reported Xid 48: a double-bit ECC error: the card's memory is faulty.")
+    assert "Xid" not in stand_in("echo 'RuntimeError: something else'; exit 1"), "what was there before is not new"
+
+
+class Watched:
+    """What hooks.Guard looks at of a trainer, without one."""
+
+    def __init__(self, dtype=None):
+        self.iter, self.max_iters, self.hooks, self.model = 0, 66, [], None
+        self.cfg = Config(dict(lr=4e-3, optim_wrapper=dict(dtype=dtype)))
+        self.norm = 1.0
+        self.message_hub = SimpleNamespace(log_scalars={"train/grad_norm": SimpleNamespace(current=lambda: self.norm)})
+        self.optim_wrapper = SimpleNamespace(_accumulative_counts=1, get_lr=lambda: {"lr": [2e-3]})
+        if dtype:
+            self.optim_wrapper.loss_scaler = None
+        self.guard = hooks.Guard()
+
+    def goes_on(self, losses, norms):
+        for loss, self.norm in zip(losses, norms):
+            self.guard.after_train_iter(self, 0, None, {"loss": loss})
+            self.iter += 1
+
+
+def test_a_loss_that_jumps_and_a_gradient_that_explodes_stop_the_run():
+    usual = [2.0, 2.2, 1.9, 2.1, 2.0, 1.8, 2.0, 2.1, 1.9, 2.0, 2.0, 2.1]
+    for losses, norms, told in (
+        ([7.0], [1.0], "The loss jumped to 7 from 2 at iteration 13 of 66."),
+        ([float("inf")], [1.0], "The loss is inf at iteration 13 of 66."),
+        ([2.0], [5000.0], "The gradient exploded: its norm is 5000, was 1 at iteration 13 of 66."),
+        ([2.0], [float("nan")], "The gradient is nan at iteration 13 of 66."),
+    ):
+        trainer = Watched()
+        trainer.goes_on(usual, [1.0] * len(usual))
+        with pytest.raises(hooks.Fault) as caught:
+            trainer.goes_on(losses, norms)
+        assert str(caught.value).startswith(f"{told} Likely: the learning rate is too high (0.002 now): train.lr=0.001")
+    trainer = Watched()
+    trainer.goes_on([*usual, 3.9, 5.9], [1.0] * 12 + [900.0, 3.0])  # rough, but within what happens
+    assert trainer.guard.losses[-1] == 5.9
+
+
+def test_fp16_is_named_as_the_likely_cause(monkeypatch):
+    """Its loss scaling may skip some updates: only when it skips them all is something wrong."""
+    skips = [float("inf")] * hooks.SKIPPED
+    for has_bf16, told in ((True, "and this card has bf16: train.dtype=bf16"), (False, "and this card has no bf16")):
+        monkeypatch.setattr(hooks.torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(hooks.torch.cuda, "is_bf16_supported", lambda has=has_bf16: has)
+        trainer = Watched("float16")
+        trainer.goes_on([2.0] * 20, skips)
+        trainer.goes_on([2.0], [1.0])
+        with pytest.raises(hooks.Fault, match="The gradient is inf in 21 updates in a row at iteration 42") as caught:
+            trainer.goes_on([2.0] * 21, [*skips, float("inf")])
+        assert f"fp16 overflows above 65504, {told}" in str(caught.value)
+    with pytest.raises(hooks.Fault, match="The gradient is inf at iteration 1 of 66"):
+        Watched("bfloat16").goes_on([2.0], [float("inf")])
 
 
 @pytest.mark.parametrize(
