@@ -17,15 +17,15 @@ from recipe import stages, watch
 WORDS = ("train", "demo", "train.max_epochs=3", "train.evaluation_max_new_tokens=2")
 
 
-def terminal(*words):
-    """Start a shell at a terminal of its own that runs docker/run `words` and then waits, as one left open does.
+def terminal(*words, **more):
+    """Start a shell at a terminal of its own that runs `words` and then waits, as one left open does.
     Returns its process id and the terminal's other end.
     """
     child, end = pty.fork()
     if child == 0:
         os.chdir(str(ROOT))
-        line = " ".join(f"'{word}'" for word in ("docker/run", *words))
-        variables = {**os.environ, "RUNTIME": "host", "NO_COLOR": "1", "TERM": "dumb", "DETACH": "300"}
+        line = " ".join(f"'{word}'" for word in words)
+        variables = {**os.environ, "RUNTIME": "host", "NO_COLOR": "1", "TERM": "dumb", "DETACH": "300", **more}
         os.execvpe("bash", ["bash", "-c", f"{line}; echo code $?; sleep 600"], variables)
     return child, end
 
@@ -48,7 +48,7 @@ def detached(tmp_path_factory):
     folder = output / "demo"
     said = {"folder": folder}
     for time_ in ("first", "second"):
-        child, end = terminal(*WORDS, "--output", str(output), "--detach")
+        child, end = terminal("docker/run", *WORDS, "--output", str(output), "--detach")
         said[time_] = read_until(end, "code ")
         if time_ == "first":
             said["other"] = recipe(*WORDS, "--output", output)
