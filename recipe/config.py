@@ -4,6 +4,7 @@ The result is an ordinary XTuner config: open it, read it, change it, run it wit
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -17,6 +18,7 @@ TOP_LEVEL = (
     *("max_length", "pack_to_max_length", "batch_size", "accumulative_counts", "max_epochs"),
     *("lr", "weight_decay", "max_norm", "warmup_ratio", "save_total_limit"),
 )
+PLACES = re.compile(r"(?m)^\+?(pretrained_model_name_or_path|data_path) = .*$")
 
 
 def dtype(settings: Settings) -> str:
@@ -116,6 +118,11 @@ def effective(settings: Settings) -> Any:
     from mmengine.config import Config
 
     return Config.fromstring(render(settings, "model", "dataset", {}), file_format=".py")
+
+
+def without_places(text: str) -> str:
+    """A config's text, or its difference, but for the two lines that say where model and data lie."""
+    return PLACES.sub("", text)
 
 
 def reads(run: Run) -> Dict[str, Any]:

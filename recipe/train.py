@@ -129,12 +129,9 @@ def state(checkpoint: Path) -> Dict[str, Any]:
 def reads(run: Run) -> Dict[str, Any]:
     """Where data and model lie is no part of it: what they hold is. So a folder that was moved goes on."""
     place = model.folder(run)
-    text = run.config.read_text(encoding="utf-8")
-    for path in (place, run.dataset):
-        text = text.replace(repr(run.shown(path)), "''")
     seed = json.loads(run.plan.read_text(encoding="utf-8"))["seed"]
     return {
-        "config": text,
+        "config": config.without_places(run.config.read_text(encoding="utf-8")),
         "dataset": run.dataset,
         "model": model.fingerprint(place) if place.is_dir() else "absent",
         "deepspeed": run.settings.train.deepspeed,

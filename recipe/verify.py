@@ -7,19 +7,16 @@ Every line is ok, differs, or not here: what cannot be looked at on this machine
 import dataclasses
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
-from . import adapter, merge, model, pipeline, train
+from . import adapter, config, merge, model, pipeline, train
 from .errors import HostLacks, InputWrong, RecipeError
 from .merging.plan import CHECKSUMS
 from .merging.proof import prove
 from .stages import Run, digest, host, is_held, perform, versions
 
 OK, DIFFERS, NOT_HERE = "ok", "differs", "not here"
-# Where the data lie is the one line of a config that follows from where the run does.
-DATA_PATH = re.compile(r"(?m)^\+?data_path = .*$")
 
 
 class Line(NamedTuple):
@@ -119,14 +116,14 @@ def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
 
 
 def _text(path: Path) -> Any:
-    """What must be equal: of a plan all but its cost, which depends on the card; of a config all but where data lie."""
+    """What must be equal: of a plan all but its cost, which depends on the card; of a config all but places."""
     text = path.read_text(encoding="utf-8", errors="replace")
     if path.name == "plan.json":
         try:
             return {name: value for name, value in json.loads(text).items() if name != "cost"}
         except (ValueError, AttributeError):
             return text
-    return DATA_PATH.sub("", text)
+    return config.without_places(text)
 
 
 # --- what training and merging left ---
