@@ -49,11 +49,29 @@ eval *args:
 chat *args:
     @docker/run chat "$@"
 
+# Follow a run that was started with --detach or elsewhere; Ctrl-C leaves it alone: just watch [recipe]
+[group('start')]
+[no-exit-message]
+watch *args:
+    @docker/run watch "$@"
+
+# End a run as SIGTERM does: training saves, and the same command goes on from there: just stop [recipe]
+[group('start')]
+[no-exit-message]
+stop *args:
+    @docker/run stop "$@"
+
 # What happened, on one page: verdict, curves, answers, provenance; works at every stage: just report [recipe]
 [group('start')]
 [no-exit-message]
 report *args:
     @docker/run report "$@"
+
+# A finished run's checks once more: every file, data, plan, config and adapter made again: just verify [recipe]
+[group('start')]
+[no-exit-message]
+verify *args:
+    @docker/run verify "$@"
 
 # Two runs on one page, with both curves and what differs: just compare RUN RUN
 [group('start')]

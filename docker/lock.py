@@ -3,7 +3,8 @@
 
     requirements.in + overrides.txt  --uv, as of the tutorial's day-->  cu118-pypi.lock
     cu118-pypi.lock + torch-cu118.txt  --------------------------->  cu118.lock
-    test.in, reference.in, proof.in, export.in, eval.in, engines.in, sbom.in, tools.in  --uv, as of TOOLS_DAY-->  *.lock
+    test.in, reference.in, proof.in, export.in, more.in, loggers.in, engines.in, sbom.in, tools.in
+                                       --uv, as of TOOLS_DAY-->  *.lock
 
 cu118-pypi.lock takes torch from PyPI (a CUDA 11.7 build) and is for machines that have no NVIDIA GPU or
 cannot reach PyTorch's index. cu118.lock is the same but for torch, torchvision and the nvidia-* packages:
@@ -27,7 +28,8 @@ BESIDE = {
     "reference": "3.9",
     "proof": "3.9",
     "export": "3.8",
-    "eval": "3.8",
+    "more": "3.8",
+    "loggers": "3.8",
     "engines": "3.10",
 }  # lock: for which Python
 

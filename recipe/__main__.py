@@ -36,7 +36,7 @@ from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError,
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "eval", "chat",
-    "export", "report", "compare", "diff", "reproduce",
+    "export", "report", "compare", "diff", "verify", "watch", "stop", "reproduce",
 )  # fmt: skip
 
 
@@ -80,17 +80,21 @@ def _console() -> Any:
 
 def go(
     stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool, png: Optional[str],
-    verify: bool, tokenizer: bool, yes: bool, dry_run: bool,
+    verify: bool, tokenizer: bool, yes: bool, dry_run: bool, checks: bool,
 ) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import merge, model, pipeline, reproduce, talker
+    from . import loggers, merge, model, pipeline, reproduce, talker, watch
     from .chat import talk
     from .stages import Run
 
     def say(what: str, command: str) -> None:
         click.echo(f"{what} {command}")
 
-    if stage in ("report", "compare", "diff"):
+    if stage in ("watch", "stop"):
+        folder = watch.place_of(name, ROOT / output)
+        shown = str(folder.relative_to(ROOT)) if ROOT in folder.parents else str(folder)
+        sys.exit((watch.watch if stage == "watch" else watch.stop)(folder, shown))
+    if stage in ("report", "compare", "diff", "verify"):
         look(stage, name, overrides, question, ROOT / output)
         return
     if stage == "reproduce":
@@ -108,7 +112,11 @@ def go(
         name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
     run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force, verify=verify)
     fetch = os.environ.get("RECIPE_FETCH")
-    if fetch in ("model", "tokenizer"):  # docker/run started this container for nothing else
+    # docker/run started this container for nothing else
+    if fetch == "loggers":
+        loggers.fetch()
+        return
+    if fetch in ("model", "tokenizer"):
         stage, tokenizer = "model", fetch == "tokenizer"
     if stage == "model" and tokenizer:
         say("tokenizer", run.shown(model.fetch_tokenizer(run)))
@@ -152,10 +160,16 @@ def go(
             run.settings = settings.replace(run.settings, "export", recipe.export.model_dump())
             export.hand_over(run, str(question), given_name, yes)
         return
-    with run.open():
-        if dry_run:
+    if dry_run:
+        with run.open():
             print(*merge.dry_run(run), sep="\n")
-            return
+        return
+    if checks:  # what docker/detach does first; standard output is for the folder alone
+        with run.open(), contextlib.redirect_stdout(sys.stderr):
+            pipeline.run_stages(run, stage, pipeline.COMMANDS[stage][:4])
+        print(run.folder)
+        return
+    with run.open(), watch.telling(run, stage):
         try:
             pipeline.run_stages(run, stage)
         except PlanRefused as refused:
@@ -226,10 +240,19 @@ def reported(run: Any) -> List[Tuple[str, str]]:
 
 
 def look(stage: str, name: str, overrides: List[str], other: Optional[str], output: Path) -> None:
-    """report, compare, diff: of what is there; no stage runs, and no folder is held."""
+    """report, compare, diff, verify: of what is there; no stage runs in its folder, and none is held."""
     from . import compare, report
 
     run = report.find(name, ROOT, output)
+    if stage == "verify":
+        from . import verify
+
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".verify-", dir=str(output)) as beside:
+            equal = verify.show(verify.check(run, Path(beside)), _console())
+        if not equal:
+            raise RunFailed("What differs is not what this run made.")
+        return
     if stage == "report":
         click.echo(f"report        {run.shown(report.write(run, price=settings.price(overrides)))}")
         return
@@ -249,10 +272,11 @@ def look(stage: str, name: str, overrides: List[str], other: Optional[str], outp
 @click.option("--verify", is_flag=True, help="model: read every byte again and compare it with what was fetched.")
 @click.option("--tokenizer", is_flag=True, help="model: fetch the tokenizer alone (1.5 MB), enough for plan.")
 @click.option("--png", help="plan: also draw the learning-rate curve into this file.")
+@click.option("--checks", is_flag=True, hidden=True)  # for docker/detach
 @click.option("--yes", is_flag=True, help="export upload: really send; without it only what would go is shown.")
 def main(
     stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool, png: Optional[str],
-    verify: bool, tokenizer: bool, yes: bool, dry_run: bool,
+    verify: bool, tokenizer: bool, yes: bool, dry_run: bool, checks: bool,
 ) -> None:  # fmt: skip
     """Run STAGE of a recipe, and the stages before it that are not up to date.
 
@@ -263,7 +287,7 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal loses signs, not runs
     try:
-        go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer, yes, dry_run)
+        go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer, yes, dry_run, checks)
     except RecipeError as error:
         click.secho(str(error), fg=None if isinstance(error, (NotFetched, Stopped)) else "red", err=True)
         sys.exit(error.code)
@@ -271,6 +295,8 @@ def main(
         goes_on = {
             "chat": "",
             "model": ": what has arrived is kept, the same command goes on from there",
+            "watch": " watching; the run goes on",
+            "stop": " waiting",
         }.get(stage, ": the same command goes on from the last checkpoint, if there is one")
         click.secho(f"Stopped{goes_on}.", err=True)
         sys.exit(130)

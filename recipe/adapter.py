@@ -98,7 +98,7 @@ def base_checksum(place: Path) -> str:
 
 def reads(run: Run) -> Dict[str, Any]:
     return {
-        "checkpoint": run.root / run.figures("train")["checkpoint"],
+        "checkpoint": run.checkpoint,
         "config": run.config,
         "base": base_checksum(model.folder(run)),
         "settings": run.settings.adapter.model_dump(),
@@ -114,7 +114,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     """
     base = model.folder(run)
     figures = convert(
-        run.root / run.figures("train")["checkpoint"], out / "adapter", run.figures("config")["lora"],
+        run.checkpoint, out / "adapter", run.figures("config")["lora"],
         run.settings.adapter.dtype, {"base_model": run.shown(base), "base_sha256": base_checksum(base)},
     )  # fmt: skip
     (out / "adapter" / "README.md").write_text(card(run, figures), encoding="utf-8")

@@ -4,10 +4,11 @@ The result is an ordinary XTuner config: open it, read it, change it, run it wit
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from . import preset
+from . import loggers, preset
 from .errors import InputWrong
 from .settings import Settings
 from .stages import Run, gpus
@@ -17,6 +18,7 @@ TOP_LEVEL = (
     *("max_length", "pack_to_max_length", "batch_size", "accumulative_counts", "max_epochs"),
     *("lr", "weight_decay", "max_norm", "warmup_ratio", "save_total_limit"),
 )
+PLACES = re.compile(r"(?m)^\+?(pretrained_model_name_or_path|data_path) = .*$")
 
 
 def dtype(settings: Settings) -> str:
@@ -74,6 +76,9 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
     hooks = [name for name, wanted in (("Repeat", train.deterministic), ("Guard", train.guard)) if wanted]
     if hooks:
         changes["custom_hooks.+"] = ",\n    ".join(f"dict(type='recipe.hooks.{name}')" for name in hooks)
+    backends = ["LocalVisBackend", "TensorboardVisBackend", *(loggers.BACKENDS[name] for name in train.loggers)]
+    listed = ", ".join(f"dict(type='{name}')" for name in backends)
+    changes["visualizer"] = f"dict(type='Visualizer', vis_backends=[{listed}])"
     if train.method == "lora":
         changes["model.llm.quantization_config"] = None
     changes.update(_precision(dtype(settings), train.method))
@@ -115,6 +120,11 @@ def effective(settings: Settings) -> Any:
     return Config.fromstring(render(settings, "model", "dataset", {}), file_format=".py")
 
 
+def without_places(text: str) -> str:
+    """A config's text, or its difference, but for the two lines that say where model and data lie."""
+    return PLACES.sub("", text)
+
+
 def reads(run: Run) -> Dict[str, Any]:
     from . import model
 
@@ -132,6 +142,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "dtype": dtype(run.settings),
         "plan": run.plan,
         "model": run.shown(model.folder(run)),
+        "dataset": run.shown(run.dataset),
         "code": Path(__file__),
         "editor": Path(preset.__file__),
     }

@@ -40,10 +40,12 @@ class HostLacks(RecipeError):
 
 
 class NotFetched(HostLacks):
-    """The model or its tokenizer is not here, and this container has no network: docker/run starts another that has
-    (exit codes 75 and 76, between these two alone).
+    """Something that has to be fetched is not here, and this container has no network: docker/run starts another that
+    has (exit codes 75 to 77, between these two alone).
     """
+
+    CODES = {"model": 75, "tokenizer": 76, "package of train.loggers": 77}
 
     def __init__(self, what: str) -> None:
         super().__init__(f"The {what} is not here yet: fetching it, the one step that has a network.")
-        self.code = {"model": 75, "tokenizer": 76}[what]
+        self.code = self.CODES[what]

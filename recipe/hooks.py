@@ -20,6 +20,7 @@ import numpy
 import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.visualization import WandbVisBackend
 
 from .stages import remove
 from .train import NAME, SAVED
@@ -145,6 +146,13 @@ class Checkpoint(CheckpointHook):
             made = sorted((int(m[1]), path) for path in folder.glob("iter_*") for m in [NAME.search(path.name)] if m)
             for _, path in made[: -self.max_keep_ckpts]:
                 remove(path)
+
+
+class Wandb(WandbVisBackend):
+    """mmengine's, but without the code: it would take every Python file below the working folder, environments too."""
+
+    def add_config(self, config: Any, **_: Any) -> None:
+        self.experiment.config.update(config.to_dict())
 
 
 class Guard(Hook):

@@ -34,7 +34,7 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "chat": ORDER[:8],
     "demo": (*ORDER, EVAL),
     "export": (),  # works on the merged model that is there: see export.hand_over
-    **dict.fromkeys(("report", "compare", "diff"), ()),  # look at what is there
+    **dict.fromkeys(("report", "compare", "diff", "verify", "watch", "stop"), ()),  # look at what is there
     "reproduce": (DATA, reproduce.with_seed, *ORDER[1:8]),
 }
 
@@ -118,7 +118,7 @@ def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) 
 
 def places(run: Run) -> List[Tuple[str, str]]:
     """Where everything lies: (what, path)."""
-    found = [("checkpoint", run.figures("train")["checkpoint"]), ("adapter", run.shown(run.adapter))]
+    found = [("checkpoint", run.shown(run.checkpoint)), ("adapter", run.shown(run.adapter))]
     if "merge" in run.manifest["stages"]:
         found.append(("merged model", run.shown(run.merged)))
     return [*found, ("all figures", run.shown(run.folder / "run.json"))]

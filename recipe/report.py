@@ -14,13 +14,12 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from . import curves, data_report, pipeline, reproduce, settings, trainlog, webpage
 from .errors import InputWrong, RecipeError
 from .page import listed
-from .stages import Run, Stage, digest, is_current, key_of, write_text
+from .stages import Run, Stage, digest, is_current, is_held, key_of, write_text
 
 LEARNED = 0.05  # a fall of the training loss below this share is hardly one
 CAUSES = ("peak-not-reached", "few-updates")  # of what the plan refuses, what leaves a model as it was
@@ -105,7 +104,7 @@ def see(run: Run, working: Optional[bool] = None) -> Seen:
         answers=trainlog.answers(place, asked, plan.get("evaluations", [])) if place else [],
         evaluation=_evaluation(run),
         samples=_samples(run),
-        working=_is_held(run) if working is None else working,
+        working=is_held(run.folder) if working is None else working,
         left_out=left_out,
     )
 
@@ -170,16 +169,6 @@ def _samples(run: Run) -> List[Dict[str, Any]]:
     found = _json(run.folder / "samples.json") if "chat" in run.manifest["stages"] else None
     wanted = {"question", "base", "merged", "base_ended", "merged_ended"}
     return [one for one in found or [] if wanted <= set(one)]
-
-
-def _is_held(run: Run) -> bool:
-    try:
-        with FileLock(str(run.folder / ".lock"), timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that cannot be written
-        return False
 
 
 def _just(stage: str) -> str:

@@ -1,7 +1,6 @@
 """What an answer has in common with the one in the data, by sacrebleu and rouge-chinese; and whether it repeats itself.
 
-Those packages lie beside the environment (docker/eval.in): docker/host puts them on the path for the stages that need
-them.
+Those packages lie beside the environment (docker/more.in): docker/host puts them on the path.
 """
 
 import re

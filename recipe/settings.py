@@ -28,6 +28,11 @@ Fault = Literal[
 Interval = Union[Count, Annotated[float, Field(gt=0, lt=1)]]
 
 
+Loggers = Annotated[
+    List[Literal["wandb", "swanlab"]], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+]  # fmt: skip
+
+
 class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
@@ -79,7 +84,7 @@ class Train(Table):
     `deterministic`: the same seed gives the same adapter, byte for byte, also after an interruption; without it the
     losses agree to some digits only, and a run that went on draws other dropout. `guard`: stop when loss or gradient
     leaves the run, write checkpoints beside and rename them, save on SIGTERM. `timeout`: minutes without a word from
-    the trainer after which it counts as hung.
+    the trainer after which it counts as hung. `loggers`: what beside TensorBoard's files is written, offline.
     """
 
     method: Literal["qlora", "lora"] = "qlora"
@@ -98,6 +103,7 @@ class Train(Table):
     deterministic: bool = True
     guard: bool = True
     timeout: Annotated[float, Field(gt=0, le=1440)] = 30.0
+    loggers: Loggers = []
     deepspeed: str = ""
     evaluation_freq: Optional[Interval] = None
     evaluation_inputs: Optional[Annotated[List[str], Field(min_length=1)]] = None

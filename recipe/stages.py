@@ -45,6 +45,7 @@ class Run:
     verify: bool = False  # read every byte of the base model again
     manifest: Dict[str, Any] = dataclasses.field(default_factory=dict)
     done_now: List[str] = dataclasses.field(default_factory=list)
+    now: Dict[str, Any] = dataclasses.field(default_factory=dict)  # what it is doing, see watch.py
 
     @property
     def folder(self) -> Path:
@@ -69,6 +70,12 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The one that the finished training left: below the run's folder, which may have been moved since."""
+        [made] = self.manifest["stages"]["train"]["writes"]
+        return self.folder / made
 
     @property
     def adapter(self) -> Path:
@@ -100,7 +107,7 @@ class Run:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(str(self.folder / ".lock"), timeout=0)
+            lock = FileLock(str(self.folder / ".lock"), timeout=0.5)  # who only looks holds it for less
             lock.acquire()
         except Timeout:
             raise HostLacks(
@@ -128,6 +135,12 @@ class Run:
         if self.manifest:
             self.settings = Settings.model_validate(self.manifest["settings"])
 
+    def tell(self, **more: Any) -> None:
+        """Say what the run is doing to whoever watches: `more` (stage, log, code …) beside what it said before."""
+        if self.now:
+            self.now.update(more, at=time.time())
+            write_text(self.folder / ".now.json", json.dumps(self.now, ensure_ascii=False) + "\n")
+
     def save(self) -> None:
         """Write run.json beside and rename it into place."""
         self.manifest.update(
@@ -145,6 +158,17 @@ class Stage:
     reads: Callable[[Run], Dict[str, Any]]
     writes: Tuple[str, ...] = ()
     always: bool = False  # cheap, and looks at what lies outside the run's folder
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run is at work in its folder."""
+    try:
+        with FileLock(str(folder / ".lock"), timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that cannot be written
+        return False
 
 
 def write_text(path: Path, text: str) -> None:
@@ -211,6 +235,7 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
     key = key_of(stage.reads(run))
     if not stage.always and is_current(run, stage, key):
         return run.manifest["stages"][stage.name], False
+    run.tell(stage=stage.name)
     out = run.folder / f".{stage.name}.part"
     remove(out)
     out.mkdir()

@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import config, faults, model, preset
+from . import config, faults, loggers, model, preset
 from .errors import HostLacks, RunFailed, Stopped
 from .stages import Run, gpus, key_of
 
@@ -37,6 +37,7 @@ PR_SET_PDEATHSIG = 1
 
 def preflight(run: Run) -> None:
     """Raise HostLacks for a machine that cannot train this recipe: before the model is downloaded."""
+    loggers.preflight(run)
     kind = config.dtype(run.settings)
     if kind == "fp32":
         return
@@ -126,10 +127,11 @@ def state(checkpoint: Path) -> Dict[str, Any]:
 
 
 def reads(run: Run) -> Dict[str, Any]:
+    """Where data and model lie is no part of it: what they hold is. So a folder that was moved goes on."""
     place = model.folder(run)
     seed = json.loads(run.plan.read_text(encoding="utf-8"))["seed"]
     return {
-        "config": run.config,
+        "config": config.without_places(run.config.read_text(encoding="utf-8")),
         "dataset": run.dataset,
         "model": model.fingerprint(place) if place.is_dir() else "absent",
         "deepspeed": run.settings.train.deepspeed,
@@ -161,11 +163,18 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "iterations": found["iterations"],
         "updates": found["updates"],
         "seed": found["seed"],
+        **curve_figures(steps),
+        "log": run.shown(log),
+        "made": [str(checkpoint.relative_to(run.folder))],
+    }
+
+
+def curve_figures(steps: List[Tuple[int, float, float]]) -> Dict[str, Any]:
+    """What the manifest holds of the log's lines."""
+    return {
         "lr_peak_logged": max((rate for _, rate, _ in steps), default=0.0),
         "loss_first": steps[0][2] if steps else None,
         "loss_last": steps[-1][2] if steps else None,
-        "log": run.shown(log),
-        "made": [str(checkpoint.relative_to(run.folder))],
     }
 
 
@@ -203,18 +212,19 @@ def _die_with_parent() -> None:
 def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:
     words = command(run, place, start, planned["seed"])
     total, tokens = planned["iterations"], planned["tokens_kept"] / planned["iterations_per_epoch"]
+    run.tell(log=str(log.relative_to(run.folder)))
     with log.open("a", encoding="utf-8") as stream:
         stream.write(f"\n$ {' '.join(words)}\n")
         stream.flush()
-        killed = faults.oom_kills()
+        killed, faulty = faults.oom_kills(), faults.xids()
         child = subprocess.Popen(
             words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
-            env=environment(run),
+            env={**environment(run), **loggers.environment(run)},
         )  # fmt: skip
         wrong = []
         try:
-            with _stopping(child) as asked, _progress(total, tokens) as show:
+            with _stopping(child) as asked, Progress(total, tokens) as show:
                 for line in _lines(child, stream, run.settings.train.timeout * 60, asked):
                     step = LINE.search(line)
                     if step and int(step[2]) != total:
@@ -245,6 +255,7 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
             raise Stopped(f"Stopped as asked (SIGTERM). {kept}: resume by typing the same command.")
     if code:
         said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
+        said += "".join(f"{line}\n" for line in faults.xids() if line not in faulty)
         raise RunFailed(
             f"{faults.explain(code, said, run, planned, faults.oom_kills() > killed)} Full log: {run.shown(log)}. "
             f"Checkpoints are kept; the same command goes on from the last one."
@@ -308,7 +319,7 @@ def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterat
         yield line
 
 
-class _progress:
+class Progress:
     """Progress of training: a live bar on a terminal, a line every tenth of the run elsewhere.
 
     `tokens`: how many one iteration takes.
@@ -319,6 +330,7 @@ class _progress:
 
         self.total, self.tokens, self.began, self.said = total, tokens, time.time(), -1
         self.first: Optional[int] = None
+        self.last = 0
         done = TextColumn(
             "{task.completed}/{task.total}  loss {task.fields[loss]}  lr {task.fields[lr]}  {task.fields[speed]}"
         )
@@ -334,6 +346,7 @@ class _progress:
 
     def show(self, iteration: int, step: Dict[str, float]) -> None:
         """`step`: as `logged` gives it."""
+        self.last = iteration
         lr, loss, seconds = step["lr"], step["loss"], step.get("seconds", 0.0)
         speed = f"{self.tokens / seconds:,.0f} tokens/s" if seconds else ""
         speed += f"  {step['memory_mb'] / 1024:.1f} GiB" if "memory_mb" in step else ""
@@ -346,6 +359,10 @@ class _progress:
             left = (time.time() - self.began) / (iteration - self.first) * (self.total - iteration)
             shown = f"loss {loss:.4f}  lr {lr:.2e}  {speed}  {left:.0f} s left"
             print(f"  training {iteration}/{self.total}  {shown}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __exit__(self, *_: Any) -> None:
         if self.live:

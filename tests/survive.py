@@ -70,7 +70,7 @@ def main(kills: int = 20, seed: int = 0, words: Sequence[str] = ()) -> None:
         done, kept = 0, []
         while done < kills:
             moment = "SIGTERM" if done % 5 == 4 else "writing" if done % 4 == 3 else "any"
-            if max(iterations(broken), default=0) >= 66:  # too near to the end: begin again
+            if max(iterations(broken), default=0) >= 60:  # too near to the end: begin again
                 assert finish(broken, words) == wanted
                 subprocess.run(["rm", "-rf", str(broken)], check=True)
                 broken.mkdir()

@@ -44,7 +44,8 @@ def changed(before, after):
 def test_tutorial_differs_from_the_preset_in_the_pages_edits_only():
     """The page: model path, data path, max_length, batch_size, max_epochs, evaluation_freq, its three
     questions, load_dataset of a json file, dataset_map_fn=None. max_epochs (3) and evaluation_freq (500)
-    are the preset's own values, so they leave no difference."""
+    are the preset's own values, so they leave no difference. Beside these the visualizer, which writes the curves as
+    TensorBoard's files too and touches no number."""
     text = rendered("tutorial", intervals={"evaluation_freq": 500})
     assert changed(preset.source(PRESET), text) == {
         "pretrained_model_name_or_path",
@@ -55,7 +56,10 @@ def test_tutorial_differs_from_the_preset_in_the_pages_edits_only():
         "train_dataset.dataset.path",
         "train_dataset.dataset.data_files.train",
         "train_dataset.dataset_map_fn",
+        "visualizer",
+        *(f"visualizer.{place}" for place in ("type", "vis_backends.0.type", "vis_backends.1.type")),
     }
+    assert "vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]" in text
     cfg = Config.fromstring(text, file_format=".py")
     assert (cfg.max_length, cfg.batch_size, cfg.max_epochs, cfg.evaluation_freq) == (512, 2, 3, 500)
     assert (cfg.lr, cfg.warmup_ratio, cfg.accumulative_counts, cfg.save_steps) == (2e-4, 0.03, 16, 500)

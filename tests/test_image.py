@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from test_watch import read_until, terminal
 
 PACKAGES = re.search(r"packages=\((.*)\)", (ROOT / ".ci/run").read_text(encoding="utf-8"))[1]
 ENGINES = f"apt-get install --no-install-recommends {PACKAGES}"
@@ -174,12 +175,10 @@ def built(variables, target="bare", **more):
     env = {**variables, "REGISTRY": "localhost", "BASE_IMAGE": "standin:1", "TORCH": "pypi", **more}
     ok([ROOT / "docker/image", "build", target], env=env)
     name = ok([ROOT / "docker/image", "name"], env=env).strip() + f"-{target}"
-    [scores] = [
-        Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name.startswith("eval-")
-    ]
-    beside = ENVIRONMENT.parent / scores.name  # where our image has them
+    [more] = [Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name.startswith("more-")]
+    beside = ENVIRONMENT.parent / more.name  # where our image has them
     # Writable, so that what Python compiled there is used, as in a whole image after its first run.
-    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT} --env RECIPE_ENV={ENVIRONMENT} --volume {scores}:{beside}:ro"
+    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT} --env RECIPE_ENV={ENVIRONMENT} --volume {more}:{beside}:ro"
     return {**env, "RECIPE_IMAGE": name, "RUN_OPTIONS": mounted, "DOCTOR": "off", "RECIPE_CACHE": ""}
 
 
@@ -272,14 +271,20 @@ def test_the_tutorials_folders_resolve_inside(bare, clone):
 def test_the_whole_pipeline_inside(bare, clone):
     """Without a network, but for the container that makes the model; short, so the plan's refusal is overridden.
 
-    Once ended by Ctrl-C, as a terminal does it: no container stays, and the same command goes on.
+    Once ended by Ctrl-C, as a terminal does it: no container stays, and the same command goes on, detached. Its
+    terminal is closed, and another container watches it to the end.
     """
     words = [clone / "docker/run", "demo", "--force", "train.max_epochs=2"]
     said = stopped(words, bare, clone, signal.SIGINT, os.killpg, r"training [2-5]\d/66")
     assert "not here yet: fetching it" in said
     assert_no_container(["podman", "ps", "--all", "--quiet"], env=bare)
-    done = run(words, env=bare)
-    assert done.returncode == 0, done.stdout + done.stderr
+    child, end = terminal(*words, "--detach", **bare)
+    assert "Under way" in read_until(end, "code ")
+    os.close(end)
+    os.waitpid(child, 0)
+    followed = run([clone / "docker/run", "watch", "demo"], env=bare)
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert "exit code 0: done" in followed.stdout
     manifest = json.loads((clone / "output/demo/run.json").read_text(encoding="utf-8"))
     assert manifest["stages"]["train"]["figures"]["resumed_from"] > 0
     assert set(manifest["stages"]) == {"data", "plan", "config", "model", "train", "adapter", "merge", "chat", "eval"}

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import shlex
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import survive
 from conftest import ROOT, recipe, refused
+from mmengine.config import Config
 
-from recipe import cost, faults, settings, stages, train
+from recipe import cost, faults, hooks, settings, stages, train
 
 # A run of half a minute: 2 epochs of 33 packs, a checkpoint after every iteration, two kept.
 SHORT = ("train.save_total_limit=2",)
@@ -172,7 +175,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     run = stages.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ["PYTHONPATH"]]))
     with run.open():
         text = run.config.read_text(encoding="utf-8")
         run.config.write_text(text.replace("dict(type='recipe.hooks.Guard')", "dict(type='poison.Poison'),\n" + GUARD))
@@ -202,7 +205,7 @@ def test_a_full_disk_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path):
     stage = [sys.executable, "-m", "recipe", "train", *WORDS, "train.save_total_limit=-1", "--output", str(tmp_path)]
     done = subprocess.run(
         [*inside, "sh", "-c", script, str(tmp_path), *stage], cwd=str(ROOT), capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+        env=os.environ, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     refused(done, 1, "The disk is full at iteration", "The last whole checkpoint is kept")
     assert "iter_1.pth" in done.stdout
@@ -258,10 +261,100 @@ ENDS = [
 ]
 
 
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Function: what training says when this shell script is the trainer; the words that end the run."""
+    run = stages.Run("demo", settings.load("demo")[1], ROOT, tmp_path)
+    (run.folder / "checkpoints").mkdir(parents=True)
+
+    def train_with(script):
+        monkeypatch.setattr(train, "command", lambda *_: ["sh", "-c", script])
+        with pytest.raises(train.RunFailed) as caught:
+            train._train(run, run.folder, run.folder / "train.log", None, {**PLANNED, **WHOLE})
+        return str(caught.value)
+
+    return train_with
+
+
+WHOLE = {"seed": 0, "iterations": 66, "tokens_kept": 8448, "iterations_per_epoch": 33}
+
+
 @pytest.mark.parametrize(("code", "said", "killed", "told"), ENDS)
-def test_each_end_is_named(code, said, killed, told):
-    run = SimpleNamespace(settings=settings.load("coach")[1])
-    assert told in faults.explain(code, said, run, PLANNED, killed)
+def test_each_end_is_named(stand_in, monkeypatch, code, said, killed, told):
+    kills = iter([3, 3 + killed])
+    monkeypatch.setattr(faults, "oom_kills", lambda: next(kills))
+    end = f"kill {code} $$" if code < 0 else f"exit {code}"
+    text = stand_in(f"printf '%s' {shlex.quote(said)}; {end}")
+    assert told in text
+    assert text.endswith("Checkpoints are kept; the same command goes on from the last one.")
+
+
+def test_a_fault_that_only_the_kernel_tells_of_is_named(stand_in, tmp_path, monkeypatch):
+    dmesg = tmp_path / "dmesg"
+    old = "[1.0] NVRM: Xid (PCI:0000:01:00): 31, pid=7, name=python"
+    dmesg.write_text(f"#!/bin/sh\necho '{old}'; cat {tmp_path}/new\n")
+    dmesg.chmod(0o755)
+    (tmp_path / "new").write_text("[2.0] usb 1-1: new device\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    line = "[9.0] NVRM: Xid (PCI:0000:01:00): 48, pid=9, name=python"
+    text = stand_in(
+        f"echo 'RuntimeError: CUDA error: an illegal memory access'; echo '{line}' >>{tmp_path}/new; exit 1"
+    )
+    assert text.startswith("The driver reported Xid 48: a double-bit ECC error: the card's memory is faulty.")
+    assert "Xid" not in stand_in("echo 'RuntimeError: something else'; exit 1"), "what was there before is not new"
+
+
+class Watched:
+    """What hooks.Guard looks at of a trainer, without one."""
+
+    def __init__(self, dtype=None):
+        self.iter, self.max_iters, self.hooks, self.model = 0, 66, [], None
+        self.cfg = Config(dict(lr=4e-3, optim_wrapper=dict(dtype=dtype)))
+        self.norm = 1.0
+        self.message_hub = SimpleNamespace(log_scalars={"train/grad_norm": SimpleNamespace(current=lambda: self.norm)})
+        self.optim_wrapper = SimpleNamespace(_accumulative_counts=1, get_lr=lambda: {"lr": [2e-3]})
+        if dtype:
+            self.optim_wrapper.loss_scaler = None
+        self.guard = hooks.Guard()
+
+    def goes_on(self, losses, norms):
+        for loss, self.norm in zip(losses, norms):
+            self.guard.after_train_iter(self, 0, None, {"loss": loss})
+            self.iter += 1
+
+
+def test_a_loss_that_jumps_and_a_gradient_that_explodes_stop_the_run():
+    usual = [2.0, 2.2, 1.9, 2.1, 2.0, 1.8, 2.0, 2.1, 1.9, 2.0, 2.0, 2.1]
+    for losses, norms, told in (
+        ([7.0], [1.0], "The loss jumped to 7 from 2 at iteration 13 of 66."),
+        ([float("inf")], [1.0], "The loss is inf at iteration 13 of 66."),
+        ([2.0], [5000.0], "The gradient exploded: its norm is 5000, was 1 at iteration 13 of 66."),
+        ([2.0], [float("nan")], "The gradient is nan at iteration 13 of 66."),
+    ):
+        trainer = Watched()
+        trainer.goes_on(usual, [1.0] * len(usual))
+        with pytest.raises(hooks.Fault) as caught:
+            trainer.goes_on(losses, norms)
+        assert str(caught.value).startswith(f"{told} Likely: the learning rate is too high (0.002 now): train.lr=0.001")
+    trainer = Watched()
+    trainer.goes_on([*usual, 3.9, 5.9], [1.0] * 12 + [900.0, 3.0])  # rough, but within what happens
+    assert trainer.guard.losses[-1] == 5.9
+
+
+def test_fp16_is_named_as_the_likely_cause(monkeypatch):
+    """Its loss scaling may skip some updates: only when it skips them all is something wrong."""
+    skips = [float("inf")] * hooks.SKIPPED
+    for has_bf16, told in ((True, "and this card has bf16: train.dtype=bf16"), (False, "and this card has no bf16")):
+        monkeypatch.setattr(hooks.torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(hooks.torch.cuda, "is_bf16_supported", lambda has=has_bf16: has)
+        trainer = Watched("float16")
+        trainer.goes_on([2.0] * 20, skips)
+        trainer.goes_on([2.0], [1.0])
+        with pytest.raises(hooks.Fault, match="The gradient is inf in 21 updates in a row at iteration 42") as caught:
+            trainer.goes_on([2.0] * 21, [*skips, float("inf")])
+        assert f"fp16 overflows above 65504, {told}" in str(caught.value)
+    with pytest.raises(hooks.Fault, match="The gradient is inf at iteration 1 of 66"):
+        Watched("bfloat16").goes_on([2.0], [float("inf")])
 
 
 @pytest.mark.parametrize(
@@ -291,7 +384,7 @@ def test_deepspeed_needs_no_network(tmp_path):
     inside = ["unshare", "--net"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
     if subprocess.run([*inside, "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
         pytest.skip("this machine allows no network namespace, or has no ip (apt-get install iproute2)")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "no_gpu")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "no_gpu"), os.environ["PYTHONPATH"]])
     stage = [sys.executable, "-m", "recipe", "train", "demo", "--force", "train.deepspeed=deepspeed_zero2",
              "train.max_epochs=1", "--output", str(tmp_path)]  # fmt: skip
     done = subprocess.run(
@@ -301,3 +394,18 @@ def test_deepspeed_needs_no_network(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "demo" / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
     assert figures["iterations"] == figures["updates"] == 33
+
+
+def test_a_moved_output_folder_goes_on(demo, tmp_path):
+    """Checkpoints belong to what config, data and model hold, not to where they lie."""
+    shutil.copytree(str(demo[1]), str(tmp_path / "demo"))
+    done = recipe("adapter", "demo", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert said["train"].endswith("unchanged")
+    assert not said["config"].endswith("unchanged")  # it names the data where they lie now
+    assert str(tmp_path) in (tmp_path / "demo" / "config.py").read_text(encoding="utf-8")
+    before, after = (stages.Run("demo", settings.load("demo")[1], ROOT, at) for at in (demo[1].parent, tmp_path))
+    assert train.folder(after).name == train.folder(before).name
+    made = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (before, after)]
+    assert made[0] == made[1]

@@ -1,0 +1,221 @@
+"""`just verify`: a finished run's checks once more, from its manifest. It reads the run; what it makes again, it makes
+beside.
+
+Every line is ok, differs, or not here: what cannot be looked at on this machine is never called ok.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
+
+from . import adapter, config, merge, model, pipeline, train
+from .errors import HostLacks, InputWrong, RecipeError
+from .merging.plan import CHECKSUMS
+from .merging.proof import prove
+from .stages import Run, digest, host, is_held, perform, versions
+
+OK, DIFFERS, NOT_HERE = "ok", "differs", "not here"
+
+
+class Line(NamedTuple):
+    what: str
+    verdict: str
+    detail: str
+
+
+def check(run: Run, beside: Path) -> Iterator[Line]:
+    """Every check of the finished `run`, one by one; what has to be made for it is made in the empty folder `beside`.
+
+    Raises InputWrong while a command is at work in the run's folder.
+    """
+    if is_held(run.folder):
+        raise InputWrong(f"A command is at work in {run.shown(run.folder)}: verify it when that has ended.")
+    os.environ["RECIPE_FETCH"] = "no"  # nothing is fetched, nor made in models/
+    entries = run.manifest["stages"]
+    for entry in entries.values():
+        for name, made in entry["writes"].items():
+            yield _written(run.folder / name, name, made["sha256"])
+    checks: List[Tuple[str, str, Callable[[], Tuple[str, str]]]] = [
+        ("model", "base model", lambda: _model(run)),
+        ("train", "checkpoint, read", lambda: _checkpoint(run)),
+        ("train", "train.log", lambda: _log(run)),
+        ("adapter", "adapter, made again", lambda: _adapter(run, beside / "adapter")),
+        ("merge", "merged less base", lambda: _merged(run)),
+    ]
+    yield from _made_again(run, beside)
+    for stage, what, look in checks:
+        if stage in entries:
+            yield _line(what, look)
+    yield from _machine(run)
+
+
+def _line(what: str, look: Callable[[], Tuple[str, str]]) -> Line:
+    try:
+        return Line(what, *look())
+    except HostLacks as error:
+        return Line(what, NOT_HERE, str(error))
+    except (RecipeError, OSError, LookupError, ValueError) as error:
+        return Line(what, DIFFERS, str(error) or type(error).__name__)
+
+
+def _written(path: Path, name: str, wanted: str) -> Line:
+    if not path.exists():
+        return Line(name, NOT_HERE, "deleted")
+    found = digest(path)
+    if found == wanted:
+        return Line(name, OK, f"sha256 {wanted[:12]}…")
+    worse = _damaged(path)
+    return Line(name, DIFFERS, f"sha256 {found[:12]}…, was {wanted[:12]}…{f': {worse}' if worse else ''}")
+
+
+def _damaged(folder: Path) -> str:
+    """Which files of a merged model are not what its own checksums say."""
+    if not (folder / CHECKSUMS).is_file():
+        return ""
+    lines = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    sums = [line.split("  ", 1) for line in lines if "  " in line]
+    return ", ".join(name for value, name in sums if digest(folder / name) != value)
+
+
+def _made_again(run: Run, beside: Path) -> Iterator[Line]:
+    """Data, plan and config once more, by the same stages, as a run of the same name in `beside`."""
+    shadow = dataclasses.replace(
+        run, output=beside, manifest={}, done_now=[], now={}, force=bool(run.manifest.get("forced"))
+    )
+    shadow.folder.mkdir(parents=True)
+    if "seed" in run.figures("plan"):  # one that was drawn
+        (shadow.folder / "seed").write_text(str(run.figures("plan")["seed"]), encoding="utf-8")
+    without = ""
+    for stage in (pipeline.DATA, pipeline.PLAN, pipeline.CONFIG):
+        if stage.name not in run.manifest["stages"]:
+            return
+        gone = [name for name in run.settings.data.files if not (run.root / name).exists()]
+        if stage is pipeline.DATA and gone:
+            without = f"{', '.join(gone)}: deleted, or elsewhere"
+        line = Line(f"{stage.name}, made again", NOT_HERE, without)
+        if not without:
+            line = _line(line.what, lambda stage=stage: _compare(run, shadow, stage))  # type: ignore[misc]
+            without = "" if line.verdict == OK else f"needs the {stage.name} made again"
+        yield line
+
+
+def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
+    perform(shadow, stage)
+    for name in stage.writes:
+        mine, again = run.folder / name, shadow.folder / name
+        if stage is pipeline.DATA:
+            if digest(again) != run.manifest["stages"]["data"]["writes"][name]["sha256"]:
+                return DIFFERS, f"{name} is another one, made of what now lies in {', '.join(run.settings.data.files)}"
+        elif not mine.exists():
+            return NOT_HERE, f"{name} was deleted: nothing to compare with"
+        elif _text(mine) != _text(again):
+            return DIFFERS, f"{name} is another one, made by this version of the recipe on this machine"
+    return OK, f"{', '.join(stage.writes)}: the same"
+
+
+def _text(path: Path) -> Any:
+    """What must be equal: of a plan all but its cost, which depends on the card; of a config all but places."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.name == "plan.json":
+        try:
+            return {name: value for name, value in json.loads(text).items() if name != "cost"}
+        except (ValueError, AttributeError):
+            return text
+    return config.without_places(text)
+
+
+# --- what training and merging left ---
+
+
+def _model(run: Run) -> Tuple[str, str]:
+    place = model.folder(run)
+    if not place.is_dir():
+        return NOT_HERE, f"{run.shown(place)}: not fetched, or deleted"
+    now, then = model.fingerprint(place), run.figures("model")["fingerprint"]
+    other = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
+    if other:
+        return DIFFERS, f"{run.shown(place)}: {', '.join(other)}"
+    return OK, f"{run.shown(place)}: {len(now)} files as they were"
+
+
+def _checkpoint(run: Run) -> Tuple[str, str]:
+    if not run.checkpoint.exists():
+        return NOT_HERE, "deleted"
+    if not train.is_whole(run.checkpoint):
+        return DIFFERS, f"{run.shown(run.checkpoint)} is cut short or damaged"
+    found, figures = train.state(run.checkpoint), run.figures("train")
+    other = [f"{name} {found[name]}, was {figures[name]}" for name in found if found[name] != figures[name]]
+    return (DIFFERS, "; ".join(other)) if other else (OK, ", ".join(f"{name} {found[name]}" for name in found))
+
+
+def _log(run: Run) -> Tuple[str, str]:
+    log = run.checkpoint.parent / "train.log"
+    if not log.is_file():
+        return NOT_HERE, "deleted"
+    steps, figures = train.read_log(log.read_text(encoding="utf-8", errors="replace")), run.figures("train")
+    found = train.curve_figures(steps)
+    other = [f"{name} {value}, was {figures[name]}" for name, value in found.items() if value != figures[name]]
+    return (DIFFERS, "; ".join(other)) if other else (OK, f"{len(steps)} lines, loss and rate as in run.json")
+
+
+def _adapter(run: Run, place: Path) -> Tuple[str, str]:
+    """From the checkpoint once more: the weights must have the same bytes."""
+    if not run.checkpoint.exists():
+        return NOT_HERE, "the checkpoint was deleted"
+    figures = run.figures("adapter")
+    metadata = {name: figures[name] for name in ("base_model", "base_sha256")}
+    adapter.convert(run.checkpoint, place, run.figures("config")["lora"], figures["dtype"], metadata)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        if digest(run.adapter / name) == "absent":
+            return NOT_HERE, f"{name} was deleted"
+        if digest(run.adapter / name) != digest(place / name):
+            return DIFFERS, f"{name} is not what the checkpoint gives"
+    return OK, f"{figures['tensors']} tensors from the checkpoint, byte for byte"
+
+
+def _merged(run: Run) -> Tuple[str, str]:
+    """Taken from the base, the merged model must leave the adapter, in a sample of every weight."""
+    for what, place in (("base model", model.folder(run)), ("merged model", run.merged), ("adapter", run.adapter)):
+        if not place.is_dir():
+            return NOT_HERE, f"the {what} is not here"
+    found, figures = prove(merge.plan_of(run), run.merged), run.figures("merge")
+    if found != figures["proof"]:
+        return DIFFERS, f"{found}, was {figures['proof']}"
+    return OK, f"{found['weights_checked']:,} weights are base + adapter; {figures['share_changed']:.1%} were changed"
+
+
+def _machine(run: Run) -> Iterator[Line]:
+    then, now = run.manifest.get("versions", {}), versions()
+    other = [f"{name} {now.get(name)}, was {then[name]}" for name in then if then[name] != now.get(name)]
+    yield Line("versions", DIFFERS if other else OK, "; ".join(other) or f"{len(then)} packages")
+    image, here = run.manifest.get("host", {}).get("image"), host()["image"]
+    if image == here:
+        yield Line("image", OK, image or "none: on the host, then as now")
+    elif image and here:
+        yield Line("image", DIFFERS, f"{here}, was {image}")
+    else:
+        yield Line(
+            "image", NOT_HERE, f"the run was made {f'in {image}' if image else 'on the host'}, this is not there"
+        )
+
+
+def show(lines: Iterator[Line], console: Any) -> bool:
+    """Print the table; return whether nothing differs."""
+    from rich.table import Table
+
+    table = Table("check", "", "")
+    table.columns[0].overflow = "fold"
+    found = []
+    styles = {OK: "green", DIFFERS: "bold red", NOT_HERE: "yellow"}
+    for line in lines:
+        found.append(line.verdict)
+        table.add_row(line.what, f"[{styles[line.verdict]}]{line.verdict}[/]", line.detail.replace("[", r"\["))
+    console.print(table)
+    count: Dict[str, int] = {verdict: found.count(verdict) for verdict in styles}
+    console.print(
+        f"{count[OK]} of {len(found)} checks ok, {count[DIFFERS]} differ, {count[NOT_HERE]} cannot be made here.",
+        highlight=False,
+    )
+    return not count[DIFFERS]

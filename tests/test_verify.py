@@ -1,0 +1,162 @@
+"""just verify: a finished run's checks once more. Every damaged byte is found, and what cannot be checked is not ok."""
+
+import json
+import shutil
+
+import pytest
+from conftest import ROOT, recipe
+
+from recipe import report, stages, verify
+
+
+@pytest.fixture
+def folder(demo, tmp_path):
+    """A copy of the demo's run. Other tests ask it more questions and measure again: such files count as they are."""
+    place = tmp_path / "demo"
+    shutil.copytree(str(demo[1]), str(place))
+    manifest = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    for stage, name in (("chat", "samples.json"), ("eval", "eval.json")):
+        manifest["stages"][stage]["writes"][name]["sha256"] = stages.digest(place / name)
+    save(place, manifest)
+    return place
+
+
+def save(place, manifest):
+    (place / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.fixture
+def look(tmp_path, monkeypatch):
+    """Function: {check: (verdict, detail)} of a run folder."""
+    monkeypatch.setenv("RECIPE_FETCH", "no")
+    times = iter(range(99))
+
+    def checks(place):
+        run = report.find(str(place), ROOT, place.parent)
+        return {line.what: line[1:] for line in verify.check(run, tmp_path / f"beside{next(times)}")}
+
+    return checks
+
+
+def forge(place, stage, name):
+    """As if the manifest had been written of what now lies there."""
+    manifest = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    manifest["stages"][stage]["writes"][name]["sha256"] = stages.digest(place / name)
+    save(place, manifest)
+
+
+def without_lock(place):
+    return [one for one in stages.stamp(place) if not one[0].endswith(".lock")]
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+def test_an_untouched_run_is_ok_and_stays_as_it_was(folder):
+    before = without_lock(folder)
+    done = recipe("verify", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in ("dataset.jsonl", "merged", "plan, made again", "base model", "merged less base", "versions"):
+        assert what in done.stdout
+    assert "20 of 20 checks ok, 0 differ, 0 cannot be made here." in done.stdout
+    assert without_lock(folder) == before
+    (folder / "samples.json").write_text("{}")
+    done = recipe("verify", folder)
+    assert done.returncode == 1
+    assert "samples.json" in done.stdout
+    assert "What differs is not what this run made." in done.stderr
+    assert not list((ROOT / "output").glob(".verify-*"))
+
+
+def test_a_damaged_byte_in_any_file_of_any_output_is_found(folder):
+    manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    files = 0
+    for entry in manifest["stages"].values():
+        for name, made in entry["writes"].items():
+            place = folder / name
+            for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+                whole = path.read_bytes()
+                flip(path)
+                line = verify._written(place, name, made["sha256"])
+                assert line.verdict == verify.DIFFERS, path
+                if place.name == "merged" and path.name != "SHA256SUMS":
+                    assert line.detail.endswith(f": {path.name}")
+                path.write_bytes(whole)
+                files += 1
+            assert verify._written(place, name, made["sha256"]).verdict == verify.OK
+    assert files > 25
+
+
+def test_what_a_manifest_was_rewritten_for_is_found_by_making_it_again(folder, look):
+    """Changed files whose sha256 the manifest was changed to as well."""
+    text = (folder / "dataset.jsonl").read_text(encoding="utf-8")
+    (folder / "dataset.jsonl").write_text(text.replace("我", "你", 1), encoding="utf-8")
+    forge(folder, "data", "dataset.jsonl")
+    weights = folder / "adapter" / "adapter_model.safetensors"
+    flip(weights)
+    forge(folder, "adapter", "adapter")
+    shard = sorted((folder / "merged").glob("*.safetensors"))[0]
+    raw = shard.read_bytes()
+    shard.write_bytes(raw[: len(raw) // 2] + bytes(len(raw) - len(raw) // 2))
+    forge(folder, "merge", "merged")
+    manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    manifest["versions"]["torch"] = "9.9"
+    manifest["host"]["image"] = "sha256:abc"
+    manifest["stages"]["train"]["figures"].update(updates=1, loss_last=0.5)
+    manifest["stages"]["model"]["figures"]["fingerprint"]["config.json"] = "0" * 64
+    save(folder, manifest)
+    found = look(folder)
+    assert found["data, made again"][0] == verify.DIFFERS
+    assert found["plan, made again"] == (verify.NOT_HERE, "needs the data made again")
+    assert found["adapter, made again"][1] == "adapter_model.safetensors is not what the checkpoint gives"
+    assert found["merged less base"][0] == verify.DIFFERS
+    assert found["versions"] == (verify.DIFFERS, f"torch {stages.versions()['torch']}, was 9.9")
+    assert found["image"] == (verify.NOT_HERE, "the run was made in sha256:abc, this is not there")
+    assert found["checkpoint, read"][1].endswith("was 1")
+    assert found["train.log"][0] == verify.DIFFERS
+    assert found["base model"][1].endswith("config.json")
+    assert found["dataset.jsonl"][0] == found["adapter"][0] == found["merged"][0] == verify.OK
+
+
+def test_plan_and_config_made_again_are_compared(folder, look):
+    def change(name, old, new):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+        return look(folder)
+
+    found = change("config.py", "max_length = 256", "max_length = 255")
+    assert found["data, made again"][0] == found["plan, made again"][0] == verify.OK
+    assert found["config, made again"][1].startswith("config.py is another one")
+    found = change("plan.json", '"iterations": 792', '"iterations": 791')
+    assert found["plan, made again"][1].startswith("plan.json is another one")
+    assert found["config, made again"] == (verify.NOT_HERE, "needs the plan made again")
+
+
+def test_what_is_not_here_is_not_called_ok(folder, look, monkeypatch):
+    run = report.find(str(folder), ROOT, folder.parent)
+    shutil.rmtree(str(folder / "checkpoints"))
+    shutil.rmtree(str(folder / "merged"))
+    monkeypatch.setattr(verify.model, "folder", lambda run: folder / "none")
+    found = look(folder)
+    checkpoint = str(run.checkpoint.relative_to(folder))
+    for what in (checkpoint, "checkpoint, read", "train.log", "merged", "adapter, made again", "merged less base",
+                 "base model", "plan, made again", "config, made again"):  # fmt: skip
+        assert found[what][0] == verify.NOT_HERE, (what, found[what])
+    assert found["adapter"][0] == verify.OK
+    moved = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    moved["settings"]["data"]["files"] = ["data/none.xlsx"]
+    save(folder, moved)
+    assert look(folder)["data, made again"] == (verify.NOT_HERE, "data/none.xlsx: deleted, or elsewhere")
+
+
+def test_a_run_at_work_is_not_verified(folder):
+    from filelock import FileLock
+
+    with FileLock(str(folder / ".lock")):
+        done = recipe("verify", folder)
+    assert done.returncode == 2
+    assert "A command is at work" in done.stderr
