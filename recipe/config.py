@@ -73,7 +73,7 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
     if train.guard:
         changes["default_hooks.checkpoint.type"] = "'recipe.hooks.Checkpoint'"
     # mmengine's own `deterministic` would end the run at anything that has no such algorithm, evaluation too.
-    hooks = [name for name, wanted in (("Repeat", train.deterministic), ("Guard", train.guard)) if wanted]
+    hooks = ["Repeat", "Lenient"] * train.deterministic + ["Guard"] * train.guard
     if hooks:
         changes["custom_hooks.+"] = ",\n    ".join(f"dict(type='recipe.hooks.{name}')" for name in hooks)
     backends = ["LocalVisBackend", "TensorboardVisBackend", *(loggers.BACKENDS[name] for name in train.loggers)]

@@ -136,6 +136,14 @@ XIDS = {
     119: "the GPU's system processor (GSP) does not answer",
 }
 
+
+def _undetermined(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    return (
+        f"PyTorch has no way to repeat {found[1]} byte for byte on this GPU. train.deterministic=false goes on "
+        f"without: the same seed then gives nearly, not exactly, the same adapter."
+    )
+
+
 KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
     (r"(?m)^(?:\[rank\d+\]: ?)?recipe\.hooks\.Fault: (.*)$", _own),
     (r"OutOfMemoryError|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED", _memory),
@@ -147,6 +155,7 @@ KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
         _lost,
     ),
     (r"Watchdog caught collective operation timeout|Timed out waiting \d+ms for (?:recv|send)|NCCL timeout", _hung),
+    (r"RuntimeError: (\w+) does not have a deterministic implementation", _undetermined),
     (r"insufficient shared memory|bus error.*shared memory", _shared_memory),
     (r"No space left on device|\[enforce fail at inline_container", _disk),
 ]

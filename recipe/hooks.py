@@ -31,6 +31,9 @@ GRACE = 20
 SPIKE, EXPLOSION, WINDOW = 3, 1000, 20
 # Updates that fp16's loss scaling may skip in a row: from 2^16 it halves its scale once for each.
 SKIPPED = 20
+# Attention repeats in newer PyTorch if that is strictly asked for (a warning alone leaves it as it is); in 2.0 by the
+# plain formula only.
+STRICT = hasattr(torch.backends.cuda, "enable_cudnn_sdp")
 
 
 class Fault(RuntimeError):
@@ -42,7 +45,7 @@ class Repeat(Hook):
 
     So nothing has to be kept of the generators: a run that was stopped anywhere goes on with the numbers that it
     would have had, whatever was drawn meanwhile (evaluation samples its answers). Algorithms that sum in any order
-    are replaced where PyTorch has others; where it has none it warns, in the log.
+    are replaced where PyTorch has others.
     """
 
     priority = "VERY_LOW"  # the last before the forward pass
@@ -50,13 +53,33 @@ class Repeat(Hook):
     def before_run(self, runner: Any) -> None:
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        _determined(strictly=False)
+        if not STRICT:
+            torch.backends.cuda.enable_flash_sdp(False)
+            torch.backends.cuda.enable_mem_efficient_sdp(False)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        _determined(strictly=STRICT)
         drawn = hashlib.sha256(f"{runner.seed} {runner.iter} {get_rank()}".encode()).digest()
         random.seed(drawn)
         numpy.random.seed(int.from_bytes(drawn[:4], "big"))
         torch.manual_seed(int.from_bytes(drawn[8:16], "big") >> 1)  # every GPU's generator too
+
+
+class Lenient(Hook):
+    """Between iterations what cannot be repeated is allowed again: the sampling of evaluation's answers, for one."""
+
+    priority = "VERY_HIGH"  # the first after the iteration
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        _determined(strictly=False)
+
+
+def _determined(strictly: bool) -> None:
+    """PyTorch takes algorithms that repeat; what has none raises, or warns in the log."""
+    torch.use_deterministic_algorithms(True, warn_only=not strictly)
+    if hasattr(torch.utils, "deterministic"):  # since PyTorch 2.2: every new tensor would be filled first
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 class Checkpoint(CheckpointHook):

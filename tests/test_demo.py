@@ -84,7 +84,7 @@ def test_the_rendered_config_is_an_ordinary_xtuner_config(demo):
     assert cfg.train_cfg.max_epochs == cfg.max_epochs
     text = (demo[1] / "config.py").read_text(encoding="utf-8")
     assert set(re.findall(r"\brecipe\.[\w.]+", text)) == {
-        f"recipe.hooks.{n}" for n in ("Checkpoint", "Repeat", "Guard")
+        f"recipe.hooks.{n}" for n in ("Checkpoint", "Repeat", "Lenient", "Guard")
     }
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import survive
+import torch
 from conftest import ROOT, recipe, refused
 from mmengine.config import Config
 
@@ -253,6 +254,13 @@ ENDS = [
         "waited for each other",
     ),
     (1, "OSError: [Errno 28] No space left on device\n", False, "The disk is full"),
+    (
+        1,
+        "RuntimeError: cumsum_cuda_kernel does not have a deterministic implementation, but you set\n",
+        False,
+        "no way to repeat cumsum_cuda_kernel byte for byte on this GPU. train.deterministic=false goes on",
+    ),
+    (1, "UserWarning: x does not have a deterministic implementation\nValueError: y\n", False, "failed: ValueError: y"),
     (-9, "Iter(train)\n", True, "out of memory"),
     (-9, "Iter(train)\n", False, "killed from outside"),
     (-11, "", False, "SIGSEGV"),
@@ -409,3 +417,24 @@ def test_a_moved_output_folder_goes_on(demo, tmp_path):
     assert train.folder(after).name == train.folder(before).name
     made = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (before, after)]
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_iterations_repeat_and_what_lies_between_may_not(monkeypatch, strict):
+    """As PyTorch itself says; with attention's plain formula where it cannot be told to repeat the others."""
+    was = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    monkeypatch.setattr(hooks, "STRICT", strict)
+    runner = SimpleNamespace(seed=3, iter=0)
+    try:
+        hooks.Repeat().before_run(runner)
+        hooks.Repeat().before_train_iter(runner, 0)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() != strict
+        assert torch.backends.cuda.flash_sdp_enabled() == torch.backends.cuda.mem_efficient_sdp_enabled() == strict
+        hooks.Lenient().after_train_iter(runner, 0)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(was[0])
+        torch.backends.cuda.enable_flash_sdp(was[1])
+        torch.backends.cuda.enable_mem_efficient_sdp(was[1])
