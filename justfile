@@ -168,6 +168,11 @@ survive *args:
 bench-adapter *args:
     @docker/host exec python tests/bench_adapter.py "$@"
 
+# The documents' pictures anew, by the tests' own browser
+[group('develop')]
+screenshots *args:
+    @SCREENSHOTS=1 docker/host exec python -m pytest -q tests -k picture "$@"
+
 # Linters alone
 [group('develop')]
 lint:
