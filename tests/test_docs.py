@@ -368,15 +368,20 @@ def test_other_programs_commands(desk, demo):
 # ---- error texts
 
 
+def filled(node: ast.AST) -> str:
+    """A text of the source with … where something is put in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return str(node.value)
+
+
 def literals() -> List[str]:
     """Every text in the source, with … where something is put in."""
     found = []
     for path in [*ROOT.glob("recipe/**/*.py"), *ROOT.glob("docker/diagnosis/*.py")]:
         for node in ast.walk(ast.parse(text(path))):
-            if isinstance(node, ast.JoinedStr):
-                found.append("".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
+            if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+                found.append(filled(node))
     for path in [ROOT / "justw", *ROOT.glob("docker/*")]:
         if path.is_file() and path.suffix not in (".lock", ".in", ".txt"):
             joined = re.sub(r'" \\\n *"', " ", text(path))  # said in two words
@@ -399,6 +404,21 @@ def test_the_source_still_says_every_quoted_error():
     sources = literals()
     assert not [one for one in quoted if not is_said(one, sources)]
     assert not is_said("There is no … that anybody would miss", sources)
+
+
+def test_most_errors_of_the_recipe_are_in_the_page():
+    """Nine of ten places at which a failure is raised for the user with words of its own."""
+    quoted = re.findall(r"(?m)^\| `([^`]+)` \|", text(ROOT / "docs/troubleshooting.md"))
+    kinds = ("InputWrong", "HostLacks", "RunFailed", "Stopped", "Fault")
+    raised = []
+    for path in ROOT.glob("recipe/**/*.py"):
+        for node in ast.walk(ast.parse(text(path))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in kinds and node.args:
+                said = node.args[0]
+                if isinstance(said, (ast.JoinedStr, ast.Constant)) and len(filled(said).replace("…", "")) > 20:
+                    raised.append(filled(said))
+    missing = [said for said in raised if not any(is_said(one, [said]) for one in quoted)]
+    assert len(missing) < 0.1 * len(raised), missing
 
 
 # ---- figures
