@@ -180,8 +180,12 @@ TESTED: Dict[str, str] = {
     "image save": "test_image.py::test_save_and_load",
     "image load": "test_image.py::test_save_and_load",
 }
-BY_HAND = {"proof": "docker/host", "bench-adapter": "tests/bench_adapter.py", "bench-merge": "tests/bench_merge.py",
-           "image sizes": "docker/image"}  # fmt: skip
+BY_HAND: Dict[str, str] = {  # and the program that its recipe starts
+    "proof": "docker/host",
+    "bench-adapter": "tests/bench_adapter.py",
+    "bench-merge": "tests/bench_merge.py",
+    "image sizes": "docker/image",
+}
 BEFORE_TESTS = {"lint"}  # `just test` begins with it
 
 
