@@ -168,11 +168,6 @@ survive *args:
 bench-adapter *args:
     @docker/host exec python tests/bench_adapter.py "$@"
 
-# The documents' pictures anew, by the tests' own browser
-[group('develop')]
-screenshots *args:
-    @SCREENSHOTS=1 docker/host exec python -m pytest -q tests -k picture "$@"
-
 # Linters alone
 [group('develop')]
 lint:
@@ -182,3 +177,8 @@ lint:
 [group('develop')]
 lock:
     @docker/host exec python docker/lock.py
+
+# The documents' pictures anew, by the tests' own browser
+[group('develop')]
+screenshots *args:
+    @SCREENSHOTS=1 docker/host exec python -m pytest -q tests -k picture "$@"
