@@ -216,13 +216,9 @@ def test_every_command_is_run_by_a_test(justfile):
         tree = ast.parse(text(ROOT / "tests" / file))
         found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
         assert found, TESTED[known]
-        lines = text(ROOT / "tests" / file).splitlines()[found[0].lineno - 1 : _end(found[0], tree)]
+        lines = text(ROOT / "tests" / file).splitlines()[found[0].lineno - 1 : found[0].end_lineno]
         for word in {"chat |": ("chat",), "chat model": ("model=",)}.get(known, known.split()):
             assert word in "\n".join(lines), (known, TESTED[known])
-
-
-def _end(function: ast.FunctionDef, tree: ast.Module) -> int:
-    return max(getattr(node, "lineno", 0) for node in ast.walk(function))
 
 
 def test_figures_of_what_is_run_by_hand_are_dated():
