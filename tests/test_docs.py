@@ -259,7 +259,7 @@ def test_every_stages_words_are_read_as_meant(at_desk):
         given = context.params
         name, overrides, question = front.sort_arguments(given["stage"], given["given"], given["words"])
         if command.name in ("report", "compare", "diff"):
-            assert (question is None) == (command.name == "report")
+            assert (question is None) == (command.name not in ("compare", "diff"))
             continue
         overrides = [word for word in overrides if command.name != "chat" or not word.startswith("model=")]
         if command.name == "reproduce":
