@@ -195,3 +195,8 @@ lint:
 [group('develop')]
 lock:
     @docker/host exec python docker/lock.py
+
+# The documents' pictures anew, by the tests' own browser
+[group('develop')]
+screenshots *args:
+    @SCREENSHOTS=1 docker/host exec python -m pytest -q tests -k picture "$@"

@@ -1,0 +1,534 @@
+"""The documents: both languages in step, links that lead somewhere, commands that a test runs, figures and error texts
+that the source still has, screenshots.
+
+A command is either run here (`HERE`), on the finished demo run and with `demo` where the documents name a recipe of
+the 7B model, or by the test that `TESTED` names. What takes many minutes or gigabytes is in `BY_HAND`: only that it
+exists is checked, and that the documents date its figures. All words are read as the command line reads them.
+"""
+
+import ast
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Tuple
+
+import pytest
+from click.testing import CliRunner
+from conftest import ROOT
+from PIL import Image
+from test_report import CHROMIUM, chromium
+
+import recipe.__main__ as front
+from recipe import cost, plan, reproduce, settings
+from recipe.export import TARGETS
+
+ENGLISH = sorted([ROOT / "README.md", ROOT / "data/README.md", *ROOT.glob("docs/*[!N].md")])
+PAIRS = [(path, path.with_name(path.stem + ".zh-CN.md")) for path in ENGLISH]
+DOCUMENTS = [path for pair in PAIRS for path in pair]
+NAMES = [path.relative_to(ROOT).as_posix() for path in ENGLISH]
+FENCE = re.compile(r"(?ms)^```\w*\n(.*?)^```$")
+JUST = re.compile(r"(?:^|[ |&] *)(?:\./justw|just)(?: |$)")
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def prose(path: Path) -> str:
+    """A document without its fenced blocks."""
+    return FENCE.sub("", text(path))
+
+
+def spans(path: Path) -> List[str]:
+    """What stands in backquotes within a line or over its break."""
+    return [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose(path))]
+
+
+def bare(line: str) -> str:
+    """A command without the remark behind it."""
+    return re.sub(r"\s+#\s.*$", "", line).strip()
+
+
+def fenced(path: Path) -> List[str]:
+    """The lines of blocks, those that are set in by four spaces as well, but for what a command prints and TOML."""
+    blocks = "".join(FENCE.findall(text(path))).splitlines()
+    blocks += re.findall(r"(?m)^    (\./justw .*)$", prose(path))
+    return [bare(line) for line in blocks if line.strip() and not line.startswith("worse: ")]
+
+
+def typed(path: Path) -> List[str]:
+    """Every command of a document."""
+    return fenced(path) + [span for span in spans(path) if JUST.search(span) and not errors(path)]
+
+
+def errors(path: Path) -> bool:
+    return path.name.startswith("troubleshooting")
+
+
+# ---- two languages
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS, ids=NAMES)
+def test_both_languages_say_the_same(english, chinese):
+    """Headings (levels, numbers), commands, code in the text, tables, links and every figure."""
+    one, other = text(english), text(chinese)
+    shapes = [re.findall(r"(?m)^(#+)(?: (\d+\.))?", FENCE.sub("", page)) for page in (one, other)]
+    assert shapes[0] == shapes[1]
+    assert fenced(english) == fenced(chinese)
+    for page, language in ((one, "English"), (other, "中文")):
+        assert f"**{language}**" in page.splitlines()[0]
+    rows = [
+        [line.count("|") for line in re.sub(r"`[^`]*`", "", page).splitlines() if line.startswith("|")]
+        for page in (one, other)
+    ]
+    assert rows[0] == rows[1], "tables differ"
+    for what in (r"\d+(?:[.,]\d+)+", r"\d+e-\d+", r"\d{4}-\d\d-\d\d", r"\b[0-9a-f]{40,}\b"):
+        found = [sorted(re.findall(what, re.sub(r"[，。、；：（）]", " ", page))) for page in (one, other)]
+        assert found[0] == found[1], what
+    code = [sorted(set(spans(path))) for path in (english, chinese)]
+    assert code[0] == code[1]
+    links = [sorted(set(re.findall(r"\]\(([^)#]+)", page.replace(".zh-CN", "")))) for page in (one, other)]
+    assert [link for link in links[0] if link != english.name] == [link for link in links[1] if link != english.name]
+
+
+def slug(heading: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_and_anchors_lead_somewhere(path):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", text(path)):
+        place = path.parent / target if target else path
+        assert place.exists(), target
+        if anchor:
+            assert anchor in map(slug, re.findall(r"(?m)^#+ (.+)$", text(place))), (target, anchor)
+
+
+def test_every_guide_is_named_in_the_readme_and_leads_back():
+    for readme in (ROOT / "README.md", ROOT / "README.zh-CN.md"):
+        ours = [p for p in (ROOT / "docs").glob("*.md") if p.name.endswith(".zh-CN.md") == ("zh" in readme.name)]
+        for guide in ours:
+            assert f"(docs/{guide.name})" in text(readme), guide.name
+            assert f"(../{readme.name})" in text(guide), guide.name
+
+
+# ---- commands
+
+
+class Command(NamedTuple):
+    """`name`: the justfile's recipe; `piped`: whether something is sent into it."""
+
+    name: str
+    words: Tuple[str, ...]
+    piped: bool
+
+
+def commands(line: str) -> Iterator[Command]:
+    """What a line starts by just; words in [brackets] may be left out, TARGET stands for every target."""
+    for part in re.split(r" && ", line):
+        source, _, last = part.rpartition(" | ")
+        found = [word for word in shlex.split(last) if not re.match(r"[A-Z_0-9]+=", word)]
+        if not found or found[0] not in ("just", "./justw"):
+            continue
+        words = tuple(word for word in found[2:] if not re.match(r"\[.*\]$", word))
+        name = found[1] if len(found) > 1 else ""
+        for target in TARGETS if "TARGET" in words else ("",):
+            yield Command(name, tuple(target if word == "TARGET" else word for word in words), bool(source))
+
+
+def documented() -> List[Command]:
+    found = {command: None for path in DOCUMENTS for line in typed(path) for command in commands(line)}
+    assert len(found) > 40
+    return list(found)
+
+
+def kind(command: Command) -> str:
+    """A command's name with what makes it do something else."""
+    more = [word for word in command.words if word.startswith("--")]
+    if command.name == "image":
+        more = list(command.words[:1])
+    if command.name == "chat":
+        more = ["|"] if command.piped else [word.partition("=")[0] for word in command.words if "model=" in word]
+    return " ".join([command.name, *more])
+
+
+HERE = {"data", "data-report", "preview", "plan", "report", "compare", "diff", "model", "train", "merge", "eval",
+        "merge --dry-run", "doctor", "fuzz", "bench", ""}  # fmt: skip
+TESTED: Dict[str, str] = {
+    "demo": "conftest.py::demo",
+    "chat": "test_demo.py::test_chat_never_trains",
+    "chat model": "test_chat.py::test_a_conversation_at_a_terminal",
+    "chat |": "test_chat.py::test_a_pipe_gets_answers_alone",
+    "export": "test_export.py::test_the_command",
+    "model --verify": "test_model.py::test_what_was_fetched_is_checked_ever_after",
+    "reproduce": "test_reproduce.py::test_the_published_run_digit_for_digit",
+    "shell": "test_shell.py::test_the_pages_training_conversion_and_merge",
+    "survive": "test_train.py::stopped_and_resumed",
+    "lock": "test_lock.py::test_locks_are_made_again_byte_for_byte",
+    "test": "test_front.py::test_ci_calls_the_readmes_test_command",
+    "image": "test_image.py::test_the_whole_image",
+    "image build": "test_image.py::test_the_whole_image",
+    "image check": "test_image.py::test_the_whole_image",
+    "image pull": "test_image.py::test_published_by_docker",
+    "image push": "test_image.py::test_published_by_docker",
+    "image save": "test_image.py::test_save_and_load",
+    "image load": "test_image.py::test_save_and_load",
+}
+BY_HAND: Dict[str, str] = {  # and the program that its recipe starts
+    "proof": "docker/host",
+    "bench-adapter": "tests/bench_adapter.py",
+    "bench-merge": "tests/bench_merge.py",
+    "image sizes": "docker/image",
+}
+BEFORE_TESTS = {"lint"}  # `just test` begins with it
+
+
+@pytest.fixture(scope="module")
+def justfile():
+    done = subprocess.run(
+        [shutil.which("just"), "--dump", "--dump-format", "json"], cwd=str(ROOT), capture_output=True, text=True
+    )
+    return json.loads(done.stdout)["recipes"]
+
+
+def test_every_command_is_run_by_a_test(justfile):
+    for command in documented():
+        assert command.name in justfile or not command.name, command
+        known = kind(command)
+        if known in HERE:
+            continue
+        if known in BEFORE_TESTS:
+            assert command.name in [one["recipe"] for one in justfile["test"]["dependencies"]]
+            continue
+        if known in BY_HAND:
+            body = "".join(map(str, justfile[command.name]["body"]))
+            assert BY_HAND[known] in body
+            assert (ROOT / BY_HAND[known]).is_file()
+            continue
+        assert known in TESTED, f"{' '.join(command.words)}: no test runs `just {known}`"
+        file, _, function = TESTED[known].partition("::")
+        tree = ast.parse(text(ROOT / "tests" / file))
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
+        assert found, TESTED[known]
+        lines = text(ROOT / "tests" / file).splitlines()[found[0].lineno - 1 : found[0].end_lineno]
+        for word in {"chat |": ("chat",), "chat model": ("model=",)}.get(known, known.split()):
+            assert word in "\n".join(lines), (known, TESTED[known])
+
+
+def test_figures_of_what_is_run_by_hand_are_dated():
+    for name in BY_HAND:
+        for path in ENGLISH:
+            for paragraph in text(path).split("\n\n"):
+                if f"`./justw {name}`" in paragraph and re.search(r"\d s\b|\d minutes", paragraph):
+                    assert re.search(r"2026-\d\d-\d\d|table above", text(path)), (name, path.name)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder as the clone is, with a workbook and a recipe file of one's own."""
+    place = tmp_path_factory.mktemp("desk")
+    (place / "data").mkdir()
+    for name in ("workplace.xlsx", "mine.xlsx"):
+        shutil.copy(str(ROOT / "data/workplace.xlsx"), str(place / "data" / name))
+    (place / "models").symlink_to(ROOT / "models")
+    (place / "recipe").symlink_to(ROOT / "recipe")
+    shutil.copy(str(ROOT / "recipe/coach.toml"), str(place / "mine.toml"))
+    return place
+
+
+@pytest.fixture
+def at_desk(desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    monkeypatch.setattr(front, "ROOT", desk)
+    return desk
+
+
+def test_every_stages_words_are_read_as_meant(at_desk):
+    """By the command line's own readers, overrides checked as before a run, also for the 7B model's recipes."""
+    seen = 0
+    for command in documented():
+        if command.name not in front.STAGES:
+            continue
+        context = front.main.make_context("just", [command.name, *command.words])
+        given = context.params
+        name, overrides, question = front.sort_arguments(given["stage"], given["given"], given["words"])
+        if command.name in ("report", "compare", "diff"):
+            assert (question is None) == (command.name not in ("compare", "diff"))
+            continue
+        overrides = [word for word in overrides if command.name != "chat" or not word.startswith("model=")]
+        if command.name == "reproduce":
+            overrides = reproduce.overrides(overrides)
+        recipe_name, _ = settings.load(name, overrides)
+        assert recipe_name in ("coach", "demo", "tutorial", "mine")
+        seen += 1
+    assert seen > 25
+
+
+FILES = (".jsonl", ".json", ".html")
+
+
+def test_keys_and_variables_are_known():
+    """Overrides that the text names by themselves, and environment variables, are those that something reads."""
+    keys = settings._known_keys(settings.Settings)
+    keys += [f"data.columns.{name}" for name in settings.Columns.model_fields]
+    files = [ROOT / "justw", *ROOT.glob("docker/*"), *ROOT.glob("docker/diagnosis/*.py"), *ROOT.glob("recipe/*.py")]
+    sources = "".join(text(path) for path in files if path.is_file() and path.suffix != ".lock")
+    others = {"UV_CACHE_DIR", "REAL_DATA", "NCCL_DEBUG", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "SYSTEM"}
+    for path in ENGLISH:
+        for span in spans(path):
+            for key in re.findall(
+                r"(?:^| )((?:data|train|lora|adapter|merge|model|eval|export|plan)\.[\w.]+)(?==|$)", span
+            ):
+                assert key in keys or key.endswith(FILES), (path.name, span)
+            for name in re.findall(r"^([A-Z][A-Z_0-9]{3,})=", span):
+                assert name in sources or name in others, (path.name, span)
+
+
+def on_demo(command: Command) -> List[str]:
+    """The words of a command with the demo instead of a recipe of the 7B model."""
+    words = [word for word in command.words if word not in ("coach", "tutorial", "demo", "mine.toml")]
+    if command.name in ("train", "merge", "eval", "model"):  # of the finished run: nothing is trained anew
+        words = [word for word in words if "=" not in word]
+    named = [] if command.name in ("compare", "diff") else ["demo"]
+    return [command.name, *named, *("demo" if word == "RUN" else word for word in words)]
+
+
+def test_stages_of_the_documents_run(demo, desk, monkeypatch):
+    """In this process, one after the other: on the finished demo's run, where nothing is trained again; with data of
+    one's own in another place.
+    """
+    asked = {tuple(on_demo(one)) for one in documented() if kind(one) in HERE and one.name in front.STAGES}
+    assert len(asked) > 12
+    for words in sorted(asked):
+        own = any(word.startswith("data.") for word in words)
+        monkeypatch.setattr(front, "ROOT", desk if own else ROOT)
+        output = "output" if own else str(demo[1].parent)
+        result = CliRunner(mix_stderr=False).invoke(front.main, [*words, "--output", output])
+        assert result.exit_code == 0, (words, result.stdout, result.stderr, result.exception)
+        assert result.stdout.strip(), words
+        for stage in re.findall(r"(?m)^(train|adapter|merge) .*", result.stdout if "--dry-run" not in words else ""):
+            assert re.search(rf"(?m)^{stage} .*unchanged$", result.stdout), result.stdout
+
+
+def test_the_rest_of_the_documents_commands_run(demo):
+    """`doctor`, the manual, and the two development commands that can be made small."""
+    just = shutil.which("just")
+    for command in documented():
+        if command.name == "doctor" or not command.name:
+            done = subprocess.run(
+                [just, *filter(None, [command.name]), *command.words], cwd=str(ROOT), capture_output=True, text=True
+            )
+            assert done.returncode in ((0,) if not command.name else (0, 3)), done.stderr
+            assert ("[start]" if not command.name else "Recipe coach can") in done.stdout
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for words, said in ((["tests/fuzz.py", "1", "20261125"], "none failed"), (["tests/bench.py", "50", "1"], "equal")):
+        done = subprocess.run([sys.executable, *words], cwd=str(ROOT), env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+
+
+OTHERS = {"curl", "cd", "export", "source", "unset", "cp", "shutdown"}
+
+
+def test_other_programs_commands(desk, demo):
+    """Downloads are the recipes' own; what the shell does alone is run; sha256sum checks the merged model."""
+    recipe_data = settings.load("coach")[1].data
+    seen = set()
+    for path in ENGLISH:
+        for line in fenced(path):
+            first = shlex.split(line)[0]
+            if JUST.search(line):
+                continue
+            seen.add(first)
+            assert first in OTHERS, line
+            if first == "curl":
+                assert line == f"curl -fL -o {recipe_data.files[0]} {recipe_data.url}"
+            elif first == "cp":
+                subprocess.run(line, shell=True, cwd=str(desk), check=True)
+            elif first in ("export", "unset"):
+                stub = "pip() { echo https://mirror/simple; }; "
+                said = subprocess.run(
+                    ["bash", "-euc", f"{stub}{line}; env"], capture_output=True, text=True, check=True
+                )
+                name = re.match(r"\w+ (\w+)", line)[1]
+                assert (f"{name}=" in said.stdout) == (first == "export")
+            elif first == "source":
+                assert f"`{line}`" in text(ROOT / "docker/diagnosis/machine.py")
+    assert seen == OTHERS
+    assert "`sha256sum -c SHA256SUMS`" in text(ROOT / "docs/merged-model.md")
+    subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=str(demo[1] / "merged"), check=True)
+
+
+# ---- error texts
+
+
+def filled(node: ast.AST) -> str:
+    """A text of the source with … where something is put in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return str(node.value)
+
+
+def literals() -> List[str]:
+    """Every text in the source, with … where something is put in."""
+    found = []
+    for path in [*ROOT.glob("recipe/**/*.py"), *ROOT.glob("docker/diagnosis/*.py")]:
+        for node in ast.walk(ast.parse(text(path))):
+            if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+                found.append(filled(node))
+    for path in [ROOT / "justw", *ROOT.glob("docker/*")]:
+        if path.is_file() and path.suffix not in (".lock", ".in", ".txt"):
+            joined = re.sub(r'" \\\n *"', " ", text(path))  # said in two words
+            found += [re.sub(r"\$\{[^}]*\}|\$\([^()]*(?:\([^()]*\))?[^()]*\)|\$\w+", "…", line).replace("\\`", "`")
+                      for line in joined.splitlines()]  # fmt: skip
+    return found
+
+
+def is_said(quoted: str, sources: List[str]) -> bool:
+    """Whether one of the source's texts holds `quoted`, with anything at its …"""
+    pattern = re.compile(".*".join(map(re.escape, re.split(r"\s*…\s*", quoted))), re.S)
+    return any(pattern.search(source) for source in sources)
+
+
+def test_the_source_still_says_every_quoted_error():
+    quoted = re.findall(r"(?m)^\| `([^`]+)` \|", text(ROOT / "docs/troubleshooting.md"))
+    assert len(quoted) > 120
+    assert quoted == re.findall(r"(?m)^\| `([^`]+)` \|", text(ROOT / "docs/troubleshooting.zh-CN.md"))
+    assert len(set(quoted)) == len(quoted)
+    sources = literals()
+    assert not [one for one in quoted if not is_said(one, sources)]
+    assert not is_said("There is no … that anybody would miss", sources)
+
+
+def test_most_errors_of_the_recipe_are_in_the_page():
+    """Nine of ten places at which a failure is raised for the user with words of its own."""
+    quoted = re.findall(r"(?m)^\| `([^`]+)` \|", text(ROOT / "docs/troubleshooting.md"))
+    kinds = ("InputWrong", "HostLacks", "RunFailed", "Stopped", "Fault")
+    raised = []
+    for path in ROOT.glob("recipe/**/*.py"):
+        for node in ast.walk(ast.parse(text(path))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in kinds and node.args:
+                said = node.args[0]
+                if isinstance(said, (ast.JoinedStr, ast.Constant)) and len(filled(said).replace("…", "")) > 20:
+                    raised.append(filled(said))
+    missing = [said for said in raised if not any(is_said(one, [said]) for one in quoted)]
+    assert len(missing) < 0.1 * len(raised), missing
+
+
+# ---- figures
+
+
+def table(path: Path, first: str) -> List[List[str]]:
+    """The rows of the table whose header begins with `first`."""
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text(path).splitlines() if "|" in line
+    ]
+    start = next(number for number, row in enumerate(rows) if row and row[0] == first)
+    width = len(rows[start])
+    found = []
+    for row in rows[start + 2 :]:
+        if len(row) != width:
+            break
+        found.append(row)
+    return found
+
+
+def test_memory_of_small_cards_is_what_the_doctor_reckons():
+    """`stop` where less is free than the recipe takes, `tight` where less than the headroom is left."""
+    sys.path.insert(0, str(ROOT / "docker/diagnosis"))
+    try:
+        import gpu
+    finally:
+        sys.path.pop(0)
+    from test_doctor import RTX_2080_TI, RTX_3060
+
+    kept = {RTX_2080_TI[1]: RTX_2080_TI[2], RTX_3060[1]: RTX_3060[2]}  # the driver keeps the rest
+    page = text(ROOT / "docs/small-cards.md")
+    for total, free in kept.items():
+        assert f"{total - free} " in page
+        assert f"{total:,}" in page
+    least = min(total - free for total, free in kept.items())
+    rows = table(ROOT / "docs/small-cards.md", "`train.batch_size` × `train.max_length`")[:5]
+    assert len(rows) == 5
+    for what, told, *cards in rows:
+        sizes = re.match(r"(\d) × (\d+)", what)
+        wanted = cost.memory_mib(int(sizes[1]) * int(sizes[2]) if sizes else 0, "a card that was never measured")
+        assert told == f"{wanted:,}"
+        for total, verdict in zip((8192, 10240, 11264, 12288), cards):
+            free = kept.get(total, total - least)
+            assert verdict == ("stop" if free < wanted else "tight" if free < wanted + gpu.HEADROOM else "fits"), what
+
+
+def test_the_published_log_is_the_recorded_one():
+    rows = table(ROOT / "docs/tutorial.md", "iteration")
+    published = reproduce.published()
+    assert len(rows) == len(published["log"])
+    for row, entry in zip(rows, published["log"]):
+        assert row[0] == f"{entry['iteration']}/{published['iterations']}"
+        assert [float(cell) for cell in row[1:]] == [entry[k] for k in ("lr", "loss", "memory_mb", "seconds")]
+
+
+def test_iterations_by_gpus():
+    """51 packs, as `./justw plan` counts them in the tutorial's workbook with coach's settings."""
+    train = settings.load("coach")[1].train
+    counted = plan.by_gpus(51, train, deepspeed=True)
+    rows = table(ROOT / "docs/several-gpus.md", "GPUs")[:4]
+    assert {row[0]: {"iterations": int(row[1]), "updates": int(row[2])} for row in rows} == counted
+
+
+def test_the_settings_table_has_coachs_values():
+    coach, checked = settings.load("coach")[1].model_dump(), 0
+    for key, told, _ in table(ROOT / "README.md", "key"):
+        part, _, last = key.split("`")[1].partition(".")
+        found = coach[part][last]
+        if told.startswith("`"):
+            value = told.strip("`")
+            assert (value if isinstance(found, str) else float(value)) == found, key
+            checked += 1
+    assert checked > 8
+
+
+# ---- pictures
+
+
+def looked_at(path: Path) -> Tuple[Tuple[int, int], int]:
+    """A picture's (width, height), and how many of its rows are like no other: few, if the page is blank."""
+    with Image.open(str(path)) as picture:
+        grey = picture.convert("L")
+    width, height = grey.size
+    rows = grey.tobytes()
+    return (width, height), len({rows[at : at + width] for at in range(0, len(rows), width)})
+
+
+def test_the_reports_picture(demo, tmp_path):
+    """The report in the browser, as docs/report.png shows it: `just screenshots` writes that file."""
+    if not CHROMIUM:
+        pytest.skip("no chromium here: no picture of the report is taken (apt-get install chromium)")
+    picture = tmp_path / "report.png"
+    page = demo[1] / "report/index.html"
+    chromium(
+        "--hide-scrollbars", "--window-size=1000,1760", f"--screenshot={picture}", f"file://{page}", folder=tmp_path
+    )
+    size, rows = looked_at(picture)
+    assert size == (1000, 1760)
+    assert rows > 300
+    place = ROOT / "docs/report.png"
+    if os.environ.get("SCREENSHOTS"):
+        with Image.open(str(picture)) as found:
+            found.convert("RGB").quantize(64).save(str(place), optimize=True)
+    assert looked_at(place)[0] == size
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.png")), ids=lambda path: path.name)
+def test_pictures_are_small_and_shown(path):
+    assert path.stat().st_size < 200_000
+    assert looked_at(path)[1] > 100
+    for suffix in (".md", ".zh-CN.md"):
+        shown = [p for p in DOCUMENTS if p.name.endswith(suffix) and (suffix != ".md" or "zh-CN" not in p.name)]
+        assert any(path.name in text(page) for page in shown), path.name
