@@ -107,7 +107,8 @@ class Finetune(SupervisedFinetune):
                 x = layers.Recomputed.apply(layer, not self.small, x, cos, sin, *layer.parameters())
             else:
                 x = layer(x, cos, sin)
-        return layers.loss(layers.kernels.rms_norm(x, causal.model.norm), causal.output.weight, labels)
+        size = layers.LOGITS // 4 if self.small else layers.LOGITS
+        return layers.loss(layers.kernels.rms_norm(x, causal.model.norm), causal.output.weight, labels, size)
 
     def _may_be_recorded(self, x: torch.Tensor) -> bool:
         return (

@@ -15,20 +15,20 @@ LOGITS = 1 << 28  # bytes of fp32 logits at a time
 class Lora:
     """What one of PEFT's LoRA layers holds: the frozen layer, A (r, in), B (out, r), the scale and the dropout.
 
-    `bare`: a frozen layer without LoRA; then A and B are None.
+    A frozen layer without LoRA is one too, without A and B.
     """
 
     def __init__(self, layer: Any, name: str = "default") -> None:
         self.base = getattr(layer, "base_layer", layer)
-        self.a = self.b = None
         self.scale, self.dropout = 1.0, 0.0
+        self.pair = ()
         if hasattr(layer, "lora_A"):
-            self.a, self.b = layer.lora_A[name].weight, layer.lora_B[name].weight
+            self.pair = (layer.lora_A[name], layer.lora_B[name])  # what moves them may put other weights there
             self.scale = float(layer.scaling[name])
             self.dropout = float(getattr(layer.lora_dropout[name], "p", 0.0))
 
     def parameters(self) -> List[torch.Tensor]:
-        return [one for one in (self.a, self.b) if one is not None]
+        return [one.weight for one in self.pair]
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         """The frozen weight in full, (out, in)."""
@@ -39,8 +39,9 @@ class Lora:
         """x (…, in) → (…, out). `keep`: the weight laid out stays until the backward pass; `unread`: nobody reads the
         result, only the backward pass counts (the last product of a layer that is recomputed).
         """
-        dropped = F.dropout(x, self.dropout) if self.dropout and self.a is not None else None
-        return _Linear.apply(x, dropped, self.a, self.b, self, keep, unread)
+        dropped = F.dropout(x, self.dropout) if self.dropout and self.pair else None
+        a, b = self.parameters() if self.pair else (None, None)
+        return _Linear.apply(x, dropped, a, b, self, keep, unread)
 
 
 class _Linear(torch.autograd.Function):
@@ -77,7 +78,7 @@ class _Linear(torch.autograd.Function):
             of_x = flat @ weight
             ctx.kept = None
             del weight
-        if lora.a is not None:
+        if lora.pair:
             source, a, b, low = ctx.saved_tensors
             of_low = (flat @ b.to(grad.dtype)).mul_(lora.scale)
             of_b = (flat.t() @ low).mul_(lora.scale).to(b.dtype)
@@ -187,10 +188,10 @@ class _Loss(torch.autograd.Function):
         return (gradient * (share * grad)[:, None]).to(gradient.dtype), None, None, None
 
 
-def loss(h: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def loss(h: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, size: int = LOGITS) -> torch.Tensor:
     """Mean cross-entropy of each next token, fp32. h (batch, tokens, hidden), weight (vocabulary, hidden), labels
-    (batch, tokens), IGNORED where nothing is learned.
+    (batch, tokens), IGNORED where nothing is learned; `size`: bytes of logits at a time.
     """
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
-    rows = max(16, LOGITS // (4 * weight.shape[0]))
+    rows = max(16, size // (4 * weight.shape[0]))
     return _Loss.apply(h.reshape(-1, h.shape[-1]), weight, following, rows)
