@@ -415,8 +415,11 @@ def test_train_stops_before_anything_is_downloaded(machine, measured):
 def test_a_card_of_8_gb_is_told_what_fits(machine):
     """By itself coach takes least memory there; as XTuner ships it, it does not fit."""
     machine.has(nvidia_smi=nvidia_smi(("NVIDIA GeForce RTX 3060 Ti", 8192, 8000, "550.120", "8.6")))
-    told(machine.doctor()[0]["gpu memory"], "warning", "coach takes about 6,846", "tight")
-    told(machine.doctor("train.speed=stock")[0]["gpu memory"], "stop", "train.speed=small takes about 6,846")
+    from recipe import cost
+
+    small = f"{cost.memory_mib(1024, 'RTX 3060 Ti', 'small'):,}"
+    told(machine.doctor()[0]["gpu memory"], "warning", f"coach takes about {small}", "tight")
+    told(machine.doctor("train.speed=stock")[0]["gpu memory"], "stop", f"train.speed=small takes about {small}")
 
 
 def test_just_train_asks_first_and_makes_nothing(machine):

@@ -32,7 +32,10 @@ def seed():
     number = int.from_bytes(os.urandom(4), "big")
     torch.manual_seed(number)
     print("seed", number)
-    return number
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for matrices this small more of them wait for each other
+    yield number
+    torch.set_num_threads(threads)
 
 
 def models(dropout=0.0, **more):
@@ -209,7 +212,7 @@ def test_bench_measures_and_plan_reckons_with_it(tmp_path, monkeypatch):
     reckoned = cost.estimate(plan, card, 0)
     assert reckoned["seconds"] == 50
     assert reckoned["source"] == "just bench"
-    assert 9000 < reckoned["memory_mib"] < 11_000
+    assert 9000 < reckoned["memory_mib"] < 12_000
     with pytest.raises(InputWrong, match="InternLM2-7B"):
         bench.run(settings.load("demo", ["base=llama2_7b_chat_qlora_medical_e1"])[1], tmp_path, said.append)
 

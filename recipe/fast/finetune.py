@@ -143,6 +143,7 @@ class _Recorded:
         self.inputs = [one.detach().clone() for one in inputs]
         self.graph = torch.cuda.CUDAGraph()
         parameters = model.trained()
+        torch.cuda.empty_cache()  # streams share no memory: what was freed here would be held twice
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.enable_grad(), torch.cuda.stream(side):
