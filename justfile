@@ -104,6 +104,12 @@ reproduce *args:
 image *args:
     @docker/image "$@"
 
+# What a training step takes on this card, and how near that is to what it can do: just bench [recipe] (2 minutes)
+[group('start')]
+[no-exit-message]
+bench *args:
+    @docker/run bench "$@"
+
 # A shell where the tutorial's own folders resolve: paste the page's commands
 [group('start')]
 shell:
@@ -168,8 +174,8 @@ fuzz *args:
 
 # The readers' speed beside the tutorial's script, in one run
 [group('develop')]
-bench *args:
-    @docker/host exec python tests/bench.py "$@"
+bench-data *args:
+    @docker/host exec python tests/bench_data.py "$@"
 
 # The merge's speed beside XTuner's and a plain copy: just bench-merge [GB, up to 15.5] [times] [folder] [cpu,cuda]
 [group('develop')]

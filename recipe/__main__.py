@@ -36,7 +36,7 @@ from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError,
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "eval", "chat",
-    "export", "report", "compare", "diff", "verify", "watch", "stop", "reproduce",
+    "export", "report", "compare", "diff", "verify", "watch", "stop", "reproduce", "bench",
 )  # fmt: skip
 
 
@@ -110,6 +110,12 @@ def go(
     name, recipe = settings.load(name, overrides)
     if stage == "reproduce":
         name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
+    if stage == "bench":
+        from . import bench
+
+        bench.run(recipe, ROOT / output, click.echo)
+        say("plan and doctor reckon with it:", f"{output}/bench.json")
+        return
     run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force, verify=verify)
     fetch = os.environ.get("RECIPE_FETCH")
     # docker/run started this container for nothing else

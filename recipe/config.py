@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from . import loggers, preset
+from . import cost, loggers, preset
 from .errors import InputWrong
 from .settings import Settings
 from .stages import Run, gpus
@@ -30,6 +30,71 @@ def dtype(settings: Settings) -> str:
         return settings.train.dtype
     found = gpus()
     return "fp16" if found and float(found[0]["capability"]) < 8 else "bf16"
+
+
+LINEARS = ("wqkv", "wo", "w1", "w2", "w3")  # InternLM2's, but for the output head
+
+
+def speed(settings: Settings) -> str:
+    """stock, fast or small: as set, or for "auto" what the first GPU allows; without any it is fast, as for dtype.
+
+    fast and small know InternLM2's presets alone. "auto" takes them in bf16 only: no card was tried in fp16.
+    """
+    known = settings.base.startswith("internlm2_")
+    if settings.train.speed != "auto":
+        if settings.train.speed != "stock" and not known:
+            raise InputWrong(
+                f"train.speed={settings.train.speed} knows InternLM2 alone, not base = {settings.base!r}: "
+                f"train.speed=stock trains everything that XTuner does."
+            )
+        return settings.train.speed
+    if not known or dtype(settings) != "bf16":
+        return "stock"
+    found = gpus()
+    return "small" if found and found[0]["memory_mib"] < cost.SMALL else "fast"
+
+
+def deepspeed(settings: Settings) -> str:
+    """train.deepspeed, but none for "small": its buffers are what there is no memory for."""
+    return "" if speed(settings) == "small" else settings.train.deepspeed
+
+
+def checkpointing(settings: Settings, tokens: int) -> bool:
+    """Whether layers are computed again for their gradients; `tokens`: of an iteration."""
+    if settings.train.checkpointing is not None:
+        return settings.train.checkpointing
+    found = gpus()
+    if speed(settings) != "fast" or not found:
+        return True
+    return cost.memory_mib(tokens, found[0]["name"], "kept") > 0.85 * found[0]["memory_mib"]
+
+
+def way(settings: Settings, tokens: int) -> str:
+    """How an iteration of `tokens` is reckoned, in measured.toml's words: stock, fast, kept or small."""
+    kind = speed(settings)
+    return "kept" if kind == "fast" and not checkpointing(settings, tokens) else kind
+
+
+def _speed(settings: Settings, tokens: int) -> Dict[str, Optional[str]]:
+    """What names the fast way. Its LoRA leaves out the output head, which XTuner's trains too, and has no dropout but
+    what the recipe asks for.
+    """
+    kind = speed(settings)
+    if kind == "stock":
+        if settings.train.checkpointing is None:
+            return {}
+        return {"model.use_activation_checkpointing": repr(settings.train.checkpointing)}
+    changes: Dict[str, Optional[str]] = {
+        "model.type": "'recipe.fast.finetune.Finetune'",
+        "model.use_activation_checkpointing": repr(checkpointing(settings, tokens)),
+        "model.lora.target_modules": repr(list(LINEARS)),
+        "model.lora.lora_dropout": repr(settings.lora.lora_dropout or 0.0),
+    }
+    if kind == "small":
+        changes["model.small"] = "True"
+        if settings.train.method == "qlora":
+            changes["optim_type"] = "'bitsandbytes.optim.AdamW8bit'"
+    return changes
 
 
 def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int]) -> Dict[str, Optional[str]]:
@@ -82,6 +147,7 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
     if train.method == "lora":
         changes["model.llm.quantization_config"] = None
     changes.update(_precision(dtype(settings), train.method))
+    changes.update(_speed(settings, (train.batch_size or 1) * (train.max_length or 2048)))
     return changes
 
 
@@ -140,6 +206,7 @@ def reads(run: Run) -> Dict[str, Any]:
             }
         ),
         "dtype": dtype(run.settings),
+        "speed": _speed(run.settings, 0),
         "plan": run.plan,
         "model": run.shown(model.folder(run)),
         "dataset": run.shown(run.dataset),
@@ -165,6 +232,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "base": run.settings.base,
         "lines_changed": added,
         "dtype": dtype(run.settings),
+        "speed": speed(run.settings),
         # What adapter and merge need of the config, without loading the libraries that reading it takes.
         "lora": {name: value for name, value in (cfg.model.get("lora") or {}).items() if name != "type"},
         "stop_words": list(cfg.prompt_template.get("STOP_WORDS", [])),

@@ -1,50 +1,63 @@
-"""What a run will cost: time, GPU memory, disk, money. Scaled from measurements (measured.toml), never guessed.
+"""What a run will cost: time, GPU memory, disk, money. Scaled from measurements (measured.toml, and what `just bench`
+measured on this machine), never guessed.
 
 docker/diagnosis reads it too, where nothing is installed yet: what is not of the standard library is imported late.
 """
 
+import json
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 MEASURED = Path(__file__).with_name("measured.toml")
+SMALL = 14_000  # MiB of a card below which train.speed=auto takes least memory
+BENCH = Path(__file__).resolve().parent.parent / "output" / "bench.json"  # of this machine, made by `just bench`
 
 
 def measurements() -> Dict[str, Any]:
-    """measured.toml: `measurement`, a list of tables, and `disk`."""
+    """measured.toml: `measurement`, a list of tables, this machine's own first; and `disk`."""
     import tomli
 
-    return tomli.loads(MEASURED.read_text(encoding="utf-8"))
+    found = tomli.loads(MEASURED.read_text(encoding="utf-8"))
+    if BENCH.is_file():
+        found["measurement"][:0] = json.loads(BENCH.read_text(encoding="utf-8"))["measurement"]
+    return found
 
 
-def nearest(card: str, tokens: int) -> Optional[Dict[str, Any]]:
+def of_way(way: str) -> List[Dict[str, Any]]:
+    """The measurements of one way to train: stock, fast, kept (fast, nothing recomputed) or small."""
+    return [entry for entry in measurements()["measurement"] if entry.get("way", "stock") == way]
+
+
+def nearest(card: str, tokens: int, way: str = "stock") -> Optional[Dict[str, Any]]:
     """The measurement of `card` (its name holds the measured name or the other way round) nearest in tokens."""
     wanted = card.lower().replace(" ", "")
     fitting: List[Dict[str, Any]] = []
-    for entry in measurements()["measurement"]:
+    for entry in of_way(way):
         name = entry["card"].lower().replace(" ", "")
         if name in wanted or wanted in name:
             fitting.append(entry)
     return min(fitting, key=lambda e: abs(e["batch_size"] * e["max_length"] - tokens), default=None)
 
 
-def memory_per_token() -> float:
-    """MiB that one more token an iteration needs, from the two H100 measurements of different size."""
-    small, large = sorted(
-        (e for e in measurements()["measurement"] if e["card"] == "H100"),
+def memory_per_token(way: str = "stock") -> float:
+    """MiB that one more token an iteration needs, from the smallest and the largest H100 measurement."""
+    by_size = sorted(
+        (e for e in of_way(way) if e["card"] == "H100"),
         key=lambda e: e["batch_size"] * e["max_length"],
     )
+    small, large = by_size[0], by_size[-1]
     tokens = [e["batch_size"] * e["max_length"] for e in (small, large)]
     return (large["memory_mib"] - small["memory_mib"]) / (tokens[1] - tokens[0])
 
 
-def memory_mib(tokens: int, card: str) -> int:
-    """MiB that training allocates at its peak with `tokens` an iteration. For a card that was never measured, the
-    most that any measured one would take: it depends on the card by a few percent only.
+def memory_mib(tokens: int, card: str, way: str = "stock") -> int:
+    """MiB that training takes at its peak with `tokens` an iteration (stock: allocated; else reserved by PyTorch). For
+    a card that was never measured, the most that any measured one would take: it depends on the card by a few percent.
     """
-    entry = nearest(card, tokens)
+    entry = nearest(card, tokens, way)
     return max(
-        round(e["memory_mib"] + (tokens - e["batch_size"] * e["max_length"]) * memory_per_token())
-        for e in ([entry] if entry else measurements()["measurement"])
+        round(e["memory_mib"] + (tokens - e["batch_size"] * e["max_length"]) * memory_per_token(way))
+        for e in ([entry] if entry else of_way(way))
     )
 
 
@@ -71,15 +84,17 @@ def estimate(plan: Dict[str, Any], card: str, price: float) -> Dict[str, Any]:
         "source": None,
         "disk_gb": round(sum(disk.values()) + (kept - 1) * disk["checkpoint"], 1),
     }
-    entry = nearest(card, tokens)
+    way = plan.get("way", "stock")
+    entry = nearest(card, tokens, way)
     if entry:
         measured = entry["batch_size"] * entry["max_length"]
         seconds = entry["seconds"] * tokens / measured * plan["iterations"]
         cost.update(
             seconds=round(seconds),
-            memory_mib=memory_mib(tokens, card),
+            memory_mib=memory_mib(tokens, card, way),
             price=round(seconds / 3600 * price, 2) if price else None,
-            scaled_from=f"{entry['batch_size']}×{entry['max_length']} on {entry['card']}",
+            scaled_from=f"{entry['batch_size']}×{entry['max_length']} on {entry['card']}"
+            + ("" if way == "stock" else f", {way}"),
             source=entry["source"],
         )
     return cost

@@ -55,8 +55,15 @@ def _memory(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     held = f" {others} MiB of it are held by other processes (nvidia-smi names them): end them." if others > 500 else ""
     if run.settings.model.source == "tiny":
         return f"{what}{held}"
-    for tokens, words in _smaller(batch, length, planned):
-        needed = cost.memory_mib(tokens, card["name"])
+    way = planned.get("way", "stock")
+    smaller = [(way, *one) for one in _smaller(batch, length, planned)]
+    if way == "kept":
+        smaller.insert(0, ("fast", batch * length, "train.checkpointing=true"))
+    if way != "small" and run.settings.base.startswith("internlm2_"):
+        smaller.append(("small", batch * length, "train.speed=small"))
+        smaller += [("small", tokens, f"train.speed=small {words}") for _, tokens, words in smaller[:-1]]
+    for one, tokens, words in smaller:
+        needed = cost.memory_mib(tokens, card["name"], one)
         if needed + others < 0.95 * card["memory_mib"]:
             return (
                 f"{what}{held} By measurement this takes {needed} MiB and fits the {card['memory_mib']} MiB of this "

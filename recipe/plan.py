@@ -157,6 +157,8 @@ def reads(run: Run) -> Dict[str, Any]:
         "held_out": run.figures("data").get("held_out", 0),
         "tokenizer": model.folder(run).name if tiny else tokenizer,
         "force": run.force,
+        "speed": config.speed(run.settings),
+        "bench": cost.BENCH,
         "code": Path(__file__),
     }
 
@@ -194,7 +196,7 @@ def drawn_seed(run: Run) -> int:
 
 def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed: int) -> Dict[str, Any]:
     """The plan of a run whose effective config is `cfg`; see the module's text."""
-    train = run.settings.train
+    train, engine = run.settings.train, bool(config.deepspeed(run.settings))
     tokens = count(conversations, cfg.prompt_template, tokenizer, cfg.max_length)
     if len(tokens["masked"]) == len(conversations):
         raise InputWrong(
@@ -240,10 +242,10 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "accumulative_counts": cfg.accumulative_counts,
         "iterations_per_epoch": per_epoch,
         "iterations": iterations,
-        "updates": updates(iterations, cfg.accumulative_counts, bool(train.deepspeed)),
+        "updates": updates(iterations, cfg.accumulative_counts, engine),
         "updates_with_deepspeed": updates(iterations, cfg.accumulative_counts, True),
         "updates_without_deepspeed": updates(iterations, cfg.accumulative_counts, False),
-        "by_gpus": by_gpus(packed["packs"], cfg, bool(train.deepspeed)),
+        "by_gpus": by_gpus(packed["packs"], cfg, engine),
         "lr_configured": cfg.lr,
         "lr_peak": max(trace, default=0.0),
         "lr_trace": trace,
@@ -252,13 +254,14 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "evaluations": [],
         "checkpoints": events(every, iterations, also=(iterations,)),
         "checkpoints_kept": cfg.save_total_limit,
+        "way": config.way(run.settings, cfg.batch_size * cfg.max_length),
     }
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
     evaluated = events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations))
     figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
     if run.settings.model.source != "tiny":  # what was measured is the 7B model
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
-    figures["refusals"] = refusals(figures, cfg, crash, bool(train.deepspeed))
+    figures["refusals"] = refusals(figures, cfg, crash, engine)
     figures["warnings"] = warnings(figures)
     return figures
 

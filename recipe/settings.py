@@ -82,13 +82,18 @@ class Train(Table):
     """XTuner's own settings by their names, and what decides whether the run repeats and learns.
 
     `deterministic`: the same seed gives the same adapter, byte for byte, also after an interruption; without it the
-    losses agree to some digits only, and a run that went on draws other dropout. `guard`: stop when loss or gradient
+    losses agree to some digits only, and a run that went on draws other dropout. `speed`: XTuner's own step, or the
+    same one faster (recipe/fast), or that in least memory; "auto" is what the card allows. `checkpointing`: layers are
+    computed again for their gradients, which takes a third longer and far less memory (default: the preset's, where
+    "fast" has the memory for it not). `guard`: stop when loss or gradient
     leaves the run, write checkpoints beside and rename them, save on SIGTERM. `timeout`: minutes without a word from
     the trainer after which it counts as hung. `loggers`: what beside TensorBoard's files is written, offline.
     """
 
     method: Literal["qlora", "lora"] = "qlora"
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = "fp16"
+    speed: Literal["stock", "fast", "small", "auto"] = "stock"
+    checkpointing: Optional[bool] = None
     max_length: Optional[Annotated[int, Field(ge=32, le=1_000_000)]] = None
     pack_to_max_length: Optional[bool] = None
     batch_size: Optional[Annotated[int, Field(ge=1, le=4096)]] = None

@@ -134,7 +134,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "config": config.without_places(run.config.read_text(encoding="utf-8")),
         "dataset": run.dataset,
         "model": model.fingerprint(place) if place.is_dir() else "absent",
-        "deepspeed": run.settings.train.deepspeed,
+        "deepspeed": config.deepspeed(run.settings),
         "seed": seed,
     }
 
@@ -181,8 +181,9 @@ def curve_figures(steps: List[Tuple[int, float, float]]) -> Dict[str, Any]:
 def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str]:
     """The trainer's command line: what `xtuner train` starts, without its blind exit code."""
     words = [sys.executable, "-m", "xtuner.tools.train", run.shown(run.config), "--work-dir", run.shown(place)]
-    if run.settings.train.deepspeed:
-        words += ["--deepspeed", str(preset.deepspeed_config(run.settings.train.deepspeed))]
+    engine = config.deepspeed(run.settings)
+    if engine:
+        words += ["--deepspeed", str(preset.deepspeed_config(engine))]
     if start is not None:
         words += ["--resume", run.shown(start)]
     elif run.settings.train.seed is None:
@@ -195,7 +196,7 @@ def environment(run: Run) -> Dict[str, str]:
     machine or in a container that has no network. And what cuBLAS needs to sum in the same order every time.
     """
     own = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if run.settings.train.deterministic else {}
-    if not run.settings.train.deepspeed or "RANK" in os.environ:
+    if not config.deepspeed(run.settings) or "RANK" in os.environ:
         return {**os.environ, **own}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

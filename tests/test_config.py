@@ -97,7 +97,7 @@ def test_demo_needs_no_gpu():
 
 
 def test_bf16_reaches_model_quantization_and_autocast(monkeypatch):
-    monkeypatch.setattr(config, "gpus", lambda: [{"capability": "8.6"}])
+    monkeypatch.setattr(config, "gpus", lambda: [{"name": "NVIDIA RTX 3090", "memory_mib": 24576, "capability": "8.6"}])
     text = rendered("coach")
     assert "bnb_4bit_compute_dtype=torch.bfloat16" in text
     assert "torch_dtype=torch.bfloat16" in text

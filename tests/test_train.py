@@ -371,7 +371,8 @@ def test_fp16_is_named_as_the_likely_cause(monkeypatch):
         (("NVIDIA H100", 81559), 64, 2048, "train.batch_size=32 train.accumulative_counts=2"),
         (("NVIDIA GeForce RTX 3090", 12288), 4, 512, "train.batch_size=2 train.accumulative_counts=2"),
         (("NVIDIA GeForce RTX 3090", 12288), 1, 4096, "train.max_length=2048"),
-        (("NVIDIA GeForce RTX 2080", 8192), 2, 512, "no setting of the 7B model fits"),
+        (("NVIDIA GeForce RTX 2080", 8192), 2, 512, "train.speed=small"),
+        (("NVIDIA GeForce GTX 1060", 6144), 2, 512, "no setting of the 7B model fits"),
     ],
 )
 def test_out_of_memory_offers_what_fits_by_measurement(monkeypatch, card, batch, length, told):

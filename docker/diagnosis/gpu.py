@@ -209,13 +209,19 @@ def _memory(card, need):
     if not need.measured or not need.four_bit or total is None:
         why = "only QLoRA of the 7B model was measured" if need.read else "the recipe was not read"
         return ok("gpu memory", f"{total or '?'} MiB, {free or '?'} free; what is needed is not known: {why}")
-    wanted = cost().memory_mib(need.tokens, name)
+    way = need.way(total, card.capability)
+    wanted = cost().memory_mib(need.tokens, name, way)
     shown = f"{name}: {total:,} MiB, {free:,} free; {need.name} takes about {wanted:,}, as the plan reckons"
     merged = round(cost().measurements()["disk"]["merged"] * 1e9 / 2**20)
     if total < merged + HEADROOM // 2:
         shown += f" ({JUST} chat loads the merged model whole: {merged:,} and more)"
     if total < wanted:
-        return stop("gpu memory", shown, f"{larger}; the model without data takes {cost().memory_mib(0, name):,} MiB")
+        small = cost().memory_mib(need.tokens, name, "small")
+        if need.internlm2 and small <= total:
+            return stop("gpu memory", shown, f"train.speed=small takes about {small:,}; or {larger}")
+        return stop(
+            "gpu memory", shown, f"{larger}; the model without data takes {cost().memory_mib(0, name, way):,} MiB"
+        )
     if free < wanted:
         return stop("gpu memory", f"{shown}; held by {_holders(card)}", "wait for them, end them, or use another card")
     if free < wanted + HEADROOM:

@@ -91,6 +91,8 @@ class Need:
         self.name, self.stage, self.read = name, stage, bool(values)
         self.tiny = get("model", "source", "") == "tiny" or (not values and name == "demo")
         self.dtype = get("train", "dtype", "fp16")
+        self.speed = get("train", "speed", "stock")
+        self.internlm2 = str(values.get("base")).startswith("internlm2_")
         self.gpu = self.dtype != "fp32" and not self.tiny
         self.four_bit = get("train", "method", "qlora") == "qlora"
         # XTuner's presets have batch 1 and length 2048; every measurement is of the 7B model.
@@ -103,6 +105,13 @@ class Need:
         self.model = ROOT / given if given else ROOT / "models" / identity
         self.fetched = not given and not self.tiny
         self.partly = ROOT / "models" / ".download" / get("model", "source", "modelscope") / identity
+
+    def way(self, total, capability):
+        """As recipe/config.py's `way`, on a card of `total` MiB; what is computed again takes least, so it counts."""
+        if self.speed != "auto":
+            return self.speed if self.speed in ("fast", "small") else "stock"
+        bf16 = self.dtype == "bf16" or (self.dtype == "auto" and (capability or (0, 0)) >= (8, 0))
+        return ("small" if total < cost().SMALL else "fast") if self.internlm2 and bf16 else "stock"
 
     def trained(self):
         """Whether training of this recipe came to its end here once: then a GPU may not be needed again."""

@@ -1,4 +1,5 @@
-"""Speed of the readers beside the tutorial's way (pandas.read_excel, iterrows, json.dump): `just bench [rows] [times]`.
+"""Speed of the readers beside the tutorial's way (pandas.read_excel, iterrows, json.dump): `just bench-data [rows]
+[times]`.
 
 Each line is one run of both, one after the other, each in a process of its own, imports included; the ratio is what
 counts, on whatever machine. Two workbooks of `rows` × 2 cells: one as Excel writes them (shared texts), one as
