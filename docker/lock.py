@@ -3,7 +3,8 @@
 
     requirements.in + overrides.txt  --uv, as of the tutorial's day-->  cu118-pypi.lock
     cu118-pypi.lock + torch-cu118.txt  --------------------------->  cu118.lock
-    test.in, reference.in, proof.in, export.in, eval.in, engines.in, sbom.in, tools.in  --uv, as of TOOLS_DAY-->  *.lock
+    test.in, reference.in, proof.in, export.in, eval.in, engines.in, axe.in, sbom.in, tools.in
+        --uv, as of TOOLS_DAY-->  *.lock
 
 cu118-pypi.lock takes torch from PyPI (a CUDA 11.7 build) and is for machines that have no NVIDIA GPU or
 cannot reach PyTorch's index. cu118.lock is the same but for torch, torchvision and the nvidia-* packages:
@@ -29,6 +30,7 @@ BESIDE = {
     "export": "3.8",
     "eval": "3.8",
     "engines": "3.10",
+    "axe": "3.9",
 }  # lock: for which Python
 
 

@@ -36,7 +36,7 @@ from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError,
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "eval", "chat",
-    "export", "report", "compare", "diff", "reproduce",
+    "web", "export", "report", "compare", "diff", "reproduce",
 )  # fmt: skip
 
 
@@ -92,6 +92,11 @@ def go(
 
     if stage in ("report", "compare", "diff"):
         look(stage, name, overrides, question, ROOT / output)
+        return
+    if stage == "web":
+        from .web import serve
+
+        serve.start(name, overrides, ROOT, ROOT / output)
         return
     if stage == "reproduce":
         overrides = reproduce.overrides(overrides)

@@ -105,7 +105,7 @@ def see(run: Run, working: Optional[bool] = None) -> Seen:
         answers=trainlog.answers(place, asked, plan.get("evaluations", [])) if place else [],
         evaluation=_evaluation(run),
         samples=_samples(run),
-        working=_is_held(run) if working is None else working,
+        working=is_held(run) if working is None else working,
         left_out=left_out,
     )
 
@@ -172,7 +172,7 @@ def _samples(run: Run) -> List[Dict[str, Any]]:
     return [one for one in found or [] if wanted <= set(one)]
 
 
-def _is_held(run: Run) -> bool:
+def is_held(run: Run) -> bool:
     try:
         with FileLock(str(run.folder / ".lock"), timeout=0):
             return False
