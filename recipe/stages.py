@@ -100,7 +100,7 @@ class Run:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(str(self.folder / ".lock"), timeout=0)
+            lock = FileLock(str(self.folder / ".lock"), timeout=0.5)  # who only looks whether it is held holds it, too
             lock.acquire()
         except Timeout:
             raise HostLacks(

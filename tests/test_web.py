@@ -1,6 +1,7 @@
 """The web page in a real browser, under twenty sessions, and its parts: the desk, the door, the run as it is now."""
 
 import contextlib
+import getpass
 import json
 import os
 import re
@@ -609,6 +610,7 @@ def test_what_is_said_is_shown_as_it_is():
     assert "\n" not in line
     assert "<script>" not in line
     assert "<b>!" not in line
+    assert pieces.label("[a](b) *c* $") == r"\[a\](b) \*c\* \$"
     assert "a&#10;&#10;# b\ufffd&lt;script&gt;" in line
 
 
@@ -636,7 +638,7 @@ def test_a_container_publishes_one_port_on_loopback(tmp_path):
         done = called(engine, "web", "demo", f"port={port}")
         assert done.returncode == 0, done.stderr
         assert f"--publish\n127.0.0.1:{port}:{port}\n" in done.stdout
-        assert "WEB_PUBLISHED=1" in done.stdout
+        assert f"WEB_PUBLISHED={getpass.getuser()}@{socket.gethostname()}\n" in done.stdout  # for the ssh hint
         assert "--network" not in done.stdout
         assert f"{ROOT}/models,readonly" in done.stdout
     assert "--publish\n0.0.0.0:8599:8599\n" in called("docker", "web", "host=0.0.0.0", "port=8599", "token=x").stdout

@@ -102,7 +102,7 @@ def talk(run: Any, spoken: str) -> None:
     for number, question in enumerate(questions):
         slot = st.empty()
         if offered:
-            slot.button(question, key=f"sample{number}", on_click=ask, args=(question, system))
+            slot.button(html.label(question), key=f"sample{number}", on_click=ask, args=(question, system))
     if questions and offered:
         show(html.heading(say("samples", spoken), 2), heading)
     with st.container():

@@ -4,6 +4,7 @@ What users and models say is escaped here, and shown as it is: no Markdown, whic
 """
 
 import html
+import re
 from typing import Dict, Optional, Sequence
 
 from ..webpage import HAN, clean
@@ -12,6 +13,11 @@ from .words import say
 
 def text(value: object) -> str:
     return html.escape(clean(value)).replace("\n", "&#10;")
+
+
+def label(value: str) -> str:
+    """A button's text, which Streamlit takes for Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", clean(value))
 
 
 def _zh(value: str) -> str:

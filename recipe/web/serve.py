@@ -238,15 +238,15 @@ def serve(where: Place, desk: Any) -> None:
 
 def hints(where: Place) -> List[str]:
     """How to get to the page, from here and from elsewhere."""
-    user = os.environ.get("SUDO_USER") or os.environ.get("USER") or "you"
+    # In a container the engine's script says whose machine it is.
+    target = os.environ.get("WEB_PUBLISHED") or f"{os.environ.get('USER') or 'you'}@{socket.gethostname()}"
     name = f"[{where.host}]" if ":" in where.host else where.host
     shown = "localhost" if where.host in ("127.0.0.1", "0.0.0.0", "::") else name
     asked = "/?token=(your token)" if where.token else ""
     found = [f"The page is at  http://{shown}:{where.port}{asked}"]
     if ipaddress.ip_address(where.host).is_loopback:
         found.append(
-            f"from elsewhere  ssh -L {where.port}:{name}:{where.port} {user}@{socket.gethostname()}  and then the same "
-            f"address there"
+            f"from elsewhere  ssh -L {where.port}:{name}:{where.port} {target}  and then the same address there"
         )
     else:
         found.append(
