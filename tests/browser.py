@@ -47,6 +47,7 @@ class Tab:
 
     def go(self, address):
         self.do("Page.navigate", url=address)
+        self.until("document.readyState == 'complete'")
 
     def run(self, script):
         """The value of a JavaScript expression, a promise's result too."""

@@ -23,8 +23,9 @@ from browser import CHROMIUM, browser
 from conftest import ROOT, recipe, refused
 from filelock import FileLock
 
-from recipe import report, talker, webpage
+from recipe import report, stages, talker, webpage
 from recipe.errors import HostLacks, InputWrong
+from recipe.stages import Run
 from recipe.web import desk, live, serve, shared, words
 
 SESSIONS = 20
@@ -38,26 +39,61 @@ def free_port():
         return trial.getsockname()[1]
 
 
+class Site:
+    """The page of a copy of the demo's run, in a process of its own: `address`, its `log`. The run stands in the middle
+    of its training until `finish` is called.
+    """
+
+    def __init__(self, made, place):
+        self.folder, self.log = place / "demo", place / "log"
+        shutil.copytree(str(made), str(self.folder), ignore=shutil.ignore_patterns("*.pth", "merged", "report"))
+        (self.curves,) = self.folder.glob("checkpoints/*/*/vis_data/scalars.json")
+        self.manifest = self.folder / "run.json"
+        self._whole = [(path, path.read_text(encoding="utf-8")) for path in (self.curves, self.manifest)]
+        (self.folder / "adapter").rename(place / "adapter")
+        whole = json.loads(self._whole[1][1])
+        names = list(whole["stages"])
+        some = {name: whole["stages"][name] for name in names[: names.index("model") + 1]}
+        self.manifest.write_text(json.dumps({**whole, "stages": some}), encoding="utf-8")
+        self.grow(200)
+        self._port = free_port()
+        self.address = f"http://127.0.0.1:{self._port}"
+
+    def grow(self, iterations):
+        lines = self._whole[0][1].splitlines(keepends=True)
+        self.curves.write_text("".join(lines[:iterations]), encoding="utf-8")
+
+    def finish(self):
+        if not (self.folder / "adapter").exists():
+            (self.folder.parent / "adapter").rename(self.folder / "adapter")
+            for path, text in self._whole:
+                stages.write_text(path, text)
+
+    def __enter__(self):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        environment.pop("WEB_TOKEN", None)
+        command = [sys.executable, "-u", "-m", "recipe", "web", str(self.folder), f"port={self._port}"]
+        with self.log.open("w") as stream:
+            self._process = subprocess.Popen(command, cwd=str(ROOT), env=environment, stdout=stream, stderr=stream)
+        deadline = time.time() + 120
+        while "Ctrl-C ends it" not in self.log.read_text():
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.time() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        return self
+
+    def __exit__(self, *_):
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            assert self._process.wait(20) == 0
+        finally:
+            self._process.kill()
+
+
 @pytest.fixture(scope="module")
 def site(demo, tmp_path_factory):
-    """The page of the demo's run, in a process of its own: (address, its log). It must end when it is told to."""
-    port, log = free_port(), tmp_path_factory.mktemp("web") / "log"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    environment.pop("WEB_TOKEN", None)
-    words = [sys.executable, "-u", "-m", "recipe", "web", "demo", f"port={port}", "--output", str(demo[1].parent)]
-    with log.open("w") as stream:
-        process = subprocess.Popen(words, cwd=str(ROOT), env=environment, stdout=stream, stderr=stream)
-    try:
-        deadline = time.time() + 120
-        while "Ctrl-C ends it" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.time() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}", log
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
+    with Site(demo[1], tmp_path_factory.mktemp("web")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +144,32 @@ def fits(tab):
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium here (apt-get install chromium)")
+def test_a_training_under_way_in_a_browser(site, axe, tmp_path):
+    """It moves on by itself, in the same page, and the models are there once they are made."""
+    with FileLock(str(site.folder / ".lock")), browser(tmp_path) as open_tab:
+        tab = open_tab()
+        tab.size(1280, 860)
+        tab.go(site.address)
+        tab.until("document.body.innerText.includes('There is no adapter model')")
+        accessible(tab, axe)
+        tab.click("Run", "radio")
+        tab.until("document.body.innerText.includes('200 / 792')")
+        tab.run("window.same = true")
+        site.grow(450)
+        tab.until("document.body.innerText.includes('450 / 792')")
+        assert tab.run("document.body.innerText.includes('Training is under way') && window.same")
+        accessible(tab, axe)
+        site.finish()
+        tab.until("/Trained\\s+.*\\s*792 \\/ 792/s.test(document.body.innerText)")
+        tab.click("Talk", "radio")
+        tab.until("!!document.querySelector('textarea')")
+        assert tab.said == []
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium here (apt-get install chromium)")
 def test_in_a_browser(site, demo, axe, tmp_path):
-    address, log = site
+    site.finish()
+    address, log = site.address, site.log
     samples = json.loads((demo[1] / "samples.json").read_text(encoding="utf-8"))
     pictures = Path(os.environ.get("PICTURES", tmp_path))
     with browser(tmp_path) as open_tab:
@@ -216,7 +276,7 @@ def test_in_a_browser(site, demo, axe, tmp_path):
         }
         assert tab.said == []
         tab.click("Talk", "radio")
-        tab.click("New conversation")
+        tab.click("New chat")
         tab.click(samples[1]["question"])
         answered(tab, 1)
         tab.size(1080, 700)
@@ -268,7 +328,7 @@ class Session:
             what = element.WhichOneof("type") if element is not None else None
             if what == "chat_input":
                 self.widgets["question"] = element.chat_input.id
-            elif what == "button" and element.button.label == "New conversation":
+            elif what == "button" and element.button.label == "New chat":
                 self.widgets["new"] = element.button.id
             elif what == "number_input":
                 self.widgets[element.number_input.label] = element.number_input.id
@@ -300,7 +360,8 @@ class Session:
 
 def test_twenty_sessions(site):
     """Each gets the answers to its own question, in its turn, and the same as when it is alone."""
-    address, log = site
+    site.finish()
+    address, log = site.address, site.log
     questions = [f"第{n}个问题：工作太累了，怎么办？" for n in range(SESSIONS)]
     with contextlib.ExitStack() as stack:
         sessions = [Session(address) for _ in range(SESSIONS + 2)]
@@ -446,6 +507,23 @@ def test_a_model_that_cannot_be_loaded_is_tried_again():
         wait(lambda one=one: one.done)
         assert one.error == "The model takes 7.4 GB of GPU memory"
         assert len(tried) == n
+
+
+def test_one_set_of_weights_or_two(demo, capfd):
+    """The adapter's own base answers for the base; the merged model needs the base beside it. Both say the same."""
+    run = report.find("demo", ROOT, demo[1].parent)
+    question = "面试前特别紧张，怎么调整？"
+    heard = {}
+    for which in ("", "merged"):
+        voices = desk.load(run, which)
+        assert (voices["base"].talker is voices["tuned"].talker) == (which == "")
+        for pane, voice in voices.items():
+            with voice.speaking():
+                heard[which, pane] = voice.talker.answer("", [], question, limit=12).text
+    assert heard["", "base"] == heard["merged", "base"] != heard["", "tuned"] == heard["merged", "tuned"]
+    with pytest.raises(InputWrong, match="There is no adapter model"):
+        desk.load(Run("demo", run.settings, ROOT, ROOT / "nowhere"), "adapter")
+    assert question not in "".join(capfd.readouterr())
 
 
 # --- the door ---

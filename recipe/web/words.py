@@ -29,7 +29,7 @@ WORDS: Dict[str, Tuple[str, str]] = {
     "more": ("more", "增大"),
     "send": ("Send", "发送"),
     "stop": ("Stop", "停止"),
-    "new": ("New conversation", "新对话"),
+    "new": ("New chat", "新对话"),
     "copy": ("Copy", "复制"),
     "copied": ("Copied", "已复制"),
     "download": ("Download", "下载"),
