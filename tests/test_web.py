@@ -1,4 +1,7 @@
-"""The web page in a real browser, under twenty sessions, and its parts: the desk, the door, the run as it is now."""
+"""The web page in a real browser, under twenty sessions, and its parts: the desk, the door, the run as it is now.
+
+PICTURES=docs ./justw test tests/test_web.py makes the README's picture anew.
+"""
 
 import contextlib
 import getpass
@@ -283,6 +286,7 @@ def test_in_a_browser(site, demo, axe, tmp_path):
         tab.run("document.querySelector('section.main').scrollTo(0, 0)")
         time.sleep(0.3)
         tab.picture(pictures / "web.png")
+        assert (pictures / "web.png").stat().st_size < 200_000
     written = log.read_text()
     for text in (TYPED, samples[0]["question"], samples[0]["merged"], "Traceback"):
         assert text not in written
