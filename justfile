@@ -61,6 +61,12 @@ watch *args:
 stop *args:
     @docker/run stop "$@"
 
+# Talk to base and tuned side by side, look at the run and the data, in a browser: just web [recipe] [port=8501]
+[group('start')]
+[no-exit-message]
+web *args:
+    @docker/run web "$@"
+
 # What happened, on one page: verdict, curves, answers, provenance; works at every stage: just report [recipe]
 [group('start')]
 [no-exit-message]

@@ -3,7 +3,7 @@
 
     requirements.in + overrides.txt  --uv, as of the tutorial's day-->  cu118-pypi.lock
     cu118-pypi.lock + torch-cu118.txt  --------------------------->  cu118.lock
-    test.in, reference.in, proof.in, export.in, more.in, loggers.in, engines.in, sbom.in, tools.in
+    test.in, reference.in, proof.in, export.in, more.in, loggers.in, engines.in, axe.in, sbom.in, tools.in
                                        --uv, as of TOOLS_DAY-->  *.lock
 
 cu118-pypi.lock takes torch from PyPI (a CUDA 11.7 build) and is for machines that have no NVIDIA GPU or
@@ -31,6 +31,7 @@ BESIDE = {
     "more": "3.8",
     "loggers": "3.8",
     "engines": "3.10",
+    "axe": "3.9",
 }  # lock: for which Python
 
 

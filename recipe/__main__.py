@@ -36,7 +36,7 @@ from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError,
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "eval", "chat",
-    "export", "report", "compare", "diff", "verify", "watch", "stop", "reproduce", "bench",
+    "web", "export", "report", "compare", "diff", "verify", "watch", "stop", "reproduce", "bench",
 )  # fmt: skip
 
 
@@ -96,6 +96,11 @@ def go(
         sys.exit((watch.watch if stage == "watch" else watch.stop)(folder, shown))
     if stage in ("report", "compare", "diff", "verify"):
         look(stage, name, overrides, question, ROOT / output)
+        return
+    if stage == "web":
+        from .web import serve
+
+        serve.start(name, overrides, ROOT, ROOT / output)
         return
     if stage == "reproduce":
         overrides = reproduce.overrides(overrides)

@@ -34,7 +34,9 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "chat": ORDER[:8],
     "demo": (*ORDER, EVAL),
     "export": (),  # works on the merged model that is there: see export.hand_over
-    **dict.fromkeys(("report", "compare", "diff", "verify", "watch", "stop", "bench"), ()),  # look at what is there
+    **dict.fromkeys(
+        ("report", "compare", "diff", "verify", "watch", "stop", "web", "bench"), ()
+    ),  # look at what is there
     "reproduce": (DATA, reproduce.with_seed, *ORDER[1:8]),
 }
 

@@ -1,0 +1,283 @@
+"""Starts the page: Streamlit's own server behind a door that lets in who may come in.
+
+Streamlit 1.24 knows no token, and its page as shipped may ask other hosts. So requests pass a router of ours first: it
+refuses foreign hosts and origins and, where there is a token, whoever does not bring it; and it hands out Streamlit's
+index.html with our style and script, under a policy by which a browser asks no other host, whatever a page holds.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import html
+import ipaddress
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+from urllib.parse import urlsplit
+
+import click
+
+from ..errors import HostLacks, InputWrong
+from ..stages import is_held
+
+HERE = Path(__file__).resolve().parent
+PORT = 8501  # Streamlit's own
+LOCAL = ("localhost", "127.0.0.1", "::1")
+LEAST = 8  # characters of a token
+COOKIE = "web_token"
+
+
+class Place:
+    """Where the page is: host, port, token ("": none needed) and which model is the tuned one."""
+
+    def __init__(self, host: str, port: int, token: str, which: str) -> None:
+        self.host, self.port, self.token, self.which = host, port, token, which
+
+
+def place(words: Sequence[str], token: str = "") -> Place:
+    """From `port=`, `host=`, `token=` (default: WEB_TOKEN's) and `model=`. Raises InputWrong, also for an address that
+    others reach when there is no token.
+    """
+    given = dict(word.split("=", 1) for word in words)
+    for name in given:
+        if name not in ("host", "port", "token", "model"):
+            raise InputWrong(
+                f"{name}=…: the run is as it was made; the page takes port=8502, host=0.0.0.0, token=… and "
+                f"model=adapter or model=merged."
+            )
+    host, port, which = given.get("host", "127.0.0.1"), given.get("port", str(PORT)), given.get("model", "")
+    host = "127.0.0.1" if host == "localhost" else host.strip("[]")
+    token = given.get("token", token)
+    if which not in ("", "adapter", "merged"):
+        raise InputWrong(f"model={which}: beside the base stands the adapter or the merged model.")
+    if not (port.isdigit() and 0 < int(port) < 65536):
+        raise InputWrong(f"port={port}: a port is a number from 1 to 65535, such as port=8502.")
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise InputWrong(f"host={host} is no address of this machine: leave it out, or host=0.0.0.0 for all of them.")
+    if not token and not local:
+        raise InputWrong(
+            f"host={host} opens the page to other machines, and there is no token: name one (WEB_TOKEN=… before the "
+            f"command, or token=…), or leave host out and come through ssh."
+        )
+    if token and len(token) < LEAST:
+        raise InputWrong(f"The token has {len(token)} characters; it needs {LEAST}, for whoever guesses.")
+    return Place(host, int(port), token, which)
+
+
+def listening(where: Place) -> str:
+    """The address to listen at; raises HostLacks if its port cannot be had. A container's own network is its
+    namespace: there it listens at all addresses, and the engine publishes at `where.host`.
+    """
+    host = "0.0.0.0" if os.environ.get("WEB_PUBLISHED") else where.host
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, where.port))
+        except OSError as error:
+            raise HostLacks(
+                f"Port {where.port} of {host} cannot be had ({error.strerror}). Take another: port=8502"
+                if where.port != 8502
+                else f"Port 8502 of {host} cannot be had ({error.strerror}). Take another: port=8503"
+            )
+    return host
+
+
+def pass_of(token: str) -> str:
+    """What the browser keeps: shows that it once had the token, without being it."""
+    return hashlib.sha256(f"internlm2-recipe web {token}".encode()).hexdigest()
+
+
+def _host(netloc: str) -> str:
+    return urlsplit(f"//{netloc}").hostname or ""
+
+
+def refusal(headers: Dict[str, str], cookie: str, where: Place) -> str:
+    """Why a request is not let in: "host", "origin", "token"; "" for one that is.
+
+    Without a token only who asks for this machine by a local name is: a foreign name that leads here is a page that
+    reaches for it through somebody's browser (DNS rebinding).
+    """
+    host, origin = headers.get("Host", ""), headers.get("Origin")
+    if not where.token and _host(host) not in (*LOCAL, where.host):
+        return "host"
+    if origin and urlsplit(origin).netloc != host:
+        return "origin"
+    if where.token and not hmac.compare_digest(cookie.encode(), pass_of(where.token).encode()):
+        return "token"
+    return ""
+
+
+def policy(host: str) -> str:
+    """The page's Content-Security-Policy: nothing from elsewhere."""
+    return (
+        "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+        f"font-src 'self' data:; connect-src 'self' ws://{host} wss://{host}; frame-src 'self'; object-src 'none'; "
+        "base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+    )
+
+
+def index() -> str:
+    """Streamlit's index.html without its inline script, which the policy refuses, and with our style and script."""
+    from streamlit import file_util
+
+    text = (Path(file_util.get_static_dir()) / "index.html").read_text(encoding="utf-8")
+    text = text.replace("<script>window.prerenderReady=!1</script>", "").replace(
+        "<title>Streamlit<", "<title>InternLM2<"
+    )
+    return text.replace(
+        "</head>", '<link rel="stylesheet" href="./web/style.css"><script defer src="./web/page.js"></script></head>'
+    )
+
+
+def door(app: Any, where: Place) -> Any:
+    """A router in front of Streamlit's application."""
+    from tornado import routing, web
+
+    class Ours(web.RequestHandler):
+        def set_default_headers(self) -> None:
+            self.set_header("Content-Security-Policy", policy(html.escape(self.request.host)))
+            self.set_header("Referrer-Policy", "no-referrer")
+            self.set_header("X-Content-Type-Options", "nosniff")
+            self.set_header("Cache-Control", "no-store")
+
+        def log_exception(self, *_: Any) -> None:
+            """Nothing: what was asked may hold a token."""
+
+    class Index(Ours):
+        def get(self) -> None:
+            if where.token and self.get_query_argument("token", ""):  # let in already: the address shall not hold it
+                self.redirect("./")
+                return
+            self.finish(index())
+
+    class Closed(Ours):
+        def initialize(self, why: str) -> None:
+            self.why = why
+
+        def prepare(self) -> None:
+            if self.why != "token":
+                self.send_error(403)
+                return
+            given = self.get_query_argument("token", "")
+            if given and hmac.compare_digest(given.encode(), where.token.encode()):
+                # Lax: with Strict, a link from a mail would lead to the form.
+                self.set_cookie(COOKIE, pass_of(where.token), httponly=True, samesite="Lax", path="/")
+                self.redirect("./")
+                return
+            self.set_status(401)
+            self.finish((HERE / "closed.html").read_text(encoding="utf-8"))
+
+        def write_error(self, status_code: int, **_: Any) -> None:
+            self.finish(f"{status_code}: open the page by the address that just web printed.")
+
+    class File(web.StaticFileHandler):
+        def set_extra_headers(self, path: str) -> None:
+            self.set_header("Cache-Control", "no-store")
+
+    ours = web.Application([(r"/(?:index\.html)?", Index), (r"/web/(style\.css|page\.js)", File, {"path": str(HERE)})])
+    closed = web.Application([])
+
+    class Door(routing.Router):
+        def find_handler(self, request: Any, **kwargs: Any) -> Any:
+            cookie = request.cookies.get(COOKIE)
+            why = refusal(request.headers, cookie.value if cookie else "", where)
+            if why:
+                return closed.get_handler_delegate(request, Closed, {"why": why})
+            if request.path in ("/", "/index.html") or request.path.startswith("/web/"):
+                return ours.find_handler(request, **kwargs)
+            return app.find_handler(request, **kwargs)
+
+    return Door()
+
+
+OPTIONS = {
+    "browser.gatherUsageStats": False,  # nothing is told to Streamlit's makers
+    "server.headless": True,
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": 1,  # nothing is uploaded
+    "server.runOnSave": False,
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": False,
+    "runner.magicEnabled": False,
+    "runner.postScriptGC": False,  # with torch in memory it takes half a second of every click
+    "logger.level": "error",  # at "debug" it writes down what is asked
+    "theme.base": "light",
+    "theme.primaryColor": "#2457d6",
+    "theme.backgroundColor": "#ffffff",
+    "theme.secondaryBackgroundColor": "#f5f7fa",
+    "theme.textColor": "#1c2431",
+}
+
+
+def serve(where: Place, desk: Any) -> None:
+    """Serve until Ctrl-C or SIGTERM. What app.py shows is set up before: see shared.py."""
+    host = listening(where)
+    from streamlit.web import bootstrap
+    from streamlit.web.server import Server
+
+    bootstrap.load_config_options({**OPTIONS, "server.address": host, "server.port": where.port})
+
+    class Behind(Server):
+        def _create_app(self) -> Any:
+            return door(super()._create_app(), where)
+
+    async def run() -> None:
+        server = Behind(str(HERE / "app.py"), "")
+        await server.start()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, server._runtime.stop)
+        click.echo("\n".join(hints(where)))
+        await server.stopped
+        desk.close()  # sessions that wait for an answer would keep the process
+
+    asyncio.run(run())
+
+
+def hints(where: Place) -> List[str]:
+    """How to get to the page, from here and from elsewhere."""
+    # In a container the engine's script says whose machine it is.
+    target = os.environ.get("WEB_PUBLISHED") or f"{os.environ.get('USER') or 'you'}@{socket.gethostname()}"
+    name = f"[{where.host}]" if ":" in where.host else where.host
+    shown = "localhost" if where.host in ("127.0.0.1", "0.0.0.0", "::") else name
+    asked = "/?token=(your token)" if where.token else ""
+    found = [f"The page is at  http://{shown}:{where.port}{asked}"]
+    if ipaddress.ip_address(where.host).is_loopback:
+        found.append(
+            f"from elsewhere  ssh -L {where.port}:{name}:{where.port} {target}  and then the same address there"
+        )
+    else:
+        found.append(
+            "Others reach it, and what is typed goes over the network unencrypted: ssh -L or a proxy with TLS is safer."
+        )
+    return [*found, "Ctrl-C ends it. Nothing that is asked or answered is written down."]
+
+
+def present(session: str) -> bool:
+    """Whether a session's tab is open."""
+    from streamlit.runtime import get_instance
+
+    return get_instance().is_active_session(session)
+
+
+def start(name: str, words: Sequence[str], root: Path, output: Path) -> None:
+    """`just web`: the page of a run, which is only read. Its models are loaded at once, but while somebody is at work
+    on it with the first question: a training may need the card. Raises InputWrong, HostLacks.
+    """
+    from .. import report
+    from . import shared
+    from .desk import Desk, load
+
+    where = place(words, os.environ.get("WEB_TOKEN", ""))
+
+    def find() -> Any:
+        return report.find(name, root, output)
+
+    run = find()
+    shared.find, shared.desk = find, Desk(lambda: load(find(), where.which), present)
+    if (run.adapter.is_dir() or run.merged.is_dir()) and not is_held(run.folder):
+        shared.desk.wake()
+    serve(where, shared.desk)

@@ -1,0 +1,9 @@
+"""What all sessions of the page share; serve.start sets it before the first of them begins."""
+
+from typing import Callable
+
+from ..stages import Run
+from .desk import Desk
+
+desk: Desk
+find: Callable[[], Run]  # the run as it is now; raises InputWrong while there is none
