@@ -39,6 +39,8 @@ STAGES = (
     "export", "report", "compare", "diff", "reproduce",
 )  # fmt: skip
 
+JOINED = ("train", "adapter", "merge", "demo", "eval")  # what is typed on every machine of a recipe with several nodes
+
 
 def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> Tuple[str, List[str], Optional[str]]:
     """(recipe name, overrides, question) from the words behind the stage: `key=value` are overrides, the
@@ -83,7 +85,7 @@ def go(
     verify: bool, tokenizer: bool, yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import merge, model, pipeline, reproduce, talker
+    from . import merge, model, pipeline, ranks, reproduce, talker, train
     from .chat import talk
     from .stages import Run
 
@@ -112,6 +114,10 @@ def go(
         stage, tokenizer = "model", fetch == "tokenizer"
     if stage == "model" and tokenizer:
         say("tokenizer", run.shown(model.fetch_tokenizer(run)))
+        return
+    here = ranks.node(recipe)
+    if here and here.rank and stage in JOINED:
+        click.echo(train.join(run))
         return
     same = " ".join([given_name, *map(shlex.quote, overrides)])  # what the next command must repeat
     there = run.config.is_file() and (run.merged.is_dir() or run.adapter.is_dir())

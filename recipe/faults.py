@@ -17,7 +17,11 @@ def explain(code: int, said: str, run: Run, planned: Dict[str, Any], oom_killed:
 
     `oom_killed`: the kernel ended a process of this machine or container for memory meanwhile.
     """
-    for pattern, tell in KNOWN:
+    # torchrun ends with 1 whatever ended a rank; it names the first, and the others then miss it.
+    ended = re.search(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)", said)
+    if ended:
+        code = int(ended[1])
+    for pattern, tell in KNOWN if code != -signal.SIGKILL else ():
         found = re.search(pattern, said)
         if found:
             return tell(found, run, planned)
@@ -29,10 +33,13 @@ def explain(code: int, said: str, run: Run, planned: Dict[str, Any], oom_killed:
                 if oom_killed
                 else "from outside"
             )
-            rest = ". Loading the 7B model takes 16 GB of RAM for a moment: end what else runs, or raise the limit"
-            return f"The trainer was killed {why}{rest if oom_killed else ' (SIGKILL)'}."
+            who = f"Rank {ended[2]} of this machine" if ended else "The trainer"
+            rest = ". Loading the 7B model takes 16 GB of RAM for a moment"
+            rest += " on each rank" if ended else ""
+            rest += ": end what else runs, or raise the limit"
+            return f"{who} was killed {why}{rest if oom_killed else ' (SIGKILL)'}."
         return f"The trainer failed: it was ended by {name}."
-    errors = ERROR.findall(said)
+    errors = [line for line in ERROR.findall(said) if "ChildFailedError" not in line]
     reason = errors[-1].strip() if errors else f"it ended with exit code {code}"
     return f"The trainer failed: {reason[:600].rstrip('.')}."
 
@@ -111,6 +118,14 @@ def _hung(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     )
 
 
+def _gone(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    """`planned` is empty on machines other than the first."""
+    several = run.settings.nodes > 1
+    where = "another machine" if several else "another rank"
+    again = "type the same command again on all machines" if several else "see the log's first error"
+    return f"The connection to {where} ended ({found[0].strip()}): it was stopped, failed or lost its network; {again}."
+
+
 def _disk(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     return "The disk is full (No space left on device). Free some, or name another folder with --output."
 
@@ -146,6 +161,11 @@ KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
         _lost,
     ),
     (r"Watchdog caught collective operation timeout|Timed out waiting \d+ms for (?:recv|send)|NCCL timeout", _hung),
+    (
+        r"Connection closed by peer[^\n]*|Connection reset by peer[^\n]*|remote process exited or there was a network|"
+        r"\bBroken pipe\b|Socket Timeout|Connect timeout|failed to connect to|No route to host",
+        _gone,
+    ),
     (r"insufficient shared memory|bus error.*shared memory", _shared_memory),
     (r"No space left on device|\[enforce fail at inline_container", _disk),
 ]

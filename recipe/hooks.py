@@ -21,6 +21,7 @@ import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 
+from .ranks import BEAT
 from .stages import remove
 from .train import NAME, SAVED
 
@@ -110,7 +111,9 @@ class Checkpoint(CheckpointHook):
         folder = Path(self.out_dir)
         name = self.filename_tmpl.format(step)
         part = folder / f".{name}.part"
-        wanted = self.size or 16 * sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
+        wanted = self.size or 16 * sum(
+            getattr(p, "ds_numel", p.numel()) for p in runner.model.parameters() if p.requires_grad
+        )
         free = shutil.disk_usage(str(folder)).free
         kept = "The last whole checkpoint is kept; free some, and the same command goes on from it."
         if free < 1.05 * wanted:
@@ -145,6 +148,16 @@ class Checkpoint(CheckpointHook):
             made = sorted((int(m[1]), path) for path in folder.glob("iter_*") for m in [NAME.search(path.name)] if m)
             for _, path in made[: -self.max_keep_ckpts]:
                 remove(path)
+
+
+class Beat(Hook):
+    """On machines other than the first: a word for each iteration. All that mmengine logs is rank 0's, and a trainer
+    that says nothing counts as hung.
+    """
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if get_rank() and os.environ.get("LOCAL_RANK") == "0":
+            print(BEAT.format(runner.iter + 1, runner.max_iters), flush=True)
 
 
 class Guard(Hook):

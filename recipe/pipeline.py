@@ -47,6 +47,7 @@ def says(name: str, figures: Dict[str, Any]) -> str:
         "plan": lambda: (
             f"{f['tokens']:,} tokens, {f['tokens_kept'] / f['tokens']:.1%} kept in {f['packs']} packs; "
             f"{f['iterations']} iterations, {f['updates']} updates"
+            + (f" of {f['update_sequences']} sequences, shared by {f['ranks']} GPUs" if f["ranks"] > 1 else "")
         ),
         "config": lambda: f"{f['base']} with {f['lines_changed']} lines changed (config.diff), {f['dtype']}",
         "model": lambda: _model_says(f),
