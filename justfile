@@ -73,6 +73,12 @@ diff *args:
 export *args:
     @docker/run export "$@"
 
+# A job file for several machines, from the recipe: just cluster slurm|k8s|sky [recipe] [nodes=2 gpus=8]
+[group('start')]
+[no-exit-message]
+cluster *args:
+    @docker/run cluster "$@"
+
 # The tutorial exactly, compared line by line with its published log
 [group('start')]
 [no-exit-message]

@@ -11,6 +11,8 @@ from .stages import Run, gpus, nvidia_smi
 # The exception lines of a traceback, and our hooks' own.
 ERROR = re.compile(r"(?m)^(?:\[rank\d+\]: ?)?((?:[\w.]*(?:Error|Exception|Interrupt|Fault)\b).*)$")
 
+RANK_ENDED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")  # torchrun's word
+
 
 def explain(code: int, said: str, run: Run, planned: Dict[str, Any], oom_killed: bool) -> str:
     """One paragraph on a trainer that ended with exit code `code` (below 0: by a signal) and wrote `said`.
@@ -18,7 +20,7 @@ def explain(code: int, said: str, run: Run, planned: Dict[str, Any], oom_killed:
     `oom_killed`: the kernel ended a process of this machine or container for memory meanwhile.
     """
     # torchrun ends with 1 whatever ended a rank; it names the first, and the others then miss it.
-    ended = re.search(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)", said)
+    ended = RANK_ENDED.search(said)
     if ended:
         code = int(ended[1])
     for pattern, tell in KNOWN if code != -signal.SIGKILL else ():

@@ -34,6 +34,7 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "chat": ORDER[:8],
     "demo": (*ORDER, EVAL),
     "export": (),  # works on the merged model that is there: see export.hand_over
+    "cluster": (),  # makes a job file of the recipe alone
     **dict.fromkeys(("report", "compare", "diff"), ()),  # look at what is there
     "reproduce": (DATA, reproduce.with_seed, *ORDER[1:8]),
 }

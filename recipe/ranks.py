@@ -90,8 +90,8 @@ def node(settings: Settings) -> Optional[Node]:
     port = _first("MASTER_PORT", "PET_MASTER_PORT") or str(PORT)
     if not rank or not address:
         raise InputWrong(
-            f"nodes={settings.nodes}: type the command on every machine with NODE_RANK=0 … {settings.nodes - 1} and "
-            f"MASTER_ADDR=the first one's address, or have a scheduler do it: just cluster slurm, k8s or sky."
+            f"nodes={settings.nodes}: type the command on every machine with NODES={settings.nodes} NODE_RANK=0 "
+            f"(… {settings.nodes - 1}) MASTER_ADDR=the first one's address, or have a scheduler do it: just cluster slurm, k8s or sky."
         )
     if not rank.isdigit() or int(rank) >= settings.nodes or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputWrong(f"Node {rank} of {settings.nodes} at port {port}: numbers from 0, below nodes, a port.")

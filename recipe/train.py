@@ -325,6 +325,8 @@ def _started(run: Run, words: List[str], log: Path, look: Callable[[str], bool])
         try:
             with _stopping(child) as asked:
                 for line in _lines(child, stream, run.settings.train.timeout * 60, asked):
+                    if run.settings.nodes > 1 and faults.RANK_ENDED.search(line):
+                        child.terminate()  # torchrun would wait for the other machines, 5 minutes
                     if look(line):
                         child.kill()
                         break

@@ -1,0 +1,192 @@
+"""Training by two processes, on one machine and on two: just ranks
+
+Each figure is of the demo recipe on a CPU, calls to the card answered by it (tests/no_gpu). Two machines are two network
+namespaces joined by a virtual cable (as root; else two commands on one machine).
+
+  one rank and two: the same adapter but for rounding, without dropout (whose numbers differ from rank to rank)
+  ZeRO-3, ZeRO-2 and no DeepSpeed: the same adapter but for rounding; with offloading too
+  killed and resumed, ZeRO-2 and ZeRO-3: the same bytes
+  two machines: the same bytes as two ranks of one; a machine killed, a cable pulled: how long until the other says so
+"""
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+# What one rank would do in two iterations an update, two do in one; a checkpoint after each.
+WORDS = (
+    *("train.accumulative_counts=2", "train.max_epochs=2", "train.save_steps=1", "train.evaluation_freq=1000"),
+    *("train.evaluation_max_new_tokens=2", "--force"),
+)
+ZERO2 = "train.deepspeed=deepspeed_zero2"
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+STUB = '#!/bin/sh\nfor card in 0 1; do echo "Stub, 24576, 550.54.14, 8.6"; done\n'  # an nvidia-smi with two cards
+
+
+def environment(folder: Path, **more: str) -> Dict[str, str]:
+    """For a machine with two cards whose work the CPU does."""
+    stub = folder / "nvidia-smi"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    paths = [str(ROOT), str(ROOT / "tests" / "no_gpu"), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+class Machine:
+    """Where a command runs: this machine, or one of `machines`."""
+
+    def __init__(self, rank: int, inside: Sequence[str] = (), address: str = "127.0.0.1", device: str = "lo") -> None:
+        self.inside, self.device = list(inside), device
+        self.more = {"NODE_RANK": str(rank), "MASTER_ADDR": address, "GLOO_SOCKET_IFNAME": device}
+
+    def start(self, output: Path, *words: str, name: str = "log") -> "subprocess.Popen[bytes]":
+        """`recipe train demo` into `output`; what it says comes into its file `name`."""
+        output.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "recipe", "train", "demo", *WORDS, *words, "--output", str(output)]
+        with (output / name).open("wb") as log:
+            return subprocess.Popen(
+                [*self.inside, *command], cwd=str(ROOT), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                env=environment(output, **self.more),
+            )  # fmt: skip
+
+
+def may(inside: Sequence[str]) -> bool:
+    """Whether this machine lets us run something so."""
+    return subprocess.run([*inside, "true"], capture_output=True).returncode == 0
+
+
+@contextlib.contextmanager
+def machines() -> Iterator[List[Machine]]:
+    """Two: each in a network namespace of its own, which sees the other through a cable."""
+    names = [f"recipe{os.getpid()}{side}" for side in "ab"]
+    made = [subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0 for name in names]
+    if not all(made):  # no root, or no ip
+        yield [Machine(rank) for rank in (0, 1)]
+        return
+    try:
+        cable = ["link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1]]
+        subprocess.run(["ip", *cable], check=True)
+        for name, address in zip(names, ADDRESSES):
+            for words in (f"addr add {address}/24 dev cable", "link set cable up", "link set lo up"):
+                subprocess.run(["ip", "-n", name, *words.split()], check=True)
+        yield [Machine(rank, ["ip", "netns", "exec", name], ADDRESSES[0], "cable") for rank, name in enumerate(names)]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def iterations(output: Path) -> List[int]:
+    """Of the checkpoints that are there."""
+    return sorted(int(path.stem.split("_")[1]) for path in output.glob("demo/checkpoints/*/iter_*"))
+
+
+def until(done: Any, child: "subprocess.Popen[bytes]", seconds: float = 300) -> None:
+    """Wait for `done()` while `child` runs."""
+    last = time.time() + seconds
+    while not done() and child.poll() is None and time.time() < last:
+        time.sleep(0.02)
+
+
+def said(output: Path, name: str = "log") -> str:
+    return (output / name).read_text(encoding="utf-8", errors="replace")
+
+
+def finished(child: "subprocess.Popen[bytes]", output: Path) -> str:
+    """sha256 of the adapter that `child` made."""
+    assert child.wait(timeout=600) == 0, said(output)[-3000:]
+    return hashlib.sha256(adapter(output).read_bytes()).hexdigest()
+
+
+def adapter(output: Path) -> Path:
+    return output / "demo" / "adapter" / "adapter_model.safetensors"
+
+
+def family(pid: int) -> List[int]:
+    """The processes that `pid` started, and those that they did."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [one for child in map(int, found) for one in (child, *family(child))]
+
+
+def alive(pids: Sequence[int]) -> List[int]:
+    """Those of `pids` that still run after a second or two; what only waits for its parent to look does not."""
+    last = time.time() + 5
+    while True:
+        states = {pid: _state(pid) for pid in pids}
+        running = [pid for pid, state in states.items() if state not in ("", "Z")]
+        if not running or time.time() > last:
+            return running
+        time.sleep(0.1)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def far(one: Path, other: Path) -> str:
+    """How far two adapters are apart: the largest difference and the largest value."""
+    from safetensors.numpy import load_file
+
+    first, second = load_file(str(adapter(one))), load_file(str(adapter(other)))
+    assert first.keys() == second.keys()
+    most = max(float(abs(first[name] - second[name]).max()) for name in first)
+    size = max(float(abs(tensor).max()) for tensor in first.values())
+    return f"largest difference {most:.2g} of {size:.2g}"
+
+
+def main(kills: int = 2, only: Optional[str] = None) -> None:
+    here = Machine(0)
+    exact = ("adapter.dtype=fp32", "lora.lora_dropout=0.0")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def run(label: str, *words: str) -> str:
+            began = time.time()
+            digest = finished(here.start(folder / label, *words), folder / label)
+            print(f"{label:14} {digest[:16]} {time.time() - began:4.0f} s", flush=True)
+            return digest
+
+        run("one", *exact, ZERO2)
+        for label, words in {
+            "two": (ZERO2,),
+            "plain": (),
+            "zero2_offload": ("train.deepspeed=deepspeed_zero2_offload",),
+            "zero3": ("train.deepspeed=deepspeed_zero3",),
+            "zero3_offload": ("train.deepspeed=deepspeed_zero3_offload",),
+        }.items():
+            run(label, *exact, "gpus=2", *words)
+            print(f"  against one rank: {far(folder / 'one', folder / label)}", flush=True)
+        for stage in ("zero2", "zero3"):
+            words = ("gpus=2", f"train.deepspeed=deepspeed_{stage}")
+            wanted = run(f"whole-{stage}", *words)
+            output = folder / f"killed-{stage}"
+            for _ in range(kills):
+                before = max(iterations(output), default=0)
+                child = here.start(output, *words)
+                until(lambda b=before, o=output: max(iterations(o), default=0) > b + 2, child)
+                child.send_signal(signal.SIGKILL)
+                child.wait()
+            same = finished(here.start(output, *words), output) == wanted
+            print(f"{stage}: killed {kills} times, the last after iteration {before}+: same bytes {same}", flush=True)
+        with machines() as both:
+            ...
+
+
+if __name__ == "__main__":
+    main()
