@@ -169,6 +169,11 @@ bench-merge *args:
 survive *args:
     @docker/host exec python tests/survive.py "$@"
 
+# Two ranks on one machine and on two against one rank, by ZeRO stage; killed, resumed, a cable pulled (15 minutes)
+[group('develop')]
+ranks *args:
+    @docker/host exec python tests/ranks.py "$@"
+
 # The adapter stage's time and memory on the 7B recipe's 157 million parameters
 [group('develop')]
 bench-adapter *args:

@@ -151,8 +151,8 @@ def kubernetes(run: Run, words: Sequence[str], shown: str) -> Any:
         }
     )
     head = (
-        f"# Recipe {run.name}, rendered by `just cluster k8s`. Wants the JobSet controller, NVIDIA's device plugin, and a\n"
-        f"# claim {asked.volume} that all pods can write (ReadWriteMany), with the workbook in its folder data.\n"
+        f"# Recipe {run.name}, rendered by `just cluster k8s`. Wants the JobSet controller, NVIDIA's device plugin,\n"
+        f"# and a claim {asked.volume} that all pods can write (ReadWriteMany), with the workbook in its folder data.\n"
     )
     return head + _yaml(documents), [
         f"submit:  kubectl apply -f {shown}",

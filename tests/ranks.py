@@ -1,6 +1,6 @@
 """Training by two processes, on one machine and on two: just ranks
 
-Each figure is of the demo recipe on a CPU, calls to the card answered by it (tests/no_gpu). Two machines are two network
+All of it is the demo recipe on a CPU that answers calls to the card (tests/no_gpu). Two machines are two network
 namespaces joined by a virtual cable (as root; else two commands on one machine).
 
   one rank and two: the same adapter but for rounding, without dropout (whose numbers differ from rank to rank)
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 # What one rank would do in two iterations an update, two do in one; a checkpoint after each.
@@ -150,42 +150,81 @@ def far(one: Path, other: Path) -> str:
     return f"largest difference {most:.2g} of {size:.2g}"
 
 
-def main(kills: int = 2, only: Optional[str] = None) -> None:
+def one_host(folder: Path) -> None:
+    """One rank and two, the ZeRO stages, killed and resumed."""
     here = Machine(0)
     exact = ("adapter.dtype=fp32", "lora.lora_dropout=0.0")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
 
-        def run(label: str, *words: str) -> str:
-            began = time.time()
-            digest = finished(here.start(folder / label, *words), folder / label)
-            print(f"{label:14} {digest[:16]} {time.time() - began:4.0f} s", flush=True)
-            return digest
+    def run(label: str, *words: str) -> str:
+        began = time.time()
+        digest = finished(here.start(folder / label, *words), folder / label)
+        print(f"{label:14} sha256 {digest[:16]}  {time.time() - began:4.0f} s", flush=True)
+        return digest
 
-        run("one", *exact, ZERO2)
-        for label, words in {
-            "two": (ZERO2,),
-            "plain": (),
-            "zero2_offload": ("train.deepspeed=deepspeed_zero2_offload",),
-            "zero3": ("train.deepspeed=deepspeed_zero3",),
-            "zero3_offload": ("train.deepspeed=deepspeed_zero3_offload",),
-        }.items():
-            run(label, *exact, "gpus=2", *words)
-            print(f"  against one rank: {far(folder / 'one', folder / label)}", flush=True)
-        for stage in ("zero2", "zero3"):
-            words = ("gpus=2", f"train.deepspeed=deepspeed_{stage}")
-            wanted = run(f"whole-{stage}", *words)
-            output = folder / f"killed-{stage}"
-            for _ in range(kills):
-                before = max(iterations(output), default=0)
-                child = here.start(output, *words)
-                until(lambda b=before, o=output: max(iterations(o), default=0) > b + 2, child)
-                child.send_signal(signal.SIGKILL)
-                child.wait()
-            same = finished(here.start(output, *words), output) == wanted
-            print(f"{stage}: killed {kills} times, the last after iteration {before}+: same bytes {same}", flush=True)
+    run("one", *exact, ZERO2)
+    for label in ("", "zero2", "zero2_offload", "zero3", "zero3_offload"):
+        run(f"two-{label}", *exact, "gpus=2", f"train.deepspeed={label and 'deepspeed_' + label}")
+        print(f"  against one rank: {far(folder / 'one', folder / f'two-{label}')}", flush=True)
+    print(f"  ZeRO-3 against ZeRO-2: {far(folder / 'two-zero2', folder / 'two-zero3')}", flush=True)
+    for stage in ("zero2", "zero3"):
+        words = ("gpus=2", f"train.deepspeed=deepspeed_{stage}")
+        wanted = run(f"whole-{stage}", *words)
+        output, at = folder / f"killed-{stage}", []
+        for moment in (signal.SIGKILL, signal.SIGTERM):
+            before = max(iterations(output), default=0)
+            child = here.start(output, *words)
+            until(lambda b=before, o=output: max(iterations(o), default=0) > b + 2, child)
+            started = family(child.pid)
+            child.send_signal(moment)
+            code = child.wait()
+            assert code == (0 if moment == signal.SIGTERM else -9), said(output)
+            assert not alive(started)
+            at.append(f"{moment.name} at {max(iterations(output))}")
+        assert finished(here.start(output, *words), output) == wanted
+        print(f"  {', '.join(at)}, resumed: the same bytes", flush=True)
+
+
+def two_machines(folder: Path) -> None:
+    """Killed, and a cable pulled: what the other says, and when."""
+    words = ("nodes=2", ZERO2, "train.timeout=1.5")
+    wanted = finished(Machine(0).start(folder / "host", "gpus=2", ZERO2), folder / "host")
+    for fault in ("first killed", "second killed", "cable pulled"):
+        output = folder / fault.replace(" ", "-")
         with machines() as both:
-            ...
+            if fault == "cable pulled" and not both[0].inside:
+                print(f"{fault}: not tried, this machine allows no network namespace")
+                continue
+            children = [machine.start(output, *words, name=f"log{n}") for n, machine in enumerate(both)]
+            until(lambda o=output: len(iterations(o)) > 1, children[0])
+            began, rest = time.time(), [0, 1]
+            if fault == "cable pulled":
+                subprocess.run([*both[0].inside, "ip", "link", "set", "cable", "down"], check=True)
+            else:
+                gone = 0 if fault == "first killed" else 1
+                children[gone].send_signal(signal.SIGKILL)
+                rest.remove(gone)
+            for number in rest:
+                code = children[number].wait()
+                last = said(output, f"log{number}").strip().splitlines()[-1]
+                print(
+                    f"{fault}: machine {number} ended with {code} after {time.time() - began:.0f} s: {last}", flush=True
+                )
+                assert code == 1
+            for child in children:
+                child.wait()
+            if fault == "cable pulled":
+                subprocess.run([*both[0].inside, "ip", "link", "set", "cable", "up"], check=True)
+            children = [machine.start(output, *words, name=f"log{n}") for n, machine in enumerate(both)]
+            assert [child.wait() for child in children] == [0, 0], said(output, "log0")
+        same = hashlib.sha256(adapter(output).read_bytes()).hexdigest() == wanted
+        print(f"  typed again on both: the bytes of two ranks on one host: {'yes' if same else 'NO'}", flush=True)
+        assert same
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        one_host(Path(folder))
+        two_machines(Path(folder))
 
 
 if __name__ == "__main__":

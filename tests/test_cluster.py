@@ -132,10 +132,10 @@ def test_the_command(tmp_path):
     ("told", "expected"),
     [
         ({"NODE_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1234"}, (1, "here", 1234)),
-        ({"SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "gpu[007-009,12],b"}, (0, "gpu007", 29500)),
+        ({"SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "gpu[007-009,12],b"}, (0, "gpu007", 29500)),
         ({"SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "a,b[1-2]"}, (1, "a", 29500)),
         ({"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5"}, (1, "10.0.0.4", 29500)),
-        ({"PET_NODE_RANK": "1", "PET_NNODES": "2", "PET_MASTER_ADDR": "m", "PET_MASTER_PORT": "23456"}, (1, "m", 23456)),
+        ({"PET_NODE_RANK": "1", "PET_MASTER_ADDR": "m", "PET_MASTER_PORT": "23456"}, (1, "m", 23456)),
         ({"NODES": "3", "NODE_RANK": "1", "MASTER_ADDR": "here"}, "nodes=2, the environment says 3"),
         ({"NODE_RANK": "1"}, "NODES=2 NODE_RANK=0"),
         ({"NODE_RANK": "2", "MASTER_ADDR": "here"}, "Node 2 of 2"),

@@ -49,6 +49,12 @@ def torch_distributed(module):
     module.reduce_scatter_tensor = module._reduce_scatter_base = reduce_scatter_tensor
 
 
+def torch_parallel(module):
+    kind = module.DistributedDataParallel
+    begin = kind.__init__
+    kind.__init__ = lambda self, *words, device_ids=None, **more: begin(self, *words, **more)
+
+
 def mmengine_strategy(module):
     parse = module.DeepSpeedStrategy._parse_config
 
@@ -92,6 +98,7 @@ PATCHES = {
     "torch.cuda": torch_cuda,
     "torch": torch_module,
     "torch.distributed.distributed_c10d": torch_distributed,
+    "torch.nn.parallel.distributed": torch_parallel,
     "mmengine._strategy.deepspeed": mmengine_strategy,
     "mmengine.model.base_model.data_preprocessor": mmengine_preprocessor,
     "deepspeed.accelerator.cuda_accelerator": deepspeed_accelerator,
