@@ -174,6 +174,11 @@ survive *args:
 ranks *args:
     @docker/host exec python tests/ranks.py "$@"
 
+# What 7B, 20B and 70B models take on how many GPUs: writes docs/guide/large-models.md
+[group('develop')]
+memory:
+    @docker/host exec python tests/memory.py
+
 # The adapter stage's time and memory on the 7B recipe's 157 million parameters
 [group('develop')]
 bench-adapter *args:
