@@ -54,9 +54,8 @@ def slurm(run: Run, words: Sequence[str], shown: str) -> Any:
         "signal": "TERM@120",  # before the time is over: training saves and ends
     }
     lines = "".join(f"#SBATCH --{name}={shlex.quote(str(value))}\n" for name, value in options.items() if value)
-    runtime = (
-        f"export RUNTIME=apptainer RECIPE_IMAGE={shlex.quote(asked.image)}" if asked.image else "export RUNTIME=host"
-    )
+    image = asked.image if "://" in asked.image or asked.image.endswith(".sif") else f"docker://{asked.image}"
+    runtime = f"RUNTIME=apptainer RECIPE_IMAGE={shlex.quote(image)}" if asked.image else "RUNTIME=host"
     text = SLURM.format(
         name=run.name, lines=lines, root=shlex.quote(str(run.root)), runtime=runtime, port=ranks.PORT,
         words=" ".join(map(shlex.quote, words)),
@@ -73,7 +72,7 @@ SLURM = """#!/usr/bin/env bash
 set -euo pipefail
 
 cd {root}
-{runtime}
+export {runtime}
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$(({port} + SLURM_JOB_ID % 1000)) # jobs may share a node
 export MASTER_ADDR MASTER_PORT NODES="$SLURM_JOB_NUM_NODES" RECIPE_COMMAND=./justw

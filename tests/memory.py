@@ -135,17 +135,17 @@ def page() -> str:
 
 TEXT = """# Larger models: memory and time by number of GPUs
 
-Made by `./justw memory`; a test makes it again and compares. GiB on each GPU for weights, gradients and optimizer, before
-any data; **bold** fits an 80 GB card ({card:g} GiB, the rest for CUDA and a small batch). XTuner's DeepSpeed files:
-`train.deepspeed=deepspeed_zero2`, `deepspeed_zero2_offload`, `deepspeed_zero3`, `deepspeed_zero3_offload`.
+Made by `./justw memory`; a test makes it again and compares. GiB on each GPU for weights, gradients and optimizer,
+before any data; **bold** fits an 80 GB card ({card:g} GiB, the rest for CUDA and a small batch). XTuner's DeepSpeed
+files: `train.deepspeed=deepspeed_zero2`, `deepspeed_zero2_offload`, `deepspeed_zero3`, `deepspeed_zero3_offload`.
 
 - *DeepSpeed*: its own estimators (`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`).
 - *computed*: frozen weights (16 bits; NF4 with its scales, and 32 bits for embeddings, output layer and norms) and, for
   the adapters of rank {rank} on every matrix, the same estimators. With ZeRO-3 frozen weights are cut, too; 4-bit ones
   cannot be (the recipe refuses that).
 - *measured*: the 7B model by QLoRA on one H100 took {measured:,} MiB (measured at two sizes, reckoned back to no
-  tokens); computed here {computed:,} MiB, {apart:.1%} apart. Each token of an iteration took {token:.2f} MiB more. The 20B
-  and 70B models were not run, nor was anything on more than one GPU for this table.
+  tokens); computed here {computed:,} MiB, {apart:.1%} apart. Each token of an iteration took {token:.2f} MiB more.
+  The 20B and 70B models were not run, nor was anything on more than one GPU for this table.
 
 Parameters: {parameters}; the 7B model's adapters {trained:,}.
 RAM is of a machine that holds all GPUs. InternLM2 has no 70B model; Llama 2's is the one for which XTuner ships

@@ -53,6 +53,9 @@ def test_slurm(tmp_path):
     assert asked["gpus-per-node"] == "h100:8"
     assert asked["partition"] == "gpu"
     assert "account" not in asked
+    assert "export RUNTIME=host\n" in text
+    apart, _ = made("slurm", tmp_path / "apart", "cluster.image=ghcr.io/me/recipe:1")
+    assert "export RUNTIME=apptainer RECIPE_IMAGE=docker://ghcr.io/me/recipe:1\n" in apart
     assert any(f"sbatch {path}" in line for line in lines)
     programs = {
         "scontrol": 'printf "gpu%s\\n" 07 08',
