@@ -80,7 +80,7 @@ def _smaller(batch: int, length: int, planned: Dict[str, Any]) -> List[Tuple[int
     by accumulation, then shorter ones.
     """
     ways = []
-    accumulation = planned["accumulative_counts"]
+    accumulation = planned["accumulative_counts"] * planned.get("ranks", 1)  # the recipe counts all ranks'
     while batch > 1:
         divisor = next(d for d in range(2, batch + 1) if batch % d == 0)
         batch, accumulation = batch // divisor, accumulation * divisor
