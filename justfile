@@ -169,7 +169,7 @@ bench-merge *args:
 survive *args:
     @docker/host exec python tests/survive.py "$@"
 
-# Two ranks on one machine and on two against one rank, by ZeRO stage; killed, resumed, a cable pulled (15 minutes)
+# Two ranks, on one machine and on two: just ranks [same] [zero] [resumed] [machines] (15 minutes on two idle cores)
 [group('develop')]
 ranks *args:
     @docker/host exec python tests/ranks.py "$@"

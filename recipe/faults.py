@@ -128,6 +128,13 @@ def _gone(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     return f"The connection to {where} ended ({found[0].strip()}): it was stopped, failed or lost its network; {again}."
 
 
+def _absent(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    return (
+        f"Not all {run.settings.nodes} machines came: torchrun waits 5 minutes. Type the same command on each of them, "
+        f"and look whether they reach MASTER_ADDR at MASTER_PORT."
+    )
+
+
 def _disk(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     return "The disk is full (No space left on device). Free some, or name another folder with --output."
 
@@ -163,6 +170,8 @@ KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
         _lost,
     ),
     (r"Watchdog caught collective operation timeout|Timed out waiting \d+ms for (?:recv|send)|NCCL timeout", _hung),
+    # PyTorch 2.0's torchrun and newer ones'
+    (r"(?s)_share_and_gather.{,2000}Socket Timeout|waiting for clients\. \d+/\d+ clients joined", _absent),
     (
         r"Connection closed by peer[^\n]*|Connection reset by peer[^\n]*|remote process exited or there was a network|"
         r"\bBroken pipe\b|Socket Timeout|Connect timeout|failed to connect to|No route to host",

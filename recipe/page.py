@@ -68,13 +68,17 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
     if cost is None:
         return lines
     lines += [("[bold]cost of the 7B model[/]", ""), ("card", cost["card"])]
+    several = f" on each of {here}, where they share at best" if here != "1" else ""
     if cost["seconds"] is None:
         lines.append(
             ("time, GPU memory", "this card was never measured; plan.card='RTX 3090' reckons for a measured one")
         )
     else:
         lines.append(
-            ("training", f"{cost['seconds']} s" + (f", {cost['price']:.2f} at its price" if cost["price"] else ""))
+            (
+                "training",
+                f"{cost['seconds']} s{several}" + (f", {cost['price']:.2f} at its price" if cost["price"] else ""),
+            )
         )
         lines.append(("GPU memory", f"{cost['memory_mib']:,} MiB"))
         lines.append(("measured", f"{cost['scaled_from']}: {cost['source']}"))

@@ -115,8 +115,8 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def launcher(settings: Settings, wait: float) -> List[str]:
-    """torchrun's words before the program's. `wait`: minutes that machines wait for each other.
+def launcher(settings: Settings) -> List[str]:
+    """torchrun's words before the trainer's.
 
     A static rendezvous: it needs no name service, and its port is the only one that must be known.
     """
@@ -124,7 +124,7 @@ def launcher(settings: Settings, wait: float) -> List[str]:
     return [
         "torch.distributed.run", "--nnodes", str(settings.nodes), "--nproc-per-node", str(settings.gpus),
         "--node-rank", str(here.rank), "--master-addr", here.address, "--master-port", str(here.port),
-        "--rdzv-conf", f"timeout={round(wait * 60)}", "-m", "recipe.rank",
+        "-m", "recipe.rank",
     ]  # fmt: skip
 
 

@@ -180,7 +180,7 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
     torchrun.
     """
     if ranks.count(run.settings) > 1:
-        words = [sys.executable, "-m", *ranks.launcher(run.settings, run.settings.train.timeout)]
+        words = [sys.executable, "-m", *ranks.launcher(run.settings)]
     else:
         words = [sys.executable, "-m", "xtuner.tools.train"]
     words += [run.shown(run.config), "--work-dir", run.shown(place)]
@@ -257,7 +257,7 @@ def join(run: Run) -> str:
     assert here is not None
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / f"node-{here.rank}.log"
-    words = [sys.executable, "-m", *ranks.launcher(run.settings, run.settings.train.timeout)]
+    words = [sys.executable, "-m", *ranks.launcher(run.settings)]
     print(f"node     {here.rank} of {run.settings.nodes}: waits for {here.address}, port {here.port}", flush=True)
     if not _opens(run, here):
         return f"{here.address} has ended without training: nothing to join."
@@ -386,8 +386,8 @@ def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterat
                 child.kill()
                 raise RunFailed(
                     f"The trainer has said nothing for {patience / 60:.3g} minutes and was ended: a hung GPU, a lost "
-                    f"disk or, on several GPUs, ranks that wait for each other. Checkpoints are kept, the same command "
-                    f"goes on from the last one; train.timeout={patience / 30:.3g} waits twice as long."
+                    f"disk or, on several GPUs or machines, ranks that wait for each other. Checkpoints are kept, the "
+                    f"same command goes on from the last one; train.timeout={patience / 30:.3g} waits twice as long."
                 )
             continue
         if line is None:

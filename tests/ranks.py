@@ -1,12 +1,12 @@
-"""Training by two processes, on one machine and on two: just ranks
+"""Training by two processes, on one machine and on two: just ranks [same] [zero] [resumed] [machines]
 
 All of it is the demo recipe on a CPU that answers calls to the card (tests/no_gpu). Two machines are two network
 namespaces joined by a virtual cable (as root; else two commands on one machine).
 
-  one rank and two: the same adapter but for rounding, without dropout (whose numbers differ from rank to rank)
-  ZeRO-3, ZeRO-2 and no DeepSpeed: the same adapter but for rounding; with offloading too
-  killed and resumed, ZeRO-2 and ZeRO-3: the same bytes
-  two machines: the same bytes as two ranks of one; a machine killed, a cable pulled: how long until the other says so
+  same      one rank and two learn the same but for rounding
+  zero      ZeRO-2, ZeRO-3, with offloading, and no DeepSpeed: the same adapter but for rounding
+  resumed   killed and resumed, ZeRO-2 and ZeRO-3: the same bytes
+  machines  two machines, one killed, a cable pulled: what the other says and when; typed again: the bytes of one host
 """
 
 import contextlib
@@ -150,29 +150,77 @@ def far(one: Path, other: Path) -> str:
     return f"largest difference {most:.2g} of {size:.2g}"
 
 
-def one_host(folder: Path) -> None:
-    """One rank and two, the ZeRO stages, killed and resumed."""
-    here = Machine(0)
-    exact = ("adapter.dtype=fp32", "lora.lora_dropout=0.0")
+def run(folder: Path, label: str, *words: str) -> str:
+    """Train on this machine into folder/label; sha256 of the adapter."""
+    began = time.time()
+    digest = finished(Machine(0).start(folder / label, *words), folder / label)
+    print(f"{label:15} sha256 {digest[:16]}  {time.time() - began:4.0f} s", flush=True)
+    return digest
 
-    def run(label: str, *words: str) -> str:
-        began = time.time()
-        digest = finished(here.start(folder / label, *words), folder / label)
-        print(f"{label:14} sha256 {digest[:16]}  {time.time() - began:4.0f} s", flush=True)
-        return digest
 
-    run("one", *exact, ZERO2)
-    for label in ("", "zero2", "zero2_offload", "zero3", "zero3_offload"):
-        run(f"two-{label}", *exact, "gpus=2", f"train.deepspeed={label and 'deepspeed_' + label}")
-        print(f"  against one rank: {far(folder / 'one', folder / f'two-{label}')}", flush=True)
-    print(f"  ZeRO-3 against ZeRO-2: {far(folder / 'two-zero2', folder / 'two-zero3')}", flush=True)
+def one_and_two(folder: Path) -> None:
+    """One rank that accumulates over two packs, and two ranks that take one each. At a fixed rate: mmengine's schedules
+    count iterations, of which two ranks make half as many. 66 packs, so that no rank sees one twice; no dropout.
+    """
+    words = ("train.max_length=128", "lora.lora_dropout=0.0", "train.lr=1e-3", "train.save_steps=1000", "--force")
+    found = []
+    for gpus in (1, 2):
+        output = folder / f"fixed-{gpus}"
+        program = [sys.executable, __file__, "fixed", str(output), f"gpus={gpus}", ZERO2, *WORDS, *words]
+        output.mkdir()
+        done = subprocess.run(program, env=environment(output), cwd=str(ROOT), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append({name: read().numpy() for name, read in _tensors(output).items()})
+    most = max(float(abs(found[0][name] - found[1][name]).max()) for name in found[0])
+    size = max(float(abs(tensor).max()) for tensor in found[0].values())
+    print(f"one rank and two: largest difference {most:.2g} of {size:.2g}", flush=True)
+    assert most < 1e-3 * size
+
+
+def fixed(output: Path, overrides: Sequence[str]) -> None:
+    """The stages up to the config, its schedules taken out, and the trainer."""
+    from recipe import pipeline, settings, stages, train
+
+    words = [word for word in overrides if word != "--force"]
+    made = stages.Run("demo", settings.load("demo", words)[1], ROOT, output, force=True)
+    with made.open():
+        pipeline.run_stages(made, "config", pipeline.ORDER[:5])
+        text = made.config.read_text(encoding="utf-8")
+        start = text.index("param_scheduler = [")
+        end = text.index("\n]\n", start) + 3
+        made.config.write_text(text[:start] + "param_scheduler = None\n" + text[end:], encoding="utf-8")
+        train.work(made, output)
+
+
+def _tensors(output: Path) -> Dict[str, Any]:
+    from recipe import adapter as stage
+    from recipe import train
+
+    checkpoint = train.last_checkpoint(next(output.glob("demo/checkpoints/*")))
+    assert checkpoint
+    return stage.tensors(checkpoint)
+
+
+def stages_of_zero(folder: Path) -> None:
+    """ZeRO-2 and 3, with offloading, and no DeepSpeed: the same schedule, so the same adapter but for rounding."""
+    exact = ("adapter.dtype=fp32", "lora.lora_dropout=0.0", "gpus=2")
+    for label in ("zero2", "zero3", "zero2_offload", "zero3_offload"):
+        run(folder, label, *exact, f"train.deepspeed=deepspeed_{label}")
+        if label != "zero2":
+            print(f"  against ZeRO-2: {far(folder / 'zero2', folder / label)}", flush=True)
+    run(folder, "no-deepspeed", *exact)
+    print(f"  against ZeRO-2: {far(folder / 'zero2', folder / 'no-deepspeed')}", flush=True)
+
+
+def resumed(folder: Path) -> None:
+    """Ended by SIGKILL, then by SIGTERM, and typed again: the same bytes."""
     for stage in ("zero2", "zero3"):
         words = ("gpus=2", f"train.deepspeed=deepspeed_{stage}")
-        wanted = run(f"whole-{stage}", *words)
+        wanted = run(folder, f"whole-{stage}", *words)
         output, at = folder / f"killed-{stage}", []
         for moment in (signal.SIGKILL, signal.SIGTERM):
             before = max(iterations(output), default=0)
-            child = here.start(output, *words)
+            child = Machine(0).start(output, *words)
             until(lambda b=before, o=output: max(iterations(o), default=0) > b + 2, child)
             started = family(child.pid)
             child.send_signal(moment)
@@ -180,7 +228,7 @@ def one_host(folder: Path) -> None:
             assert code == (0 if moment == signal.SIGTERM else -9), said(output)
             assert not alive(started)
             at.append(f"{moment.name} at {max(iterations(output))}")
-        assert finished(here.start(output, *words), output) == wanted
+        assert finished(Machine(0).start(output, *words), output) == wanted
         print(f"  {', '.join(at)}, resumed: the same bytes", flush=True)
 
 
@@ -221,11 +269,17 @@ def two_machines(folder: Path) -> None:
         assert same
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        one_host(Path(folder))
-        two_machines(Path(folder))
+PARTS = {"same": one_and_two, "zero": stages_of_zero, "resumed": resumed, "machines": two_machines}
+
+
+def main(names: Sequence[str]) -> None:
+    for name in names or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            PARTS[name](Path(folder))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["fixed"]:
+        fixed(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main(sys.argv[1:])

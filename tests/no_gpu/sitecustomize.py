@@ -78,6 +78,7 @@ def deepspeed_accelerator(module):
     kind.communication_backend_name = lambda self: "gloo"
     kind.device_count = lambda self: int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     kind.is_available = lambda self: True
+    kind.pin_memory = lambda self, tensor, align_bytes=1: tensor
     kind.is_synchronized_device = lambda self: True  # DeepSpeed's own words for a processor without streams
     kind.Stream = property(lambda self: lambda: None)
     for width in ("Byte", "Int", "Long", "Half", "BFloat16", "Float", "Double"):
