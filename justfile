@@ -97,6 +97,12 @@ diff *args:
 export *args:
     @docker/run export "$@"
 
+# A job file for several machines, from the recipe: just cluster slurm|k8s|sky [recipe] [nodes=2 gpus=8]
+[group('start')]
+[no-exit-message]
+cluster *args:
+    @docker/run cluster "$@"
+
 # The tutorial exactly, compared line by line with its published log
 [group('start')]
 [no-exit-message]
@@ -192,6 +198,16 @@ bench-merge *args:
 [group('develop')]
 survive *args:
     @docker/host exec python tests/survive.py "$@"
+
+# Two ranks, on one machine and on two: just ranks [same] [zero] [resumed] [machines] (15 minutes on two idle cores)
+[group('develop')]
+ranks *args:
+    @docker/host exec python tests/ranks.py "$@"
+
+# What 7B, 20B and 70B models take on how many GPUs: writes docs/guide/large-models.md
+[group('develop')]
+memory:
+    @docker/host exec python tests/memory.py
 
 # The adapter stage's time and memory on the 7B recipe's 157 million parameters
 [group('develop')]

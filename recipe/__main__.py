@@ -36,25 +36,30 @@ from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError,
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "eval", "chat",
-    "web", "export", "report", "compare", "diff", "verify", "watch", "stop", "reproduce", "bench",
+    "web", "export", "cluster", "report", "compare", "diff", "verify", "watch", "stop", "reproduce", "bench",
 )  # fmt: skip
+
+JOINED = ("train", "adapter", "merge", "demo", "eval")  # what is typed on every machine of a recipe with several nodes
 
 
 def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> Tuple[str, List[str], Optional[str]]:
     """(recipe name, overrides, question) from the words behind the stage: `key=value` are overrides, the
     first other word names the recipe, and for chat the next is the question, for preview the row, for compare and
-    diff the other run; for export the word that is a target is that, wherever it stands. Raises InputWrong.
+    diff the other run; for export and cluster the word that is a target is that, wherever it stands. Raises InputWrong.
     """
     overrides = [word for word in words if re.match(r"[\w.]*=", word)]
     names = [word for word in words if word not in overrides]
     target = None
-    if stage == "export":
-        from .export import TARGETS
+    if stage in ("export", "cluster"):
+        if stage == "export":
+            from .export import TARGETS
+        else:
+            from .cluster import TARGETS  # type: ignore[assignment]
 
         target = next((word for word in names if word in TARGETS), None)
         if target is None:
             wrong = f"{' '.join(names)}: no such target. " if names else ""
-            raise InputWrong(f"{wrong}Usage: {JUST} export TARGET [recipe]; targets: {', '.join(TARGETS)}.")
+            raise InputWrong(f"{wrong}Usage: {JUST} {stage} TARGET [recipe]; targets: {', '.join(TARGETS)}.")
         names.remove(target)
     name = given or (names.pop(0) if names else {"demo": "demo", "reproduce": "tutorial"}.get(stage, "coach"))
     if stage == "preview" and not given and name.isdigit():  # just preview 3
@@ -83,7 +88,7 @@ def go(
     verify: bool, tokenizer: bool, yes: bool, dry_run: bool, checks: bool,
 ) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import loggers, merge, model, pipeline, reproduce, talker, watch
+    from . import loggers, merge, model, pipeline, ranks, reproduce, talker, train, watch
     from .chat import talk
     from .stages import Run
 
@@ -131,6 +136,15 @@ def go(
         stage, tokenizer = "model", fetch == "tokenizer"
     if stage == "model" and tokenizer:
         say("tokenizer", run.shown(model.fetch_tokenizer(run)))
+        return
+    if stage == "cluster":
+        from . import cluster
+
+        print(*cluster.write(run, str(question), given_name, overrides), sep="\n")
+        return
+    here = ranks.node(recipe) if stage in JOINED else None
+    if here and here.rank:
+        click.echo(train.join(run))
         return
     same = " ".join([given_name, *map(shlex.quote, overrides)])  # what the next command must repeat
     there = run.config.is_file() and (run.merged.is_dir() or run.adapter.is_dir())

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from . import cost, loggers, preset
+from . import cost, loggers, preset, ranks
 from .errors import InputWrong
 from .settings import Settings
 from .stages import Run, gpus
@@ -112,6 +112,10 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
         value = getattr(train, name)
         if value is not None:
             changes[name] = repr(value)
+    if ranks.count(settings) > 1:  # what the recipe says of one is shared
+        text = preset.edit(preset.source(settings.base), changes)
+        whole = (preset.value(text, "batch_size"), preset.value(text, "accumulative_counts"))
+        changes["batch_size"], changes["accumulative_counts"] = map(repr, ranks.shared(settings, *whole))
     for name, value in intervals.items():
         changes[name] = repr(value)
     # The evaluation samples get the data's system prompt, as chat does. The hook formats it once more than
@@ -138,7 +142,7 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
     if train.guard:
         changes["default_hooks.checkpoint.type"] = "'recipe.hooks.Checkpoint'"
     # mmengine's own `deterministic` would end the run at anything that has no such algorithm, evaluation too.
-    hooks = ["Repeat", "Lenient"] * train.deterministic + ["Guard"] * train.guard
+    hooks = ["Repeat", "Lenient"] * train.deterministic + ["Guard"] * train.guard + ["Beat"] * (settings.nodes > 1)
     if hooks:
         changes["custom_hooks.+"] = ",\n    ".join(f"dict(type='recipe.hooks.{name}')" for name in hooks)
     backends = ["LocalVisBackend", "TensorboardVisBackend", *(loggers.BACKENDS[name] for name in train.loggers)]
@@ -203,6 +207,7 @@ def reads(run: Run) -> Dict[str, Any]:
                 "eval": True,
                 "export": True,
                 "plan": True,
+                "cluster": True,
             }
         ),
         "dtype": dtype(run.settings),

@@ -62,7 +62,7 @@ def memory_mib(tokens: int, card: str, way: str = "stock") -> int:
 
 
 def estimate(plan: Dict[str, Any], card: str, price: float) -> Dict[str, Any]:
-    """Cost of the planned run on `card` ("" for this machine's GPU).
+    """Cost of the planned run on `card` ("" for this machine's GPU), or on several of it that share the work at best.
 
     {card, seconds, memory_mib, price, scaled_from, source, disk_gb}; figures are None for a card that was never
     measured. Training only: loading the model, evaluation samples and the merge come on top.
@@ -92,7 +92,7 @@ def estimate(plan: Dict[str, Any], card: str, price: float) -> Dict[str, Any]:
         cost.update(
             seconds=round(seconds),
             memory_mib=memory_mib(tokens, card, way),
-            price=round(seconds / 3600 * price, 2) if price else None,
+            price=round(seconds / 3600 * price * plan.get("ranks", 1), 2) if price else None,
             scaled_from=f"{entry['batch_size']}×{entry['max_length']} on {entry['card']}"
             + ("" if way == "stock" else f", {way}"),
             source=entry["source"],

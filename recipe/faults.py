@@ -12,13 +12,19 @@ from .stages import Run, gpus, nvidia_smi
 # The exception lines of a traceback, and our hooks' own.
 ERROR = re.compile(r"(?m)^(?:\[rank\d+\]: ?)?((?:[\w.]*(?:Error|Exception|Interrupt|Fault)\b).*)$")
 
+RANK_ENDED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")  # torchrun's word
+
 
 def explain(code: int, said: str, run: Run, planned: Dict[str, Any], oom_killed: bool) -> str:
     """One paragraph on a trainer that ended with exit code `code` (below 0: by a signal) and wrote `said`.
 
     `oom_killed`: the kernel ended a process of this machine or container for memory meanwhile.
     """
-    for pattern, tell in KNOWN:
+    # torchrun ends with 1 whatever ended a rank; it names the first, and the others then miss it.
+    ended = RANK_ENDED.search(said)
+    if ended:
+        code = int(ended[1])
+    for pattern, tell in KNOWN if code != -signal.SIGKILL else ():
         found = re.search(pattern, said)
         if found:
             return tell(found, run, planned)
@@ -30,10 +36,13 @@ def explain(code: int, said: str, run: Run, planned: Dict[str, Any], oom_killed:
                 if oom_killed
                 else "from outside"
             )
-            rest = ". Loading the 7B model takes 16 GB of RAM for a moment: end what else runs, or raise the limit"
-            return f"The trainer was killed {why}{rest if oom_killed else ' (SIGKILL)'}."
+            who = f"Rank {ended[2]} of this machine" if ended else "The trainer"
+            rest = ". Loading the 7B model takes 16 GB of RAM for a moment"
+            rest += " on each rank" if ended else ""
+            rest += ": end what else runs, or raise the limit"
+            return f"{who} was killed {why}{rest if oom_killed else ' (SIGKILL)'}."
         return f"The trainer failed: it was ended by {name}."
-    errors = ERROR.findall(said)
+    errors = [line for line in ERROR.findall(said) if "ChildFailedError" not in line]
     reason = errors[-1].strip() if errors else f"it ended with exit code {code}"
     return f"The trainer failed: {reason[:600].rstrip('.')}."
 
@@ -79,7 +88,7 @@ def _smaller(batch: int, length: int, planned: Dict[str, Any]) -> List[Tuple[int
     by accumulation, then shorter ones.
     """
     ways = []
-    accumulation = planned["accumulative_counts"]
+    accumulation = planned["accumulative_counts"] * planned.get("ranks", 1)  # the recipe counts all ranks'
     while batch > 1:
         divisor = next(d for d in range(2, batch + 1) if batch % d == 0)
         batch, accumulation = batch // divisor, accumulation * divisor
@@ -116,6 +125,21 @@ def _hung(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     return (
         "The GPUs waited for each other in vain (a collective operation timed out): one rank is slower, hung or gone. "
         "The log's first error names it; NCCL_DEBUG=INFO tells more."
+    )
+
+
+def _gone(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    """`planned` is empty on machines other than the first."""
+    several = run.settings.nodes > 1
+    where = "another machine" if several else "another rank"
+    again = "type the same command again on all machines" if several else "see the log's first error"
+    return f"The connection to {where} ended ({found[0].strip()}): it was stopped, failed or lost its network; {again}."
+
+
+def _absent(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    return (
+        f"Not all {run.settings.nodes} machines came: torchrun waits 5 minutes. Type the same command on each of them, "
+        f"and look whether they reach MASTER_ADDR at MASTER_PORT."
     )
 
 
@@ -163,6 +187,13 @@ KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
     ),
     (r"Watchdog caught collective operation timeout|Timed out waiting \d+ms for (?:recv|send)|NCCL timeout", _hung),
     (r"RuntimeError: (\w+) does not have a deterministic implementation", _undetermined),
+    # PyTorch 2.0's torchrun and newer ones'
+    (r"(?s)_share_and_gather.{,2000}Socket Timeout|waiting for clients\. \d+/\d+ clients joined", _absent),
+    (
+        r"Connection closed by peer[^\n]*|Connection reset by peer[^\n]*|remote process exited or there was a network|"
+        r"\bBroken pipe\b|Socket Timeout|Connect timeout|failed to connect to|No route to host",
+        _gone,
+    ),
     (r"insufficient shared memory|bus error.*shared memory", _shared_memory),
     (r"No space left on device|\[enforce fail at inline_container", _disk),
 ]

@@ -22,6 +22,7 @@ from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.visualization import WandbVisBackend
 
+from .ranks import BEAT
 from .stages import remove
 from .train import NAME, SAVED
 
@@ -134,7 +135,9 @@ class Checkpoint(CheckpointHook):
         folder = Path(self.out_dir)
         name = self.filename_tmpl.format(step)
         part = folder / f".{name}.part"
-        wanted = self.size or 16 * sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
+        wanted = self.size or 16 * sum(
+            getattr(p, "ds_numel", p.numel()) for p in runner.model.parameters() if p.requires_grad
+        )
         free = shutil.disk_usage(str(folder)).free
         kept = "The last whole checkpoint is kept; free some, and the same command goes on from it."
         if free < 1.05 * wanted:
@@ -176,6 +179,16 @@ class Wandb(WandbVisBackend):
 
     def add_config(self, config: Any, **_: Any) -> None:
         self.experiment.config.update(config.to_dict())
+
+
+class Beat(Hook):
+    """On machines other than the first: a word for each iteration. All that mmengine logs is rank 0's, and a trainer
+    that says nothing counts as hung.
+    """
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if get_rank() and os.environ.get("LOCAL_RANK") == "0":
+            print(BEAT.format(runner.iter + 1, runner.max_iters), flush=True)
 
 
 class Guard(Hook):

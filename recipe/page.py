@@ -35,7 +35,9 @@ def listed(numbers: Sequence[int], most: int = 8) -> str:
 def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
     """The page's lines: (what, figure)."""
     p, cost = plan, plan.get("cost")
-    gpus = ", ".join(f"{n} GPUs {v['iterations']} ({v['updates']})" for n, v in p["by_gpus"].items() if n != "1")
+    here = str(p["ranks"])
+    others = [(f"{n} GPU{'s' * (n != '1')}", v) for n, v in p["by_gpus"].items() if n != here]
+    gpus = "".join(f"; on {name} {v['iterations']} ({v['updates']})" for name, v in others)
     answers = f"{p['answer_tokens']:,}; kept {p['answer_tokens_kept']:,}"
     rate = f"peak {p['lr_peak']:.4g} of {p['lr_configured']:.4g} configured"
     lines: List[Sequence[str]] = [
@@ -53,7 +55,7 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
             "packs",
             f"{p['packs']} of {p['max_length']} tokens, packed in {p['map_num_proc']} process(es); seed {p['seed']}",
         ),
-        ("iterations", f"{p['iterations_per_epoch']} an epoch, {p['iterations']} in all; {gpus}"),
+        ("iterations", f"{p['iterations_per_epoch']} an epoch, {p['iterations']} in all{gpus}"),
         (
             "optimizer updates",
             f"{p['updates']} ({p['updates_with_deepspeed']} with DeepSpeed, {p['updates_without_deepspeed']} without)",
@@ -66,13 +68,17 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
     if cost is None:
         return lines
     lines += [("[bold]cost of the 7B model[/]", ""), ("card", cost["card"])]
+    several = f" on each of {here}, where they share at best" if here != "1" else ""
     if cost["seconds"] is None:
         lines.append(
             ("time, GPU memory", "this card was never measured; plan.card='RTX 3090' reckons for a measured one")
         )
     else:
         lines.append(
-            ("training", f"{cost['seconds']} s" + (f", {cost['price']:.2f} at its price" if cost["price"] else ""))
+            (
+                "training",
+                f"{cost['seconds']} s{several}" + (f", {cost['price']:.2f} at its price" if cost["price"] else ""),
+            )
         )
         lines.append(("GPU memory", f"{cost['memory_mib']:,} MiB"))
         lines.append(("measured", f"{cost['scaled_from']}: {cost['source']}"))

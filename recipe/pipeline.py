@@ -34,9 +34,9 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "chat": ORDER[:8],
     "demo": (*ORDER, EVAL),
     "export": (),  # works on the merged model that is there: see export.hand_over
-    **dict.fromkeys(
-        ("report", "compare", "diff", "verify", "watch", "stop", "web", "bench"), ()
-    ),  # look at what is there
+    "cluster": (),  # makes a job file of the recipe alone
+    # Look at what is there:
+    **dict.fromkeys(("report", "compare", "diff", "verify", "watch", "stop", "web", "bench"), ()),
     "reproduce": (DATA, reproduce.with_seed, *ORDER[1:8]),
 }
 
@@ -49,6 +49,7 @@ def says(name: str, figures: Dict[str, Any]) -> str:
         "plan": lambda: (
             f"{f['tokens']:,} tokens, {f['tokens_kept'] / f['tokens']:.1%} kept in {f['packs']} packs; "
             f"{f['iterations']} iterations, {f['updates']} updates"
+            + (f" of {f['update_sequences']} sequences, shared by {f['ranks']} GPUs" if f["ranks"] > 1 else "")
         ),
         "config": lambda: f"{f['base']} with {f['lines_changed']} lines changed (config.diff), {f['dtype']}",
         "model": lambda: _model_says(f),

@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from . import config, cost, libraries, model
+from . import config, cost, libraries, model, ranks
 from .errors import InputWrong, PlanRefused
 from .stages import Run, write_text
 
@@ -113,9 +113,9 @@ def updates(iterations: int, accumulation: int, deepspeed: bool) -> int:
     return iterations // accumulation if deepspeed else math.ceil(iterations / accumulation)
 
 
-def iterations_per_epoch(packs: int, batch_size: int, ranks: int = 1) -> int:
+def iterations_per_epoch(packs: int, batch_size: int, together: int = 1) -> int:
     """Iterations per epoch and rank: mmengine's sampler pads to equal shares, the last batch may be short."""
-    return math.ceil(math.ceil(packs / ranks) / batch_size)
+    return math.ceil(math.ceil(packs / together) / batch_size)
 
 
 def interval(value: Any, iterations: int) -> int:
@@ -151,6 +151,7 @@ def reads(run: Run) -> Dict[str, Any]:
                 "merge": True,
                 "eval": True,
                 "export": True,
+                "cluster": True,
             }
         ),
         "dataset": run.dataset,
@@ -205,7 +206,8 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
             f"train.max_length={_next_length(max(tokens['lengths']))}."
         )
     packed = pack(cfg, run.dataset, tokenizer, seed)
-    per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size)
+    together = ranks.count(run.settings)
+    per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size, together)
     iterations = per_epoch * cfg.max_epochs
     warmup = int(cfg.warmup_ratio * cfg.max_epochs * per_epoch)
     try:
@@ -240,12 +242,16 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "map_num_proc": cfg.train_dataset.get("map_num_proc", 32),
         "batch_size": cfg.batch_size,
         "accumulative_counts": cfg.accumulative_counts,
+        "ranks": together,
+        "update_sequences": cfg.batch_size * cfg.accumulative_counts * together,
+        # mmengine's sampler fills the last round of an epoch with its first packs
+        "packs_repeated": -packed["packs"] % together,
         "iterations_per_epoch": per_epoch,
         "iterations": iterations,
         "updates": updates(iterations, cfg.accumulative_counts, engine),
         "updates_with_deepspeed": updates(iterations, cfg.accumulative_counts, True),
         "updates_without_deepspeed": updates(iterations, cfg.accumulative_counts, False),
-        "by_gpus": by_gpus(packed["packs"], cfg, engine),
+        "by_gpus": by_gpus(packed["packs"], cfg, together, engine),
         "lr_configured": cfg.lr,
         "lr_peak": max(trace, default=0.0),
         "lr_trace": trace,
@@ -271,21 +277,34 @@ def events(every: int, iterations: int, also: Sequence[int]) -> List[int]:
     return sorted({*range(every, iterations + 1, every), *also})
 
 
-def by_gpus(packs: int, cfg: Any, deepspeed: bool) -> Dict[str, Dict[str, int]]:
-    """Iterations and updates on 1, 2, 4 and 8 GPUs: the packs are shared, so there are fewer of both."""
+def by_gpus(packs: int, cfg: Any, together: int, deepspeed: bool) -> Dict[str, Dict[str, int]]:
+    """Iterations of each, and updates, on 1, 2, 4 and 8 GPUs, where they can share an update of the same size.
+
+    `cfg` is the config of each of `together` ranks.
+    """
     table = {}
-    for ranks in (1, 2, 4, 8):
-        iterations = iterations_per_epoch(packs, cfg.batch_size, ranks) * cfg.max_epochs
-        table[str(ranks)] = {
-            "iterations": iterations,
-            "updates": updates(iterations, cfg.accumulative_counts, deepspeed),
-        }
+    for number in (1, 2, 4, 8):
+        each = ranks.share(cfg.batch_size, cfg.accumulative_counts * together, number)
+        if each is None:
+            continue
+        iterations = iterations_per_epoch(packs, each[0], number) * cfg.max_epochs
+        table[str(number)] = {"iterations": iterations, "updates": updates(iterations, each[1], deepspeed)}
     return table
 
 
 def warnings(plan: Dict[str, Any]) -> List[str]:
     """What is worth knowing and stops nothing."""
     found = []
+    if plan["ranks"] > 1:
+        found.append(
+            f"{plan['ranks']} GPUs share each update of {plan['update_sequences']} sequences, as one would make it: "
+            f"{plan['batch_size']} an iteration on each, {plan['accumulative_counts']} iteration(s) an update."
+        )
+    if plan["packs_repeated"]:
+        found.append(
+            f"{plan['packs']} packs are no multiple of {plan['ranks']} GPUs: {plan['packs_repeated']} stand in every "
+            f"epoch twice."
+        )
     if plan["duplicates"]:
         found.append(f"{plan['duplicates']} conversations stand in the data twice and weigh double.")
     if plan["updates_with_deepspeed"] != plan["updates_without_deepspeed"]:
@@ -339,7 +358,7 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
         found["rate-range"] = (
             f"train.lr={plan['lr_configured']:g} is outside {low:g} to {high:g}, where adapters train."
         )
-    batch = plan["batch_size"] * plan["accumulative_counts"]
+    batch = plan["update_sequences"]
     if batch > MAX_BATCH:
         found["batch-range"] = (
             f"{batch} sequences an update are more than {MAX_BATCH}: lower train.accumulative_counts."
@@ -350,9 +369,17 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
 def _more_updates(plan: Dict[str, Any], deepspeed: bool) -> str:
     fitting = plan["iterations"] // MIN_UPDATES
     if fitting:
-        return f"train.accumulative_counts={fitting} gives {updates(plan['iterations'], fitting, deepspeed)}"
+        return f"{_accumulating(plan, fitting)} gives {updates(plan['iterations'], fitting, deepspeed)}"
     epochs = math.ceil(MIN_UPDATES / plan["iterations_per_epoch"])
-    return f"train.accumulative_counts=1 train.max_epochs={epochs} gives {epochs * plan['iterations_per_epoch']}"
+    more = f"{_accumulating(plan, 1)} train.max_epochs={epochs}"
+    return f"{more} gives {epochs * plan['iterations_per_epoch']}"
+
+
+def _accumulating(plan: Dict[str, Any], each: int) -> str:
+    """The overrides with which every rank accumulates over `each` iterations of the size that they have now."""
+    if plan["ranks"] == 1:
+        return f"train.accumulative_counts={each}"
+    return f"train.batch_size={plan['batch_size']} train.accumulative_counts={each * plan['ranks']}"
 
 
 def _more_answers(plan: Dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import ast
 import difflib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from .errors import HostLacks, InputWrong
 
@@ -65,6 +65,14 @@ def _assignment(tree: ast.Module, name: str) -> Optional[ast.Assign]:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
     ]
     return found[-1] if found else None
+
+
+def value(text: str, name: str) -> Any:
+    """What `name` is set to at the top of a config's text, if that is a literal. Raises KeyError if it is not there."""
+    assignment = _assignment(ast.parse(text), name)
+    if assignment is None:
+        raise KeyError(f"{name}: the preset has no {name}")
+    return ast.literal_eval(assignment.value)
 
 
 def _descend(node: ast.AST, keys: List[str], path: str) -> Tuple[ast.Call, Optional[ast.keyword]]:

@@ -185,10 +185,33 @@ class Plan(Table):
     price_per_hour: Annotated[float, Field(ge=0)] = 0.0
 
 
+class Cluster(Table):
+    """What `just cluster` asks the scheduler for, on each node. Empty: the scheduler's own default.
+
+    `gpu`: the card's name as the scheduler has it. `image`: of the containers (for Slurm an apptainer image, else the
+    host's environment). `volume`: the disk that all nodes share (Kubernetes: a claim, SkyPilot: a volume).
+    """
+
+    time: Annotated[str, Field(pattern=r"^\d{1,3}:\d\d:\d\d$")] = "24:00:00"
+    partition: Annotated[str, Field(pattern=r"^[\w.,-]*$")] = ""
+    account: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
+    gpu: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
+    cpus: Annotated[int, Field(ge=1, le=1024)] = 16
+    memory_gb: Annotated[int, Field(ge=1, le=100_000)] = 128
+    image: Annotated[str, Field(pattern=r"^[\w./:@+-]*$")] = ""
+    volume: Annotated[str, Field(pattern=r"^[a-z0-9.-]*$")] = "recipe"
+
+
 class Settings(Table):
-    """A whole recipe. `name` is the recipe file's name without its ending, and the output folder's."""
+    """A whole recipe. `name` is the recipe file's name without its ending, and the output folder's.
+
+    `gpus` on each of `nodes` machines train together. They share what one would do: what an update learns from
+    (train.batch_size × train.accumulative_counts) does not depend on them.
+    """
 
     base: str
+    gpus: Annotated[int, Field(ge=1, le=64)] = 1
+    nodes: Annotated[int, Field(ge=1, le=1024)] = 1
     known_faults: List[Fault] = []  # refusals of the plan that this recipe is about: shown, not stopped at
     model: Model = Model()
     data: Data
@@ -199,6 +222,16 @@ class Settings(Table):
     eval: Eval = Eval()
     export: Export = Export()
     plan: Plan = Plan()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _four_bits_are_not_shared(self) -> "Settings":
+        if self.train.method == "qlora" and "zero3" in self.train.deepspeed:
+            raise ValueError(
+                'train.deepspeed = "deepspeed_zero3" cuts the base\'s weights into a part for each GPU, which 4-bit '
+                "weights cannot be here: train.method=lora with it, or train.deepspeed=deepspeed_zero2"
+            )
+        return self
 
     @model_validator(mode="after")
     def _quantized_cannot_be_fp32(self) -> "Settings":

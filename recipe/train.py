@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import config, faults, loggers, model, preset
+from . import config, faults, loggers, model, preset, ranks
 from .errors import HostLacks, RunFailed, Stopped
 from .stages import Run, gpus, key_of
 
@@ -29,6 +29,7 @@ from .stages import Run, gpus, key_of
 LINE = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?\blr: ([-+.\deE]+).*?\bloss: ([-+.\deE]+|nan|inf)")
 # What we call what mmengine logs, in such a line and in scalars.json: seconds an iteration, MiB of GPU memory
 NAMES = {"lr": "lr", "loss": "loss", "time": "seconds", "grad_norm": "grad_norm", "memory": "memory_mb"}
+BEAT = re.compile(ranks.BEAT.format(r"(\d+)", r"(\d+)"))
 NAME = re.compile(r"iter_(\d+)(?:\.pth)?$")
 SAVED = "Stopped by SIGTERM, saved: iteration "  # hooks.Checkpoint says it, with the iteration or "none"
 SAVING = 30  # seconds that a stopped trainer gets before it is ended
@@ -39,13 +40,13 @@ def preflight(run: Run) -> None:
     """Raise HostLacks for a machine that cannot train this recipe: before the model is downloaded."""
     loggers.preflight(run)
     kind = config.dtype(run.settings)
-    if kind == "fp32":
-        return
-    if not gpus():
+    if kind != "fp32" and not gpus():
         raise HostLacks(
             f"Recipe {run.name} trains in {kind} ({run.settings.train.method}) and needs an NVIDIA GPU; nvidia-smi "
             f"finds none. Without a GPU `just demo` runs everything on a tiny model."
         )
+    if kind != "fp32" or run.settings.gpus > 1:
+        ranks.enough(run.settings)
 
 
 def folder(run: Run) -> Path:
@@ -70,7 +71,9 @@ def last_checkpoint(place: Path) -> Optional[Path]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether every part of a file of torch.save (a zip file) has its checksum; of DeepSpeed's folder, of all files."""
+    """Whether every part of a file of torch.save (a zip file) has its checksum; of DeepSpeed's folder, of all files,
+    and whether every rank's are there.
+    """
     files = sorted(checkpoint.glob("*.pt")) if checkpoint.is_dir() else [checkpoint]
     try:
         for path in files:
@@ -79,7 +82,7 @@ def is_whole(checkpoint: Path) -> bool:
                     return False
     except (zipfile.BadZipFile, OSError, EOFError):
         return False
-    return bool(files)
+    return ranks.whole(checkpoint) if checkpoint.is_dir() else True
 
 
 def iteration_of(checkpoint: Path) -> int:
@@ -136,6 +139,8 @@ def reads(run: Run) -> Dict[str, Any]:
         "model": model.fingerprint(place) if place.is_dir() else "absent",
         "deepspeed": config.deepspeed(run.settings),
         "seed": seed,
+        # A checkpoint has a part for each rank and goes on with as many.
+        **({"ranks": ranks.count(run.settings)} if ranks.count(run.settings) > 1 else {}),
     }
 
 
@@ -163,6 +168,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "iterations": found["iterations"],
         "updates": found["updates"],
         "seed": found["seed"],
+        "ranks": ranks.count(run.settings),
         **curve_figures(steps),
         "log": run.shown(log),
         "made": [str(checkpoint.relative_to(run.folder))],
@@ -179,8 +185,16 @@ def curve_figures(steps: List[Tuple[int, float, float]]) -> Dict[str, Any]:
 
 
 def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str]:
-    """The trainer's command line: what `xtuner train` starts, without its blind exit code."""
-    words = [sys.executable, "-m", "xtuner.tools.train", run.shown(run.config), "--work-dir", run.shown(place)]
+    """The trainer's command line: what `xtuner train` starts, without its blind exit code; for several ranks under
+    torchrun.
+    """
+    if ranks.count(run.settings) > 1:
+        words = [sys.executable, "-m", *ranks.launcher(run.settings)]
+    else:
+        words = [sys.executable, "-m", "xtuner.tools.train"]
+    words += [run.shown(run.config), "--work-dir", run.shown(place)]
+    if ranks.count(run.settings) > 1:
+        words += ["--launcher", "pytorch"]
     engine = config.deepspeed(run.settings)
     if engine:
         words += ["--deepspeed", str(preset.deepspeed_config(engine))]
@@ -196,12 +210,14 @@ def environment(run: Run) -> Dict[str, str]:
     machine or in a container that has no network. And what cuBLAS needs to sum in the same order every time.
     """
     own = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if run.settings.train.deterministic else {}
+    if ranks.count(run.settings) > 1:
+        # torchrun tells each rank the rest, and warns if it has to choose the number of threads
+        threads = max(1, (os.cpu_count() or 1) // run.settings.gpus)
+        return {"OMP_NUM_THREADS": str(threads), **os.environ, **own}
     if not config.deepspeed(run.settings) or "RANK" in os.environ:
         return {**os.environ, **own}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    port = str(ranks.free_port())
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return {**os.environ, **own, **alone}
 
 
@@ -214,35 +230,19 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
     words = command(run, place, start, planned["seed"])
     total, tokens = planned["iterations"], planned["tokens_kept"] / planned["iterations_per_epoch"]
     run.tell(log=str(log.relative_to(run.folder)))
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(f"\n$ {' '.join(words)}\n")
-        stream.flush()
-        killed, faulty = faults.oom_kills(), faults.xids()
-        child = subprocess.Popen(
-            words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
-            env={**environment(run), **loggers.environment(run)},
-        )  # fmt: skip
-        wrong = []
-        try:
-            with _stopping(child) as asked, Progress(total, tokens) as show:
-                for line in _lines(child, stream, run.settings.train.timeout * 60, asked):
-                    step = LINE.search(line)
-                    if step and int(step[2]) != total:
-                        wrong.append(int(step[2]))
-                        child.kill()
-                        break
-                    if step:
-                        show(int(step[1]), logged(line)[int(step[1])])
-            code = child.wait()
-        except BaseException:
-            child.terminate()
-            try:
-                child.wait(timeout=SAVING)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            raise
+    wrong: List[int] = []
+
+    with Progress(total, tokens) as show:
+
+        def look(line: str) -> bool:
+            step = LINE.search(line)
+            if step and int(step[2]) != total:
+                wrong.append(int(step[2]))
+            elif step:
+                show(int(step[1]), logged(line)[int(step[1])])
+            return bool(wrong)
+
+        code, asked, faulted = _started(run, words, log, look)
     if wrong:
         raise RunFailed(
             f"The trainer is going to make {wrong[0]} iterations, the plan says {total}: stopped at "
@@ -255,12 +255,105 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
             kept = f"The checkpoint of iteration {done} of {total} is kept" if at else "There is no checkpoint yet"
             raise Stopped(f"Stopped as asked (SIGTERM). {kept}: resume by typing the same command.")
     if code:
-        said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
-        said += "".join(f"{line}\n" for line in faults.xids() if line not in faulty)
-        raise RunFailed(
-            f"{faults.explain(code, said, run, planned, faults.oom_kills() > killed)} Full log: {run.shown(log)}. "
-            f"Checkpoints are kept; the same command goes on from the last one."
-        )
+        raise _failed(run, code, log, planned, faulted)
+
+
+def join(run: Run) -> str:
+    """On a machine other than the first: train with it, by what it says; a word on how that ended.
+
+    Nothing but this machine's log is written here: the first runs all stages, in a folder that both see.
+    """
+    preflight(run)
+    here = ranks.node(run.settings)
+    assert here is not None
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = run.folder / f"node-{here.rank}.log"
+    words = [sys.executable, "-m", *ranks.launcher(run.settings)]
+    print(f"node     {here.rank} of {run.settings.nodes}: waits for {here.address}, port {here.port}", flush=True)
+    if not _opens(run, here):
+        return f"{here.address} has ended without training: nothing to join."
+    said: List[Tuple[int, int]] = []
+
+    def look(line: str) -> bool:
+        found = BEAT.search(line)
+        if found:
+            now, total = int(found[1]), int(found[2])
+            if not said or now * 10 // total > said[-1][0] * 10 // total:
+                print(f"  iteration {now}/{total}", flush=True)
+            said.append((now, total))
+        return False
+
+    code, asked, faulted = _started(run, words, log, look)
+    reached = f"iteration {said[-1][0]} of {said[-1][1]}" if said else "no iteration"
+    if asked:
+        raise Stopped(f"Stopped as asked (SIGTERM) at {reached}: resume by typing the same command on all machines.")
+    if code:
+        raise _failed(run, code, log, {}, faulted)
+    return f"Ended at {reached}. What became of it is said by {here.address}, which also makes the adapter."
+
+
+def _opens(run: Run, here: ranks.Node) -> bool:
+    """Wait until the first machine begins to train; False if it ended without. Raises RunFailed after train.timeout."""
+    manifest = run.folder / "run.json"
+    before = manifest.stat().st_mtime_ns if manifest.exists() else 0
+    until = time.time() + run.settings.train.timeout * 60
+    while time.time() < until:
+        with contextlib.suppress(OSError), socket.create_connection((here.address, here.port), timeout=5):
+            return True
+        if manifest.exists() and manifest.stat().st_mtime_ns != before:  # it was at work since: is it still?
+            with contextlib.suppress(HostLacks), run.open():
+                return False
+        time.sleep(2)
+    raise RunFailed(
+        f"{here.address} did not begin to train within {run.settings.train.timeout:g} minutes at port {here.port}. "
+        f"Start it there, look whether that port is reached from here, or give both more time: train.timeout=120."
+    )
+
+
+def _failed(run: Run, code: int, log: Path, planned: Dict[str, Any], faulted: Tuple[bool, List[str]]) -> RunFailed:
+    oom_killed, xids = faulted
+    said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2] + "".join(f"{x}\n" for x in xids)
+    return RunFailed(
+        f"{faults.explain(code, said, run, planned, oom_killed)} Full log: {run.shown(log)}. "
+        f"Checkpoints are kept; the same command goes on from the last one."
+    )
+
+
+def _started(
+    run: Run, words: List[str], log: Path, look: Callable[[str], bool]
+) -> Tuple[int, List[float], Tuple[bool, List[str]]]:
+    """Run the trainer to its end, its lines copied to `log`; it is ended when `look`, which gets each, says True.
+
+    Returns its exit code, the time at which SIGTERM asked us to stop ([] if it did not), and of the kernel whether it
+    ended a process for memory meanwhile and what it said of the GPU.
+    """
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(f"\n$ {' '.join(words)}\n")
+        stream.flush()
+        killed, before = faults.oom_kills(), faults.xids()
+        child = subprocess.Popen(
+            words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
+            env={**environment(run), **loggers.environment(run)},
+        )  # fmt: skip
+        try:
+            with _stopping(child) as asked:
+                for line in _lines(child, stream, run.settings.train.timeout * 60, asked):
+                    if run.settings.nodes > 1 and faults.RANK_ENDED.search(line):
+                        child.terminate()  # torchrun would wait for the other machines, 5 minutes
+                    if look(line):
+                        child.kill()
+                        break
+            code = child.wait()
+            return code, asked, (faults.oom_kills() > killed, [x for x in faults.xids() if x not in before])
+        except BaseException:
+            child.terminate()
+            try:
+                child.wait(timeout=SAVING)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            raise
 
 
 @contextlib.contextmanager
@@ -308,8 +401,8 @@ def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterat
                 child.kill()
                 raise RunFailed(
                     f"The trainer has said nothing for {patience / 60:.3g} minutes and was ended: a hung GPU, a lost "
-                    f"disk or, on several GPUs, ranks that wait for each other. Checkpoints are kept, the same command "
-                    f"goes on from the last one; train.timeout={patience / 30:.3g} waits twice as long."
+                    f"disk or, on several GPUs or machines, ranks that wait for each other. Checkpoints are kept, the "
+                    f"same command goes on from the last one; train.timeout={patience / 30:.3g} waits twice as long."
                 )
             continue
         if line is None:

@@ -354,6 +354,15 @@ def test_several_cards(machine):
     told(machine.doctor(CUDA_VISIBLE_DEVICES="GPU-00000001")[0]["gpu"], "ok", "RTX 4090")
     for hidden in ("", "-1", "7"):
         told(machine.doctor(CUDA_VISIBLE_DEVICES=hidden)[0]["gpu"], "stop", "names no card")
+    machine.has(nvidia_smi=nvidia_smi(RTX_4090, RTX_4090))
+    told(machine.doctor("coach", "gpus=2")[0]["gpu"], "ok")
+    told(
+        machine.doctor("coach", "gpus=3")[0]["gpu"], "stop", "gpus=3, and 2 can be used here", "gpus=2 learns the same"
+    )
+    hidden = machine.doctor("coach", "gpus=2", CUDA_VISIBLE_DEVICES="1")[0]
+    told(hidden["gpu"], "stop", "gpus=2, and 1 can be used here")
+    machine.has(nvidia_smi=nvidia_smi(RTX_4090, RTX_5090))
+    told(machine.doctor("coach", "gpus=2")[0]["gpu"], "stop", "RTX 5090", "Blackwell")
     machine.has(nvidia_smi=nvidia_smi(RTX_4090, RTX_5090, mode="Prohibited"))
     told(machine.doctor()[0]["gpu"], "stop", "Prohibited", "-c DEFAULT")
 

@@ -715,6 +715,10 @@ def test_apptainer_is_told_the_same(tmp_path):
     assert f"{ROOT}:{ROOT}:ro" in said
     assert f"{ROOT}/models:ro" in said
     assert said.endswith(f"{sif}\n{ROOT}/docker/host\nrun\nplan\ndemo\n")
+    together = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"}
+    assert "--network" not in ok(
+        [ROOT / "docker/run", "plan", "demo"], env={**env, **together, "RECIPE_IMAGE": str(sif)}
+    )
     fetching = ok([ROOT / "docker/run", "model", "demo"], env={**env, "RECIPE_IMAGE": str(sif)})
     assert "--network" not in fetching
     assert "models:ro" not in fetching

@@ -43,10 +43,19 @@ def test_a_card_never_measured_gets_no_figure():
 
 
 def test_page_and_png(tmp_path):
-    done = recipe("plan", "demo", "--png", tmp_path / "curve.png", "--output", tmp_path)
+    words = ("train.accumulative_counts=8", "gpus=2")
+    done = recipe("plan", "demo", *words, "--png", tmp_path / "curve.png", "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     planned = json.loads((tmp_path / "demo/plan.json").read_text(encoding="utf-8"))
-    for word in ("answer tokens", "optimizer updates", "8 GPUs", "█", "evaluation at", "checkpoints at"):
+    for word in (
+        "answer tokens",
+        "optimizer updates",
+        "8 GPUs",
+        "2 GPUs share each update of 8 sequences",
+        "█",
+        "evaluation at",
+        "checkpoints at",
+    ):
         assert word in done.stdout, word
     assert f"{planned['tokens_kept']:,}" in done.stdout
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -41,21 +41,24 @@ class Recorder(Hook):
 def combination(number):
     """Random but fixed: rows, their lengths, and the settings that decide the schedule."""
     pick = random.Random(number)
+    ranks = pick.choice([1, 1, 2, 4])
+    divisor = pick.choice([n for n in (1, 2, 4) if n <= ranks])  # of the ranks, the part that accumulates less
     rows = [
         ["问" * pick.randint(1, 12), "答" * pick.choice([3, pick.randint(1, 40), 120])]
         for _ in range(pick.randint(3, 60))
     ]
     overrides = [
         f"train.max_length={pick.choice([48, 64, 128, 256])}",
-        f"train.batch_size={pick.randint(1, 4)}",
-        f"train.accumulative_counts={pick.choice([1, 2, 3, 16])}",
+        f"train.batch_size={ranks * pick.randint(1, 4) // divisor}",
+        f"train.accumulative_counts={divisor * pick.choice([1, 2, 3, 16])}",
+        f"gpus={ranks}",
         f"train.max_epochs={pick.randint(1, 4)}",
         f"train.warmup_ratio={pick.choice([0.01, 0.03, 0.1, 0.3])}",
         f"train.map_num_proc={pick.choice([1, 1, 2, 3])}",
         f"train.seed={pick.randint(0, 99)}",
         f"train.pack_to_max_length={pick.choice(['true', 'true', 'true', 'false'])}",
     ]
-    return rows, overrides, pick.choice([1, 1, 2, 4])
+    return rows, overrides, ranks
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,6 @@ def test_plan_equals_the_run(number, tokenizer, tmp_path, monkeypatch):
     assert updates == plan.updates(iterations, cfg.accumulative_counts, deepspeed=False) == expected["updates"]
     assert tokens == planned["tokens_kept"]
     assert rates == pytest.approx(trace, rel=1e-9)
-    if ranks == 1:
-        assert planned["lr_trace"] == trace
-        assert planned["iterations"] == iterations
+    assert planned["lr_trace"] == trace
+    assert planned["iterations"] == iterations
+    assert planned["ranks"] == ranks

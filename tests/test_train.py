@@ -236,6 +236,7 @@ def test_a_trainer_that_does_not_stop_is_ended(tmp_path, monkeypatch):
 
 PLANNED = {"batch_size": 2, "max_length": 512, "accumulative_counts": 1}
 OOM = "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 7.79 GiB total capacity)"
+TORCHRUN = "torch.distributed.elastic.multiprocessing.api:failed "
 ENDS = [
     (1, "x\nrecipe.hooks.Fault: The loss is nan at iteration 3.\n", False, "The loss is nan at iteration 3."),
     (1, "[rank1]: recipe.hooks.Fault: The loss is inf.\n", False, "The loss is inf."),
@@ -261,6 +262,21 @@ ENDS = [
         "no way to repeat cumsum_cuda_kernel byte for byte on this GPU. train.deterministic=false goes on",
     ),
     (1, "UserWarning: x does not have a deterministic implementation\nValueError: y\n", False, "failed: ValueError: y"),
+    (
+        1,
+        f"x.py:1: UserWarning\nERROR:{TORCHRUN}(exitcode: -9) local_rank: 1 (pid: 7)\n",
+        True,
+        "Rank 1 of this machine was",
+    ),
+    (
+        1,
+        f"RuntimeError: x [1] Connection closed by peer\nERROR:{TORCHRUN}(exitcode: -9) local_rank: 0",
+        False,
+        "Rank 0",
+    ),
+    (1, f"ValueError: no\nERROR:{TORCHRUN}(exitcode: 1) local_rank: 0\nx.ChildFailedError:\n", False, "ValueError: no"),
+    (1, "RuntimeError: [gloo/tcp] Connection closed by peer [10.0.0.2]:9\n", False, "The connection to another rank"),
+    (1, "in _share_and_gather\n  data = store.get(x)\nRuntimeError: Socket Timeout\n", False, "machines came"),
     (-9, "Iter(train)\n", True, "out of memory"),
     (-9, "Iter(train)\n", False, "killed from outside"),
     (-11, "", False, "SIGSEGV"),
@@ -379,6 +395,8 @@ def test_out_of_memory_offers_what_fits_by_measurement(monkeypatch, card, batch,
     monkeypatch.setattr(faults, "gpus", lambda: [{"name": card[0], "memory_mib": card[1]}])
     monkeypatch.setattr(faults, "_others", lambda: 0)
     run = SimpleNamespace(settings=settings.load("coach")[1])
+    several = faults.explain(1, OOM, run, {**PLANNED, "batch_size": 64, "max_length": 2048, "ranks": 2}, False)
+    assert "train.accumulative_counts=4" in several or card[0] != "NVIDIA H100"
     text = faults.explain(1, OOM, run, {**PLANNED, "batch_size": batch, "max_length": length}, False)
     assert text.startswith(f"The GPU's memory does not hold {batch} × {length} tokens an iteration")
     assert told in text

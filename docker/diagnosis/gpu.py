@@ -110,10 +110,11 @@ def _check(host, need, cards, answer):
         if answer.code == 124:
             remedy = "the driver hangs: `sudo dmesg | grep -i xid` tells why; reboot"
         return "", [stop("gpu", f"nvidia-smi fails: {meaning}", remedy or without)]
-    card = _selected(cards)
-    if card is None:
+    used = _selected(cards)[: need.gpus]
+    if not used:
         value = os.environ["CUDA_VISIBLE_DEVICES"]
         return "", [stop("gpu", f"CUDA_VISIBLE_DEVICES={value!r} names no card", "unset CUDA_VISIBLE_DEVICES")]
+    card = used[0]
     variant, line = verdict(card, need, host)
     lines = [line]
     if line.status == "stop":
@@ -126,7 +127,14 @@ def _check(host, need, cards, answer):
             remedy = f"sudo nvidia-smi -i {card.index} -c DEFAULT"
             lines.append(stop("gpu", "its compute mode is Prohibited: no program may use it", remedy))
         lines.append(_memory(card, need))
-    rest = [str(one) for one in cards if one is not card]
+    for other in used[1:]:
+        lines.append(verdict(other, need, host)[1])
+        if lines[-1].status != "stop":
+            lines.append(_memory(other, need))
+    if len(used) < need.gpus:
+        found = f"gpus={need.gpus}, and {len(used)} can be used here"
+        lines.append(stop("gpu", found, f"gpus={len(used)} learns the same in more time"))
+    rest = [str(one) for one in cards if one not in used]
     return variant, lines + [ok("gpu", f"beside it, not used: {'; '.join(rest)}")] * bool(rest)
 
 
@@ -143,14 +151,20 @@ def _has_nvidia_card():
 
 
 def _selected(cards):
-    """The card that training will use: the first that CUDA_VISIBLE_DEVICES names, else the first; None for none."""
+    """The cards that training sees, in its order: those that CUDA_VISIBLE_DEVICES names up to one that is not there."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is None:
-        return cards[0]
-    first = names.split(",")[0].strip()
-    if first.startswith("MIG-"):
-        return next((card for card in cards if card.mig), None)
-    return next((c for c in cards if first == c.index or (first[:4] == "GPU-" and c.uuid.startswith(first))), None)
+        return cards
+    chosen = []
+    for name in map(str.strip, names.split(",")):
+        if name.startswith("MIG-"):
+            card = next((card for card in cards if card.mig), None)
+        else:
+            card = next((c for c in cards if name == c.index or (name[:4] == "GPU-" and c.uuid.startswith(name))), None)
+        if card is None:
+            break
+        chosen.append(card)
+    return chosen
 
 
 def verdict(card, need, host):

@@ -94,6 +94,8 @@ class Need:
         self.speed = get("train", "speed", "stock")
         self.internlm2 = str(values.get("base")).startswith("internlm2_")
         self.gpu = self.dtype != "fp32" and not self.tiny
+        gpus = values.get("gpus", 1)
+        self.gpus = gpus if isinstance(gpus, int) and gpus > 0 else 1
         self.four_bit = get("train", "method", "qlora") == "qlora"
         # XTuner's presets have batch 1 and length 2048; every measurement is of the 7B model.
         self.tokens = get("train", "batch_size", 1) * get("train", "max_length", 2048)

@@ -7,6 +7,7 @@ line, its trainer under DeepSpeed ZeRO-2, checkpoint, conversion, merge) is what
 
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 
 
@@ -20,6 +21,38 @@ def torch_cuda(module):
 
 def torch_module(module):
     module.Tensor.cuda = module.nn.Module.cuda = lambda self, *words, **more: self
+
+
+def torch_distributed(module):
+    """gloo for NCCL; the two operations on whole tensors that ZeRO uses and PyTorch 2.0's gloo does not have."""
+    begin = module.init_process_group
+
+    def init_process_group(backend="gloo", *words, **more):
+        return begin("gloo", *words, **more)
+
+    def all_gather_into_tensor(output_tensor, input_tensor, group=None, async_op=False):
+        parts = list(output_tensor.view(-1).chunk(module.get_world_size(group)))
+        return module.all_gather(parts, input_tensor.reshape(-1), group=group, async_op=async_op)
+
+    def reduce_scatter_tensor(output, input, op=module.ReduceOp.SUM, group=None, async_op=False):
+        whole = input.clone()
+        module.all_reduce(whole, op=op, group=group)
+        part = whole.view(-1).chunk(module.get_world_size(group))[module.get_rank(group)]
+        output.copy_(part.view(output.shape))
+        return Done() if async_op else None
+
+    class Done:
+        wait = is_completed = staticmethod(lambda *words: True)
+
+    module.init_process_group = init_process_group
+    module.all_gather_into_tensor = module._all_gather_base = all_gather_into_tensor
+    module.reduce_scatter_tensor = module._reduce_scatter_base = reduce_scatter_tensor
+
+
+def torch_parallel(module):
+    kind = module.DistributedDataParallel
+    begin = kind.__init__
+    kind.__init__ = lambda self, *words, device_ids=None, **more: begin(self, *words, **more)
 
 
 def mmengine_strategy(module):
@@ -43,7 +76,9 @@ def deepspeed_accelerator(module):
     kind.device_name = lambda self, index=None: "cpu"
     kind.current_device_name = lambda self: "cpu"
     kind.communication_backend_name = lambda self: "gloo"
+    kind.device_count = lambda self: int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     kind.is_available = lambda self: True
+    kind.pin_memory = lambda self, tensor, align_bytes=1: tensor
     kind.is_synchronized_device = lambda self: True  # DeepSpeed's own words for a processor without streams
     kind.Stream = property(lambda self: lambda: None)
     for width in ("Byte", "Int", "Long", "Half", "BFloat16", "Float", "Double"):
@@ -63,6 +98,8 @@ def transformers_models(module):
 PATCHES = {
     "torch.cuda": torch_cuda,
     "torch": torch_module,
+    "torch.distributed.distributed_c10d": torch_distributed,
+    "torch.nn.parallel.distributed": torch_parallel,
     "mmengine._strategy.deepspeed": mmengine_strategy,
     "mmengine.model.base_model.data_preprocessor": mmengine_preprocessor,
     "deepspeed.accelerator.cuda_accelerator": deepspeed_accelerator,

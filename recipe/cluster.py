@@ -1,0 +1,217 @@
+"""Job files for several machines, from the recipe: Slurm, Kubernetes (JobSet), SkyPilot.
+
+Each starts the same command on every machine, which is what is typed on one: the stage `train`. Which machine it is and
+where the first one answers, the job tells by NODES, NODE_RANK, MASTER_ADDR and MASTER_PORT (see `ranks.node`). All
+machines see the same output/ and models/: the first writes them, all read them.
+"""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from . import config, ranks, settings
+from .errors import InputWrong
+from .stages import Run, write_text
+
+TARGETS = {"slurm": "slurm.sh", "k8s": "jobset.yaml", "sky": "task.yaml"}
+INSIDE = "/opt/internlm2-recipe"  # the clone in our image (Dockerfile)
+COPIED = "/tmp/recipe-data"
+SHARED = "/recipe-shared"  # SkyPilot: where the volume is mounted
+
+
+def write(run: Run, target: str, given: str, overrides: Sequence[str]) -> List[str]:
+    """Write output/<recipe>/cluster/<file>; return the lines to print. Raises InputWrong for what no job could run.
+
+    `given`: the recipe as it was typed; `overrides`: those of the training.
+    """
+    config.render(run.settings, "model", "dataset", {})  # what GPUs cannot share is told now
+    words = [given, *(word for word in overrides if not word.startswith("cluster."))]
+    path = run.folder / "cluster" / TARGETS[target]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text, then = {"slurm": slurm, "k8s": kubernetes, "sky": skypilot}[target](run, words, run.shown(path))
+    write_text(path, text)
+    here = "each" if run.settings.nodes > 1 else ""
+    what = f"{run.settings.nodes} machine(s), {run.settings.gpus} GPU(s) {here}".rstrip()
+    return [f"{run.shown(path)}: recipe {run.name} on {what}", *then]
+
+
+def slurm(run: Run, words: Sequence[str], shown: str) -> Any:
+    """(batch script, lines to print). With cluster.image in apptainer, else in the host's environment."""
+    asked = run.settings.cluster
+    options = {
+        "job-name": run.name,
+        "nodes": run.settings.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": f"{asked.gpu}:{run.settings.gpus}" if asked.gpu else run.settings.gpus,
+        "cpus-per-task": asked.cpus,
+        "mem": f"{asked.memory_gb}G",
+        "time": asked.time,
+        "partition": asked.partition,
+        "account": asked.account,
+        "output": f"{Path(shown).parent}/slurm-%j.log",
+        "open-mode": "append",
+        "signal": "TERM@120",  # before the time is over: training saves and ends
+    }
+    lines = "".join(f"#SBATCH --{name}={shlex.quote(str(value))}\n" for name, value in options.items() if value)
+    image = asked.image if "://" in asked.image or asked.image.endswith(".sif") else f"docker://{asked.image}"
+    runtime = f"RUNTIME=apptainer RECIPE_IMAGE={shlex.quote(image)}" if asked.image else "RUNTIME=host"
+    text = SLURM.format(
+        name=run.name, lines=lines, root=shlex.quote(str(run.root)), runtime=runtime, port=ranks.PORT,
+        words=" ".join(map(shlex.quote, words)),
+    )  # fmt: skip
+    return text, [
+        f"before:  ./justw model {shlex.quote(words[0])}   (here, where there is a network: environment and model)",
+        f"submit:  sbatch {shown}   (again after an interruption: it goes on)",
+    ]
+
+
+SLURM = """#!/usr/bin/env bash
+# Recipe {name}, rendered by `just cluster slurm`. The clone lies on a disk that all nodes share.
+{lines}#SBATCH --requeue
+set -euo pipefail
+
+cd {root}
+export {runtime}
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$(({port} + SLURM_JOB_ID % 1000)) # jobs may share a node
+export MASTER_ADDR MASTER_PORT NODES="$SLURM_JOB_NUM_NODES" RECIPE_COMMAND=./justw
+# One task a node: its number is SLURM_NODEID. Where one fails, all end.
+srun --kill-on-bad-exit=1 docker/run train {words}
+"""
+
+
+def kubernetes(run: Run, words: Sequence[str], shown: str) -> Any:
+    """(manifest, lines to print): a JobSet with one pod a machine; a recipe file of one's own comes as a ConfigMap."""
+    asked, name = run.settings.cluster, _label(run.name)
+    if not asked.image:
+        raise InputWrong("cluster.image=registry/name:tag names the image: of `just image push`, or a fork's workflow.")
+    mounts = [
+        {"name": "shared", "mountPath": f"{INSIDE}/{folder}", "subPath": folder}
+        for folder in ("output", "models", "data")
+    ]
+    mounts.append({"name": "memory", "mountPath": "/dev/shm"})
+    volumes: List[Dict[str, Any]] = [
+        {"name": "shared", "persistentVolumeClaim": {"claimName": asked.volume}},
+        {"name": "memory", "emptyDir": {"medium": "Memory"}},  # for NCCL
+    ]
+    documents: List[Dict[str, Any]] = []
+    if run.name not in settings.available():
+        file = f"{run.name}.toml"
+        text = settings.find(words[0]).read_text(encoding="utf-8-sig")
+        documents.append(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-recipe"}, "data": {file: text}}
+        )
+        volumes.append({"name": "recipe", "configMap": {"name": f"{name}-recipe"}})
+        mounts.append({"name": "recipe", "mountPath": f"{INSIDE}/{file}", "subPath": file})
+        words = [file, *words[1:]]
+    index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    environment: List[Dict[str, Any]] = [
+        {"name": "NODES", "value": str(run.settings.nodes)},
+        {"name": "NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": index}}},
+        {"name": "MASTER_ADDR", "value": f"{name}-node-0-0.{name}"},  # the first pod, by JobSet's own service
+        {"name": "MASTER_PORT", "value": str(ranks.PORT)},
+    ]
+    needed = {"nvidia.com/gpu": run.settings.gpus, "cpu": asked.cpus, "memory": f"{asked.memory_gb}Gi"}
+    pod: Dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 60,  # training saves within 30 s
+        "containers": [
+            {
+                "name": "train",
+                "image": asked.image,
+                "workingDir": INSIDE,
+                "command": ["docker/run", "train", *words],
+                "env": environment,
+                "resources": {"limits": needed, "requests": dict(needed)},
+                "volumeMounts": mounts,
+            }
+        ],
+        "volumes": volumes,
+    }
+    if asked.gpu:
+        pod["nodeSelector"] = {"nvidia.com/gpu.product": asked.gpu}
+    job = {
+        "parallelism": run.settings.nodes,
+        "completions": run.settings.nodes,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,  # a pod alone cannot come back: all are started again
+        "template": {"spec": pod},
+    }
+    documents.append(
+        {
+            "apiVersion": "jobset.x-k8s.io/v1alpha2",
+            "kind": "JobSet",
+            "metadata": {"name": name},
+            "spec": {
+                "failurePolicy": {"maxRestarts": 3},
+                "replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": job}}],
+            },
+        }
+    )
+    head = (
+        f"# Recipe {run.name}, rendered by `just cluster k8s`. Wants the JobSet controller, NVIDIA's device plugin,\n"
+        f"# and a claim {asked.volume} that all pods can write (ReadWriteMany), with the workbook in its folder data.\n"
+    )
+    return head + _yaml(documents), [
+        f"submit:  kubectl apply -f {shown}",
+        f"log:     kubectl logs -f job/{name}-node-0   (fails, or a node is lost: all pods start again and it goes on)",
+    ]
+
+
+def skypilot(run: Run, words: Sequence[str], shown: str) -> Any:
+    """(task, lines to print). Several machines share output and models by a volume."""
+    asked, nodes = run.settings.cluster, run.settings.nodes
+    task: Dict[str, Any] = {
+        "name": _label(run.name),
+        "workdir": ".",
+        "num_nodes": nodes,
+        "resources": {
+            "accelerators": f"{asked.gpu or 'H100'}:{run.settings.gpus}",
+            "cpus": f"{asked.cpus}+",
+            "memory": f"{asked.memory_gb}+",
+            "disk_size": 256,
+        },
+    }
+    if asked.image:
+        task["resources"]["image_id"] = f"docker:{asked.image}"
+    setup = "RUNTIME=host docker/host env"
+    # The user's own workbooks are ignored by git, so SkyPilot does not take them with the clone.
+    own = [file for file in run.settings.data.files if (run.root / file).exists() and not Path(file).is_absolute()]
+    if own:
+        task["file_mounts"] = {f"{COPIED}/{file}": f"./{file}" for file in own}
+        setup = f"cp -r {COPIED}/. .\n{setup}"
+    if nodes > 1:
+        task["volumes"] = {SHARED: asked.volume}
+        folders = (
+            "for folder in output models; do mkdir -p {0}/$folder; rm -rf $folder; ln -s {0}/$folder $folder; done"
+        )
+        setup = folders.format(SHARED) + f"\n{setup}"
+    task["setup"] = f"set -e\n{setup}\n"
+    # SKYPILOT_NODE_RANK and SKYPILOT_NODE_IPS tell each machine its place
+    task["run"] = f"RUNTIME=host RECIPE_COMMAND=./justw docker/run train {' '.join(map(shlex.quote, words))}\n"
+    shared = f" The volume {asked.volume} is shared by all machines (sky volumes apply)." if nodes > 1 else ""
+    head = f"# Recipe {run.name}, rendered by `just cluster sky`; launched from the clone.{shared}\n"
+    return head + _yaml([task]), [f"launch:  sky launch -c {_label(run.name)} {shown}   (sky exec goes on)"]
+
+
+def _label(name: str) -> str:
+    """A recipe's name as Kubernetes takes it: small letters, digits and dashes, short enough for its pods' names."""
+    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    return made if made[:1].isalpha() else f"recipe-{made}".strip("-")
+
+
+def _yaml(documents: Sequence[Any]) -> str:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Texts of several lines as blocks, and no references."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: Any, value: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return str(yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120))
