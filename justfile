@@ -86,6 +86,18 @@ reproduce *args:
 image *args:
     @docker/image "$@"
 
+# What XTuner ships: 408 presets with family, method, template, data, GPU memory: just presets [word]
+[group('start')]
+[no-exit-message]
+presets *args:
+    @docker/run presets "$@"
+
+# A recipe file of your own from one of them: just new NAME --from PRESET
+[group('start')]
+[no-exit-message]
+new *args:
+    @docker/run new "$@"
+
 # A shell where the tutorial's own folders resolve: paste the page's commands
 [group('start')]
 shell:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from . import model, tensor_files
+from . import families, model, tensor_files
 from .errors import RunFailed
 from .stages import Run, key_of
 
@@ -183,7 +183,7 @@ def card(run: Run, figures: Dict[str, Any]) -> str:
     rows = {
         "base model": f"{run.settings.model.id if run.settings.model.source != 'tiny' else figures['base_model']}",
         "its checksum": f"sha256 {figures['base_sha256']} (of its weight files' sizes and samples)",
-        "recipe": f"{run.name}, from XTuner's {config['base']}; {run.settings.train.method}, {config['dtype']}",
+        "recipe": f"{run.name}, from XTuner's {config['base']}; {families.method(run.settings)}, {config['dtype']}",
         "LoRA": f"r {config['lora']['r']}, alpha {config['lora']['lora_alpha']}, on {', '.join(figures['targets'])}",
         "iterations, updates": f"{train['iterations']}, {train['updates']}",
         "seed": train["seed"],

@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from . import config, cost, libraries, model
+from . import config, cost, families, libraries, model
 from .errors import InputWrong, PlanRefused
 from .stages import Run, write_text
 
@@ -136,6 +136,7 @@ def smallest_warmup(per_epoch: int, epochs: int) -> Optional[float]:
 
 
 def reads(run: Run) -> Dict[str, Any]:
+    families.check(run.settings)  # before a tokenizer is fetched
     chosen = run.settings.model.tokenizer
     tiny = run.settings.model.source == "tiny" and not run.settings.model.path
     # A tiny model's folder is named after what it is made of, and may not be there yet.

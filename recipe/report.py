@@ -357,7 +357,7 @@ def subject(seen: Seen) -> Rows:
         rows.append(
             (
                 "trained",
-                f"{'QLoRA' if s.train.method == 'qlora' else 'LoRA'} in {config['dtype']}, rank {lora.get('r')}, "
+                f"{'LoRA' if config.get('method') == 'lora' else 'QLoRA'} in {config['dtype']}, rank {lora.get('r')}, "
                 f"alpha {lora.get('lora_alpha')}, dropout {lora.get('lora_dropout')}{size}",
             )
         )

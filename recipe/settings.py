@@ -55,6 +55,8 @@ class Columns(Table):
 class Data(Table):
     """Which files or folders, and the one system prompt of the whole run.
 
+    `kind`: what they hold, questions and answers (instruction), plain texts (pretrain), or conversations with tools in
+    MSAgent's form (agent); left out, what the preset trains on.
     `url` and `sha256` say where the first file is published and which bytes it must be. `sheet`: only these sheets,
     hidden or not. `skip_blank` drops conversations with a blank question or answer, `dedupe` all but the first of
     equal ones; both are counted. `eval_share` of the conversations are held out of training and evaluated, or those of
@@ -62,6 +64,7 @@ class Data(Table):
     """
 
     files: Annotated[List[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+    kind: Optional[Literal["instruction", "pretrain", "agent"]] = None
     sheet: Annotated[List[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
     columns: Columns = Columns()
     url: str = ""
@@ -76,13 +79,16 @@ class Data(Table):
 class Train(Table):
     """XTuner's own settings by their names, and what decides whether the run repeats and learns.
 
+    `method`: what is trained, an adapter on 4-bit (qlora) or whole (lora) weights, or all weights (full); left out,
+    what the preset trains. `template`: one of XTuner's chat templates instead of the preset's.
     `deterministic`: the same seed gives the same adapter, byte for byte, also after an interruption; without it the
     losses agree to some digits only, and a run that went on draws other dropout. `guard`: stop when loss or gradient
     leaves the run, write checkpoints beside and rename them, save on SIGTERM. `timeout`: minutes without a word from
     the trainer after which it counts as hung.
     """
 
-    method: Literal["qlora", "lora"] = "qlora"
+    method: Optional[Literal["qlora", "lora", "full"]] = None
+    template: str = ""
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = "fp16"
     max_length: Optional[Annotated[int, Field(ge=32, le=1_000_000)]] = None
     pack_to_max_length: Optional[bool] = None
@@ -191,8 +197,11 @@ class Settings(Table):
 
     @model_validator(mode="after")
     def _quantized_cannot_be_fp32(self) -> "Settings":
-        if self.train.method == "qlora" and self.train.dtype == "fp32":
-            raise ValueError('train.dtype = "fp32" goes with train.method = "lora" only: QLoRA computes in 16 bits')
+        method = self.train.method or ("qlora" if "_qlora_" in self.base else "")
+        if self.train.dtype == "fp32" and method == "qlora":
+            raise ValueError(
+                'train.dtype = "fp32" goes with train.method = "lora" or "full": QLoRA computes in 16 bits'
+            )
         return self
 
 

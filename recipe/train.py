@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import config, faults, model, preset
+from . import config, families, faults, model, preset
 from .errors import HostLacks, RunFailed, Stopped
 from .stages import Run, gpus, key_of
 
@@ -42,7 +42,7 @@ def preflight(run: Run) -> None:
         return
     if not gpus():
         raise HostLacks(
-            f"Recipe {run.name} trains in {kind} ({run.settings.train.method}) and needs an NVIDIA GPU; nvidia-smi "
+            f"Recipe {run.name} trains in {kind} ({families.method(run.settings)}) and needs an NVIDIA GPU; nvidia-smi "
             f"finds none. Without a GPU `just demo` runs everything on a tiny model."
         )
 

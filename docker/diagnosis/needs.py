@@ -92,7 +92,8 @@ class Need:
         self.tiny = get("model", "source", "") == "tiny" or (not values and name == "demo")
         self.dtype = get("train", "dtype", "fp16")
         self.gpu = self.dtype != "fp32" and not self.tiny
-        self.four_bit = get("train", "method", "qlora") == "qlora"
+        base = str(values.get("base", "_qlora_"))
+        self.four_bit = get("train", "method", "qlora" if "_qlora_" in base else "") == "qlora"
         # XTuner's presets have batch 1 and length 2048; every measurement is of the 7B model.
         self.tokens = get("train", "batch_size", 1) * get("train", "max_length", 2048)
         identity = get("model", "id", "Shanghai_AI_Laboratory/internlm2-chat-7b")
