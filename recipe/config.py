@@ -300,6 +300,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     added = sum(line.startswith("+") and not line.startswith("+++") for line in diff.splitlines())
     return {
         "base": run.settings.base,
+        "method": families.method(run.settings),
         "lines_changed": added,
         "dtype": dtype(run.settings),
         # What adapter and merge need of the config, without loading the libraries that reading it takes.

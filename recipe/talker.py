@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import libraries, model
+from . import families, libraries, model
 from .errors import HostLacks, InputWrong
 from .stages import Run
 
@@ -37,7 +37,10 @@ def find(run: Run, which: str = "") -> Found:
     merged, adapter = ((stages.get(name) or {}).get("finished", "") for name in ("merge", "adapter"))
     if which == "base":
         return Found("base", model.folder(run))
-    if which == "merged" or (not which and run.merged.is_dir() and merged >= adapter):
+    full = families.method(run.settings) == "full"
+    if full and which == "adapter":
+        raise InputWrong(f"{run.name} is fully fine-tuned: it has no adapter, but a merged model.")
+    if which == "merged" or full or (not which and run.merged.is_dir() and merged >= adapter):
         found = Found("merged", run.merged)
     else:
         found = Found("adapter", model.folder(run), run.adapter)

@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import config, families, faults, model, preset
+from . import config, families, faults, model, preset, tensor_files
 from .errors import HostLacks, RunFailed, Stopped
 from .stages import Run, gpus, key_of
 
@@ -111,16 +111,14 @@ def read_log(text: str) -> List[Tuple[int, float, float]]:
 
 def state(checkpoint: Path) -> Dict[str, Any]:
     """Iteration, seed and optimizer updates as the checkpoint itself records them."""
-    import torch
-
     path = checkpoint
     if checkpoint.is_dir():  # DeepSpeed's: the first rank's model states carry mmengine's meta
         path = sorted(checkpoint.glob("*model_states.pt"))[0]
-    saved = torch.load(str(path), map_location="cpu")
+    saved = tensor_files.torch_file(path)  # of full fine-tuning it has 12 bytes a weight: nothing of them is read
     if checkpoint.is_dir():
         made = saved["global_steps"]
     else:
-        steps = [int(entry["step"]) for entry in saved["optimizer"]["state"].values()]
+        steps = [int(entry["step"].read()) for entry in saved["optimizer"]["state"].values()]
         made = max(steps, default=0)
     return {"iterations": saved["meta"]["iter"], "seed": saved["meta"]["seed"], "updates": made}
 
