@@ -263,6 +263,17 @@ def effective(settings: Settings) -> Any:
     return Config.fromstring(render(settings, "model", "dataset", {}), file_format=".py")
 
 
+def dataset(cfg: Any) -> Any:
+    """What the config trains on: the dict that XTuner builds, whatever its preset calls it."""
+    return cfg.train_dataloader.dataset if "train_dataloader" in cfg else cfg.train_dataset
+
+
+def template(cfg: Any) -> Any:
+    """The chat template that the config trains with, XTuner's own; None where texts are learnt as they are."""
+    found = dataset(cfg).get("template_map_fn")
+    return found.template if found else None
+
+
 def reads(run: Run) -> Dict[str, Any]:
     from . import model
 
@@ -305,5 +316,5 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "dtype": dtype(run.settings),
         # What adapter and merge need of the config, without loading the libraries that reading it takes.
         "lora": {name: value for name, value in (cfg.model.get("lora") or {}).items() if name != "type"},
-        "stop_words": list(cfg.prompt_template.get("STOP_WORDS", [])),
+        "stop_words": list((template(cfg) or {}).get("STOP_WORDS", [])),
     }

@@ -210,11 +210,24 @@ def kind(settings: Settings) -> str:
     return settings.data.kind or facts(settings.base).kind
 
 
+def tokenizer_settings(settings: Settings) -> Dict[str, Any]:
+    """What the preset asks of its tokenizer beside its place: Qwen's end token, ChatGLM's special tokens."""
+    found = {key[len("tokenizer.") :]: value for key, value in facts(settings.base).names.items()
+             if key.startswith("tokenizer.")}  # fmt: skip
+    own = ("type", "pretrained_model_name_or_path", "trust_remote_code", "padding_side")
+    return {key: ast.literal_eval(value) for key, value in found.items() if key not in own}
+
+
 def check(settings: Settings) -> None:
     """Raise InputWrong, with the reason, for a recipe whose preset does not run here, or not in this way."""
     found = facts(settings.base)
     if found.why and not (found.why == OLD_TOKENIZER and settings.model.path):
         raise InputWrong(f"base = {found.name!r} does not run here: {found.why}.")
+    if method(settings) == "qlora" and "zero3" in settings.train.deepspeed:
+        raise InputWrong(
+            "train.deepspeed: ZeRO-3 cuts weights into parts, and 4-bit ones cannot be cut. Take deepspeed_zero2, or "
+            "train.method=lora."
+        )
     wanted = settings.data.kind
     if found.kind == "image" or wanted == "image":
         if found.kind != wanted and wanted:

@@ -361,6 +361,8 @@ def subject(seen: Seen) -> Rows:
                 f"alpha {lora.get('lora_alpha')}, dropout {lora.get('lora_dropout')}{size}",
             )
         )
+    elif config.get("method") == "full":
+        rows.append(("trained", f"all weights, in {config['dtype']}"))
     rows.append(("data", "; ".join(s.data.files)))
     if data:
         rows.append(("conversations", f"{data['conversations']:,}, from {data['rows']:,} rows"))

@@ -50,13 +50,14 @@ class Columns(Table):
     system: str = ""
     conversation: str = ""
     turn: str = ""
+    text: str = ""
 
 
 class Data(Table):
     """Which files or folders, and the one system prompt of the whole run.
 
     `kind`: what they hold, questions and answers (instruction), plain texts (pretrain), or conversations with tools in
-    MSAgent's form (agent); left out, what the preset trains on.
+    MSAgent's form (agent); left out, what the preset trains on. `piece`: characters into which longer texts are parted.
     `url` and `sha256` say where the first file is published and which bytes it must be. `sheet`: only these sheets,
     hidden or not. `skip_blank` drops conversations with a blank question or answer, `dedupe` all but the first of
     equal ones; both are counted. `eval_share` of the conversations are held out of training and evaluated, or those of
@@ -70,6 +71,7 @@ class Data(Table):
     url: str = ""
     sha256: str = ""
     system: str = ""
+    piece: Optional[Annotated[int, Field(ge=32, le=1_000_000)]] = None
     skip_blank: bool = False
     dedupe: bool = False
     eval_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import families, libraries, model
+from . import config, families, libraries, model
 from .errors import HostLacks, InputWrong
 from .stages import Run
 
@@ -17,6 +17,8 @@ MAX_NEW_TOKENS = 300
 ROOM = 2e9  # bytes beside the weights: the cache of a batch of answers, one batch's logits, the libraries
 FOUR_BITS = 0.35  # of the bytes in 16 bits: the embeddings, the norms and the scales are not quantized
 PADDED = 2048  # tokens of a batch, padding counted: 0.8 GB of logits with InternLM2's vocabulary
+
+PLAIN = {"SYSTEM": "", "INSTRUCTION": "{input}"}
 
 Turns = Sequence[Tuple[str, str]]  # what was asked, what was answered
 
@@ -60,10 +62,10 @@ class Answer(NamedTuple):
 
 
 def template(run: Run) -> Any:
-    """The recipe's chat template, XTuner's own."""
-    from mmengine.config import Config
+    """The recipe's chat template, XTuner's own; for texts learnt as they are, one that adds nothing."""
+    from mmengine.config import Config, ConfigDict
 
-    return Config.fromfile(str(run.config)).prompt_template
+    return config.template(Config.fromfile(str(run.config))) or ConfigDict(PLAIN)
 
 
 def nbytes(place: Path) -> int:
@@ -105,15 +107,20 @@ def _memory() -> float:
 
 
 class Talker:
-    """A model folder, or with `adapter` a base and the PEFT adapter on it; `kind`: see `precision`."""
+    """A model folder, or with `adapter` a base and the PEFT adapter on it; `kind`: see `precision`; `more`: the
+    preset's own settings of its tokenizer.
+    """
 
-    def __init__(self, place: Path, template: Any, adapter: Optional[Path] = None, kind: str = "") -> None:
+    def __init__(
+        self, place: Path, template: Any, adapter: Optional[Path] = None, kind: str = "",
+        more: Optional[Dict[str, Any]] = None,
+    ) -> None:  # fmt: skip
         libraries.load()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
         self.kind = kind or precision(place)
-        self.tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=True, **(more or {}))
         narrow = torch.bfloat16 if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else torch.float16
         types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "nf4": narrow}
         more: Dict[str, Any] = {}
@@ -136,16 +143,21 @@ class Talker:
         self.template = template
         stops = config.eos_token_id
         self.stops = set(stops if isinstance(stops, list) else [stops])
+        self.stops = {stop for stop in (*self.stops, self.tokenizer.eos_token_id) if stop is not None}
         for word in template.get("STOP_WORDS", []):
             self.stops.update(self.tokenizer.encode(word, add_special_tokens=False)[-1:])
 
     def prompt(self, system: str, turns: Turns, question: str) -> str:
         """The conversation so far in the model's chat template, ready for the next answer."""
         parts = [self.template.SYSTEM.format(system=system)] if system else []
+        # Between turns as training has it: a suffix that ends an answer, or else the model's own end and start.
+        between = self.template.get("SEP", "")
+        if not self.template.get("SUFFIX_AS_EOS", False):
+            between = f"{self.tokenizer.eos_token or ''}{between}{self.tokenizer.bos_token or ''}"
         for number, (asked, answered) in enumerate([*turns, (question, "")], start=1):
             parts.append(self.template.INSTRUCTION.format(input=asked, round=number))
             if number <= len(turns):
-                parts.append(answered + self.template.get("SUFFIX", "") + self.template.get("SEP", ""))
+                parts.append(answered + self.template.get("SUFFIX", "") + between)
         return "".join(parts)
 
     def answer(

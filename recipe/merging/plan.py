@@ -97,7 +97,8 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """Look at everything and decide what goes where; `adapters` are (folder, weight), `limit` bytes of a shard.
 
-    With `checkpoint`, of full fine-tuning, its weights take the place of the base's. Raises InputWrong if an adapter does not belong to this base, HostLacks if a file of the base is not whole.
+    With `checkpoint`, of full fine-tuning, its weights take the place of the base's. Raises InputWrong if an adapter or
+    it does not belong to this base, HostLacks if a file of the base is not whole.
     """
     stored = base_tensors(base)
     checksum = base_checksum(base)
