@@ -16,6 +16,14 @@ def measurements() -> Dict[str, Any]:
     return tomli.loads(MEASURED.read_text(encoding="utf-8"))
 
 
+def is_measured(settings: Any) -> bool:
+    """Whether it is InternLM2's 7B model by QLoRA, which is what was measured."""
+    from . import families
+
+    shipped = families.facts(settings.base).model.lower()
+    return families.method(settings) == "qlora" and "internlm2" in shipped and "7b" in shipped
+
+
 def nearest(card: str, tokens: int) -> Optional[Dict[str, Any]]:
     """The measurement of `card` (its name holds the measured name or the other way round) nearest in tokens."""
     wanted = card.lower().replace(" ", "")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from . import families, model, tensor_files
+from .stages import Run
 
-GIB = 1 << 30
+GIB, MIB = 1 << 30, 1 << 20
 OVERHEAD = 0.5 * GIB  # cuBLAS' workspace and fragments; CUDA's own context is not in it
 BUCKETS = 2.5 * GIB  # DeepSpeed's buckets of gradients (5e8 values), which are free again while the layers work
 # Layers and width of the models that XTuner's presets name, by their size in billions, and words of the vocabulary.
@@ -89,6 +90,25 @@ def gib(name: str) -> Optional[float]:
     tokens = _number(found, "batch_size", "training_args.per_device_train_batch_size") * _number(found, "max_length")
     rank = _number(found, f"{found.lora}.r") if found.method != "full" else 0
     return parts(shape, found.method, found.bits, tokens, rank)["total"] / GIB
+
+
+def of_run(run: Run, cfg: Any, deepspeed: bool) -> Optional[Dict[str, Any]]:
+    """What the recipe's training takes, in MiB: `mib` on one GPU in all and `weights`, `trained`, `work` of it; `zero`,
+    a table of DeepSpeed's stages (`of_zero`). None where neither the model's folder nor its name tells its shape.
+    """
+    settings = run.settings
+    shape = of_folder(model.folder(run)) or by_name(settings.model.id)
+    if shape is None:
+        return None
+    method = families.method(settings)
+    lora = cfg.model.get("lora")
+    bits = {"qlora": 4, "full": 32}.get(method, 8 if families.facts(settings.base).bits == 8 else 16)
+    shared = (method, bits, cfg.batch_size * cfg.max_length, lora.get("r", 64) if lora else 0)
+    found = {name: round(value / MIB) for name, value in parts(shape, *shared, deepspeed).items()}
+    zero = of_zero(shape, *shared)
+    for row in zero:
+        row.update({place: {n: round(v / MIB) for n, v in row[place].items()} for place in ("gpu", "host")})
+    return {"mib": found.pop("total"), "method": method, "parameters": round(shape.parameters), **found, "zero": zero}
 
 
 def _number(found: families.Facts, *names: str) -> int:

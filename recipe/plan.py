@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from . import config, cost, families, libraries, model
+from . import config, cost, families, libraries, memory, model
 from .errors import InputWrong, PlanRefused
 from .stages import Run, write_text
 
@@ -263,7 +263,8 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
     evaluated = events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations))
     figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
-    if run.settings.model.source != "tiny":  # what was measured is the 7B model
+    figures["memory"] = memory.of_run(run, cfg, bool(train.deepspeed))
+    if run.settings.model.source != "tiny" and cost.is_measured(run.settings):
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
     figures["refusals"] = refusals(figures, cfg, crash, bool(train.deepspeed))
     figures["warnings"] = warnings(figures)
