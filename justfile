@@ -180,6 +180,11 @@ survive *args:
 bench-adapter *args:
     @docker/host exec python tests/bench_adapter.py "$@"
 
+# Tiny models of every family that transformers carries, through the whole recipe (20 minutes): just families [name …]
+[group('develop')]
+families *args:
+    @docker/host exec python tests/families.py "$@"
+
 # Linters alone
 [group('develop')]
 lint:

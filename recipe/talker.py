@@ -68,6 +68,14 @@ def template(run: Run) -> Any:
     return config.template(Config.fromfile(str(run.config))) or ConfigDict(PLAIN)
 
 
+def separator(template: Any, eos: str, bos: str) -> str:
+    """What stands between an answer and the next question in training: the template's suffix where that ends an answer,
+    else the model's own end, and its start again.
+    """
+    suffix, sep = template.get("SUFFIX", ""), template.get("SEP", "")
+    return f"{suffix}{sep}" if template.get("SUFFIX_AS_EOS", False) else f"{suffix}{eos}{sep}{bos}"
+
+
 def nbytes(place: Path) -> int:
     """Bytes of a model folder's weights."""
     for pattern in ("*.safetensors", "*.bin"):
@@ -144,20 +152,22 @@ class Talker:
         stops = config.eos_token_id
         self.stops = set(stops if isinstance(stops, list) else [stops])
         self.stops = {stop for stop in (*self.stops, self.tokenizer.eos_token_id) if stop is not None}
+        self.words = []  # that end an answer and are several tokens here
         for word in template.get("STOP_WORDS", []):
-            self.stops.update(self.tokenizer.encode(word, add_special_tokens=False)[-1:])
+            tokens = self.tokenizer.encode(word, add_special_tokens=False)
+            if len(tokens) == 1:
+                self.stops.update(tokens)
+            else:
+                self.words.append(word)
 
     def prompt(self, system: str, turns: Turns, question: str) -> str:
         """The conversation so far in the model's chat template, ready for the next answer."""
         parts = [self.template.SYSTEM.format(system=system)] if system else []
-        # Between turns as training has it: a suffix that ends an answer, or else the model's own end and start.
-        between = self.template.get("SEP", "")
-        if not self.template.get("SUFFIX_AS_EOS", False):
-            between = f"{self.tokenizer.eos_token or ''}{between}{self.tokenizer.bos_token or ''}"
+        between = separator(self.template, self.tokenizer.eos_token or "", self.tokenizer.bos_token or "")
         for number, (asked, answered) in enumerate([*turns, (question, "")], start=1):
             parts.append(self.template.INSTRUCTION.format(input=asked, round=number))
             if number <= len(turns):
-                parts.append(answered + self.template.get("SUFFIX", "") + between)
+                parts.append(answered + between)
         return "".join(parts)
 
     def answer(
@@ -195,18 +205,24 @@ class Talker:
         # On the left, so that every answer begins where its prompt ends.
         ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+
+        def ended(rows: Any, *_: Any, **__: Any) -> bool:
+            return all(self._answer(row).ended for row in rows[:, longest:].tolist())
+
         with torch.inference_mode():
             made = self.model.generate(
                 input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), max_new_tokens=limit,
                 streamer=streamer, eos_token_id=sorted(self.stops), pad_token_id=pad,
-                **(sampling or {"do_sample": False}),
+                stopping_criteria=[ended] if self.words else None, **(sampling or {"do_sample": False}),
             )  # fmt: skip
         return [self._answer(row) for row in made[:, longest:].tolist()]
 
     def _answer(self, tokens: List[int]) -> Answer:
         """Up to the first end token; what stands behind it is padding."""
         end = next((at for at, token in enumerate(tokens) if token in self.stops), None)
-        return Answer(self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip(), end is not None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        at = min((text.find(word) for word in self.words if word in text), default=-1)
+        return Answer((text[:at] if at >= 0 else text).strip(), end is not None or at >= 0)
 
     def losses(self, encoded: Sequence[Dict[str, List[int]]], batch_size: int) -> List[Tuple[float, int]]:
         """(sum of the losses in nats, their number) over each conversation's tokens with loss, teacher-forced.

@@ -114,16 +114,17 @@ def data_of(place, kind):
     return str(path)
 
 
-def call(words, cwd):
+def call(words):
+    environment = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
     done = subprocess.run(
-        [sys.executable, "-m", "recipe", *words], cwd=str(ROOT),
-        env={**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900,
+        [sys.executable, "-m", "recipe", *words], cwd=str(ROOT), env=environment, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
 
 
-def go(name, place):
+def go(name, place, evaluate=True):
     """Run one of RUNS; what it came to, from run.json."""
     from recipe import data, families
 
@@ -144,20 +145,24 @@ def go(name, place):
         str(folder),
         *OVERRIDES,
         *more,
-    ]  # the last of two of one name counts
+    ]  # the last of a name counts
     began = time.time()
-    call(["merge", *words, "--force"], folder)
-    said = call(["chat", str(recipe), "压力很大，怎么办？", "--output", str(folder)], folder)
+    call(["merge", *words, "--force"])
+    said = call(["chat", str(recipe), "压力很大，怎么办？", "--output", str(folder)])
     stages = json.loads((folder / name / "run.json").read_text(encoding="utf-8"))["stages"]
     figures = {stage: entry["figures"] for stage, entry in stages.items()}
-    call(["eval", str(recipe), "--output", str(folder)], folder)
-    found = json.loads((folder / name / "eval.json").read_text(encoding="utf-8"))
+    losses = []
+    if evaluate:
+        call(["eval", str(recipe), "--output", str(folder)])
+        found = json.loads((folder / name / "eval.json").read_text(encoding="utf-8"))
+        losses = [found["models"][which]["loss"] for which in ("base", "tuned")]
     return {
         "architecture": architecture, "kind": kind, "method": figures["config"]["method"],
         "updates": figures["train"]["updates"], "planned": figures["plan"]["updates"],
         "changed": figures["merge"]["share_changed"], "tensors": figures["merge"]["tensors"],
         "tensors_changed": figures["merge"]["tensors_changed"], "arrived": figures["merge"]["proof"]["arrived"],
-        "stops": figures["merge"]["trial"]["stops"], "loss": [found["models"][m]["loss"] for m in ("base", "tuned")],
+        "stops": figures["merge"]["trial"]["stops"], "loss": losses,
+        "loss_first": figures["train"]["loss_first"], "loss_last": figures["train"]["loss_last"],
         "said": said, "seconds": round(time.time() - began), "folder": folder / name,
     }  # fmt: skip
 
@@ -167,10 +172,10 @@ def main(chosen):
         for name in chosen or RUNS:
             found = go(name, Path(place))
             before, after = found["loss"]
+            changed = f"{found['tensors_changed']:3} of {found['tensors']:3} tensors changed"
             print(
                 f"{name:20} {found['architecture']:12} {found['method']:5} {found['kind']:12} {found['updates']:3} "
-                f"updates, {found['tensors_changed']:3} of {found['tensors']:3} tensors changed, held-out loss {before:.3f} → "
-                f"{after:.3f}, {found['seconds']} s",
+                f"updates, {changed}, held-out loss {before:.3f} → {after:.3f}, {found['seconds']} s",
                 flush=True,
             )
 
