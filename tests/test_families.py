@@ -221,6 +221,35 @@ def test_a_new_recipe_parses_and_renders_and_is_never_overwritten(tmp_path, monk
         presets.new("other", "llama9")
 
 
+TOKENIZER = """
+class Tokenizer(PreTrainedTokenizer):
+    def __init__(self, vocab_file, **kwargs):
+        {first}
+        {second}
+
+    @property
+    def vocab_size(self):
+        return self.sp_model.get_piece_size()
+
+    def get_vocab(self):
+        return {{self.convert_ids_to_tokens(i): i for i in range(self.vocab_size)}}
+"""
+
+
+def test_a_tokenizer_that_asks_too_early_is_seen(tmp_path):
+    """As Baichuan's: huggingface/transformers#27171. Set in the other order it is let through."""
+    from recipe import fits
+
+    lines = ["super().__init__(**kwargs)", "self.sp_model = load(vocab_file)"]
+    path = tmp_path / "tokenization_x.py"
+    path.write_text(TOKENIZER.format(first=lines[0], second=lines[1]), encoding="utf-8")
+    (said,) = fits.code(tmp_path)
+    assert "before 4.34" in said
+    assert "self.sp_model" in said
+    path.write_text(TOKENIZER.format(first=lines[1], second=lines[0]), encoding="utf-8")
+    assert fits.code(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", families.templates())
 def test_chat_and_engines_ask_as_training_did(name):
     """Two turns by XTuner's template_map_fn, as text, beside what chat asks and what the exported template makes."""
