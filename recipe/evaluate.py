@@ -140,8 +140,8 @@ def _measured(
 ) -> Dict[str, Any]:
     """`losses` of every conversation and `answers` ([text, ended]) of those that `_answered` names."""
     chosen = asked["settings"]
-    more = families.tokenizer_settings(run.settings)
-    voice = talker.Talker(place, talker.template(run), adapter, kind, more)
+    tokenizer = families.tokenizer(run.settings, place)
+    voice = talker.Talker(place, talker.template(run), adapter, kind, tokenizer)
     trained = None if families.kind(run.settings) == "pretrain" else voice.template
     encoded = [plan.encoded(one, trained, voice.tokenizer, asked["max_length"]) for one in conversations]
     prompts = []

@@ -210,12 +210,18 @@ def kind(settings: Settings) -> str:
     return settings.data.kind or facts(settings.base).kind
 
 
-def tokenizer_settings(settings: Settings) -> Dict[str, Any]:
-    """What the preset asks of its tokenizer beside its place: Qwen's end token, ChatGLM's special tokens."""
-    found = {key[len("tokenizer.") :]: value for key, value in facts(settings.base).names.items()
-             if key.startswith("tokenizer.")}  # fmt: skip
+def tokenizer(settings: Settings, place: Path, **more: Any) -> Any:
+    """The tokenizer in a model folder as the preset loads it: by its class (Mistral's pre-training takes Llama's slow one,
+    which cuts otherwise than the fast one), with its settings (Qwen's end token, ChatGLM's special tokens).
+    """
+    import transformers
+
+    names = facts(settings.base).names
     own = ("type", "pretrained_model_name_or_path", "trust_remote_code", "padding_side")
-    return {key: ast.literal_eval(value) for key, value in found.items() if key not in own}
+    told = {key[len("tokenizer.") :]: value for key, value in names.items() if key.startswith("tokenizer.")}
+    more.update({key: ast.literal_eval(value) for key, value in told.items() if key not in own})
+    kind = getattr(transformers, told["type"].split(".")[0])
+    return kind.from_pretrained(str(place), trust_remote_code=True, **more)
 
 
 def check(settings: Settings) -> None:

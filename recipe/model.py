@@ -52,8 +52,6 @@ def tokenizer(run: Run) -> Any:
     """The recipe's tokenizer, without weights: model.tokenizer (a folder or a tokenizer.model), else the
     base model's folder, else tokenizer.model alone is fetched. Raises InputWrong, HostLacks.
     """
-    from transformers import AutoTokenizer
-
     from .tiny import tokenizer_from_model
 
     given = run.settings.model.tokenizer
@@ -70,8 +68,7 @@ def tokenizer(run: Run) -> Any:
     try:
         if place.is_file():
             return tokenizer_from_model(place)
-        more = families.tokenizer_settings(run.settings)
-        return AutoTokenizer.from_pretrained(str(place), trust_remote_code=True, padding_side="right", **more)
+        return families.tokenizer(run.settings, place, padding_side="right")
     except Exception as error:  # sentencepiece, tokenizers and remote code raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputWrong(

@@ -115,20 +115,20 @@ def _memory() -> float:
 
 
 class Talker:
-    """A model folder, or with `adapter` a base and the PEFT adapter on it; `kind`: see `precision`; `more`: the
-    preset's own settings of its tokenizer.
+    """A model folder, or with `adapter` a base and the PEFT adapter on it; `kind`: see `precision`; `tokenizer`:
+    as the preset loads it, where that is another way than AutoTokenizer's.
     """
 
     def __init__(
         self, place: Path, template: Any, adapter: Optional[Path] = None, kind: str = "",
-        more: Optional[Dict[str, Any]] = None,
+        tokenizer: Any = None,
     ) -> None:  # fmt: skip
         libraries.load()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
         self.kind = kind or precision(place)
-        self.tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=True, **(more or {}))
+        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
         narrow = torch.bfloat16 if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else torch.float16
         types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "nf4": narrow}
         more: Dict[str, Any] = {}

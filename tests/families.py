@@ -121,6 +121,7 @@ def call(words):
         capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    assert "could not be written" not in done.stderr, done.stderr  # the report
     return done.stdout
 
 
