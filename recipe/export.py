@@ -109,7 +109,7 @@ def check(run: Run, recipe: str) -> Merged:
         )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name).strip("-.") or "model"
     own = bool(settings.get("chat_template"))
-    after = talker.separator(template, eos, bos)
+    after = talker.separator(template, _Trained(template, _Tokens(eos, bos)))
     return Merged(place, name, recipe, config, template, jinja, own, stops, run.settings.data.system, after)
 
 
@@ -131,7 +131,7 @@ def in_jinja(template: Any, eos: str, bos: str) -> str:
     if template.SYSTEM:  # texts that are learnt as they are have none
         system = said(*template.SYSTEM.format(system="\0").split("\0"))
     asked, answer = template.INSTRUCTION.format(input="\0", round=1).split("\0")
-    end = talker.separator(template, eos, bos)
+    end = talker.separator(template, _Trained(template, _Tokens(eos, bos)))
     return (
         "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
         f"{system}{{% elif message['role'] == 'user' %}}{said(asked, answer)}"

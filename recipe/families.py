@@ -211,8 +211,8 @@ def kind(settings: Settings) -> str:
 
 
 def tokenizer(settings: Settings, place: Path, **more: Any) -> Any:
-    """The tokenizer in a model folder as the preset loads it: by its class (Mistral's pre-training takes Llama's slow one,
-    which cuts otherwise than the fast one), with its settings (Qwen's end token, ChatGLM's special tokens).
+    """The tokenizer in a model folder as the preset loads it: by its class (Mistral's pre-training takes Llama's slow
+    one, which cuts otherwise than the fast one), with its settings (Qwen's end token, ChatGLM's special tokens).
     """
     import transformers
 

@@ -68,12 +68,14 @@ def template(run: Run) -> Any:
     return config.template(Config.fromfile(str(run.config))) or ConfigDict(PLAIN)
 
 
-def separator(template: Any, eos: str, bos: str) -> str:
+def separator(template: Any, of: Any) -> str:
     """What stands between an answer and the next question in training: the template's suffix where that ends an answer,
-    else the model's own end, and its start again.
+    else the end of the tokenizer of `of`, and its start again.
     """
     suffix, sep = template.get("SUFFIX", ""), template.get("SEP", "")
-    return f"{suffix}{sep}" if template.get("SUFFIX_AS_EOS", False) else f"{suffix}{eos}{sep}{bos}"
+    if template.get("SUFFIX_AS_EOS", False):
+        return f"{suffix}{sep}"
+    return f"{suffix}{of.tokenizer.eos_token or ''}{sep}{of.tokenizer.bos_token or ''}"
 
 
 def nbytes(place: Path) -> int:
@@ -163,7 +165,7 @@ class Talker:
     def prompt(self, system: str, turns: Turns, question: str) -> str:
         """The conversation so far in the model's chat template, ready for the next answer."""
         parts = [self.template.SYSTEM.format(system=system)] if system else []
-        between = separator(self.template, self.tokenizer.eos_token or "", self.tokenizer.bos_token or "")
+        between = separator(self.template, self)
         for number, (asked, answered) in enumerate([*turns, (question, "")], start=1):
             parts.append(self.template.INSTRUCTION.format(input=asked, round=number))
             if number <= len(turns):

@@ -34,7 +34,7 @@ RUNS = {
 }
 OVERRIDES = [
     "train.dtype=fp32", "train.max_length=256", "train.batch_size=1", "train.accumulative_counts=1",
-    "train.max_epochs=1", "train.lr=1e-3", "train.warmup_ratio=0.1", "train.map_num_proc=1", "train.seed=0",
+    "train.max_epochs=2", "train.lr=1e-3", "train.warmup_ratio=0.1", "train.map_num_proc=1", "train.seed=0",
     "train.evaluation_freq=0.5", "train.save_steps=0.5", "train.evaluation_max_new_tokens=8", "train.log_interval=1",
     "data.eval_share=0.1", "eval.answers=4", 'train.evaluation_inputs=["压力很大"]', "merge.max_shard_size=100KB",
 ]  # fmt: skip
