@@ -122,6 +122,18 @@ image *args:
 bench *args:
     @docker/run bench "$@"
 
+# What XTuner ships: 408 presets with family, method, template, data, GPU memory: just presets [word]
+[group('start')]
+[no-exit-message]
+presets *args:
+    @docker/run presets "$@"
+
+# A recipe file of your own from one of them: just new NAME --from PRESET
+[group('start')]
+[no-exit-message]
+new *args:
+    @docker/run new "$@"
+
 # A shell where the tutorial's own folders resolve: paste the page's commands
 [group('start')]
 shell:
@@ -213,6 +225,11 @@ memory:
 [group('develop')]
 bench-adapter *args:
     @docker/host exec python tests/bench_adapter.py "$@"
+
+# Tiny models of every family that transformers carries, through the whole recipe (20 minutes): just families [name …]
+[group('develop')]
+families *args:
+    @docker/host exec python tests/families.py "$@"
 
 # Linters alone
 [group('develop')]

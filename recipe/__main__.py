@@ -36,7 +36,8 @@ from .errors import HostLacks, InputWrong, NotFetched, PlanRefused, RecipeError,
 
 STAGES = (
     "demo", "data", "data-report", "preview", "plan", "config", "model", "train", "adapter", "merge", "eval", "chat",
-    "web", "export", "cluster", "report", "compare", "diff", "verify", "watch", "stop", "reproduce", "bench",
+    "web", "export", "cluster", "report", "compare", "diff", "verify", "watch", "stop", "reproduce", "bench", "presets",
+    "new",
 )  # fmt: skip
 
 JOINED = ("train", "adapter", "merge", "demo", "eval")  # what is typed on every machine of a recipe with several nodes
@@ -287,6 +288,22 @@ def look(stage: str, name: str, overrides: List[str], other: Optional[str], outp
         click.echo(f"page          {run.shown(compare.write(*both, output / 'compare'))}")
 
 
+def begin(stage: str, words: Tuple[str, ...], base: Optional[str], write: bool) -> None:
+    """presets, new: what XTuner ships, and a recipe file made of one of its presets."""
+    from . import presets
+
+    if stage == "presets":
+        if write:
+            click.echo(presets.write_table())
+        else:
+            presets.show(" ".join(words), _console())
+        return
+    if len(words) != 1 or not base:
+        raise InputWrong(f"Usage: {JUST} new NAME --from PRESET ({JUST} presets lists them).")
+    path = presets.new(words[0], base)
+    click.echo(f"{path}: edit it, then: {JUST} plan {path}")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("stage", type=click.Choice(STAGES))
 @click.argument("words", nargs=-1)
@@ -297,11 +314,13 @@ def look(stage: str, name: str, overrides: List[str], other: Optional[str], outp
 @click.option("--verify", is_flag=True, help="model: read every byte again and compare it with what was fetched.")
 @click.option("--tokenizer", is_flag=True, help="model: fetch the tokenizer alone (1.5 MB), enough for plan.")
 @click.option("--png", help="plan: also draw the learning-rate curve into this file.")
+@click.option("--from", "base", help="new: XTuner's preset to begin with.")
+@click.option("--write", is_flag=True, help="presets: make docs/presets.tsv again.")
 @click.option("--checks", is_flag=True, hidden=True)  # for docker/detach
 @click.option("--yes", is_flag=True, help="export upload: really send; without it only what would go is shown.")
 def main(
     stage: str, words: Tuple[str, ...], given: Optional[str], output: str, force: bool, png: Optional[str],
-    verify: bool, tokenizer: bool, yes: bool, dry_run: bool, checks: bool,
+    verify: bool, tokenizer: bool, yes: bool, dry_run: bool, checks: bool, base: Optional[str], write: bool,
 ) -> None:  # fmt: skip
     """Run STAGE of a recipe, and the stages before it that are not up to date.
 
@@ -312,6 +331,9 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal loses signs, not runs
     try:
+        if stage in ("presets", "new"):
+            begin(stage, words, base, write)
+            return
         go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer, yes, dry_run, checks)
     except RecipeError as error:
         click.secho(str(error), fg=None if isinstance(error, (NotFetched, Stopped)) else "red", err=True)

@@ -4,18 +4,19 @@ Equal, tensor for tensor, to `xtuner convert pth_to_hf`, which loads the whole b
 LoRA tensors are read, one at a time: neither the optimizer's state nor the libraries that the checkpoint names.
 """
 
-import functools
+import dataclasses
 import json
 import math
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import model, tensor_files
+from . import families, model, tensor_files
 from .errors import RunFailed
 from .stages import Run, key_of
 
 # XTuner: llm.base_model.model.….lora_A.default.weight → PEFT: base_model.model.….lora_A.weight
+WHOLE = "llm."  # XTuner: llm.model.layers.… → the model's own model.layers.…
 TRAINED = re.compile(r"^llm\.base_model\.model\..+\.(lora_\w+|modules_to_save)\.")
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
@@ -25,13 +26,9 @@ def tensors(checkpoint: Path) -> Dict[str, Callable[[], Any]]:
 
     `checkpoint` is mmengine's file or DeepSpeed's folder. Raises RunFailed if it is damaged or holds no LoRA weights.
     """
-    try:
-        saved = _zero(checkpoint) if checkpoint.is_dir() else _file(checkpoint)
-    except (tensor_files.Damaged, OSError, LookupError, TypeError, AttributeError) as error:
-        raise RunFailed(f"The checkpoint {checkpoint} cannot be read: {error}. Train again to make it anew.")
     found = {
-        name[len("llm.") :].replace(".modules_to_save", "").replace(".default", ""): read
-        for name, read in saved.items()
+        name[len(WHOLE) :].replace(".modules_to_save", "").replace(".default", ""): held.read
+        for name, held in _saved(checkpoint).items()
         if TRAINED.match(name)
     }
     if not found:
@@ -39,12 +36,28 @@ def tensors(checkpoint: Path) -> Dict[str, Callable[[], Any]]:
     return dict(sorted(found.items()))
 
 
-def _file(path: Path) -> Dict[str, Callable[[], Any]]:
+def whole(checkpoint: Path) -> Dict[str, Any]:
+    """The model's own name → trained weight of full fine-tuning, to be read by rows. Raises RunFailed."""
+    found = {name[len(WHOLE) :]: held for name, held in _saved(checkpoint).items() if name.startswith(WHOLE)}
+    if not found or any(".lora_" in name for name in found):
+        raise RunFailed(f"The checkpoint {checkpoint} does not hold a whole model: it was trained by another method.")
+    return found
+
+
+def _saved(checkpoint: Path) -> Dict[str, Any]:
+    """name → weight, with `shape`, `numel` and `read(first, last)`."""
+    try:
+        return _zero(checkpoint) if checkpoint.is_dir() else _file(checkpoint)
+    except (tensor_files.Damaged, OSError, LookupError, TypeError, AttributeError) as error:
+        raise RunFailed(f"The checkpoint {checkpoint} cannot be read: {error}. Train again to make it anew.")
+
+
+def _file(path: Path) -> Dict[str, Any]:
     stored = tensor_files.torch_file(path)["state_dict"]
-    return {name: tensor.read for name, tensor in stored.items() if isinstance(tensor, tensor_files.Stored)}
+    return {name: tensor for name, tensor in stored.items() if isinstance(tensor, tensor_files.Stored)}
 
 
-def _zero(folder: Path) -> Dict[str, Callable[[], Any]]:
+def _zero(folder: Path) -> Dict[str, Any]:
     """The trained weights of DeepSpeed's folder, from the optimizer's fp32 copies.
 
     ZeRO-1 and 2 lay each group of parameters end to end and cut it into one part a rank: read in place. ZeRO-3 cuts
@@ -62,14 +75,14 @@ def _zero(folder: Path) -> Dict[str, Callable[[], Any]]:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         whole = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name, True)
-        return {name: functools.partial(lambda tensor: tensor, tensor) for name, tensor in whole.items()}
+        return {name: Held(tensor) for name, tensor in whole.items()}
     groups = tensor_files.torch_file(sorted(folder.glob("*_model_states.pt"))[0])["param_shapes"]
-    found: Dict[str, Callable[[], Any]] = {}
+    found: Dict[str, Any] = {}
     for number, shapes in enumerate(groups):
         flat = [state["single_partition_of_fp32_groups"][number] for state in states]
         start = 0
         for name, shape in shapes.items():
-            found[name] = functools.partial(_across, flat, start, shape)
+            found[name] = Pieces(flat, start, tuple(shape))
             start += tensor_files.count(shape)
         # DeepSpeed pads a group to a multiple of twice the number of ranks, and no further
         if not 0 <= sum(part.numel for part in flat) - start <= 4 * len(ranks):
@@ -77,17 +90,42 @@ def _zero(folder: Path) -> Dict[str, Callable[[], Any]]:
     return found
 
 
-def _across(flat: List[tensor_files.Stored], start: int, shape: Any) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Pieces:
     """Values start … of parts laid end to end, as a tensor of `shape`."""
-    import torch
 
-    last, at, pieces = start + tensor_files.count(shape), 0, []
-    for part in flat:
-        first, end = max(start - at, 0), min(last - at, part.numel)
-        if first < end:
-            pieces.append(part.read(first, end))
-        at += part.numel
-    return torch.cat(pieces).view(tuple(shape))
+    flat: List[tensor_files.Stored]
+    start: int
+    shape: Tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return tensor_files.count(self.shape)
+
+    def read(self, first: int = 0, last: Optional[int] = None) -> Any:
+        """The tensor, or its rows first … last-1."""
+        import torch
+
+        rows = self.shape[0] if self.shape else 1
+        last = rows if last is None else last
+        step = self.numel // max(1, rows)
+        begin, stop, at, pieces = self.start + first * step, self.start + last * step, 0, []
+        for part in self.flat:
+            low, high = max(begin - at, 0), min(stop - at, part.numel)
+            if low < high:
+                pieces.append(part.read(low, high))
+            at += part.numel
+        return torch.cat(pieces).view(last - first, *self.shape[1:]) if self.shape else torch.cat(pieces)[0]
+
+
+class Held:
+    """A tensor in memory, read as one in a file is."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor, self.shape, self.numel = tensor, tuple(tensor.shape), tensor.numel()
+
+    def read(self, first: int = 0, last: Optional[int] = None) -> Any:
+        return self.tensor[first:last] if self.shape else self.tensor
 
 
 def base_checksum(place: Path) -> str:
@@ -183,7 +221,7 @@ def card(run: Run, figures: Dict[str, Any]) -> str:
     rows = {
         "base model": f"{run.settings.model.id if run.settings.model.source != 'tiny' else figures['base_model']}",
         "its checksum": f"sha256 {figures['base_sha256']} (of its weight files' sizes and samples)",
-        "recipe": f"{run.name}, from XTuner's {config['base']}; {run.settings.train.method}, {config['dtype']}",
+        "recipe": f"{run.name}, from XTuner's {config['base']}; {families.method(run.settings)}, {config['dtype']}",
         "LoRA": f"r {config['lora']['r']}, alpha {config['lora']['lora_alpha']}, on {', '.join(figures['targets'])}",
         "iterations, updates": f"{train['iterations']}, {train['updates']}",
         "seed": train["seed"],

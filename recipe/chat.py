@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import click
 
-from . import model, talker
+from . import families, model, talker
 from .errors import InputWrong
 from .stages import Run, key_of, output_digest
 from .talker import Talker, template
@@ -39,7 +39,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     asked = questions(run)[:SAMPLED]
     answers = {}
     for name, place in (("base", model.folder(run)), ("merged", run.merged)):
-        voice = Talker(place, template(run))
+        voice = Talker(place, template(run), tokenizer=families.tokenizer(run.settings, place))
         answers[name] = [voice.answer(run.settings.data.system, [], question) for question in asked]
     samples = [
         {
@@ -163,7 +163,7 @@ def talk(run: Run, question: Optional[str], which: str = "") -> None:
     `which`: base, adapter or merged; by default the tuned one that is there. Raises InputWrong.
     """
     found = talker.find(run, which)
-    voice = Talker(found.place, template(run), found.adapter)
+    voice = Talker(found.place, template(run), found.adapter, tokenizer=families.tokenizer(run.settings, found.place))
     conversation = Conversation(voice, run.settings.data.system)
     if question is not None or not sys.stdin.isatty():
         asked = [question] if question is not None else sys.stdin

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from . import cost, loggers, preset, ranks
+from . import cost, families, loggers, preset, ranks
 from .errors import InputWrong
 from .settings import Settings
 from .stages import Run, gpus
@@ -32,20 +32,63 @@ def dtype(settings: Settings) -> str:
     return "fp16" if found and float(found[0]["capability"]) < 8 else "bf16"
 
 
+# What transformers' Trainer calls them; the three presets with framework = 'huggingface'.
+TRAINING_ARGS = {
+    "batch_size": "per_device_train_batch_size", "accumulative_counts": "gradient_accumulation_steps",
+    "max_epochs": "num_train_epochs", "lr": "learning_rate", "weight_decay": "weight_decay",
+    "max_norm": "max_grad_norm",
+    "warmup_ratio": "warmup_ratio", "save_total_limit": "save_total_limit", "save_steps": "save_steps",
+    "log_interval": "logging_steps", "seed": "seed",
+}  # fmt: skip
+# XTuner's own, of the presets that have it.
+DATASET = """dict(
+    type=process_hf_dataset,
+    dataset={load},
+    tokenizer=tokenizer,
+    max_length=max_length,
+    dataset_map_fn=None,
+    template_map_fn=dict(
+        type=template_map_fn_factory, template=prompt_template),
+    remove_unused_columns=True,
+    shuffle_before_pack=True,
+    pack_to_max_length={pack},
+    use_varlen_attn=use_varlen_attn)"""
+LORA = """dict(
+        type=LoraConfig,
+        r=64,
+        lora_alpha=16,
+        lora_dropout=0.1,
+        bias='none',
+        task_type='CAUSAL_LM')"""
+NF4 = """dict(
+            type=BitsAndBytesConfig,
+            load_in_4bit=True,
+            load_in_8bit=False,
+            llm_int8_threshold=6.0,
+            llm_int8_has_fp16_weight=False,
+            bnb_4bit_compute_dtype=torch.float16,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_type='nf4')"""
+FULL_LR = 2e-5  # as XTuner's own presets of full fine-tuning; its adapters train at 2e-4
+
+
 LINEARS = ("wqkv", "wo", "w1", "w2", "w3")  # InternLM2's, but for the output head
 
 
 def speed(settings: Settings) -> str:
     """stock, fast or small: as set, or for "auto" what the first GPU allows; without any it is fast, as for dtype.
 
-    fast and small know InternLM2's presets alone. "auto" takes them in bf16 only: no card was tried in fp16.
+    fast and small know InternLM2's presets alone, adapters alone, and one GPU. "auto" takes them in bf16 only: no card
+    was tried in fp16.
     """
-    known = settings.base.startswith("internlm2_")
+    known = settings.base.startswith("internlm2_") and families.method(settings) != "full"
+    known = known and ranks.count(settings) == 1
     if settings.train.speed != "auto":
         if settings.train.speed != "stock" and not known:
             raise InputWrong(
-                f"train.speed={settings.train.speed} knows InternLM2 alone, not base = {settings.base!r}: "
-                f"train.speed=stock trains everything that XTuner does."
+                f"train.speed={settings.train.speed} knows adapters of InternLM2 on one GPU alone, not base = "
+                f"{settings.base!r} by {families.method(settings)} on {ranks.count(settings)}: train.speed=stock "
+                f"trains everything that XTuner does."
             )
         return settings.train.speed
     if not known or dtype(settings) != "bf16":
@@ -92,7 +135,7 @@ def _speed(settings: Settings, tokens: int) -> Dict[str, Optional[str]]:
     }
     if kind == "small":
         changes["model.small"] = "True"
-        if settings.train.method == "qlora":
+        if families.method(settings) == "qlora":
             changes["optim_type"] = "'bitsandbytes.optim.AdamW8bit'"
     return changes
 
@@ -103,38 +146,61 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
     `model` and `dataset` are paths as the config shall name them; `intervals` holds evaluation_freq and
     save_steps in iterations, where the recipe sets them.
     """
-    train = settings.train
-    changes: Dict[str, Optional[str]] = {
-        "pretrained_model_name_or_path": repr(model),
-        "data_path": repr(dataset),
-    }
-    for name in TOP_LEVEL:
-        value = getattr(train, name)
+    train, found = settings.train, families.facts(settings.base)
+    there = found.names
+    place = "llm_name_or_path" if "llm_name_or_path" in there else "pretrained_model_name_or_path"
+    changes: Dict[str, Optional[str]] = {place: repr(model)}
+    changes.update(_data(settings, found, dataset))
+    wanted: Dict[str, Any] = {name: getattr(train, name) for name in TOP_LEVEL}
+    wanted.update(intervals)
+    if "pack_to_max_length" not in there and found.kind != "image":
+        wanted["pack_to_max_length"] = None  # stands in the dataset itself
+    if wanted["lr"] is None and found.method != families.method(settings) and "full" in (found.method, train.method):
+        wanted["lr"] = FULL_LR if train.method == "full" else 2e-4
+    if found.framework == "huggingface":
+        wanted.update(log_interval=train.log_interval, seed=train.seed)
+        lengths = {name: wanted.pop(name) for name in ("max_length", "pack_to_max_length")}
+        wanted = {
+            **lengths,
+            **{f"training_args.{TRAINING_ARGS[k]}": v for k, v in wanted.items() if k in TRAINING_ARGS},
+        }
+        if train.warmup_ratio is not None:
+            changes["training_args.warmup_steps"] = None
+    for name, value in wanted.items():
         if value is not None:
-            changes[name] = repr(value)
+            changes["warm_up_ratio" if name == "warmup_ratio" and name not in there else name] = repr(value)
     if ranks.count(settings) > 1:  # what the recipe says of one is shared
+        if found.framework == "huggingface":
+            raise InputWrong(f"base = {settings.base!r} trains by transformers' Trainer, here on one GPU only: gpus=1.")
         text = preset.edit(preset.source(settings.base), changes)
         whole = (preset.value(text, "batch_size"), preset.value(text, "accumulative_counts"))
         changes["batch_size"], changes["accumulative_counts"] = map(repr, ranks.shared(settings, *whole))
-    for name, value in intervals.items():
-        changes[name] = repr(value)
     # The evaluation samples get the data's system prompt, as chat does. The hook formats it once more than
     # the data path does, so braces in it are doubled.
     system = settings.data.system if train.evaluation_system is None else train.evaluation_system
-    if system:
+    if system and "SYSTEM" in there:
         changes["SYSTEM"] = repr(system.replace("{", "{{").replace("}", "}}"))
-    if train.evaluation_inputs is not None:
+    if train.evaluation_inputs is not None and "evaluation_inputs" in there:
         changes["evaluation_inputs"] = repr(train.evaluation_inputs)
-    if train.evaluation_max_new_tokens is not None:
+    if train.evaluation_max_new_tokens is not None and "custom_hooks" in there:
         changes["custom_hooks.1.max_new_tokens"] = repr(train.evaluation_max_new_tokens)
-    changes["train_dataset.dataset"] = "dict(type=load_dataset, path='json', data_files=dict(train=data_path))"
-    changes["train_dataset.dataset_map_fn"] = "None"
-    if train.map_num_proc is not None:
-        changes["train_dataset.map_num_proc"] = repr(train.map_num_proc)
+    if train.template:
+        changes["prompt_template"] = f"PROMPT_TEMPLATE.{train.template}"
+    changes.update(_method(settings, found))
     for name in ("r", "lora_alpha", "lora_dropout"):
         value = getattr(settings.lora, name)
         if value is not None:
-            changes[f"model.lora.{name}"] = repr(value)
+            changes[f"{found.lora}.{name}"] = repr(value)
+    if found.framework != "huggingface":
+        changes.update(_runner(settings))
+    changes.update(_precision(dtype(settings), families.method(settings), found))
+    return changes
+
+
+def _runner(settings: Settings) -> Dict[str, Optional[str]]:
+    """What the recipe asks of mmengine's runner."""
+    train = settings.train
+    changes: Dict[str, Optional[str]] = {}
     if train.log_interval is not None:
         changes["default_hooks.logger.interval"] = repr(train.log_interval)
     if train.seed is not None:
@@ -148,39 +214,125 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
     backends = ["LocalVisBackend", "TensorboardVisBackend", *(loggers.BACKENDS[name] for name in train.loggers)]
     listed = ", ".join(f"dict(type='{name}')" for name in backends)
     changes["visualizer"] = f"dict(type='Visualizer', vis_backends=[{listed}])"
-    if train.method == "lora":
-        changes["model.llm.quantization_config"] = None
-    changes.update(_precision(dtype(settings), train.method))
     changes.update(_speed(settings, (train.batch_size or 1) * (train.max_length or 2048)))
     return changes
 
 
-def _precision(kind: str, method: str) -> Dict[str, Optional[str]]:
+def _data(settings: Settings, found: families.Facts, dataset: str) -> Dict[str, Optional[str]]:
+    """The recipe's data in place of the preset's: dataset.jsonl, whose rows are conversations as the template map
+    wants them. Agent's and plain texts are brought into that form by the data stage, as XTuner's own maps do.
+    """
+    there, name = found.names, found.dataset
+    if "dataset_folder" in there:
+        return {"dataset_folder": repr(dataset)}
+    changes: Dict[str, Optional[str]] = {found.path: repr(dataset)}
+    if found.kind == "image":
+        return changes
+    num_proc = settings.train.map_num_proc
+    load = f"dict(type=load_dataset, path='json', data_files=dict(train={found.path}))"
+    if there.get(f"{name}.type") == "process_hf_dataset":
+        changes[f"{name}.dataset"] = load
+        changes[f"{name}.dataset_map_fn"] = "None"
+        if num_proc is not None:
+            changes[f"{name}.map_num_proc"] = repr(num_proc)
+    else:  # several sets joined, MOSS's own form, a set that ModelScope downloads: one set of our rows instead
+        pack = "pack_to_max_length"
+        if pack not in there:  # MOSS's form is never packed; ours is, unless the recipe says otherwise
+            pack = repr(settings.train.pack_to_max_length is not False)
+        text = DATASET.format(load=load, pack=pack)
+        changes[name] = text if num_proc is None else f"{text[:-1]},\n    map_num_proc={num_proc})"
+        joined = {value for key, value in there.items() if key.startswith(f"{name}.datasets.")}
+        for other in sorted(joined):
+            changes.update({value: None for key, value in there.items() if key.startswith(f"{other}.")
+                            and value.endswith("_path") and value != found.path})  # fmt: skip
+            changes[other] = None
+    kind = families.kind(settings)
+    if kind == "pretrain" and found.kind != "pretrain":
+        # Texts are learnt as they are, and evaluation goes on with them, without question and answer.
+        changes[f"{name}.template_map_fn"] = "None"
+        changes["custom_hooks.1.system"] = changes["custom_hooks.1.prompt_template"] = None
+    elif kind != "pretrain" and found.kind == "pretrain":
+        template = settings.train.template or "default"
+        changes[f"{name}.template_map_fn"] = (
+            f"dict(\n        type=template_map_fn_factory, template=PROMPT_TEMPLATE.{template})"
+        )
+        changes["custom_hooks.1.prompt_template"] = f"PROMPT_TEMPLATE.{template}"
+        if settings.data.system:
+            changes["custom_hooks.1.system"] = repr(settings.data.system.replace("{", "{{").replace("}", "}}"))
+    return changes
+
+
+def _method(settings: Settings, found: families.Facts) -> Dict[str, Optional[str]]:
+    """From the preset's method to the recipe's. Raises InputWrong where XTuner has no such way."""
+    wanted = families.method(settings)
+    if wanted == found.method:
+        return {}
+    if found.kind == "image":
+        raise InputWrong(
+            f"train.method = {wanted!r}: {found.name} trains LLaVA's {found.method}; XTuner has presets of its own for "
+            f"LLaVA's other stages (just presets llava)."
+        )
+    changes: Dict[str, Optional[str]] = {}
+    if wanted == "full":
+        changes[found.lora] = changes[f"{found.llm}.torch_dtype"] = None
+        changes[f"{found.llm}.quantization_config"] = changes[f"{found.llm}.load_in_8bit"] = None
+        return changes
+    if found.method == "full":
+        changes[f"{found.llm}.torch_dtype"] = "torch.float16"
+        changes[found.lora] = LORA
+    if wanted == "qlora":
+        changes[f"{found.llm}.load_in_8bit"] = None
+        changes[f"{found.llm}.quantization_config"] = NF4
+    elif found.method == "qlora":
+        changes[f"{found.llm}.quantization_config"] = None
+    return changes
+
+
+def _precision(kind: str, method: str, found: families.Facts) -> Dict[str, Optional[str]]:
+    """The compute type. Weights that are trained stay fp32, whatever the type: the wrapper's autocast has it."""
     if kind == "fp16":  # as shipped
         return {}
-    if kind == "bf16":
-        changes: Dict[str, Optional[str]] = {
-            "model.llm.torch_dtype": "torch.bfloat16",
-            "optim_wrapper.dtype": "'bfloat16'",
-        }
-        if method == "qlora":
-            changes["model.llm.quantization_config.bnb_4bit_compute_dtype"] = "torch.bfloat16"
-        return changes
-    # fp32 has no autocast: mmengine's plain wrapper, whose class the preset does not import
-    return {
-        "model.llm.torch_dtype": "torch.float32",
-        "optim_wrapper.type": "'OptimWrapper'",
-        "optim_wrapper.loss_scale": None,
-        "optim_wrapper.dtype": None,
-    }
+    changes: Dict[str, Optional[str]] = {}
+    whole = method == "full"
+    if not whole and (f"{found.llm}.torch_dtype" in found.names or found.method == "full"):
+        changes[f"{found.llm}.torch_dtype"] = f"torch.{'bfloat16' if kind == 'bf16' else 'float32'}"
+    if found.framework == "huggingface":
+        changes["training_args.fp16"] = "False"
+        if kind == "bf16":
+            changes["training_args.bf16"] = "True"
+    elif kind == "bf16":
+        changes["optim_wrapper.dtype"] = "'bfloat16'"
+    else:  # fp32 has no autocast: mmengine's plain wrapper, whose class the preset does not import
+        changes["optim_wrapper.type"] = "'OptimWrapper'"
+        changes["optim_wrapper.loss_scale"] = changes["optim_wrapper.dtype"] = None
+    if method == "qlora" and kind == "bf16":
+        changes[f"{found.llm}.quantization_config.bnb_4bit_compute_dtype"] = "torch.bfloat16"
+    return changes
 
 
 def render(settings: Settings, model: str, dataset: str, intervals: Dict[str, int]) -> str:
     """The config's text. Raises InputWrong if the preset has no place for one of the recipe's settings."""
+    if settings.train.template and settings.train.template not in families.templates():
+        raise InputWrong(
+            f"train.template: XTuner has no template {settings.train.template!r}. It has: "
+            f"{', '.join(families.templates())}."
+        )
     try:
-        return preset.edit(preset.source(settings.base), edits(settings, model, dataset, intervals))
+        text = preset.edit(preset.source(settings.base), edits(settings, model, dataset, intervals))
     except KeyError as error:
         raise InputWrong(f"base = {settings.base!r} does not fit this recipe: {error.args[0]}.")
+    for module, name in IMPORTS:
+        if re.search(rf"\b{name}\b", text):
+            text = preset.importing(text, module, [name])
+    return text
+
+
+# What edits may name and a preset may not import.
+IMPORTS = (
+    ("", "torch"), ("datasets", "load_dataset"), ("peft", "LoraConfig"), ("transformers", "BitsAndBytesConfig"),
+    ("xtuner.dataset", "process_hf_dataset"), ("xtuner.dataset.map_fns", "template_map_fn_factory"),
+    ("xtuner.utils", "PROMPT_TEMPLATE"),
+)  # fmt: skip
 
 
 def effective(settings: Settings) -> Any:
@@ -193,6 +345,17 @@ def effective(settings: Settings) -> Any:
 def without_places(text: str) -> str:
     """A config's text, or its difference, but for the two lines that say where model and data lie."""
     return PLACES.sub("", text)
+
+
+def dataset(cfg: Any) -> Any:
+    """What the config trains on: the dict that XTuner builds, whatever its preset calls it."""
+    return cfg.train_dataloader.dataset if "train_dataloader" in cfg else cfg.train_dataset
+
+
+def template(cfg: Any) -> Any:
+    """The chat template that the config trains with, XTuner's own; None where texts are learnt as they are."""
+    found = dataset(cfg).get("template_map_fn")
+    return found.template if found else None
 
 
 def reads(run: Run) -> Dict[str, Any]:
@@ -235,10 +398,11 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     added = sum(line.startswith("+") and not line.startswith("+++") for line in diff.splitlines())
     return {
         "base": run.settings.base,
+        "method": families.method(run.settings),
         "lines_changed": added,
         "dtype": dtype(run.settings),
         "speed": speed(run.settings),
         # What adapter and merge need of the config, without loading the libraries that reading it takes.
         "lora": {name: value for name, value in (cfg.model.get("lora") or {}).items() if name != "type"},
-        "stop_words": list(cfg.prompt_template.get("STOP_WORDS", [])),
+        "stop_words": list((template(cfg) or {}).get("STOP_WORDS", [])),
     }

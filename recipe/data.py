@@ -6,6 +6,7 @@ chat template wants it: the file's own, else the recipe's. Everything is read as
 8-byte numbers stays in memory (of rows with a conversation id a temporary database on disk holds the rest).
 """
 
+import functools
 import io
 import itertools
 import json
@@ -18,10 +19,10 @@ from json.encoder import encode_basestring as quoted  # C; what json.dumps(ensur
 from pathlib import Path
 from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from . import held_out
+from . import families, held_out
 from .errors import InputWrong
+from .intake import agent, documents, records, tables
 from .intake import columns as names
-from .intake import records, tables
 from .intake.cells import ERRORS, Cell, Damaged, Odd, Shown
 from .intake.columns import ANSWER, CONVERSATION, MORE, QUESTION, SYSTEM, TURN
 from .intake.records import Turn
@@ -127,6 +128,12 @@ class Writer:
         line = f'{{"conversation": [{", ".join(conversation)}]}}\n'
         self._write(SEPARATORS.sub(lambda found: f"\\u{ord(found.group()):04x}", line))
 
+    def raw(self, conversation: List[Dict[str, str]]) -> None:
+        """A conversation as it shall stand there."""
+        self.turns += len(conversation)
+        self.longest = max(self.longest, len(conversation))
+        self._write(json.dumps({"conversation": conversation}, ensure_ascii=False) + "\n")
+
     def _write(self, line: str) -> None:
         self.hashes.append(hash(line))
         self.lines.append(line)
@@ -147,7 +154,7 @@ class Intake:
         self.writer = writer
         self.faults = Faults()
         self.progress = Progress()
-        self.chosen = {role: name for role, name in data.columns.model_dump().items() if name}
+        self.chosen = {role: name for role, name in data.columns.model_dump(exclude={"text"}).items() if name}
         self.blank_dropped = self.as_text = self.breaks = 0
         self.read: List[Dict[str, Any]] = []  # what was found in which file and sheet
         self.skipped: List[str] = []
@@ -167,6 +174,47 @@ class Intake:
         except Damaged as damaged:
             remedy = " Save it again as .xlsx." if path.suffix.lower() in (".xlsx", ".xlsm") else ""
             self.faults.add(name, f"cannot be opened: {damaged}.{remedy}")
+
+    def texts(self, path: Path, name: str, most: int) -> None:
+        """Read one file of plain texts, in pieces of at most `most` characters; as XTuner's pretrain_map_fn."""
+        before = self.writer.turns
+        found: Dict[str, Any] = {"encoding": ""}
+        try:
+            for document in documents.documents(path, self.data.columns.text, found):
+                text = self.text(document.text, f"{name}, {document.place}" if document.place else name)
+                if text is None:
+                    self.blank_dropped += 1
+                    continue
+                for piece in documents.pieces(text, most):
+                    if piece.strip():
+                        self.writer.raw([{"input": "", "output": piece.strip()}])
+        except Damaged as damaged:
+            self.faults.add(name, f"cannot be read: {damaged}")
+        self.read.append({"file": name, "rows": self.writer.turns - before, "unused": [], **found})
+
+    def agent(self, path: Path, name: str) -> None:
+        """Read one file of conversations with tools; see intake/agent.py."""
+        before = self.writer.turns
+        try:
+            encoding, values = ("", records.parquet(path)) if path.suffix == ".parquet" else records.records(path)
+            for place, value in values or ():
+                where = f"{name}, {place}" if place else name
+                try:
+                    turns = agent.conversation(value)
+                except records.Wrong as wrong:
+                    self.faults.add(where, str(wrong))
+                    continue
+                odd = [CONTROL.search(text) or NO_TEXT.search(text) for turn in turns for text in turn.values()]
+                for one in filter(None, odd):
+                    self.faults.add(where, f"the sign {one.group()!r}, which the model takes for one of its own")
+                if turns[0]["system"] == "" and self.data.system:
+                    turns[0]["system"] = self.data.system
+                self.writer.raw(turns)
+        except Damaged as damaged:
+            self.faults.add(name, f"cannot be opened: {damaged}.")
+            return
+        entry = {"file": name, "encoding": encoding, "rows": self.writer.turns - before, "unused": []}
+        self.read.append(entry)
 
     def text(self, cell: Cell, place: str) -> Optional[str]:
         """A cell's or key's text; None, with a fault unless blanks are skipped, if it is none."""
@@ -497,15 +545,17 @@ def files(run: Run, of: str = "files") -> List[Tuple[Path, str]]:
     be meant.
     """
     data = run.settings.data
+    kinds = _kinds(run)
     found: List[Tuple[Path, str]] = []
     for name in getattr(data, of):
         path = Path(name)
         if not path.is_absolute():
             path = run.root / path
         if path.is_dir():
-            inside = [(file, str(Path(name) / file.name)) for file in sorted(path.iterdir()) if _is_meant(file)]
+            below = path.rglob("*") if kinds != KINDS else path.iterdir()  # texts come in folders of folders
+            inside = [(p, str(Path(name) / p.relative_to(path))) for p in sorted(below) if _is_meant(p, kinds)]
             if not inside:
-                raise InputWrong(f"The folder {name} holds no file of a known kind ({', '.join(KINDS)}).")
+                raise InputWrong(f"The folder {name} holds no file of a known kind ({', '.join(kinds)}).")
             found += [one for one in inside if one not in found]
             continue
         if not path.is_file():
@@ -529,17 +579,25 @@ def files(run: Run, of: str = "files") -> List[Tuple[Path, str]]:
             raise InputWrong(f"{name} is the lock that Excel keeps while a workbook is open. Name {path.name[2:]}.")
         if path.suffix.lower() in FOREIGN:
             raise InputWrong(f"{name} is of a kind that is not read. Save it as .xlsx in Excel, WPS or LibreOffice.")
-        if path.suffix.lower() not in KINDS:
-            raise InputWrong(f"{name} is of no known kind ({', '.join(KINDS)}). Save it as .xlsx or UTF-8 .csv.")
+        if path.suffix.lower() not in kinds:
+            raise InputWrong(f"{name} is of no known kind ({', '.join(kinds)}). Save it as .xlsx or UTF-8 .csv.")
     return found
 
 
-def _is_meant(path: Path) -> bool:
+def _kinds(run: Run) -> Tuple[str, ...]:
+    """Endings of the files that are read for the recipe's kind of data."""
+    kind = families.kind(run.settings)
+    if kind == "agent":
+        return (".json", ".jsonl", ".parquet")
+    return (*KINDS, *documents.PROSE[1:]) if kind == "pretrain" else KINDS
+
+
+def _is_meant(path: Path, kinds: Tuple[str, ...] = KINDS) -> bool:
     """Whether a file of a folder belongs to the data: no hidden ones, no locks, nothing of other kinds.
 
     Old workbooks count, so that they are refused and not left out in silence.
     """
-    kind = path.suffix.lower() in (*KINDS, *FOREIGN)
+    kind = path.suffix.lower() in (*kinds, *FOREIGN)
     return path.is_file() and kind and not path.name.startswith((".", "~$"))
 
 
@@ -549,7 +607,11 @@ def left_out(run: Run) -> List[str]:
     for name in [*run.settings.data.files, *run.settings.data.eval_files]:
         path = run.root / name
         if path.is_dir():
-            others = [p for p in sorted(path.iterdir()) if not _is_meant(p) and not p.name.startswith((".", "~$"))]
+            others = [
+                p
+                for p in sorted(path.iterdir())
+                if not _is_meant(p, _kinds(run)) and not p.name.startswith((".", "~$"))
+            ]
             found += [str(Path(name) / p.name) for p in others]
     return found
 
@@ -559,6 +621,7 @@ def reads(run: Run) -> Dict[str, Any]:
     found = [*files(run), *files(run, "eval_files")]
     return {
         "files": [name for _, name in found] + left_out(run), "settings": run.settings.data.model_dump(),
+        "kind": families.kind(run.settings), "piece": _piece(run) if families.kind(run.settings) == "pretrain" else 0,
         "seed": _seed(run) if run.settings.data.eval_share else None,
         "code": here, "intake": here.parent / "intake", "held_out": Path(held_out.__file__),
         **{f"file{i}": path for i, (path, _) in enumerate(found)},
@@ -620,14 +683,25 @@ def _read(run: Run, of: str, target: Path) -> Intake:
     """Read the recipe's files, or its eval_files, into `target`. Raises InputWrong."""
     with target.open("w", encoding="utf-8", newline="\n") as stream:
         intake = Intake(run.settings.data, Writer(stream, run.settings.data.system))
+        kind = families.kind(run.settings)
+        read = {"pretrain": functools.partial(intake.texts, most=_piece(run)), "agent": intake.agent}.get(
+            kind, intake.file
+        )
         try:
             for path, name in files(run, of):
-                intake.file(path, name)
+                read(path, name)
         finally:
             intake.progress.stop()
         intake.writer.flush()
     intake.faults.refuse()
     return intake
+
+
+def _piece(run: Run) -> int:
+    """Characters of a piece of text: hardly ever more tokens than max_length, in any language's own vocabulary."""
+    given = run.settings.data.piece or run.settings.train.max_length
+    told = families.facts(run.settings.base).names.get("max_length", "")
+    return given or (int(told) if told.isdigit() else 2048)
 
 
 def _deduplicated(target: Path, hashes: Any, drop: bool) -> int:

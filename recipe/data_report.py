@@ -187,7 +187,7 @@ class Sight:
     def __init__(self, run: Run) -> None:
         libraries.load()
         cfg = config.effective(run.settings)
-        self.template, self.max_length = cfg.prompt_template, cfg.max_length
+        self.template, self.max_length = config.template(cfg), cfg.max_length
         self.tokenizer = model.tokenizer(run)
 
     def count(self, conversation: Conversation) -> Tuple[int, int]:

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from . import config, data, held_out, model, plan, scores, talker
+from . import config, data, families, held_out, model, plan, scores, talker
 from .errors import HostLacks, InputWrong, RunFailed
 from .stages import Run, key_of, output_digest, versions, write_text
 
@@ -76,7 +76,7 @@ def _asked(run: Run) -> Dict[str, Any]:
         "base": model.fingerprint(model.folder(run)),
         "held_out": run.held_out,
         "settings": {**settings.eval.model_dump(), "max_new_tokens": limit},
-        "template": dict(cfg.prompt_template),
+        "template": dict(config.template(cfg) or {}),
         "max_length": cfg.max_length,
         "code": [key_of({"file": Path(module)}) for module in (__file__, talker.__file__, plan.__file__)],
         "versions": {name: versions()[name] for name in ("torch", "transformers", "xtuner")},
@@ -140,13 +140,15 @@ def _measured(
 ) -> Dict[str, Any]:
     """`losses` of every conversation and `answers` ([text, ended]) of those that `_answered` names."""
     chosen = asked["settings"]
-    voice = talker.Talker(place, talker.template(run), adapter, kind)
-    encoded = [plan.encoded(one, voice.template, voice.tokenizer, asked["max_length"]) for one in conversations]
+    tokenizer = families.tokenizer(run.settings, place)
+    voice = talker.Talker(place, talker.template(run), adapter, kind, tokenizer)
+    trained = None if families.kind(run.settings) == "pretrain" else voice.template
+    encoded = [plan.encoded(one, trained, voice.tokenizer, asked["max_length"]) for one in conversations]
     prompts = []
     for number in _answered(len(conversations), chosen["answers"]):
-        *before, last = conversations[number]
+        before, question, _ = _asking(conversations[number])
         turns = [(turn["input"], turn["output"]) for turn in before]
-        prompts.append(voice.prompt(conversations[number][0].get("system", ""), turns, last["input"]))
+        prompts.append(voice.prompt(conversations[number][0].get("system", ""), turns, question))
     losses = voice.losses(encoded, chosen["batch_size"])
     answers = voice.answers(prompts, chosen["max_new_tokens"], chosen["batch_size"])
     del voice
@@ -156,6 +158,18 @@ def _measured(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return {"losses": losses, "answers": answers}
+
+
+def _asking(conversation: Any) -> Tuple[Any, str, str]:
+    """(turns before, question, the data's answer): of the last turn, of an Agent's the first, before any tool has
+    answered; of a text without a question its first half is shown, and the model goes on.
+    """
+    tools = any(turn.get("system") for turn in conversation[1:])
+    *before, last = conversation[:1] if tools else conversation
+    if last["input"]:
+        return before, last["input"], last["output"]
+    half = max(1, len(last["output"]) // 2)
+    return before, last["output"][:half], last["output"][half:]
 
 
 def _answered(count: int, most: int) -> List[int]:
@@ -174,7 +188,7 @@ def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str
     losses = {name: [found["losses"][number] for number in counted] for name, found in measured.items()}
     counts = [tokens for _, tokens in losses["base"]]
     numbers = _answered(len(conversations), len(measured["base"]["answers"]))
-    references = [conversations[number][-1]["output"] for number in numbers]
+    references = [_asking(conversations[number])[2] for number in numbers]
     known = _known(run, [text for found in measured.values() for text, _ in found["answers"]])
     models = {}
     for name, found in measured.items():
@@ -221,8 +235,8 @@ def _samples(conversations: Any, base: Dict[str, Any], after: Dict[str, Any]) ->
     numbers = _answered(len(conversations), len(base["answers"]))
     return [
         {
-            "question": conversations[number][-1]["input"],
-            "reference": conversations[number][-1]["output"],
+            "question": _asking(conversations[number])[1],
+            "reference": _asking(conversations[number])[2],
             "base": before[0],
             "tuned": new[0],
             "base_ended": before[1],

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Set
 
 import click
 
-from . import chat, model, to_gguf
+from . import chat, model, talker, to_gguf
 from .errors import HostLacks, InputWrong, RunFailed
 from .settings import Export
 from .stages import Run, Stage, perform
@@ -52,12 +52,13 @@ class Merged:
     own: bool
     stops: List[str]
     system: str
+    after: str  # what stands between an answer and the next question
 
     def prompt(self) -> Dict[str, str]:
         """The pieces of the template: around the system prompt, around the question, and after the answer."""
-        before_system, after_system = self.template.SYSTEM.format(system="\0").split("\0")
+        before_system, after_system = [*self.template.SYSTEM.format(system="\0").split("\0"), ""][:2]
         before, after = self.template.INSTRUCTION.format(input="\0", round=1).split("\0")
-        end = self.template.get("SUFFIX", "") + self.template.get("SEP", "")
+        end = self.after
         return dict(system=before_system, eosys=after_system, user=before, assistant=after, end=end)
 
 
@@ -84,17 +85,22 @@ def check(run: Run, recipe: str) -> Merged:
         raise HostLacks(f"{shown} lacks {', '.join(lacking)}, the model's own code. {again}")
 
     template = chat.template(run)
-    stops = list(template.get("STOP_WORDS", []))
+    eos, bos = (_token(settings, name) for name in ("eos_token", "bos_token"))
+    stops = list(template.get("STOP_WORDS", [])) or [eos]
     ids = {added["content"]: number for number, added in to_gguf.added_tokens(place).items()}
+    theirs = config.get("model_type") == "internlm2" and bool(template.get("STOP_WORDS"))
     ends = _json(place / "generation_config.json", shown, again).get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
-    for word in stops:
+    for word in stops if theirs else ():
         if ids.get(word) not in ends:
             raise HostLacks(
                 f"{shown}/generation_config.json stops at {ends} only, not at {word} ({ids.get(word, 'no token')}): "
                 f"answers would not end. {again}"
             )
-    jinja = settings.get("chat_template") or CHATML
+    jinja = settings.get("chat_template") or (CHATML if theirs else in_jinja(template, eos, bos))
+    if not theirs and not _agrees(jinja, template, settings):  # the family's own, but XTuner trains with another
+        settings = {**settings, "chat_template": None}
+        jinja = in_jinja(template, eos, bos)
     if not _agrees(jinja, template, settings):
         raise InputWrong(
             f"The chat template of {shown} is not the one that {run.name} was trained with (XTuner's, in "
@@ -103,7 +109,34 @@ def check(run: Run, recipe: str) -> Merged:
         )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name).strip("-.") or "model"
     own = bool(settings.get("chat_template"))
-    return Merged(place, name, recipe, config, template, jinja, own, stops, run.settings.data.system)
+    after = talker.separator(template, _Trained(template, _Tokens(eos, bos)))
+    return Merged(place, name, recipe, config, template, jinja, own, stops, run.settings.data.system, after)
+
+
+def _token(settings: Dict[str, Any], name: str) -> str:
+    """A special token of tokenizer_config.json, which may stand there by itself or as a table."""
+    found = settings.get(name) or ""
+    return found if isinstance(found, str) else str(found.get("content", ""))
+
+
+def in_jinja(template: Any, eos: str, bos: str) -> str:
+    """XTuner's template as engines read one: a system message, questions, answers. Raises InputWrong."""
+
+    def said(start: str, behind: str) -> str:
+        return f"{{{{ {json.dumps(start)} + message['content'] + {json.dumps(behind)} }}}}"
+
+    if "{round}" in template.INSTRUCTION:
+        raise InputWrong("This chat template numbers its turns, which engines' templates here do not: export cannot.")
+    system = ""
+    if template.SYSTEM:  # texts that are learnt as they are have none
+        system = said(*template.SYSTEM.format(system="\0").split("\0"))
+    asked, answer = template.INSTRUCTION.format(input="\0", round=1).split("\0")
+    end = talker.separator(template, _Trained(template, _Tokens(eos, bos)))
+    return (
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
+        f"{system}{{% elif message['role'] == 'user' %}}{said(asked, answer)}"
+        f"{{% else %}}{said('', end)}{{% endif %}}{{% endfor %}}"
+    )
 
 
 def _json(path: Path, shown: str, again: str) -> Dict[str, Any]:
@@ -152,6 +185,8 @@ def _check_tokenizer(place: Path, shown: str, again: str, vocabulary: int) -> No
     from sentencepiece import SentencePieceProcessor
 
     path = place / "tokenizer.model"
+    if not path.is_file() and (place / "tokenizer.json").is_file():
+        return  # a family without sentencepiece
     if not path.is_file():
         raise HostLacks(f"{shown} lacks tokenizer.model. {again}")
     spm = SentencePieceProcessor()
@@ -182,22 +217,29 @@ def _agrees(jinja: str, template: Any, settings: Dict[str, Any]) -> bool:
 
     turns = [("system", "甲"), ("user", "乙 1"), ("assistant", "丙"), ("user", "丁")]
     messages = [{"role": role, "content": content} for role, content in turns]
-    bos = settings.get("bos_token", "")
-    bos = bos if isinstance(bos, str) else bos.get("content", "")
+    bos = _token(settings, "bos_token")
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers has it
     try:
         asked = environment.from_string(jinja).render(messages=messages, bos_token=bos, add_generation_prompt=True)
     except TemplateError:
         return False
-    trained = chat.Talker.prompt(_Template(template), "甲", [("乙 1", "丙")], "丁")  # type: ignore[arg-type]
+    talker_of = _Trained(template, _Tokens(_token(settings, "eos_token"), bos))
+    trained = chat.Talker.prompt(talker_of, "甲", [("乙 1", "丙")], "丁")  # type: ignore[arg-type]
     return asked == bos + trained or asked == trained
 
 
 @dataclasses.dataclass
-class _Template:
+class _Tokens:
+    eos_token: str
+    bos_token: str
+
+
+@dataclasses.dataclass
+class _Trained:
     """What `Talker.prompt` needs of a talker."""
 
     template: Any
+    tokenizer: _Tokens
 
 
 # ---- the targets

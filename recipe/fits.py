@@ -38,6 +38,8 @@ def code(place: Path) -> List[str]:
         except (SyntaxError, ValueError) as error:
             missing.append(f"{path.name} is no Python of this version ({error})")
             continue
+        for name in early_vocabulary(tree):
+            missing.append(f"{path.name} needs a transformers before 4.34: it sets {name} behind super().__init__")
         # transformers itself asks for every package before it loads such a file, also for those of a function.
         for package in sorted({name.split(".")[0] for name in _packages(tree.body)}):
             if importlib.util.find_spec(package) is None:
@@ -55,6 +57,35 @@ def code(place: Path) -> List[str]:
             if lacking:
                 missing.append(f"{path.name} needs {', '.join(lacking)} of {node.module}")
     return missing
+
+
+def early_vocabulary(tree: ast.Module) -> Iterator[str]:
+    """What a slow tokenizer's class sets behind super().__init__ and its vocabulary needs: since 4.34 transformers'
+    __init__ asks for the vocabulary itself (Baichuan's, and ChatGLM's of before December 2023).
+    """
+    for made in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        methods = {node.name: node for node in made.body if isinstance(node, ast.FunctionDef)}
+        begin = methods.get("__init__")
+        if begin is None or not {"vocab_size", "get_vocab"} <= set(methods):
+            continue
+        calls = [
+            node.lineno
+            for node in ast.walk(begin)
+            if isinstance(node, ast.Call)
+            and ast.dump(node.func).startswith("Attribute(value=Call(func=Name(id='super'")
+        ]
+        used = {name for part in ("vocab_size", "get_vocab") for name, _ in _of_self(methods[part], ast.Load)}
+        first: Dict[str, int] = {}
+        for name, line in _of_self(begin, ast.Store):
+            first[name] = min(line, first.get(name, line))
+        yield from (f"self.{name}" for name in sorted(used) if calls and first.get(name, 0) > calls[0])
+
+
+def _of_self(node: Any, how: Any) -> Iterator[Any]:
+    """(attribute of self, line) that is read or set below a node."""
+    for one in ast.walk(node):
+        if isinstance(one, ast.Attribute) and isinstance(one.ctx, how) and getattr(one.value, "id", "") == "self":
+            yield one.attr, one.lineno
 
 
 def _blocks(node: Any, functions: bool) -> List[Any]:

@@ -26,8 +26,8 @@ def key(question: str, seed: int) -> int:
 
 
 def keys(conversation: Conversation, seed: int = 0) -> Set[int]:
-    """The keys of a conversation's questions."""
-    return {key(turn["input"], seed) for turn in conversation}
+    """The keys of a conversation's questions; of texts without a question, their own."""
+    return {key(turn["input"] or turn["output"], seed) for turn in conversation}
 
 
 def choose(conversations: Iterable[Conversation], share: float, seed: int) -> Set[int]:

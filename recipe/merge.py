@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from . import model
+from . import families, model
+from .adapter import base_checksum
 from .errors import InputWrong
 from .merging.plan import CHECKSUMS, CODE, PROGRESS, Plan, check_disk, finished, kind_of, make_plan, size
 from .merging.proof import prove, trial
 from .merging.write import write_shards
-from .stages import Run, digest, write_text
+from .stages import Run, digest, stamp, write_text
 
 PART = ".merged.part"  # in the run's folder: survives an interrupted merge
 
@@ -90,8 +91,17 @@ def _figures(plan: Plan, shards: Dict[str, Any], reused: int) -> Dict[str, Any]:
     }
 
 
+def checkpoint(run: Run) -> Optional[Path]:
+    """The checkpoint of full fine-tuning, which is the whole model; None for a run that makes an adapter."""
+    return run.root / run.figures("train")["checkpoint"] if families.method(run.settings) == "full" else None
+
+
 def adapters(run: Run) -> List[Tuple[Path, float]]:
     """The adapters that the recipe merges, with their weights: the run's own first. Raises InputWrong."""
+    if checkpoint(run):
+        if run.settings.merge.adapters:
+            raise InputWrong('merge.adapters: train.method = "full" makes a whole model, to which none is added.')
+        return []
     places = [run.adapter, *(Path(p) if Path(p).is_absolute() else run.root / p for p in run.settings.merge.adapters)]
     return list(zip(places, run.settings.merge.weights or [1.0] * len(places)))
 
@@ -100,13 +110,17 @@ def plan_of(run: Run) -> Plan:
     """The run's merge, looked at before anything is written; see `make_plan`."""
     chosen = run.settings.merge
     return make_plan(
-        model.folder(run), adapters(run), size(chosen.max_shard_size), chosen.safe_serialization, run.force
-    )
+        model.folder(run), adapters(run), size(chosen.max_shard_size), chosen.safe_serialization, run.force,
+        checkpoint(run),
+    )  # fmt: skip
 
 
 def dry_run(run: Run) -> List[str]:
     """What a merge of the adapter that is there would do, as lines. Raises what the merge would refuse with."""
-    if not run.adapter.is_dir():
+    if families.method(run.settings) == "full":
+        if "train" not in run.manifest.get("stages", {}):
+            raise InputWrong(f"There is no checkpoint in {run.shown(run.folder)} yet: just train makes it.")
+    elif not run.adapter.is_dir():
         raise InputWrong(f"There is no adapter in {run.shown(run.adapter)} yet: just adapter makes it.")
     plan = plan_of(run)
     needed, free = check_disk(plan, run.folder / PART)
@@ -128,6 +142,7 @@ def dry_run(run: Run) -> List[str]:
 def reads(run: Run) -> Dict[str, Any]:
     return {
         "adapters": [[digest(place), weight] for place, weight in adapters(run)],
+        **({"checkpoint": stamp(checkpoint(run))} if checkpoint(run) else {}),  # type: ignore[arg-type]
         "base": model.fingerprint(model.folder(run)),
         "settings": run.settings.merge.model_dump(exclude={"adapters", "weights", "device"}),
         "stop_words": run.figures("config").get("stop_words", []),
@@ -168,19 +183,20 @@ def says(figures: Dict[str, Any]) -> str:
 
 def card_of(run: Run, figures: Dict[str, Any]) -> str:
     """The merged model's card."""
-    own = run.figures("adapter")
-    base = run.settings.model.id if run.settings.model.source != "tiny" else own["base_model"]
+    place = model.folder(run)
+    base = run.settings.model.id if run.settings.model.source != "tiny" else run.shown(place)
     rows = {
         "base model": base,
-        "its checksum": f"sha256 {own['base_sha256']} (of its weight files' sizes and samples)",
-        "adapters": ", ".join(f"{run.shown(place)} × {weight:g}" for place, weight in adapters(run)),
+        "its checksum": f"sha256 {base_checksum(place)} (of its weight files' sizes and samples)",
+        "trained": ", ".join(f"{run.shown(place)} × {weight:g}" for place, weight in adapters(run)) or "all weights",
         "recipe": run.name,
         "changed": f"{figures['share_changed']:.2%} of {figures['weights']:,} weights, in "
         f"{figures['tensors_changed']} of {figures['tensors']} tensors",
         "ends an answer": f"token {' or '.join(map(str, figures['trial']['stops']))}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return CARD.format(base=base, name=run.name, table=table, sums=CHECKSUMS)
+    how = "as base + scaling·B·A in fp32" if adapters(run) else "by full fine-tuning in fp32"
+    return CARD.format(base=base, name=run.name, table=table, sums=CHECKSUMS, how=how)
 
 
 CARD = """---
@@ -195,6 +211,6 @@ tags: [xtuner, merged]
 |---|---|
 {table}
 
-Computed as base + scaling·B·A in fp32, rounded once to the base's type. `sha256sum -c {sums}` checks the folder. The
+Computed {how}, rounded once to the base's type. `sha256sum -c {sums}` checks the folder. The
 base model's licence holds for this model too.
 """

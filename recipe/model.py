@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from filelock import FileLock, Timeout
 
-from . import fits, hub
+from . import families, fits, hub
 from .errors import HostLacks, InputWrong, NotFetched
 from .settings import Model
 from .stages import Run, digest, key_of, write_text
@@ -52,8 +52,6 @@ def tokenizer(run: Run) -> Any:
     """The recipe's tokenizer, without weights: model.tokenizer (a folder or a tokenizer.model), else the
     base model's folder, else tokenizer.model alone is fetched. Raises InputWrong, HostLacks.
     """
-    from transformers import AutoTokenizer
-
     from .tiny import tokenizer_from_model
 
     given = run.settings.model.tokenizer
@@ -70,7 +68,7 @@ def tokenizer(run: Run) -> Any:
     try:
         if place.is_file():
             return tokenizer_from_model(place)
-        return AutoTokenizer.from_pretrained(str(place), trust_remote_code=True, padding_side="right")
+        return families.tokenizer(run.settings, place, padding_side="right")
     except Exception as error:  # sentencepiece, tokenizers and remote code raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputWrong(
@@ -79,12 +77,22 @@ def tokenizer(run: Run) -> Any:
         )
 
 
+def tokenizer_file(place: Path) -> Path:
+    """The file that tells one tokenizer from another, of those that a model folder may have."""
+    known = (place / name for name in ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "vocab.json"))
+    return next((path for path in known if path.is_file()), place / "tokenizer.model")
+
+
 def fetch_tokenizer(run: Run) -> Path:
-    """tokenizer.model alone, at the commit from which the weights will come; 1.5 MB."""
+    """tokenizer.model alone, at the commit from which the weights will come; 1.5 MB. Of a family other than InternLM2,
+    whose tokenizer's code is not ours, the folder of all files but the weights.
+    """
     model = run.settings.model
     name = "tokenizer.model"
     place = _staging(run)
     record = _record(place)
+    if "internlm2" not in families.facts(run.settings.base).model.lower():
+        return _fetch_light(run, place, record)
     if record is None or not _asked(model, record) or not _untouched(place, name, record["files"].get(name, {})):
         _may_fetch("tokenizer")
         with _alone(run):
@@ -96,6 +104,21 @@ def fetch_tokenizer(run: Run) -> Path:
                 )
             _gather(run, place, record, [name])
     return place / name
+
+
+def _fetch_light(run: Run, place: Path, record: Optional[Dict[str, Any]]) -> Path:
+    """The folder with a model's files but its weights."""
+
+    def missing(record: Dict[str, Any]) -> List[str]:
+        light = (name for name in record["files"] if not name.endswith(HEAVY))
+        return [name for name in light if not _untouched(place, name, record["files"][name])]
+
+    if record is None or not _asked(run.settings.model, record) or missing(record):
+        _may_fetch("tokenizer")
+        with _alone(run):
+            record = _pinned(run, place)
+            _gather(run, place, record, missing(record))
+    return place
 
 
 def ensure(run: Run) -> Path:

@@ -65,6 +65,9 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
         ("evaluation at", listed(p["evaluations"])),
         ("checkpoints at", f"{listed(p['checkpoints'])}; the last {p['checkpoints_kept']} are kept"),
     ]
+    held = p.get("memory")
+    if held and not cost:
+        lines += [("[bold]GPU memory, computed[/]", ""), *_memory(held)]
     if cost is None:
         return lines
     lines += [("[bold]cost of the 7B model[/]", ""), ("card", cost["card"])]
@@ -83,6 +86,26 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
         lines.append(("GPU memory", f"{cost['memory_mib']:,} MiB"))
         lines.append(("measured", f"{cost['scaled_from']}: {cost['source']}"))
     lines.append(("disk", f"{cost['disk_gb']} GB with environment, model, checkpoints, adapter and merged model"))
+    return lines
+
+
+def _memory(held: Dict[str, Any]) -> List[Sequence[str]]:
+    """What training takes by the model's shape, and what DeepSpeed's stages make of it."""
+
+    def gib(mib: float) -> str:
+        return f"{mib / 1024:.1f}"
+
+    lines: List[Sequence[str]] = [
+        (
+            f"{held['method']}, one GPU",
+            f"{gib(held['mib'])} GiB: weights {gib(held['weights'])}, gradients and moments {gib(held['trained'])}, "
+            f"layers and logits {gib(held['work'])}; {held['parameters'] / 1e9:.2f} billion parameters",
+        )
+    ]
+    for row in held["zero"]:
+        ram = f", and {gib(max(row['host'].values()))} GiB of RAM" if any(row["host"].values()) else ""
+        each = ", ".join(f"{gpus}: {gib(mib)}" for gpus, mib in row["gpu"].items())
+        lines.append((f"  deepspeed_{row['stage']}", f"GiB on each of so many GPUs: {each}{ram}"))
     return lines
 
 

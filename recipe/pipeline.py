@@ -4,7 +4,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import click
 
-from . import adapter, chat, config, data, evaluate, hub, merge, model, plan, reproduce, train
+from . import adapter, chat, config, data, evaluate, families, hub, merge, model, plan, reproduce, train
 from .errors import RecipeError, RunFailed
 from .stages import Run, Stage, perform
 
@@ -35,6 +35,7 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "demo": (*ORDER, EVAL),
     "export": (),  # works on the merged model that is there: see export.hand_over
     "cluster": (),  # makes a job file of the recipe alone
+    **dict.fromkeys(("presets", "new"), ()),  # of no recipe: see __main__.begin
     # Look at what is there:
     **dict.fromkeys(("report", "compare", "diff", "verify", "watch", "stop", "web", "bench"), ()),
     "reproduce": (DATA, reproduce.with_seed, *ORDER[1:8]),
@@ -89,9 +90,19 @@ def _data_says(f: Dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def of_method(run: Run, items: Tuple[Any, ...]) -> Tuple[Any, ...]:
+    """`items` as the recipe's method has them: full fine-tuning makes no adapter, and evaluates its whole model."""
+    if families.method(run.settings) != "full" or ADAPTER not in items:
+        return items
+    if items[-1] is ADAPTER:
+        return items[:-1]
+    rest = tuple(item for item in items if item is not MERGE)
+    return tuple(MERGE if item is ADAPTER else item for item in rest)
+
+
 def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) -> None:
     """Perform the stages of `command` in order, or these `items` of it, one line each."""
-    for item in items or COMMANDS[command]:
+    for item in items or of_method(run, COMMANDS[command]):
         if not isinstance(item, Stage):
             item(run)
             continue
@@ -121,7 +132,9 @@ def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) 
 
 def places(run: Run) -> List[Tuple[str, str]]:
     """Where everything lies: (what, path)."""
-    found = [("checkpoint", run.shown(run.checkpoint)), ("adapter", run.shown(run.adapter))]
+    found = [("checkpoint", run.shown(run.checkpoint))]
+    if "adapter" in run.manifest["stages"]:
+        found.append(("adapter", run.shown(run.adapter)))
     if "merge" in run.manifest["stages"]:
         found.append(("merged model", run.shown(run.merged)))
     return [*found, ("all figures", run.shown(run.folder / "run.json"))]

@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from . import config, cost, libraries, model, ranks
+from . import config, cost, families, libraries, memory, model, ranks
 from .errors import InputWrong, PlanRefused
 from .stages import Run, write_text
 
@@ -23,11 +23,16 @@ MAX_BATCH = 1024  # sequences per update
 
 
 def encoded(conversation: List[Dict[str, str]], template: Any, tokenizer: Any, max_length: int) -> Dict[str, List[int]]:
-    """`input_ids` and `labels` of a conversation, cut at `max_length`, by XTuner's template_map_fn and encode_fn."""
+    """`input_ids` and `labels` of a conversation, cut at `max_length`, by XTuner's template_map_fn and encode_fn.
+
+    Without a `template` the texts are encoded as they are, as for continued pre-training.
+    """
     from xtuner.dataset.map_fns.template_map_fn import template_map_fn
     from xtuner.dataset.utils import encode_fn
 
-    example = template_map_fn({"conversation": copy.deepcopy(conversation)}, template)
+    example = {"conversation": copy.deepcopy(conversation)}
+    if template is not None:
+        example = template_map_fn(example, template)
     return encode_fn(example, tokenizer, max_length=max_length)
 
 
@@ -62,7 +67,7 @@ def pack(cfg: Any, dataset: Path, tokenizer: Any, seed: int) -> Dict[str, int]:
     import numpy
     from xtuner.dataset.huggingface import process
 
-    arguments = {k: v for k, v in cfg.train_dataset.items() if k not in ("type", "dataset", "tokenizer")}
+    arguments = {k: v for k, v in config.dataset(cfg).items() if k not in ("type", "dataset", "tokenizer")}
     # The trainer seeds numpy once, and datasets' shuffle takes its seed from there.
     numpy.random.seed(seed)
     datasets.disable_progress_bar()
@@ -136,12 +141,14 @@ def smallest_warmup(per_epoch: int, epochs: int) -> Optional[float]:
 
 
 def reads(run: Run) -> Dict[str, Any]:
+    families.check(run.settings)  # before a tokenizer is fetched
     chosen = run.settings.model.tokenizer
     tiny = run.settings.model.source == "tiny" and not run.settings.model.path
     # A tiny model's folder is named after what it is made of, and may not be there yet.
-    tokenizer = Path(chosen) if chosen else model.folder(run) / "tokenizer.model"
+    tokenizer = Path(chosen) if chosen else model.tokenizer_file(model.folder(run))
     if not (chosen or tiny or run.settings.model.path or model.folder(run).exists()):
         tokenizer = model.fetch_tokenizer(run)  # the same file, so that the plan still holds when the model is there
+        tokenizer = model.tokenizer_file(tokenizer) if tokenizer.is_dir() else tokenizer
     return {
         "settings": run.settings.model_dump(
             exclude={
@@ -198,7 +205,7 @@ def drawn_seed(run: Run) -> int:
 def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed: int) -> Dict[str, Any]:
     """The plan of a run whose effective config is `cfg`; see the module's text."""
     train, engine = run.settings.train, bool(config.deepspeed(run.settings))
-    tokens = count(conversations, cfg.prompt_template, tokenizer, cfg.max_length)
+    tokens = count(conversations, config.template(cfg), tokenizer, cfg.max_length)
     if len(tokens["masked"]) == len(conversations):
         raise InputWrong(
             f"No token with loss reaches the trainer: every conversation loses its answer at train.max_length="
@@ -239,7 +246,7 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "max_length": cfg.max_length,
         "packs": packed["packs"],
         "seed": seed,
-        "map_num_proc": cfg.train_dataset.get("map_num_proc", 32),
+        "map_num_proc": config.dataset(cfg).get("map_num_proc", 32),
         "batch_size": cfg.batch_size,
         "accumulative_counts": cfg.accumulative_counts,
         "ranks": together,
@@ -265,7 +272,8 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
     evaluated = events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations))
     figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
-    if run.settings.model.source != "tiny":  # what was measured is the 7B model
+    figures["memory"] = memory.of_run(run, cfg, engine)
+    if run.settings.model.source != "tiny" and cost.is_measured(run.settings):
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
     figures["refusals"] = refusals(figures, cfg, crash, engine)
     figures["warnings"] = warnings(figures)

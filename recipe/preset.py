@@ -8,9 +8,10 @@ left as it is, byte for byte.
 
 import ast
 import difflib
+import functools
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .errors import HostLacks, InputWrong
 
@@ -23,14 +24,20 @@ def folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "configs"
 
 
+@functools.lru_cache(maxsize=1)
+def files() -> Dict[str, Path]:
+    """name → file of every preset, in the order of `xtuner list-cfg`'s folders."""
+    found = sorted(path for path in folder().rglob("*.py") if not path.name.startswith((".", "_")))
+    return {path.stem: path for path in found}
+
+
 def source(name: str) -> str:
     """Text of the preset `name`, any name of `xtuner list-cfg`. Raises InputWrong for an unknown one."""
-    paths = {path.stem: path for path in folder().rglob("*.py") if not path.name.startswith((".", "_"))}
-    if name not in paths:
-        close = difflib.get_close_matches(name, list(paths), n=3)
+    if name not in files():
+        close = difflib.get_close_matches(name, list(files()), n=3)
         hint = f" Close to it: {', '.join(close)}." if close else ""
-        raise InputWrong(f"base: XTuner 0.1.14 has no preset {name!r}.{hint} `xtuner list-cfg` shows all.")
-    return paths[name].read_text(encoding="utf-8")
+        raise InputWrong(f"base: XTuner 0.1.14 has no preset {name!r}.{hint} `just presets` lists all.")
+    return files()[name].read_text(encoding="utf-8")
 
 
 def deepspeed_config(name: str) -> Path:
@@ -43,19 +50,27 @@ def deepspeed_config(name: str) -> Path:
     return paths[name]
 
 
-def _offset(text: bytes, line: int, column: int) -> int:
-    """Byte offset of an ast position: lines count from 1, columns are UTF-8 bytes from 0."""
-    start = 0
-    for _ in range(line - 1):
-        start = text.index(b"\n", start) + 1
-    return start + column
+class _Text:
+    """A config's text, parsed; places are byte offsets (ast counts lines from 1 and columns in UTF-8 bytes)."""
 
+    def __init__(self, text: str) -> None:
+        self.raw = text.encode("utf-8")
+        self.tree = ast.parse(text)
+        self.lines = [0]
+        for line in self.raw.splitlines(keepends=True):
+            self.lines.append(self.lines[-1] + len(line))
 
-def _span(text: bytes, node: ast.AST) -> Tuple[int, int]:
-    return (
-        _offset(text, node.lineno, node.col_offset),  # type: ignore[attr-defined]
-        _offset(text, node.end_lineno, node.end_col_offset),  # type: ignore[attr-defined]
-    )
+    def span(self, node: ast.AST) -> Tuple[int, int]:
+        first, last = node.lineno, node.end_lineno  # type: ignore[attr-defined]
+        begin, end = node.col_offset, node.end_col_offset  # type: ignore[attr-defined]
+        return self.lines[first - 1] + begin, self.lines[last - 1] + end
+
+    def column(self, offset: int) -> int:
+        return offset - (self.raw.rfind(b"\n", 0, offset) + 1)
+
+    def keyword(self, keyword: ast.keyword) -> int:
+        """Where `name=` of a keyword begins (ast of Python 3.8 gives only the value's place)."""
+        return self.span(keyword.value)[0] - len(f"{keyword.arg}=")
 
 
 def _assignment(tree: ast.Module, name: str) -> Optional[ast.Assign]:
@@ -96,62 +111,89 @@ def _descend(node: ast.AST, keys: List[str], path: str) -> Tuple[ast.Call, Optio
 
 
 def edit(text: str, changes: Dict[str, Optional[str]]) -> str:
-    """`text` with each path of `changes` set to its Python source; None takes the keyword away.
+    """`text` with each path of `changes` set to its Python source; None takes the keyword, or the whole name, away.
 
-    Raises KeyError if a path's parent is not in the text. One change at a time, so that each sees the
-    positions the one before left.
+    Raises KeyError if a path's parent is not in the text. Changes are gathered as long as each can be placed in the
+    text as it stands (parsing is most of the time); one that touches another's place sees what that one left.
     """
+    parsed, waiting = _Text(text), []  # type: Tuple[_Text, List[Tuple[int, int, bytes]]]
     for path, value in changes.items():
-        raw = text.encode("utf-8")
-        name, *keys = path.split(".")
-        assignment = _assignment(ast.parse(text), name)
-        if assignment is None:
-            raise KeyError(f"{path}: the preset has no {name}")
-        if not keys:
-            start, end = _span(raw, assignment.value)
-            new = (value or "None").encode("utf-8")
-        else:
-            call, keyword = _descend(assignment.value, keys, path)
-            if isinstance(call, ast.List) and keys[-1] == "+":
-                start = end = _span(raw, call.elts[-1])[1]
-                column = _span(raw, call.elts[-1])[0]
-                indent = b" " * (column - (raw.rfind(b"\n", 0, column) + 1))
-                new = b",\n" + indent + (value or "None").encode("utf-8")
-            elif keyword is not None and value is not None:
-                start, end = _span(raw, keyword.value)
-                new = value.encode("utf-8")
-            elif keyword is not None:
-                start, end = _without(raw, call, keyword)
-                new = b""
-            elif value is None:
-                continue
-            else:
-                last = call.keywords[-1].value
-                start = end = _span(raw, last)[1]
-                indent = b" " * _keyword_column(raw, call.keywords[-1])
-                new = b",\n" + indent + f"{keys[-1]}={value}".encode()
-        text = (raw[:start] + new + raw[end:]).decode("utf-8")
-    return text
+        try:
+            found = _place(parsed, path, value)
+            if found is not None and any(_touch(found, other) for other in waiting):
+                raise KeyError(path)
+        except KeyError:
+            if not waiting:
+                raise
+            parsed, waiting = _Text(_apply(parsed, waiting)), []
+            found = _place(parsed, path, value)
+        if found is not None:
+            waiting.append(found)
+    return _apply(parsed, waiting)
 
 
-def _keyword_column(raw: bytes, keyword: ast.keyword) -> int:
-    """Column at which `name=` of a keyword begins (ast of Python 3.8 gives only the value's)."""
-    start = _span(raw, keyword.value)[0] - len(f"{keyword.arg}=")
-    return start - (raw.rfind(b"\n", 0, start) + 1)
+def _touch(one: Tuple[int, int, bytes], other: Tuple[int, int, bytes]) -> bool:
+    """Whether two changes are not apart: they overlap, or both put something in at one place."""
+    return one[0] <= other[1] and other[0] <= one[1]
 
 
-def _without(raw: bytes, call: ast.Call, keyword: ast.keyword) -> Tuple[int, int]:
+def _apply(parsed: _Text, changes: List[Tuple[int, int, bytes]]) -> str:
+    raw = parsed.raw
+    for start, end, new in sorted(changes, reverse=True):
+        raw = raw[:start] + new + raw[end:]
+    return raw.decode("utf-8")
+
+
+def _place(parsed: _Text, path: str, value: Optional[str]) -> Optional[Tuple[int, int, bytes]]:
+    """(start, end, new bytes) of one change, None if there is nothing to do."""
+    name, *keys = path.split(".")
+    assignment = _assignment(parsed.tree, name)
+    if assignment is None:
+        if value is None and not keys:
+            return None
+        raise KeyError(f"{path}: the preset has no {name}")
+    if not keys:
+        if value is not None:
+            return (*parsed.span(assignment.value), value.encode("utf-8"))
+        start, end = parsed.span(assignment)
+        newline = parsed.raw.find(b"\n", end)  # with the line's comment
+        return start, len(parsed.raw) if newline < 0 else newline + 1, b""
+    call, keyword = _descend(assignment.value, keys, path)
+    if isinstance(call, ast.List) and keys[-1] == "+":
+        start, end = parsed.span(call.elts[-1])
+        return end, end, b",\n" + b" " * parsed.column(start) + (value or "None").encode("utf-8")
+    if keyword is not None:
+        if value is not None:
+            return (*parsed.span(keyword.value), value.encode("utf-8"))
+        return (*_without(parsed, call, keyword), b"")
+    if value is None:
+        return None
+    last = call.keywords[-1]
+    end = parsed.span(last.value)[1]
+    return end, end, b",\n" + b" " * parsed.column(parsed.keyword(last)) + f"{keys[-1]}={value}".encode()
+
+
+def _without(parsed: _Text, call: ast.Call, keyword: ast.keyword) -> Tuple[int, int]:
     """What to cut to take `keyword` away: with the comma that joins it to its neighbour."""
     index = call.keywords.index(keyword)
     if index > 0:
-        return _span(raw, call.keywords[index - 1].value)[1], _span(raw, keyword.value)[1]
+        return parsed.span(call.keywords[index - 1].value)[1], parsed.span(keyword.value)[1]
     if len(call.keywords) == 1:
-        return _span(raw, keyword.value)[0] - len(f"{keyword.arg}="), _span(raw, keyword.value)[1]
-    following = call.keywords[1]
-    return (
-        _span(raw, keyword.value)[0] - len(f"{keyword.arg}="),
-        _span(raw, following.value)[0] - len(f"{following.arg}="),
-    )
+        return parsed.keyword(keyword), parsed.span(keyword.value)[1]
+    return parsed.keyword(keyword), parsed.keyword(call.keywords[1])
+
+
+def importing(text: str, module: str, names: Sequence[str]) -> str:
+    """`text` with those of `names` imported from `module` ("": modules themselves) that it does not import yet."""
+    parsed = _Text(text)
+    imports = [node for node in parsed.tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    there = {one.asname or one.name for node in imports for one in node.names}
+    missing = [name for name in names if name not in there]
+    if not missing:
+        return text
+    end = parsed.span(imports[-1])[1]
+    line = f"\n{f'from {module} ' if module else ''}import {', '.join(missing)}"
+    return (parsed.raw[:end] + line.encode() + parsed.raw[end:]).decode("utf-8")
 
 
 def difference(before: str, after: str, before_name: str, after_name: str) -> str:

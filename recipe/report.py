@@ -346,10 +346,12 @@ def subject(seen: Seen) -> Rows:
         rows.append(
             (
                 "trained",
-                f"{'QLoRA' if s.train.method == 'qlora' else 'LoRA'} in {config['dtype']}, rank {lora.get('r')}, "
+                f"{'LoRA' if config.get('method') == 'lora' else 'QLoRA'} in {config['dtype']}, rank {lora.get('r')}, "
                 f"alpha {lora.get('lora_alpha')}, dropout {lora.get('lora_dropout')}{size}",
             )
         )
+    elif config.get("method") == "full":
+        rows.append(("trained", f"all weights, in {config['dtype']}"))
     rows.append(("data", "; ".join(s.data.files)))
     if data:
         rows.append(("conversations", f"{data['conversations']:,}, from {data['rows']:,} rows"))

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import tomli
 
-from . import plan, settings
+from . import config, plan, settings
 from .stages import Run, gpus
 from .train import logged
 
@@ -45,7 +45,7 @@ def packs_of(lengths: Sequence[int], seed: int, processes: int, max_length: int)
 def find_seed(lengths: Sequence[int], cfg: Any, per_epoch: int) -> int:
     """Smallest seed with which the data give `per_epoch` iterations an epoch; 0 if there is none."""
     for seed in range(SEEDS):
-        packs = packs_of(lengths, seed, cfg.train_dataset.get("map_num_proc", 32), cfg.max_length)
+        packs = packs_of(lengths, seed, config.dataset(cfg).get("map_num_proc", 32), cfg.max_length)
         if plan.iterations_per_epoch(packs, cfg.batch_size) == per_epoch:
             return seed
     return 0

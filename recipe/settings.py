@@ -55,11 +55,14 @@ class Columns(Table):
     system: str = ""
     conversation: str = ""
     turn: str = ""
+    text: str = ""
 
 
 class Data(Table):
     """Which files or folders, and the one system prompt of the whole run.
 
+    `kind`: what they hold, questions and answers (instruction), plain texts (pretrain), or conversations with tools in
+    MSAgent's form (agent); left out, what the preset trains on. `piece`: characters into which longer texts are parted.
     `url` and `sha256` say where the first file is published and which bytes it must be. `sheet`: only these sheets,
     hidden or not. `skip_blank` drops conversations with a blank question or answer, `dedupe` all but the first of
     equal ones; both are counted. `eval_share` of the conversations are held out of training and evaluated, or those of
@@ -67,11 +70,13 @@ class Data(Table):
     """
 
     files: Annotated[List[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+    kind: Optional[Literal["instruction", "pretrain", "agent"]] = None
     sheet: Annotated[List[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
     columns: Columns = Columns()
     url: str = ""
     sha256: str = ""
     system: str = ""
+    piece: Optional[Annotated[int, Field(ge=32, le=1_000_000)]] = None
     skip_blank: bool = False
     dedupe: bool = False
     eval_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -81,6 +86,8 @@ class Data(Table):
 class Train(Table):
     """XTuner's own settings by their names, and what decides whether the run repeats and learns.
 
+    `method`: what is trained, an adapter on 4-bit (qlora) or whole (lora) weights, or all weights (full); left out,
+    what the preset trains. `template`: one of XTuner's chat templates instead of the preset's.
     `deterministic`: the same seed gives the same adapter, byte for byte, also after an interruption; without it the
     losses agree to some digits only, and a run that went on draws other dropout. `speed`: XTuner's own step, or the
     same one faster (recipe/fast), or that in least memory; "auto" is what the card allows. `checkpointing`: layers are
@@ -90,7 +97,8 @@ class Train(Table):
     the trainer after which it counts as hung. `loggers`: what beside TensorBoard's files is written, offline.
     """
 
-    method: Literal["qlora", "lora"] = "qlora"
+    method: Optional[Literal["qlora", "lora", "full"]] = None
+    template: str = ""
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = "fp16"
     speed: Literal["stock", "fast", "small", "auto"] = "stock"
     checkpointing: Optional[bool] = None
@@ -225,18 +233,18 @@ class Settings(Table):
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
-    def _four_bits_are_not_shared(self) -> "Settings":
-        if self.train.method == "qlora" and "zero3" in self.train.deepspeed:
+    def _four_bits_have_limits(self) -> "Settings":
+        if (self.train.method or ("qlora" if "_qlora_" in self.base else "")) != "qlora":
+            return self
+        if "zero3" in self.train.deepspeed:
             raise ValueError(
                 'train.deepspeed = "deepspeed_zero3" cuts the base\'s weights into a part for each GPU, which 4-bit '
                 "weights cannot be here: train.method=lora with it, or train.deepspeed=deepspeed_zero2"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _quantized_cannot_be_fp32(self) -> "Settings":
-        if self.train.method == "qlora" and self.train.dtype == "fp32":
-            raise ValueError('train.dtype = "fp32" goes with train.method = "lora" only: QLoRA computes in 16 bits')
+        if self.train.dtype == "fp32":
+            raise ValueError(
+                'train.dtype = "fp32" goes with train.method = "lora" or "full": QLoRA computes in 16 bits'
+            )
         return self
 
 

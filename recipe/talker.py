@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import libraries, model
+from . import config, families, libraries, model
 from .errors import HostLacks, InputWrong
 from .stages import Run
 
@@ -17,6 +17,8 @@ MAX_NEW_TOKENS = 300
 ROOM = 2e9  # bytes beside the weights: the cache of a batch of answers, one batch's logits, the libraries
 FOUR_BITS = 0.35  # of the bytes in 16 bits: the embeddings, the norms and the scales are not quantized
 PADDED = 2048  # tokens of a batch, padding counted: 0.8 GB of logits with InternLM2's vocabulary
+
+PLAIN = {"SYSTEM": "", "INSTRUCTION": "{input}"}
 
 Turns = Sequence[Tuple[str, str]]  # what was asked, what was answered
 
@@ -37,7 +39,10 @@ def find(run: Run, which: str = "") -> Found:
     merged, adapter = ((stages.get(name) or {}).get("finished", "") for name in ("merge", "adapter"))
     if which == "base":
         return Found("base", model.folder(run))
-    if which == "merged" or (not which and run.merged.is_dir() and merged >= adapter):
+    full = families.method(run.settings) == "full"
+    if full and which == "adapter":
+        raise InputWrong(f"{run.name} is fully fine-tuned: it has no adapter, but a merged model.")
+    if which == "merged" or full or (not which and run.merged.is_dir() and merged >= adapter):
         found = Found("merged", run.merged)
     else:
         found = Found("adapter", model.folder(run), run.adapter)
@@ -57,10 +62,20 @@ class Answer(NamedTuple):
 
 
 def template(run: Run) -> Any:
-    """The recipe's chat template, XTuner's own."""
-    from mmengine.config import Config
+    """The recipe's chat template, XTuner's own; for texts learnt as they are, one that adds nothing."""
+    from mmengine.config import Config, ConfigDict
 
-    return Config.fromfile(str(run.config)).prompt_template
+    return config.template(Config.fromfile(str(run.config))) or ConfigDict(PLAIN)
+
+
+def separator(template: Any, of: Any) -> str:
+    """What stands between an answer and the next question in training: the template's suffix where that ends an answer,
+    else the end of the tokenizer of `of`, and its start again.
+    """
+    suffix, sep = template.get("SUFFIX", ""), template.get("SEP", "")
+    if template.get("SUFFIX_AS_EOS", False):
+        return f"{suffix}{sep}"
+    return f"{suffix}{of.tokenizer.eos_token or ''}{sep}{of.tokenizer.bos_token or ''}"
 
 
 def nbytes(place: Path) -> int:
@@ -102,15 +117,20 @@ def _memory() -> float:
 
 
 class Talker:
-    """A model folder, or with `adapter` a base and the PEFT adapter on it; `kind`: see `precision`."""
+    """A model folder, or with `adapter` a base and the PEFT adapter on it; `kind`: see `precision`; `tokenizer`:
+    as the preset loads it, where that is another way than AutoTokenizer's.
+    """
 
-    def __init__(self, place: Path, template: Any, adapter: Optional[Path] = None, kind: str = "") -> None:
+    def __init__(
+        self, place: Path, template: Any, adapter: Optional[Path] = None, kind: str = "",
+        tokenizer: Any = None,
+    ) -> None:  # fmt: skip
         libraries.load()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
         self.kind = kind or precision(place)
-        self.tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
+        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
         narrow = torch.bfloat16 if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else torch.float16
         types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "nf4": narrow}
         more: Dict[str, Any] = {}
@@ -133,16 +153,23 @@ class Talker:
         self.template = template
         stops = config.eos_token_id
         self.stops = set(stops if isinstance(stops, list) else [stops])
+        self.stops = {stop for stop in (*self.stops, self.tokenizer.eos_token_id) if stop is not None}
+        self.words = []  # that end an answer and are several tokens here
         for word in template.get("STOP_WORDS", []):
-            self.stops.update(self.tokenizer.encode(word, add_special_tokens=False)[-1:])
+            tokens = self.tokenizer.encode(word, add_special_tokens=False)
+            if len(tokens) == 1:
+                self.stops.update(tokens)
+            else:
+                self.words.append(word)
 
     def prompt(self, system: str, turns: Turns, question: str) -> str:
         """The conversation so far in the model's chat template, ready for the next answer."""
         parts = [self.template.SYSTEM.format(system=system)] if system else []
+        between = separator(self.template, self)
         for number, (asked, answered) in enumerate([*turns, (question, "")], start=1):
             parts.append(self.template.INSTRUCTION.format(input=asked, round=number))
             if number <= len(turns):
-                parts.append(answered + self.template.get("SUFFIX", "") + self.template.get("SEP", ""))
+                parts.append(answered + between)
         return "".join(parts)
 
     def answer(
@@ -180,18 +207,24 @@ class Talker:
         # On the left, so that every answer begins where its prompt ends.
         ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+
+        def ended(rows: Any, *_: Any, **__: Any) -> bool:
+            return all(self._answer(row).ended for row in rows[:, longest:].tolist())
+
         with torch.inference_mode():
             made = self.model.generate(
                 input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), max_new_tokens=limit,
                 streamer=streamer, eos_token_id=sorted(self.stops), pad_token_id=pad,
-                **(sampling or {"do_sample": False}),
+                stopping_criteria=[ended] if self.words else None, **(sampling or {"do_sample": False}),
             )  # fmt: skip
         return [self._answer(row) for row in made[:, longest:].tolist()]
 
     def _answer(self, tokens: List[int]) -> Answer:
         """Up to the first end token; what stands behind it is padding."""
         end = next((at for at, token in enumerate(tokens) if token in self.stops), None)
-        return Answer(self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip(), end is not None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        at = min((text.find(word) for word in self.words if word in text), default=-1)
+        return Answer((text[:at] if at >= 0 else text).strip(), end is not None or at >= 0)
 
     def losses(self, encoded: Sequence[Dict[str, List[int]]], batch_size: int) -> List[Tuple[float, int]]:
         """(sum of the losses in nats, their number) over each conversation's tokens with loss, teacher-forced.

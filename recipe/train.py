@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import config, faults, loggers, model, preset, ranks
+from . import config, families, faults, loggers, model, preset, ranks, tensor_files
 from .errors import HostLacks, RunFailed, Stopped
 from .stages import Run, gpus, key_of
 
@@ -42,7 +42,7 @@ def preflight(run: Run) -> None:
     kind = config.dtype(run.settings)
     if kind != "fp32" and not gpus():
         raise HostLacks(
-            f"Recipe {run.name} trains in {kind} ({run.settings.train.method}) and needs an NVIDIA GPU; nvidia-smi "
+            f"Recipe {run.name} trains in {kind} ({families.method(run.settings)}) and needs an NVIDIA GPU; nvidia-smi "
             f"finds none. Without a GPU `just demo` runs everything on a tiny model."
         )
     if kind != "fp32" or run.settings.gpus > 1:
@@ -115,16 +115,14 @@ def read_log(text: str) -> List[Tuple[int, float, float]]:
 
 def state(checkpoint: Path) -> Dict[str, Any]:
     """Iteration, seed and optimizer updates as the checkpoint itself records them."""
-    import torch
-
     path = checkpoint
     if checkpoint.is_dir():  # DeepSpeed's: the first rank's model states carry mmengine's meta
         path = sorted(checkpoint.glob("*model_states.pt"))[0]
-    saved = torch.load(str(path), map_location="cpu")
+    saved = tensor_files.torch_file(path)  # of full fine-tuning it has 12 bytes a weight: nothing of them is read
     if checkpoint.is_dir():
         made = saved["global_steps"]
     else:
-        steps = [int(entry["step"]) for entry in saved["optimizer"]["state"].values()]
+        steps = [int(entry["step"].read()) for entry in saved["optimizer"]["state"].values()]
         made = max(steps, default=0)
     return {"iterations": saved["meta"]["iter"], "seed": saved["meta"]["seed"], "updates": made}
 

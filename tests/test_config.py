@@ -117,7 +117,7 @@ def test_unknown_preset_and_misfit():
     with pytest.raises(InputWrong, match="internlm2_chat_7b_qlora_oasst1_e3"):
         rendered("demo", "base=internlm2_chat_7b_qlora_oasst")
     with pytest.raises(InputWrong, match="does not fit"):
-        rendered("demo", "base=llama2_7b_chat_qlora_medical_e1", "train.evaluation_max_new_tokens=9", "lora.r=8",
+        rendered("demo", "base=llama2_7b_chat_qlora_medical_e1", "train.method=full", "lora.r=8",
                  "base=deepseek_moe_16b_base_full_oasst1_e3")  # fmt: skip
 
 

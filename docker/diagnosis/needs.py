@@ -96,7 +96,8 @@ class Need:
         self.gpu = self.dtype != "fp32" and not self.tiny
         gpus = values.get("gpus", 1)
         self.gpus = gpus if isinstance(gpus, int) and gpus > 0 else 1
-        self.four_bit = get("train", "method", "qlora") == "qlora"
+        base = str(values.get("base", "_qlora_"))
+        self.four_bit = get("train", "method", "qlora" if "_qlora_" in base else "") == "qlora"
         # XTuner's presets have batch 1 and length 2048; every measurement is of the 7B model.
         self.tokens = get("train", "batch_size", 1) * get("train", "max_length", 2048)
         identity = get("model", "id", "Shanghai_AI_Laboratory/internlm2-chat-7b")

@@ -34,7 +34,7 @@ class Part:
     b: Optional[Stored] = None
     embedding: bool = False  # a is [r, out] and b [in, r]: an embedding's, to be turned round
     magnitude: Optional[Stored] = None  # DoRA's lengths of rows [out]
-    instead: Optional[Stored] = None  # modules_to_save
+    instead: Any = None  # modules_to_save's, or what full fine-tuning trained: a Stored, or what reads like one
 
     @property
     def shape(self) -> Tuple[int, ...]:

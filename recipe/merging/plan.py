@@ -5,12 +5,12 @@ adapters', whether they fit, the new shards, the disk.
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from .. import model, tensor_files
+from .. import adapter, model, tensor_files
 from ..adapter import base_checksum
 from ..errors import HostLacks, InputWrong
-from ..stages import digest, key_of
+from ..stages import digest, key_of, stamp
 from ..tensor_files import Stored
 from . import lora
 
@@ -92,11 +92,13 @@ def base_tensors(place: Path) -> Dict[str, Stored]:
 
 
 def make_plan(
-    base: Path, adapters: Sequence[Tuple[Path, float]], limit: int, safe: bool = True, force: bool = False
-) -> Plan:
+    base: Path, adapters: Sequence[Tuple[Path, float]], limit: int, safe: bool = True, force: bool = False,
+    checkpoint: Optional[Path] = None,
+) -> Plan:  # fmt: skip
     """Look at everything and decide what goes where; `adapters` are (folder, weight), `limit` bytes of a shard.
 
-    Raises InputWrong if an adapter does not belong to this base, HostLacks if a file of the base is not whole.
+    With `checkpoint`, of full fine-tuning, its weights take the place of the base's. Raises InputWrong if an adapter or
+    it does not belong to this base, HostLacks if a file of the base is not whole.
     """
     stored = base_tensors(base)
     checksum = base_checksum(base)
@@ -116,8 +118,10 @@ def make_plan(
                 f"model, or another version of it. --force merges all the same."
             )
         changes.append(one)
+    if checkpoint is not None:
+        changes.append(_whole(checkpoint, base, stored, config))
     total = lora.together(changes)
-    if config.get("tie_word_embeddings"):
+    if config.get("tie_word_embeddings") and checkpoint is None:
         tied = sorted(n for n in total if "embed" in n or n.startswith(("output.", "lm_head.")))
         if tied:
             raise InputWrong(
@@ -139,10 +143,26 @@ def make_plan(
                 [digest(lora.file_of(p)), digest(p / "adapter_config.json"), weight] for p, weight in adapters
             ],
             "settings": [limit, safe],
+            **({"checkpoint": stamp(checkpoint)} if checkpoint else {}),
             "code": [digest(path) for path in CODE],
         }
     )
     return Plan(base, targets, shard + 1, safe, copied, key)
+
+
+def _whole(checkpoint: Path, base: Path, stored: Dict[str, Stored], config: Dict[str, Any]) -> lora.Changes:
+    """Every weight of a checkpoint of full fine-tuning, instead of the base's. Raises InputWrong if they are not of
+    one model.
+    """
+    found: lora.Changes = {name: [lora.Part(instead=held)] for name, held in adapter.whole(checkpoint).items()}
+    if config.get("tie_word_embeddings"):  # the checkpoint holds the one matrix under both its names
+        found = {name: parts for name, parts in found.items() if name in stored}
+    _check_fit(checkpoint, found, base, stored)
+    lost = sorted(name for name, tensor in stored.items() if name not in found and tensor.dtype in FLOATS)
+    lost = [name for name in lost if not name.endswith("inv_freq")]  # of old models: computed, not trained
+    if lost:
+        raise InputWrong(f"{checkpoint} lacks {tensor_files.listing(lost)} of {base}: it is not of this model.")
+    return found
 
 
 def kind_of(name: str) -> str:

@@ -85,7 +85,10 @@ def forward(place: Path, tokenizer: Any, config: Any) -> Dict[str, Any]:
         raise ValueError(f"the tokenizer makes token {max(ids)}, the model has {vocabulary}")
     layers = sorted(random.sample(range(config.num_hidden_layers), min(LAYERS, config.num_hidden_layers)))
     model = skeleton(config, len(layers), len(kept))
+    tied = config.tie_word_embeddings and model.get_output_embeddings() is not None
     for name, parameter in list(model.named_parameters()):
+        if tied and name not in stored and parameter is model.get_output_embeddings().weight:
+            continue  # the folder holds the one matrix under its other name
         tensor = stored[LAYER.sub(lambda m: str(layers[int(m[1])]), name, count=1)]
         if tensor.shape[0] == vocabulary and parameter.shape[0] == len(kept):
             value = torch.cat([tensor.read(row, row + 1) for row in kept])
@@ -94,6 +97,8 @@ def forward(place: Path, tokenizer: Any, config: Any) -> Dict[str, Any]:
         if value.shape != parameter.shape:
             raise ValueError(f"{name} is {tuple(value.shape)}, the model's code wants {tuple(parameter.shape)}")
         set_module_tensor_to_device(model, name, "cpu", value, torch.bfloat16)
+    if tied:
+        model.tie_weights()
     with torch.inference_mode():
         logits = model(torch.tensor([[kept.index(token) for token in ids]])).logits
     if not bool(torch.isfinite(logits).all()):

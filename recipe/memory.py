@@ -1,0 +1,146 @@
+"""GPU memory that training takes, computed from a model's shape: for models and methods that were never measured.
+
+What is summed: the weights as XTuner holds them, gradients and Adam's moments of what is trained, the checkpointed
+activations and the logits. `cost.py` has what was measured, of InternLM2-chat-7B alone.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from . import families, model, tensor_files
+from .stages import Run
+
+GIB, MIB = 1 << 30, 1 << 20
+OVERHEAD = 0.5 * GIB  # cuBLAS' workspace and fragments; CUDA's own context is not in it
+BUCKETS = 2.5 * GIB  # DeepSpeed's buckets of gradients (5e8 values), which are free again while the layers work
+# Layers and width of the models that XTuner's presets name, by their size in billions, and words of the vocabulary.
+LAYERS = {
+    0.5: (24, 1024), 1.8: (24, 2048), 2: (18, 2048), 4: (40, 2560), 6: (32, 4096), 6.24: (28, 4096), 6.7: (32, 4096),
+    7: (32, 4096), 13: (40, 5120), 14: (40, 5120), 15.5: (40, 6144), 16.4: (28, 2048), 20: (60, 5120), 34: (60, 7168),
+    46.7: (32, 4096), 70: (80, 8192), 72: (80, 8192),
+}  # fmt: skip
+WORDS = (
+    ("internlm2", 92544), ("internlm", 103168), ("baichuan2", 125696), ("baichuan", 64000), ("chatglm", 65024),
+    ("qwen", 151936), ("gemma", 256000), ("deepseek-moe", 102400), ("starcoder", 49152), ("yi-", 64000), ("", 32000),
+)  # fmt: skip
+
+
+class Shape(NamedTuple):
+    """`parameters` in all, and what the activations' size follows from."""
+
+    parameters: float
+    layers: int
+    hidden: int
+    vocabulary: int
+
+
+def by_name(name: str) -> Optional[Shape]:
+    """The shape that a model's name tells, None where it tells none."""
+    billions = families.size_of(name)
+    if billions not in LAYERS:
+        return None
+    words = next(count for word, count in WORDS if word in name.lower())
+    return Shape(1e9 * billions, *LAYERS[billions], words)
+
+
+def of_folder(place: Path) -> Optional[Shape]:
+    """The shape of a model folder, from its config and its weights' headers; None where they do not tell."""
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        stored = [t for path in model.weights(place) for t in tensor_files.tensors(path).values()]
+        found = Shape(
+            sum(tensor.numel for tensor in stored), config["num_hidden_layers"], config["hidden_size"],
+            config["vocab_size"],
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if stored else None
+
+
+def parts(
+    shape: Shape, method: str, bits: int, tokens: int, rank: int = 64, deepspeed: bool = True
+) -> Dict[str, float]:
+    """Bytes on one GPU with `tokens` an iteration: {weights, trained (gradients and moments), work, total}.
+
+    Full fine-tuning holds 16 bytes a weight in either way: DeepSpeed 2 of weights, 2 of gradients, 12 of fp32 weights
+    and moments; mmengine's runner 4, 4 and 8, and 2 more for autocast's copies. Of a frozen model DeepSpeed keeps what
+    is not quantized in 16 bits; without it PEFT makes that fp32.
+    """
+    ends = min(2 * shape.vocabulary * shape.hidden, shape.parameters)
+    wide = 2 if deepspeed else 4
+    if method == "full":
+        weights, trained = wide * shape.parameters, 14 * shape.parameters
+    else:
+        weights = {4: 0.52, 8: 1.0}.get(bits, wide) * (shape.parameters - ends) + wide * ends
+        # Every linear layer: four of width × width, three of width × about 2.7 widths
+        trained = 16 * rank * shape.layers * 19 * shape.hidden if method in ("lora", "qlora") else 0
+    # The checkpointed input of every layer, one layer's inside, and logits with their fp32 copy and gradients
+    work = tokens * (wide * shape.layers * shape.hidden + 70 * shape.hidden + 12 * shape.vocabulary)
+    work = max(work, BUCKETS) if deepspeed else work + OVERHEAD
+    return {"weights": weights, "trained": trained, "work": work, "total": weights + trained + work}
+
+
+def gib(name: str) -> Optional[float]:
+    """GiB that a preset takes as it is shipped, on one GPU with ZeRO-2; None where its model tells no size."""
+    found = families.facts(name)
+    shape = by_name(found.model)
+    if shape is None or found.kind == "image":
+        return None
+    tokens = _number(found, "batch_size", "training_args.per_device_train_batch_size") * _number(found, "max_length")
+    rank = _number(found, f"{found.lora}.r") if found.method != "full" else 0
+    return parts(shape, found.method, found.bits, tokens, rank)["total"] / GIB
+
+
+def of_run(run: Run, cfg: Any, deepspeed: bool) -> Optional[Dict[str, Any]]:
+    """What the recipe's training takes, in MiB: `mib` on one GPU in all and `weights`, `trained`, `work` of it; `zero`,
+    a table of DeepSpeed's stages (`of_zero`). None where neither the model's folder nor its name tells its shape.
+    """
+    settings = run.settings
+    shape = of_folder(model.folder(run)) or by_name(settings.model.id)
+    if shape is None:
+        return None
+    method = families.method(settings)
+    lora = cfg.model.get("lora")
+    bits = {"qlora": 4, "full": 32}.get(method, 8 if families.facts(settings.base).bits == 8 else 16)
+    shared = (method, bits, cfg.batch_size * cfg.max_length, lora.get("r", 64) if lora else 0)
+    found = {name: round(value / MIB) for name, value in parts(shape, *shared, deepspeed).items()}
+    zero = of_zero(shape, *shared)
+    for row in zero:
+        row.update({place: {n: round(v / MIB) for n, v in row[place].items()} for place in ("gpu", "host")})
+    return {"mib": found.pop("total"), "method": method, "parameters": round(shape.parameters), **found, "zero": zero}
+
+
+def _number(found: families.Facts, *names: str) -> int:
+    return next((int(found.names[name]) for name in names if found.names.get(name, "").isdigit()), 1)
+
+
+def of_zero(shape: Shape, method: str, bits: int, tokens: int, rank: int) -> List[Dict[str, Any]]:
+    """What DeepSpeed's stages need: [{stage, gpu, host: bytes on 1, 2, 4, 8 GPUs}]; `host` is RAM in all.
+
+    DeepSpeed holds 16-bit weights and gradients (2 bytes each) of what is trained, and 12 bytes of fp32 weights and
+    moments. ZeRO-1 divides the 12 among the GPUs, ZeRO-2 the gradients too, ZeRO-3 everything; offload moves the 12
+    (with ZeRO-3 the weights too) into RAM.
+    """
+    alone = parts(shape, method, bits, tokens, rank)
+    trained = shape.parameters if method == "full" else alone["trained"] / 16
+    frozen = 0.0 if method == "full" else alone["weights"]
+    rest = alone["work"]
+    table = []
+    for stage in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"):
+        if bits == 4 and stage.startswith("zero3"):
+            continue
+        row: Dict[str, Any] = {"stage": stage, "gpu": {}, "host": {}}
+        for gpus in (1, 2, 4, 8):
+            whole = {"zero1": 4.0, "zero2": 2.0}.get(stage[:5], 0.0) * trained
+            cut = {"zero1": 12.0, "zero2": 14.0, "zero3": 16.0}[stage[:5]] * trained
+            base = frozen / gpus if stage.startswith("zero3") else frozen
+            host = 0.0
+            if stage == "zero2_offload":
+                cut, host = 2.0 * trained, 12.0 * trained
+            elif stage == "zero3_offload":
+                cut, host, base = 0.0, 16.0 * trained + frozen, 0.0
+            row["gpu"][str(gpus)] = whole + cut / gpus + base + rest
+            row["host"][str(gpus)] = host
+        table.append(row)
+    return table

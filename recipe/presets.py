@@ -1,0 +1,112 @@
+"""`just presets` and `just new`: what XTuner ships, as a table; a recipe file to begin with."""
+
+from pathlib import Path
+from typing import Any, List
+
+from . import families, memory, preset
+from .errors import InputWrong
+from .stages import write_text
+
+HEAD = ("preset", "family", "method", "template", "data", "GiB computed", "here")
+TABLE = Path(__file__).resolve().parent.parent / "docs" / "presets.tsv"
+
+
+def rows(word: str = "") -> List[List[str]]:
+    """A row for every preset whose row holds `word`, in any case; see HEAD. Memory is of one GPU, as shipped."""
+    found = [families.shown(families.facts(name), memory.gib(name)) for name in preset.files()]
+    return [row for row in found if word.lower() in " ".join(row).lower()]
+
+
+def as_tsv(table: List[List[str]]) -> str:
+    return "".join("\t".join(row) + "\n" for row in (HEAD, *table))
+
+
+def show(word: str, console: Any) -> None:
+    """Print the table, or what of it holds `word`. Raises InputWrong if nothing does."""
+    from rich.table import Table
+
+    found = rows(word)
+    if not found:
+        raise InputWrong(f"No preset's name, family, method, template or data holds {word!r}.")
+    if not console.is_terminal:  # for a pipe: as the file in docs/
+        print(as_tsv(found), end="")
+        return
+    table = Table(*HEAD, box=None)
+    for row in found:
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        f"{len(found)} presets. GiB: computed from the shape, for the preset's own batch and length on one GPU"
+    )
+
+
+def new(name: str, base: str) -> Path:
+    """Write the recipe file NAME.toml into the current folder. Raises InputWrong for a name that is taken."""
+    path = Path(name if name.endswith(".toml") else f"{name}.toml")
+    found = families.facts(base)
+    if not path.stem.replace("-", "_").isidentifier():
+        raise InputWrong(
+            f"{path.stem!r} is no name for a recipe: letters, digits, - and _ make a name of a folder too."
+        )
+    said = families.reason(base)
+    warning = f"# Does not run here: {said}.\n" if said else ""
+    full = families.facts(base).method == "full"
+    text = NEW.format(
+        name=path, base=base, warning=warning, model=found.model, method="full" if full else found.method,
+        template=found.template or "none", lr="2e-5" if full else "2e-4", data=DATA[found.kind],
+        length=found.names["max_length"] if found.names["max_length"].isdigit() else 2048,
+    )  # fmt: skip
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise InputWrong(f"{path} is there already. Take another name.")
+    except OSError as error:
+        raise InputWrong(f"{path} cannot be written: {error.strerror}.")
+    return path
+
+
+def write_table() -> Path:
+    """Make docs/presets.tsv again."""
+    write_text(TABLE, as_tsv(rows()))
+    return TABLE
+
+
+DATA = {
+    "instruction": 'files = ["data/mine.xlsx"] # columns q and a of a workbook, or CSV, JSON, Parquet, a folder\n'
+    'system = "" # the system prompt of training, evaluation and chat',
+    "pretrain": 'files = ["data/texts"] # .txt, .md, a folder of them, or one column of a workbook\n'
+    '# columns.text = "text" # which column of a workbook',
+    "agent": 'files = ["data/tools.jsonl"] # conversations with tools, in the form of ModelScope\'s MSAgent-Bench',
+    "image": 'files = ["data/images.xlsx"]',
+}
+NEW = """# A recipe of your own. Check it with: just plan {name}, then: just train {name}
+{warning}
+base = "{base}" # XTuner's preset: whatever is not named here stays as it has it
+
+[model]
+id = "{model}"
+source = "huggingface" # or "modelscope"; or name a folder that you have: path = "models/mine"
+revision = "main" # of a model that brings its own code, one from before 2024-03-18
+
+[data]
+{data}
+eval_share = 0.05 # of it is held out: `just eval` measures there whether the model got better
+
+[train]
+# method = "{method}" # the preset's: qlora (4-bit weights and an adapter), lora (whole ones), full (all weights)
+# template = "{template}" # the preset's chat template; another of XTuner's
+dtype = "auto" # bf16 where the card has it
+max_length = {length} # tokens of a pack; what is longer is cut, and the plan says so
+batch_size = 1
+accumulative_counts = 1 # packs of an update; 16 as shipped leaves few updates on little data
+max_epochs = 3
+lr = {lr}
+warmup_ratio = 0.1
+map_num_proc = 1 # each process more throws the rest of its last pack away
+seed = 0
+evaluation_freq = 0.5 # at start, middle and end
+save_steps = 0.5
+log_interval = 1
+deepspeed = "deepspeed_zero2"
+"""

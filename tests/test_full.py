@@ -1,0 +1,114 @@
+"""Full fine-tuning: the checkpoint becomes the model, streamed from either form; and the whole way of a tiny Llama."""
+
+import contextlib
+import json
+
+import families
+import pytest
+import torch
+from conftest import ROOT
+from test_adapter import write_zero
+
+from recipe import adapter, merge, pipeline, settings, tiny, to_gguf
+from recipe.errors import InputWrong, RunFailed
+from recipe.merging import plan as plans
+from recipe.stages import Run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny InternLM2 in shards."""
+    place = tmp_path_factory.mktemp("full") / "base"
+    tiny.make(
+        place, ["压力很大，怎么办？ hello world"] * 9, vocab_size=700, hidden_size=64, layers=2, heads=4, kv_heads=2,
+        intermediate_size=128, max_shard_size="130KB",
+    )  # fmt: skip
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(base):
+    """Its weights after training, fp32, by XTuner's names."""
+    torch.manual_seed(0)
+    held = {name: tensor.read().float() for name, tensor in plans.base_tensors(base).items()}
+    return {f"llm.{name}": tensor + 0.01 * torch.randn(tensor.shape) for name, tensor in held.items()}
+
+
+def whole(base, checkpoint, place, **more):
+    plan = merge.make_plan(base, [], merge.size("100KB"), checkpoint=checkpoint, **more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merge, "trial", lambda _: contextlib.nullcontext(lambda *_: {"stops": [2]}))
+        return merge.merge(plan, place)
+
+
+@pytest.mark.parametrize("form", ["file", "zero1 of 1", "zero2 of 3", "zero3 of 2"])
+def test_the_checkpoint_becomes_the_model(base, trained, tmp_path, form):
+    """Every weight rounded once to the base's type, whatever form the trainer left."""
+    checkpoint = tmp_path / "iter_9.pth"
+    if form == "file":
+        torch.save({"state_dict": trained, "optimizer": {"state": {}}, "meta": {"iter": 9}}, str(checkpoint))
+    else:
+        write_zero(checkpoint, [trained], int(form[4]), int(form[-1]))
+    figures = whole(base, checkpoint, tmp_path / "merged")
+    found = plans.base_tensors(tmp_path / "merged")
+    assert {f"llm.{name}" for name in found} == set(trained)
+    for name, tensor in found.items():
+        assert torch.equal(tensor.read(), trained[f"llm.{name}"].half()), name
+    assert figures["tensors_changed"] == figures["tensors"] == len(trained)
+    assert figures["proof"]["arrived"] == pytest.approx(1, abs=1e-2)
+    assert figures["shards"] > 1
+
+
+def test_rows_of_a_weight_that_lies_in_parts(tmp_path):
+    weights = {"llm.a": torch.randn(7, 5), "llm.b": torch.randn(11), "llm.c": torch.randn(3, 2)}
+    write_zero(tmp_path / "iter_1.pth", [weights], 2, 4)
+    held = adapter.whole(tmp_path / "iter_1.pth")
+    for name, tensor in weights.items():
+        one = held[name[len("llm.") :]]
+        assert (one.shape, one.numel) == (tuple(tensor.shape), tensor.numel())
+        for first, last in ((0, None), (0, 1), (1, 3), (2, 3)):
+            assert torch.equal(one.read(first, last), tensor[first:last])
+
+
+def test_what_is_not_this_model_is_refused(base, trained, tmp_path):
+    names = list(trained)
+    other = {**trained, names[1]: torch.zeros(3, 3)}
+    less = {name: trained[name] for name in names[1:]}
+    lora = {"llm.base_model.model.wo.lora_A.default.weight": torch.zeros(2, 2)}
+    for number, (state, said) in enumerate(
+        ((other, "does not fit"), (less, "lacks"), (lora, "not hold a whole model"))
+    ):
+        path = tmp_path / f"iter_{number + 1}.pth"
+        torch.save({"state_dict": state}, str(path))
+        with pytest.raises((InputWrong, RunFailed), match=said):
+            whole(base, path, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_no_adapter_is_made_and_none_is_added(tmp_path):
+    _, found = settings.load("demo", ["train.method=full"])
+    run = Run("demo", found, ROOT, tmp_path)
+    for command in ("train", "merge", "eval", "chat"):
+        items = pipeline.of_method(run, pipeline.COMMANDS[command])
+        assert pipeline.ADAPTER not in items
+        assert (pipeline.MERGE in items) == (command != "train")
+        assert len(set(map(id, items))) == len(items)
+    run.settings = settings.replace(found, "merge.adapters", ["x"])
+    run.manifest = {"stages": {"train": {"figures": {"checkpoint": "c"}}}}
+    with pytest.raises(InputWrong, match="to which none is added"):
+        merge.adapters(run)
+
+
+def test_a_tiny_llama_goes_the_whole_way(tmp_path):
+    """Texts of a folder, all weights trained, the model written, loaded and asked: no word of InternLM2 in it."""
+    found = families.go("llama-pretrain", tmp_path, evaluate=False)
+    assert (found["method"], found["kind"]) == ("full", "pretrain")
+    assert found["updates"] == found["planned"] > 10
+    assert found["tensors_changed"] == found["tensors"] == 21
+    assert found["loss_last"] < found["loss_first"]
+    assert found["arrived"] == pytest.approx(1, abs=0.01)
+    held = json.loads((found["folder"] / "plan.json").read_text(encoding="utf-8"))["memory"]
+    assert held["method"] == "full"
+    assert held["trained"] >= 3 * held["weights"] - 2
+    with pytest.raises(InputWrong, match="no weight of InternLM2"):
+        to_gguf.names("model.embed_tokens.weight")
