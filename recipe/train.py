@@ -116,7 +116,7 @@ def state(checkpoint: Path) -> Dict[str, Any]:
     path = checkpoint
     if checkpoint.is_dir():  # DeepSpeed's: the first rank's model states carry mmengine's meta
         path = sorted(checkpoint.glob("*model_states.pt"))[0]
-    saved = torch.load(str(path), map_location="cpu")
+    saved = torch.load(str(path), map_location="cpu", weights_only=False)  # ours: mmengine's objects are in it
     if checkpoint.is_dir():
         made = saved["global_steps"]
     else:
@@ -183,9 +183,12 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
 
 def environment(run: Run) -> Dict[str, str]:
     """For the trainer: what torchrun would tell a single process. Without it DeepSpeed asks MPI, which fails on a
-    machine or in a container that has no network. And what cuBLAS needs to sum in the same order every time.
+    machine or in a container that has no network. And what cuBLAS needs to sum in the same order every time; and that
+    the run's own checkpoints may be read, of which PyTorch 2.6 and newer read no more than tensors unless told.
     """
-    own = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if run.settings.train.deterministic else {}
+    own = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    if run.settings.train.deterministic:
+        own["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if not run.settings.train.deepspeed or "RANK" in os.environ:
         return {**os.environ, **own}
     with socket.socket() as free:
