@@ -6,14 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import LOCK, ROOT
 
 sys.path.insert(0, str(ROOT / "docker"))
 import lock
 
 DOCKER = ROOT / "docker"
-# The lock of the environment that these tests run in; PyTorch's own wheels in cu118.lock differ in torch alone.
-OURS = "cu13" if sys.version_info >= (3, 12) else "cu118-pypi"
 
 
 def blocks(name):
@@ -113,7 +111,7 @@ def test_what_is_installed_is_what_the_lock_says():
     else:
         from importlib.metadata import version
 
-    for package, pinned in pins(f"{OURS}.lock").items():
+    for package, pinned in pins(LOCK.name).items():
         if not package.startswith(("torch", "nvidia-")):
             assert version(package) == pinned, package
 
