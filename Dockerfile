@@ -1,7 +1,8 @@
-# The recipe's image: Python 3.8, PyTorch 2.0.0 (CUDA 11.8), XTuner 0.1.14, everything as locked in docker/*.lock.
+# The recipe's image: Python 3.8, PyTorch 2.0.0 (CUDA 11.8), XTuner 0.1.14, everything as locked in docker/*.lock; as
+# variant cu13 Python 3.12, PyTorch 2.11.0 (CUDA 13) and the same XTuner.
 #
 #   just image          builds it; the versions, the time and the commit come as arguments (docker/image)
-#   docker build .      works too
+#   docker build .      works too; cu13 with --build-arg VARIANT=cu13 and its BASE_IMAGE
 #
 # Stages: bare (the recipe without its environment, for tests), final (the image), devel (final and CUDA 11.8's
 # compiler, for DeepSpeed's own operations and FlashAttention).
@@ -9,6 +10,7 @@
 # A mirror's name in front, and another base by another name, for who cannot reach Docker's registry.
 ARG REGISTRY=docker.io/library
 ARG BASE_IMAGE=python:3.8.20-slim-bookworm@sha256:1d52838af602b4b5a831beb13a0e4d073280665ea7be7f69ce2382f29c5a613f
+# cu13: ARG BASE_IMAGE=python:3.12.13-slim-bookworm@sha256:4766d8b510c428e595d74b9cc5bbb2fae8e26316fffb4adc89908d79aacd58a2
 
 FROM ${REGISTRY}/${BASE_IMAGE} AS base
 
@@ -27,12 +29,13 @@ RUN RECIPE_CACHE=/opt/recipe ./justw --version \
 
 # The locked environment, by the same script that makes it on a host.
 FROM tools AS environment
+ARG VARIANT=cu118
 ARG TORCH=cu118
 ARG UV_DEFAULT_INDEX
 ARG TORCH_INDEX
 ARG SOURCE_DATE_EPOCH=0
 COPY docker/host docker/flavour docker/*.lock docker/overrides.txt docker/
-ENV UV=/opt/recipe/tools/bin/uv UV_NO_CACHE=1 RECIPE_CACHE=/opt/recipe TORCH=$TORCH
+ENV UV=/opt/recipe/tools/bin/uv UV_NO_CACHE=1 RECIPE_CACHE=/opt/recipe VARIANT=$VARIANT TORCH=$TORCH
 # torch, torchvision and all else by hash; then every package must have what it asks for, but for what overrides.txt
 # says. A file for who wants to know what is in the image, and one in a standard format for who has to.
 RUN env=$(docker/host env) \

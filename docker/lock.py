@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Make the locks of the cu118 variant again, byte for byte (`just lock`).
+"""Make the locks of both variants again, byte for byte (`just lock`).
 
     requirements.in + overrides.txt  --uv, as of the tutorial's day-->  cu118-pypi.lock
     cu118-pypi.lock + torch-cu118.txt  --------------------------->  cu118.lock
+    cu13.in + overrides.txt  --uv, as of TOOLS_DAY-->  cu13.lock
     test.in, reference.in, proof.in, export.in, more.in, loggers.in, engines.in, axe.in, sbom.in, tools.in
                                        --uv, as of TOOLS_DAY-->  *.lock
+    those of them that are compiled or share packages with the environment, for cu13's Python  -->  *-cu13.lock
 
 cu118-pypi.lock takes torch from PyPI (a CUDA 11.7 build) and is for machines that have no NVIDIA GPU or
 cannot reach PyTorch's index. cu118.lock is the same but for torch, torchvision and the nvidia-* packages:
@@ -18,12 +20,14 @@ Uses the uv named by the environment variable UV, else the PATH's.
 import os
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TUTORIAL_DAY = "2024-03-18T00:00:00Z"  # the published run is of 2024-03-17; the bound is exclusive
 TOOLS_DAY = "2026-11-20T00:00:00Z"
-PYTHON = "3.8"
+PYTHON, PYTHON_CU13 = "3.8", "3.12"
+PLATFORM = ("--python-platform", "x86_64-manylinux_2_28")
 BESIDE = {
     "reference": "3.9",
     "proof": "3.9",
@@ -33,6 +37,7 @@ BESIDE = {
     "engines": "3.10",
     "axe": "3.9",
 }  # lock: for which Python
+COMPILED = ("more", "loggers")  # of these: for each variant
 
 
 def compile_lock(uv, source, target, day, *more):
@@ -64,18 +69,37 @@ def cu118(pypi, torch):
     return head + "".join(kept)
 
 
-def main(uv):
-    linux = ("--python-version", PYTHON, "--python-platform", "x86_64-manylinux_2_28")
+def variant_cu118(uv):
+    """The cu118 variant's locks, and that of the tools that its tests add."""
+    linux = ("--python-version", PYTHON, *PLATFORM)
     compile_lock(uv, "requirements.in", "cu118-pypi.lock", TUTORIAL_DAY, "--override", "overrides.txt", *linux)
     pypi = (HERE / "cu118-pypi.lock").read_text(encoding="utf-8")
     torch = (HERE / "torch-cu118.txt").read_text(encoding="utf-8")
     (HERE / "cu118.lock").write_text(cu118(pypi, torch), encoding="utf-8")
     compile_lock(uv, "test.in", "test.lock", TOOLS_DAY, "--constraint", "cu118-pypi.lock", *linux)
-    # Read from, or of plain Python, and installed beside the environment: they may ask for a newer Python.
-    for name, version in BESIDE.items():
-        compile_lock(uv, f"{name}.in", f"{name}.lock", TOOLS_DAY, "--no-deps", "--python-version", version, *linux[2:])
-    compile_lock(uv, "sbom.in", "sbom.lock", TOOLS_DAY, *linux)
-    compile_lock(uv, "tools.in", "tools.lock", TOOLS_DAY, "--universal", "--python-version", PYTHON)
+
+
+def variant_cu13(uv):
+    """The same for the cu13 variant."""
+    linux = ("--python-version", PYTHON_CU13, *PLATFORM)
+    compile_lock(uv, "cu13.in", "cu13.lock", TOOLS_DAY, "--override", "overrides.txt", *linux)
+    compile_lock(uv, "test.in", "test-cu13.lock", TOOLS_DAY, "--constraint", "cu13.lock", *linux)
+
+
+def main(uv):
+    with ThreadPoolExecutor(4) as pool:  # uv mostly waits for the index
+        made = [pool.submit(variant_cu118, uv), pool.submit(variant_cu13, uv)]
+        # Read from, or of plain Python, and installed beside the environment: they may ask for a newer Python.
+        wanted = [(name, "", version, "--no-deps") for name, version in BESIDE.items()]
+        wanted += [(name, "-cu13", PYTHON_CU13, "--no-deps") for name in COMPILED]
+        wanted += [("sbom", "", PYTHON), ("sbom", "-cu13", PYTHON_CU13)]
+        for name, suffix, version, *more in wanted:
+            linux = ("--python-version", version, *PLATFORM)
+            made.append(pool.submit(compile_lock, uv, f"{name}.in", f"{name}{suffix}.lock", TOOLS_DAY, *more, *linux))
+        universal = ("--universal", "--python-version", PYTHON)
+        made.append(pool.submit(compile_lock, uv, "tools.in", "tools.lock", TOOLS_DAY, *universal))
+    for job in made:
+        job.result()
 
 
 if __name__ == "__main__":

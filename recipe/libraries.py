@@ -2,15 +2,17 @@
 
 import contextlib
 import io
+import logging
 import warnings
 
 
 def load() -> None:
     """Import transformers, PEFT and XTuner (about 5 s the first time), silent unless the import fails.
 
-    bitsandbytes prints and warns on every import where there is no GPU; loading bars tell nothing for models
+    bitsandbytes prints, warns and logs on every import where there is no GPU; loading bars tell nothing for models
     this small and garble logs.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import bitsandbytes  # noqa: F401

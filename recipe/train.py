@@ -205,9 +205,12 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
 
 def environment(run: Run) -> Dict[str, str]:
     """For the trainer: what torchrun would tell a single process. Without it DeepSpeed asks MPI, which fails on a
-    machine or in a container that has no network. And what cuBLAS needs to sum in the same order every time.
+    machine or in a container that has no network. And what cuBLAS needs to sum in the same order every time; and that
+    the run's own checkpoints may be read, of which PyTorch 2.6 and newer read no more than tensors unless told.
     """
-    own = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if run.settings.train.deterministic else {}
+    own = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    if run.settings.train.deterministic:
+        own["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if ranks.count(run.settings) > 1:
         # torchrun tells each rank the rest, and warns if it has to choose the number of threads
         threads = max(1, (os.cpu_count() or 1) // run.settings.gpus)

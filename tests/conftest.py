@@ -10,6 +10,8 @@ import openpyxl
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# The lock of the environment in which the tests run, by PyPI's build: PyTorch's own differs in torch alone.
+LOCK = ROOT / "docker" / ("cu13.lock" if sys.version_info >= (3, 12) else "cu118-pypi.lock")
 # How commands are named in what is printed: the same whether the tests were started by ./justw or not.
 os.environ.pop("RECIPE_COMMAND", None)
 # The tutorial's workbook and the real tokenizer are not ours to ship: they are found by checksum.

@@ -146,8 +146,12 @@ class Machine:
         self.tools = self.cache / f"tools-{_checksum(ROOT / 'docker/tools.lock')}" / "bin"
         self.tools.mkdir(parents=True)
         (self.tools / "uv").touch()
-        for lock, flavour in (("cu118-pypi.lock", "pypi"), ("cu118.lock", "cu118")):
-            made = self.cache / f"env-cu118-{flavour}-{_checksum(ROOT / 'docker' / lock)}"
+        for lock, kind in (
+            ("cu118-pypi.lock", "cu118-pypi"),
+            ("cu118.lock", "cu118-cu118"),
+            ("cu13.lock", "cu13-pypi"),
+        ):
+            made = self.cache / f"env-{kind}-{_checksum(ROOT / 'docker' / lock)}"
             made.mkdir()
             (made / ".ready").touch()
 
@@ -241,8 +245,9 @@ def told(line, status, *words):
         (A100, "cu118", "ok", "ok", ["8.0"]),
         (L4, "cu118", "ok", "ok", ["8.9"]),
         (H100, "cu118", "ok", "ok", ["9.0"]),
-        (RTX_5090, "cu13", "stop", None, ["12.0", "Blackwell", "not built yet", "580.65.06"]),
-        (B200, "cu13", "stop", None, ["10.0", "Blackwell", "not built yet"]),
+        (RTX_5090, "cu13", "stop", None, ["12.0", "CUDA 13.0 needs driver 580.65.06", "570.133.07"]),
+        (B200, "cu13", "ok", "ok", ["10.0", "7.5 to 12.1"]),
+        (("NVIDIA Rubin", 294912, 294000, "620.10", "13.0"), "cu13", "stop", None, ["13.0", "newer than any variant"]),
         # capability by name where the driver does not tell it, with and without NVIDIA in it
         (("GeForce GTX 1080 Ti", 11178, 11170, "450.80.02", None), "cu118", "ok", "warning", ["6.1"]),
         (("NVIDIA GeForce RTX 3090", 24268, 24000, "470.182.03", None), "cu118", "ok", "ok", ["8.6"]),
@@ -389,6 +394,16 @@ def test_settings_that_do_not_fit_the_card(machine):
     told(machine.doctor(TORCH="pypi")[0]["gpu"], "stop", "TORCH=pypi", "unset TORCH")
     machine.has(nvidia_smi=nvidia_smi(T4))
     told(machine.doctor("train.dtype=bf16")[0]["gpu"], "warning", "bf16 begins at capability 8.0")
+    lines, found = machine.doctor(VARIANT="cu13")
+    told(lines["gpu"], "stop", "variant cu13's CUDA 13.0 needs driver 580.65.06")
+    assert found["variant"] == "cu13"
+    machine.has(nvidia_smi=nvidia_smi((*V100[:3], "580.126.09", V100[4])))
+    told(machine.doctor(VARIANT="cu13")[0]["gpu"], "stop", "set to cu13", "7.5 to 12.1", "takes cu118", "unset VARIANT")
+    machine.has(nvidia_smi=nvidia_smi(B200))
+    told(machine.doctor(VARIANT="cu118")[0]["gpu"], "stop", "set to cu118", "3.7 to 9.0", "takes cu13", "unset VARIANT")
+    image = str(next(machine.cache.glob("env-cu118-cu118-*")))
+    told(machine.doctor(RECIPE_ENV=image)[0]["gpu"], "stop", "this image is variant cu118", "VARIANT=cu13 just image")
+    told(machine.doctor(VARIANT="cu12")[0]["gpu"], "stop", "VARIANT=cu12 is not known", "unset VARIANT")
 
 
 def test_demo_on_a_plain_machine_has_nothing_to_say(machine):
@@ -402,7 +417,7 @@ def test_demo_on_a_plain_machine_has_nothing_to_say(machine):
 
 
 def test_demo_hides_a_card_that_no_variant_serves(machine):
-    machine.has(nvidia_smi=nvidia_smi(B200))
+    machine.has(nvidia_smi=nvidia_smi(RTX_5090))
     told(machine.doctor("demo")[0]["gpu"], "warning", "CUDA_VISIBLE_DEVICES= just demo")
 
 

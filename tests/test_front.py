@@ -94,32 +94,47 @@ def test_justw_behind_a_closed_link_names_the_mirror_setting(clone, tmp_path):
     [
         ({"TORCH": "cuda12"}, ["TORCH=cuda12", "cu118", "pypi"]),
         ({"TORCH": "pypi", "PYTHON38": "/usr/bin/false"}, ["PYTHON38=/usr/bin/false", "not a Python 3.8"]),
+        ({"VARIANT": "cu12"}, ["VARIANT=cu12", "cu118", "cu13"]),
+        ({"VARIANT": "cu13", "PYTHON312": "/usr/bin/false"}, ["PYTHON312=/usr/bin/false", "not a Python 3.12"]),
     ],
 )
 def test_host_runtime_refuses_clearly(clone, tmp_path, environment, words):
-    done = run(["docker/host", "env"], clone, RECIPE_CACHE=str(tmp_path), **environment)
+    done = run(["docker/host", "env"], clone, RECIPE_CACHE=str(tmp_path), **{"VARIANT": "cu118", **environment})
     assert done.returncode == 3
     for word in words:
         assert word in done.stderr
 
 
-def test_host_runtime_chooses_torch_by_the_gpu(clone, tmp_path):
-    """With an NVIDIA driver the CUDA 11.8 build, else PyPI's: seen in the names of environment and image."""
+def test_host_runtime_chooses_variant_and_torch_by_the_gpu(clone, tmp_path):
+    """With an NVIDIA driver the CUDA 11.8 build, else PyPI's, with a card newer than that the variant cu13: seen in the
+    names of environment and image.
+    """
     cache = tmp_path / "cache"
     driver, wsl, other = tmp_path / "driver", tmp_path / "wsl", tmp_path / "other"
     for file in (driver / "dev/nvidiactl", wsl / "dev/dxg", wsl / "usr/lib/wsl/lib/libcuda.so.1", other / "dev/dxg"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    for flavour, system in (("cu118", driver), ("cu118", wsl), ("pypi", other)):
-        lock = "cu118.lock" if flavour == "cu118" else "cu118-pypi.lock"
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    for folder, card in ((older, "H100, 81559, 81000, 580.126.09"), (newer, "B200, 183359, 182640, 580.126.09")):
+        folder.mkdir()
+        capability = {"older": "9.0", "newer": "10.0"}[folder.name]
+        stub = f"#!/bin/sh\necho 0, GPU-0, NVIDIA {card}, Default, Disabled, {capability}\n"
+        (folder / "nvidia-smi").write_text(stub, encoding="utf-8")
+        (folder / "nvidia-smi").chmod(0o755)
+    for flavour, system, path in (
+        ("cu118-cu118", driver, older), ("cu118-cu118", wsl, older), ("cu118-pypi", other, newer),
+        ("cu13-pypi", driver, newer),
+    ):  # fmt: skip
+        lock = {"cu118-cu118": "cu118.lock", "cu118-pypi": "cu118-pypi.lock", "cu13-pypi": "cu13.lock"}[flavour]
         total = subprocess.run(["cksum"], input=(ROOT / "docker" / lock).read_bytes(), stdout=subprocess.PIPE)
-        made = cache / f"env-cu118-{flavour}-{total.stdout.split()[0].decode()}"
+        made = cache / f"env-{flavour}-{total.stdout.split()[0].decode()}"
         made.mkdir(parents=True, exist_ok=True)
         (made / ".ready").touch()
-        done = run(["docker/host", "env"], clone, RECIPE_CACHE=str(cache), TORCH="", DOCTOR_ROOT=str(system))
+        chosen = {"VARIANT": "", "TORCH": "", "DOCTOR_ROOT": str(system), "PATH": f"{path}:{os.environ['PATH']}"}
+        done = run(["docker/host", "env"], clone, RECIPE_CACHE=str(cache), **chosen)
         assert done.stdout.strip() == str(made)
-        name = run(["docker/image", "name"], clone, TORCH="", DOCTOR_ROOT=str(system)).stdout
-        assert name.startswith(f"internlm2-recipe:cu118-{flavour}-")
+        name = run(["docker/image", "name"], clone, **chosen).stdout
+        assert name.startswith(f"internlm2-recipe:{flavour}-")
 
 
 def test_every_recipe_has_a_doc_line_a_group_and_a_short_body(dump):
@@ -152,17 +167,20 @@ def test_readme_names_recipes_and_versions_that_exist(dump):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in set(re.findall(r"(?:\./justw|`just) ([a-z]+)", text)):
         assert name in dump["recipes"], name
-    pins = dict(re.findall(r"(?m)^([a-z0-9-]+)==(\S+)", (ROOT / "docker/cu118-pypi.lock").read_text(encoding="utf-8")))
     names = {
         shown: shown.lower() for shown in ("XTuner", "transformers", "DeepSpeed", "bitsandbytes", "PEFT", "mmengine")
     }
     names.update(PyTorch="torch", ModelScope="modelscope")
-    found = 0
-    for shown, package in names.items():
-        for version in re.findall(rf"{shown} v?(\d+\.\d+\.\d+)", text):
-            assert version == pins[package], shown
-            found += 1
-    assert found >= len(names)
+    # A line that speaks of cu13 has cu13's versions.
+    for lock, lines in (("cu118-pypi", r"(?m)^(?!.*`cu13`).*$"), ("cu13", r"(?m)^.*`cu13`.*$")):
+        pins = dict(re.findall(r"(?m)^([a-z0-9-]+)==(\S+)", (ROOT / f"docker/{lock}.lock").read_text(encoding="utf-8")))
+        part = "\n".join(re.findall(lines, text))
+        found = 0
+        for shown, package in names.items():
+            for version in re.findall(rf"{shown} v?(\d+\.\d+\.\d+)", part):
+                assert version == pins[package], (lock, shown)
+                found += 1
+        assert found >= len(names), lock
 
 
 def test_ci_calls_the_readmes_test_command():

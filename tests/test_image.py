@@ -22,7 +22,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import LOCK, ROOT
 from test_watch import read_until, terminal
 
 PACKAGES = re.search(r"packages=\((.*)\)", (ROOT / ".ci/run").read_text(encoding="utf-8"))[1]
@@ -591,7 +591,7 @@ def test_two_builds_hold_the_same(bare, dockerd, standin, tmp_path):
 def test_what_the_image_is_labelled_with(bare):
     found = json.loads(ok(["podman", "image", "inspect", bare["RECIPE_IMAGE"]], env=bare))[0]
     labels, config = found["Labels"], found["Config"]
-    lock = (ROOT / "docker/cu118-pypi.lock").read_text(encoding="utf-8")
+    lock = LOCK.read_text(encoding="utf-8")
     for package in ("torch", "xtuner", "transformers", "deepspeed", "bitsandbytes"):
         assert labels[f"internlm2-recipe.{package}"] == re.search(rf"(?m)^{package}==(\S+)", lock)[1]
     assert labels["org.opencontainers.image.version"] in bare["RECIPE_IMAGE"]
@@ -673,7 +673,8 @@ def test_the_whole_image(podman):
         (["load", "none.tar.gz"], {}, "There is no file"),
         (["save"], {}, "just image save internlm2-recipe.tar.gz"),
         (["build"], {"RUNTIME": "host"}, "not by RUNTIME=host"),
-        (["build"], {"TORCH": "cu999"}, "TORCH=cu999 is not known"),
+        (["build"], {"VARIANT": "cu118", "TORCH": "cu999"}, "TORCH=cu999 is not known"),
+        (["build", "devel"], {"VARIANT": "cu13"}, "devel has CUDA 11.8's compiler"),
     ],
 )
 def test_the_image_commands_mistakes(words, env, said):
@@ -690,7 +691,7 @@ def test_the_engine_is_the_one_that_the_stages_take(tmp_path):
         stub.write_text(f'#!/bin/sh\n[ "$1" = info ] && echo "{answer}" && exit\necho "{engine} $*"; exit 1\n')
         stub.chmod(0o755)
     env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "RECIPE_CACHE": str(tmp_path)}
-    env.update(RUNTIME="", TORCH="pypi", DOCKER_HOST="", DOCTOR_ROOT=str(tmp_path))
+    env.update(RUNTIME="", VARIANT="cu118", TORCH="pypi", DOCKER_HOST="", DOCTOR_ROOT=str(tmp_path))
     pull = [ROOT / "docker/image", "pull", "me/recipe"]
     assert run(pull, env=env).stdout.startswith("docker pull me/recipe:cu118-pypi-")
     for file in (tmp_path / "dev/nvidiactl", tmp_path / "etc/cdi/nvidia.yaml"):
@@ -729,6 +730,7 @@ def test_the_dockerfile_agrees_with_the_locks_and_the_readme():
     for name, package in (("PyTorch", "torch"), ("XTuner", "xtuner")):
         assert re.search(rf"{name} ([\d.]+\d)", DOCKERFILE)[1] in re.search(rf"(?m)^{package}==(\S+)", lock)[1]
     assert re.search(r"(?m)^ARG BASE_IMAGE=python:3\.8\.\d+-slim-bookworm@sha256:[0-9a-f]{64}$", DOCKERFILE)
+    assert re.search(r"(?m)^# cu13: ARG BASE_IMAGE=python:3\.12\.\d+-slim-bookworm@sha256:[0-9a-f]{64}$", DOCKERFILE)
     assert "# syntax" not in DOCKERFILE
     assert "<<" not in DOCKERFILE  # want a registry, or newer engines
     for script in (ROOT / "docker").iterdir():

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import LOCK, ROOT
 
 sys.path.insert(0, str(ROOT / "docker"))
 import lock
@@ -39,7 +39,9 @@ def _hashes(block):
 
 
 def test_every_package_is_pinned_and_hashed():
-    for name in ("cu118.lock", "cu118-pypi.lock", "test.lock", "tools.lock", *(f"{n}.lock" for n in lock.BESIDE)):
+    names = {path.name for path in DOCKER.glob("*.lock")}
+    assert {"cu118.lock", "cu118-pypi.lock", "cu13.lock", *(f"{name}.lock" for name in lock.BESIDE)} < names
+    for name in names:
         for package, block in blocks(name).items():
             assert re.match(r"^[a-z0-9-]+==\S+", block), (name, package)
             assert _hashes(block), (name, package)
@@ -71,18 +73,53 @@ def test_versions_of_the_tutorials_day(package, version):
     assert pins("cu118-pypi.lock")[package] == version
 
 
+@pytest.mark.parametrize(
+    ("package", "version"),
+    [
+        # the variants share what makes the result
+        *(
+            (name, pins("cu118-pypi.lock")[name])
+            for name in ("xtuner", "transformers", "tokenizers", "peft", "modelscope")
+        ),
+        # measured on an H100
+        ("torch", "2.11.0"),
+        ("nvidia-cuda-runtime", "13.0.96"),
+        ("accelerate", "0.27.2"),
+        ("bitsandbytes", "0.50.2"),
+        ("datasets", "2.19.2"),
+        ("deepspeed", "0.18.9"),
+        ("mmengine", "0.10.7"),
+        ("numpy", "1.26.4"),
+    ],
+)
+def test_versions_of_cu13(package, version):
+    assert pins("cu13.lock")[package] == version
+
+
+def test_both_variants_hold_what_our_code_imports():
+    """All of requirements.in, but for what XTuner's `all` adds and Python 3.12 does not have."""
+    named = re.findall(r"(?m)^([\w-]+)", (DOCKER / "requirements.in").read_text(encoding="utf-8"))
+    for name in ("cu118.lock", "cu13.lock"):
+        assert {package.replace("_", "-") for package in named} <= set(pins(name)), name
+    for name in lock.COMPILED:
+        assert set(pins(f"{name}.lock")) == set(pins(f"{name}-cu13.lock")), name
+
+
 def test_what_is_installed_is_what_the_lock_says():
-    from importlib_metadata import version  # Python 3.8's own does not find backports.zoneinfo by this name
+    if sys.version_info < (3, 10):
+        from importlib_metadata import version  # Python 3.8's own does not find backports.zoneinfo by this name
+    else:
+        from importlib.metadata import version
 
-    for package, pinned in pins("cu118-pypi.lock").items():
+    for package, pinned in pins(LOCK.name).items():
         if not package.startswith(("torch", "nvidia-")):
-            assert version(package) == pinned
+            assert version(package) == pinned, package
 
 
-def test_the_test_tools_change_nothing_of_the_environment():
-    environment = pins("cu118-pypi.lock")
-    for package, pinned in pins("test.lock").items():
-        assert environment.get(package, pinned) == pinned
+@pytest.mark.parametrize(("environment", "tools"), [("cu118-pypi.lock", "test.lock"), ("cu13.lock", "test-cu13.lock")])
+def test_the_test_tools_change_nothing_of_the_environment(environment, tools):
+    for package, pinned in pins(tools).items():
+        assert pins(environment).get(package, pinned) == pinned
 
 
 def test_locks_hold_no_addresses():

@@ -17,7 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from engines import check_engines
-from gpu import check_gpu, query
+from gpu import check_gpu, chosen, query, selected
 from lines import JUST, ROOT, STATUSES, ok, stop, warning
 from machine import CHECKS, Host, check_disk, check_platform, check_system
 from needs import Need, RecipeWrong, recipe
@@ -39,6 +39,7 @@ def examine(need):
         engines, engine = check_engines(host, need, runtime, reason, cards)
         found["runtime"], found["reason"] = runtime, reason
         found["variant"], gpu = check_gpu(host, need, cards, answer)
+        os.environ["VARIANT"] = chosen(next(iter(selected(cards)), None))  # likewise
         if need.stage and need.trained():
             # What is finished is not done again: the card is needed only if something changed.
             gpu = [line._replace(status="warning") if line.status == "stop" else line for line in gpu]
@@ -76,6 +77,9 @@ def show(found, quiet):
 
 def main(arguments):
     """Command line; returns the exit code."""
+    if arguments == ["--variant"]:
+        print(chosen(next(iter(selected(query()[0])), None)))
+        return 0
     before = "--before" in arguments
     if before and {"-h", "--help"} & set(arguments):
         return 0  # the stage's to answer

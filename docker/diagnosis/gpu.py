@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 from lines import JUST, ask, dotted, explain, numbers, ok, stop, system, warning
 from needs import cost
@@ -15,12 +16,14 @@ VARIANTS = {
         "capability": ((3, 7), (9, 0)),
         "least": ("450.80.02", "452.39"),
         "whole": ("520.61.05", "522.06"),
+        "cuda": "CUDA 11.8",
     },
-    # not built yet
+    # of 2.11.0: sm_75, sm_80, sm_86, sm_90, sm_100, sm_120, which sm_121 runs
     "cu13": {
         "capability": ((7, 5), (12, 1)),
         "least": ("580.65.06", "580"),
         "whole": ("580.65.06", "580"),
+        "cuda": "CUDA 13.0",
     },
 }
 PYPI_CAPABILITY = (8, 9)  # PyPI's torch 2.0.0 is a CUDA 11.7 build up to sm_86, which sm_89 runs and sm_90 does not
@@ -110,7 +113,7 @@ def _check(host, need, cards, answer):
         if answer.code == 124:
             remedy = "the driver hangs: `sudo dmesg | grep -i xid` tells why; reboot"
         return "", [stop("gpu", f"nvidia-smi fails: {meaning}", remedy or without)]
-    used = _selected(cards)[: need.gpus]
+    used = selected(cards)[: need.gpus]
     if not used:
         value = os.environ["CUDA_VISIBLE_DEVICES"]
         return "", [stop("gpu", f"CUDA_VISIBLE_DEVICES={value!r} names no card", "unset CUDA_VISIBLE_DEVICES")]
@@ -150,12 +153,12 @@ def _has_nvidia_card():
     return False
 
 
-def _selected(cards):
+def selected(cards):
     """The cards that training sees, in its order: those that CUDA_VISIBLE_DEVICES names up to one that is not there."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is None:
         return cards
-    chosen = []
+    found = []
     for name in map(str.strip, names.split(",")):
         if name.startswith("MIG-"):
             card = next((card for card in cards if card.mig), None)
@@ -163,47 +166,65 @@ def _selected(cards):
             card = next((c for c in cards if name == c.index or (name[:4] == "GPU-" and c.uuid.startswith(name))), None)
         if card is None:
             break
-        chosen.append(card)
-    return chosen
+        found.append(card)
+    return found
+
+
+def forced():
+    """The variant that does not depend on the card: the one of this image, else VARIANT's; "" if there is neither."""
+    image = re.match(r"env-(\w+)-", Path(os.environ.get("RECIPE_ENV", "")).resolve().name)
+    return image[1] if image else os.environ.get("VARIANT", "")
+
+
+def chosen(card):
+    """The variant for a card, or for none: cu118, but for one that only cu13 knows. docker/flavour asks this."""
+    newer = card and card.capability and card.capability > VARIANTS["cu118"]["capability"][1]
+    return forced() or ("cu13" if newer else "cu118")
 
 
 def verdict(card, need, host):
     """(variant, line) for a card: which variant serves it, with the reason, and whether its driver does."""
-    found, windows = str(card), int(bool(host.wsl))
-    lowest, highest = VARIANTS["cu118"]["capability"]
+    found, windows, variant = str(card), int(bool(host.wsl)), chosen(card)
+    if variant not in VARIANTS:
+        return "", stop("gpu", f"{found}: VARIANT={variant} is not known", "unset VARIANT")
+    lowest, highest = VARIANTS[variant]["capability"]
+    cuda = VARIANTS[variant]["cuda"]
     if card.capability is None:
         remedy = "update the driver to 510 or newer: it tells the capability"
-        return "cu118", warning("gpu", f"{found}: this card is not known here", remedy)
+        return variant, warning("gpu", f"{found}: this card is not known here", remedy)
+    other = next(
+        (name for name, of in VARIANTS.items() if of["capability"][0] <= card.capability <= of["capability"][1]), ""
+    )
+    if not lowest <= card.capability <= highest and other:
+        what = "this image is variant" if os.environ.get("RECIPE_ENV") else "VARIANT is set to"
+        remedy = f"VARIANT={other} {JUST} image makes the other" if os.environ.get("RECIPE_ENV") else "unset VARIANT"
+        span = f"{dotted(lowest)} to {dotted(highest)}"
+        return variant, stop("gpu", f"{found}: {what} {variant}, whose {cuda} serves {span}; it takes {other}", remedy)
     if card.capability > highest:
-        remedy = "cu13 is not built yet: use a card of capability 5.0 to 9.0 (V100, T4, A100, L4, H100, RTX 20 to 40)"
-        wanted = VARIANTS["cu13"]["least"][windows]
-        if numbers(card.driver) < numbers(wanted):
-            remedy += f"; once built it wants driver {wanted}, too"
-        known = card.capability <= VARIANTS["cu13"]["capability"][1]
-        name = "variant cu13 (Blackwell)" if known else "a newer variant than any"
-        return "cu13", stop("gpu", f"{found}: needs {name}, since CUDA 11.8 ends at {dotted(highest)} (Hopper)", remedy)
+        return variant, stop(
+            "gpu", f"{found}: newer than any variant ({cuda} ends at {dotted(highest)})", "use an older card"
+        )
     if card.capability < lowest:
         return "", stop("gpu", f"{found}: no variant reaches below {dotted(lowest)}", "use a newer card")
     if need.four_bit and card.capability < FOUR_BIT_CAPABILITY[0]:
         begin = dotted(FOUR_BIT_CAPABILITY[0])
-        why = f"variant cu118 runs on it, but bitsandbytes' 4-bit kernels begin at {begin}, and the recipe is QLoRA"
-        return "cu118", stop("gpu", f"{found}: {why}", f"use a card of capability {begin} or newer")
-    if os.environ.get("TORCH") == "pypi" and card.capability > PYPI_CAPABILITY:
-        return "cu118", stop("gpu", f"{found}: TORCH=pypi ends at {dotted(PYPI_CAPABILITY)}", "unset TORCH")
-    least, whole = VARIANTS["cu118"]["least"][windows], VARIANTS["cu118"]["whole"][windows]
-    if need.four_bit and card.capability > FOUR_BIT_CAPABILITY[1]:
+        why = f"variant {variant} runs on it, but bitsandbytes' 4-bit kernels begin at {begin}, and the recipe is QLoRA"
+        return variant, stop("gpu", f"{found}: {why}", f"use a card of capability {begin} or newer")
+    if variant == "cu118" and os.environ.get("TORCH") == "pypi" and card.capability > PYPI_CAPABILITY:
+        return variant, stop("gpu", f"{found}: TORCH=pypi ends at {dotted(PYPI_CAPABILITY)}", "unset TORCH")
+    least, whole = VARIANTS[variant]["least"][windows], VARIANTS[variant]["whole"][windows]
+    if variant == "cu118" and need.four_bit and card.capability > FOUR_BIT_CAPABILITY[1]:
         least = whole  # the driver compiles bitsandbytes' kernels from PTX
     if numbers(card.driver) < numbers(least):
-        return "cu118", stop(
-            "gpu", f"{found}: CUDA 11.8 needs driver {least} here", f"{host.driver} ({least} or newer)"
-        )
-    why = f"variant cu118, which serves {dotted(lowest)} to {dotted(highest)}"
+        remedy = f"{host.driver} ({least} or newer)"
+        return variant, stop("gpu", f"{found}: variant {variant}'s {cuda} needs driver {least} here", remedy)
+    why = f"variant {variant}, which serves {dotted(lowest)} to {dotted(highest)}"
     if numbers(card.driver) < numbers(whole):
-        why += f"; its driver is older than CUDA 11.8's own ({whole}) and does by minor version compatibility"
+        why += f"; its driver is older than {cuda}'s own ({whole}) and does by minor version compatibility"
     if need.dtype == "bf16" and card.capability < BF16_CAPABILITY:
         remedy = "train.dtype=auto or train.dtype=fp16"
-        return "cu118", warning("gpu", f"{found}: {why}; bf16 begins at capability {dotted(BF16_CAPABILITY)}", remedy)
-    return "cu118", ok("gpu", f"{found}: {why}")
+        return variant, warning("gpu", f"{found}: {why}; bf16 begins at capability {dotted(BF16_CAPABILITY)}", remedy)
+    return variant, ok("gpu", f"{found}: {why}")
 
 
 def _memory(card, need):

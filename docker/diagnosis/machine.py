@@ -16,7 +16,8 @@ ROOM = 3.0  # GB beside the environment while it is made, as docker/host asks
 LIBRARIES = 4.0  # GB of RAM of Python with PyTorch and CUDA loaded: estimated, so its lack is a warning only
 TINY = 2.0  # GB of RAM of the demo: it was measured at 1
 SHM = 64  # MiB: docker's own default; one process without loader workers takes less
-GLIBC = (2, 24)  # of the lock bitsandbytes 0.43.0's wheel asks for the newest: manylinux_2_24
+# Of the lock bitsandbytes 0.43.0's wheel asks for the newest, manylinux_2_24; in cu13's torch 2.11.0's, manylinux_2_28.
+GLIBC = {"cu118": (2, 24), "cu13": (2, 28)}
 # A platform's marks (environment variables, or files), its large disk, and what else is particular to it.
 PLATFORMS = {
     "AutoDL": (
@@ -77,8 +78,9 @@ def check_system(host, need, runtime):
         return [stop("system", found, "the locked packages exist for Linux on x86_64 only: use such a machine")]
     if host.wsl == 1:
         return [stop("system", found, "WSL 1 has no GPU. In Windows: wsl --set-version NAME 2")]
-    if runtime == "host" and numbers(library) < GLIBC:
-        remedy = f"the packages need glibc {dotted(GLIBC)}: run in a container (install docker or podman)"
+    wanted = GLIBC.get(os.environ.get("VARIANT"), GLIBC["cu118"])
+    if runtime == "host" and numbers(library) < wanted:
+        remedy = f"the packages need glibc {dotted(wanted)}: run in a container (install docker or podman)"
         return [stop("system", found, remedy)]
     return [ok("system", found)]
 
@@ -195,15 +197,17 @@ def check_libraries(host, need, runtime):
     if conda and any(Path(conda, "lib").glob("libcudart.so*")):
         found = f"conda's environment {conda} is active and has a CUDA, where bitsandbytes looks first"
         lines.append(warning("libraries", found, "conda deactivate"))
+    version = "3.12" if os.environ.get("VARIANT") == "cu13" else "3.8"  # as docker/flavour has it
     for config in CACHE.glob("env-*/pyvenv.cfg"):
         home = re.search(r"(?m)^home *= *(.+)/bin$", config.read_text(encoding="utf-8"))
-        file = Path(home[1] if home else "", "lib", "python3.8", "sitecustomize.py")
+        file = Path(home[1] if home else "", "lib", f"python{version}", "sitecustomize.py")
         if home and os.path.isfile(file) and "/etc/" not in str(file.resolve()):  # Debian's own is harmless
             found = f"the Python beneath the environment runs {file} at every start"
-            lines.append(warning("libraries", found, "move that file away, or name another Python: PYTHON38="))
+            remedy = f"move that file away, or name another Python: PYTHON{version.replace('.', '')}="
+            lines.append(warning("libraries", found, remedy))
     if lines:
         return lines
-    own = str(Path.home() / ".local" / "lib" / "python3.8" / "site-packages")
+    own = str(Path.home() / ".local" / "lib" / f"python{version}" / "site-packages")
     others = [name for name in ("PYTHONPATH", "PYTHONHOME") if os.environ.get(name)] + [own] * os.path.isdir(own)
     return [ok("libraries", f"kept out: {', '.join(others)}" if others else "nothing comes before the locked ones")]
 

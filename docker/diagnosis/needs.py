@@ -21,7 +21,7 @@ def toml():
             return importlib.import_module(name)
         except ImportError:
             continue
-    for place in map(str, CACHE.glob("env-*/lib/python3.8/site-packages")):
+    for place in map(str, CACHE.glob("env-*/lib/python3.*/site-packages")):
         sys.path.append(place)
         try:
             return importlib.import_module("tomli")
