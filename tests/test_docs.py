@@ -24,7 +24,7 @@ from PIL import Image
 from test_report import CHROMIUM, chromium
 
 import recipe.__main__ as front
-from recipe import cost, plan, reproduce, settings
+from recipe import cost, plan, ranks, reproduce, settings
 from recipe.export import TARGETS
 
 ENGLISH = sorted([ROOT / "README.md", ROOT / "data/README.md", *ROOT.glob("docs/*[!N].md")])
@@ -170,6 +170,8 @@ TESTED: Dict[str, str] = {
     "reproduce": "test_reproduce.py::test_the_published_run_digit_for_digit",
     "shell": "test_shell.py::test_the_pages_training_conversion_and_merge",
     "survive": "test_train.py::stopped_and_resumed",
+    "cluster": "test_cluster.py::test_the_command",
+    "memory": "test_memory.py::test_the_page_is_what_the_command_makes",
     "lock": "test_lock.py::test_locks_are_made_again_byte_for_byte",
     "test": "test_front.py::test_ci_calls_the_readmes_test_command",
     "image": "test_image.py::test_the_whole_image",
@@ -185,6 +187,7 @@ BY_HAND: Dict[str, str] = {  # and the program that its recipe starts
     "bench-adapter": "tests/bench_adapter.py",
     "bench-merge": "tests/bench_merge.py",
     "image sizes": "docker/image",
+    "ranks": "tests/ranks.py",
 }
 BEFORE_TESTS = {"lint"}  # `just test` begins with it
 
@@ -264,7 +267,8 @@ def test_every_stages_words_are_read_as_meant(at_desk):
         overrides = [word for word in overrides if command.name != "chat" or not word.startswith("model=")]
         if command.name == "reproduce":
             overrides = reproduce.overrides(overrides)
-        recipe_name, _ = settings.load(name, overrides)
+        recipe_name, found = settings.load(name, overrides)
+        ranks.shared(found, found.train.batch_size or 1, found.train.accumulative_counts or 1)  # gpus= and nodes=
         assert recipe_name in ("coach", "demo", "tutorial", "mine")
         seen += 1
     assert seen > 25
@@ -477,8 +481,8 @@ def test_the_published_log_is_the_recorded_one():
 def test_iterations_by_gpus():
     """51 packs, as `./justw plan` counts them in the tutorial's workbook with coach's settings."""
     train = settings.load("coach")[1].train
-    counted = plan.by_gpus(51, train, deepspeed=True)
-    rows = table(ROOT / "docs/several-gpus.md", "GPUs")[:4]
+    counted = plan.by_gpus(51, train, 1, deepspeed=True)
+    rows = table(ROOT / "docs/several-gpus.md", "GPUs")[:2]
     assert {row[0]: {"iterations": int(row[1]), "updates": int(row[2])} for row in rows} == counted
 
 
