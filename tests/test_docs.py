@@ -172,6 +172,10 @@ TESTED: Dict[str, str] = {
     "survive": "test_train.py::stopped_and_resumed",
     "cluster": "test_cluster.py::test_the_command",
     "memory": "test_memory.py::test_the_page_is_what_the_command_makes",
+    "train --detach": "test_watch.py::detached",
+    "watch": "test_watch.py::detached",
+    "stop": "test_watch.py::detached",
+    "verify": "test_verify.py::test_an_untouched_run_is_ok_and_stays_as_it_was",
     "lock": "test_lock.py::test_locks_are_made_again_byte_for_byte",
     "test": "test_front.py::test_ci_calls_the_readmes_test_command",
     "image": "test_image.py::test_the_whole_image",
@@ -220,7 +224,9 @@ def test_every_command_is_run_by_a_test(justfile):
         found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
         assert found, TESTED[known]
         lines = text(ROOT / "tests" / file).splitlines()[found[0].lineno - 1 : found[0].end_lineno]
-        for word in {"chat |": ("chat",), "chat model": ("model=",)}.get(known, known.split()):
+        for word in {"chat |": ("chat",), "chat model": ("model=",), "train --detach": ("--detach",)}.get(
+            known, known.split()
+        ):
             assert word in "\n".join(lines), (known, TESTED[known])
 
 
@@ -258,10 +264,11 @@ def test_every_stages_words_are_read_as_meant(at_desk):
     for command in documented():
         if command.name not in front.STAGES:
             continue
-        context = front.main.make_context("just", [command.name, *command.words])
+        words = [word for word in command.words if word != "--detach"]  # docker/detach's
+        context = front.main.make_context("just", [command.name, *words])
         given = context.params
         name, overrides, question = front.sort_arguments(given["stage"], given["given"], given["words"])
-        if command.name in ("report", "compare", "diff"):
+        if command.name in ("report", "compare", "diff", "verify", "watch", "stop"):
             assert (question is None) == (command.name not in ("compare", "diff"))
             continue
         overrides = [word for word in overrides if command.name != "chat" or not word.startswith("model=")]
