@@ -159,7 +159,7 @@ def kind(command: Command) -> str:
 
 
 HERE = {"data", "data-report", "preview", "plan", "report", "compare", "diff", "model", "train", "merge", "eval",
-        "merge --dry-run", "doctor", "fuzz", "bench", ""}  # fmt: skip
+        "merge --dry-run", "doctor", "fuzz", "bench-data", ""}  # fmt: skip
 TESTED: Dict[str, str] = {
     "demo": "conftest.py::demo",
     "chat": "test_demo.py::test_chat_never_trains",
@@ -338,7 +338,10 @@ def test_the_rest_of_the_documents_commands_run(demo):
             assert done.returncode in ((0,) if not command.name else (0, 3)), done.stderr
             assert ("[start]" if not command.name else "Recipe coach can") in done.stdout
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for words, said in ((["tests/fuzz.py", "1", "20261125"], "none failed"), (["tests/bench.py", "50", "1"], "equal")):
+    for words, said in (
+        (["tests/fuzz.py", "1", "20261125"], "none failed"),
+        (["tests/bench_data.py", "50", "1"], "equal"),
+    ):
         done = subprocess.run([sys.executable, *words], cwd=str(ROOT), env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
@@ -465,15 +468,18 @@ def test_memory_of_small_cards_is_what_the_doctor_reckons():
         assert f"{total - free} " in page
         assert f"{total:,}" in page
     least = min(total - free for total, free in kept.items())
-    rows = table(ROOT / "docs/small-cards.md", "`train.batch_size` × `train.max_length`")[:5]
-    assert len(rows) == 5
-    for what, told, *cards in rows:
-        sizes = re.match(r"(\d) × (\d+)", what)
-        wanted = cost.memory_mib(int(sizes[1]) * int(sizes[2]) if sizes else 0, "a card that was never measured")
-        assert told == f"{wanted:,}"
-        for total, verdict in zip((8192, 10240, 11264, 12288), cards):
-            free = kept.get(total, total - least)
-            assert verdict == ("stop" if free < wanted else "tight" if free < wanted + gpu.HEADROOM else "fits"), what
+    for way in ("small", "stock"):
+        rows = table(ROOT / "docs/small-cards.md", f"`train.speed={way}`")[:5]
+        assert len(rows) == 5
+        for what, told, *cards in rows:
+            sizes = re.match(r"(\d) × (\d+)", what)
+            tokens = int(sizes[1]) * int(sizes[2]) if sizes else 0
+            wanted = cost.memory_mib(tokens, "a card that was never measured", way)
+            assert told == f"{wanted:,}"
+            for total, verdict in zip((8192, 10240, 11264, 12288), cards):
+                free = kept.get(total, total - least)
+                reckoned = "stop" if free < wanted else "tight" if free < wanted + gpu.HEADROOM else "fits"
+                assert verdict == reckoned, what
 
 
 def test_the_published_log_is_the_recorded_one():
