@@ -159,7 +159,7 @@ def kind(command: Command) -> str:
 
 
 HERE = {"data", "data-report", "preview", "plan", "report", "compare", "diff", "model", "train", "merge", "eval",
-        "merge --dry-run", "doctor", "fuzz", "bench-data", ""}  # fmt: skip
+        "merge --dry-run", "presets", "new --from", "config", "doctor", "fuzz", "bench-data", ""}  # fmt: skip
 TESTED: Dict[str, str] = {
     "demo": "conftest.py::demo",
     "chat": "test_demo.py::test_chat_never_trains",
@@ -186,12 +186,14 @@ TESTED: Dict[str, str] = {
     "image save": "test_image.py::test_save_and_load",
     "image load": "test_image.py::test_save_and_load",
 }
+OF_NO_RECIPE = {"presets", "new"}
 BY_HAND: Dict[str, str] = {  # and the program that its recipe starts
     "proof": "docker/host",
     "bench-adapter": "tests/bench_adapter.py",
     "bench-merge": "tests/bench_merge.py",
     "image sizes": "docker/image",
     "ranks": "tests/ranks.py",
+    "families": "tests/families.py",
 }
 BEFORE_TESTS = {"lint"}  # `just test` begins with it
 
@@ -262,7 +264,7 @@ def test_every_stages_words_are_read_as_meant(at_desk):
     """By the command line's own readers, overrides checked as before a run, also for the 7B model's recipes."""
     seen = 0
     for command in documented():
-        if command.name not in front.STAGES:
+        if command.name not in front.STAGES or command.name in OF_NO_RECIPE:
             continue
         words = [word for word in command.words if word != "--detach"]  # docker/detach's
         context = front.main.make_context("just", [command.name, *words])
@@ -314,7 +316,8 @@ def test_stages_of_the_documents_run(demo, desk, monkeypatch):
     """In this process, one after the other: on the finished demo's run, where nothing is trained again; with data of
     one's own in another place.
     """
-    asked = {tuple(on_demo(one)) for one in documented() if kind(one) in HERE and one.name in front.STAGES}
+    stages = set(front.STAGES) - OF_NO_RECIPE
+    asked = {tuple(on_demo(one)) for one in documented() if kind(one) in HERE and one.name in stages}
     assert len(asked) > 12
     for words in sorted(asked):
         own = any(word.startswith("data.") for word in words)
@@ -325,6 +328,17 @@ def test_stages_of_the_documents_run(demo, desk, monkeypatch):
         assert result.stdout.strip(), words
         for stage in re.findall(r"(?m)^(train|adapter|merge) .*", result.stdout if "--dry-run" not in words else ""):
             assert re.search(rf"(?m)^{stage} .*unchanged$", result.stdout), result.stdout
+
+
+def test_what_is_asked_of_no_recipe_runs(at_desk):
+    (at_desk / "mine.toml").unlink()
+    for command in documented():
+        if command.name in OF_NO_RECIPE:
+            result = CliRunner(mix_stderr=False).invoke(front.main, [command.name, *command.words])
+            assert result.exit_code == 0, result.stderr
+            assert result.stdout.strip()
+    assert "mixtral" in text(at_desk / "mine.toml")
+    shutil.copy(str(ROOT / "recipe/coach.toml"), str(at_desk / "mine.toml"))
 
 
 def test_the_rest_of_the_documents_commands_run(demo):
