@@ -162,6 +162,7 @@ HERE = {"data", "data-report", "preview", "plan", "report", "compare", "diff", "
         "merge --dry-run", "presets", "new --from", "config", "doctor", "fuzz", "bench-data", ""}  # fmt: skip
 TESTED: Dict[str, str] = {
     "demo": "conftest.py::demo",
+    "bench": "test_fast.py::test_bench_measures_and_plan_reckons_with_it",
     "chat": "test_demo.py::test_chat_never_trains",
     "chat model": "test_chat.py::test_a_conversation_at_a_terminal",
     "chat |": "test_chat.py::test_a_pipe_gets_answers_alone",
