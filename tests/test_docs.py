@@ -26,6 +26,7 @@ from test_report import CHROMIUM, chromium
 import recipe.__main__ as front
 from recipe import cost, plan, ranks, reproduce, settings
 from recipe.export import TARGETS
+from recipe.web import serve as web
 
 ENGLISH = sorted([ROOT / "README.md", ROOT / "data/README.md", *ROOT.glob("docs/*[!N].md")])
 PAIRS = [(path, path.with_name(path.stem + ".zh-CN.md")) for path in ENGLISH]
@@ -163,6 +164,7 @@ HERE = {"data", "data-report", "preview", "plan", "report", "compare", "diff", "
 TESTED: Dict[str, str] = {
     "demo": "conftest.py::demo",
     "bench": "test_fast.py::test_bench_measures_and_plan_reckons_with_it",
+    "web": "test_web.py::test_refused_at_the_command_line",
     "chat": "test_demo.py::test_chat_never_trains",
     "chat model": "test_chat.py::test_a_conversation_at_a_terminal",
     "chat |": "test_chat.py::test_a_pipe_gets_answers_alone",
@@ -271,7 +273,9 @@ def test_every_stages_words_are_read_as_meant(at_desk):
         context = front.main.make_context("just", [command.name, *words])
         given = context.params
         name, overrides, question = front.sort_arguments(given["stage"], given["given"], given["words"])
-        if command.name in ("report", "compare", "diff", "verify", "watch", "stop"):
+        if command.name == "web":
+            web.place([word for word in overrides if "=" in word], "a token that is long enough")
+        if command.name in ("web", "report", "compare", "diff", "verify", "watch", "stop"):
             assert (question is None) == (command.name not in ("compare", "diff"))
             continue
         overrides = [word for word in overrides if command.name != "chat" or not word.startswith("model=")]
