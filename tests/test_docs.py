@@ -24,8 +24,9 @@ from PIL import Image
 from test_report import CHROMIUM, chromium
 
 import recipe.__main__ as front
-from recipe import cost, plan, reproduce, settings
+from recipe import cost, plan, ranks, reproduce, settings
 from recipe.export import TARGETS
+from recipe.web import serve as web
 
 ENGLISH = sorted([ROOT / "README.md", ROOT / "data/README.md", *ROOT.glob("docs/*[!N].md")])
 PAIRS = [(path, path.with_name(path.stem + ".zh-CN.md")) for path in ENGLISH]
@@ -159,9 +160,11 @@ def kind(command: Command) -> str:
 
 
 HERE = {"data", "data-report", "preview", "plan", "report", "compare", "diff", "model", "train", "merge", "eval",
-        "merge --dry-run", "doctor", "fuzz", "bench", ""}  # fmt: skip
+        "merge --dry-run", "presets", "new --from", "config", "doctor", "fuzz", "bench-data", ""}  # fmt: skip
 TESTED: Dict[str, str] = {
     "demo": "conftest.py::demo",
+    "bench": "test_fast.py::test_bench_measures_and_plan_reckons_with_it",
+    "web": "test_web.py::test_refused_at_the_command_line",
     "chat": "test_demo.py::test_chat_never_trains",
     "chat model": "test_chat.py::test_a_conversation_at_a_terminal",
     "chat |": "test_chat.py::test_a_pipe_gets_answers_alone",
@@ -170,6 +173,12 @@ TESTED: Dict[str, str] = {
     "reproduce": "test_reproduce.py::test_the_published_run_digit_for_digit",
     "shell": "test_shell.py::test_the_pages_training_conversion_and_merge",
     "survive": "test_train.py::stopped_and_resumed",
+    "cluster": "test_cluster.py::test_the_command",
+    "memory": "test_memory.py::test_the_page_is_what_the_command_makes",
+    "train --detach": "test_watch.py::detached",
+    "watch": "test_watch.py::detached",
+    "stop": "test_watch.py::detached",
+    "verify": "test_verify.py::test_an_untouched_run_is_ok_and_stays_as_it_was",
     "lock": "test_lock.py::test_locks_are_made_again_byte_for_byte",
     "test": "test_front.py::test_ci_calls_the_readmes_test_command",
     "image": "test_image.py::test_the_whole_image",
@@ -180,11 +189,14 @@ TESTED: Dict[str, str] = {
     "image save": "test_image.py::test_save_and_load",
     "image load": "test_image.py::test_save_and_load",
 }
+OF_NO_RECIPE = {"presets", "new"}
 BY_HAND: Dict[str, str] = {  # and the program that its recipe starts
     "proof": "docker/host",
     "bench-adapter": "tests/bench_adapter.py",
     "bench-merge": "tests/bench_merge.py",
     "image sizes": "docker/image",
+    "ranks": "tests/ranks.py",
+    "families": "tests/families.py",
 }
 BEFORE_TESTS = {"lint"}  # `just test` begins with it
 
@@ -217,7 +229,9 @@ def test_every_command_is_run_by_a_test(justfile):
         found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
         assert found, TESTED[known]
         lines = text(ROOT / "tests" / file).splitlines()[found[0].lineno - 1 : found[0].end_lineno]
-        for word in {"chat |": ("chat",), "chat model": ("model=",)}.get(known, known.split()):
+        for word in {"chat |": ("chat",), "chat model": ("model=",), "train --detach": ("--detach",)}.get(
+            known, known.split()
+        ):
             assert word in "\n".join(lines), (known, TESTED[known])
 
 
@@ -253,18 +267,22 @@ def test_every_stages_words_are_read_as_meant(at_desk):
     """By the command line's own readers, overrides checked as before a run, also for the 7B model's recipes."""
     seen = 0
     for command in documented():
-        if command.name not in front.STAGES:
+        if command.name not in front.STAGES or command.name in OF_NO_RECIPE:
             continue
-        context = front.main.make_context("just", [command.name, *command.words])
+        words = [word for word in command.words if word != "--detach"]  # docker/detach's
+        context = front.main.make_context("just", [command.name, *words])
         given = context.params
         name, overrides, question = front.sort_arguments(given["stage"], given["given"], given["words"])
-        if command.name in ("report", "compare", "diff"):
+        if command.name == "web":
+            web.place([word for word in overrides if "=" in word], "a token that is long enough")
+        if command.name in ("web", "report", "compare", "diff", "verify", "watch", "stop"):
             assert (question is None) == (command.name not in ("compare", "diff"))
             continue
         overrides = [word for word in overrides if command.name != "chat" or not word.startswith("model=")]
         if command.name == "reproduce":
             overrides = reproduce.overrides(overrides)
-        recipe_name, _ = settings.load(name, overrides)
+        recipe_name, found = settings.load(name, overrides)
+        ranks.shared(found, found.train.batch_size or 1, found.train.accumulative_counts or 1)  # gpus= and nodes=
         assert recipe_name in ("coach", "demo", "tutorial", "mine")
         seen += 1
     assert seen > 25
@@ -303,7 +321,8 @@ def test_stages_of_the_documents_run(demo, desk, monkeypatch):
     """In this process, one after the other: on the finished demo's run, where nothing is trained again; with data of
     one's own in another place.
     """
-    asked = {tuple(on_demo(one)) for one in documented() if kind(one) in HERE and one.name in front.STAGES}
+    stages = set(front.STAGES) - OF_NO_RECIPE
+    asked = {tuple(on_demo(one)) for one in documented() if kind(one) in HERE and one.name in stages}
     assert len(asked) > 12
     for words in sorted(asked):
         own = any(word.startswith("data.") for word in words)
@@ -314,6 +333,17 @@ def test_stages_of_the_documents_run(demo, desk, monkeypatch):
         assert result.stdout.strip(), words
         for stage in re.findall(r"(?m)^(train|adapter|merge) .*", result.stdout if "--dry-run" not in words else ""):
             assert re.search(rf"(?m)^{stage} .*unchanged$", result.stdout), result.stdout
+
+
+def test_what_is_asked_of_no_recipe_runs(at_desk):
+    (at_desk / "mine.toml").unlink()
+    for command in documented():
+        if command.name in OF_NO_RECIPE:
+            result = CliRunner(mix_stderr=False).invoke(front.main, [command.name, *command.words])
+            assert result.exit_code == 0, result.stderr
+            assert result.stdout.strip()
+    assert "mixtral" in text(at_desk / "mine.toml")
+    shutil.copy(str(ROOT / "recipe/coach.toml"), str(at_desk / "mine.toml"))
 
 
 def test_the_rest_of_the_documents_commands_run(demo):
@@ -327,7 +357,10 @@ def test_the_rest_of_the_documents_commands_run(demo):
             assert done.returncode in ((0,) if not command.name else (0, 3)), done.stderr
             assert ("[start]" if not command.name else "Recipe coach can") in done.stdout
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for words, said in ((["tests/fuzz.py", "1", "20261125"], "none failed"), (["tests/bench.py", "50", "1"], "equal")):
+    for words, said in (
+        (["tests/fuzz.py", "1", "20261125"], "none failed"),
+        (["tests/bench_data.py", "50", "1"], "equal"),
+    ):
         done = subprocess.run([sys.executable, *words], cwd=str(ROOT), env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
@@ -454,15 +487,18 @@ def test_memory_of_small_cards_is_what_the_doctor_reckons():
         assert f"{total - free} " in page
         assert f"{total:,}" in page
     least = min(total - free for total, free in kept.items())
-    rows = table(ROOT / "docs/small-cards.md", "`train.batch_size` × `train.max_length`")[:5]
-    assert len(rows) == 5
-    for what, told, *cards in rows:
-        sizes = re.match(r"(\d) × (\d+)", what)
-        wanted = cost.memory_mib(int(sizes[1]) * int(sizes[2]) if sizes else 0, "a card that was never measured")
-        assert told == f"{wanted:,}"
-        for total, verdict in zip((8192, 10240, 11264, 12288), cards):
-            free = kept.get(total, total - least)
-            assert verdict == ("stop" if free < wanted else "tight" if free < wanted + gpu.HEADROOM else "fits"), what
+    for way in ("small", "stock"):
+        rows = table(ROOT / "docs/small-cards.md", f"`train.speed={way}`")[:5]
+        assert len(rows) == 5
+        for what, told, *cards in rows:
+            sizes = re.match(r"(\d) × (\d+)", what)
+            tokens = int(sizes[1]) * int(sizes[2]) if sizes else 0
+            wanted = cost.memory_mib(tokens, "a card that was never measured", way)
+            assert told == f"{wanted:,}"
+            for total, verdict in zip((8192, 10240, 11264, 12288), cards):
+                free = kept.get(total, total - least)
+                reckoned = "stop" if free < wanted else "tight" if free < wanted + gpu.HEADROOM else "fits"
+                assert verdict == reckoned, what
 
 
 def test_the_published_log_is_the_recorded_one():
@@ -477,8 +513,8 @@ def test_the_published_log_is_the_recorded_one():
 def test_iterations_by_gpus():
     """51 packs, as `./justw plan` counts them in the tutorial's workbook with coach's settings."""
     train = settings.load("coach")[1].train
-    counted = plan.by_gpus(51, train, deepspeed=True)
-    rows = table(ROOT / "docs/several-gpus.md", "GPUs")[:4]
+    counted = plan.by_gpus(51, train, 1, deepspeed=True)
+    rows = table(ROOT / "docs/several-gpus.md", "GPUs")[:2]
     assert {row[0]: {"iterations": int(row[1]), "updates": int(row[2])} for row in rows} == counted
 
 
