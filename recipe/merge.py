@@ -183,11 +183,12 @@ def says(figures: Dict[str, Any]) -> str:
 
 def card_of(run: Run, figures: Dict[str, Any]) -> str:
     """The merged model's card."""
-    place = model.folder(run)
-    base = run.settings.model.id if run.settings.model.source != "tiny" else run.shown(place)
+    place, own = model.folder(run), run.figures("adapter")
+    base = run.settings.model.id if run.settings.model.source != "tiny" else own.get("base_model", run.shown(place))
+    checksum = own.get("base_sha256") or base_checksum(place)
     rows = {
         "base model": base,
-        "its checksum": f"sha256 {base_checksum(place)} (of its weight files' sizes and samples)",
+        "its checksum": f"sha256 {checksum} (of its weight files' sizes and samples)",
         "trained": ", ".join(f"{run.shown(place)} × {weight:g}" for place, weight in adapters(run)) or "all weights",
         "recipe": run.name,
         "changed": f"{figures['share_changed']:.2%} of {figures['weights']:,} weights, in "
