@@ -202,7 +202,7 @@ class Guard(Hook):
         self.skipped = 0
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        loss = float(outputs["loss"])
+        loss = float(outputs["loss"].detach())
         norm = _gradient_norm(runner)
         self._look_at_loss(runner, loss, data_batch)
         self._look_at_gradient(runner, norm, data_batch)

@@ -122,8 +122,8 @@ def state(checkpoint: Path) -> Dict[str, Any]:
     if checkpoint.is_dir():
         made = saved["global_steps"]
     else:
-        steps = [int(entry["step"].read()) for entry in saved["optimizer"]["state"].values()]
-        made = max(steps, default=0)
+        steps = [entry["step"] for entry in saved["optimizer"]["state"].values()]  # bitsandbytes' are plain numbers
+        made = max((int(step if isinstance(step, int) else step.read()) for step in steps), default=0)
     return {"iterations": saved["meta"]["iter"], "seed": saved["meta"]["seed"], "updates": made}
 
 

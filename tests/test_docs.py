@@ -313,6 +313,8 @@ def on_demo(command: Command) -> List[str]:
     words = [word for word in command.words if word not in ("coach", "tutorial", "demo", "mine.toml")]
     if command.name in ("train", "merge", "eval", "model"):  # of the finished run: nothing is trained anew
         words = [word for word in words if "=" not in word]
+    if "gpus=2" in words:
+        words.append("train.batch_size=2")  # coach's: the demo's one sequence cannot be shared
     named = [] if command.name in ("compare", "diff") else ["demo"]
     return [command.name, *named, *("demo" if word == "RUN" else word for word in words)]
 

@@ -367,7 +367,7 @@ def test_several_cards(machine):
     hidden = machine.doctor("coach", "gpus=2", CUDA_VISIBLE_DEVICES="1")[0]
     told(hidden["gpu"], "stop", "gpus=2, and 1 can be used here")
     machine.has(nvidia_smi=nvidia_smi(RTX_4090, RTX_5090))
-    told(machine.doctor("coach", "gpus=2")[0]["gpu"], "stop", "RTX 5090", "Blackwell")
+    told(machine.doctor("coach", "gpus=2")[0]["gpu"], "stop", "RTX 5090", "takes variant cu13", "one variant")
     machine.has(nvidia_smi=nvidia_smi(RTX_4090, RTX_5090, mode="Prohibited"))
     told(machine.doctor()[0]["gpu"], "stop", "Prohibited", "-c DEFAULT")
 

@@ -118,6 +118,14 @@ def test_figures_are_read_from_checkpoint_and_log(stopped_and_resumed):
         assert f"{rate:.4e}" == f"{trace[number - 1]:.4e}"
 
 
+@pytest.mark.parametrize("step", [7, torch.tensor(7.0)])
+def test_updates_are_counted_as_each_optimizer_writes_them(tmp_path, step):
+    """PyTorch's count in a tensor, bitsandbytes' in a number."""
+    saved = {"meta": {"iter": 9, "seed": 1}, "optimizer": {"state": {0: {"step": step}, 1: {"step": step}}}}
+    torch.save(saved, str(tmp_path / "iter_9.pth"))
+    assert train.state(tmp_path / "iter_9.pth") == {"iterations": 9, "seed": 1, "updates": 7}
+
+
 def test_a_damaged_checkpoint_never_becomes_an_adapter(stopped_and_resumed):
     """Bytes flipped after training: training goes on from the checkpoint before, and the adapter is made again."""
     folder = stopped_and_resumed[0]
@@ -343,7 +351,7 @@ class Watched:
 
     def goes_on(self, losses, norms):
         for loss, self.norm in zip(losses, norms):
-            self.guard.after_train_iter(self, 0, None, {"loss": loss})
+            self.guard.after_train_iter(self, 0, None, {"loss": torch.tensor(loss, dtype=torch.float64)})
             self.iter += 1
 
 

@@ -131,7 +131,11 @@ def _check(host, need, cards, answer):
             lines.append(stop("gpu", "its compute mode is Prohibited: no program may use it", remedy))
         lines.append(_memory(card, need))
     for other in used[1:]:
-        lines.append(verdict(other, need, host)[1])
+        theirs, line = verdict(other, need, host)
+        if variant and theirs and theirs != variant:
+            remedy = "train on cards of one variant (CUDA_VISIBLE_DEVICES=… names them)"
+            line = stop("gpu", f"{other}: takes variant {theirs}, and {card.name} {variant}", remedy)
+        lines.append(line)
         if lines[-1].status != "stop":
             lines.append(_memory(other, need))
     if len(used) < need.gpus:

@@ -3,7 +3,8 @@
 Named by the rendered config: `model = dict(type='recipe.fast.finetune.Finetune', …)`.
 """
 
-from typing import Any, Dict, List, Optional, Tuple
+import contextlib
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from mmengine.runner import load_checkpoint
@@ -99,6 +100,10 @@ class Finetune(SupervisedFinetune):
         """The LoRA weights, in the order of the layers."""
         return [one for layer in self._layers[0] for one in layer.parameters()]
 
+    def pairs(self) -> List[Any]:
+        """The modules of these weights."""
+        return [one for layer in self._layers[0] for linear in layer.linears for one in linear.pair]
+
     def step(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss from embeddings x (batch, tokens, hidden)."""
         causal = self._causal()
@@ -136,24 +141,40 @@ class Finetune(SupervisedFinetune):
         return self._recorded[shape]
 
 
+@contextlib.contextmanager
+def _fresh(modules: List[Any]) -> Iterator[None]:
+    """The modules' weights as other parameters of the same memory. Theirs are tied to the stream on which DeepSpeed
+    first looked at them, and what waits for another stream cannot be recorded.
+    """
+    held = [one.weight for one in modules]
+    try:
+        for one in modules:
+            one._parameters["weight"] = torch.nn.Parameter(one.weight.detach())
+        yield
+    finally:
+        for one, weight in zip(modules, held):
+            one._parameters["weight"] = weight
+
+
 class _Recorded:
     """Loss and LoRA gradients of one step as a CUDA graph, with the memory that it reads and writes."""
 
     def __init__(self, model: Finetune, inputs: Tuple[torch.Tensor, ...]) -> None:
         self.inputs = [one.detach().clone() for one in inputs]
         self.graph = torch.cuda.CUDAGraph()
-        parameters = model.trained()
         torch.cuda.empty_cache()  # streams share no memory: what was freed here would be held twice
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.enable_grad(), torch.cuda.stream(side):
-            torch.autograd.grad(model.step(*self.inputs), parameters)
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        with torch.enable_grad(), torch.cuda.graph(self.graph):
-            self.loss = model.step(*self.inputs)
-            self.gradients = list(torch.autograd.grad(self.loss, parameters))
+        with _fresh(model.pairs()), torch.enable_grad():
+            parameters = model.trained()
+            with torch.cuda.stream(side):
+                torch.autograd.grad(model.step(*self.inputs), parameters)
+            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            with torch.cuda.graph(self.graph):
+                self.loss = model.step(*self.inputs)
+                self.gradients = list(torch.autograd.grad(self.loss, parameters))
         self.loss = self.loss.detach()
 
     def play(self, inputs: Tuple[torch.Tensor, ...]) -> torch.Tensor:
