@@ -319,7 +319,7 @@ def on_demo(command: Command) -> List[str]:
     return [command.name, *named, *("demo" if word == "RUN" else word for word in words)]
 
 
-def test_stages_of_the_documents_run(demo, desk, monkeypatch):
+def test_stages_of_the_documents_run(demo, desk, monkeypatch, tmp_path):
     """In this process, one after the other: on the finished demo's run, where nothing is trained again; with data of
     one's own in another place.
     """
@@ -330,6 +330,8 @@ def test_stages_of_the_documents_run(demo, desk, monkeypatch):
         own = any(word.startswith("data.") for word in words)
         monkeypatch.setattr(front, "ROOT", desk if own else ROOT)
         output = "output" if own else str(demo[1].parent)
+        if "gpus=2" in words:  # another plan, which is not to be that of the demo's run
+            output = str(tmp_path)
         result = CliRunner(mix_stderr=False).invoke(front.main, [*words, "--output", output])
         assert result.exit_code == 0, (words, result.stdout, result.stderr, result.exception)
         assert result.stdout.strip(), words

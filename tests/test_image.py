@@ -170,13 +170,18 @@ def dockerd(standin, tmp_path_factory):
             stop()
 
 
+def further():
+    """The folder of docker/more.lock's packages here, and where an image has it: beside its environment."""
+    [more] = [Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name.startswith("more-")]
+    return more, ENVIRONMENT.parent / more.name
+
+
 def built(variables, target="bare", **more):
     """Build the image; the variables with which the runtimes take it, with this machine's environment in it."""
     env = {**variables, "REGISTRY": "localhost", "BASE_IMAGE": "standin:1", "TORCH": "pypi", **more}
     ok([ROOT / "docker/image", "build", target], env=env)
     name = ok([ROOT / "docker/image", "name"], env=env).strip() + f"-{target}"
-    [more] = [Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name.startswith("more-")]
-    beside = ENVIRONMENT.parent / more.name  # where our image has them
+    more, beside = further()
     # Writable, so that what Python compiled there is used, as in a whole image after its first run.
     mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT} --env RECIPE_ENV={ENVIRONMENT} --volume {more}:{beside}:ro"
     return {**env, "RECIPE_IMAGE": name, "RUN_OPTIONS": mounted, "DOCTOR": "off", "RECIPE_CACHE": ""}
@@ -412,7 +417,7 @@ def test_a_model_folder_behind_a_link_is_found(bare, clone, tmp_path):
 def test_a_signal_ends_it_and_leaves_no_container(engine, sign, whom, clone, long, request):
     env = request.getfixturevalue("bare") if engine == "podman" else built(request.getfixturevalue("dockerd")[0])
     words = [clone / "docker/run", "plan", "demo", f"data.files={long}", "--output", f"output/{engine}-{sign.name}"]
-    stopped(words, env, clone, sign, whom, "600000 rows")
+    stopped(words, env, clone, sign, whom, "540000 rows")
     assert_no_container([engine, "ps", "--all", "--quiet"], env=env)
 
 
@@ -477,7 +482,7 @@ def test_any_user_may_run_it(dockerd, clone, tmp_path):
 def someone(registry):
     """An ordinary user with podman: (words before a command, environment, home).
 
-    What podman reads from /etc is our own, and the locked environment lies in a folder that this user may enter; both
+    What podman reads from /etc is our own, and the locked packages lie in folders that this user may enter; both
     by mounts that only these commands see.
     """
     if not shutil.which("newuidmap") or not shutil.which("podman"):
@@ -485,7 +490,7 @@ def someone(registry):
     home, name = Path(tempfile.mkdtemp(prefix="recipe-")), f"recipe-{os.getpid()}"
     ok(["useradd", "--home-dir", home, name])
     try:
-        for folder in ("run", "etc/registries.conf.d", "env"):
+        for folder in ("run", "etc/registries.conf.d", "env", "more"):
             (home / folder).mkdir(parents=True)
         (home / "etc/policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         shutil.copy(str(registry[1]), str(home / "etc/registries.conf"))
@@ -496,7 +501,9 @@ def someone(registry):
         (home / "storage.conf").write_text('[storage]\ndriver = "overlay"\n')
         ok(["chown", "-R", f"{name}:", home])
         (home / "run").chmod(0o700)
+        more, beside = further()
         mounts = f"mount --bind {home}/etc /etc/containers && mount --bind {ENVIRONMENT} {home}/env"
+        mounts += f" && mount --bind {more} {home}/more"
         before = ["unshare", "--mount", "--propagation", "shared", "sh", "-c", f'{mounts} && exec "$@"', "sh",
                   "setpriv", f"--reuid={name}", f"--regid={name}", "--init-groups", "--"]  # fmt: skip
         variables = {
@@ -505,7 +512,8 @@ def someone(registry):
             "XDG_CACHE_HOME": str(home / ".cache"),
             "CONTAINERS_CONF": str(home / "containers.conf"), "CONTAINERS_STORAGE_CONF": str(home / "storage.conf"),
             "RECIPE_CACHE": "", "DOCTOR": "off",
-            "RUN_OPTIONS": f"--volume {home}/env:{ENVIRONMENT}:ro --env RECIPE_ENV={ENVIRONMENT}",
+            "RUN_OPTIONS": f"--volume {home}/env:{ENVIRONMENT}:ro --env RECIPE_ENV={ENVIRONMENT} "
+            f"--volume {home}/more:{beside}:ro",
         }  # fmt: skip
         tried = run([*before, "podman", "info"], env=variables, cwd=home)
         if tried.returncode:
@@ -550,7 +558,7 @@ def test_published_and_run_by_an_ordinary_user(bare, registry, someone, long):
     words = [*before, place / "docker/run", "plan", "demo", "data.files=data/long.csv", "--output", "output/long"]
     made = run([*before, place / "docker/run", "model", "demo"], env=env)
     assert made.returncode == 0, made.stderr
-    stopped(words, env, place, signal.SIGINT, os.killpg, "600000 rows")
+    stopped(words, env, place, signal.SIGINT, os.killpg, "540000 rows")
     assert_no_container([*before, "podman", "ps", "--all", "--quiet"], env=env)
 
 
