@@ -29,12 +29,12 @@ def ended(tmp_path_factory):
         children[1].wait()
         seen["left"] = ranks.alive(started)
         seen["started"] = len(started)
-        seen["code"] = children[0].wait(timeout=120)
+        seen["code"] = children[0].wait(timeout=300)
         seen["seconds"] = time.time() - began
         seen["said"] = ranks.said(output)
         children = [first.start(output, "nodes=2", *WORDS), second.start(output, "nodes=2", *WORDS, name="second")]
         seen["adapter"] = ranks.finished(children[0], output)
-        seen["second"] = children[1].wait(timeout=60)
+        seen["second"] = children[1].wait(timeout=300)
     return output, seen
 
 
