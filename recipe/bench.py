@@ -11,6 +11,7 @@ import contextlib
 import gc
 import io
 import json
+import math
 import re
 import statistics
 import time
@@ -162,7 +163,7 @@ def measure(way: str, sizes: Dict[str, int], settings: Settings, device: str, ki
     """
     import torch
 
-    batch, length = settings.train.batch_size or 1, settings.train.max_length or 2048
+    batch, length = config.sequences(settings)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # a line for each layer
         model = build(way, sizes, settings, device, kind)
     ids = torch.randint(5, sizes["vocab_size"], (batch, length), device=device)
@@ -213,7 +214,7 @@ def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[st
     sizes = SEVEN if device == "cuda" else TINY
     half = torch.bfloat16 if config.dtype(settings) == "bf16" else torch.float16
     kind = half if device == "cuda" else torch.float32
-    batch, length = settings.train.batch_size or 1, settings.train.max_length or 2048
+    batch, length = config.sequences(settings)
     card = cards[0]["name"] if device == "cuda" and cards else "CPU"
     say(f"{card}, {'7B' if device == 'cuda' else 'tiny'} model, {batch} × {length} tokens, torch {torch.__version__}")
     found = ceilings(sizes, device, kind, batch * length)
@@ -243,7 +244,7 @@ def _entry(
 ) -> Optional[Dict[str, Any]]:  # fmt: skip
     import torch
 
-    tokens = (settings.train.batch_size or 1) * (settings.train.max_length or 2048)
+    tokens = math.prod(config.sequences(settings))
     try:
         took = measure(way, sizes, settings, device, kind)
     except torch.cuda.OutOfMemoryError:

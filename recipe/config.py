@@ -4,9 +4,10 @@ The result is an ordinary XTuner config: open it, read it, change it, run it wit
 """
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 from . import cost, families, loggers, preset, ranks
 from .errors import InputWrong
@@ -75,14 +76,23 @@ FULL_LR = 2e-5  # as XTuner's own presets of full fine-tuning; its adapters trai
 LINEARS = ("wqkv", "wo", "w1", "w2", "w3")  # InternLM2's, but for the output head
 
 
+def sequences(settings: Settings) -> Tuple[int, int]:
+    """(batch size, length) of an iteration; where the recipe says neither, 1 × 2048 as in XTuner's presets."""
+    return settings.train.batch_size or 1, settings.train.max_length or 2048
+
+
+def has_fast(settings: Settings) -> bool:
+    """Whether fast and small know the recipe: InternLM2's presets alone, adapters alone, and one GPU."""
+    known = settings.base.startswith("internlm2_") and families.method(settings) != "full"
+    return known and ranks.count(settings) == 1
+
+
 def speed(settings: Settings) -> str:
     """stock, fast or small: as set, or for "auto" what the first GPU allows; without any it is fast, as for dtype.
 
-    fast and small know InternLM2's presets alone, adapters alone, and one GPU. "auto" takes them in bf16 only: no card
-    was tried in fp16.
+    "auto" takes fast and small in bf16 only: no card was tried in fp16.
     """
-    known = settings.base.startswith("internlm2_") and families.method(settings) != "full"
-    known = known and ranks.count(settings) == 1
+    known = has_fast(settings)
     if settings.train.speed != "auto":
         if settings.train.speed != "stock" and not known:
             raise InputWrong(
@@ -214,7 +224,7 @@ def _runner(settings: Settings) -> Dict[str, Optional[str]]:
     backends = ["LocalVisBackend", "TensorboardVisBackend", *(loggers.BACKENDS[name] for name in train.loggers)]
     listed = ", ".join(f"dict(type='{name}')" for name in backends)
     changes["visualizer"] = f"dict(type='Visualizer', vis_backends=[{listed}])"
-    changes.update(_speed(settings, (train.batch_size or 1) * (train.max_length or 2048)))
+    changes.update(_speed(settings, math.prod(sequences(settings))))
     return changes
 
 

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
-from . import cost
+from . import config, cost
 from .stages import Run, gpus, nvidia_smi
 
 # The exception lines of a traceback, and our hooks' own.
@@ -68,7 +68,7 @@ def _memory(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     smaller = [(way, *one) for one in _smaller(batch, length, planned)]
     if way == "kept":
         smaller.insert(0, ("fast", batch * length, "train.checkpointing=true"))
-    if way != "small" and run.settings.base.startswith("internlm2_"):
+    if way != "small" and config.has_fast(run.settings):
         smaller.append(("small", batch * length, "train.speed=small"))
         smaller += [("small", tokens, f"train.speed=small {words}") for _, tokens, words in smaller[:-1]]
     for one, tokens, words in smaller:

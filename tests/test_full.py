@@ -6,10 +6,10 @@ import json
 import families
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, sharded
 from test_adapter import write_zero
 
-from recipe import adapter, merge, pipeline, settings, tiny, to_gguf
+from recipe import adapter, merge, pipeline, settings, to_gguf
 from recipe.errors import InputWrong, RunFailed
 from recipe.merging import plan as plans
 from recipe.stages import Run
@@ -18,12 +18,7 @@ from recipe.stages import Run
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny InternLM2 in shards."""
-    place = tmp_path_factory.mktemp("full") / "base"
-    tiny.make(
-        place, ["压力很大，怎么办？ hello world"] * 9, vocab_size=700, hidden_size=64, layers=2, heads=4, kv_heads=2,
-        intermediate_size=128, max_shard_size="130KB",
-    )  # fmt: skip
-    return place
+    return sharded(tmp_path_factory.mktemp("full") / "base", layers=2)
 
 
 @pytest.fixture(scope="module")

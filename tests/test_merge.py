@@ -10,10 +10,10 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, recipe, refused
+from conftest import ROOT, recipe, refused, sharded
 from safetensors.torch import load_file, save_file
 
-from recipe import libraries, merge, pipeline, settings, stages, tiny
+from recipe import libraries, merge, pipeline, settings, stages
 from recipe.errors import HostLacks, InputWrong, RunFailed
 from recipe.merging import plan as plans
 from recipe.merging import trial, write
@@ -25,12 +25,7 @@ LINEAR = ["wqkv", "wo", "w1", "w2", "w3", "output"]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny InternLM2 in four shards."""
-    place = tmp_path_factory.mktemp("merge") / "base"
-    tiny.make(
-        place, ["压力很大，怎么办？ hello world"] * 9, vocab_size=700, hidden_size=64, layers=3, heads=4, kv_heads=2,
-        intermediate_size=128, max_shard_size="130KB",
-    )  # fmt: skip
-    return place
+    return sharded(tmp_path_factory.mktemp("merge") / "base", layers=3)
 
 
 def peft_model(base, **config):

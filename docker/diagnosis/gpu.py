@@ -256,7 +256,7 @@ def _memory(card, need):
         shown += f" ({JUST} chat loads the merged model whole: {merged:,} and more)"
     if total < wanted:
         small = cost().memory_mib(need.tokens, name, "small")
-        if need.internlm2 and small <= total:
+        if need.has_fast and small <= total:
             return stop("gpu memory", shown, f"train.speed=small takes about {small:,}; or {larger}")
         return stop(
             "gpu memory", shown, f"{larger}; the model without data takes {cost().memory_mib(0, name, way):,} MiB"

@@ -92,12 +92,15 @@ class Need:
         self.tiny = get("model", "source", "") == "tiny" or (not values and name == "demo")
         self.dtype = get("train", "dtype", "fp16")
         self.speed = get("train", "speed", "stock")
-        self.internlm2 = str(values.get("base")).startswith("internlm2_")
         self.gpu = self.dtype != "fp32" and not self.tiny
         gpus = values.get("gpus", 1)
         self.gpus = gpus if isinstance(gpus, int) and gpus > 0 else 1
         base = str(values.get("base", "_qlora_"))
-        self.four_bit = get("train", "method", "qlora" if "_qlora_" in base else "") == "qlora"
+        method = get("train", "method", next((one for one in ("qlora", "full") if f"_{one}_" in base), ""))
+        self.four_bit = method == "qlora"
+        # As recipe/config.py's `has_fast`.
+        alone = self.gpus == 1 and values.get("nodes", 1) == 1
+        self.has_fast = base.startswith("internlm2_") and method != "full" and alone
         # XTuner's presets have batch 1 and length 2048; every measurement is of the 7B model.
         self.tokens = get("train", "batch_size", 1) * get("train", "max_length", 2048)
         identity = get("model", "id", "Shanghai_AI_Laboratory/internlm2-chat-7b")
@@ -114,7 +117,7 @@ class Need:
         if self.speed != "auto":
             return self.speed if self.speed in ("fast", "small") else "stock"
         bf16 = self.dtype == "bf16" or (self.dtype == "auto" and (capability or (0, 0)) >= (8, 0))
-        return ("small" if total < cost().SMALL else "fast") if self.internlm2 and bf16 else "stock"
+        return ("small" if total < cost().SMALL else "fast") if self.has_fast and bf16 else "stock"
 
     def trained(self):
         """Whether training of this recipe came to its end here once: then a GPU may not be needed again."""
