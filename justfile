@@ -186,7 +186,7 @@ adapter *args:
 test *args: lint
     @docker/host exec python -m pytest "$@"
 
-# With a real pre-trained model on a CPU: tutorial learns nothing, coach does (10 minutes)
+# With a real pre-trained model on a CPU: tutorial learns nothing, coach does (10 minutes; --check: is it the model?)
 [group('develop')]
 proof *args:
     @docker/host proof "$@"
@@ -201,7 +201,7 @@ fuzz *args:
 bench-data *args:
     @docker/host exec python tests/bench_data.py "$@"
 
-# The merge's speed beside XTuner's and a plain copy: just bench-merge [GB, up to 15.5] [times] [folder] [cpu,cuda]
+# The merge's speed beside XTuner's and a plain copy: just bench-merge [GB, 0.2 to 15.5] [times] [folder] [cpu,cuda]
 [group('develop')]
 bench-merge *args:
     @docker/host exec python tests/bench_merge.py "$@"
@@ -221,7 +221,7 @@ ranks *args:
 memory:
     @docker/host exec python tests/memory.py
 
-# The adapter stage's time and memory on the 7B recipe's 157 million parameters
+# The adapter stage's time and memory on the 7B recipe's 157 million parameters: just bench-adapter [layers] [folder]
 [group('develop')]
 bench-adapter *args:
     @docker/host exec python tests/bench_adapter.py "$@"

@@ -1,4 +1,5 @@
-"""Time and memory of the adapter stage's work on the 7B recipe's 157 million parameters: `just bench-adapter [folder]`.
+"""Time and memory of the adapter stage's work on the 7B recipe's 157 million parameters: `just bench-adapter [layers]
+[folder]`, layers of its 32.
 
 Makes two checkpoints of random LoRA weights on the 7B model's shapes, with Adam's moments, as they lie on disk after
 training: mmengine's file and DeepSpeed's ZeRO-2 folder of two processes. Each is converted in a process of its own;
@@ -18,12 +19,12 @@ from bench_merge import ALPHA, RANK, child, shapes
 LORA = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.1, "bias": "none", "task_type": "CAUSAL_LM"}
 
 
-def weights():
+def weights(layers):
     """XTuner's name → random LoRA weight, fp32, on every matrix of the 7B model but the embeddings."""
     import torch
 
     made = {}
-    for name, shape in shapes(32).items():
+    for name, shape in shapes(layers).items():
         if len(shape) == 2 and "tok_embeddings" not in name:
             module = "llm.base_model.model." + name[: -len(".weight")]
             made[f"{module}.lora_A.default.weight"] = torch.randn(RANK, shape[1])
@@ -31,12 +32,12 @@ def weights():
     return made
 
 
-def make(place):
+def make(place, layers):
     """Write file.pth and folder.pth into `place`."""
     import torch
 
     torch.manual_seed(0)
-    state = weights()
+    state = weights(int(layers))
     moments = {
         n: {"step": torch.tensor(1.0), "exp_avg": w, "exp_avg_sq": w.clone()} for n, w in enumerate(state.values())
     }
@@ -103,10 +104,10 @@ def convert(checkpoint, out):
                       "parameters": figures["parameters"], "vanished": figures["vanished"], **told}))  # fmt: skip
 
 
-def main(folder=None):
+def main(layers=32, folder=None):
     place = Path(tempfile.mkdtemp(dir=folder))
     try:
-        child(__file__, "make", place)
+        child(__file__, "make", place, layers)
         for name in ("file.pth", "folder.pth") * 2:
             took, cpu, _, told = child(__file__, "convert", place / name, place / "out")
             print(

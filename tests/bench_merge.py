@@ -1,7 +1,8 @@
 """Speed of the merge beside XTuner's and beside a plain copy: `just bench-merge [GB] [times] [folder] [cpu,cuda]`.
 
 Makes an InternLM2 of random weights with the 7B model's own shapes (one layer for 2 GB, all 32 for 15.5), in .bin
-shards as published, and a random adapter of rank 64 on every matrix. Then, in turn and each in a process of its own,
+shards as published (below 1 GB: of an eighth of its widths, for a try), and a random adapter of rank 64 on every
+matrix. Then, in turn and each in a process of its own,
 imports included: a copy of the same bytes, this merge with all its checks, `xtuner convert merge --device cpu`. Tells
 where this merge's time went, and asserts that the results are equal to one fp16 rounding of each side. Needs 3 times
 the size on disk; removes what it made.
@@ -20,28 +21,34 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN, INTERMEDIATE, VOCABULARY, HEADS, KV_HEADS = 4096, 14336, 92544, 32, 8
-QKV = HIDDEN + 2 * HIDDEN // HEADS * KV_HEADS
-LAYER = {
-    "attention.wqkv": (QKV, HIDDEN), "attention.wo": (HIDDEN, HIDDEN), "feed_forward.w1": (INTERMEDIATE, HIDDEN),
-    "feed_forward.w3": (INTERMEDIATE, HIDDEN), "feed_forward.w2": (HIDDEN, INTERMEDIATE),
-}  # fmt: skip
 RANK, ALPHA = 64, 16
 
 
-def shapes(layers):
-    """name → shape of an InternLM2 of the 7B model's widths."""
-    made = {"model.tok_embeddings.weight": (VOCABULARY, HIDDEN)}
+def shapes(layers, narrow=1):
+    """name → shape of an InternLM2 of the 7B model's widths, each divided by `narrow`."""
+    hidden, wide, qkv = (one // narrow for one in (HIDDEN, INTERMEDIATE, HIDDEN + 2 * HIDDEN // HEADS * KV_HEADS))
+    made = {"model.tok_embeddings.weight": (VOCABULARY, hidden)}
     for number in range(layers):
-        for name, shape in LAYER.items():
+        for name, shape in (
+            ("attention.wqkv", (qkv, hidden)), ("attention.wo", (hidden, hidden)), ("feed_forward.w1", (wide, hidden)),
+            ("feed_forward.w3", (wide, hidden)), ("feed_forward.w2", (hidden, wide)), ("attention_norm", (hidden,)),
+            ("ffn_norm", (hidden,)),
+        ):  # fmt: skip
             made[f"model.layers.{number}.{name}.weight"] = shape
-        for name in ("attention_norm", "ffn_norm"):
-            made[f"model.layers.{number}.{name}.weight"] = (HIDDEN,)
-    return {**made, "model.norm.weight": (HIDDEN,), "output.weight": (VOCABULARY, HIDDEN)}
+    return {**made, "model.norm.weight": (hidden,), "output.weight": (VOCABULARY, hidden)}
 
 
-def layers_for(gigabytes):
-    outside, layer = 2 * 2 * VOCABULARY * HIDDEN, sum(2 * rows * columns for rows, columns in LAYER.values())
-    return max(1, min(32, round((gigabytes * 1e9 - outside) / layer)))
+def weights_in(layers, narrow):
+    """Weights of such a model."""
+    return sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes(layers, narrow).values())
+
+
+def size_for(gigabytes):
+    """(layers, what the widths are divided by) of a model of about that many 10^9 bytes."""
+    if gigabytes < 1:
+        return 1, 8
+    outside = weights_in(0, 1)
+    return max(1, min(32, round((gigabytes * 1e9 / 2 - outside) / (weights_in(1, 1) - outside)))), 1
 
 
 def make(place, gigabytes):
@@ -53,15 +60,17 @@ def make(place, gigabytes):
     from recipe.tiny.configuration_internlm2 import InternLM2Config
 
     torch.manual_seed(0)
-    layers = layers_for(float(gigabytes))
+    layers, narrow = size_for(float(gigabytes))
+    model = shapes(layers, narrow)
     base = Path(place) / "base"
     base.mkdir()
     tiny.write_tokenizer(base, tiny.train_pieces(["压力很大，怎么办？ hello world"] * 9, 2048))
     for name in tiny.CODE:
         shutil.copyfile(str(ROOT / "recipe/tiny" / f"{name}.py"), str(base / f"{name}.py"))
     InternLM2Config(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=layers,
-        num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, torch_dtype="float16",
+        vocab_size=VOCABULARY, hidden_size=HIDDEN // narrow, intermediate_size=INTERMEDIATE // narrow,
+        num_hidden_layers=layers, num_attention_heads=HEADS // narrow, num_key_value_heads=KV_HEADS // narrow,
+        torch_dtype="float16",
         architectures=["InternLM2ForCausalLM"],
         auto_map={
             "AutoConfig": "configuration_internlm2.InternLM2Config",
@@ -71,7 +80,7 @@ def make(place, gigabytes):
     # Drawing 7.7 billion numbers takes minutes: pieces of one long draw, begun at another place each time.
     drawn = (torch.randn(50_000_017) * 0.02).half()
     shards, used, start = [{}], 0, 0
-    for name, shape in shapes(layers).items():
+    for name, shape in model.items():
         count = shape[0] * (shape[1] if len(shape) > 1 else 1)
         if used and used + 2 * count > 2e9:
             shards.append({})
@@ -91,12 +100,11 @@ def make(place, gigabytes):
         where.update(dict.fromkeys(json.loads(path.with_suffix(".json").read_text()), name))
         path.with_suffix(".json").unlink()
         path.rename(base / name)
-    total = sum(2 * s[0] * (s[1] if len(s) > 1 else 1) for s in shapes(layers).values())
     (base / "pytorch_model.bin.index.json").write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=1)
+        json.dumps({"metadata": {"total_size": 2 * weights_in(layers, narrow)}, "weight_map": where}, indent=1)
     )
     lora = {}
-    for name, shape in shapes(layers).items():
+    for name, shape in model.items():
         if len(shape) == 2 and "tok_embeddings" not in name:
             module = "base_model.model." + name[: -len(".weight")]
             lora[f"{module}.lora_A.weight"] = (torch.randn(RANK, shape[1]) / HIDDEN**0.5).half()
@@ -252,7 +260,9 @@ def round_of(place, devices):
 def main(gigabytes=2, times=2, folder=None, devices="cpu"):
     place = Path(tempfile.mkdtemp(dir=folder))
     try:
-        print(f"making {layers_for(float(gigabytes))} of the 7B model's 32 layers in {place}", flush=True)
+        layers, narrow = size_for(float(gigabytes))
+        widths = f", widths divided by {narrow}" if narrow > 1 else ""
+        print(f"making {layers} of the 7B model's 32 layers{widths}, in {place}", flush=True)
         child(__file__, "make", place, gigabytes)
         base, lora = (sum(p.stat().st_size for p in (place / n).iterdir()) for n in ("base", "adapter"))
         print(f"base {base / 1e9:.2f} GB, adapter {lora / 1e9:.2f} GB, {len(os.sched_getaffinity(0))} cores")

@@ -660,6 +660,14 @@ def test_published_by_docker(small, registry, clone, tmp_path):
         assert said in refused.stderr
 
 
+def test_where_the_bytes_are(bare, clone):
+    """In megabytes; of the image without the environment, /usr and the tools."""
+    said = ok([clone / "docker/image", "sizes"], env=bare)
+    sizes = {path: int(size) for size, path in re.findall(r"(?m)^(\d+)\t(\S+)$", said)}
+    assert sizes["/usr"] > 100
+    assert 10 < sizes["/opt/recipe/tools"] < sizes["/usr"]
+
+
 def test_the_whole_image(podman):
     """Built, and `just image check`: 8 minutes, so only where Dockerfile or locks are not docker/checked.txt's."""
     env = {**podman, "REGISTRY": "localhost", "BASE_IMAGE": "standin:1", "TORCH": "pypi"}
