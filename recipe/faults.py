@@ -12,6 +12,11 @@ from .stages import Run, gpus, nvidia_smi
 # The exception lines of a traceback, and our hooks' own.
 ERROR = re.compile(r"(?m)^(?:\[rank\d+\]: ?)?((?:[\w.]*(?:Error|Exception|Interrupt|Fault)\b).*)$")
 
+# What a rank says that another has left.
+GONE = (
+    r"Connection closed by peer[^\n]*|Connection reset by peer[^\n]*|remote process exited or there was a network|"
+    r"\bBroken pipe\b|Socket Timeout|Connect timeout|failed to connect to|No route to host"
+)
 RANK_ENDED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")  # torchrun's word
 
 
@@ -189,11 +194,7 @@ KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
     (r"RuntimeError: (\w+) does not have a deterministic implementation", _undetermined),
     # PyTorch 2.0's torchrun and newer ones'
     (r"(?s)_share_and_gather.{,2000}Socket Timeout|waiting for clients\. \d+/\d+ clients joined", _absent),
-    (
-        r"Connection closed by peer[^\n]*|Connection reset by peer[^\n]*|remote process exited or there was a network|"
-        r"\bBroken pipe\b|Socket Timeout|Connect timeout|failed to connect to|No route to host",
-        _gone,
-    ),
+    (GONE, _gone),
     (r"insufficient shared memory|bus error.*shared memory", _shared_memory),
     (r"No space left on device|\[enforce fail at inline_container", _disk),
 ]

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -22,6 +23,7 @@ from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.visualization import WandbVisBackend
 
+from .faults import GONE
 from .ranks import BEAT
 from .stages import remove
 from .train import NAME, SAVED
@@ -158,6 +160,8 @@ class Checkpoint(CheckpointHook):
             )  # fmt: skip
         except (OSError, RuntimeError) as error:  # torch.save tells a full disk by a RuntimeError
             remove(part)
+            if re.search(GONE, str(error)):  # DeepSpeed's ranks wait for each other here
+                raise
             raise Fault(f"The checkpoint of iteration {step} could not be written to {folder}: {error}. {kept}")
         barrier()
         if not is_main_process():

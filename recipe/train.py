@@ -341,7 +341,8 @@ def _started(
             with _stopping(child) as asked:
                 for line in _lines(child, stream, run.settings.train.timeout * 60, asked):
                     if run.settings.nodes > 1 and faults.RANK_ENDED.search(line):
-                        child.terminate()  # torchrun would wait for the other machines, 5 minutes
+                        # torchrun would wait 5 minutes for the other machines, and asked to end it may hang for good
+                        child.kill()  # its ranks here end with it
                     if look(line):
                         child.kill()
                         break
