@@ -1,7 +1,8 @@
-"""GPU memory that training takes, computed from a model's shape: for models and methods that were never measured.
+"""GPU memory and disk that training takes, computed from a model's shape: for models and methods that were never
+measured.
 
-What is summed: the weights as XTuner holds them, gradients and Adam's moments of what is trained, the checkpointed
-activations and the logits. `cost.py` has what was measured, of InternLM2-chat-7B alone.
+What is summed of memory: the weights as XTuner holds them, gradients and Adam's moments of what is trained, the
+checkpointed activations and the logits. `cost.py` has what was measured, of InternLM2-chat-7B alone.
 """
 
 import json
@@ -92,9 +93,10 @@ def gib(name: str) -> Optional[float]:
     return parts(shape, found.method, found.bits, tokens, rank)["total"] / GIB
 
 
-def of_run(run: Run, cfg: Any, deepspeed: bool) -> Optional[Dict[str, Any]]:
+def of_run(run: Run, cfg: Any, deepspeed: bool, checkpoints: int) -> Optional[Dict[str, Any]]:
     """What the recipe's training takes, in MiB: `mib` on one GPU in all and `weights`, `trained`, `work` of it; `zero`,
-    a table of DeepSpeed's stages (`of_zero`). None where neither the model's folder nor its name tells its shape.
+    a table of DeepSpeed's stages (`of_zero`); `disk`, of the run's so many checkpoints (`of_disk`). None where neither
+    the model's folder nor its name tells its shape.
     """
     settings = run.settings
     shape = of_folder(model.folder(run)) or by_name(settings.model.id)
@@ -108,7 +110,24 @@ def of_run(run: Run, cfg: Any, deepspeed: bool) -> Optional[Dict[str, Any]]:
     zero = of_zero(shape, *shared)
     for row in zero:
         row.update({place: {n: round(v / MIB) for n, v in row[place].items()} for place in ("gpu", "host")})
-    return {"mib": found.pop("total"), "method": method, "parameters": round(shape.parameters), **found, "zero": zero}
+    parameters = round(shape.parameters)
+    trained = parameters if method == "full" else round(parts(shape, *shared)["trained"] / 16)
+    # A new one is written before the oldest goes.
+    copies = checkpoints if cfg.save_total_limit < 1 else min(checkpoints, cfg.save_total_limit + 1)
+    return {
+        "mib": found.pop("total"), "method": method, "parameters": parameters, **found, "zero": zero,
+        "disk": of_disk(parameters, trained, deepspeed, copies),
+    }  # fmt: skip
+
+
+def of_disk(parameters: int, trained: int, deepspeed: bool, copies: int) -> Dict[str, int]:
+    """Bytes: {model, checkpoint, checkpoints: all that lie there at once, merged}; the two models in 16 bits.
+
+    A checkpoint holds what is trained in fp32 and Adam's two moments (12 bytes), DeepSpeed's the 16-bit weights too.
+    """
+    checkpoint = (14 if deepspeed else 12) * trained
+    model_files = 2 * parameters
+    return {"model": model_files, "checkpoint": checkpoint, "checkpoints": copies * checkpoint, "merged": model_files}
 
 
 def _number(found: families.Facts, *names: str) -> int:

@@ -67,7 +67,7 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
     ]
     held = p.get("memory")
     if held and not cost:
-        lines += [("[bold]GPU memory, computed[/]", ""), *_memory(held)]
+        lines += [("[bold]GPU memory and disk, computed[/]", ""), *_memory(held)]
     if cost is None:
         return lines
     lines += [("[bold]cost of the 7B model[/]", ""), ("card", cost["card"])]
@@ -106,6 +106,9 @@ def _memory(held: Dict[str, Any]) -> List[Sequence[str]]:
         ram = f", and {gib(max(row['host'].values()))} GiB of RAM" if any(row["host"].values()) else ""
         each = ", ".join(f"{gpus}: {gib(mib)}" for gpus, mib in row["gpu"].items())
         lines.append((f"  deepspeed_{row['stage']}", f"GiB on each of so many GPUs: {each}{ram}"))
+    gb = {name: f"{size / 1e9:.1f}" for name, size in held["disk"].items()}
+    each = f"{gb['checkpoints']} at their most ({gb['checkpoint']} each)"
+    lines.append(("disk, GB", f"model {gb['model']}, checkpoints {each}, merged model {gb['merged']}"))
     return lines
 
 

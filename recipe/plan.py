@@ -272,7 +272,7 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
     evaluated = events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations))
     figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
-    figures["memory"] = memory.of_run(run, cfg, engine)
+    figures["memory"] = memory.of_run(run, cfg, engine, len(figures["checkpoints"]))
     if run.settings.model.source != "tiny" and cost.is_measured(run.settings):
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
     figures["refusals"] = refusals(figures, cfg, crash, engine)

@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -153,6 +154,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     log = place / "train.log"
     start = last_checkpoint(place)
     if start is None or iteration_of(start) < planned["iterations"]:
+        _room(run, place, planned)
         _train(run, place, log, start, planned)
     checkpoint = last_checkpoint(place)
     if checkpoint is None or iteration_of(checkpoint) != planned["iterations"]:
@@ -171,6 +173,22 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "log": run.shown(log),
         "made": [str(checkpoint.relative_to(run.folder))],
     }
+
+
+def _room(run: Run, place: Path, planned: Dict[str, Any]) -> None:
+    """Raise HostLacks if the disk cannot hold the checkpoints that the plan reckons with."""
+    disk = (planned["memory"] or {}).get("disk")
+    if not disk:
+        return
+    there = sum(path.stat().st_size for path in place.glob("iter_*/**/*") if path.is_file())
+    there += sum(path.stat().st_size for path in place.glob("iter_*") if path.is_file())
+    needed, free = disk["checkpoints"] - there, shutil.disk_usage(str(place)).free
+    if free < needed:
+        raise HostLacks(
+            f"The checkpoints need {needed / 1e9:.2f} GB in {place}, {disk['checkpoint'] / 1e9:.2f} GB each, and "
+            f"{free / 1e9:.2f} GB are free. train.save_total_limit=1 keeps one and needs room for two, "
+            f"train.save_steps=1.0 makes one at the end alone; else free some, or name another folder with --output."
+        )
 
 
 def curve_figures(steps: List[Tuple[int, float, float]]) -> Dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from recipe import config, families, memory, preset, presets, settings
+from recipe import config, cost, families, memory, preset, presets, settings
 from recipe.errors import InputWrong
 
 PRETRAIN = "mistral_7b_qlora_skypile_pretrain_e1"
@@ -186,13 +186,22 @@ def test_templates_are_xtuners():
 
 def test_computed_memory_against_what_was_measured():
     """measured.toml's three entries of InternLM2-chat-7B, QLoRA: within 10 %."""
-    from recipe import cost
-
     shape = memory.Shape(7_737_708_544, 32, 4096, 92544)
     for entry in cost.of_way("stock"):
         tokens = entry["batch_size"] * entry["max_length"]
         computed = memory.parts(shape, "qlora", 4, tokens)["total"] / 2**20
         assert computed == pytest.approx(entry["memory_mib"], rel=0.1), entry
+
+
+def test_computed_disk_against_what_was_measured():
+    """measured.toml's checkpoint and model of InternLM2-chat-7B, QLoRA."""
+    shape = memory.Shape(7_737_708_544, 32, 4096, 92544)
+    trained = round(memory.parts(shape, "qlora", 4, 1024)["trained"] / 16)
+    found = memory.of_disk(round(shape.parameters), trained, deepspeed=False, copies=3)
+    known = cost.measurements()["disk"]
+    assert found["checkpoint"] / 1e9 == pytest.approx(known["checkpoint"], rel=0.05)
+    assert found["model"] / 1e9 == pytest.approx(known["model"], rel=0.01)
+    assert found["checkpoints"] == 3 * found["checkpoint"]
 
 
 def test_zero_divides_what_it_says():

@@ -105,5 +105,7 @@ def test_a_tiny_llama_goes_the_whole_way(tmp_path):
     held = json.loads((found["folder"] / "plan.json").read_text(encoding="utf-8"))["memory"]
     assert held["method"] == "full"
     assert held["trained"] >= 3 * held["weights"] - 2
+    made = next(found["folder"].glob("checkpoints/*/iter_*"))
+    assert made.stat().st_size == pytest.approx(held["disk"]["checkpoint"], rel=0.1)
     with pytest.raises(InputWrong, match="no weight of InternLM2"):
         to_gguf.names("model.embed_tokens.weight")

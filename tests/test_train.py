@@ -15,7 +15,8 @@ import torch
 from conftest import ROOT, recipe, refused
 from mmengine.config import Config
 
-from recipe import cost, faults, hooks, settings, stages, train
+from recipe import cost, faults, hooks, memory, settings, stages, train
+from recipe.errors import HostLacks
 
 # A run of half a minute: 2 epochs of 33 packs, a checkpoint after every iteration, two kept.
 SHORT = ("train.save_total_limit=2",)
@@ -202,16 +203,18 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
 GUARD = "dict(type='recipe.hooks.Guard')"
 
 
-def test_a_full_disk_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path):
-    """On a real file system of 24 MB: three checkpoints of 8 MB do not fit."""
+def test_a_disk_that_fills_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path):
+    """On a real file system, of which something else leaves room for two checkpoints once the trainer is started."""
     inside = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
     if subprocess.run([*inside, "mount", "-t", "tmpfs", "x", str(tmp_path)], capture_output=True).returncode:
         pytest.skip("this machine allows no mount namespace")
     script = (
-        'mount -t tmpfs -o size=24m x "$0" && "$@"; code=$?; ls "$0"/demo/checkpoints/*/; df -m --output=avail "$0"; '
-        "exit $code"
+        'mount -t tmpfs -o size=60m x "$0"; "$@" & '
+        'until [ -e "$0"/demo/checkpoints/*/train.log ]; do sleep 0.05; done; '
+        'head -c $(($(df -k --output=avail "$0" | tail -1) - 20000))k /dev/zero >"$0/other"; wait $!; code=$?; '
+        'ls "$0"/demo/checkpoints/*/; exit $code'
     )
-    stage = [sys.executable, "-m", "recipe", "train", *WORDS, "train.save_total_limit=-1", "--output", str(tmp_path)]
+    stage = [sys.executable, "-m", "recipe", "train", *WORDS, "--output", str(tmp_path)]
     done = subprocess.run(
         [*inside, "sh", "-c", script, str(tmp_path), *stage], cwd=str(ROOT), capture_output=True, text=True,
         env=os.environ, stdin=subprocess.DEVNULL,
@@ -219,6 +222,21 @@ def test_a_full_disk_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path):
     refused(done, 1, "The disk is full at iteration", "The last whole checkpoint is kept")
     assert "iter_1.pth" in done.stdout
     assert ".part" not in done.stdout
+
+
+def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
+    run = stages.Run("demo", settings.load("demo")[1], ROOT, tmp_path)
+    planned = {"memory": {"disk": memory.of_disk(7_000_000_000, 7_000_000_000, deepspeed=True, copies=3)}}
+    (tmp_path / "iter_1.pth").mkdir()
+    with (tmp_path / "iter_1.pth" / "part.pt").open("wb") as stream:
+        stream.truncate(98_000_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 196_000_000_000))
+    train._room(run, tmp_path, planned)  # what is there already is not asked for again
+    (tmp_path / "iter_1.pth" / "part.pt").unlink()
+    with pytest.raises(
+        HostLacks, match=r"need 294.00 GB .*, 98.00 GB each, and 196.00 GB are free.*save_total_limit=1"
+    ):
+        train._room(run, tmp_path, planned)
 
 
 def process(*words):
