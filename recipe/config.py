@@ -82,26 +82,28 @@ def sequences(settings: Settings) -> Tuple[int, int]:
 
 
 def has_fast(settings: Settings) -> bool:
-    """Whether fast and small know the recipe: InternLM2's presets alone, adapters alone, and one GPU."""
+    """Whether fast and small know the recipe: InternLM2's presets and adapters alone, and weights that lie whole on
+    each card.
+    """
     known = settings.base.startswith("internlm2_") and families.method(settings) != "full"
-    return known and ranks.count(settings) == 1
+    return known and "zero3" not in settings.train.deepspeed
 
 
 def speed(settings: Settings) -> str:
     """stock, fast or small: as set, or for "auto" what the first GPU allows; without any it is fast, as for dtype.
 
-    "auto" takes fast and small in bf16 only: no card was tried in fp16.
+    "auto" takes fast and small in bf16 and on one GPU only: no card was tried in fp16, and no two together.
     """
     known = has_fast(settings)
     if settings.train.speed != "auto":
         if settings.train.speed != "stock" and not known:
             raise InputWrong(
-                f"train.speed={settings.train.speed} knows adapters of InternLM2 on one GPU alone, not base = "
-                f"{settings.base!r} by {families.method(settings)} on {ranks.count(settings)}: train.speed=stock "
-                f"trains everything that XTuner does."
+                f"train.speed={settings.train.speed} knows adapters of InternLM2 alone, without ZeRO-3, not base = "
+                f"{settings.base!r} by {families.method(settings)} with {settings.train.deepspeed or 'no DeepSpeed'}: "
+                f"train.speed=stock trains everything that XTuner does."
             )
         return settings.train.speed
-    if not known or dtype(settings) != "bf16":
+    if not known or ranks.count(settings) > 1 or dtype(settings) != "bf16":
         return "stock"
     found = gpus()
     return "small" if found and found[0]["memory_mib"] < cost.SMALL else "fast"
@@ -143,6 +145,8 @@ def _speed(settings: Settings, tokens: int) -> Dict[str, Optional[str]]:
         "model.lora.target_modules": repr(list(LINEARS)),
         "model.lora.lora_dropout": repr(settings.lora.lora_dropout or 0.0),
     }
+    if ranks.count(settings) > 1:
+        changes["model.graph"] = "False"  # what several cards say to each other meanwhile was not tried
     if kind == "small":
         changes["model.small"] = "True"
         if families.method(settings) == "qlora":

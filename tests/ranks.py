@@ -3,7 +3,7 @@
 All of it is the demo recipe on a CPU that answers calls to the card (tests/no_gpu). Two machines are two network
 namespaces joined by a virtual cable (as root; else two commands on one machine).
 
-  same      one rank and two learn the same but for rounding, by ZeRO-2 and without DeepSpeed
+  same      one rank and two learn the same but for rounding, by ZeRO-2 and without DeepSpeed, stock and fast
   zero      ZeRO-2, ZeRO-3, with offloading: the same adapter but for rounding
   resumed   killed and resumed, ZeRO-2 and ZeRO-3: the same bytes
   machines  two machines, one killed, a cable pulled: what the other says and when; typed again: the bytes of one host
@@ -169,10 +169,14 @@ def one_and_two(folder: Path) -> None:
     count iterations, of which two ranks make half as many. 66 packs, so that no rank sees one twice; no dropout.
     """
     words = ("train.max_length=128", "lora.lora_dropout=0.0", "train.lr=1e-3", "train.save_steps=1000", "--force")
-    for kind, engine in (("without DeepSpeed", ()), ("ZeRO-2", (ZERO2,))):
+    kinds = {
+        "without DeepSpeed": (), "ZeRO-2": (ZERO2,), "fast, ZeRO-2": (ZERO2, "train.speed=fast"),
+        "least memory": ("train.speed=small", "train.method=lora"),
+    }  # fmt: skip
+    for kind, engine in kinds.items():
         found = []
         for gpus in (1, 2):
-            output = folder / f"fixed-{len(engine)}-{gpus}"
+            output = folder / f"{kind}-{gpus}"
             program = [sys.executable, __file__, "fixed", str(output), f"gpus={gpus}", *engine, *WORDS, *words]
             output.mkdir()
             done = subprocess.run(program, env=environment(output), cwd=str(ROOT), capture_output=True, text=True)

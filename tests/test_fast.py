@@ -200,7 +200,12 @@ def test_speed_is_named_by_the_config(monkeypatch):
     assert rendered("train.speed=fast", "lora.lora_dropout=0.1").model.lora.lora_dropout == 0.1
     card.update(capability="7.5")
     assert rendered().model.type.__name__ == "SupervisedFinetune"
-    card.update(capability="8.6", memory_mib=8188)
+    card.update(capability="8.6", memory_mib=81559)
+    assert rendered("gpus=2").model.type.__name__ == "SupervisedFinetune"
+    assert rendered("gpus=2", "train.speed=fast").model.graph is False
+    with pytest.raises(InputWrong, match=r"without ZeRO-3.*train\.speed=stock"):
+        rendered("train.speed=fast", "train.method=lora", "train.deepspeed=deepspeed_zero3")
+    card.update(memory_mib=8188)
     cfg = rendered()
     assert cfg.model.small is True
     assert cfg.optim_wrapper.optimizer.type == "bitsandbytes.optim.AdamW8bit"

@@ -99,8 +99,9 @@ class Need:
         method = get("train", "method", next((one for one in ("qlora", "full") if f"_{one}_" in base), ""))
         self.four_bit = method == "qlora"
         # As recipe/config.py's `has_fast`.
-        alone = self.gpus == 1 and values.get("nodes", 1) == 1
-        self.has_fast = base.startswith("internlm2_") and method != "full" and alone
+        whole = "zero3" not in get("train", "deepspeed", "")
+        self.has_fast = base.startswith("internlm2_") and method != "full" and whole
+        self.alone = self.gpus == 1 and values.get("nodes", 1) == 1
         # XTuner's presets have batch 1 and length 2048; every measurement is of the 7B model.
         self.tokens = get("train", "batch_size", 1) * get("train", "max_length", 2048)
         identity = get("model", "id", "Shanghai_AI_Laboratory/internlm2-chat-7b")
@@ -117,7 +118,8 @@ class Need:
         if self.speed != "auto":
             return self.speed if self.speed in ("fast", "small") else "stock"
         bf16 = self.dtype == "bf16" or (self.dtype == "auto" and (capability or (0, 0)) >= (8, 0))
-        return ("small" if total < cost().SMALL else "fast") if self.has_fast and bf16 else "stock"
+        known = self.has_fast and self.alone and bf16
+        return ("small" if total < cost().SMALL else "fast") if known else "stock"
 
     def trained(self):
         """Whether training of this recipe came to its end here once: then a GPU may not be needed again."""
