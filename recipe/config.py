@@ -73,6 +73,10 @@ NF4 = """dict(
 FULL_LR = 2e-5  # as XTuner's own presets of full fine-tuning; its adapters train at 2e-4
 
 
+# Architectures of transformers whose attention XTuner replaces by PyTorch's with the mask that it is given. From PyTorch
+# 2.1.1 on transformers gives none where it takes its own such attention, which is causal without, and XTuner's is not:
+# every token would see those to come. Asked for the plain one it gives the mask; XTuner computes the same as before.
+MASKLESS = ("llama",)
 LINEARS = ("wqkv", "wo", "w1", "w2", "w3")  # InternLM2's, but for the output head
 
 
@@ -197,6 +201,8 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
     if train.template:
         changes["prompt_template"] = f"PROMPT_TEMPLATE.{train.template}"
     changes.update(_method(settings, found))
+    if found.code in MASKLESS:
+        changes[f"{found.llm}.attn_implementation"] = "'eager'"
     for name in ("r", "lora_alpha", "lora_dropout"):
         value = getattr(settings.lora, name)
         if value is not None:
