@@ -73,9 +73,9 @@ NF4 = """dict(
 FULL_LR = 2e-5  # as XTuner's own presets of full fine-tuning; its adapters train at 2e-4
 
 
-# Architectures of transformers whose attention XTuner replaces by PyTorch's with the mask that it is given. From PyTorch
-# 2.1.1 on transformers gives none where it takes its own such attention, which is causal without, and XTuner's is not:
-# every token would see those to come. Asked for the plain one it gives the mask; XTuner computes the same as before.
+# Architectures of transformers whose attention XTuner replaces by PyTorch's, with the mask that it is given. From
+# PyTorch 2.1.1 on transformers takes that attention itself, which it makes causal, and then gives no mask: by XTuner's
+# every token would see those to come. Asked for the plain attention, transformers gives the mask to XTuner's.
 MASKLESS = ("llama",)
 LINEARS = ("wqkv", "wo", "w1", "w2", "w3")  # InternLM2's, but for the output head
 
