@@ -24,7 +24,8 @@ DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 def tensors(checkpoint: Path, who: str = "llm") -> Dict[str, Callable[[], Any]]:
     """PEFT's name → function that reads the adapter weight, fp32 as trained; sorted by name.
 
-    `who`: XTuner's name of the model that it adapts. `checkpoint` is mmengine's file or DeepSpeed's folder. Raises RunFailed if it is damaged or holds no LoRA weights.
+    `who`: XTuner's name of the model that it adapts. `checkpoint` is mmengine's file or DeepSpeed's folder. Raises
+    RunFailed if it is damaged or holds no LoRA weights.
     """
     found = {
         name[len(who) + 1 :].replace(".modules_to_save", "").replace(".default", ""): held.read
@@ -282,6 +283,6 @@ LLAVA_CARD = """# {name}: LLaVA's trained parts
 {parts}: as `xtuner convert pth_to_hf` writes them, for `xtuner chat {base} --visual-encoder {eyes} --llava` and this
 folder. From XTuner's {config}, {updates} updates; {says}.
 
-The language model is {base} (sha256 {checksum}, of its weight files' sizes and samples), the visual encoder {eyes}; their
-licences hold for this too.
+The language model is {base} (sha256 {checksum}, of its weight files' sizes and samples), the visual encoder {eyes};
+their licences hold for this too.
 """

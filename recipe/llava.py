@@ -92,7 +92,7 @@ def write(checkpoint: Path, place: Path, settings: Dict[str, Any], dtype: str, b
 
     `settings`: the config stage's figures. The language model's adapter in `dtype`, the rest fp32, as `pth_to_hf`. The
     figures are the language model's adapter's, with `projector` and `visual_encoder_adapter`, numbers of parameters.
-    Raises RunFailed for a part that belongs nowhere, values that are no numbers, or files that are not the checkpoint's.
+    Raises RunFailed for a part that belongs nowhere, values that are no numbers, files that are not the checkpoint's.
     """
     found = adapter.saved(checkpoint)
     own = {name: held.read for name, held in found.items() if name.startswith(PROJECTOR)}

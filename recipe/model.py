@@ -476,7 +476,7 @@ class _progress:
 
 
 def _make_tiny(place: Path, what: str, tokenizer_model: Optional[Path]) -> None:
-    """A tiny InternLM2 with the given tokenizer, else with one trained on the sample workbook's text; or a tiny CLIP."""
+    """A tiny InternLM2 with the given tokenizer, else with one trained on the sample workbook's text; a tiny CLIP."""
     from . import data, tiny
     from .tiny import clip
 

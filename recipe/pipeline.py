@@ -109,8 +109,8 @@ def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) 
     """Perform the stages of `command` in order, or these `items` of it, one line each."""
     if command == "merge" and families.method(run.settings) == "projector":
         raise InputWrong(
-            f"{run.name} trains a projector alone, which is merged into nothing: the second stage's recipe goes on from "
-            f"it, model.pretrained_pth={run.shown(run.folder)}."
+            f"{run.name} trains a projector alone, which is merged into nothing: the second stage's recipe goes on "
+            f"from it, model.pretrained_pth={run.shown(run.folder)}."
         )
     for item in items or of_method(run, COMMANDS[command]):
         if not isinstance(item, Stage):

@@ -50,11 +50,11 @@ def new(name: str, base: str) -> Path:
         )
     said = found.why
     warning = f"# Does not run here: {said}.\n" if said else ""
-    full = found.method == "full"
     sight = "" if found.kind != "image" else SIGHT.format(eyes=found.names["visual_encoder_name_or_path"].strip("'"))
+    rate = {"full": "2e-5", "projector": "1e-3"}.get(found.method, "2e-4")
     text = NEW.format(
-        name=path, base=base, warning=warning, model=found.model, method="full" if full else found.method,
-        template=found.template or "none", lr="2e-5" if full else "1e-3" if found.method == "projector" else "2e-4", data=DATA[found.kind],
+        name=path, base=base, warning=warning, model=found.model, method=found.method,
+        template=found.template or "none", lr=rate, data=DATA[found.kind],
         length=found.names["max_length"] if found.names["max_length"].isdigit() else 2048 - 576 * bool(sight),
         held="" if sight else HELD, sight=sight + PROJECTOR * ("pretrained_pth" in found.names),
     )  # fmt: skip
@@ -80,7 +80,7 @@ DATA = {
     "pretrain": 'files = ["data/texts"] # .txt, .md, a folder of them, or one column of a workbook\n'
     '# columns.text = "text" # which column of a workbook',
     "agent": 'files = ["data/tools.jsonl"] # conversations with tools, in the form of ModelScope\'s MSAgent-Bench',
-    "image": 'files = ["data/images.xlsx"] # columns image (a path), q and a of a workbook, CSV, JSON, or LLaVA\'s JSON\n'
+    "image": 'files = ["data/images.xlsx"] # columns image (a path), q and a of a workbook, or LLaVA\'s own JSON\n'
     'images = "data/images" # below which the images lie; left out: beside the file\n'
     'system = "" # the system prompt of training, evaluation and chat',
 }

@@ -99,13 +99,13 @@ class Train(Table):
     `method`: what is trained, an adapter on 4-bit (qlora) or whole (lora) weights, or all weights (full); left out,
     what the preset trains. `template`: one of XTuner's chat templates instead of the preset's.
     `deterministic`: the same seed gives the same adapter, byte for byte, also after an interruption; without it the
-    losses agree to some digits only, and a run that went on draws other dropout. `evaluation_images`: what the
-    evaluation_inputs are asked about, one image for all or one for each (default: the data's first). `speed`: XTuner's own step, or the
+    losses agree to some digits only, and a run that went on draws other dropout. `speed`: XTuner's own step, or the
     same one faster (recipe/fast), or that in least memory; "auto" is what the card allows. `checkpointing`: layers are
     computed again for their gradients, which takes a third longer and far less memory (default: the preset's, where
     "fast" has the memory for it not). `guard`: stop when loss or gradient
     leaves the run, write checkpoints beside and rename them, save on SIGTERM. `timeout`: minutes without a word from
     the trainer after which it counts as hung. `loggers`: what beside TensorBoard's files is written, offline.
+    `evaluation_images`: what evaluation_inputs are about, one for all or one for each (default: the data's first).
     """
 
     method: Optional[Literal["qlora", "lora", "full"]] = None

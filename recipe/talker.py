@@ -232,7 +232,7 @@ class Talker:
 
         with torch.inference_mode():  # what comes back begins behind the prompt
             made = self.model.generate(
-                inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+                inputs_embeds=embeds, attention_mask=torch.ones_like(embeds[..., 0], dtype=torch.long),
                 max_new_tokens=limit, streamer=streamer, eos_token_id=sorted(self.stops),
                 pad_token_id=self.tokenizer.pad_token_id or 0, bos_token_id=self.tokenizer.bos_token_id,
                 stopping_criteria=[lambda rows, *_, **__: self._answer(rows[0].tolist()).ended] if self.words else None,

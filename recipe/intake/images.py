@@ -9,9 +9,9 @@ from ..stages import digest
 from . import columns
 from .records import Wrong
 
-NAMES = frozenset(
-    "image images imagepath imagefile picture pic photo img file filename path "
-    "图 图片 图像 照片 图片路径 图像路径 图片文件 图片名 文件名".split()
+NAMES = (
+    *("image", "images", "imagepath", "imagefile", "picture", "pic", "photo", "img", "file", "filename", "path"),
+    *("图", "图片", "图像", "照片", "图片路径", "图像路径", "图片文件", "图片名", "文件名"),
 )
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SMALLEST = 8  # pixels of a side: less is a spacer or a cut file
@@ -69,7 +69,7 @@ def _checked(place: Path) -> str:
 
 def column(header: Sequence[Any], chosen: str) -> int:
     """The index of the column that names images: `chosen`, else one of the usual names. Raises Doubt."""
-    wanted = {columns.fold(chosen)} if chosen else NAMES
+    wanted = (columns.fold(chosen),) if chosen else NAMES
     at = [index for index, name in enumerate(header) if columns.fold(name) in wanted]
     if len(at) == 1:
         return at[0]
