@@ -18,7 +18,7 @@ SECOND = "llava_internlm2_chat_7b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_fine
 WORDS = [
     "model.visual_encoder=tiny", "data.eval_share=0", "train.max_length=128", "train.batch_size=2",
     "train.max_epochs=1", "train.evaluation_max_new_tokens=4", "train.evaluation_freq=9999", "train.save_steps=9999",
-    "train.warmup_ratio=0.3",
+    "train.warmup_ratio=0.5",
 ]  # fmt: skip
 
 
@@ -189,14 +189,14 @@ def test_the_plan_is_what_xtuner_does(stages):
 def test_what_is_trained_is_what_the_preset_says(stages):
     first, second = ({name: held.read() for name, held in adapter.saved(run.checkpoint).items()} for run in stages)
     assert {name.split(".")[0] for name in first} == {"projector"}
+    assert [run.figures("train")["lr_peak_logged"] for run in stages] == [0.004, 0.004]
     assert {name.split(".")[0] for name in second} == {"projector", "llm", "visual_encoder"}
     assert all(".lora_" in name for name in second if not name.startswith("projector."))
     assert all(float(held.abs().max()) > 0 for name, held in second.items() if ".lora_B." in name and "llm" in name)
     log = next(stages[1].folder.glob("checkpoints/*/train.log")).read_text(encoding="utf-8")
     assert "Load pretrained weight from" in log  # and from there it went on:
     for name in first:
-        assert float((second[name] - first[name]).abs().max()) < 0.2
-        assert not torch.equal(second[name], first[name])
+        assert 0 < float((second[name] - first[name]).abs().max()) < 0.02  # a random one is 0.1 away
 
 
 def test_the_parts_are_what_xtuner_converts(stages, tmp_path, monkeypatch):
@@ -227,26 +227,27 @@ def test_a_checkpoint_with_more_than_the_recipe_trains_is_refused(stages, tmp_pa
 
 
 def test_the_image_is_seen(stages):
-    """Another image gives other logits, the same one the same; before the image nothing changes."""
+    """Another image gives other logits; before the image nothing changes."""
     for run in stages:
-        found = talker.find(run)
-        voices = [
-            talker.Talker(found.place, talker.template(run), found.adapter, eyes=found.eyes, image=image)
-            for image in (run.root / llava.names(run)["evaluation_images"][0], *_others(run))
-        ]
-        made = [voice.embedded("", [("一", "二")], "三") for voice in voices]
+        found, folder = talker.find(run), data.image_folder(run) / "seen"
+        voice = talker.Talker(
+            found.place, talker.template(run), found.adapter, eyes=found.eyes, image=folder / "red.png"
+        )
+        sight, made = llava.Sight(*found.eyes, "cpu", torch.float32), []
+        for name in ("red", "blue"):
+            voice.seen = sight.see(folder / f"{name}.png")
+            made.append(voice.embedded("", [("一", "二")], "三<image>"))
+        assert made[0].shape == made[1].shape
         with torch.no_grad():
-            logits = [voice.model(inputs_embeds=embeds).logits for voice, embeds in zip(voices, made)]
-        assert torch.equal(logits[0], logits[1])
-        assert not torch.allclose(logits[0][:, -1], logits[2][:, -1])
-        start = len(voices[0].tokenizer(voices[0].template.INSTRUCTION.split("{input}")[0])["input_ids"])
-        assert torch.equal(logits[0][:, :start], logits[2][:, :start])
-        assert isinstance(voices[0].answer("", [], "什么颜色？<image>", limit=3).text, str)
-
-
-def _others(run):
-    folder = data.image_folder(run) / "seen"
-    return folder / "red.png", folder / "blue.png"
+            red, blue = (voice.model(inputs_embeds=embeds).logits for embeds in made)
+        start = len(voice.tokenizer(voice.template.INSTRUCTION.split("{input}")[0])["input_ids"])
+        assert torch.equal(red[:, :start], blue[:, :start])
+        assert not torch.allclose(red[:, -1], blue[:, -1])
+    said = []
+    for image in ("red", "blue"):
+        voice.seen = sight.see(folder / f"{image}.png")
+        said.append(voice.answer("", [], "什么颜色？", limit=2))
+    assert all(isinstance(one.text, str) for one in said)
 
 
 def test_chat_tells_what_it_cannot_see(stages, tmp_path, monkeypatch):
