@@ -5,10 +5,12 @@ import json
 import families as tiny_families
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
+import recipe.__main__ as front
 from recipe import adapter, chat, config, data, families, libraries, llava, model, pipeline, plan, settings, talker
 from recipe.errors import InputWrong, RunFailed
 from recipe.stages import Run, stamp
@@ -248,6 +250,17 @@ def test_the_image_is_seen(stages):
         voice.seen = sight.see(folder / f"{image}.png")
         said.append(voice.answer("", [], "什么颜色？", limit=2))
     assert all(isinstance(one.text, str) for one in said)
+
+
+def test_a_question_about_an_image(stages, pairs, tmp_path):
+    """At the command line: of the run that is there, and refused for a run that was not trained on images."""
+    second = stages[1]
+    (tmp_path / "second.toml").write_text(f'base = "{SECOND}"\n[data]\nfiles = ["{pairs}"]\n', encoding="utf-8")
+    words = ["chat", str(tmp_path / "second.toml"), "什么颜色？", f"image={pairs.parent / 'seen' / 'red.png'}"]
+    second.save()
+    result = CliRunner(mix_stderr=False).invoke(front.main, [*words, "--output", str(second.output)])
+    assert result.exit_code == 0, (result.stdout, result.stderr, result.exception)
+    assert result.stdout.strip()
 
 
 def test_chat_tells_what_it_cannot_see(stages, tmp_path, monkeypatch):
