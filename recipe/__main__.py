@@ -72,7 +72,7 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     if stage == "preview" and question and not (question.isdigit() and int(question)):
         raise InputWrong(f"{question!r} is no number of a conversation. Usage: {JUST} preview [recipe] [row]")
     if names:
-        more = {"chat": " ['question'] [model=base|adapter|merged]", "preview": " [row]"}.get(stage, "")
+        more = {"chat": " ['question'] [model=base|adapter|merged] [image=FILE]", "preview": " [row]"}.get(stage, "")
         raise InputWrong(f"Too many words: {' '.join(names)}. Usage: {JUST} {stage} [recipe]{more} [key=value …]")
     return name, overrides, target or question
 
@@ -89,7 +89,7 @@ def go(
     verify: bool, tokenizer: bool, yes: bool, dry_run: bool, checks: bool,
 ) -> None:  # fmt: skip
     """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import loggers, merge, model, pipeline, ranks, reproduce, talker, train, watch
+    from . import families, loggers, merge, model, pipeline, ranks, reproduce, talker, train, watch
     from .chat import talk
     from .stages import Run
 
@@ -110,11 +110,13 @@ def go(
         return
     if stage == "reproduce":
         overrides = reproduce.overrides(overrides)
-    which = ""  # model=… names no setting but what to talk to
+    which = image = ""  # model=… and image=… name no setting but what to talk to, and about
     if stage == "chat":
-        asked = [word for word in overrides if word.startswith("model=")]
-        overrides = [word for word in overrides if word not in asked]
-        which = asked[-1][len("model=") :] if asked else ""
+        which, image = (
+            next((word.partition("=")[2] for word in reversed(overrides) if word.startswith(f"{key}=")), "")
+            for key in ("model", "image")
+        )
+        overrides = [word for word in overrides if not word.startswith(("model=", "image="))]
         if which not in ("", "base", "adapter", "merged"):
             raise InputWrong(f"model={which}: talk to the base, the adapter or the merged model.")
     given_name = shlex.quote(name)
@@ -158,7 +160,7 @@ def go(
                 pipeline.run_stages(run, "config")
             if not model.folder(run).is_dir() and (which == "base" or talker.find(run, which).adapter):
                 pipeline.run_stages(run, "model")
-        talk(run, question, which)
+        talk(run, question, which, image)
         return
     if stage == "eval" and there and all(word.startswith("eval.") for word in overrides):
         # Measuring never trains either: what is there, as it was made, but for how it is measured.
@@ -221,7 +223,10 @@ def go(
             say("your own workbook:       ", f"{JUST} demo data.files=data/mine.xlsx")
             say("on an NVIDIA GPU:        ", f"{JUST} train")
         elif stage == "train":
-            say("\nNext:", f"{JUST} merge {same}")
+            if families.method(recipe) == "projector":
+                say("\nNext: the second stage's recipe, with", f"model.pretrained_pth={run.shown(run.folder)}")
+            else:
+                say("\nNext:", f"{JUST} merge {same}")
         elif stage == "eval":
             from . import page
 
@@ -251,7 +256,7 @@ def go(
         elif stage == "config":
             click.echo((run.folder / "config.diff").read_text(encoding="utf-8"))
     if stage == "chat":
-        talk(run, question, which)
+        talk(run, question, which, image)
 
 
 def reported(run: Any) -> List[Tuple[str, str]]:

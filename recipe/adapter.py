@@ -17,19 +17,20 @@ from .stages import Run, key_of
 
 # XTuner: llm.base_model.model.….lora_A.default.weight → PEFT: base_model.model.….lora_A.weight
 WHOLE = "llm."  # XTuner: llm.model.layers.… → the model's own model.layers.…
-TRAINED = re.compile(r"^llm\.base_model\.model\..+\.(lora_\w+|modules_to_save)\.")
+TRAINED = r"\.base_model\.model\..+\.(lora_\w+|modules_to_save)\."
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
-def tensors(checkpoint: Path) -> Dict[str, Callable[[], Any]]:
+def tensors(checkpoint: Path, who: str = "llm") -> Dict[str, Callable[[], Any]]:
     """PEFT's name → function that reads the adapter weight, fp32 as trained; sorted by name.
 
-    `checkpoint` is mmengine's file or DeepSpeed's folder. Raises RunFailed if it is damaged or holds no LoRA weights.
+    `who`: XTuner's name of the model that it adapts. `checkpoint` is mmengine's file or DeepSpeed's folder. Raises
+    RunFailed if it is damaged or holds no LoRA weights.
     """
     found = {
-        name[len(WHOLE) :].replace(".modules_to_save", "").replace(".default", ""): held.read
-        for name, held in _saved(checkpoint).items()
-        if TRAINED.match(name)
+        name[len(who) + 1 :].replace(".modules_to_save", "").replace(".default", ""): held.read
+        for name, held in saved(checkpoint).items()
+        if re.match(who + TRAINED, name)
     }
     if not found:
         raise RunFailed(f"The checkpoint {checkpoint} holds no LoRA weights.")
@@ -38,13 +39,13 @@ def tensors(checkpoint: Path) -> Dict[str, Callable[[], Any]]:
 
 def whole(checkpoint: Path) -> Dict[str, Any]:
     """The model's own name → trained weight of full fine-tuning, to be read by rows. Raises RunFailed."""
-    found = {name[len(WHOLE) :]: held for name, held in _saved(checkpoint).items() if name.startswith(WHOLE)}
+    found = {name[len(WHOLE) :]: held for name, held in saved(checkpoint).items() if name.startswith(WHOLE)}
     if not found or any(".lora_" in name for name in found):
         raise RunFailed(f"The checkpoint {checkpoint} does not hold a whole model: it was trained by another method.")
     return found
 
 
-def _saved(checkpoint: Path) -> Dict[str, Any]:
+def saved(checkpoint: Path) -> Dict[str, Any]:
     """name → weight, with `shape`, `numel` and `read(first, last)`."""
     try:
         return _zero(checkpoint) if checkpoint.is_dir() else _file(checkpoint)
@@ -151,16 +152,24 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     are not zero in fp32 and are in adapter.dtype. Raises RunFailed for values that are not finite.
     """
     base = model.folder(run)
-    figures = convert(
-        run.checkpoint, out / "adapter", run.figures("config")["lora"],
-        run.settings.adapter.dtype, {"base_model": run.shown(base), "base_sha256": base_checksum(base)},
-    )  # fmt: skip
-    (out / "adapter" / "README.md").write_text(card(run, figures), encoding="utf-8")
+    metadata = {"base_model": run.shown(base), "base_sha256": base_checksum(base)}
+    figures = write(run, out / "adapter", run.settings.adapter.dtype, metadata)
+    (out / "adapter" / "README.md").write_text(card(run, figures, out / "adapter"), encoding="utf-8")
     return figures
 
 
+def write(run: Run, place: Path, dtype: str, metadata: Dict[str, str]) -> Dict[str, Any]:
+    """Make what the run's checkpoint holds into the fresh folder `place`: an adapter, or LLaVA's parts."""
+    from . import llava
+
+    settings = run.figures("config")
+    if "visual_encoder_lora" in settings:
+        return llava.write(run.checkpoint, place, settings, dtype, metadata)
+    return convert(run.checkpoint, place, settings["lora"], dtype, metadata)
+
+
 def convert(
-    checkpoint: Path, place: Path, lora: Dict[str, Any], dtype: str, metadata: Dict[str, str]
+    checkpoint: Path, place: Path, lora: Dict[str, Any], dtype: str, metadata: Dict[str, str], who: str = "llm"
 ) -> Dict[str, Any]:
     """Write the PEFT adapter of a checkpoint into the fresh folder `place`; return the figures of `work`.
 
@@ -172,7 +181,7 @@ def convert(
     made = {}
     parameters = before = after = 0
     largest = 0.0
-    for name, read in tensors(checkpoint).items():
+    for name, read in tensors(checkpoint, who).items():
         trained = read().float()
         made[name] = trained.to(kind).contiguous()
         parameters += trained.numel()
@@ -208,16 +217,27 @@ def convert(
 
 def says(figures: Dict[str, Any]) -> str:
     """One line: how much was trained, and what its type does to it."""
+    parts = [
+        f"{name} {figures[name]:,} parameters" for name in ("projector", "visual_encoder_adapter") if name in figures
+    ]
+    if not figures["tensors"]:
+        return ", ".join(parts)
     line = f"{figures['tensors']} tensors, {figures['parameters']:,} parameters; of the trained values (largest "
     line += f"{figures['largest_b']:.2g}) {figures['vanished']:.1%} vanish in {figures['dtype']}"
     if figures["vanished"] > 0.01 and figures["dtype"] == "fp16":
         line += " (adapter.dtype=fp32 keeps it)"
-    return line
+    return "; ".join([line, *parts])
 
 
-def card(run: Run, figures: Dict[str, Any]) -> str:
-    """The adapter's model card: what it was trained from, by which recipe, with which result."""
+def card(run: Run, figures: Dict[str, Any], place: Path) -> str:
+    """The model card of the adapter in `place`: what it was trained from, by which recipe, with which result."""
     config, train = run.figures("config"), run.figures("train")
+    if "projector" in figures:
+        return LLAVA_CARD.format(
+            name=run.name, base=figures["base_model"], config=config["base"], says=says(figures),
+            eyes=run.settings.model.visual_encoder, checksum=figures["base_sha256"], updates=train["updates"],
+            parts=", ".join(sorted(path.name for path in place.iterdir() if path.is_dir())),
+        )  # fmt: skip
     rows = {
         "base model": f"{run.settings.model.id if run.settings.model.source != 'tiny' else figures['base_model']}",
         "its checksum": f"sha256 {figures['base_sha256']} (of its weight files' sizes and samples)",
@@ -256,4 +276,13 @@ model = PeftModel.from_pretrained(base, "this folder")
 ```
 
 `./justw merge` joins both into one model folder. The base model's licence holds for this adapter too.
+"""
+
+LLAVA_CARD = """# {name}: LLaVA's trained parts
+
+{parts}: as `xtuner convert pth_to_hf` writes them, for `xtuner chat {base} --visual-encoder {eyes} --llava` and this
+folder. From XTuner's {config}, {updates} updates; {says}.
+
+The language model is {base} (sha256 {checksum}, of its weight files' sizes and samples), the visual encoder {eyes};
+their licences hold for this too.
 """

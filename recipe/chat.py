@@ -157,13 +157,23 @@ def printer(tokenizer: Any) -> Any:
     return Printer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def talk(run: Run, question: Optional[str], which: str = "") -> None:
+def talk(run: Run, question: Optional[str], which: str = "", image: str = "") -> None:
     """Answer `question`, or every line of a pipe by itself, or hold a conversation at the terminal until Ctrl-D.
 
-    `which`: base, adapter or merged; by default the tuned one that is there. Raises InputWrong.
+    `which`: base, adapter or merged; by default the tuned one that is there. `image`: a file that it is all about.
+    Raises InputWrong.
     """
     found = talker.find(run, which)
-    voice = Talker(found.place, template(run), found.adapter, tokenizer=families.tokenizer(run.settings, found.place))
+    place = run.root / image if image else None
+    if place and not found.eyes:
+        what = "the base has no projector" if which == "base" else f"{run.name} was not trained on images"
+        raise InputWrong(f"image={image}: {what}, so it sees none.")
+    if place and not place.is_file():
+        raise InputWrong(f"image={image}: there is no such file.")
+    voice = Talker(
+        found.place, template(run), found.adapter, tokenizer=families.tokenizer(run.settings, found.place),
+        eyes=found.eyes, image=place,
+    )  # fmt: skip
     conversation = Conversation(voice, run.settings.data.system)
     if question is not None or not sys.stdin.isatty():
         asked = [question] if question is not None else sys.stdin

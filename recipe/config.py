@@ -19,7 +19,10 @@ TOP_LEVEL = (
     *("max_length", "pack_to_max_length", "batch_size", "accumulative_counts", "max_epochs"),
     *("lr", "weight_decay", "max_norm", "warmup_ratio", "save_total_limit"),
 )
-PLACES = re.compile(r"(?m)^\+?(pretrained_model_name_or_path|data_path) = .*$")
+PLACES = re.compile(
+    r"(?m)^\+?((pretrained_model|llm|visual_encoder)_name_or_path|data_path|image_folder|pretrained_pth|evaluation_images)"
+    r" = .*$"
+)
 
 
 def dtype(settings: Settings) -> str:
@@ -70,9 +73,14 @@ NF4 = """dict(
             bnb_4bit_compute_dtype=torch.float16,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_quant_type='nf4')"""
+PAIRS = "llava_dataset"  # what all of LLaVA's presets call it
 FULL_LR = 2e-5  # as XTuner's own presets of full fine-tuning; its adapters train at 2e-4
 
 
+# Architectures of transformers whose attention XTuner replaces by PyTorch's, with the mask that it is given. From
+# PyTorch 2.1.1 on transformers takes that attention itself, which it makes causal, and then gives no mask: by XTuner's
+# every token would see those to come. Asked for the plain attention, transformers gives the mask to XTuner's.
+MASKLESS = ("llama",)
 LINEARS = ("wqkv", "wo", "w1", "w2", "w3")  # InternLM2's, but for the output head
 
 
@@ -154,20 +162,23 @@ def _speed(settings: Settings, tokens: int) -> Dict[str, Optional[str]]:
     return changes
 
 
-def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int]) -> Dict[str, Optional[str]]:
+def edits(
+    settings: Settings, model: str, dataset: str, intervals: Dict[str, int], sight: Optional[Dict[str, Any]] = None
+) -> Dict[str, Optional[str]]:
     """The recipe's changes to its preset, path → Python source (see `preset.edit`).
 
     `model` and `dataset` are paths as the config shall name them; `intervals` holds evaluation_freq and
-    save_steps in iterations, where the recipe sets them.
+    save_steps in iterations, where the recipe sets them; `sight` what LLaVA's presets name beside (`llava.names`).
     """
     train, found = settings.train, families.facts(settings.base)
     there = found.names
     place = "llm_name_or_path" if "llm_name_or_path" in there else "pretrained_model_name_or_path"
     changes: Dict[str, Optional[str]] = {place: repr(model)}
     changes.update(_data(settings, found, dataset))
+    changes.update({name: repr(value) for name, value in (sight or {}).items()})
     wanted: Dict[str, Any] = {name: getattr(train, name) for name in TOP_LEVEL}
     wanted.update(intervals)
-    if "pack_to_max_length" not in there and found.kind != "image":
+    if "pack_to_max_length" not in there and (found.kind != "image" or not train.pack_to_max_length):
         wanted["pack_to_max_length"] = None  # stands in the dataset itself
     if wanted["lr"] is None and found.method != families.method(settings) and "full" in (found.method, train.method):
         wanted["lr"] = FULL_LR if train.method == "full" else 2e-4
@@ -201,13 +212,15 @@ def edits(settings: Settings, model: str, dataset: str, intervals: Dict[str, int
     if train.template:
         changes["prompt_template"] = f"PROMPT_TEMPLATE.{train.template}"
     changes.update(_method(settings, found))
+    if found.code in MASKLESS:
+        changes[f"{found.llm}.attn_implementation"] = "'eager'"
     for name in ("r", "lora_alpha", "lora_dropout"):
         value = getattr(settings.lora, name)
         if value is not None:
             changes[f"{found.lora}.{name}"] = repr(value)
     if found.framework != "huggingface":
         changes.update(_runner(settings))
-    changes.update(_precision(dtype(settings), families.method(settings), found))
+    changes.update(_precision(settings, found))
     return changes
 
 
@@ -240,9 +253,15 @@ def _data(settings: Settings, found: families.Facts, dataset: str) -> Dict[str, 
     if "dataset_folder" in there:
         return {"dataset_folder": repr(dataset)}
     changes: Dict[str, Optional[str]] = {found.path: repr(dataset)}
-    if found.kind == "image":
-        return changes
     num_proc = settings.train.map_num_proc
+    if found.kind == "image":
+        changes.update({f"{PAIRS}.type": "'recipe.pairs.Dataset'", f"{PAIRS}.dataset_map_fn": "None"})
+        if num_proc is not None:
+            changes[f"{PAIRS}.map_num_proc"] = repr(num_proc)
+        if name != PAIRS:  # joined with RefCOCO's
+            changes["train_dataloader.dataset"] = PAIRS
+            changes.update(dict.fromkeys((name, "refcoco_dataset", "inv_refcoco_dataset", "refcoco_path")))
+        return changes
     load = f"dict(type=load_dataset, path='json', data_files=dict(train={found.path}))"
     if there.get(f"{name}.type") == "process_hf_dataset":
         changes[f"{name}.dataset"] = load
@@ -281,7 +300,7 @@ def _method(settings: Settings, found: families.Facts) -> Dict[str, Optional[str
     wanted = families.method(settings)
     if wanted == found.method:
         return {}
-    if found.kind == "image":
+    if found.kind == "image" and {wanted, found.method} != {"lora", "qlora"}:
         raise InputWrong(
             f"train.method = {wanted!r}: {found.name} trains LLaVA's {found.method}; XTuner has presets of its own for "
             f"LLaVA's other stages (just presets llava)."
@@ -302,8 +321,9 @@ def _method(settings: Settings, found: families.Facts) -> Dict[str, Optional[str
     return changes
 
 
-def _precision(kind: str, method: str, found: families.Facts) -> Dict[str, Optional[str]]:
+def _precision(settings: Settings, found: families.Facts) -> Dict[str, Optional[str]]:
     """The compute type. Weights that are trained stay fp32, whatever the type: the wrapper's autocast has it."""
+    kind, method = dtype(settings), families.method(settings)
     if kind == "fp16":  # as shipped
         return {}
     changes: Dict[str, Optional[str]] = {}
@@ -319,12 +339,16 @@ def _precision(kind: str, method: str, found: families.Facts) -> Dict[str, Optio
     else:  # fp32 has no autocast: mmengine's plain wrapper, whose class the preset does not import
         changes["optim_wrapper.type"] = "'OptimWrapper'"
         changes["optim_wrapper.loss_scale"] = changes["optim_wrapper.dtype"] = None
-    if method == "qlora" and kind == "bf16":
+    if method == "projector" and not families.four_bits(settings):
+        changes[f"{found.llm}.quantization_config"] = None
+    if families.four_bits(settings) and kind == "bf16":
         changes[f"{found.llm}.quantization_config.bnb_4bit_compute_dtype"] = "torch.bfloat16"
     return changes
 
 
-def render(settings: Settings, model: str, dataset: str, intervals: Dict[str, int]) -> str:
+def render(
+    settings: Settings, model: str, dataset: str, intervals: Dict[str, int], sight: Optional[Dict[str, Any]] = None
+) -> str:
     """The config's text. Raises InputWrong if the preset has no place for one of the recipe's settings."""
     if settings.train.template and settings.train.template not in families.templates():
         raise InputWrong(
@@ -332,7 +356,7 @@ def render(settings: Settings, model: str, dataset: str, intervals: Dict[str, in
             f"{', '.join(families.templates())}."
         )
     try:
-        text = preset.edit(preset.source(settings.base), edits(settings, model, dataset, intervals))
+        text = preset.edit(preset.source(settings.base), edits(settings, model, dataset, intervals, sight))
     except KeyError as error:
         raise InputWrong(f"base = {settings.base!r} does not fit this recipe: {error.args[0]}.")
     for module, name in IMPORTS:
@@ -373,9 +397,10 @@ def template(cfg: Any) -> Any:
 
 
 def reads(run: Run) -> Dict[str, Any]:
-    from . import model
+    from . import llava, model
 
     return {
+        **({"sight": llava.names(run)} if families.kind(run.settings) == "image" else {}),
         "settings": run.settings.model_dump(
             exclude={
                 "data": {"files", "skip_blank", "eval_share", "eval_files"},
@@ -397,12 +422,18 @@ def reads(run: Run) -> Dict[str, Any]:
     }
 
 
+def _lora(cfg: Any, name: str) -> Dict[str, Any]:
+    """The settings of one of the model's adapters, {} where it has none."""
+    return {key: value for key, value in (cfg.model.get(name) or {}).items() if key != "type"}
+
+
 def work(run: Run, out: Path) -> Dict[str, Any]:
     """Write config.py and config.diff (against the preset). Figures: lines changed, LoRA settings, stop words."""
-    from . import model
+    from . import llava, model
 
     plan = json.loads(run.plan.read_text(encoding="utf-8"))
-    text = render(run.settings, run.shown(model.folder(run)), run.shown(run.dataset), plan["intervals"])
+    sight = llava.names(run) if families.kind(run.settings) == "image" else None
+    text = render(run.settings, run.shown(model.folder(run)), run.shown(run.dataset), plan["intervals"], sight)
     diff = preset.difference(preset.source(run.settings.base), text, f"{run.settings.base}.py", "config.py")
     (out / "config.py").write_text(text, encoding="utf-8")
     (out / "config.diff").write_text(diff, encoding="utf-8")
@@ -417,6 +448,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "dtype": dtype(run.settings),
         "speed": speed(run.settings),
         # What adapter and merge need of the config, without loading the libraries that reading it takes.
-        "lora": {name: value for name, value in (cfg.model.get("lora") or {}).items() if name != "type"},
+        "lora": _lora(cfg, "llm_lora" if sight else "lora"),
+        **({"visual_encoder_lora": _lora(cfg, "visual_encoder_lora")} if sight else {}),
         "stop_words": list((template(cfg) or {}).get("STOP_WORDS", [])),
     }

@@ -19,9 +19,9 @@ from json.encoder import encode_basestring as quoted  # C; what json.dumps(ensur
 from pathlib import Path
 from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from . import families, held_out
+from . import families, held_out, libraries
 from .errors import InputWrong
-from .intake import agent, documents, records, tables
+from .intake import agent, documents, images, records, tables
 from .intake import columns as names
 from .intake.cells import ERRORS, Cell, Damaged, Odd, Shown
 from .intake.columns import ANSWER, CONVERSATION, MORE, QUESTION, SYSTEM, TURN
@@ -34,6 +34,7 @@ FOREIGN = (".xls", ".xlsb", ".et", ".ods", ".numbers")  # workbooks that are not
 SHOWN = 20  # faults listed before the rest is only counted
 HEADER_WITHIN = 20  # rows that hold anything, from the top
 # What the tokenizer, or that of another chat model, takes for a sign of its own instead of text.
+IMAGE = "<image>"  # stands where the image is, as LLaVA has it
 CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<unk>|<pad>|\[UNUSED_TOKEN_\d+\]|<\|(?=im_)")
 # Control characters, halves of characters, and the sign that stands for a character lost in an earlier conversion.
 NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufffd\ufffe\uffff\ud800-\udfff]")
@@ -128,11 +129,11 @@ class Writer:
         line = f'{{"conversation": [{", ".join(conversation)}]}}\n'
         self._write(SEPARATORS.sub(lambda found: f"\\u{ord(found.group()):04x}", line))
 
-    def raw(self, conversation: List[Dict[str, str]]) -> None:
-        """A conversation as it shall stand there."""
+    def raw(self, conversation: List[Dict[str, str]], **more: str) -> None:
+        """A conversation as it shall stand there, behind what else its line holds."""
         self.turns += len(conversation)
         self.longest = max(self.longest, len(conversation))
-        self._write(json.dumps({"conversation": conversation}, ensure_ascii=False) + "\n")
+        self._write(json.dumps({**more, "conversation": conversation}, ensure_ascii=False) + "\n")
 
     def _write(self, line: str) -> None:
         self.hashes.append(hash(line))
@@ -147,20 +148,24 @@ class Writer:
 
 
 class Intake:
-    """One reading of all files: `writer` gets the conversations, `faults` what is wrong."""
+    """One reading of all files: `writer` gets the conversations, `faults` what is wrong. `pictures`: where each
+    conversation is about an image.
+    """
 
-    def __init__(self, data: Data, writer: Writer) -> None:
+    def __init__(self, data: Data, writer: Writer, pictures: Optional[images.Images] = None) -> None:
         self.data = data
+        self.pictures = pictures
         self.writer = writer
         self.faults = Faults()
         self.progress = Progress()
-        self.chosen = {role: name for role, name in data.columns.model_dump(exclude={"text"}).items() if name}
+        self.chosen = {role: name for role, name in data.columns.model_dump(exclude={"text", "image"}).items() if name}
         self.blank_dropped = self.as_text = self.breaks = 0
         self.read: List[Dict[str, Any]] = []  # what was found in which file and sheet
         self.skipped: List[str] = []
 
     def file(self, path: Path, name: str) -> None:
         """Read one file; whatever is wrong with it becomes a fault."""
+        self.path = path
         try:
             if path.suffix.lower() in (".json", ".jsonl"):
                 encoding, values = records.records(path)
@@ -281,11 +286,12 @@ class Intake:
                 self.progress.step(name, 0.0)
             where = f"{name}, {place}" if place else name
             try:
+                image, value = self._parted(value) if self.pictures else ("", value)
                 turns = records.turns(value, columns, bool(self.chosen))
             except records.Wrong as wrong:
                 self.faults.add(where, str(wrong))
                 continue
-            self._conversation(turns, where)
+            self._conversation([turn._replace(image=image) for turn in turns] if image else turns, where)
         if not any_value:
             self.faults.add(name, "there are no rows in it")
         entry = {"file": name, "encoding": encoding, "rows": self.writer.turns - before, "unused": list(unused)}
@@ -300,11 +306,51 @@ class Intake:
             answer = self.text(turn.answer, f"{which}, answer")
             system = self.optional(turn.system, f"{which}, system")
             if question is not None and answer is not None:
-                checked.append(Turn(question, answer, system))
+                checked.append(Turn(question, answer, system, turn.image))
         if len(checked) == len(turns):
-            self.writer.many(_one_system(checked, self.faults, where))
+            self._write(_one_system(checked, self.faults, where), where)
         else:
             self.blank_dropped += len(turns)
+
+    def _write(self, turns: List[Turn], where: str) -> None:
+        """A conversation that is whole; one about an image as LLaVA's, by XTuner's own map."""
+        if self.pictures is None:
+            self.writer.many(turns)
+            return
+        from xtuner.dataset.map_fns import llava_map_fn
+
+        named = sorted({turn.image for turn in turns if turn.image})
+        if len(named) != 1:
+            what = f"several images: {', '.join(named[:3])}. One to a conversation" if named else "blank"
+            self.faults.add(f"{where}, image", what)
+            return
+        try:
+            image, sha256 = self.pictures.look(named[0], self.path)
+        except records.Wrong as wrong:
+            self.faults.add(f"{where}, image {named[0]}", str(wrong))
+            return
+        said = []
+        for turn in turns:
+            question = turn.question.replace(IMAGE, "").strip()  # LLaVA's own files have it, before or behind
+            said += [{"from": "human", "value": question}, {"from": "gpt", "value": turn.answer}]
+        said[0]["value"] = f"{IMAGE}\n{said[0]['value']}"
+        made = llava_map_fn({"conversations": said})["conversation"]
+        system = turns[0].system or self.data.system
+        if system:
+            made[0] = {"system": system, **made[0]}
+        self.writer.raw(made, image=image, sha256=sha256)
+
+    def _parted(self, value: Any) -> Tuple[str, Any]:
+        """A record's image, and the record without it. Raises Wrong."""
+        if not isinstance(value, dict):
+            return "", value
+        try:
+            key = list(value)[images.column(list(value), self.data.columns.image)]
+        except names.Doubt as doubt:
+            raise records.Wrong(str(doubt).replace("column", "key"))
+        if not isinstance(value[key], str) or not value[key].strip():
+            raise records.Wrong(f"{key}: the path of an image is wanted, found {value[key]!r}")
+        return value[key].strip(), {name: held for name, held in value.items() if name != key}
 
     # rows and columns
 
@@ -354,6 +400,7 @@ class Intake:
             return False
         try:
             found = names.find(cells, self.chosen)
+            image_at = images.column(cells, self.data.columns.image) if self.pictures else None
         except names.Doubt as doubt:
             self.faults.add(place, f"{doubt}.")
             return True
@@ -369,7 +416,7 @@ class Intake:
         question_at, answer_at, system_at = roles[QUESTION], roles[ANSWER], roles.get(SYSTEM)
         more_at, called = roles.get(MORE), {role: str(cells[index]).strip() for role, index in roles.items()}
         text, plainly, suspect = self.text, self.writer.plain, SUSPECT.search
-        plain = not {SYSTEM, CONVERSATION, MORE} & set(roles)
+        plain = image_at is None and not {SYSTEM, CONVERSATION, MORE} & set(roles)
         nameless = [index for index, cell in enumerate(cells) if not names.fold(cell)]
         header, lost = cells, set()
         again = {*names.ROLES, header[question_at], header[answer_at]}
@@ -420,6 +467,7 @@ class Intake:
                 more = self.optional(cells[more_at], at + called[MORE])
                 question = f"{question}\n{more}" if more else question
             system = self.optional(cells[system_at], at + called[SYSTEM]) if system_at is not None else ""
+            image = self.optional(cells[image_at], f"{place}, {row}, image") if image_at is not None else ""
             if grouped is not None:
                 group = self.optional(cells[roles[CONVERSATION]], at + called[CONVERSATION])
                 turn = self._turn(cells, roles, at, called)
@@ -427,9 +475,9 @@ class Intake:
                     self.faults.add(
                         at + called[CONVERSATION], f"blank, but this is turn {turn:g}: of which conversation?"
                     )
-                grouped.add(group, turn, row, Turn(question or "", answer or "", system) if whole else None)
+                grouped.add(group, turn, row, Turn(question or "", answer or "", system, image) if whole else None)
             elif whole:
-                self.writer.many([Turn(question, answer, system)])  # type: ignore[arg-type]
+                self._write([Turn(question, answer, system, image.strip())], f"{place}, {row}")  # type: ignore[arg-type]
             else:
                 self.blank_dropped += 1
         if grouped is not None:
@@ -437,9 +485,12 @@ class Intake:
                 if None in turns:
                     self.blank_dropped += len(turns)
                 else:
-                    self.writer.many(_one_system(turns, self.faults, where))  # type: ignore[arg-type]
+                    self._write(_one_system(turns, self.faults, where), where)  # type: ignore[arg-type]
         entry = {"file": name, "sheet": table.sheet, "encoding": table.note, "rows": self.writer.turns - before}
         without = [f"{_letters(index)} (without a name)" for index in sorted(lost)]
+        if image_at is not None:
+            roles = {**roles, "image": image_at}
+            found.unused[:] = [name for name in found.unused if name != str(header[image_at]).strip()]
         used = {role: str(header[index]).strip() for role, index in roles.items()}
         self.read.append({**entry, "columns": used, "unused": found.unused + without})
         return True
@@ -619,13 +670,26 @@ def left_out(run: Run) -> List[str]:
 def reads(run: Run) -> Dict[str, Any]:
     here = Path(__file__)
     found = [*files(run), *files(run, "eval_files")]
+    pictures = families.kind(run.settings) == "image"
     return {
+        **({"images": images.listed(image_folder(run)), "looks": Path(images.__file__)} if pictures else {}),
         "files": [name for _, name in found] + left_out(run), "settings": run.settings.data.model_dump(),
         "kind": families.kind(run.settings), "piece": _piece(run) if families.kind(run.settings) == "pretrain" else 0,
         "seed": _seed(run) if run.settings.data.eval_share else None,
         "code": here, "intake": here.parent / "intake", "held_out": Path(held_out.__file__),
         **{f"file{i}": path for i, (path, _) in enumerate(found)},
     }  # fmt: skip
+
+
+def image_folder(run: Run) -> Path:
+    """The folder to which the images' paths in dataset.jsonl count: data.images, else the first file's own. Raises
+    InputWrong if it is not there.
+    """
+    given = run.settings.data.images
+    place = run.root / given if given else files(run)[0][0].parent
+    if not place.is_dir():
+        raise InputWrong(f"data.images: there is no folder {given}.")
+    return place
 
 
 def _seed(run: Run) -> int:
@@ -666,6 +730,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "skipped": intake.skipped + left_out(run),
         "held_out": 0,
         "held_out_dropped": 0,
+        **({"images": len(intake.pictures.seen)} if intake.pictures else {}),
     }
     if data.eval_files:
         figures["read"] += _read(run, "eval_files", evaluation).read
@@ -682,8 +747,13 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
 def _read(run: Run, of: str, target: Path) -> Intake:
     """Read the recipe's files, or its eval_files, into `target`. Raises InputWrong."""
     with target.open("w", encoding="utf-8", newline="\n") as stream:
-        intake = Intake(run.settings.data, Writer(stream, run.settings.data.system))
         kind = families.kind(run.settings)
+        pictures = None
+        if kind == "image":
+            libraries.load()  # XTuner's map
+            folder = image_folder(run)
+            pictures = images.Images(folder if run.settings.data.images else None, folder)
+        intake = Intake(run.settings.data, Writer(stream, run.settings.data.system), pictures)
         read = {"pretrain": functools.partial(intake.texts, most=_piece(run)), "agent": intake.agent}.get(
             kind, intake.file
         )

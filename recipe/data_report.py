@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import config, data, libraries, model, plan, webpage
+from . import config, data, families, libraries, model, plan, webpage
 from .errors import HostLacks, InputWrong
 from .stages import Run, write_text
 
@@ -169,15 +169,18 @@ def histogram(values: Any, most: int = 10) -> List[Tuple[str, int]]:
     return [*rows, (f"{edges[-1]}–{int(numbers.max())}", beyond)] if beyond else rows
 
 
-def rendered(conversation: Conversation, template: Any, tokenizer: Any, max_length: int) -> List[Piece]:
+def rendered(
+    conversation: Conversation, template: Any, tokenizer: Any, max_length: int, pictures: bool = False
+) -> List[Piece]:
     """The conversation as XTuner hands it to the model, in pieces with and without loss.
 
-    What is cut at `max_length` is not there.
+    What is cut at `max_length` is not there. With `pictures` the sign for an image is a piece of its own.
     """
-    made = plan.encoded(conversation, template, tokenizer, max_length)
+    made = plan.encoded(conversation, template, tokenizer, max_length, pictures)
     pairs = zip(made["input_ids"], made["labels"])
     return [
-        (tokenizer.decode([token for token, _ in group]), loss) for loss, group in groupby(pairs, lambda p: p[1] >= 0)
+        (data.IMAGE if image else tokenizer.decode([token for token, _ in group]), loss)
+        for (loss, image), group in groupby(pairs, lambda p: (p[1] >= 0, p[0] < 0))
     ]
 
 
@@ -189,14 +192,15 @@ class Sight:
         cfg = config.effective(run.settings)
         self.template, self.max_length = config.template(cfg), cfg.max_length
         self.tokenizer = model.tokenizer(run)
+        self.pictures = families.kind(run.settings) == "image"
 
     def count(self, conversation: Conversation) -> Tuple[int, int]:
         """(tokens, tokens with loss) before any cut."""
-        counted = plan.count([conversation], self.template, self.tokenizer, 10**9)
+        counted = plan.count([conversation], self.template, self.tokenizer, 10**9, self.pictures)
         return counted["lengths"][0], counted["answers"][0]
 
     def pieces(self, conversation: Conversation) -> List[Piece]:
-        return rendered(conversation, self.template, self.tokenizer, self.max_length)
+        return rendered(conversation, self.template, self.tokenizer, self.max_length, self.pictures)
 
 
 def _picked(dataset: Path, numbers: Sequence[int]) -> Iterator[Tuple[int, Conversation]]:

@@ -229,19 +229,13 @@ def check(settings: Settings) -> None:
     found = facts(settings.base)
     if found.why and not (found.why == OLD_TOKENIZER and settings.model.path):
         raise InputWrong(f"base = {found.name!r} does not run here: {found.why}.")
-    if method(settings) == "qlora" and "zero3" in settings.train.deepspeed:
+    if four_bits(settings) and "zero3" in settings.train.deepspeed:
         raise InputWrong(
             "train.deepspeed: ZeRO-3 cuts weights into parts, and 4-bit ones cannot be cut. Take deepspeed_zero2, or "
             "train.method=lora."
         )
-    wanted = settings.data.kind
-    if found.kind == "image" or wanted == "image":
-        if found.kind != wanted and wanted:
-            raise InputWrong(f"data.kind: {found.name} trains on {found.kind} data and cannot take {wanted} data.")
-        raise InputWrong(
-            f"base = {found.name!r} trains on pairs of images and texts, which this recipe does not read yet; `xtuner "
-            "train` runs the rendered config on LLaVA's own data."
-        )
+    if "image" in (found.kind, settings.data.kind):
+        _check_pairs(settings, found)
     chosen = settings.model
     named = "id" in chosen.model_fields_set or chosen.path or chosen.source == "tiny"
     if not named and not found.model.lower().endswith("internlm2-chat-7b"):
@@ -251,19 +245,54 @@ def check(settings: Settings) -> None:
         )
 
 
-def reason(name: str) -> str:
-    """Why the preset is refused, "" if it is accepted: what `check` says of a recipe that names its model."""
-    found = facts(name)
-    if found.why:
-        return found.why
-    return "pairs of images and texts are not read yet" if found.kind == "image" else ""
+def _check_pairs(settings: Settings, found: Facts) -> None:
+    """What a recipe of images and texts must say, and what there is not for it. Raises InputWrong."""
+    wanted, chosen, train = settings.data.kind, settings.model, settings.train
+    if wanted and found.kind != wanted:
+        raise InputWrong(
+            f"data.kind: {found.name} trains on {found.kind} data and cannot take {wanted} data. Images take one of "
+            f"LLaVA's presets (just presets llava)."
+        )
+    if not chosen.visual_encoder:
+        eyes = found.names["visual_encoder_name_or_path"].strip("'")
+        raise InputWrong(
+            f"base = {found.name!r} sees by {eyes}: name its folder, or what the model's hub calls it: "
+            f"model.visual_encoder={eyes} (Hugging Face)."
+        )
+    if ("pretrained_pth" in found.names) != bool(chosen.pretrained_pth):
+        if chosen.pretrained_pth:
+            raise InputWrong(
+                f"model.pretrained_pth: base = {found.name!r} is the stage that trains the projector anew."
+            )
+        raise InputWrong(
+            f"base = {found.name!r} goes on from the projector that the first stage trained: name its run's folder or "
+            "checkpoint, model.pretrained_pth=output/…, or begin with a random one, model.pretrained_pth=none."
+        )
+    if settings.data.eval_share or settings.data.eval_files:
+        raise InputWrong(
+            "data.eval_share, data.eval_files: pairs with images cannot be held out yet: data.eval_share=0."
+        )
+    shipped = sum(key.startswith("evaluation_inputs.") for key in found.names)
+    asked = len(train.evaluation_inputs or ()) or shipped
+    if train.evaluation_images and len(train.evaluation_images) not in (1, asked):
+        raise InputWrong(
+            f"train.evaluation_images: one image for all of the {asked} evaluation_inputs, or one for each; there "
+            f"are {len(train.evaluation_images)}."
+        )
+
+
+def four_bits(settings: Settings) -> bool:
+    """Whether the language model is held in 4 bits; under a projector it is as the preset has it, but in fp32."""
+    if method(settings) != "projector":
+        return method(settings) == "qlora"
+    return facts(settings.base).bits == 4 and settings.train.dtype != "fp32"
 
 
 def shown(facts_of: Facts, gib: Optional[float]) -> List[str]:
     """A row of the table: name, family, method, template, kind of data, expected memory, accepted or why not."""
     how = facts_of.method + (" int8" if facts_of.bits == 8 else "")
     code = f"code: transformers' {facts_of.code}" if facts_of.code else "code: in the model's folder, checked there"
-    said = reason(facts_of.name)
+    said = facts_of.why
     return [
         facts_of.name, facts_of.family, how, facts_of.template or "none", facts_of.kind,
         f"{gib:.0f}" if gib else "?", f"refused: {said}" if said else f"accepted; {code}",

@@ -261,12 +261,14 @@ def rows_of(runner: Any, batch: Any) -> str:
     path = Path(str(runner.cfg.get("data_path", "")))
     if tokenizer is None or not path.is_file():
         return ""
-    packs = ["".join(tokenizer.decode(ids).split()) for ids in batch["data"]["input_ids"].tolist()]
+    # A sign below 0 stands for an image
+    rows = [[token for token in ids if token >= 0] for ids in batch["data"]["input_ids"].tolist()]
+    packs = ["".join(tokenizer.decode(ids).split()) for ids in rows]
     found = []
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             texts = [turn[side] for turn in json.loads(line)["conversation"] for side in ("input", "output")]
-            whole = ["".join(text.split()) for text in texts]
+            whole = ["".join(text.replace("<image>", "").split()) for text in texts]
             if any(text and text in pack for text in whole for pack in packs):
                 found.append(number)
     more = f" and {len(found) - 20} more" if len(found) > 20 else ""

@@ -102,7 +102,7 @@ def adapters(run: Run) -> List[Tuple[Path, float]]:
         if run.settings.merge.adapters:
             raise InputWrong('merge.adapters: train.method = "full" makes a whole model, to which none is added.')
         return []
-    places = [run.adapter, *(Path(p) if Path(p).is_absolute() else run.root / p for p in run.settings.merge.adapters)]
+    places = [run.peft, *(Path(p) if Path(p).is_absolute() else run.root / p for p in run.settings.merge.adapters)]
     return list(zip(places, run.settings.merge.weights or [1.0] * len(places)))
 
 
@@ -120,8 +120,8 @@ def dry_run(run: Run) -> List[str]:
     if families.method(run.settings) == "full":
         if "train" not in run.manifest.get("stages", {}):
             raise InputWrong(f"There is no checkpoint in {run.shown(run.folder)} yet: just train makes it.")
-    elif not run.adapter.is_dir():
-        raise InputWrong(f"There is no adapter in {run.shown(run.adapter)} yet: just adapter makes it.")
+    elif not run.peft.is_dir():
+        raise InputWrong(f"There is no adapter in {run.shown(run.peft)} yet: just adapter makes it.")
     plan = plan_of(run)
     needed, free = check_disk(plan, run.folder / PART)
     touched = [target for target in plan.targets if target.parts]

@@ -8,6 +8,7 @@ others by content.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ SAMPLE = Path(__file__).resolve().parent.parent / "data" / "workplace.xlsx"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 RECORD = Path(".recipe") / "fetched.json"
 HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")  # weights, by any name
+CLIP = "clip"  # what a tiny model is, if it is no InternLM2
 COMMIT = 7  # characters of a commit that tell it
 
 
@@ -38,8 +40,31 @@ def folder(run: Run) -> Path:
         return Path(model.path) if Path(model.path).is_absolute() else run.root / model.path
     if model.source != "tiny":
         return run.models / model.id
+    if model.id == CLIP:
+        return run.models / f"tiny-clip-{key_of({'maker': Path(__file__).parent / 'tiny' / 'clip.py'})[:8]}"
     made_of = {"maker": Path(__file__).parent / "tiny", "texts": SAMPLE, "tokenizer": _own_tokenizer(run)}
     return run.models / f"tiny-internlm2-{key_of(made_of)[:8]}"
+
+
+def visual(run: Run) -> Run:
+    """The run with the visual encoder in the model's place, for what this module does with a model: LLaVA's."""
+    name, source = run.settings.model.visual_encoder, run.settings.model.source
+    if name == "tiny":
+        chosen = Model(source="tiny", id=CLIP)
+    elif name.startswith(("/", ".")) or (run.root / name).is_dir():
+        chosen = Model(path=name)
+    else:
+        chosen = Model(source="modelscope" if source == "modelscope" else "huggingface", id=name)
+    return dataclasses.replace(run, settings=run.settings.model_copy(update={"model": chosen}))
+
+
+def visual_facts(run: Run) -> Path:
+    """A folder with the visual encoder's settings; where it is not here yet, they alone are fetched."""
+    seeing = visual(run)
+    place = folder(seeing)
+    if place.exists() or seeing.settings.model.source == "tiny" or seeing.settings.model.path:
+        return ensure(seeing)
+    return _fetch_light(seeing, _staging(seeing), _record(_staging(seeing)))
 
 
 def _own_tokenizer(run: Run) -> Optional[Path]:
@@ -133,7 +158,7 @@ def ensure(run: Run) -> Path:
         with _alone(run):
             if not _whole(run, place):  # another command may have been quicker
                 if model.source == "tiny":
-                    _make_tiny(place, _own_tokenizer(run))
+                    _make_tiny(place, model.id, _own_tokenizer(run))
                 else:
                     _download(run, place)
     check(run, place)
@@ -339,6 +364,8 @@ def _pinned(run: Run, place: Path) -> Dict[str, Any]:
                 for name, file in record["files"].items()
                 if not name.endswith(HEAVY[1:]) and name != INDEXES[1]
             }
+        elif any(name.endswith(".bin") for name in record["files"]):  # CLIP's beside TensorFlow's and JAX's
+            record["files"] = {name: file for name, file in record["files"].items() if not name.endswith(HEAVY[2:])}
         shutil.rmtree(str(place / RECORD.parent), ignore_errors=True)  # parts of another revision
         for path in place.rglob("*"):
             if path.is_file() and str(path.relative_to(place)) not in record["files"]:
@@ -448,14 +475,18 @@ class _progress:
             self.bar.stop()
 
 
-def _make_tiny(place: Path, tokenizer_model: Optional[Path]) -> None:
-    """A tiny InternLM2 with the given tokenizer, else with one trained on the sample workbook's text."""
+def _make_tiny(place: Path, what: str, tokenizer_model: Optional[Path]) -> None:
+    """A tiny InternLM2 with the given tokenizer, else with one trained on the sample workbook's text; a tiny CLIP."""
     from . import data, tiny
+    from .tiny import clip
 
-    texts = [text for turns in data.sample(SAMPLE) for turn in turns for text in turn.values()]
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(str(part), ignore_errors=True)
-    tiny.make(part, texts, tokenizer_model=tokenizer_model)
+    if what == CLIP:
+        clip.make(part)
+    else:
+        texts = [text for turns in data.sample(SAMPLE) for turn in turns for text in turn.values()]
+        tiny.make(part, texts, tokenizer_model=tokenizer_model)
     os.replace(str(part), str(place))
 
 
@@ -466,6 +497,7 @@ def reads(run: Run) -> Dict[str, Any]:
 def work(run: Run, out: Path) -> Dict[str, Any]:
     """Make sure of the base model. Figures: its folder, files, bytes, and what its record says of its origin."""
     place = ensure(run)
+    seeing = visual(run) if families.kind(run.settings) == "image" else None
     sizes = [p.stat().st_size for p in place.iterdir() if p.is_file()]
     record, model = _record(place), run.settings.model
     return {
@@ -473,6 +505,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "files": len(sizes),
         "bytes": sum(sizes),
         "fingerprint": fingerprint(place),
+        **({"visual_encoder": fingerprint(ensure(seeing))} if seeing else {}),
         **{name: (record or {}).get(name, "") for name in ("source", "id", "revision", "commit", "fetched")},
         "verified": run.verify,
         "unknown_revision": record is None and not model.path and model.source != "tiny",

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import click
 
 from . import adapter, chat, config, data, evaluate, families, hub, merge, model, plan, reproduce, train
-from .errors import RecipeError, RunFailed
+from .errors import InputWrong, RecipeError, RunFailed
 from .stages import Run, Stage, perform
 
 DATA = Stage("data", data.work, data.reads, ("dataset.jsonl", "eval.jsonl"))
@@ -91,7 +91,12 @@ def _data_says(f: Dict[str, Any]) -> str:
 
 
 def of_method(run: Run, items: Tuple[Any, ...]) -> Tuple[Any, ...]:
-    """`items` as the recipe's method has them: full fine-tuning makes no adapter, and evaluates its whole model."""
+    """`items` as the recipe's method has them: full fine-tuning makes no adapter, and evaluates its whole model; of
+    LLaVA's it makes the projector, and the first stage no more than that.
+    """
+    if families.kind(run.settings) == "image":
+        alone = families.method(run.settings) == "projector"
+        return tuple(item for item in items if not (alone and item in (MERGE, SAMPLES)))
     if families.method(run.settings) != "full" or ADAPTER not in items:
         return items
     if items[-1] is ADAPTER:
@@ -102,6 +107,11 @@ def of_method(run: Run, items: Tuple[Any, ...]) -> Tuple[Any, ...]:
 
 def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) -> None:
     """Perform the stages of `command` in order, or these `items` of it, one line each."""
+    if command == "merge" and families.method(run.settings) == "projector":
+        raise InputWrong(
+            f"{run.name} trains a projector alone, which is merged into nothing: the second stage's recipe goes on "
+            f"from it, model.pretrained_pth={run.shown(run.folder)}."
+        )
     for item in items or of_method(run, COMMANDS[command]):
         if not isinstance(item, Stage):
             item(run)

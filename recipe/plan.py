@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from . import config, cost, families, libraries, memory, model, ranks
+from . import config, cost, families, libraries, llava, memory, model, ranks
 from .errors import InputWrong, PlanRefused
 from .stages import Run, write_text
 
@@ -22,10 +22,13 @@ LR_RANGE = (1e-6, 5e-3)  # of the reached peak, for adapters
 MAX_BATCH = 1024  # sequences per update
 
 
-def encoded(conversation: List[Dict[str, str]], template: Any, tokenizer: Any, max_length: int) -> Dict[str, List[int]]:
+def encoded(
+    conversation: List[Dict[str, str]], template: Any, tokenizer: Any, max_length: int, pictures: bool = False
+) -> Dict[str, List[int]]:
     """`input_ids` and `labels` of a conversation, cut at `max_length`, by XTuner's template_map_fn and encode_fn.
 
-    Without a `template` the texts are encoded as they are, as for continued pre-training.
+    Without a `template` the texts are encoded as they are, as for continued pre-training. With `pictures` one id, below
+    0, stands for an image.
     """
     from xtuner.dataset.map_fns.template_map_fn import template_map_fn
     from xtuner.dataset.utils import encode_fn
@@ -33,11 +36,15 @@ def encoded(conversation: List[Dict[str, str]], template: Any, tokenizer: Any, m
     example = {"conversation": copy.deepcopy(conversation)}
     if template is not None:
         example = template_map_fn(example, template)
-    return encode_fn(example, tokenizer, max_length=max_length)
+    return encode_fn(example, tokenizer, max_length=max_length, with_image_token=pictures)
 
 
 def count(
-    conversations: Sequence[List[Dict[str, str]]], template: Any, tokenizer: Any, max_length: int
+    conversations: Sequence[List[Dict[str, str]]],
+    template: Any,
+    tokenizer: Any,
+    max_length: int,
+    pictures: bool = False,
 ) -> Dict[str, Any]:
     """Token counts before packing, by XTuner's template_map_fn and encode_fn.
 
@@ -47,7 +54,7 @@ def count(
     """
     lengths, answers, cut, masked, answers_cut = [], [], [], [], 0
     for number, conversation in enumerate(conversations, start=1):
-        labels = encoded(conversation, template, tokenizer, 10**9)["labels"]
+        labels = encoded(conversation, template, tokenizer, 10**9, pictures)["labels"]
         lengths.append(len(labels))
         answers.append(sum(label >= 0 for label in labels))
         if len(labels) > max_length:
@@ -58,8 +65,9 @@ def count(
     return {"lengths": lengths, "answers": answers, "cut": cut, "masked": masked, "answers_cut": answers_cut}
 
 
-def pack(cfg: Any, dataset: Path, tokenizer: Any, seed: int) -> Dict[str, int]:
-    """Sequences that training will see, through XTuner's own pipeline with training's own seed.
+def pack(cfg: Any, dataset: Path, tokenizer: Any, seed: int, pictures: bool = False) -> Dict[str, int]:
+    """Sequences that training will see, through XTuner's own pipeline with training's own seed; with `pictures` one of
+    each conversation, in which the image is one token.
 
     Returns packs (sequences), tokens_kept and answer_tokens_kept.
     """
@@ -72,8 +80,15 @@ def pack(cfg: Any, dataset: Path, tokenizer: Any, seed: int) -> Dict[str, int]:
     numpy.random.seed(seed)
     datasets.disable_progress_bar()
     try:
-        rows = datasets.load_dataset("json", data_files={"train": str(dataset)})
-        made = process(dataset=rows, tokenizer=tokenizer, **arguments)
+        if pictures:
+            from .pairs import texts
+
+            for name in ("data_path", "image_folder", "image_processor", "pad_image_to_square"):
+                arguments.pop(name)
+            made = texts(str(dataset), tokenizer=tokenizer, **arguments)
+        else:
+            rows = datasets.load_dataset("json", data_files={"train": str(dataset)})
+            made = process(dataset=rows, tokenizer=tokenizer, **arguments)
     finally:
         datasets.enable_progress_bar()
     kept = sum(made["length"])
@@ -118,9 +133,17 @@ def updates(iterations: int, accumulation: int, deepspeed: bool) -> int:
     return iterations // accumulation if deepspeed else math.ceil(iterations / accumulation)
 
 
-def iterations_per_epoch(packs: int, batch_size: int, together: int = 1) -> int:
-    """Iterations per epoch and rank: mmengine's sampler pads to equal shares, the last batch may be short."""
-    return math.ceil(math.ceil(packs / together) / batch_size)
+def iterations_per_epoch(packs: int, batch_size: int, together: int = 1, grouped: int = 1) -> int:
+    """Iterations per epoch and rank: mmengine's sampler pads to equal shares, the last batch may be short. XTuner's,
+    by length, pads to whole groups of `grouped` batches.
+    """
+    return math.ceil(math.ceil(packs / together) / (batch_size * grouped)) * grouped
+
+
+def grouped(cfg: Any) -> int:
+    """How many batches the config's sampler keeps together: those of an update, where it groups by length."""
+    size = cfg.train_dataloader.sampler.get("per_device_batch_size")
+    return size // cfg.batch_size if size else 1
 
 
 def interval(value: Any, iterations: int) -> int:
@@ -164,6 +187,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "dataset": run.dataset,
         "held_out": run.figures("data").get("held_out", 0),
         "tokenizer": model.folder(run).name if tiny else tokenizer,
+        **({"eyes": model.visual_facts(run) / "config.json"} if families.kind(run.settings) == "image" else {}),
         "force": run.force,
         "speed": config.speed(run.settings),
         "bench": cost.BENCH,
@@ -205,16 +229,21 @@ def drawn_seed(run: Run) -> int:
 def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed: int) -> Dict[str, Any]:
     """The plan of a run whose effective config is `cfg`; see the module's text."""
     train, engine = run.settings.train, bool(config.deepspeed(run.settings))
-    tokens = count(conversations, config.template(cfg), tokenizer, cfg.max_length)
+    pictures = families.kind(run.settings) == "image"
+    tokens = count(conversations, config.template(cfg), tokenizer, cfg.max_length, pictures)
     if len(tokens["masked"]) == len(conversations):
         raise InputWrong(
             f"No token with loss reaches the trainer: every conversation loses its answer at train.max_length="
             f"{cfg.max_length}. The longest has {max(tokens['lengths'])} tokens: "
             f"train.max_length={_next_length(max(tokens['lengths']))}."
         )
-    packed = pack(cfg, run.dataset, tokenizer, seed)
+    packed = pack(cfg, run.dataset, tokenizer, seed, pictures)
+    more = 0
+    if pictures:  # each takes the place of the one token that stands for it, behind the cut at max_length
+        more = llava.patches(run) - 1
+        packed["tokens_kept"] += more * packed["packs"]
     together = ranks.count(run.settings)
-    per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size, together)
+    per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size, together, grouped(cfg))
     iterations = per_epoch * cfg.max_epochs
     warmup = int(cfg.warmup_ratio * cfg.max_epochs * per_epoch)
     try:
@@ -236,7 +265,8 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "rows": len(conversations),
         "held_out": run.figures("data").get("held_out", 0),
         "duplicates": len(conversations) - len({json.dumps(c, sort_keys=True) for c in conversations}),
-        "tokens": sum(tokens["lengths"]),
+        "tokens": sum(tokens["lengths"]) + more * len(conversations),
+        **({"image_tokens": more + 1} if pictures else {}),
         "tokens_kept": packed["tokens_kept"],
         "answer_tokens": sum(tokens["answers"]),
         "answer_tokens_kept": packed["answer_tokens_kept"],
@@ -252,7 +282,8 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "ranks": together,
         "update_sequences": cfg.batch_size * cfg.accumulative_counts * together,
         # mmengine's sampler fills the last round of an epoch with its first packs
-        "packs_repeated": -packed["packs"] % together,
+        "packs_repeated": -packed["packs"]
+        % (together if grouped(cfg) == 1 else cfg.batch_size * grouped(cfg) * together),
         "iterations_per_epoch": per_epoch,
         "iterations": iterations,
         "updates": updates(iterations, cfg.accumulative_counts, engine),
@@ -272,7 +303,7 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
     evaluated = events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations))
     figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
-    figures["memory"] = memory.of_run(run, cfg, engine, len(figures["checkpoints"]))
+    figures["memory"] = None if pictures else memory.of_run(run, cfg, engine, len(figures["checkpoints"]))
     if run.settings.model.source != "tiny" and cost.is_measured(run.settings):
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
     figures["refusals"] = refusals(figures, cfg, crash, engine)
@@ -295,7 +326,8 @@ def by_gpus(packs: int, cfg: Any, together: int, deepspeed: bool) -> Dict[str, D
         each = ranks.share(cfg.batch_size, cfg.accumulative_counts * together, number)
         if each is None:
             continue
-        iterations = iterations_per_epoch(packs, each[0], number) * cfg.max_epochs
+        kept = each[1] if grouped(cfg) > 1 else 1
+        iterations = iterations_per_epoch(packs, each[0], number, kept) * cfg.max_epochs
         table[str(number)] = {"iterations": iterations, "updates": updates(iterations, each[1], deepspeed)}
     return table
 
@@ -312,6 +344,8 @@ def warnings(plan: Dict[str, Any]) -> List[str]:
         found.append(
             f"{plan['packs']} packs are no multiple of {plan['ranks']} GPUs: {plan['packs_repeated']} stand in every "
             f"epoch twice."
+            if plan["ranks"] > 1
+            else f"{plan['packs']} pairs fill no whole update: {plan['packs_repeated']} stand in every epoch twice."
         )
     if plan["duplicates"]:
         found.append(f"{plan['duplicates']} conversations stand in the data twice and weigh double.")

@@ -48,13 +48,15 @@ def new(name: str, base: str) -> Path:
         raise InputWrong(
             f"{path.stem!r} is no name for a recipe: letters, digits, - and _ make a name of a folder too."
         )
-    said = families.reason(base)
+    said = found.why
     warning = f"# Does not run here: {said}.\n" if said else ""
-    full = families.facts(base).method == "full"
+    sight = "" if found.kind != "image" else SIGHT.format(eyes=found.names["visual_encoder_name_or_path"].strip("'"))
+    rate = {"full": "2e-5", "projector": "1e-3"}.get(found.method, "2e-4")
     text = NEW.format(
-        name=path, base=base, warning=warning, model=found.model, method="full" if full else found.method,
-        template=found.template or "none", lr="2e-5" if full else "2e-4", data=DATA[found.kind],
-        length=found.names["max_length"] if found.names["max_length"].isdigit() else 2048,
+        name=path, base=base, warning=warning, model=found.model, method=found.method,
+        template=found.template or "none", lr=rate, data=DATA[found.kind],
+        length=found.names["max_length"] if found.names["max_length"].isdigit() else 2048 - 576 * bool(sight),
+        held="" if sight else HELD, sight=sight + PROJECTOR * ("pretrained_pth" in found.names),
     )  # fmt: skip
     try:
         with path.open("x", encoding="utf-8") as stream:
@@ -78,8 +80,13 @@ DATA = {
     "pretrain": 'files = ["data/texts"] # .txt, .md, a folder of them, or one column of a workbook\n'
     '# columns.text = "text" # which column of a workbook',
     "agent": 'files = ["data/tools.jsonl"] # conversations with tools, in the form of ModelScope\'s MSAgent-Bench',
-    "image": 'files = ["data/images.xlsx"]',
+    "image": 'files = ["data/images.xlsx"] # columns image (a path), q and a of a workbook, or LLaVA\'s own JSON\n'
+    'images = "data/images" # below which the images lie; left out: beside the file\n'
+    'system = "" # the system prompt of training, evaluation and chat',
 }
+HELD = "eval_share = 0.05 # of it is held out: `just eval` measures there whether the model got better\n"
+SIGHT = 'visual_encoder = "{eyes}" # CLIP at the same hub, or a folder that you have\n'
+PROJECTOR = 'pretrained_pth = "none" # better: the folder of the first stage\'s run, output/…\n'
 NEW = """# A recipe of your own. Check it with: just plan {name}, then: just train {name}
 {warning}
 base = "{base}" # XTuner's preset: whatever is not named here stays as it has it
@@ -88,11 +95,10 @@ base = "{base}" # XTuner's preset: whatever is not named here stays as it has it
 id = "{model}"
 source = "huggingface" # or "modelscope"; or name a folder that you have: path = "models/mine"
 revision = "main" # of a model that brings its own code, one from before 2024-03-18
-
+{sight}
 [data]
 {data}
-eval_share = 0.05 # of it is held out: `just eval` measures there whether the model got better
-
+{held}
 [train]
 # method = "{method}" # the preset's: qlora (4-bit weights and an adapter), lora (whole ones), full (all weights)
 # template = "{template}" # the preset's chat template; another of XTuner's

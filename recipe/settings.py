@@ -38,13 +38,19 @@ class Table(BaseModel):
 
 
 class Model(Table):
-    """Which base model. `path` (a local folder) wins over `id`; `tiny` is made on the spot."""
+    """Which base model. `path` (a local folder) wins over `id`; `tiny` is made on the spot.
+
+    Of LLaVA's presets: `visual_encoder` is CLIP's folder, its id at the same hub, or "tiny"; `pretrained_pth` the
+    projector that the first stage trained, as a checkpoint or as that run's folder, or "none" for a random one.
+    """
 
     id: str = "Shanghai_AI_Laboratory/internlm2-chat-7b"
     source: Literal["modelscope", "huggingface", "tiny"] = "modelscope"
     revision: str = "master"
     path: str = ""
     tokenizer: str = ""
+    visual_encoder: str = ""
+    pretrained_pth: str = ""
 
 
 class Columns(Table):
@@ -56,13 +62,16 @@ class Columns(Table):
     conversation: str = ""
     turn: str = ""
     text: str = ""
+    image: str = ""
 
 
 class Data(Table):
     """Which files or folders, and the one system prompt of the whole run.
 
-    `kind`: what they hold, questions and answers (instruction), plain texts (pretrain), or conversations with tools in
-    MSAgent's form (agent); left out, what the preset trains on. `piece`: characters into which longer texts are parted.
+    `kind`: what they hold, questions and answers (instruction), plain texts (pretrain), conversations with tools in
+    MSAgent's form (agent), or questions and answers about an image (image); left out, what the preset trains on.
+    `piece`: characters into which longer texts are parted. `images`: the folder below which the images lie; left out,
+    the one in which the file lies that names them.
     `url` and `sha256` say where the first file is published and which bytes it must be. `sheet`: only these sheets,
     hidden or not. `skip_blank` drops conversations with a blank question or answer, `dedupe` all but the first of
     equal ones; both are counted. `eval_share` of the conversations are held out of training and evaluated, or those of
@@ -70,13 +79,14 @@ class Data(Table):
     """
 
     files: Annotated[List[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
-    kind: Optional[Literal["instruction", "pretrain", "agent"]] = None
+    kind: Optional[Literal["instruction", "pretrain", "agent", "image"]] = None
     sheet: Annotated[List[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
     columns: Columns = Columns()
     url: str = ""
     sha256: str = ""
     system: str = ""
     piece: Optional[Annotated[int, Field(ge=32, le=1_000_000)]] = None
+    images: str = ""
     skip_blank: bool = False
     dedupe: bool = False
     eval_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -95,6 +105,7 @@ class Train(Table):
     "fast" has the memory for it not). `guard`: stop when loss or gradient
     leaves the run, write checkpoints beside and rename them, save on SIGTERM. `timeout`: minutes without a word from
     the trainer after which it counts as hung. `loggers`: what beside TensorBoard's files is written, offline.
+    `evaluation_images`: what evaluation_inputs are about, one for all or one for each (default: the data's first).
     """
 
     method: Optional[Literal["qlora", "lora", "full"]] = None
@@ -120,6 +131,9 @@ class Train(Table):
     deepspeed: str = ""
     evaluation_freq: Optional[Interval] = None
     evaluation_inputs: Optional[Annotated[List[str], Field(min_length=1)]] = None
+    evaluation_images: Optional[
+        Annotated[List[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+    ] = None
     evaluation_system: Optional[str] = None
     evaluation_max_new_tokens: Optional[Annotated[int, Field(ge=1, le=32768)]] = None
     save_steps: Optional[Interval] = None

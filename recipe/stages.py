@@ -82,6 +82,12 @@ class Run:
         return self.folder / "adapter"
 
     @property
+    def peft(self) -> Path:
+        """The language model's own adapter: LLaVA's lies beside its other parts."""
+        inner = self.adapter / "llm_adapter"
+        return inner if inner.is_dir() or (self.adapter / "projector").is_dir() else self.adapter
+
+    @property
     def merged(self) -> Path:
         return self.folder / "merged"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import config, families, libraries, model
+from .data import IMAGE
 from .errors import HostLacks, InputWrong
 from .stages import Run
 
@@ -24,11 +25,14 @@ Turns = Sequence[Tuple[str, str]]  # what was asked, what was answered
 
 
 class Found(NamedTuple):
-    """A model to load: a folder, or with `adapter` the base's. `what`: base, adapter or merged."""
+    """A model to load: a folder, or with `adapter` the base's. `what`: base, adapter or merged. `eyes`: the visual
+    encoder's folder and LLaVA's parts, where it sees.
+    """
 
     what: str
     place: Path
     adapter: Optional[Path] = None
+    eyes: Optional[Tuple[Path, Path]] = None
 
 
 def find(run: Run, which: str = "") -> Found:
@@ -39,14 +43,17 @@ def find(run: Run, which: str = "") -> Found:
     merged, adapter = ((stages.get(name) or {}).get("finished", "") for name in ("merge", "adapter"))
     if which == "base":
         return Found("base", model.folder(run))
+    eyes = (model.folder(model.visual(run)), run.adapter) if families.kind(run.settings) == "image" else None
     full = families.method(run.settings) == "full"
     if full and which == "adapter":
         raise InputWrong(f"{run.name} is fully fine-tuned: it has no adapter, but a merged model.")
     if which == "merged" or full or (not which and run.merged.is_dir() and merged >= adapter):
-        found = Found("merged", run.merged)
+        found = Found("merged", run.merged, eyes=eyes)
+    elif families.method(run.settings) == "projector":  # the language model is the base's
+        found = Found("adapter", model.folder(run), eyes=eyes)
     else:
-        found = Found("adapter", model.folder(run), run.adapter)
-    if not (found.adapter or found.place).is_dir():
+        found = Found("adapter", model.folder(run), run.peft, eyes)
+    if not (found.adapter or (run.adapter if found.what == "adapter" else found.place)).is_dir():
         raise InputWrong(
             f"There is no {found.what} model in {run.shown(run.folder)} yet: just "
             f"{'merge' if found.what == 'merged' else 'train'} {run.name} makes it."
@@ -123,7 +130,7 @@ class Talker:
 
     def __init__(
         self, place: Path, template: Any, adapter: Optional[Path] = None, kind: str = "",
-        tokenizer: Any = None,
+        tokenizer: Any = None, eyes: Optional[Tuple[Path, Path]] = None, image: Optional[Path] = None,
     ) -> None:  # fmt: skip
         libraries.load()
         import torch
@@ -150,6 +157,11 @@ class Talker:
 
             self.model = PeftModel.from_pretrained(self.model, str(adapter))
         self.model.eval()
+        self.seen = None  # the image that the conversation is about, as tokens
+        if eyes is not None and image is not None:
+            from .llava import Sight
+
+            self.seen = Sight(*eyes, self.model.device, types[self.kind]).see(image)
         self.template = template
         stops = config.eos_token_id
         self.stops = set(stops if isinstance(stops, list) else [stops])
@@ -177,12 +189,14 @@ class Talker:
         sampling: Optional[Dict[str, Any]] = None,
     ) -> Answer:  # fmt: skip
         """Answer to `question`, of at most `limit` tokens; greedy, or by `sampling`, generate's own settings."""
+        if self.seen is not None:
+            return self._generate_seeing(self.embedded(system, turns, question), limit, streamer, sampling)
         ids = self.tokenizer(self.prompt(system, turns, question))["input_ids"]
         return self._generate([ids], limit, streamer, sampling)[0]
 
     def fitting(self, system: str, turns: Turns, question: str, limit: int) -> Turns:
         """The last of `turns`, as many as the model has positions for beside an answer of `limit` tokens."""
-        room = self.model.config.max_position_embeddings - limit
+        room = self.model.config.max_position_embeddings - limit - (0 if self.seen is None else self.seen.shape[1])
         while turns and len(self.tokenizer(self.prompt(system, turns, question))["input_ids"]) > room:
             turns = turns[1:]
         return turns
@@ -196,6 +210,35 @@ class Talker:
             numbers = order[start : start + batch_size]
             found.update(zip(numbers, self._generate([encoded[number] for number in numbers], limit)))
         return [found[number] for number in range(len(encoded))]
+
+    def embedded(self, system: str, turns: Turns, question: str) -> Any:
+        """[1, length, width]: `prompt` in the model's embeddings, the image before the first question, by XTuner."""
+        import torch
+        from xtuner.model.utils import prepare_inputs_labels_for_multimodal
+        from xtuner.utils import IMAGE_TOKEN_INDEX
+
+        said = [(asked.replace(IMAGE, ""), answered) for asked, answered in (*turns, (question, ""))]
+        said[0] = (f"{IMAGE}\n{said[0][0]}", said[0][1])
+        before, after = self.prompt(system.replace(IMAGE, ""), said[:-1], said[-1][0]).split(IMAGE, 1)
+        ids = self.tokenizer(before)["input_ids"]
+        ids = [*ids, IMAGE_TOKEN_INDEX, *self.tokenizer(after, add_special_tokens=False)["input_ids"]]
+        with torch.inference_mode():
+            return prepare_inputs_labels_for_multimodal(
+                llm=self.model, input_ids=torch.tensor([ids], device=self.model.device), pixel_values=self.seen
+            )["inputs_embeds"]
+
+    def _generate_seeing(self, embeds: Any, limit: int, streamer: Any, sampling: Optional[Dict[str, Any]]) -> Answer:
+        import torch
+
+        with torch.inference_mode():  # what comes back begins behind the prompt
+            made = self.model.generate(
+                inputs_embeds=embeds, attention_mask=torch.ones_like(embeds[..., 0], dtype=torch.long),
+                max_new_tokens=limit, streamer=streamer, eos_token_id=sorted(self.stops),
+                pad_token_id=self.tokenizer.pad_token_id or 0, bos_token_id=self.tokenizer.bos_token_id,
+                stopping_criteria=[lambda rows, *_, **__: self._answer(rows[0].tolist()).ended] if self.words else None,
+                **(sampling or {"do_sample": False}),
+            )  # fmt: skip
+        return self._answer(made[0].tolist())
 
     def _generate(
         self, prompts: List[List[int]], limit: int, streamer: Any = None, sampling: Optional[Dict[str, Any]] = None

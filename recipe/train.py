@@ -22,7 +22,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import config, families, faults, loggers, model, preset, ranks, tensor_files
+from . import config, families, faults, llava, loggers, model, preset, ranks, tensor_files
 from .errors import HostLacks, RunFailed, Stopped
 from .stages import Run, gpus, key_of
 
@@ -133,6 +133,7 @@ def reads(run: Run) -> Dict[str, Any]:
     place = model.folder(run)
     seed = json.loads(run.plan.read_text(encoding="utf-8"))["seed"]
     return {
+        **(llava.reads(run) if families.kind(run.settings) == "image" else {}),
         "config": config.without_places(run.config.read_text(encoding="utf-8")),
         "dataset": run.dataset,
         "model": model.fingerprint(place) if place.is_dir() else "absent",

@@ -166,13 +166,13 @@ def _adapter(run: Run, place: Path) -> Tuple[str, str]:
         return NOT_HERE, "the checkpoint was deleted"
     figures = run.figures("adapter")
     metadata = {name: figures[name] for name in ("base_model", "base_sha256")}
-    adapter.convert(run.checkpoint, place, run.figures("config")["lora"], figures["dtype"], metadata)
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
+    adapter.write(run, place, figures["dtype"], metadata)
+    for name in sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()):
         if digest(run.adapter / name) == "absent":
             return NOT_HERE, f"{name} was deleted"
         if digest(run.adapter / name) != digest(place / name):
             return DIFFERS, f"{name} is not what the checkpoint gives"
-    return OK, f"{figures['tensors']} tensors from the checkpoint, byte for byte"
+    return OK, f"{figures['tensors'] or 'the projector,'} tensors from the checkpoint, byte for byte"
 
 
 def _merged(run: Run) -> Tuple[str, str]:

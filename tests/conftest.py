@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "docker" / ("cu13.lock" if sys.version_info >= (3, 12) else "cu118-pypi.lock")
 # How commands are named in what is printed: the same whether the tests were started by ./justw or not.
 os.environ.pop("RECIPE_COMMAND", None)
+# As the command line has it, for what tests call without it: threads that wait by spinning slow each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The tutorial's workbook and the real tokenizer are not ours to ship: they are found by checksum.
 WORKBOOK = "58d1e6b293790d043cb34f37014f5219ea1dcc1102acf00b65e4223f0a36b8f5"
 TOKENIZER = "f868398fc4e05ee1e8aeba95ddf18ddcc45b8bce55d5093bead5bbf80429b48b"

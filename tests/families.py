@@ -31,7 +31,13 @@ RUNS = {
     "mixtral-lora": ("mixtral", "mixtral_8x7b_instruct_qlora_oasst1_e3", ["train.method=lora"]),
     "mixtral-full": ("mixtral", "mixtral_8x7b_instruct_full_oasst1_e3", []),
     "starcoder": ("gpt_bigcode", "starcoder_qlora_stack_exchange_example", ["train.method=lora"]),
-}
+    "llava-projector": ("llama", "llava_vicuna_7b_v15_clip_vit_large_p14_336_e1_gpu8_pretrain", []),
+    "llava-lora": (
+        "llama", "llava_vicuna_7b_v15_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune", ["train.method=lora"]
+    ),
+    "llava-full": ("llama", "llava_vicuna_7b_v15_clip_vit_large_p14_336_e1_gpu8_finetune", []),
+}  # fmt: skip
+COLOURS = {"红色": "red", "绿色": "green", "蓝色": "blue", "黄色": "yellow", "白色": "white", "黑色": "black"}
 OVERRIDES = [
     "train.dtype=fp32", "train.max_length=256", "train.batch_size=1", "train.accumulative_counts=1",
     "train.max_epochs=2", "train.lr=1e-3", "train.warmup_ratio=0.1", "train.map_num_proc=1", "train.seed=0",
@@ -101,6 +107,8 @@ def data_of(place, kind):
             text = "\n\n".join(f"{row['input']}\n{row['output']}" for row in rows[number : number + 4])
             (folder / f"{number}.{'md' if number % 3 else 'txt'}").write_text(text, encoding="utf-8")
         return str(place / "texts")
+    if kind == "image":
+        return str(pictures(place))
     if kind != "agent":
         return str(ROOT / "data/workplace.xlsx")
     path = place / "tools.jsonl"
@@ -112,6 +120,22 @@ def data_of(place, kind):
             one = {"conversations": [{"from": who, "value": what} for who, what in said]}
             stream.write(json.dumps(one, ensure_ascii=False) + "\n")
     return str(path)
+
+
+def pictures(place, times=4):
+    """A CSV of image, q and a in `place`, `times` questions on each of six images of one colour, in a folder below."""
+    from PIL import Image
+
+    (place / "seen").mkdir(parents=True)
+    lines = ["image,q,a"]
+    for number in range(times):
+        for name, colour in COLOURS.items():
+            path = place / "seen" / f"{colour}.png"
+            if not path.exists():
+                Image.new("RGB", (60 + 2 * len(colour), 40), colour).save(str(path))
+            lines.append(f"seen/{colour}.png,{number + 1}：这张图片是什么颜色的？,这张图片是{name}的。")
+    (place / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return place / "pairs.csv"
 
 
 def call(words):
@@ -147,9 +171,16 @@ def go(name, place, evaluate=True):
         *OVERRIDES,
         *more,
     ]  # the last of a name counts
+    asked, first = [], name == "llava-projector"
+    if kind == "image":
+        words += ["model.visual_encoder=tiny", "data.eval_share=0"]
+        asked, evaluate = [f"image={folder / 'seen' / 'red.png'}"], False
+        if not first:
+            before = place / "llava-projector" / "llava-projector"
+            words.append(f"model.pretrained_pth={before if before.is_dir() else go(before.name, place)['folder']}")
     began = time.time()
-    call(["merge", *words, "--force"])
-    said = call(["chat", str(recipe), "压力很大，怎么办？", "--output", str(folder)])
+    call(["train" if first else "merge", *words, "--force"])
+    said = call(["chat", str(recipe), "压力很大，怎么办？", *asked, "--output", str(folder)])
     stages = json.loads((folder / name / "run.json").read_text(encoding="utf-8"))["stages"]
     figures = {stage: entry["figures"] for stage, entry in stages.items()}
     losses = []
@@ -160,9 +191,12 @@ def go(name, place, evaluate=True):
     return {
         "architecture": architecture, "kind": kind, "method": figures["config"]["method"],
         "updates": figures["train"]["updates"], "planned": figures["plan"]["updates"],
-        "changed": figures["merge"]["share_changed"], "tensors": figures["merge"]["tensors"],
-        "tensors_changed": figures["merge"]["tensors_changed"], "arrived": figures["merge"]["proof"]["arrived"],
-        "stops": figures["merge"]["trial"]["stops"], "loss": losses,
+        **({} if first else {
+            "changed": figures["merge"]["share_changed"], "tensors": figures["merge"]["tensors"],
+            "tensors_changed": figures["merge"]["tensors_changed"], "arrived": figures["merge"]["proof"]["arrived"],
+            "stops": figures["merge"]["trial"]["stops"],
+        }),
+        "loss": losses,
         "loss_first": figures["train"]["loss_first"], "loss_last": figures["train"]["loss_last"],
         "said": said, "seconds": round(time.time() - began), "folder": folder / name,
     }  # fmt: skip
@@ -172,11 +206,15 @@ def main(chosen):
     with tempfile.TemporaryDirectory() as place:
         for name in chosen or RUNS:
             found = go(name, Path(place))
-            before, after = found["loss"]
-            changed = f"{found['tensors_changed']:3} of {found['tensors']:3} tensors changed"
+            changed = "no language model"
+            if "tensors" in found:
+                changed = f"{found['tensors_changed']:3} of {found['tensors']:3} tensors"
+            # Of images nothing is held out
+            what, (before, after) = ("held-out ", found["loss"]) if found["loss"] else (
+                "", (found["loss_first"], found["loss_last"]))  # fmt: skip
             print(
-                f"{name:20} {found['architecture']:12} {found['method']:5} {found['kind']:12} {found['updates']:3} "
-                f"updates, {changed}, held-out loss {before:.3f} → {after:.3f}, {found['seconds']} s",
+                f"{name:20} {found['architecture']:12} {found['method']:9} {found['kind']:12} {found['updates']:3} "
+                f"updates, {changed} changed, {what}loss {before:.3f} → {after:.3f}, {found['seconds']} s",
                 flush=True,
             )
 

@@ -155,7 +155,8 @@ def kind(command: Command) -> str:
     if command.name == "image":
         more = list(command.words[:1])
     if command.name == "chat":
-        more = ["|"] if command.piped else [word.partition("=")[0] for word in command.words if "model=" in word]
+        named = [word.partition("=")[0] for word in command.words if word.startswith(("model=", "image="))]
+        more = ["|"] if command.piped else named
     return " ".join([command.name, *more])
 
 
@@ -167,6 +168,7 @@ TESTED: Dict[str, str] = {
     "web": "test_web.py::test_refused_at_the_command_line",
     "chat": "test_demo.py::test_chat_never_trains",
     "chat model": "test_chat.py::test_a_conversation_at_a_terminal",
+    "chat image": "test_llava.py::test_a_question_about_an_image",
     "chat |": "test_chat.py::test_a_pipe_gets_answers_alone",
     "export": "test_export.py::test_the_command",
     "model --verify": "test_model.py::test_what_was_fetched_is_checked_ever_after",
@@ -274,7 +276,7 @@ def test_every_stages_words_are_read_as_meant(at_desk):
         if command.name in ("web", "report", "compare", "diff", "verify", "watch", "stop"):
             assert (question is None) == (command.name not in ("compare", "diff"))
             continue
-        overrides = [word for word in overrides if command.name != "chat" or not word.startswith("model=")]
+        overrides = [word for word in overrides if command.name != "chat" or not word.startswith(("model=", "image="))]
         if command.name == "reproduce":
             overrides = reproduce.overrides(overrides)
         recipe_name, found = settings.load(name, overrides)

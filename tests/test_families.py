@@ -2,11 +2,12 @@
 
 import re
 
+import families as tiny_families
 import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from recipe import config, cost, families, memory, preset, presets, settings
+from recipe import config, cost, families, libraries, memory, preset, presets, settings, tiny
 from recipe.errors import InputWrong
 
 PRETRAIN = "mistral_7b_qlora_skypile_pretrain_e1"
@@ -15,14 +16,14 @@ TABLE = ROOT / "docs" / "presets.tsv"
 INTENDED = (
     r"(pretrained_model|llm)_name_or_path", r"\w*_path", r"dataset_folder", r"(\w+\.)?(dataset|data_files)(\..+)?",
     r"\w+\.(dataset_map_fn|map_num_proc|template_map_fn(\..+)?)", r"train_dataset(\..+)?",
-    r"moss_sft\w+(\..+)?",
+    r"moss_sft\w+(\..+)?", r"llava_dataset\.type", r"(inv_)?refcoco_dataset(\..+)?",
     r"(alpaca_\w+|oasst1|crime_kg_assitant|law_reference_data)(\..+)?", r"max_length", r"batch_size", r"lr",
     r"accumulative_counts", r"max_epochs", r"warm_?up_ratio", r"evaluation_(freq|inputs(\.\d+)?)",
     r"save_steps", r"SYSTEM", r"custom_hooks(\.\d+(\.(type|max_new_tokens|system|prompt_template))?)?",
     r"default_hooks\.(logger\.interval|checkpoint\.type)",
     r"randomness(\..+)?", r"visualizer(\..+)?",
     r"training_args\.(per_device_train_batch_size|gradient_accumulation_steps|num_train_epochs|learning_rate|warmup_steps)",
-    r"training_args\.(warmup_ratio|save_steps|logging_steps|seed|fp16|bf16)",
+    r"training_args\.(warmup_ratio|save_steps|logging_steps|seed|fp16|bf16)", r"model(\.llm)?\.attn_implementation",
 )  # fmt: skip
 PRECISION = (
     r"model(\.llm)?\.torch_dtype", r"optim_wrapper\.(dtype|type|loss_scale)",
@@ -73,6 +74,7 @@ def test_every_preset_renders(tmp_path):
         after = families.flat(text)
         odd = [p for p in changed(found.names, after) if not any(re.fullmatch(one, p) for one in INTENDED)]
         assert not odd, (name, odd)
+        assert (after.get(f"{found.llm}.attn_implementation") == "'eager'") == (found.code == "llama"), name
         cfg = parsed(tmp_path, text)._cfg_dict
         raw = {key: dict.get(cfg, key) for key in cfg}
         place = "llm_name_or_path" if found.kind == "image" else "pretrained_model_name_or_path"
@@ -115,10 +117,10 @@ def test_methods_switch(wanted, tmp_path):
     for name in seen.values():
         found = families.facts(name)
         if found.kind == "image":
-            if found.method != wanted:
+            if found.method != wanted and {found.method, wanted} != {"lora", "qlora"}:
                 with pytest.raises(InputWrong, match="LLaVA"):
                     config.render(recipe_of(name, method=wanted), "m", "d", {})
-            continue
+                continue
         text = config.render(recipe_of(name, method=wanted), "m", "d", {})
         parsed(tmp_path, text)
         after = families.flat(text)
@@ -175,6 +177,39 @@ def test_kinds_of_data_switch(tmp_path):
     after = families.flat(config.render(text, "m", "d", {}))
     assert after["train_dataset.template_map_fn"] == "None"
     assert "custom_hooks.1.prompt_template" not in after
+
+
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        ("llama", "llama2_7b_qlora_oasst1_e3"),
+        ("mistral", "mistral_7b_qlora_skypile_pretrain_e1"),
+        ("mixtral", "mixtral_8x7b_instruct_qlora_oasst1_e3"),
+        ("gpt_bigcode", "starcoder_qlora_stack_exchange_example"),
+        ("internlm2", "internlm2_7b_qlora_oasst1_e3"),
+    ],
+)
+def test_no_token_sees_those_to_come(kind, base, tmp_path):
+    """Of the model as XTuner builds it from the rendered config, and with its attention in place of transformers'."""
+    libraries.load()
+    import torch
+    from xtuner.registry import BUILDER
+
+    place = tmp_path / kind
+    texts = ["压力很大，怎么办？ hello world"] * 9
+    if kind == "internlm2":
+        tiny.make(place, texts, vocab_size=700, hidden_size=64, heads=4, intermediate_size=128)
+    else:
+        tiny_families.make(place, kind, texts)
+    text = config.render(recipe_of(base, method="lora", dtype="fp32"), str(place), "d", {})
+    model = BUILDER.build(parsed(tmp_path, text).model).llm.eval()
+    ids = torch.arange(60, 100)[None]
+    other = ids.clone()
+    other[0, 20:] += 7
+    with torch.no_grad():
+        one, two = (model(input_ids=i, attention_mask=torch.ones_like(i)).logits for i in (ids, other))
+    assert torch.equal(one[0, :20], two[0, :20])
+    assert not torch.allclose(one[0, 20:], two[0, 20:])
 
 
 def test_templates_are_xtuners():

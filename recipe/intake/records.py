@@ -26,11 +26,12 @@ KNOWN = {"conversation", "messages", "conversations", "instruction"}
 
 
 class Turn(NamedTuple):
-    """One turn; `system` only where the file gives one."""
+    """One turn; `system` and `image` only where the file gives one."""
 
     question: str
     answer: str
     system: str = ""
+    image: str = ""
 
 
 class Wrong(Exception):

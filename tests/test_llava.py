@@ -1,0 +1,318 @@
+"""Images with texts: what is read and refused, and both of LLaVA's stages on tiny models, by XTuner's own trainer."""
+
+import json
+
+import families as tiny_families
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import ROOT
+from PIL import Image
+from safetensors.torch import load_file
+
+import recipe.__main__ as front
+from recipe import adapter, chat, config, data, families, libraries, llava, model, pipeline, plan, settings, talker
+from recipe.errors import InputWrong, RunFailed
+from recipe.stages import Run, stamp
+
+FIRST = "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain"
+SECOND = "llava_internlm2_chat_7b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"
+WORDS = [
+    "model.visual_encoder=tiny", "data.eval_share=0", "train.max_length=128", "train.batch_size=2",
+    "train.max_epochs=1", "train.evaluation_max_new_tokens=4", "train.evaluation_freq=9999", "train.save_steps=9999",
+    "train.warmup_ratio=0.5",
+]  # fmt: skip
+
+
+def run_of(place, name, base, files, *more):
+    """A run of the demo's settings with a preset of LLaVA; its models lie where the demo's do."""
+    _, found = settings.load("demo", [f"base={base}", f"data.files={json.dumps([str(files)])}", *WORDS, *more])
+    if base == FIRST:
+        found = settings.replace(found, "train.method", None)
+    run = Run(name, found, ROOT, place / "output", force=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def read(run):
+    figures = data.work(run, run.folder)
+    return figures, [json.loads(line) for line in run.dataset.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A CSV of 12 questions on six images of one colour."""
+    return tiny_families.pictures(tmp_path_factory.mktemp("pairs"), times=2)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory, pairs):
+    """Both stages, trained: (the projector's run, the run that goes on from it)."""
+    place = tmp_path_factory.mktemp("llava")
+    first = run_of(place, "first", FIRST, pairs)
+    pipeline.run_stages(first, "train")
+    second = run_of(
+        place, "second", SECOND, pairs, f"model.pretrained_pth={first.folder}", "train.accumulative_counts=4"
+    )
+    pipeline.run_stages(second, "train")
+    return first, second
+
+
+# ---- data
+
+
+def test_tables_and_llavas_own_json_give_the_same_rows(tmp_path, workbook):
+    tiny_families.pictures(tmp_path, times=1)
+    book = workbook(
+        s=[
+            ["图片", "问题", "答案"],
+            ["seen/red.png", "什么颜色？", "红色。"],
+            ["seen\\blue.png", "<image>呢？", "蓝。"],
+        ]
+    )
+    figures, found = read(run_of(tmp_path, "one", FIRST, book, "data.system=你看图。"))
+    assert figures["images"] == figures["rows"] == 2
+    assert found[0]["image"] == "seen/red.png"
+    assert found[0]["conversation"] == [{"system": "你看图。", "input": "<image>\n什么颜色？", "output": "红色。"}]
+    assert found[1]["conversation"][0]["input"] == "<image>\n呢？"
+    rows = [
+        {"id": 1, "image": "red.png", "conversations": [
+            {"from": "human", "value": "什么颜色？\n<image>"}, {"from": "gpt", "value": "红色。"},
+            {"from": "human", "value": "还有呢？"}, {"from": "gpt", "value": "没有了。"}]},
+        {"image": "blue.png", "q": "呢？", "a": "蓝。"},
+    ]  # fmt: skip
+    (tmp_path / "own.json").write_text(json.dumps(rows), encoding="utf-8")
+    asked = [f"data.images={tmp_path / 'seen'}", "data.system=你看图。"]
+    _, again = read(run_of(tmp_path, "two", FIRST, tmp_path / "own.json", *asked))
+    assert again[0]["conversation"][0] == found[0]["conversation"][0]
+    assert again[0]["conversation"][1] == {"input": "还有呢？", "output": "没有了。"}
+    assert [row["image"] for row in again] == ["red.png", "blue.png"]
+    assert [row["sha256"] for row in again] == [row["sha256"] for row in found]
+
+
+def test_images_that_are_refused_are_named_with_their_row(tmp_path, workbook):
+    tiny_families.pictures(tmp_path, times=1)
+    good = (tmp_path / "seen" / "red.png").read_bytes()
+    flipped = bytearray(good)
+    flipped[good.index(b"IDAT") + 6] ^= 0xFF
+    (tmp_path / "flipped.png").write_bytes(bytes(flipped))
+    Image.effect_noise((64, 64), 50).save(str(tmp_path / "whole.jpg"))
+    jpeg = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    Image.new("RGB", (900, 2)).save(str(tmp_path / "line.png"))
+    Image.new("1", (14000, 7000)).save(str(tmp_path / "huge.png"))
+    names = ["gone.png", "flipped.png", "cut.jpg", "text.png", "line.png", "huge.png", "seen/red.png", None]
+    book = workbook(甲=[["image", "q", "a"], *([name, "问", "答"] for name in names)])
+    with pytest.raises(InputWrong) as caught:
+        read(run_of(tmp_path, "x", FIRST, book))
+    told = str(caught.value).splitlines()
+    for row, said in ((2, "no such file"), (3, "cannot be read"), (4, "cannot be read"), (5, "cannot be read"),
+                      (6, "900 × 2 pixels"), (7, "more than"), (9, "blank")):  # fmt: skip
+        [line] = [line for line in told if f"sheet 甲, row {row}, image" in line]
+        assert said in line
+        assert names[row - 2] is None or names[row - 2] in line
+    assert not any("row 8" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [(["bild", "q", "a"], "no column of images. Found: bild, q, a"), (["image", "图片", "a", "q"], "image and 图片")],
+)
+def test_the_column_of_images_must_be_told(tmp_path, workbook, header, said):
+    with pytest.raises(InputWrong, match=said):
+        read(run_of(tmp_path, "x", FIRST, workbook(s=[header, ["x.png"] * len(header)])))
+
+
+@pytest.mark.parametrize(
+    ("base", "words", "said"),
+    [
+        (FIRST, ["model.visual_encoder="], "model.visual_encoder=openai/clip-vit-large-patch14-336"),
+        (FIRST, ["data.kind=pretrain"], "cannot take pretrain data"),
+        (FIRST, ["data.eval_share=0.1"], "cannot be held out"),
+        (FIRST, ["model.pretrained_pth=x"], "trains the projector anew"),
+        (SECOND, [], "model.pretrained_pth=none"),
+        ("internlm2_chat_7b_qlora_oasst1_e3", ["data.kind=image"], "LLaVA's presets"),
+        (FIRST, ["train.evaluation_images=['a', 'b', 'c']"], "one for each"),
+    ],
+)
+def test_recipes_that_are_refused(tmp_path, pairs, base, words, said):
+    run = run_of(tmp_path, "x", base, pairs, *words)
+    with pytest.raises(InputWrong) as caught:
+        families.check(run.settings)
+    assert said in str(caught.value)
+
+
+def test_what_is_no_projector_is_refused(tmp_path, pairs):
+    torch.save({"state_dict": {"llm.x": torch.zeros(2)}}, str(tmp_path / "iter_1.pth"))
+    for given, said in (
+        (tmp_path / "iter_1.pth", "holds no projector"),
+        (tmp_path / "gone.pth", "neither a checkpoint"),
+    ):
+        run = run_of(tmp_path, "x", SECOND, pairs, f"model.pretrained_pth={given}")
+        with pytest.raises(InputWrong, match=said):
+            llava.pretrained(run)
+
+
+# ---- both stages
+
+
+def test_the_plan_is_what_xtuner_does(stages):
+    """Lengths as its dataset has them, patches as its model puts them in, iterations as its sampler gives them."""
+    libraries.load()
+    from mmengine.config import Config
+    from mmengine.dataset import DefaultSampler
+    from xtuner.dataset.samplers import LengthGroupedSampler
+    from xtuner.model.utils import prepare_inputs_labels_for_multimodal
+    from xtuner.registry import BUILDER
+
+    for run, sampler in zip(stages, (DefaultSampler, LengthGroupedSampler)):
+        cfg = Config.fromfile(str(run.config))
+        dataset = BUILDER.build(cfg.train_dataloader.dataset)
+        figures = run.figures("plan")
+        assert figures["image_tokens"] == 16
+        one = dataset[0]
+        built = BUILDER.build(cfg.model)
+        seen = built.visual_encoder(one["pixel_values"][None], output_hidden_states=True)
+        seen = built.projector(seen.hidden_states[built.visual_select_layer][:, 1:])
+        assert seen.shape[1] == 16
+        made = prepare_inputs_labels_for_multimodal(
+            llm=built.llm, input_ids=torch.tensor([one["input_ids"]]), pixel_values=seen
+        )
+        assert made["inputs_embeds"].shape[1] == len(one["input_ids"]) + 15
+        assert figures["tokens_kept"] == figures["tokens"] == sum(dataset.text_data["length"]) + 15 * len(dataset)
+        options = {k: v for k, v in cfg.train_dataloader.sampler.items() if k != "type"}
+        each = len(sampler(dataset, **options)) / cfg.batch_size
+        assert figures["iterations"] == figures["iterations_per_epoch"] == each
+        assert run.figures("train")["iterations"] == figures["iterations"]
+    assert stages[1].figures("plan")["packs_repeated"] == 4  # 12 pairs in updates of 8
+
+
+def test_what_is_trained_is_what_the_preset_says(stages):
+    first, second = ({name: held.read() for name, held in adapter.saved(run.checkpoint).items()} for run in stages)
+    assert {name.split(".")[0] for name in first} == {"projector"}
+    assert [run.figures("train")["lr_peak_logged"] for run in stages] == [0.004, 0.004]
+    assert {name.split(".")[0] for name in second} == {"projector", "llm", "visual_encoder"}
+    assert all(".lora_" in name for name in second if not name.startswith("projector."))
+    assert all(float(held.abs().max()) > 0 for name, held in second.items() if ".lora_B." in name and "llm" in name)
+    log = next(stages[1].folder.glob("checkpoints/*/train.log")).read_text(encoding="utf-8")
+    assert "Load pretrained weight from" in log  # and from there it went on:
+    for name in first:
+        assert 0 < float((second[name] - first[name]).abs().max()) < 0.02  # a random one is 0.1 away
+
+
+def test_the_parts_are_what_xtuner_converts(stages, tmp_path, monkeypatch):
+    """`xtuner convert pth_to_hf`, run here, and every tensor beside ours."""
+    from xtuner.tools.model_converters import pth_to_hf
+
+    for run, parts in zip(stages, (["projector"], ["llm_adapter", "projector", "visual_encoder_adapter"])):
+        place = tmp_path / run.name
+        place.mkdir()
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+        monkeypatch.setattr("sys.argv", ["pth_to_hf", str(run.config), str(run.checkpoint), str(place)])
+        pth_to_hf.main()
+        assert sorted(path.name for path in run.adapter.iterdir() if path.is_dir()) == parts
+        for part in parts:
+            [ours], [theirs] = (list((of / part).glob("*.safetensors")) for of in (run.adapter, place))
+            one, other = load_file(str(ours)), load_file(str(theirs))
+            assert set(one) == set(other), part
+            assert all(torch.equal(one[name], other[name]) for name in one), part
+            assert {held.dtype for held in one.values()} == {torch.float16 if part == "llm_adapter" else torch.float32}
+        assert "xtuner chat" in (run.adapter / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_with_more_than_the_recipe_trains_is_refused(stages, tmp_path):
+    first, second = stages
+    base = {"base_model": "x", "base_sha256": "y"}
+    with pytest.raises(RunFailed, match="not of this recipe"):
+        llava.write(second.checkpoint, tmp_path / "x", first.figures("config"), "fp16", base)
+
+
+def test_the_image_is_seen(stages):
+    """Another image gives other logits; before the image nothing changes."""
+    for run in stages:
+        found, folder = talker.find(run), data.image_folder(run) / "seen"
+        voice = talker.Talker(
+            found.place, talker.template(run), found.adapter, eyes=found.eyes, image=folder / "red.png"
+        )
+        sight, made = llava.Sight(*found.eyes, "cpu", torch.float32), []
+        for name in ("red", "blue"):
+            voice.seen = sight.see(folder / f"{name}.png")
+            made.append(voice.embedded("", [("一", "二")], "三<image>"))
+        assert made[0].shape == made[1].shape
+        with torch.no_grad():
+            red, blue = (voice.model(inputs_embeds=embeds).logits for embeds in made)
+        start = len(voice.tokenizer(voice.template.INSTRUCTION.split("{input}")[0])["input_ids"])
+        assert torch.equal(red[:, :start], blue[:, :start])
+        assert not torch.allclose(red[:, -1], blue[:, -1])
+    said = []
+    for image in ("red", "blue"):
+        voice.seen = sight.see(folder / f"{image}.png")
+        said.append(voice.answer("", [], "什么颜色？", limit=2))
+    assert all(isinstance(one.text, str) for one in said)
+
+
+def test_a_question_about_an_image(stages, pairs, tmp_path):
+    """At the command line: of the run that is there, and refused for a run that was not trained on images."""
+    second = stages[1]
+    (tmp_path / "second.toml").write_text(f'base = "{SECOND}"\n[data]\nfiles = ["{pairs}"]\n', encoding="utf-8")
+    words = ["chat", str(tmp_path / "second.toml"), "什么颜色？", f"image={pairs.parent / 'seen' / 'red.png'}"]
+    second.save()
+    result = CliRunner(mix_stderr=False).invoke(front.main, [*words, "--output", str(second.output)])
+    assert result.exit_code == 0, (result.stdout, result.stderr, result.exception)
+    assert result.stdout.strip()
+
+
+def test_chat_tells_what_it_cannot_see(stages, tmp_path, monkeypatch):
+    first, second = stages
+    for run, words, said in (
+        (first, ("base", "x.png"), "no projector"), (second, ("", "gone.png"), "no such file"),
+        (second, ("", str(second.config)), "cannot be read as an image"),
+    ):  # fmt: skip
+        with pytest.raises(InputWrong, match=said):
+            chat.talk(run, "问", *words)
+
+
+def test_merge_takes_the_language_model_and_not_the_projector_alone(stages):
+    first, second = stages
+    with pytest.raises(InputWrong, match=r"merged into nothing.*model\.pretrained_pth="):
+        pipeline.run_stages(first, "merge")
+    pipeline.run_stages(second, "merge", (pipeline.MERGE,))
+    assert second.figures("merge")["tensors_changed"] > 0
+    assert talker.find(second, "merged").eyes[1] == second.adapter
+
+
+def test_an_image_that_changed_trains_again(stages, pairs):
+    """Its sum stands in the data, so that no stage passes for current."""
+    _, second = stages
+    _, rows = read(second)
+    before = second.dataset.read_bytes()
+    path = pairs.parent / rows[0]["image"]
+    held, times = path.read_bytes(), stamp(path)
+    key = data.reads(second)["images"]
+    try:
+        Image.new("RGB", (50, 50), "orange").save(str(path))
+        assert stamp(path) != times
+        assert data.reads(second)["images"] != key
+        read(second)
+        assert second.dataset.read_bytes() != before
+    finally:
+        path.write_bytes(held)
+
+
+def test_the_preview_shows_where_the_image_is(stages):
+    from recipe import data_report
+
+    conversation = next(data.conversations(stages[0].dataset))
+    pieces = data_report.Sight(stages[0]).pieces(conversation)
+    assert data.IMAGE in [text for text, _ in pieces]
+    assert plan.count([conversation], None, model.tokenizer(stages[0]), 99, True)["lengths"][0] > 5
+
+
+def test_dtypes_of_the_first_stage(tmp_path, pairs):
+    """4 bits as shipped, computed in bf16; none in fp32."""
+    run = run_of(tmp_path, "x", FIRST, pairs)
+    assert "BitsAndBytesConfig," not in config.render(run.settings, "m", "d", {}).split("model = dict")[1]
+    again = settings.replace(run.settings, "train.dtype", "bf16")
+    text = config.render(again, "m", "d", {})
+    assert families.flat(text)["model.llm.quantization_config.bnb_4bit_compute_dtype"] == "torch.bfloat16"
