@@ -18,7 +18,7 @@ RANK = 64  # of the adapters, as in XTuner's presets
 # Bytes a weight: NF4, and its scales quantized once more (32 bits for 64 weights, of these 8 and 32 for 256 scales)
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
-# Whether this DeepSpeed's estimator of ZeRO-2 divides the 16-bit gradients, too: 0.18.9's does (cu13), 0.14.0's does not
+# Whether this DeepSpeed's estimator of ZeRO-2 divides the 16-bit gradients, too: 0.18.9's (cu13) does, not 0.14.0's
 DIVIDES = sys.version_info >= (3, 12)
 
 
