@@ -5,6 +5,7 @@ model beside what was measured. A test makes the page again and compares.
 """
 
 import math
+import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Tuple
 
@@ -16,6 +17,9 @@ CARD = 75.0  # GiB of an 80 GB card that are left for model states, beside CUDA'
 RANK = 64  # of the adapters, as in XTuner's presets
 # Bytes a weight: NF4, and its scales quantized once more (32 bits for 64 weights, of these 8 and 32 for 256 scales)
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+
+# Whether this DeepSpeed's estimator of ZeRO-2 divides the 16-bit gradients, too: 0.18.9's (cu13) does, not 0.14.0's
+DIVIDES = sys.version_info >= (3, 12)
 
 
 class Model(NamedTuple):
@@ -73,7 +77,14 @@ MODELS = (
 def states(model: Model, gpus: int, nodes: int) -> Dict[str, Tuple[float, float]]:
     """method → (bytes on each GPU, bytes of each machine's RAM) of weights, gradients and optimizer."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
-    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as estimated
+
+    def zero2(weights: int, cpu_offload: bool, **here: int) -> Tuple[float, ...]:
+        """As DeepSpeed 0.14.0 tells it, for the page is the same in both variants."""
+        ram, gpu = estimated(weights, cpu_offload=cpu_offload, **here)
+        if DIVIDES and not cpu_offload:
+            gpu += 2 * weights * (1 - 1 / (here["num_gpus_per_node"] * here["num_nodes"]))
+        return ram, gpu
 
     total, trained, largest = model.parameters, model.trained, model.vocabulary * model.hidden
     here = {"num_gpus_per_node": gpus, "num_nodes": nodes}
@@ -139,7 +150,9 @@ Made by `./justw memory`; a test makes it again and compares. GiB on each GPU fo
 before any data; **bold** fits an 80 GB card ({card:g} GiB, the rest for CUDA and a small batch). XTuner's DeepSpeed
 files: `train.deepspeed=deepspeed_zero2`, `deepspeed_zero2_offload`, `deepspeed_zero3`, `deepspeed_zero3_offload`.
 
-- *DeepSpeed*: its own estimators (`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`).
+- *DeepSpeed*: its own estimators (`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`) of
+  0.14.0. That of 0.18.9, in the variant `cu13`, divides ZeRO-2's 16-bit gradients among the GPUs, too: 2 × (1 − 1/GPUs)
+  bytes less for each weight that is trained.
 - *computed*: frozen weights (16 bits; NF4 with its scales, and 32 bits for embeddings, output layer and norms) and, for
   the adapters of rank {rank} on every matrix, the same estimators. With ZeRO-3 frozen weights are cut, too; 4-bit ones
   cannot be (the recipe refuses that).

@@ -703,18 +703,22 @@ def test_systems_that_the_packages_do_not_run_on(machine, monkeypatch):
     host = checks.Host()
     (line,) = checks.check_system(host, None, "host")
     told(line._asdict(), "ok", "Ubuntu 22.04.5 LTS, x86_64, glibc 2.")
-    for library, runtime, status in (
-        ("glibc 2.17", "host", "stop"),
-        ("", "host", "stop"),
-        ("glibc 2.17", "docker", "ok"),
+    for variant, needed, library, runtime, status in (
+        ("cu118", "glibc 2.24", "glibc 2.17", "host", "stop"),
+        ("cu118", "glibc 2.24", "", "host", "stop"),
+        ("cu118", "glibc 2.24", "glibc 2.24", "host", "ok"),
+        ("cu118", "glibc 2.24", "glibc 2.17", "docker", "ok"),
+        ("cu13", "glibc 2.28", "glibc 2.24", "host", "stop"),
+        ("cu13", "glibc 2.28", "glibc 2.28", "host", "ok"),
     ):
+        monkeypatch.setenv("VARIANT", variant)
         monkeypatch.setattr(checks.os, "confstr", lambda name, library=library: library)
         (line,) = checks.check_system(host, None, runtime)
         told(
             line._asdict(),
             status,
             library or "no glibc",
-            *(["glibc 2.24", "run in a container"] if status == "stop" else []),
+            *([needed, "run in a container"] if status == "stop" else []),
         )
     monkeypatch.setattr(checks.platform, "machine", lambda: "aarch64")
     (line,) = checks.check_system(host, None, "docker")

@@ -449,7 +449,7 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
     found = Page(page.read_text(encoding="utf-8"))
     for what, first, second in (
         ("train.lr", "0.004", "0.001"),
-        ("torch", "2.0.0", "2.0.1"),
+        ("torch", stages.versions()["torch"], "2.0.1"),
         ("GPU", "none", "RTX 3090, driver 535"),
     ):
         assert found.row(what) == [what, first, second]
