@@ -33,8 +33,8 @@ KINDS = (".xlsx", ".xlsm", ".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet"
 FOREIGN = (".xls", ".xlsb", ".et", ".ods", ".numbers")  # workbooks that are not read: refused, never left out
 SHOWN = 20  # faults listed before the rest is only counted
 HEADER_WITHIN = 20  # rows that hold anything, from the top
-# What the tokenizer, or that of another chat model, takes for a sign of its own instead of text.
 IMAGE = "<image>"  # stands where the image is, as LLaVA has it
+# What the tokenizer, or that of another chat model, takes for a sign of its own instead of text.
 CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<unk>|<pad>|\[UNUSED_TOKEN_\d+\]|<\|(?=im_)")
 # Control characters, halves of characters, and the sign that stands for a character lost in an earlier conversion.
 NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufffd\ufffe\uffff\ud800-\udfff]")
