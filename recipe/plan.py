@@ -141,9 +141,8 @@ def iterations_per_epoch(packs: int, batch_size: int, together: int = 1, grouped
 
 
 def grouped(cfg: Any) -> int:
-    """How many batches the config's sampler keeps together: those of an update, where it groups by length."""
-    size = cfg.train_dataloader.sampler.get("per_device_batch_size")
-    return size // cfg.batch_size if size else 1
+    """How many batches the config's sampler keeps together: those of an update where it groups by length, else 0."""
+    return cfg.train_dataloader.sampler.get("per_device_batch_size", 0) // cfg.batch_size
 
 
 def interval(value: Any, iterations: int) -> int:
@@ -243,7 +242,7 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         more = llava.patches(run) - 1
         packed["tokens_kept"] += more * packed["packs"]
     together = ranks.count(run.settings)
-    per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size, together, grouped(cfg))
+    per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size, together, grouped(cfg) or 1)
     iterations = per_epoch * cfg.max_epochs
     warmup = int(cfg.warmup_ratio * cfg.max_epochs * per_epoch)
     try:
@@ -282,14 +281,13 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "ranks": together,
         "update_sequences": cfg.batch_size * cfg.accumulative_counts * together,
         # mmengine's sampler fills the last round of an epoch with its first packs
-        "packs_repeated": -packed["packs"]
-        % (together if grouped(cfg) == 1 else cfg.batch_size * grouped(cfg) * together),
+        "packs_repeated": -packed["packs"] % (cfg.batch_size * grouped(cfg) * together or together),
         "iterations_per_epoch": per_epoch,
         "iterations": iterations,
         "updates": updates(iterations, cfg.accumulative_counts, engine),
         "updates_with_deepspeed": updates(iterations, cfg.accumulative_counts, True),
         "updates_without_deepspeed": updates(iterations, cfg.accumulative_counts, False),
-        "by_gpus": by_gpus(packed["packs"], cfg, together, engine),
+        "by_gpus": by_gpus(packed["packs"], cfg, together, engine, grouped(cfg) > 0),
         "lr_configured": cfg.lr,
         "lr_peak": max(trace, default=0.0),
         "lr_trace": trace,
@@ -316,17 +314,17 @@ def events(every: int, iterations: int, also: Sequence[int]) -> List[int]:
     return sorted({*range(every, iterations + 1, every), *also})
 
 
-def by_gpus(packs: int, cfg: Any, together: int, deepspeed: bool) -> Dict[str, Dict[str, int]]:
+def by_gpus(packs: int, cfg: Any, together: int, deepspeed: bool, by_length: bool = False) -> Dict[str, Dict[str, int]]:
     """Iterations of each, and updates, on 1, 2, 4 and 8 GPUs, where they can share an update of the same size.
 
-    `cfg` is the config of each of `together` ranks.
+    `cfg` is the config of each of `together` ranks; `by_length`: its sampler groups whole updates.
     """
     table = {}
     for number in (1, 2, 4, 8):
         each = ranks.share(cfg.batch_size, cfg.accumulative_counts * together, number)
         if each is None:
             continue
-        kept = each[1] if grouped(cfg) > 1 else 1
+        kept = each[1] if by_length else 1
         iterations = iterations_per_epoch(packs, each[0], number, kept) * cfg.max_epochs
         table[str(number)] = {"iterations": iterations, "updates": updates(iterations, each[1], deepspeed)}
     return table
