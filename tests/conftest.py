@@ -1,6 +1,7 @@
 """Shared by the tests: the repository, workbooks made on the spot, one finished demo run."""
 
 import hashlib
+import inspect
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import openpyxl
 import pytest
+from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 # The lock of the environment in which the tests run, by PyPI's build: PyTorch's own differs in torch alone.
@@ -62,6 +64,12 @@ def recipe(*words, cwd=ROOT, timeout=600, **more):
         text=True,
         timeout=timeout,
     )
+
+
+def runner():
+    """Of commands in this process; standard error apart, which click does by itself since 8.2."""
+    told = "mix_stderr" in inspect.signature(CliRunner).parameters
+    return CliRunner(mix_stderr=False) if told else CliRunner()
 
 
 def refused(done, code, *words):

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 import pytest
-from click.testing import CliRunner
-from conftest import ROOT
+from conftest import ROOT, runner
 from PIL import Image
 from test_report import CHROMIUM, chromium
 
@@ -330,7 +329,7 @@ def test_stages_of_the_documents_run(demo, desk, monkeypatch, tmp_path):
         output = "output" if own else str(demo[1].parent)
         if "gpus=2" in words:  # another plan, which is not to be that of the demo's run
             output = str(tmp_path)
-        result = CliRunner(mix_stderr=False).invoke(front.main, [*words, "--output", output])
+        result = runner().invoke(front.main, [*words, "--output", output])
         assert result.exit_code == 0, (words, result.stdout, result.stderr, result.exception)
         assert result.stdout.strip(), words
         for stage in re.findall(r"(?m)^(train|adapter|merge) .*", result.stdout if "--dry-run" not in words else ""):
@@ -341,7 +340,7 @@ def test_what_is_asked_of_no_recipe_runs(at_desk):
     (at_desk / "mine.toml").unlink()
     for command in documented():
         if command.name in OF_NO_RECIPE:
-            result = CliRunner(mix_stderr=False).invoke(front.main, [command.name, *command.words])
+            result = runner().invoke(front.main, [command.name, *command.words])
             assert result.exit_code == 0, result.stderr
             assert result.stdout.strip()
     assert "mixtral" in text(at_desk / "mine.toml")

@@ -22,8 +22,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import ROOT, recipe
+from conftest import ROOT, recipe, runner
 
 from recipe import chat, data, export, libraries, settings, tiny, to_gguf
 from recipe.__main__ import main
@@ -54,7 +53,7 @@ def merged(run):
 
 def typed(run, *words):
     """A command in this process: (exit code, what it printed, its error). Saves the seconds of its imports."""
-    done = CliRunner(mix_stderr=False).invoke(main, ["export", *map(str, words), "--output", str(run.output)])
+    done = runner().invoke(main, ["export", *map(str, words), "--output", str(run.output)])
     return done.exit_code, done.stdout, done.stderr
 
 

@@ -31,7 +31,7 @@ def torch_distributed(module):
         return begin("gloo", *words, **more)
 
     def all_gather_into_tensor(output_tensor, input_tensor, group=None, async_op=False):
-        parts = list(output_tensor.view(-1).chunk(module.get_world_size(group)))
+        parts = list(output_tensor.detach().view(-1).chunk(module.get_world_size(group)))
         return module.all_gather(parts, input_tensor.reshape(-1), group=group, async_op=async_op)
 
     def reduce_scatter_tensor(output, input, op=module.ReduceOp.SUM, group=None, async_op=False):
