@@ -90,6 +90,8 @@ def test_versions_of_the_tutorials_day(package, version):
         ("deepspeed", "0.18.9"),
         ("mmengine", "0.10.7"),
         ("numpy", "1.26.4"),
+        # the last but few whose server `just web` can stand before
+        ("streamlit", "1.36.0"),
     ],
 )
 def test_versions_of_cu13(package, version):
