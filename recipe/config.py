@@ -400,7 +400,7 @@ def reads(run: Run) -> Dict[str, Any]:
     from . import llava, model
 
     return {
-        **({"sight": llava.names(run)} if families.kind(run.settings) == "image" else {}),
+        **({"sight": llava.names(run)} if families.pictures(run.settings) else {}),
         "settings": run.settings.model_dump(
             exclude={
                 "data": {"files", "skip_blank", "eval_share", "eval_files"},
@@ -432,7 +432,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     from . import llava, model
 
     plan = json.loads(run.plan.read_text(encoding="utf-8"))
-    sight = llava.names(run) if families.kind(run.settings) == "image" else None
+    sight = llava.names(run) if families.pictures(run.settings) else None
     text = render(run.settings, run.shown(model.folder(run)), run.shown(run.dataset), plan["intervals"], sight)
     diff = preset.difference(preset.source(run.settings.base), text, f"{run.settings.base}.py", "config.py")
     (out / "config.py").write_text(text, encoding="utf-8")

@@ -33,7 +33,7 @@ def is_measured(settings: Any) -> bool:
     from . import families
 
     shipped = families.facts(settings.base).model.lower()
-    if families.kind(settings) == "image":
+    if families.pictures(settings):
         return False
     return families.method(settings) == "qlora" and "internlm2" in shipped and "7b" in shipped
 

@@ -670,7 +670,7 @@ def left_out(run: Run) -> List[str]:
 def reads(run: Run) -> Dict[str, Any]:
     here = Path(__file__)
     found = [*files(run), *files(run, "eval_files")]
-    pictures = families.kind(run.settings) == "image"
+    pictures = families.pictures(run.settings)
     return {
         **({"images": images.listed(image_folder(run)), "looks": Path(images.__file__)} if pictures else {}),
         "files": [name for _, name in found] + left_out(run), "settings": run.settings.data.model_dump(),

@@ -192,7 +192,7 @@ class Sight:
         cfg = config.effective(run.settings)
         self.template, self.max_length = config.template(cfg), cfg.max_length
         self.tokenizer = model.tokenizer(run)
-        self.pictures = families.kind(run.settings) == "image"
+        self.pictures = families.pictures(run.settings)
 
     def count(self, conversation: Conversation) -> Tuple[int, int]:
         """(tokens, tokens with loss) before any cut."""

@@ -64,6 +64,11 @@ class Facts:
         return "lora" if self.framework == "huggingface" else "model.lora"
 
     @property
+    def eyes(self) -> str:
+        """The visual encoder that LLaVA's presets name."""
+        return self.names["visual_encoder_name_or_path"].strip("'")
+
+    @property
     def billions(self) -> float:
         """Parameters of the language model, 10^9, by its name."""
         return size_of(self.model)
@@ -210,6 +215,11 @@ def kind(settings: Settings) -> str:
     return settings.data.kind or facts(settings.base).kind
 
 
+def pictures(settings: Settings) -> bool:
+    """Whether it trains on pairs of images and texts."""
+    return kind(settings) == "image"
+
+
 def tokenizer(settings: Settings, place: Path, **more: Any) -> Any:
     """The tokenizer in a model folder as the preset loads it: by its class (Mistral's pre-training takes Llama's slow
     one, which cuts otherwise than the fast one), with its settings (Qwen's end token, ChatGLM's special tokens).
@@ -254,10 +264,9 @@ def _check_pairs(settings: Settings, found: Facts) -> None:
             f"LLaVA's presets (just presets llava)."
         )
     if not chosen.visual_encoder:
-        eyes = found.names["visual_encoder_name_or_path"].strip("'")
         raise InputWrong(
-            f"base = {found.name!r} sees by {eyes}: name its folder, or what the model's hub calls it: "
-            f"model.visual_encoder={eyes} (Hugging Face)."
+            f"base = {found.name!r} sees by {found.eyes}: name its folder, or what the model's hub calls it: "
+            f"model.visual_encoder={found.eyes} (Hugging Face)."
         )
     if ("pretrained_pth" in found.names) != bool(chosen.pretrained_pth):
         if chosen.pretrained_pth:

@@ -23,9 +23,10 @@ from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.visualization import WandbVisBackend
 
+from .data import IMAGE
 from .faults import GONE
 from .ranks import BEAT
-from .stages import remove
+from .stages import below, remove
 from .train import NAME, SAVED
 
 # Seconds after SIGTERM within which the accumulation under way is finished; spot instances give 30.
@@ -268,7 +269,7 @@ def rows_of(runner: Any, batch: Any) -> str:
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             texts = [turn[side] for turn in json.loads(line)["conversation"] for side in ("input", "output")]
-            whole = ["".join(text.replace("<image>", "").split()) for text in texts]
+            whole = ["".join(text.replace(IMAGE, "").split()) for text in texts]
             if any(text and text in pack for text in whole for pack in packs):
                 found.append(number)
     more = f" and {len(found) - 20} more" if len(found) > 20 else ""
@@ -308,7 +309,7 @@ def _kind(runner: Any) -> str:
 def _settle(path: Path) -> int:
     """Bring a file or folder to the disk before it gets its name; its size in bytes."""
     total = 0
-    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+    for file in below(path):
         total += file.stat().st_size
         with file.open("rb") as stream:
             os.fsync(stream.fileno())

@@ -14,6 +14,7 @@ from .stages import Run, digest
 
 NONE = "none"  # model.pretrained_pth: a random projector
 PROJECTOR = "projector."
+SELECTED = -2  # the layer whose output is projected: LLaVAModel's visual_select_layer, which no preset changes
 # Folder of an adapter → what the trainer calls its model, and its settings in the config stage's figures
 ADAPTERS = {"llm_adapter": ("llm", "lora"), "visual_encoder_adapter": ("visual_encoder", "visual_encoder_lora")}
 
@@ -168,6 +169,3 @@ class Sight:
         with torch.inference_mode():
             seen = self.encoder(pixels.to(self.encoder.device, self.encoder.dtype), output_hidden_states=True)
             return self.projector(seen.hidden_states[SELECTED][:, 1:])
-
-
-SELECTED = -2  # the layer whose output is projected: LLaVAModel's visual_select_layer, which no preset changes

@@ -106,18 +106,23 @@ def of_run(run: Run, cfg: Any, deepspeed: bool, checkpoints: int) -> Optional[Di
     lora = cfg.model.get("lora")
     bits = {"qlora": 4, "full": 32}.get(method, 8 if families.facts(settings.base).bits == 8 else 16)
     shared = (method, bits, cfg.batch_size * cfg.max_length, lora.get("r", 64) if lora else 0)
-    found = {name: round(value / MIB) for name, value in parts(shape, *shared, deepspeed).items()}
+    held = parts(shape, *shared, deepspeed)
+    found = {name: round(value / MIB) for name, value in held.items()}
     zero = of_zero(shape, *shared)
     for row in zero:
         row.update({place: {n: round(v / MIB) for n, v in row[place].items()} for place in ("gpu", "host")})
-    parameters = round(shape.parameters)
-    trained = parameters if method == "full" else round(parts(shape, *shared)["trained"] / 16)
+    parameters, trained = round(shape.parameters), round(_trained(shape, method, held))
     # A new one is written before the oldest goes.
     copies = checkpoints if cfg.save_total_limit < 1 else min(checkpoints, cfg.save_total_limit + 1)
     return {
         "mib": found.pop("total"), "method": method, "parameters": parameters, **found, "zero": zero,
         "disk": of_disk(parameters, trained, deepspeed, copies),
     }  # fmt: skip
+
+
+def _trained(shape: Shape, method: str, held: Dict[str, float]) -> float:
+    """How many weights are trained, of `parts`: an adapter's hold 16 bytes each."""
+    return shape.parameters if method == "full" else held["trained"] / 16
 
 
 def of_disk(parameters: int, trained: int, deepspeed: bool, copies: int) -> Dict[str, int]:
@@ -142,7 +147,7 @@ def of_zero(shape: Shape, method: str, bits: int, tokens: int, rank: int) -> Lis
     (with ZeRO-3 the weights too) into RAM.
     """
     alone = parts(shape, method, bits, tokens, rank)
-    trained = shape.parameters if method == "full" else alone["trained"] / 16
+    trained = _trained(shape, method, alone)
     frozen = 0.0 if method == "full" else alone["weights"]
     rest = alone["work"]
     table = []

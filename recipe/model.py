@@ -497,7 +497,7 @@ def reads(run: Run) -> Dict[str, Any]:
 def work(run: Run, out: Path) -> Dict[str, Any]:
     """Make sure of the base model. Figures: its folder, files, bytes, and what its record says of its origin."""
     place = ensure(run)
-    seeing = visual(run) if families.kind(run.settings) == "image" else None
+    seeing = visual(run) if families.pictures(run.settings) else None
     sizes = [p.stat().st_size for p in place.iterdir() if p.is_file()]
     record, model = _record(place), run.settings.model
     return {

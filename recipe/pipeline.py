@@ -94,7 +94,7 @@ def of_method(run: Run, items: Tuple[Any, ...]) -> Tuple[Any, ...]:
     """`items` as the recipe's method has them: full fine-tuning makes no adapter, and evaluates its whole model; of
     LLaVA's it makes the projector, and the first stage no more than that.
     """
-    if families.kind(run.settings) == "image":
+    if families.pictures(run.settings):
         alone = families.method(run.settings) == "projector"
         return tuple(item for item in items if not (alone and item in (MERGE, SAMPLES)))
     if families.method(run.settings) != "full" or ADAPTER not in items:

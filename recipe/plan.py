@@ -186,7 +186,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "dataset": run.dataset,
         "held_out": run.figures("data").get("held_out", 0),
         "tokenizer": model.folder(run).name if tiny else tokenizer,
-        **({"eyes": model.visual_facts(run) / "config.json"} if families.kind(run.settings) == "image" else {}),
+        **({"eyes": model.visual_facts(run) / "config.json"} if families.pictures(run.settings) else {}),
         "force": run.force,
         "speed": config.speed(run.settings),
         "bench": cost.BENCH,
@@ -228,7 +228,7 @@ def drawn_seed(run: Run) -> int:
 def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed: int) -> Dict[str, Any]:
     """The plan of a run whose effective config is `cfg`; see the module's text."""
     train, engine = run.settings.train, bool(config.deepspeed(run.settings))
-    pictures = families.kind(run.settings) == "image"
+    pictures = families.pictures(run.settings)
     tokens = count(conversations, config.template(cfg), tokenizer, cfg.max_length, pictures)
     if len(tokens["masked"]) == len(conversations):
         raise InputWrong(
@@ -241,8 +241,8 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
     if pictures:  # each takes the place of the one token that stands for it, behind the cut at max_length
         more = llava.patches(run) - 1
         packed["tokens_kept"] += more * packed["packs"]
-    together = ranks.count(run.settings)
-    per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size, together, grouped(cfg) or 1)
+    together, kept = ranks.count(run.settings), grouped(cfg)
+    per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size, together, kept or 1)
     iterations = per_epoch * cfg.max_epochs
     warmup = int(cfg.warmup_ratio * cfg.max_epochs * per_epoch)
     try:
@@ -281,13 +281,13 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
         "ranks": together,
         "update_sequences": cfg.batch_size * cfg.accumulative_counts * together,
         # mmengine's sampler fills the last round of an epoch with its first packs
-        "packs_repeated": -packed["packs"] % (cfg.batch_size * grouped(cfg) * together or together),
+        "packs_repeated": -packed["packs"] % (cfg.batch_size * kept * together or together),
         "iterations_per_epoch": per_epoch,
         "iterations": iterations,
         "updates": updates(iterations, cfg.accumulative_counts, engine),
         "updates_with_deepspeed": updates(iterations, cfg.accumulative_counts, True),
         "updates_without_deepspeed": updates(iterations, cfg.accumulative_counts, False),
-        "by_gpus": by_gpus(packed["packs"], cfg, together, engine, grouped(cfg) > 0),
+        "by_gpus": by_gpus(packed["packs"], cfg, together, engine, kept > 0),
         "lr_configured": cfg.lr,
         "lr_peak": max(trace, default=0.0),
         "lr_trace": trace,

@@ -50,7 +50,7 @@ def new(name: str, base: str) -> Path:
         )
     said = found.why
     warning = f"# Does not run here: {said}.\n" if said else ""
-    sight = "" if found.kind != "image" else SIGHT.format(eyes=found.names["visual_encoder_name_or_path"].strip("'"))
+    sight = "" if found.kind != "image" else SIGHT.format(eyes=found.eyes)
     rate = {"full": "2e-5", "projector": "1e-3"}.get(found.method, "2e-4")
     text = NEW.format(
         name=path, base=base, warning=warning, model=found.model, method=found.method,

@@ -200,10 +200,15 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
+def below(path: Path) -> List[Path]:
+    """All files of a folder and its folders, sorted; of a file itself."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
 def stamp(path: Path) -> List[Any]:
     """Names, sizes and times below `path`: equal stamps mean untouched files, without reading them."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [[str(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()]
+    files = [file for file in below(path) if file.exists()]
+    return [[str(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
 def key_of(reads: Dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ def find(run: Run, which: str = "") -> Found:
     merged, adapter = ((stages.get(name) or {}).get("finished", "") for name in ("merge", "adapter"))
     if which == "base":
         return Found("base", model.folder(run))
-    eyes = (model.folder(model.visual(run)), run.adapter) if families.kind(run.settings) == "image" else None
+    eyes = (model.folder(model.visual(run)), run.adapter) if families.pictures(run.settings) else None
     full = families.method(run.settings) == "full"
     if full and which == "adapter":
         raise InputWrong(f"{run.name} is fully fine-tuned: it has no adapter, but a merged model.")
@@ -230,15 +230,9 @@ class Talker:
     def _generate_seeing(self, embeds: Any, limit: int, streamer: Any, sampling: Optional[Dict[str, Any]]) -> Answer:
         import torch
 
-        with torch.inference_mode():  # what comes back begins behind the prompt
-            made = self.model.generate(
-                inputs_embeds=embeds, attention_mask=torch.ones_like(embeds[..., 0], dtype=torch.long),
-                max_new_tokens=limit, streamer=streamer, eos_token_id=sorted(self.stops),
-                pad_token_id=self.tokenizer.pad_token_id or 0, bos_token_id=self.tokenizer.bos_token_id,
-                stopping_criteria=[lambda rows, *_, **__: self._answer(rows[0].tolist()).ended] if self.words else None,
-                **(sampling or {"do_sample": False}),
-            )  # fmt: skip
-        return self._answer(made[0].tolist())
+        mask = torch.ones_like(embeds[..., 0], dtype=torch.long)
+        start = {"inputs_embeds": embeds, "attention_mask": mask, "bos_token_id": self.tokenizer.bos_token_id}
+        return self._continue(start, 0, limit, streamer, sampling)[0]  # what comes back begins behind the prompt
 
     def _generate(
         self, prompts: List[List[int]], limit: int, streamer: Any = None, sampling: Optional[Dict[str, Any]] = None
@@ -250,17 +244,25 @@ class Talker:
         # On the left, so that every answer begins where its prompt ends.
         ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        start = {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
+        return self._continue(start, longest, limit, streamer, sampling)
+
+    def _continue(
+        self, start: Dict[str, Any], behind: int, limit: int, streamer: Any, sampling: Optional[Dict[str, Any]]
+    ) -> List[Answer]:
+        """What the model generates from `start`, generate's own arguments; an answer begins after `behind` tokens."""
+        import torch
 
         def ended(rows: Any, *_: Any, **__: Any) -> bool:
-            return all(self._answer(row).ended for row in rows[:, longest:].tolist())
+            return all(self._answer(row).ended for row in rows[:, behind:].tolist())
 
         with torch.inference_mode():
             made = self.model.generate(
-                input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), max_new_tokens=limit,
-                streamer=streamer, eos_token_id=sorted(self.stops), pad_token_id=pad,
-                stopping_criteria=[ended] if self.words else None, **(sampling or {"do_sample": False}),
+                **start, max_new_tokens=limit, streamer=streamer, eos_token_id=sorted(self.stops),
+                pad_token_id=self.tokenizer.pad_token_id or 0, stopping_criteria=[ended] if self.words else None,
+                **(sampling or {"do_sample": False}),
             )  # fmt: skip
-        return [self._answer(row) for row in made[:, longest:].tolist()]
+        return [self._answer(row) for row in made[:, behind:].tolist()]
 
     def _answer(self, tokens: List[int]) -> Answer:
         """Up to the first end token; what stands behind it is padding."""

@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from . import config, families, faults, llava, loggers, model, preset, ranks, tensor_files
 from .errors import HostLacks, RunFailed, Stopped
-from .stages import Run, gpus, key_of
+from .stages import Run, below, gpus, key_of
 
 # mmengine's log line: Iter(train) [10/51]  lr: 1.8763e-09  eta: 0:00:49  time: 1.2010  …  loss: 2.0068
 LINE = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?\blr: ([-+.\deE]+).*?\bloss: ([-+.\deE]+|nan|inf)")
@@ -133,7 +133,7 @@ def reads(run: Run) -> Dict[str, Any]:
     place = model.folder(run)
     seed = json.loads(run.plan.read_text(encoding="utf-8"))["seed"]
     return {
-        **(llava.reads(run) if families.kind(run.settings) == "image" else {}),
+        **(llava.reads(run) if families.pictures(run.settings) else {}),
         "config": config.without_places(run.config.read_text(encoding="utf-8")),
         "dataset": run.dataset,
         "model": model.fingerprint(place) if place.is_dir() else "absent",
@@ -181,8 +181,7 @@ def _room(run: Run, place: Path, planned: Dict[str, Any]) -> None:
     disk = (planned["memory"] or {}).get("disk")
     if not disk:
         return
-    there = sum(path.stat().st_size for path in place.glob("iter_*/**/*") if path.is_file())
-    there += sum(path.stat().st_size for path in place.glob("iter_*") if path.is_file())
+    there = sum(file.stat().st_size for checkpoint in place.glob("iter_*") for file in below(checkpoint))
     needed, free = disk["checkpoints"] - there, shutil.disk_usage(str(place)).free
     if free < needed:
         raise HostLacks(

@@ -14,7 +14,7 @@ from . import adapter, config, merge, model, pipeline, train
 from .errors import HostLacks, InputWrong, RecipeError
 from .merging.plan import CHECKSUMS
 from .merging.proof import prove
-from .stages import Run, digest, host, is_held, perform, versions
+from .stages import Run, below, digest, host, is_held, perform, versions
 
 OK, DIFFERS, NOT_HERE = "ok", "differs", "not here"
 
@@ -167,7 +167,7 @@ def _adapter(run: Run, place: Path) -> Tuple[str, str]:
     figures = run.figures("adapter")
     metadata = {name: figures[name] for name in ("base_model", "base_sha256")}
     adapter.write(run, place, figures["dtype"], metadata)
-    for name in sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()):
+    for name in (str(path.relative_to(place)) for path in below(place)):
         if digest(run.adapter / name) == "absent":
             return NOT_HERE, f"{name} was deleted"
         if digest(run.adapter / name) != digest(place / name):

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from ..stages import digest
+from ..stages import below, digest
 from . import columns
 from .records import Wrong
 
@@ -85,5 +85,5 @@ def column(header: Sequence[Any], chosen: str) -> int:
 
 def listed(folder: Path) -> List[List[Any]]:
     """Names, sizes and times of all images below a folder: equal lists mean untouched images."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())
+    found = [path for path in below(folder) if path.suffix.lower() in KINDS]
     return [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in found]
