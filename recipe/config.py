@@ -209,6 +209,8 @@ def edits(
         changes["evaluation_inputs"] = repr(train.evaluation_inputs)
     if train.evaluation_max_new_tokens is not None and "custom_hooks" in there:
         changes["custom_hooks.1.max_new_tokens"] = repr(train.evaluation_max_new_tokens)
+    if found.kind == "image":
+        changes["custom_hooks.1.type"] = "'recipe.hooks.Pictures'"
     if train.template:
         changes["prompt_template"] = f"PROMPT_TEMPLATE.{train.template}"
     changes.update(_method(settings, found))

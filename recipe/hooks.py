@@ -22,6 +22,7 @@ import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.visualization import WandbVisBackend
+from xtuner.engine.hooks import EvaluateChatHook
 
 from .data import IMAGE
 from .faults import GONE
@@ -184,6 +185,18 @@ class Wandb(WandbVisBackend):
 
     def add_config(self, config: Any, **_: Any) -> None:
         self.experiment.config.update(config.to_dict())
+
+
+class Pictures(EvaluateChatHook):
+    """XTuner's questions about images, answered in the type that is trained in. Without DeepSpeed its projector is fp32
+    and the frozen language model's output head is not, which meet in training's autocast alone.
+    """
+
+    def _generate_samples(self, runner: Any, *words: Any, **more: Any) -> None:
+        kind = getattr(runner.optim_wrapper, "cast_dtype", None)
+        device = next(runner.model.parameters()).device.type
+        with torch.autocast(device, dtype=kind, enabled=kind is not None):
+            super()._generate_samples(runner, *words, **more)
 
 
 class Beat(Hook):

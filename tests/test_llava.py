@@ -317,3 +317,33 @@ def test_dtypes_of_the_first_stage(tmp_path, pairs):
     again = settings.replace(run.settings, "train.dtype", "bf16")
     text = config.render(again, "m", "d", {})
     assert families.flat(text)["model.llm.quantization_config.bnb_4bit_compute_dtype"] == "torch.bfloat16"
+
+
+def test_the_trainers_questions_meet_16_bit_weights_and_an_fp32_projector(stages, monkeypatch):
+    """As on a GPU without DeepSpeed; on the CPU half precision is bf16."""
+    from types import SimpleNamespace
+
+    from mmengine.config import Config
+    from xtuner.engine.hooks import EvaluateChatHook
+    from xtuner.registry import BUILDER
+
+    from recipe.hooks import Pictures
+
+    first, _ = stages
+    monkeypatch.chdir(first.root)
+    cfg = Config.fromfile(str(first.config))
+    cfg.model.llm.torch_dtype = torch.bfloat16
+    model = BUILDER.build(cfg.model)
+    asked = cfg.custom_hooks[1]
+    assert asked.pop("type") == "recipe.hooks.Pictures"
+    said = []
+    runner = SimpleNamespace(
+        model=model, cfg=cfg, logger=SimpleNamespace(info=said.append),
+        optim_wrapper=SimpleNamespace(cast_dtype=torch.bfloat16),
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="dtype"):
+        EvaluateChatHook(**asked).before_train(runner)
+    said.clear()
+    Pictures(**asked).before_train(runner)
+    assert len(said) == 1 + len(asked.evaluation_inputs)
+    assert all("Sample output" in line for line in said[1:])
