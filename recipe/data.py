@@ -805,8 +805,13 @@ def sample(path: Path, system: str = "") -> List[List[Dict[str, str]]]:
     return [json.loads(line)["conversation"] for line in stream.getvalue().splitlines()]
 
 
-def conversations(path: Path) -> Iterator[List[Dict[str, str]]]:
-    """The conversations of a dataset.jsonl, one by one."""
+def lines(path: Path) -> Iterator[Dict[str, Any]]:
+    """What the lines of a dataset.jsonl hold, one by one: `conversation`, and of an image `image` and `sha256`."""
     with path.open(encoding="utf-8") as stream:
         for line in stream:
-            yield json.loads(line)["conversation"]
+            yield json.loads(line)
+
+
+def conversations(path: Path) -> Iterator[List[Dict[str, str]]]:
+    """The conversations of a dataset.jsonl, one by one."""
+    return (line["conversation"] for line in lines(path))

@@ -63,11 +63,17 @@ def pretrained(run: Run) -> Optional[Path]:
 
 def reads(run: Run) -> Dict[str, Any]:
     """What training depends on beside what it does without images. The images' own sums stand in dataset.jsonl."""
-    place, checkpoint = model.folder(model.visual(run)), pretrained(run)
+    place = model.folder(model.visual(run))
     return {
         "visual_encoder": model.fingerprint(place) if place.is_dir() else "absent",
-        "pretrained_pth": digest(checkpoint) if checkpoint else NONE,
+        "pretrained_pth": began_from(run),
     }
+
+
+def began_from(run: Run) -> str:
+    """sha256 of the checkpoint with the first stage's projector; NONE where it began with a random one."""
+    checkpoint = pretrained(run)
+    return digest(checkpoint) if checkpoint else NONE
 
 
 def patches(run: Run) -> int:

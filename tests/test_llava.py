@@ -1,6 +1,7 @@
 """Images with texts: what is read and refused, and both of LLaVA's stages on tiny models, by XTuner's own trainer."""
 
 import json
+import shutil
 
 import families as tiny_families
 import pytest
@@ -11,9 +12,25 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import recipe.__main__ as front
-from recipe import adapter, chat, config, data, families, libraries, llava, model, pipeline, plan, settings, talker
+from recipe import (
+    adapter,
+    chat,
+    compare,
+    config,
+    data,
+    families,
+    libraries,
+    llava,
+    model,
+    pipeline,
+    plan,
+    report,
+    settings,
+    talker,
+    verify,
+)
 from recipe.errors import InputWrong, RunFailed
-from recipe.stages import Run, stamp
+from recipe.stages import Run, below, digest, stamp
 
 FIRST = "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain"
 SECOND = "llava_internlm2_chat_7b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"
@@ -281,6 +298,128 @@ def test_merge_takes_the_language_model_and_not_the_projector_alone(stages):
     pipeline.run_stages(second, "merge", (pipeline.MERGE,))
     assert second.figures("merge")["tensors_changed"] > 0
     assert talker.find(second, "merged").eyes[1] == second.adapter
+
+
+@pytest.fixture
+def finished(stages, pairs, tmp_path):
+    """Copies of both runs' folders and of their data, the second one merged: function that finds the run of one."""
+    pipeline.run_stages(stages[1], "merge", (pipeline.MERGE,))
+    for run in stages:
+        run.save()
+        shutil.copytree(str(run.folder), str(tmp_path / run.name))
+        text = (tmp_path / run.name / "run.json").read_text(encoding="utf-8")
+        text = text.replace(str(pairs.parent), str(tmp_path / "pairs")).replace(str(run.output), str(tmp_path))
+        (tmp_path / run.name / "run.json").write_text(text, encoding="utf-8")
+    shutil.copytree(str(pairs.parent), str(tmp_path / "pairs"))
+    return lambda name: report.find(str(tmp_path / name), ROOT, tmp_path)
+
+
+@pytest.fixture
+def look(finished, tmp_path, monkeypatch):
+    """Function: {check: (verdict, detail)} of one of the copies."""
+    monkeypatch.setenv("RECIPE_FETCH", "no")
+    times = iter(range(9))
+    return lambda name: {
+        line.what: line[1:] for line in verify.check(finished(name), tmp_path / f"beside{next(times)}")
+    }
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+def test_verify_repeats_the_checks_of_both_stages(look):
+    for name, more in (("first", ()), ("second", ("merged", "merged less base", "first stage's projector"))):
+        found = look(name)
+        assert {verdict for verdict, _ in found.values()} == {verify.OK}, found
+        for what in ("images", "visual encoder", "plan, made again", "config, made again", *more):
+            assert what in found
+        assert found["images"] == (verify.OK, "6, as they were")
+    assert found["adapter, made again"][1].startswith("22 tensors, projector, visual encoder adapter from")
+
+
+def test_verify_names_every_damaged_file(finished):
+    files = []
+    for name in ("first", "second"):
+        run = finished(name)
+        for entry in run.manifest["stages"].values():
+            for what, made in entry["writes"].items():
+                for path in below(run.folder / what):
+                    whole = path.read_bytes()
+                    path.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1 if whole else 1])
+                                     + whole[len(whole) // 2 + 1 :])  # fmt: skip
+                    line = verify._written(run.folder / what, what, made)
+                    assert line.verdict == verify.DIFFERS
+                    if (run.folder / what).is_dir():
+                        assert line.detail.endswith(f": {path.relative_to(run.folder / what)}")
+                    path.write_bytes(whole)
+                    files.append(path.name)
+    assert files.count("README.md") == 3
+    assert len(files) > 30
+
+
+def test_verify_finds_what_the_images_were_seen_by(finished, look, tmp_path):
+    """Damaged: an image, the encoder, the first stage's checkpoint, a part of LLaVA's of which the manifest knows."""
+    second = finished("second")
+    flip(tmp_path / "pairs" / "seen" / "red.png")
+    flip(finished("first").checkpoint)
+    [weights] = (second.adapter / "projector").glob("*.safetensors")
+    flip(weights)
+    manifest = second.manifest
+    manifest["stages"]["adapter"]["writes"]["adapter"] = {"sha256": digest(second.adapter), "stamp": []}
+    manifest["stages"]["model"]["figures"]["visual_encoder"]["config.json"] = "0" * 64
+    (second.folder / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+    found = look("second")
+    assert found["images"] == (verify.DIFFERS, "not what they were: seen/red.png")
+    assert found["data, made again"] == (verify.NOT_HERE, "needs the images as they were")
+    assert found["adapter"][0] == verify.OK
+    assert found["adapter, made again"] == (
+        verify.DIFFERS, f"projector/{weights.name}: not what the checkpoint gives"
+    )  # fmt: skip
+    assert found["visual encoder"][0] == verify.DIFFERS
+    assert found["visual encoder"][1].endswith(": config.json")
+    assert found["first stage's projector"][0] == verify.DIFFERS
+    assert found["merged less base"][0] == verify.OK
+    (tmp_path / "pairs" / "seen" / "red.png").unlink()
+    shutil.rmtree(str(tmp_path / "first"))
+    found = look("second")
+    assert found["images"] == (verify.NOT_HERE, "seen/red.png: deleted, or elsewhere")
+    assert found["first stage's projector"][0] == found["config, made again"][0] == verify.NOT_HERE
+
+
+def test_report_and_diff_tell_what_was_trained_to_see(finished):
+    first, second = finished("first"), finished("second")
+    for run, page_has, card_has in (
+        (first, "this stage trains the projector alone", "tags: [xtuner, llava]"),
+        (second, "visual encoder adapter, ", "tags: [xtuner, lora, llava]"),
+    ):
+        page = report.write(run, working=False).read_text(encoding="utf-8")
+        card = (run.folder / "report" / "README.md").read_text(encoding="utf-8")
+        assert page_has in page
+        assert card_has in card
+        assert "library_name: xtuner" in card
+        for there in ("sees by", "projector, 74,240 parameters", "16 tokens an image"):
+            assert there in page
+            assert there in card
+        assert "questions with different answers" not in page  # of several images
+        assert "old version of the checkpointing" not in page
+        assert "kept by packing" not in page + card
+    found, _ = compare.differences(report.see(first), report.see(second))
+    found = {(one.group, one.what): (one.first, one.second) for one in found}
+    assert found["result", "visual encoder adapter, parameters"] == ("—", "86,016")
+    assert found["model", "first stage's checkpoint, sha256"] == ("none", digest(first.checkpoint))
+    assert ("result", "adapter, sha256") in found
+    assert not [what for group, what in found if group == "data"]
+
+
+def test_one_question_about_two_images_is_no_duplicate(tmp_path, workbook):
+    tiny_families.pictures(tmp_path, times=1)
+    rows = [[f"seen/{name}.png", "几个？", "一个。"] for name in ("red", "blue", "blue")]
+    run = run_of(tmp_path, "one", FIRST, workbook(s=[["image", "q", "a"], *rows]))
+    pipeline.run_stages(run, "plan")
+    assert run.figures("data")["duplicates"] == run.figures("plan")["duplicates"] == 1
 
 
 def test_an_image_that_changed_trains_again(stages, pairs):
