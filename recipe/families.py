@@ -266,7 +266,8 @@ def _check_pairs(settings: Settings, found: Facts) -> None:
     if not chosen.visual_encoder:
         raise InputWrong(
             f"base = {found.name!r} sees by {found.eyes}: name its folder, or what the model's hub calls it: "
-            f"model.visual_encoder={found.eyes} (Hugging Face)."
+            f"model.visual_encoder={found.eyes} (Hugging Face; ModelScope's is "
+            f"{found.eyes.replace('openai/', 'AI-ModelScope/')})."
         )
     if ("pretrained_pth" in found.names) != bool(chosen.pretrained_pth):
         if chosen.pretrained_pth:

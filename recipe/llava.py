@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
-from . import adapter, data, model
+from . import adapter, data, memory, model
 from .errors import InputWrong, RunFailed
 from .stages import Run, digest
 
@@ -76,8 +76,8 @@ def began_from(run: Run) -> str:
     return digest(checkpoint) if checkpoint else NONE
 
 
-def patches(run: Run) -> int:
-    """How many tokens an image takes: CLIP's patches, without its class token, which XTuner leaves out."""
+def eyes(run: Run) -> memory.Eyes:
+    """CLIP's shape; its class token, which XTuner leaves out, is no patch. Raises InputWrong for what is no CLIP."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig
 
     place = model.visual_facts(run)
@@ -91,7 +91,10 @@ def patches(run: Run) -> int:
             f"model.visual_encoder: {run.shown(place)} cuts images to {cut}, and its model takes {config.image_size} "
             f"pixels."
         )
-    return (config.image_size // config.patch_size) ** 2
+    return memory.Eyes(
+        config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.patch_size,
+        (config.image_size // config.patch_size) ** 2,
+    )  # fmt: skip
 
 
 def write(checkpoint: Path, place: Path, settings: Dict[str, Any], dtype: str, base: Dict[str, str]) -> Dict[str, Any]:

@@ -243,9 +243,9 @@ def make(
             f"train.max_length={_next_length(max(tokens['lengths']))}."
         )
     packed = pack(cfg, run.dataset, tokenizer, seed, pictures)
-    more = 0
-    if pictures:  # each takes the place of the one token that stands for it, behind the cut at max_length
-        more = llava.patches(run) - 1
+    more, eyes = 0, llava.eyes(run) if pictures else None
+    if eyes:  # each takes the place of the one token that stands for it, behind the cut at max_length
+        more = eyes.patches - 1
         packed["tokens_kept"] += more * packed["packs"]
     together, kept = ranks.count(run.settings), grouped(cfg)
     per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size, together, kept or 1)
@@ -308,7 +308,7 @@ def make(
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
     evaluated = events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations))
     figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
-    figures["memory"] = None if pictures else memory.of_run(run, cfg, engine, len(figures["checkpoints"]))
+    figures["memory"] = memory.of_run(run, cfg, engine, len(figures["checkpoints"]), eyes, figures["longest_row"])
     if run.settings.model.source != "tiny" and cost.is_measured(run.settings):
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
     figures["refusals"] = refusals(figures, cfg, crash, engine)

@@ -539,6 +539,8 @@ def provenance(seen: Seen) -> Rows:
         rows.append(("its revision", f"{model['revision']}, commit {model['commit']} at {model['source']}"))
     if adapter.get("base_sha256"):
         rows.append(("base model's weights", f"sha256 {adapter['base_sha256']} (over sizes and samples)"))
+    if model.get("visual_encoder_commit"):
+        rows.append(("visual encoder's revision", f"commit {model['visual_encoder_commit']}"))
     if model.get("visual_encoder"):
         rows.append(("visual encoder", f"sha256 {key_of(model['visual_encoder'])} (over its files' sums)"))
     if run.figures("train").get("pretrained_pth", NONE) != NONE:

@@ -1,5 +1,7 @@
 """Images with texts: what is read and refused, and both of LLaVA's stages on tiny models, by XTuner's own trainer."""
 
+import dataclasses
+import io
 import json
 import shutil
 
@@ -8,8 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import ROOT
+from hub_server import Hub, certificate
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPVisionModel
 
 import recipe.__main__ as front
 from recipe import (
@@ -19,8 +23,10 @@ from recipe import (
     config,
     data,
     families,
+    hub,
     libraries,
     llava,
+    memory,
     model,
     pipeline,
     plan,
@@ -29,8 +35,8 @@ from recipe import (
     talker,
     verify,
 )
-from recipe.errors import InputWrong, RunFailed
-from recipe.stages import Run, below, digest, stamp
+from recipe.errors import HostLacks, InputWrong, NotFetched, RunFailed
+from recipe.stages import Run, below, digest, key_of, stamp
 
 FIRST = "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain"
 SECOND = "llava_internlm2_chat_7b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"
@@ -171,6 +177,115 @@ def test_what_is_no_projector_is_refused(tmp_path, pairs):
             llava.pretrained(run)
 
 
+# ---- CLIP, from a hub
+
+CLIP = "org/clip"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """Files of a tiny CLIP as the hubs have it, path → bytes: PyTorch's weights beside TensorFlow's and JAX's."""
+    root = tmp_path_factory.mktemp("clip")
+    run = Run("x", settings.load("demo", ["model.visual_encoder=tiny"])[1], root, root)
+    place = model.ensure(model.visual(run))
+    files = {path.name: path.read_bytes() for path in place.iterdir() if path.suffix == ".json"}
+    torch.save(load_file(str(place / "model.safetensors")), str(root / "pytorch_model.bin"))
+    files["pytorch_model.bin"] = (root / "pytorch_model.bin").read_bytes()
+    return {**files, "tf_model.h5": b"h5" * 99, "flax_model.msgpack": b"jax" * 99, "README.md": b"CLIP"}
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    return certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def server(encoder, tls, tmp_path, monkeypatch):
+    made = Hub(encoder, *tls)
+    made.id = CLIP
+    for name, value in (
+        ("MODELSCOPE_DOMAIN", made.address), ("HF_ENDPOINT", f"https://{made.address}"),
+        ("REQUESTS_CA_BUNDLE", str(tls[0])), ("NO_PROXY", "localhost,127.0.0.1"),
+        ("MODELSCOPE_CACHE", str(tmp_path / "modelscope")), ("XDG_CACHE_HOME", str(tmp_path)),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(hub, "TRIES", 2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def asking(pairs, tmp_path):
+    """Function: a run of the first stage whose base model is here and whose CLIP is at a hub."""
+
+    def make(where="huggingface", encoder=CLIP):
+        tiny = model.ensure(run_of(tmp_path, "base", FIRST, pairs))
+        words = [f"model.source={where}", f"model.path={tiny}", f"model.visual_encoder={encoder}"]
+        return dataclasses.replace(run_of(tmp_path, "asked", FIRST, pairs, *words), root=tmp_path)
+
+    return make
+
+
+@pytest.mark.parametrize("where", ["huggingface", "modelscope"])
+def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path, monkeypatch, where):
+    """Its settings for the plan, PyTorch's weights for training; each asked for once, and in no stage without a
+    network.
+    """
+    run = asking(where)
+    monkeypatch.setenv("RECIPE_FETCH", "no")
+    with pytest.raises(NotFetched, match="visual encoder is not here yet") as told:
+        model.visual_facts(run)
+    assert told.value.code == NotFetched.CODES["tokenizer"]
+    monkeypatch.delenv("RECIPE_FETCH")
+    [(what, place)] = model.fetch_for_plan(run)  # what docker/run asks for then
+    assert (what, place) == ("visual encoder", tmp_path / "models" / ".download" / where / CLIP)
+    light = {name for name in encoder if name.endswith((".json", ".md"))}
+    assert set(server.sent) == light
+    monkeypatch.setenv("RECIPE_FETCH", "no")
+    pipeline.run_stages(run, "plan")
+    assert run.figures("plan")["image_tokens"] == 16
+    planned = key_of(plan.reads(run))
+    with pytest.raises(NotFetched, match="visual encoder") as told:
+        model.work(run, run.folder)
+    assert told.value.code == NotFetched.CODES["model"]
+    monkeypatch.delenv("RECIPE_FETCH")
+    figures = model.work(run, run.folder)
+    assert set(server.sent) == {*light, "pytorch_model.bin"}
+    assert all(sent == len(encoder[name]) for name, sent in server.sent.items())
+    assert figures["visual_encoder_commit"] == server.commit(0)
+    assert key_of(plan.reads(run)) == planned
+    seen = CLIPVisionModel.from_pretrained(str(tmp_path / "models" / CLIP)).state_dict()
+    same = torch.load(io.BytesIO(encoder["pytorch_model.bin"]))
+    assert all(torch.equal(seen[name], tensor) for name, tensor in same.items())
+
+
+@pytest.mark.parametrize(
+    ("status", "left_out", "kind", "said"),
+    [
+        (401, (), HostLacks, "private, gated or misspelt.*model.visual_encoder=/some/folder"),
+        (404, (), InputWrong, "has no org/clip.*Check model.visual_encoder"),
+        (0, ("pytorch_model.bin",), InputWrong, "no weights of PyTorch's.*model.visual_encoder"),
+        (0, ("preprocessor_config.json",), InputWrong, "model.visual_encoder: .*is no CLIP"),
+        (0, ("config.json",), InputWrong, "model.visual_encoder: .*is no CLIP"),
+    ],
+)
+def test_a_clip_that_does_not_come_is_told(server, asking, status, left_out, kind, said):
+    server.status = {"/api/": status} if status else {}
+    for name in left_out:
+        del server.history[0][name]
+    with pytest.raises(kind, match=said) as told:
+        llava.eyes(asking())
+    assert "\n" not in str(told.value)
+
+
+def test_a_clip_that_comes_damaged_is_told(server, asking):
+    server.corrupt.add("pytorch_model.bin")
+    with pytest.raises(HostLacks, match=r"pytorch_model\.bin of org/clip arrived damaged"):
+        model.ensure(model.visual(asking()))
+    with pytest.raises(InputWrong, match=r"model\.visual_encoder: there is no folder \./gone"):
+        llava.eyes(asking(encoder="./gone"))
+
+
 # ---- both stages
 
 
@@ -204,6 +319,32 @@ def test_the_plan_is_what_xtuner_does(stages, monkeypatch):
         assert figures["iterations"] == figures["iterations_per_epoch"] == each
         assert run.figures("train")["iterations"] == figures["iterations"]
     assert stages[1].figures("plan")["packs_repeated"] == 4  # 12 pairs in updates of 8
+
+
+def test_the_memory_is_reckoned_of_all_parts(stages):
+    """What it counts is what is there: CLIP's parameters, those that are trained, an image's tokens in the length."""
+    first = stages[0]
+    eyes = llava.eyes(first)
+    encoder = CLIPVisionModel.from_pretrained(str(model.folder(model.visual(first))))
+    assert eyes.parameters == sum(weight.numel() for weight in encoder.parameters())
+    assert memory.LARGE.parameters == 303_507_456  # of openai/clip-vit-large-patch14-336, by its own config
+    made = [memory.sight(eyes, 256, 2, rank) for rank in (0, 64)]
+    figures = [run.figures("adapter") for run in stages]
+    assert made[0].trained == figures[0]["projector"]
+    assert made[1].trained == figures[1]["projector"] + figures[1]["visual_encoder_adapter"]
+    seen = encoder(torch.zeros(2, 3, 56, 56), output_hidden_states=True).hidden_states[:-1]
+    assert made[0].kept == sum(state.numel() for state in seen)
+    held = [run.figures("plan")["memory"] for run in stages]
+    shape = memory.of_folder(model.folder(first))
+    assert held[0]["method"] == "projector"
+    assert held[0]["disk"]["checkpoint"] == 12 * figures[0]["projector"]
+    assert held[0]["disk"]["merged"] == 0 < held[1]["disk"]["merged"]
+    tokens = 2 * (first.figures("plan")["longest_row"] + 15)
+    alone = memory.parts(shape, "projector", 16, tokens, 0, False, made[0])
+    assert held[0]["mib"] == round(alone["total"] / memory.MIB)
+    blind = memory.parts(shape, "projector", 16, tokens, 0, False)
+    more = 4 * eyes.parameters + 16 * made[0].trained + 4 * made[0].kept
+    assert alone["total"] - blind["total"] == more
 
 
 def test_what_is_trained_is_what_the_preset_says(stages):
