@@ -278,10 +278,6 @@ def _check_pairs(settings: Settings, found: Facts) -> None:
             f"base = {found.name!r} goes on from the projector that the first stage trained: name its run's folder or "
             "checkpoint, model.pretrained_pth=output/…, or begin with a random one, model.pretrained_pth=none."
         )
-    if settings.data.eval_share or settings.data.eval_files:
-        raise InputWrong(
-            "data.eval_share, data.eval_files: pairs with images cannot be held out yet: data.eval_share=0."
-        )
     shipped = sum(key.startswith("evaluation_inputs.") for key in found.names)
     asked = len(train.evaluation_inputs or ()) or shipped
     if train.evaluation_images and len(train.evaluation_images) not in (1, asked):

@@ -6,7 +6,7 @@ llm_adapter/ and visual_encoder_adapter/ (PEFT).
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from . import adapter, data, memory, model
 from .errors import InputWrong, RunFailed
@@ -123,6 +123,18 @@ def write(checkpoint: Path, place: Path, settings: Dict[str, Any], dtype: str, b
     return figures
 
 
+def began(run: Run, place: Path) -> Optional[Tuple[Path, Path]]:
+    """The visual encoder's folder and `place`, into which the first stage's projector is written: by what the second
+    stage saw before it was trained. None where the recipe began with a random projector, by which nothing is seen.
+    """
+    checkpoint = pretrained(run)
+    if checkpoint is None:
+        return None
+    own = {name: held.read for name, held in adapter.saved(checkpoint).items() if name.startswith(PROJECTOR)}
+    _projector(own, place / "projector")
+    return model.folder(model.visual(run)), place
+
+
 def _projector(weights: Dict[str, Callable[[], Any]], place: Path) -> int:
     """Write XTuner's ProjectorModel with these weights, load it again and compare; how many parameters it has."""
     import torch
@@ -164,8 +176,10 @@ class Sight:
         self.encoder.eval()
         self.projector.eval()
 
-    def see(self, image: Path) -> Any:
-        """[1, patches, width] of the language model, by the way of XTuner's evaluation. Raises InputWrong."""
+    def see(self, image: Path, square: bool = True) -> Any:
+        """[1, patches, width] of the language model. `square`: made one first, as XTuner's evaluation does; else what
+        stands out is cut off, as some presets train. Raises InputWrong.
+        """
         import torch
         from xtuner.dataset.utils import expand2square, load_image
 
@@ -173,8 +187,9 @@ class Sight:
             opened = load_image(str(image))
         except (OSError, ValueError) as error:
             raise InputWrong(f"image={image}: it cannot be read as an image ({str(error).splitlines()[0][:100]}).")
-        square = expand2square(opened, tuple(int(x * 255) for x in self.processor.image_mean))
-        pixels = self.processor.preprocess(square, return_tensors="pt")["pixel_values"]
+        if square:
+            opened = expand2square(opened, tuple(int(x * 255) for x in self.processor.image_mean))
+        pixels = self.processor.preprocess(opened, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
             seen = self.encoder(pixels.to(self.encoder.device, self.encoder.dtype), output_hidden_states=True)
             return self.projector(seen.hidden_states[SELECTED][:, 1:])

@@ -22,6 +22,7 @@ from recipe import (
     compare,
     config,
     data,
+    evaluate,
     families,
     hub,
     libraries,
@@ -152,7 +153,6 @@ def test_the_column_of_images_must_be_told(tmp_path, workbook, header, said):
     [
         (FIRST, ["model.visual_encoder="], "model.visual_encoder=openai/clip-vit-large-patch14-336"),
         (FIRST, ["data.kind=pretrain"], "cannot take pretrain data"),
-        (FIRST, ["data.eval_share=0.1"], "cannot be held out"),
         (FIRST, ["model.pretrained_pth=x"], "trains the projector anew"),
         (SECOND, [], "model.pretrained_pth=none"),
         ("internlm2_chat_7b_qlora_oasst1_e3", ["data.kind=image"], "LLaVA's presets"),
@@ -561,6 +561,80 @@ def test_one_question_about_two_images_is_no_duplicate(tmp_path, workbook):
     run = run_of(tmp_path, "one", FIRST, workbook(s=[["image", "q", "a"], *rows]))
     pipeline.run_stages(run, "plan")
     assert run.figures("data")["duplicates"] == run.figures("plan")["duplicates"] == 1
+
+
+def held(name, finished, tmp_path, monkeypatch):
+    """One of the copies with its first rows as what was held out."""
+    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path / "cache"))
+    run = finished(name)
+    run.force = True
+    lines = run.dataset.read_text(encoding="utf-8").splitlines(keepends=True)
+    run.held_out.write_text("".join(lines[:4]), encoding="utf-8")
+    run.settings = settings.replace(run.settings, "eval", {"answers": 2, "max_new_tokens": 4})
+    return run
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, monkeypatch):
+    """LLaVAModel's as the config builds it, and with the checkpoint's weights, over XTuner's dataset of what is held
+    out. The first stage's projector is a random one before: there the base reads without an image.
+    """
+    from mmengine.config import Config
+    from xtuner.registry import BUILDER
+
+    def loss(model, blind=False):
+        """Over all tokens with loss."""
+        total = tokens = 0
+        for one in BUILDER.build(cfg.train_dataloader.dataset):
+            given = {key: torch.tensor([one[key]]) for key in ("input_ids", "labels")}
+            count = int((given["labels"] >= 0).sum())
+            if blind:
+                seen = given["input_ids"] >= 0
+                given = {key: value[seen][None] for key, value in given.items()}
+            else:
+                given["pixel_values"] = one["pixel_values"][None]
+            with torch.no_grad():
+                total += count * float(model.eval()(given, mode="loss")["loss"])
+            tokens += count
+        return total / tokens
+
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    run = held(name, finished, tmp_path, monkeypatch)
+    cfg = Config.fromfile(str(run.config))
+    cfg.train_dataloader.dataset.data_path = str(run.held_out)
+    assert cfg.train_dataloader.dataset.pad_image_to_square == (name == "second")
+    built = BUILDER.build(cfg.model)
+    before = loss(built, blind=name == "first")
+    built.load_state_dict(torch.load(str(run.checkpoint), map_location="cpu")["state_dict"], strict=False)
+    models = evaluate.work(run, run.folder)["models"]
+    assert models["base"]["loss"] == pytest.approx(before, abs=1e-4)
+    assert models["tuned"]["loss"] == pytest.approx(loss(built), abs=2e-3 if name == "second" else 1e-4)  # merged: fp16
+    told = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
+    assert told["conversations"] == 4
+    assert [one["image"] for one in told["samples"]] == ["seen/red.png", "seen/blue.png"]
+    assert data.IMAGE not in json.dumps(told)
+
+
+def test_whole_images_are_held_out(tmp_path):
+    """None of which is in training; and of an exam of one's own, what was asked about the same image in training."""
+    files = tiny_families.pictures(tmp_path, times=3)
+    run = run_of(tmp_path, "one", FIRST, files, "data.eval_share=0.2")
+    figures, kept = read(run)
+    out = list(data.lines(run.held_out))
+    assert (figures["held_out"], figures["conversations"], len(kept), len(out)) == (6, 12, 12, 6)  # two of six images
+    assert not {line["image"] for line in out} & {line["image"] for line in kept}
+    text = files.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "exam.csv").write_text("\n".join([*text[:2], text[3].replace("1：", "9：")]) + "\n", encoding="utf-8")
+    run = run_of(tmp_path, "two", FIRST, files, f"data.eval_files={json.dumps([str(tmp_path / 'exam.csv')])}")
+    figures, _ = read(run)
+    assert (figures["held_out"], figures["held_out_dropped"]) == (1, 1)
+
+
+def test_an_image_that_was_changed_is_not_measured(finished, tmp_path, monkeypatch):
+    run = held("first", finished, tmp_path, monkeypatch)
+    flip(tmp_path / "pairs" / "seen" / "red.png")
+    with pytest.raises(InputWrong, match=r"seen/red\.png is not the image that was held out"):
+        evaluate.work(run, run.folder)
 
 
 def test_an_image_that_changed_trains_again(stages, pairs):
