@@ -138,7 +138,8 @@ def go(
     if fetch in ("model", "tokenizer"):
         stage, tokenizer = "model", fetch == "tokenizer"
     if stage == "model" and tokenizer:
-        say("tokenizer", run.shown(model.fetch_tokenizer(run)))
+        for what, path in model.fetch_for_plan(run):
+            say(what, run.shown(path))
         return
     if stage == "cluster":
         from . import cluster

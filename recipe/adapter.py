@@ -18,6 +18,7 @@ from .stages import Run, key_of
 # XTuner: llm.base_model.model.….lora_A.default.weight → PEFT: base_model.model.….lora_A.weight
 WHOLE = "llm."  # XTuner: llm.model.layers.… → the model's own model.layers.…
 TRAINED = r"\.base_model\.model\..+\.(lora_\w+|modules_to_save)\."
+BESIDE = ("projector", "visual_encoder_adapter")  # LLaVA's parts, in the figures by their numbers of parameters
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -217,9 +218,7 @@ def convert(
 
 def says(figures: Dict[str, Any]) -> str:
     """One line: how much was trained, and what its type does to it."""
-    parts = [
-        f"{name} {figures[name]:,} parameters" for name in ("projector", "visual_encoder_adapter") if name in figures
-    ]
+    parts = [f"{name} {figures[name]:,} parameters" for name in BESIDE if name in figures]
     if not figures["tensors"]:
         return ", ".join(parts)
     line = f"{figures['tensors']} tensors, {figures['parameters']:,} parameters; of the trained values (largest "

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from . import curves, report, trainlog, webpage
+from . import adapter, curves, report, trainlog, webpage
 from .report import Seen
-from .stages import Run, write_text
+from .stages import Run, key_of, write_text
 
 ORDER = ("result", "recipe", "data", "model", "versions", "machine")
 NOT = "—"
@@ -41,14 +41,18 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
     if seen.evaluation:
         for what, _, tuned in report.measured(seen.evaluation):
             found["result", f"held out: {what}"] = tuned
-    for name, made in entries.get("merge", {}).get("writes", {}).items():
+    for name in adapter.BESIDE:
+        if name in run.figures("adapter"):
+            found["result", f"{name.replace('_', ' ')}, parameters"] = f"{run.figures('adapter')[name]:,}"
+    last = "merge" if "merge" in entries else "adapter"  # LLaVA's first stage has nothing to merge
+    for name, made in entries.get(last, {}).get("writes", {}).items():
         found["result", f"{name}, sha256"] = made["sha256"]
     for key, value in report.flat(run.settings.model_dump()).items():
         found["recipe", key] = "the preset's" if value is None else NOT if value in ("", []) else _text(value)
-    for key in ("tokens", "tokens_kept", "packs", "seed"):
+    for key in ("tokens", "tokens_kept", "packs", "image_tokens", "seed"):
         if key in seen.plan:
             found["data" if key != "seed" else "recipe", {"seed": "seed of the run"}.get(key, key)] = seen.plan[key]
-    for key in ("rows", "conversations", "duplicates"):
+    for key in ("rows", "conversations", "duplicates", "images"):
         if key in data:
             found["data", key] = f"{data[key]:,}"
     for name, made in entries.get("data", {}).get("writes", {}).items():
@@ -57,6 +61,10 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
         found["model", "bytes"] = f"{model['bytes']:,}"
         found["model", "commit"] = model.get("commit") or NOT
     found["model", "weights, sha256 of sizes and samples"] = run.figures("adapter").get("base_sha256", NOT)
+    if model.get("visual_encoder"):
+        found["model", "visual encoder, sha256 of its files' sums"] = key_of(model["visual_encoder"])
+    if "pretrained_pth" in trained:
+        found["model", "first stage's checkpoint, sha256"] = trained["pretrained_pth"]
     for name, version in run.manifest.get("versions", {}).items():
         found["versions", name] = version or NOT
     found["machine", "GPU"] = "; ".join(f"{g['name']}, driver {g['driver']}" for g in machine.get("gpus", [])) or "none"

@@ -672,7 +672,8 @@ def reads(run: Run) -> Dict[str, Any]:
     found = [*files(run), *files(run, "eval_files")]
     pictures = families.pictures(run.settings)
     return {
-        **({"images": images.listed(image_folder(run)), "looks": Path(images.__file__)} if pictures else {}),
+        **({"images": [images.listed(place) for place in image_folders(run)]} if pictures else {}),
+        **({"looks": Path(images.__file__)} if pictures else {}),
         "files": [name for _, name in found] + left_out(run), "settings": run.settings.data.model_dump(),
         "kind": families.kind(run.settings), "piece": _piece(run) if families.kind(run.settings) == "pretrain" else 0,
         "seed": _seed(run) if run.settings.data.eval_share else None,
@@ -690,6 +691,13 @@ def image_folder(run: Run) -> Path:
     if not place.is_dir():
         raise InputWrong(f"data.images: there is no folder {given}.")
     return place
+
+
+def image_folders(run: Run) -> List[Path]:
+    """Where images may lie that the recipe's files name: data.images, or beside each file."""
+    if run.settings.data.images:
+        return [image_folder(run)]
+    return sorted({path.parent for path, _ in [*files(run), *files(run, "eval_files")]})
 
 
 def _seed(run: Run) -> int:
@@ -734,9 +742,14 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     }
     if data.eval_files:
         figures["read"] += _read(run, "eval_files", evaluation).read
-        figures.update(held_out.without(evaluation, conversations(target)))
+        figures.update(held_out.without(evaluation, lines(target)))
     else:
-        chosen = held_out.choose(conversations(target), data.eval_share, _seed(run)) if data.eval_share else set()
+        chosen = set()
+        if data.eval_share and intake.pictures:
+            images = [line["sha256"] for line in lines(target)]
+            chosen = held_out.choose_images(images, data.eval_share, _seed(run))
+        elif data.eval_share:
+            chosen = held_out.choose(conversations(target), data.eval_share, _seed(run))
         moved = held_out.part(target, evaluation, chosen)
         figures["held_out"] = len(chosen)
         figures["conversations"] -= len(chosen)
@@ -805,8 +818,13 @@ def sample(path: Path, system: str = "") -> List[List[Dict[str, str]]]:
     return [json.loads(line)["conversation"] for line in stream.getvalue().splitlines()]
 
 
-def conversations(path: Path) -> Iterator[List[Dict[str, str]]]:
-    """The conversations of a dataset.jsonl, one by one."""
+def lines(path: Path) -> Iterator[Dict[str, Any]]:
+    """What the lines of a dataset.jsonl hold, one by one: `conversation`, and of an image `image` and `sha256`."""
     with path.open(encoding="utf-8") as stream:
         for line in stream:
-            yield json.loads(line)["conversation"]
+            yield json.loads(line)
+
+
+def conversations(path: Path) -> Iterator[List[Dict[str, str]]]:
+    """The conversations of a dataset.jsonl, one by one."""
+    return (line["conversation"] for line in lines(path))

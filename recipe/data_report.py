@@ -90,11 +90,13 @@ class Survey:
     def note(self, what: str, number: int, text: str) -> None:
         _note(self.mistakes, what, number, text)
 
-    def add(self, number: int, conversation: Conversation) -> None:
-        """The conversation on line `number` (from 1)."""
-        self.lines.append(hash(str(conversation)))
-        one = len(conversation) == 1
-        self.questions.append(hash((conversation[0].get("system"), conversation[0]["input"].strip())) if one else 0)
+    def add(self, number: int, conversation: Conversation, image: str = "") -> None:
+        """The conversation on line `number` (from 1), and the sum of what it is about: of two images one question may
+        have two answers.
+        """
+        self.lines.append(hash((image, str(conversation))))
+        first, one = conversation[0], len(conversation) == 1
+        self.questions.append(hash((image, first.get("system"), first["input"].strip())) if one else 0)
         self.answers.append(hash(conversation[0]["output"].strip()) if one else 0)
         spoken = language(" ".join(turn["output"] for turn in conversation))
         if spoken:
@@ -245,8 +247,9 @@ def report(run: Run, console: Console) -> Path:
     chance = random.Random(0)
     count = max(1, figures["conversations"])
     try:
-        for number, conversation in enumerate(data.conversations(run.dataset), start=1):
-            survey.add(number, conversation)
+        for number, line in enumerate(data.lines(run.dataset), start=1):
+            conversation = line["conversation"]
+            survey.add(number, conversation, line.get("sha256", ""))
             if sight:
                 tokens, with_loss = sight.count(conversation)
                 survey.tokens.append(tokens)
@@ -280,8 +283,8 @@ def report(run: Run, console: Console) -> Path:
 def brief(run: Run) -> Tuple[List[Tuple[str, str]], List[Tuple[str, Any]], List[Finding]]:
     """(counts, histograms, likely mistakes) of the data, without what needs the tokenizer: for the run's report."""
     survey = Survey()
-    for number, conversation in enumerate(data.conversations(run.dataset), start=1):
-        survey.add(number, conversation)
+    for number, line in enumerate(data.lines(run.dataset), start=1):
+        survey.add(number, line["conversation"], line.get("sha256", ""))
     findings = survey.findings(lambda lines: _questions(run, lines))
     return _counts(run.figures("data"), survey, 0), _lengths(survey), findings
 

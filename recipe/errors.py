@@ -46,6 +46,6 @@ class NotFetched(HostLacks):
 
     CODES = {"model": 75, "tokenizer": 76, "package of train.loggers": 77}
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"The {what} is not here yet: fetching it, the one step that has a network.")
+    def __init__(self, what: str, called: str = "") -> None:
+        super().__init__(f"The {called or what} is not here yet: fetching it, the one step that has a network.")
         self.code = self.CODES[what]

@@ -4,18 +4,21 @@ The loss is teacher-forced on the answers' tokens, with training's own template 
 alike. Its intervals are Student's t over conversations, of a ratio (all loss by all tokens); that of the difference is
 paired. The verdict is the difference's: better or worse where its 95 % interval excludes 0. Then some of the
 conversations' last questions are answered, greedily. What the base did is kept in the cache, for the next recipe.
+
+Of images, the base sees by the projector from which training began; where that was a random one, it sees nothing.
 """
 
 import gc
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
-from . import config, data, families, held_out, model, plan, scores, talker
+from . import config, data, families, held_out, llava, model, plan, scores, talker
 from .errors import HostLacks, InputWrong, RunFailed
-from .stages import Run, key_of, output_digest, versions, write_text
+from .stages import Run, digest, key_of, output_digest, versions, write_text
 
 QUICK = 1e9  # bytes of weights that a CPU evaluates in seconds
 
@@ -64,7 +67,9 @@ def is_there(run: Run) -> bool:
 def reads(run: Run) -> Dict[str, Any]:
     what = talker.find(run).what
     made_by = {"merged": "merge", "adapter": "adapter"}
-    return {**_asked(run), "tuned": output_digest(run, made_by[what], what), "dataset": run.dataset}
+    # LLaVA's other parts lie beside the language model's adapter, also when that is merged.
+    parts = {"parts": output_digest(run, "adapter", "adapter")} if families.pictures(run.settings) else {}
+    return {**_asked(run), "tuned": output_digest(run, made_by[what], what), "dataset": run.dataset, **parts}
 
 
 def _asked(run: Run) -> Dict[str, Any]:
@@ -78,9 +83,15 @@ def _asked(run: Run) -> Dict[str, Any]:
         "settings": {**settings.eval.model_dump(), "max_new_tokens": limit},
         "template": dict(config.template(cfg) or {}),
         "max_length": cfg.max_length,
-        "code": [key_of({"file": Path(module)}) for module in (__file__, talker.__file__, plan.__file__)],
+        **({**llava.reads(run), "square": _square(cfg)} if families.pictures(settings) else {}),
+        "code": [key_of({"file": Path(one)}) for one in (__file__, talker.__file__, plan.__file__, llava.__file__)],
         "versions": {name: versions()[name] for name in ("torch", "transformers", "xtuner")},
     }
+
+
+def _square(cfg: Any) -> bool:
+    """Whether training makes an image a square before CLIP sees it."""
+    return bool(config.dataset(cfg).get("pad_image_to_square", False))
 
 
 def work(run: Run, out: Path) -> Dict[str, Any]:
@@ -94,13 +105,20 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
             f"data.eval_share=0.05 and train again (30 conversations give {held_out.FEWEST}), or name questions and "
             f"answers of your own: data.eval_files=data/exam.xlsx."
         )
-    conversations = list(data.conversations(run.held_out))
+    lines = list(data.lines(run.held_out))
+    for line in lines if families.pictures(run.settings) else ():
+        image = data.image_folder(run) / line["image"]
+        if digest(image) != line["sha256"]:
+            raise InputWrong(
+                f"{run.shown(image)} is not the image that was held out (it was changed, or is gone). Put it back, or "
+                f"train again."
+            )
     asked = _asked(run)
     new = talker.find(run)
     try:
         kind = talker.precision(model.folder(run))
-        base = _of_base(run, conversations, asked, kind)
-        after = _measured(run, new.place, new.adapter, conversations, asked, kind)
+        base = _of_base(run, lines, asked, kind)
+        after = _measured(run, new, lines, asked, kind)
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
@@ -108,25 +126,37 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
             f"The GPU's memory was too small for this evaluation ({str(error)[:200]}). Fewer at once: "
             f"eval.batch_size=1; or end what else uses the card."
         )
+    conversations = [_said(line) for line in lines]
     figures = _figures(run, conversations, {"base": base, "tuned": after})
     figures.update(tuned=new.what, precision=kind)
-    text = json.dumps({**figures, "samples": _samples(conversations, base, after)}, ensure_ascii=False, indent=1)
+    samples = _samples(conversations, [line.get("image", "") for line in lines], base, after)
+    text = json.dumps({**figures, "samples": samples}, ensure_ascii=False, indent=1)
     write_text(out / "eval.json", text + "\n")
     return figures
 
 
-def _of_base(run: Run, conversations: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
+def _said(line: Dict[str, Any]) -> Any:
+    """A line's conversation, without the sign of its image."""
+    turns = line["conversation"]
+    if "image" not in line:
+        return turns
+    return [{**turn, "input": turn["input"].replace(f"{data.IMAGE}\n", "")} for turn in turns]
+
+
+def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
     """The base's losses and answers, from the cache if these were made of the same things."""
     key = key_of({**asked, "kind": kind})
     cache = Path(os.environ.get("RECIPE_CACHE") or run.root / ".cache") / "eval"
     path = cache / f"{key[:32]}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if len(kept["losses"]) == len(conversations):
+        if len(kept["losses"]) == len(lines):
             return {**kept, "cached": True}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: made anew
-    made = _measured(run, model.folder(run), None, conversations, asked, kind)
+    with tempfile.TemporaryDirectory() as place:
+        eyes = llava.began(run, Path(place)) if families.pictures(run.settings) else None
+        made = _measured(run, talker.find(run, "base")._replace(eyes=eyes), lines, asked, kind)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(made, ensure_ascii=False))
@@ -135,22 +165,33 @@ def _of_base(run: Run, conversations: Any, asked: Dict[str, Any], kind: str) -> 
     return made
 
 
-def _measured(
-    run: Run, place: Path, adapter: Optional[Path], conversations: Any, asked: Dict[str, Any], kind: str
-) -> Dict[str, Any]:
+def _measured(run: Run, of: talker.Found, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
     """`losses` of every conversation and `answers` ([text, ended]) of those that `_answered` names."""
-    chosen = asked["settings"]
-    tokenizer = families.tokenizer(run.settings, place)
-    voice = talker.Talker(place, talker.template(run), adapter, kind, tokenizer)
+    chosen, pictures = asked["settings"], families.pictures(run.settings)
+    tokenizer = families.tokenizer(run.settings, of.place)
+    voice = talker.Talker(of.place, talker.template(run), of.adapter, kind, tokenizer)
     trained = None if families.kind(run.settings) == "pretrain" else voice.template
-    encoded = [plan.encoded(one, trained, voice.tokenizer, asked["max_length"]) for one in conversations]
-    prompts = []
-    for number in _answered(len(conversations), chosen["answers"]):
-        before, question, _ = _asking(conversations[number])
+    encoded = [
+        plan.encoded(line["conversation"], trained, voice.tokenizer, asked["max_length"], pictures) for line in lines
+    ]
+    questions = []
+    for number in _answered(len(lines), chosen["answers"]):
+        said = _said(lines[number])
+        before, question, _ = _asking(said)
         turns = [(turn["input"], turn["output"]) for turn in before]
-        prompts.append(voice.prompt(conversations[number][0].get("system", ""), turns, question))
-    losses = voice.losses(encoded, chosen["batch_size"])
-    answers = voice.answers(prompts, chosen["max_new_tokens"], chosen["batch_size"])
+        questions.append((number, said[0].get("system", ""), turns, question))
+    if of.eyes:
+        see = _seeing(run, voice, of.eyes, lines, asked["square"])
+        losses = voice.losses(encoded, chosen["batch_size"], see, llava.eyes(run).patches)
+        answers = []
+        for number, *asking in questions:  # one by one: each has an image of its own
+            voice.seen = see(number)
+            answers.append(voice.answer(*asking, limit=chosen["max_new_tokens"]))
+        del see
+    else:
+        losses = voice.losses([_blind(one) for one in encoded], chosen["batch_size"])
+        prompts = [voice.prompt(*asking) for _, *asking in questions]
+        answers = voice.answers(prompts, chosen["max_new_tokens"], chosen["batch_size"])
     del voice
     gc.collect()
     import torch
@@ -158,6 +199,18 @@ def _measured(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return {"losses": losses, "answers": answers}
+
+
+def _seeing(run: Run, voice: talker.Talker, eyes: Tuple[Path, Path], lines: Any, square: bool) -> Callable[[int], Any]:
+    """Function that gives a held-out conversation's image as tokens, by its number."""
+    sight, folder = llava.Sight(*eyes, voice.model.device, voice.dtype), data.image_folder(run)
+    return lambda number: sight.see(folder / lines[number]["image"], square)
+
+
+def _blind(encoded: Dict[str, List[int]]) -> Dict[str, List[int]]:
+    """What remains for a model that sees nothing: the tokens without the sign of an image, which is below 0."""
+    kept = [at for at, token in enumerate(encoded["input_ids"]) if token >= 0]
+    return {name: [encoded[name][at] for at in kept] for name in ("input_ids", "labels")}
 
 
 def _asking(conversation: Any) -> Tuple[Any, str, str]:
@@ -231,10 +284,13 @@ def _known(run: Run, answers: Sequence[str]) -> Any:
     }
 
 
-def _samples(conversations: Any, base: Dict[str, Any], after: Dict[str, Any]) -> List[Dict[str, Any]]:
+def _samples(
+    conversations: Any, images: Sequence[str], base: Dict[str, Any], after: Dict[str, Any]
+) -> List[Dict[str, Any]]:
     numbers = _answered(len(conversations), len(base["answers"]))
     return [
         {
+            **({"image": images[number]} if images[number] else {}),
             "question": _asking(conversations[number])[1],
             "reference": _asking(conversations[number])[2],
             "base": before[0],

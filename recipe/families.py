@@ -266,7 +266,8 @@ def _check_pairs(settings: Settings, found: Facts) -> None:
     if not chosen.visual_encoder:
         raise InputWrong(
             f"base = {found.name!r} sees by {found.eyes}: name its folder, or what the model's hub calls it: "
-            f"model.visual_encoder={found.eyes} (Hugging Face)."
+            f"model.visual_encoder={found.eyes} (Hugging Face; ModelScope's is "
+            f"{found.eyes.replace('openai/', 'AI-ModelScope/')})."
         )
     if ("pretrained_pth" in found.names) != bool(chosen.pretrained_pth):
         if chosen.pretrained_pth:
@@ -276,10 +277,6 @@ def _check_pairs(settings: Settings, found: Facts) -> None:
         raise InputWrong(
             f"base = {found.name!r} goes on from the projector that the first stage trained: name its run's folder or "
             "checkpoint, model.pretrained_pth=output/…, or begin with a random one, model.pretrained_pth=none."
-        )
-    if settings.data.eval_share or settings.data.eval_files:
-        raise InputWrong(
-            "data.eval_share, data.eval_files: pairs with images cannot be held out yet: data.eval_share=0."
         )
     shipped = sum(key.startswith("evaluation_inputs.") for key in found.names)
     asked = len(train.evaluation_inputs or ()) or shipped

@@ -2,7 +2,8 @@
 
 Chosen by their text and the recipe's seed alone, so that the choice outlives other rows being added, moved or taken
 away, and only among conversations of which no question stands in another one: nothing held out is in training in other
-words, and none of it counts twice.
+words, and none of it counts twice. Of images, one question stands with many: there whole images are held out, by their
+sums, so that none of them was seen in training.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import re
 import unicodedata
 from array import array
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Set
+from typing import Any, Dict, Iterable, List, Sequence, Set
 
 FEWEST = 2  # conversations: one alone has no interval
 SIGNS = re.compile(r"[\W_]+")
@@ -25,9 +26,9 @@ def key(question: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest(), "little")
 
 
-def keys(conversation: Conversation, seed: int = 0) -> Set[int]:
-    """The keys of a conversation's questions; of texts without a question, their own."""
-    return {key(turn["input"] or turn["output"], seed) for turn in conversation}
+def keys(conversation: Conversation, seed: int = 0, image: str = "") -> Set[int]:
+    """The keys of a conversation's questions, about the image of this sum; of texts without a question, their own."""
+    return {key(image + (turn["input"] or turn["output"]), seed) for turn in conversation}
 
 
 def choose(conversations: Iterable[Conversation], share: float, seed: int) -> Set[int]:
@@ -51,6 +52,20 @@ def choose(conversations: Iterable[Conversation], share: float, seed: int) -> Se
     return set(chosen.tolist()) if len(chosen) >= FEWEST else set()
 
 
+def choose_images(images: Sequence[str], share: float, seed: int) -> Set[int]:
+    """Numbers (from 0) of the conversations to hold out, by the sums of what they are about: of so many images that it
+    is `share` of all conversations, or somewhat more; none if that is fewer than FEWEST.
+    """
+    about: Dict[str, List[int]] = {}
+    for number, image in enumerate(images):
+        about.setdefault(image, []).append(number)
+    wanted, chosen = int(share * len(images) + 0.5), set()  # type: ignore[var-annotated]
+    for image in sorted(about, key=lambda one: key(one, seed)):
+        if len(chosen) < wanted >= FEWEST:
+            chosen.update(about[image])
+    return chosen if FEWEST <= len(chosen) < len(images) else set()
+
+
 def part(source: Path, target: Path, chosen: Set[int]) -> int:
     """Move the lines numbered `chosen` (from 0) of the jsonl file `source` to `target`; how many turns they hold."""
     if not chosen:
@@ -67,16 +82,22 @@ def part(source: Path, target: Path, chosen: Set[int]) -> int:
     return turns
 
 
-def without(source: Path, trained: Iterable[Conversation]) -> Dict[str, int]:
-    """Take out of the jsonl file `source` what has a question in common with training, or with an earlier line."""
+def without(source: Path, trained: Iterable[Dict[str, Any]]) -> Dict[str, int]:
+    """Take out of the jsonl file `source` what has a question (of images, about the same one) in common with the lines
+    that are trained on, or with an earlier line.
+    """
+
+    def of(line: Dict[str, Any]) -> Set[int]:
+        return keys(line["conversation"], image=line.get("sha256", ""))
+
     seen = array("Q")
-    for conversation in trained:
-        seen.extend(keys(conversation))
+    for line in trained:
+        seen.extend(of(line))
     taken: Any = set(seen)
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = []
     for line in lines:
-        found = keys(json.loads(line)["conversation"])
+        found = of(json.loads(line))
         if not found & taken:
             kept.append(line)
             taken |= found

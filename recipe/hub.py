@@ -311,14 +311,14 @@ def explained(error: Exception, model: Model) -> RecipeError:
     status = _status(error)
     kinds = requests.exceptions
     retry = "Type the same command again: what has arrived is kept."
-    elsewhere = f"or use a mirror ({MIRRORS[model.source]}), or a folder you have (model.path=/some/folder)"
+    elsewhere = f"or use a mirror ({MIRRORS[model.source]}), or a folder you have ({model.placed}=/some/folder)"
     numbers = [getattr(cause, "errno", None) for cause in _causes(error)]
     if errno.ENOSPC in numbers or errno.EDQUOT in numbers:
         return HostLacks(f"The disk is full while {model.id} is being fetched. Free some space. {retry}")
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return HostLacks(f"{error.filename}: {error.strerror}. Make it writable. {retry}")
     if any(type(cause).__name__ in ("HFValidationError", "InvalidParameter") for cause in _causes(error)):
-        return InputWrong(f"model.id={model.id} is no name that {hub} could have: {reason}")
+        return InputWrong(f"{model.named}={model.id} is no name that {hub} could have: {reason}")
     if _refuses_certificate(error):
         return HostLacks(
             f"{hub}'s certificate is not accepted: {reason}. Check the clock; behind a proxy that opens TLS, name its "
@@ -339,7 +339,7 @@ def explained(error: Exception, model: Model) -> RecipeError:
         known = revisions(model)
         if known and branch(model) not in known:
             return InputWrong(_no_revision(model))
-        return InputWrong(f"{hub} has no {model.id} (revision {branch(model)}): {reason}. Check model.id.")
+        return InputWrong(f"{hub} has no {model.id} (revision {branch(model)}): {reason}. Check {model.named}.")
     if status is not None or isinstance(error, kinds.RetryError):
         return HostLacks(f"{hub} answers HTTP {status or '5xx'} ({reason}). {retry} Later, {elsewhere}.")
     if "OfflineModeIsEnabled" in type(error).__name__:

@@ -6,9 +6,9 @@ llm_adapter/ and visual_encoder_adapter/ (PEFT).
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
-from . import adapter, data, model
+from . import adapter, data, memory, model
 from .errors import InputWrong, RunFailed
 from .stages import Run, digest
 
@@ -63,15 +63,21 @@ def pretrained(run: Run) -> Optional[Path]:
 
 def reads(run: Run) -> Dict[str, Any]:
     """What training depends on beside what it does without images. The images' own sums stand in dataset.jsonl."""
-    place, checkpoint = model.folder(model.visual(run)), pretrained(run)
+    place = model.folder(model.visual(run))
     return {
         "visual_encoder": model.fingerprint(place) if place.is_dir() else "absent",
-        "pretrained_pth": digest(checkpoint) if checkpoint else NONE,
+        "pretrained_pth": began_from(run),
     }
 
 
-def patches(run: Run) -> int:
-    """How many tokens an image takes: CLIP's patches, without its class token, which XTuner leaves out."""
+def began_from(run: Run) -> str:
+    """sha256 of the checkpoint with the first stage's projector; NONE where it began with a random one."""
+    checkpoint = pretrained(run)
+    return digest(checkpoint) if checkpoint else NONE
+
+
+def eyes(run: Run) -> memory.Eyes:
+    """CLIP's shape; its class token, which XTuner leaves out, is no patch. Raises InputWrong for what is no CLIP."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig
 
     place = model.visual_facts(run)
@@ -85,7 +91,10 @@ def patches(run: Run) -> int:
             f"model.visual_encoder: {run.shown(place)} cuts images to {cut}, and its model takes {config.image_size} "
             f"pixels."
         )
-    return (config.image_size // config.patch_size) ** 2
+    return memory.Eyes(
+        config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.patch_size,
+        (config.image_size // config.patch_size) ** 2,
+    )  # fmt: skip
 
 
 def write(checkpoint: Path, place: Path, settings: Dict[str, Any], dtype: str, base: Dict[str, str]) -> Dict[str, Any]:
@@ -112,6 +121,18 @@ def write(checkpoint: Path, place: Path, settings: Dict[str, Any], dtype: str, b
             figures.update(made if who == "llm" else {folder: made["parameters"]})
     figures["projector"] = _projector(own, place / "projector")
     return figures
+
+
+def began(run: Run, place: Path) -> Optional[Tuple[Path, Path]]:
+    """The visual encoder's folder and `place`, into which the first stage's projector is written: by what the second
+    stage saw before it was trained. None where the recipe began with a random projector, by which nothing is seen.
+    """
+    checkpoint = pretrained(run)
+    if checkpoint is None:
+        return None
+    own = {name: held.read for name, held in adapter.saved(checkpoint).items() if name.startswith(PROJECTOR)}
+    _projector(own, place / "projector")
+    return model.folder(model.visual(run)), place
 
 
 def _projector(weights: Dict[str, Callable[[], Any]], place: Path) -> int:
@@ -155,8 +176,10 @@ class Sight:
         self.encoder.eval()
         self.projector.eval()
 
-    def see(self, image: Path) -> Any:
-        """[1, patches, width] of the language model, by the way of XTuner's evaluation. Raises InputWrong."""
+    def see(self, image: Path, square: bool = True) -> Any:
+        """[1, patches, width] of the language model. `square`: made one first, as XTuner's evaluation does; else what
+        stands out is cut off, as some presets train. Raises InputWrong.
+        """
         import torch
         from xtuner.dataset.utils import expand2square, load_image
 
@@ -164,8 +187,9 @@ class Sight:
             opened = load_image(str(image))
         except (OSError, ValueError) as error:
             raise InputWrong(f"image={image}: it cannot be read as an image ({str(error).splitlines()[0][:100]}).")
-        square = expand2square(opened, tuple(int(x * 255) for x in self.processor.image_mean))
-        pixels = self.processor.preprocess(square, return_tensors="pt")["pixel_values"]
+        if square:
+            opened = expand2square(opened, tuple(int(x * 255) for x in self.processor.image_mean))
+        pixels = self.processor.preprocess(opened, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
             seen = self.encoder(pixels.to(self.encoder.device, self.encoder.dtype), output_hidden_states=True)
             return self.projector(seen.hidden_states[SELECTED][:, 1:])

@@ -4,7 +4,6 @@
 them. Finished shards survive an interruption, in a folder that is no model until everything is there.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from .errors import InputWrong
 from .merging.plan import CHECKSUMS, CODE, PROGRESS, Plan, check_disk, finished, kind_of, make_plan, size
 from .merging.proof import prove, trial
 from .merging.write import write_shards
-from .stages import Run, digest, stamp, write_text
+from .stages import Run, digest, digest_of, stamp, write_text
 
 PART = ".merged.part"  # in the run's folder: survives an interrupted merge
 
@@ -161,9 +160,14 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
 
 def digest_of_sums(place: Path) -> str:
     """`stages.digest` of a merged folder from its checksums, without reading 15 GB once more."""
+    return digest_of(sums_of(place))
+
+
+def sums_of(place: Path) -> Dict[str, str]:
+    """The checksums that a merged folder holds, and its own of them. Raises OSError, ValueError."""
     sums = dict(reversed(line.split("  ", 1)) for line in (place / CHECKSUMS).read_text("utf-8").splitlines())
     sums[CHECKSUMS] = digest(place / CHECKSUMS)
-    return hashlib.sha256("".join(f"{name}\0{sums[name]}\0" for name in sorted(sums)).encode()).hexdigest()
+    return dict(sorted(sums.items()))
 
 
 def says(figures: Dict[str, Any]) -> str:

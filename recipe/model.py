@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from . import families, fits, hub
 from .errors import HostLacks, InputWrong, NotFetched
-from .settings import Model
+from .settings import Encoder, Model
 from .stages import Run, digest, key_of, write_text
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "workplace.xlsx"
@@ -50,21 +50,36 @@ def visual(run: Run) -> Run:
     """The run with the visual encoder in the model's place, for what this module does with a model: LLaVA's."""
     name, source = run.settings.model.visual_encoder, run.settings.model.source
     if name == "tiny":
-        chosen = Model(source="tiny", id=CLIP)
+        chosen = Encoder(source="tiny", id=CLIP)
     elif name.startswith(("/", ".")) or (run.root / name).is_dir():
-        chosen = Model(path=name)
+        chosen = Encoder(path=name)
     else:
-        chosen = Model(source="modelscope" if source == "modelscope" else "huggingface", id=name)
+        chosen = Encoder(source="modelscope" if source == "modelscope" else "huggingface", id=name)
     return dataclasses.replace(run, settings=run.settings.model_copy(update={"model": chosen}))
 
 
 def visual_facts(run: Run) -> Path:
     """A folder with the visual encoder's settings; where it is not here yet, they alone are fetched."""
     seeing = visual(run)
-    place = folder(seeing)
-    if place.exists() or seeing.settings.model.source == "tiny" or seeing.settings.model.path:
+    if _is_ours(seeing):
         return ensure(seeing)
     return _fetch_light(seeing, _staging(seeing), _record(_staging(seeing)))
+
+
+def _is_ours(run: Run) -> bool:
+    """Whether nothing of the model has to be asked of a hub."""
+    model = run.settings.model
+    return model.source == "tiny" or bool(model.path) or folder(run).exists()
+
+
+def fetch_for_plan(run: Run) -> List[Tuple[str, Path]]:
+    """(what, path) of all that a plan needs of models, fetched where it is not here: not their weights."""
+    found = []
+    if not (_is_ours(run) or run.settings.model.tokenizer):
+        found.append(("tokenizer", fetch_tokenizer(run)))
+    if families.pictures(run.settings):
+        found.append(("visual encoder", visual_facts(run)))
+    return found
 
 
 def _own_tokenizer(run: Run) -> Optional[Path]:
@@ -119,7 +134,7 @@ def fetch_tokenizer(run: Run) -> Path:
     if "internlm2" not in families.facts(run.settings.base).model.lower():
         return _fetch_light(run, place, record)
     if record is None or not _asked(model, record) or not _untouched(place, name, record["files"].get(name, {})):
-        _may_fetch("tokenizer")
+        _may_fetch("tokenizer", run)
         with _alone(run):
             record = _pinned(run, place)
             if name not in record["files"]:
@@ -139,7 +154,7 @@ def _fetch_light(run: Run, place: Path, record: Optional[Dict[str, Any]]) -> Pat
         return [name for name in light if not _untouched(place, name, record["files"][name])]
 
     if record is None or not _asked(run.settings.model, record) or missing(record):
-        _may_fetch("tokenizer")
+        _may_fetch("tokenizer", run)
         with _alone(run):
             record = _pinned(run, place)
             _gather(run, place, record, missing(record))
@@ -152,9 +167,9 @@ def ensure(run: Run) -> Path:
     """
     place, model = folder(run), run.settings.model
     if not place.exists() and model.path:
-        raise InputWrong(f"model.path: there is no folder {model.path}.")
+        raise InputWrong(f"{model.placed}: there is no folder {model.path}.")
     if not _whole(run, place):
-        _may_fetch("model")
+        _may_fetch("model", run)
         with _alone(run):
             if not _whole(run, place):  # another command may have been quicker
                 if model.source == "tiny":
@@ -165,9 +180,10 @@ def ensure(run: Run) -> Path:
     return place
 
 
-def _may_fetch(what: str) -> None:
+def _may_fetch(what: str, run: Run) -> None:
     if os.environ.get("RECIPE_FETCH") == "no":
-        raise NotFetched(what)
+        seeing = isinstance(run.settings.model, Encoder)
+        raise NotFetched(what, "visual encoder" if seeing else what)
 
 
 def _whole(run: Run, place: Path) -> bool:
@@ -187,12 +203,14 @@ def check(run: Run, place: Path) -> None:
     complete(place, shown)
     record = _record(place)
     if record:
-        _verify(place, shown, record, run.verify)
+        _verify(place, shown, record, run.verify, run.settings.model.placed)
     elif run.verify:
         raise InputWrong(
             f"--verify: {shown} was not fetched by `just model`, so there are no checksums to compare with."
         )
-    fits.check(place, shown, "Take another revision (model.revision=…) or another folder (model.path=…).")
+    fits.check(
+        place, shown, f"Take another revision (model.revision=…) or another folder ({run.settings.model.placed}=…)."
+    )
 
 
 def complete(place: Path, shown: str) -> None:
@@ -294,12 +312,15 @@ def _agrees(run: Run, place: Path) -> None:
     raise InputWrong(
         f"{shown} holds revision {record['revision']} (commit {record['commit'][:12]}) from "
         f"{hub.NAMES[record['source']]}; the recipe asks for {hub.branch(model)} from {hub.NAMES[model.source]}. "
-        f"Rename the folder to keep both (model.path=… names the renamed one), or remove it; then: just model."
+        f"Rename the folder to keep both ({model.placed}=… names the renamed one), or remove it; then: just model."
     )
 
 
-def _verify(place: Path, shown: str, record: Dict[str, Any], everything: bool) -> None:
-    """Compare a folder with its record; raises HostLacks. Content is read where size or time changed, or always."""
+def _verify(place: Path, shown: str, record: Dict[str, Any], everything: bool, placed: str) -> None:
+    """Compare a folder with its record; raises HostLacks. Content is read where size or time changed, or always.
+
+    `placed`: the setting that names a folder.
+    """
     changed, restamped = [], False
     for name, file in record["files"].items():
         path = place / name
@@ -316,7 +337,7 @@ def _verify(place: Path, shown: str, record: Dict[str, Any], everything: bool) -
         raise HostLacks(
             f"{', '.join(changed)} in {shown}: not what was fetched (sha256 differs). Remove "
             f"{'it' if len(changed) == 1 else 'them'} and type just model, which fetches no more than that; to keep a "
-            f"change of your own, rename the folder, remove {RECORD} in it, and name it with model.path=…"
+            f"change of your own, rename the folder, remove {RECORD} in it, and name it: {placed}=…"
         )
     if restamped:
         with contextlib.suppress(OSError):  # read-only: the content is right, it will be read again next time
@@ -342,9 +363,9 @@ class _alone:
                 print("Another command is fetching a model; waiting for it …", file=sys.stderr, flush=True)
                 self.lock.acquire()
         except OSError as error:
-            where = self.run.shown(self.run.models)
+            where, what = self.run.shown(self.run.models), self.run.settings.model.what
             raise HostLacks(
-                f"The base model is not in {where}, and nothing can be written there ({error.strerror}). Fetch it "
+                f"The {what} is not in {where}, and nothing can be written there ({error.strerror}). Fetch it "
                 f"first, where {where} is writable and there is a network: just model."
             )
 
@@ -357,6 +378,11 @@ def _pinned(run: Run, place: Path) -> Dict[str, Any]:
     model, record = run.settings.model, _record(place)
     if record is None or not _asked(model, record):
         record = hub.resolve(model)
+        if not any(name.endswith(HEAVY[:2]) for name in record["files"]):
+            raise InputWrong(
+                f"{model.id} holds no weights of PyTorch's (*.safetensors, *.bin) at {hub.NAMES[model.source]}. Check "
+                f"{model.named}."
+            )
         # One format of weights is enough, and twice 15 GB is not.
         if any(name.endswith(".safetensors") for name in record["files"]):
             record["files"] = {
@@ -364,7 +390,7 @@ def _pinned(run: Run, place: Path) -> Dict[str, Any]:
                 for name, file in record["files"].items()
                 if not name.endswith(HEAVY[1:]) and name != INDEXES[1]
             }
-        elif any(name.endswith(".bin") for name in record["files"]):  # CLIP's beside TensorFlow's and JAX's
+        else:  # CLIP's beside TensorFlow's and JAX's
             record["files"] = {name: file for name, file in record["files"].items() if not name.endswith(HEAVY[2:])}
         shutil.rmtree(str(place / RECORD.parent), ignore_errors=True)  # parts of another revision
         for path in place.rglob("*"):
@@ -490,6 +516,11 @@ def _make_tiny(place: Path, what: str, tokenizer_model: Optional[Path]) -> None:
     os.replace(str(part), str(place))
 
 
+def _commit(run: Run) -> str:
+    """The commit of which a folder was fetched; "" where it was not."""
+    return (_record(folder(run)) or {"commit": ""})["commit"]
+
+
 def reads(run: Run) -> Dict[str, Any]:
     return {"settings": run.settings.model.model_dump()}
 
@@ -505,7 +536,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "files": len(sizes),
         "bytes": sum(sizes),
         "fingerprint": fingerprint(place),
-        **({"visual_encoder": fingerprint(ensure(seeing))} if seeing else {}),
+        **({"visual_encoder": fingerprint(ensure(seeing)), "visual_encoder_commit": _commit(seeing)} if seeing else {}),
         **{name: (record or {}).get(name, "") for name in ("source", "id", "revision", "commit", "fetched")},
         "verified": run.verify,
         "unknown_revision": record is None and not model.path and model.source != "tiny",

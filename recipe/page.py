@@ -40,6 +40,12 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
     gpus = "".join(f"; on {name} {v['iterations']} ({v['updates']})" for name, v in others)
     answers = f"{p['answer_tokens']:,}; kept {p['answer_tokens_kept']:,}"
     rate = f"peak {p['lr_peak']:.4g} of {p['lr_configured']:.4g} configured"
+    if "image_tokens" in p:
+        how = ""
+        packs = [("pairs", f"{p['packs']}, each of an image of {p['image_tokens']} tokens; seed {p['seed']}")]
+    else:
+        how, where = "by packing ", f"packed in {p['map_num_proc']} process(es)"
+        packs = [("packs", f"{p['packs']} of {p['max_length']} tokens, {where}; seed {p['seed']}")]
     lines: List[Sequence[str]] = [
         ("[bold]data[/]", ""),
         (
@@ -47,14 +53,11 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
             f"{p['rows']}, longest {p['longest_row']} tokens of {p['max_length']}, {p['duplicates']} duplicates",
         ),
         ("held out for evaluation", f"{p['held_out']} conversations beside these"),
-        ("tokens", f"{p['tokens']:,}; kept by packing {p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"),
+        ("tokens", f"{p['tokens']:,}; kept {how}{p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"),
         ("answer tokens (with loss)", f"{answers} ({p['answer_tokens_kept'] / p['answer_tokens']:.1%})"),
         ("cut at max_length, all masked", f"{len(p['rows_cut'])}, {len(p['rows_masked'])}"),
         ("[bold]schedule[/]", ""),
-        (
-            "packs",
-            f"{p['packs']} of {p['max_length']} tokens, packed in {p['map_num_proc']} process(es); seed {p['seed']}",
-        ),
+        *packs,
         ("iterations", f"{p['iterations_per_epoch']} an epoch, {p['iterations']} in all{gpus}"),
         (
             "optimizer updates",

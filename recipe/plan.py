@@ -6,6 +6,7 @@ the run. A run that cannot learn is refused, with the cause and a remedy compute
 """
 
 import copy
+import itertools
 import json
 import math
 import random
@@ -198,14 +199,15 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     """Write plan.json; its fields are the figures. Raises PlanRefused for a run that cannot learn."""
     libraries.load()
     with run.dataset.open(encoding="utf-8") as stream:
-        conversations = [json.loads(line)["conversation"] for line in stream]
+        lines = [json.loads(line) for line in stream]
     cfg = config.effective(run.settings)
     tokenizer = model.tokenizer(run)
     seed = run.settings.train.seed
     if seed is None:
         # XTuner would draw one itself; drawn here, the plan is exact and the run can be repeated.
         seed = drawn_seed(run)
-    figures = make(run, cfg, conversations, tokenizer, seed)
+    images = [line.get("sha256", "") for line in lines]
+    figures = make(run, cfg, [line["conversation"] for line in lines], tokenizer, seed, images)
     text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
     stopping = [r for r in figures["refusals"] if r["fault"] not in run.settings.known_faults]
     if stopping and not run.force:
@@ -225,8 +227,12 @@ def drawn_seed(run: Run) -> int:
     return int(path.read_text(encoding="utf-8"))
 
 
-def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed: int) -> Dict[str, Any]:
-    """The plan of a run whose effective config is `cfg`; see the module's text."""
+def make(
+    run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed: int, images: Sequence[str] = ()
+) -> Dict[str, Any]:
+    """The plan of a run whose effective config is `cfg`; see the module's text. `images`: of each conversation the sum
+    of what it is about; one question about two images is no duplicate.
+    """
     train, engine = run.settings.train, bool(config.deepspeed(run.settings))
     pictures = families.pictures(run.settings)
     tokens = count(conversations, config.template(cfg), tokenizer, cfg.max_length, pictures)
@@ -237,9 +243,9 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
             f"train.max_length={_next_length(max(tokens['lengths']))}."
         )
     packed = pack(cfg, run.dataset, tokenizer, seed, pictures)
-    more = 0
-    if pictures:  # each takes the place of the one token that stands for it, behind the cut at max_length
-        more = llava.patches(run) - 1
+    more, eyes = 0, llava.eyes(run) if pictures else None
+    if eyes:  # each takes the place of the one token that stands for it, behind the cut at max_length
+        more = eyes.patches - 1
         packed["tokens_kept"] += more * packed["packs"]
     together, kept = ranks.count(run.settings), grouped(cfg)
     per_epoch = iterations_per_epoch(packed["packs"], cfg.batch_size, together, kept or 1)
@@ -263,7 +269,8 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
     figures = {
         "rows": len(conversations),
         "held_out": run.figures("data").get("held_out", 0),
-        "duplicates": len(conversations) - len({json.dumps(c, sort_keys=True) for c in conversations}),
+        "duplicates": len(conversations)
+        - len({json.dumps(one, sort_keys=True) for one in itertools.zip_longest(conversations, images)}),
         "tokens": sum(tokens["lengths"]) + more * len(conversations),
         **({"image_tokens": more + 1} if pictures else {}),
         "tokens_kept": packed["tokens_kept"],
@@ -301,7 +308,7 @@ def make(run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed:
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
     evaluated = events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations))
     figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
-    figures["memory"] = None if pictures else memory.of_run(run, cfg, engine, len(figures["checkpoints"]))
+    figures["memory"] = memory.of_run(run, cfg, engine, len(figures["checkpoints"]), eyes, figures["longest_row"])
     if run.settings.model.source != "tiny" and cost.is_measured(run.settings):
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
     figures["refusals"] = refusals(figures, cfg, crash, engine)

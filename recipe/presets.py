@@ -56,7 +56,7 @@ def new(name: str, base: str) -> Path:
         name=path, base=base, warning=warning, model=found.model, method=found.method,
         template=found.template or "none", lr=rate, data=DATA[found.kind],
         length=found.names["max_length"] if found.names["max_length"].isdigit() else 2048 - 576 * bool(sight),
-        held="" if sight else HELD, sight=sight + PROJECTOR * ("pretrained_pth" in found.names),
+        sight=sight + PROJECTOR * ("pretrained_pth" in found.names),
     )  # fmt: skip
     try:
         with path.open("x", encoding="utf-8") as stream:
@@ -84,7 +84,6 @@ DATA = {
     'images = "data/images" # below which the images lie; left out: beside the file\n'
     'system = "" # the system prompt of training, evaluation and chat',
 }
-HELD = "eval_share = 0.05 # of it is held out: `just eval` measures there whether the model got better\n"
 SIGHT = 'visual_encoder = "{eyes}" # CLIP at the same hub, or a folder that you have\n'
 PROJECTOR = 'pretrained_pth = "none" # better: the folder of the first stage\'s run, output/…\n'
 NEW = """# A recipe of your own. Check it with: just plan {name}, then: just train {name}
@@ -98,7 +97,8 @@ revision = "main" # of a model that brings its own code, one from before 2024-03
 {sight}
 [data]
 {data}
-{held}
+eval_share = 0.05 # of it is held out: `just eval` measures there whether the model got better
+
 [train]
 # method = "{method}" # the preset's: qlora (4-bit weights and an adapter), lora (whole ones), full (all weights)
 # template = "{template}" # the preset's chat template; another of XTuner's

@@ -16,8 +16,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from pydantic import ValidationError
 
-from . import curves, data_report, pipeline, reproduce, settings, trainlog, webpage
+from . import curves, data_report, families, pipeline, reproduce, settings, trainlog, webpage
+from .adapter import BESIDE
 from .errors import InputWrong, RecipeError
+from .llava import NONE
 from .page import listed
 from .stages import Run, Stage, digest, is_current, is_held, key_of, write_text
 
@@ -352,18 +354,39 @@ def subject(seen: Seen) -> Rows:
         )
     elif config.get("method") == "full":
         rows.append(("trained", f"all weights, in {config['dtype']}"))
+    rows += _seeing(seen)
     rows.append(("data", "; ".join(s.data.files)))
     if data:
         rows.append(("conversations", f"{data['conversations']:,}, from {data['rows']:,} rows"))
     if plan:
         share = plan["tokens_kept"] / plan["tokens"]
-        rows.append(("tokens", f"{plan['tokens']:,}; {plan['tokens_kept']:,} kept by packing ({share:.1%})"))
+        how = "" if "image_tokens" in plan else " by packing"
+        rows.append(("tokens", f"{plan['tokens']:,}; {plan['tokens_kept']:,} kept{how} ({share:.1%})"))
         share = plan["answer_tokens_kept"] / plan["answer_tokens"]
         rows.append(
             ("with loss (answers)", f"{plan['answer_tokens']:,}; {plan['answer_tokens_kept']:,} kept ({share:.1%})")
         )
     rows.append(("system prompt", s.data.system or "none"))
     rows.append(("on", hardware(run)))
+    return rows
+
+
+def _seeing(seen: Seen) -> Rows:
+    """By what the images are seen, and what of that is trained."""
+    run = seen.run
+    if not families.pictures(run.settings):
+        return []
+    chosen, adapter = run.settings.model, run.figures("adapter")
+    tokens = f", {seen.plan['image_tokens']} tokens an image" if "image_tokens" in seen.plan else ""
+    rows: Rows = [("sees by", f"{chosen.visual_encoder}{tokens}")]
+    parts = [f"{name.replace('_', ' ')}, {adapter[name]:,} parameters" for name in BESIDE if name in adapter]
+    if parts:
+        rows.append(("trained to see", "; ".join(parts)))
+    if chosen.pretrained_pth:
+        begins = "a random one" if chosen.pretrained_pth == NONE else chosen.pretrained_pth
+        rows.append(("its projector began as", begins))
+    if run.figures("data"):
+        rows.append(("images", f"{run.figures('data')['images']:,}"))
     return rows
 
 
@@ -516,6 +539,12 @@ def provenance(seen: Seen) -> Rows:
         rows.append(("its revision", f"{model['revision']}, commit {model['commit']} at {model['source']}"))
     if adapter.get("base_sha256"):
         rows.append(("base model's weights", f"sha256 {adapter['base_sha256']} (over sizes and samples)"))
+    if model.get("visual_encoder_commit"):
+        rows.append(("visual encoder's revision", f"commit {model['visual_encoder_commit']}"))
+    if model.get("visual_encoder"):
+        rows.append(("visual encoder", f"sha256 {key_of(model['visual_encoder'])} (over its files' sums)"))
+    if run.figures("train").get("pretrained_pth", NONE) != NONE:
+        rows.append(("first stage's projector", f"sha256 {run.figures('train')['pretrained_pth']} (its checkpoint)"))
     if s.data.sha256:
         rows.append((Path(s.data.files[0]).name, f"sha256 {s.data.sha256}"))
     for entry in entries.values():
@@ -647,6 +676,9 @@ def write(run: Run, price: Optional[float] = None, working: Optional[bool] = Non
         "kinds": kinds(seen),
         "merge": seen.figures("merge"),
         "adapter": seen.figures("adapter"),
+        "lora": bool(seen.figures("config").get("lora")),
+        "method": seen.figures("config").get("method"),
+        "sees": families.pictures(run.settings),
         "provenance": provenance(seen),
         "difference": difference.read_text(encoding="utf-8").splitlines() if difference.is_file() else [],
         "recipe_file": toml(run.settings.model_dump()),

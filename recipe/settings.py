@@ -7,7 +7,7 @@ ranges: what the field uses, widened; a value outside is a slip of the pen, not 
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
 
 import tomli
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -44,6 +44,11 @@ class Model(Table):
     projector that the first stage trained, as a checkpoint or as that run's folder, or "none" for a random one.
     """
 
+    # What it is, and what settings name it and a folder of it: for messages
+    what: ClassVar[str] = "base model"
+    named: ClassVar[str] = "model.id"
+    placed: ClassVar[str] = "model.path"
+
     id: str = "Shanghai_AI_Laboratory/internlm2-chat-7b"
     source: Literal["modelscope", "huggingface", "tiny"] = "modelscope"
     revision: str = "master"
@@ -51,6 +56,14 @@ class Model(Table):
     tokenizer: str = ""
     visual_encoder: str = ""
     pretrained_pth: str = ""
+
+
+class Encoder(Model):
+    """CLIP, as a model of its own for what fetches and checks models."""
+
+    what: ClassVar[str] = "visual encoder"
+    named: ClassVar[str] = "model.visual_encoder"
+    placed: ClassVar[str] = "model.visual_encoder"
 
 
 class Columns(Table):

@@ -187,10 +187,7 @@ def write_text(path: Path, text: str) -> None:
 def digest(path: Path) -> str:
     """sha256 of a file, or of a folder's relative names and contents; "absent" if there is none."""
     if path.is_dir():
-        total = hashlib.sha256()
-        for file in sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-            total.update(f"{file.relative_to(path)}\0{digest(file)}\0".encode())
-        return total.hexdigest()
+        return digest_of(sums(path))
     if not path.is_file():
         return "absent"
     total = hashlib.sha256()
@@ -198,6 +195,17 @@ def digest(path: Path) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             total.update(block)
     return total.hexdigest()
+
+
+def sums(folder: Path) -> Dict[str, str]:
+    """Relative name → sha256 of every file of a folder and its folders."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {str(file.relative_to(folder)): digest(file) for file in found}
+
+
+def digest_of(found: Dict[str, str]) -> str:
+    """`digest` of the folder whose `sums` are these."""
+    return hashlib.sha256("".join(f"{name}\0{value}\0" for name, value in found.items()).encode()).hexdigest()
 
 
 def below(path: Path) -> List[Path]:
@@ -263,10 +271,7 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
     entry = {
         "key": key,
         "figures": figures,
-        "writes": {
-            name: {"sha256": digests.get(name) or digest(run.folder / name), "stamp": stamp(run.folder / name)}
-            for name in made
-        },
+        "writes": {name: _made(run.folder / name, digests.get(name, "")) for name in made},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(time.time() - began, 2),
         "peak_memory_mb": peak_memory_mb(),
@@ -275,6 +280,14 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
     run.done_now.append(stage.name)
     run.save()
     return entry, True
+
+
+def _made(path: Path, known: str) -> Dict[str, Any]:
+    """What the manifest holds of an output: sha256 (`known`, or taken), stamp, and of a folder `files`, their sums."""
+    if known or not path.is_dir():
+        return {"sha256": known or digest(path), "stamp": stamp(path)}
+    found = sums(path)
+    return {"sha256": digest_of(found), "stamp": stamp(path), "files": found}
 
 
 def remove(path: Path) -> None:

@@ -7,7 +7,7 @@ the memory is too small for that.
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import config, families, libraries, model
 from .data import IMAGE
@@ -148,8 +148,9 @@ class Talker:
             )  # fmt: skip
         if torch.cuda.is_available():
             more["device_map"] = {"": torch.cuda.current_device()}
+        self.dtype = types[self.kind]
         self.model = AutoModelForCausalLM.from_pretrained(
-            str(place), trust_remote_code=True, torch_dtype=types[self.kind], **more
+            str(place), trust_remote_code=True, torch_dtype=self.dtype, **more
         )
         config = self.model.generation_config
         if adapter is not None:
@@ -161,7 +162,7 @@ class Talker:
         if eyes is not None and image is not None:
             from .llava import Sight
 
-            self.seen = Sight(*eyes, self.model.device, types[self.kind]).see(image)
+            self.seen = Sight(*eyes, self.model.device, self.dtype).see(image)
         self.template = template
         stops = config.eos_token_id
         self.stops = set(stops if isinstance(stops, list) else [stops])
@@ -271,15 +272,20 @@ class Talker:
         at = min((text.find(word) for word in self.words if word in text), default=-1)
         return Answer((text[:at] if at >= 0 else text).strip(), end is not None or at >= 0)
 
-    def losses(self, encoded: Sequence[Dict[str, List[int]]], batch_size: int) -> List[Tuple[float, int]]:
+    def losses(
+        self, encoded: Sequence[Dict[str, List[int]]], batch_size: int,
+        see: Optional[Callable[[int], Any]] = None, patches: int = 0,
+    ) -> List[Tuple[float, int]]:  # fmt: skip
         """(sum of the losses in nats, their number) over each conversation's tokens with loss, teacher-forced.
 
         `encoded` is what `plan.encoded` makes, as training does: `input_ids`, and `labels`, below 0 where none is.
+        `see`: gives the image of a conversation, by its number, as `patches` tokens; XTuner puts it where its sign is.
         """
         import torch
+        from xtuner.model.utils import prepare_inputs_labels_for_multimodal
 
         found: Dict[int, Tuple[float, int]] = {}
-        for numbers in _batches([len(one["input_ids"]) for one in encoded], batch_size):
+        for numbers in _batches([len(one["input_ids"]) + patches for one in encoded], batch_size):
             longest = len(encoded[numbers[-1]]["input_ids"])
             columns = {}
             for name, filler in (("input_ids", 0), ("labels", -100)):
@@ -287,12 +293,14 @@ class Talker:
                 columns[name] = torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
             lengths = torch.tensor([[len(encoded[number]["input_ids"])] for number in numbers])
             mask = (torch.arange(longest)[None] < lengths).long()
+            given = {"attention_mask": mask, **columns}
+            given = {name: tensor.to(self.model.device) for name, tensor in given.items()}
             with torch.inference_mode():
-                logits = self.model(
-                    input_ids=columns["input_ids"].to(self.model.device),
-                    attention_mask=mask.to(self.model.device), use_cache=False,
-                ).logits  # fmt: skip
-                labels = columns["labels"][:, 1:].to(logits.device)
+                if see:
+                    images = torch.cat([see(number) for number in numbers])
+                    given = prepare_inputs_labels_for_multimodal(llm=self.model, pixel_values=images, **given)
+                labels = given.pop("labels")[:, 1:]
+                logits = self.model(**given, use_cache=False).logits
                 counted = labels >= 0
                 losses = torch.nn.functional.cross_entropy(
                     logits[:, :-1][counted].float(), labels[counted], reduction="none"

@@ -170,6 +170,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "updates": found["updates"],
         "seed": found["seed"],
         "ranks": ranks.count(run.settings),
+        **({"pretrained_pth": llava.began_from(run)} if families.pictures(run.settings) else {}),
         **curve_figures(steps),
         "log": run.shown(log),
         "made": [str(checkpoint.relative_to(run.folder))],

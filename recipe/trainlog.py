@@ -16,6 +16,8 @@ from .stages import Run
 
 WINDOW = 10  # iterations: mmengine's log processor means loss and gradient norm over the last ten
 BEGINS = re.compile(r"(before_train|after_train_iter|after_train) in EvaluateChatHook")
+# What transformers says of InternLM2's code whenever XTuner's hook switches recomputing off and on, between answers
+SAID = "You are using an old version of the checkpointing format"
 STAMP = re.compile(r"^\d\d/\d\d \d\d:\d\d:\d\d - mmengine - ")
 MARKER = re.compile(r"<\|[^|<>]*\|>(?:assistant|bot|Bot)?:?")  # what a chat template puts around an answer
 
@@ -116,7 +118,7 @@ def answers(folder: Path, questions: Sequence[str], planned: Sequence[int]) -> L
         elif into is not None and line.endswith("Sample output:") and STAMP.match(line):
             into.append("")
             open_block = True
-        elif into and open_block:
+        elif into and open_block and not line.startswith(SAID):
             into[-1] += line + "\n"
     return [
         Answers(n, [_said(text, question) for text, question in zip(texts, questions)])

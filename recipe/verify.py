@@ -8,13 +8,13 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Set, Tuple
 
-from . import adapter, config, merge, model, pipeline, train
-from .errors import HostLacks, InputWrong, RecipeError
+from . import adapter, config, data, families, llava, merge, model, pipeline, train
+from .errors import HostLacks, InputWrong, NotFetched, RecipeError
 from .merging.plan import CHECKSUMS
 from .merging.proof import prove
-from .stages import Run, below, digest, host, is_held, perform, versions
+from .stages import Run, below, digest, digest_of, host, is_held, perform, sums, versions
 
 OK, DIFFERS, NOT_HERE = "ok", "differs", "not here"
 
@@ -36,14 +36,19 @@ def check(run: Run, beside: Path) -> Iterator[Line]:
     entries = run.manifest["stages"]
     for entry in entries.values():
         for name, made in entry["writes"].items():
-            yield _written(run.folder / name, name, made["sha256"])
+            yield _written(run.folder / name, name, made)
     checks: List[Tuple[str, str, Callable[[], Tuple[str, str]]]] = [
-        ("model", "base model", lambda: _model(run)),
+        ("model", "base model", lambda: _model(run, model.folder(run), "fingerprint")),
         ("train", "checkpoint, read", lambda: _checkpoint(run)),
         ("train", "train.log", lambda: _log(run)),
         ("adapter", "adapter, made again", lambda: _adapter(run, beside / "adapter")),
         ("merge", "merged less base", lambda: _merged(run)),
     ]
+    if families.pictures(run.settings):
+        encoder = model.folder(model.visual(run))
+        checks.insert(1, ("model", "visual encoder", lambda: _model(run, encoder, "visual_encoder")))
+        if run.figures("train").get("pretrained_pth", llava.NONE) != llava.NONE:
+            checks.insert(2, ("train", "first stage's projector", lambda: _began_from(run)))
     yield from _made_again(run, beside)
     for stage, what, look in checks:
         if stage in entries:
@@ -54,29 +59,39 @@ def check(run: Run, beside: Path) -> Iterator[Line]:
 def _line(what: str, look: Callable[[], Tuple[str, str]]) -> Line:
     try:
         return Line(what, *look())
+    except NotFetched:
+        return Line(what, NOT_HERE, "it needs a model that is not here, and nothing is fetched for this")
     except HostLacks as error:
         return Line(what, NOT_HERE, str(error))
     except (RecipeError, OSError, LookupError, ValueError) as error:
         return Line(what, DIFFERS, str(error) or type(error).__name__)
 
 
-def _written(path: Path, name: str, wanted: str) -> Line:
+def _written(path: Path, name: str, made: Dict[str, Any]) -> Line:
     if not path.exists():
         return Line(name, NOT_HERE, "deleted")
-    found = digest(path)
+    now = sums(path) if path.is_dir() else {}
+    found, wanted = digest_of(now) if now else digest(path), made["sha256"]
     if found == wanted:
         return Line(name, OK, f"sha256 {wanted[:12]}…")
-    worse = _damaged(path)
+    worse = ", ".join(_others(now, made.get("files") or _own_sums(path, wanted)))
     return Line(name, DIFFERS, f"sha256 {found[:12]}…, was {wanted[:12]}…{f': {worse}' if worse else ''}")
 
 
-def _damaged(folder: Path) -> str:
-    """Which files of a merged model are not what its own checksums say."""
-    if not (folder / CHECKSUMS).is_file():
-        return ""
-    lines = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-    sums = [line.split("  ", 1) for line in lines if "  " in line]
-    return ", ".join(name for value, name in sums if digest(folder / name) != value)
+def _others(now: Dict[str, str], then: Dict[str, str]) -> List[str]:
+    """Names of files that are not what they were, gone, or new; none where it is not known what they were."""
+    return sorted(name for name in {*now, *then} if now.get(name) != then.get(name)) if then else []
+
+
+def _own_sums(folder: Path, wanted: str) -> Dict[str, str]:
+    """The sums that a merged model's folder holds of its own files; of itself alone, if they are damaged."""
+    try:
+        found = merge.sums_of(folder)
+    except (OSError, ValueError):
+        return {}
+    if digest_of(found) != wanted:  # they are not the ones of which the manifest has the sum
+        found = {**sums(folder), CHECKSUMS: "another"}
+    return found
 
 
 def _made_again(run: Run, beside: Path) -> Iterator[Line]:
@@ -91,9 +106,15 @@ def _made_again(run: Run, beside: Path) -> Iterator[Line]:
     for stage in (pipeline.DATA, pipeline.PLAN, pipeline.CONFIG):
         if stage.name not in run.manifest["stages"]:
             return
-        gone = [name for name in run.settings.data.files if not (run.root / name).exists()]
-        if stage is pipeline.DATA and gone:
-            without = f"{', '.join(gone)}: deleted, or elsewhere"
+        chosen = run.settings.data
+        given = {pipeline.DATA: [*chosen.files, chosen.images], pipeline.CONFIG: _pretrained(run)}.get(stage, [])
+        gone = [name for name in given if not (run.root / name).exists()]
+        if gone:
+            without = without or f"{', '.join(gone)}: deleted, or elsewhere"
+        elif stage is pipeline.DATA and families.pictures(run.settings):
+            line = _line("images", lambda: _images(run))
+            without = "" if line.verdict == OK else "needs the images as they were"
+            yield line
         line = Line(f"{stage.name}, made again", NOT_HERE, without)
         if not without:
             line = _line(line.what, lambda stage=stage: _compare(run, shadow, stage))  # type: ignore[misc]
@@ -115,6 +136,34 @@ def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
     return OK, f"{', '.join(stage.writes)}: the same"
 
 
+def _pretrained(run: Run) -> List[str]:
+    """The first stage's run or checkpoint, where the recipe names one."""
+    named = run.settings.model.pretrained_pth
+    return [] if named in ("", llava.NONE) else [named]
+
+
+def _images(run: Run) -> Tuple[str, str]:
+    """Every image that the run's rows name, by the sum that stands beside it."""
+    folder = data.image_folder(run)
+    named: Set[Tuple[str, str]] = set()
+    for path in (run.dataset, run.held_out):
+        if not path.exists():
+            return NOT_HERE, f"{path.name} was deleted, which names them"
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            named.add((row["image"], row["sha256"]))
+    found = {name: (digest(folder / name), then) for name, then in sorted(named)}
+    gone = [name for name, (now, _) in found.items() if now == "absent"]
+    other = [name for name, (now, then) in found.items() if now not in ("absent", then)]
+    if other:
+        return DIFFERS, f"not what they were: {_some(other)}" + (f"; not here: {_some(gone)}" if gone else "")
+    return (NOT_HERE, f"{_some(gone)}: deleted, or elsewhere") if gone else (OK, f"{len(found)}, as they were")
+
+
+def _some(names: List[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
 def _text(path: Path) -> Any:
     """What must be equal: of a plan all but its cost, which depends on the card; of a config all but places."""
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -129,15 +178,26 @@ def _text(path: Path) -> Any:
 # --- what training and merging left ---
 
 
-def _model(run: Run) -> Tuple[str, str]:
-    place = model.folder(run)
+def _model(run: Run, place: Path, which: str) -> Tuple[str, str]:
+    """The model in the folder `place`, of which the manifest has the figure `which`."""
     if not place.is_dir():
         return NOT_HERE, f"{run.shown(place)}: not fetched, or deleted"
-    now, then = model.fingerprint(place), run.figures("model")["fingerprint"]
-    other = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
+    now = model.fingerprint(place)
+    other = _others(now, run.figures("model")[which])
     if other:
         return DIFFERS, f"{run.shown(place)}: {', '.join(other)}"
     return OK, f"{run.shown(place)}: {len(now)} files as they were"
+
+
+def _began_from(run: Run) -> Tuple[str, str]:
+    """The checkpoint of the first stage, from which this one went on."""
+    [named] = _pretrained(run)
+    if not (run.root / named).exists():
+        return NOT_HERE, f"{named}: deleted, or elsewhere"
+    place, now, then = llava.pretrained(run), llava.began_from(run), run.figures("train")["pretrained_pth"]
+    if now != then:
+        return DIFFERS, f"{run.shown(place)}: sha256 {now[:12]}…, was {then[:12]}…"  # type: ignore[arg-type]
+    return OK, f"{run.shown(place)}: sha256 {now[:12]}…"  # type: ignore[arg-type]
 
 
 def _checkpoint(run: Run) -> Tuple[str, str]:
@@ -167,18 +227,25 @@ def _adapter(run: Run, place: Path) -> Tuple[str, str]:
     figures = run.figures("adapter")
     metadata = {name: figures[name] for name in ("base_model", "base_sha256")}
     adapter.write(run, place, figures["dtype"], metadata)
-    for name in (str(path.relative_to(place)) for path in below(place)):
-        if digest(run.adapter / name) == "absent":
-            return NOT_HERE, f"{name} was deleted"
-        if digest(run.adapter / name) != digest(place / name):
-            return DIFFERS, f"{name} is not what the checkpoint gives"
-    return OK, f"{figures['tensors'] or 'the projector,'} tensors from the checkpoint, byte for byte"
+    names = [str(path.relative_to(place)) for path in below(place)]
+    gone = [name for name in names if not (run.adapter / name).is_file()]
+    other = [name for name in names if name not in gone and digest(run.adapter / name) != digest(place / name)]
+    if other:
+        return DIFFERS, f"{', '.join(other)}: not what the checkpoint gives"
+    if gone:
+        return NOT_HERE, f"{', '.join(gone)}: deleted"
+    what = [f"{figures['tensors']} tensors"] if figures["tensors"] else []
+    what += [name.replace("_", " ") for name in adapter.BESIDE if name in figures]
+    return OK, f"{', '.join(what)} from the checkpoint, byte for byte"
 
 
 def _merged(run: Run) -> Tuple[str, str]:
     """Taken from the base, the merged model must leave the adapter, in a sample of every weight."""
-    for what, place in (("base model", model.folder(run)), ("merged model", run.merged), ("adapter", run.adapter)):
-        if not place.is_dir():
+    parts = [("base model", model.folder(run)), ("merged model", run.merged)]
+    full = merge.checkpoint(run)
+    parts += [("checkpoint", full)] if full else [("adapter", place) for place, _ in merge.adapters(run)]
+    for what, place in parts:
+        if not place.exists():
             return NOT_HERE, f"the {what} is not here"
     found, figures = prove(merge.plan_of(run), run.merged), run.figures("merge")
     if found != figures["proof"]:

@@ -209,7 +209,7 @@ def main(chosen):
             changed = "no language model"
             if "tensors" in found:
                 changed = f"{found['tensors_changed']:3} of {found['tensors']:3} tensors"
-            # Of images nothing is held out
+            # Of so few images none is held out
             what, (before, after) = ("held-out ", found["loss"]) if found["loss"] else (
                 "", (found["loss_first"], found["loss_last"]))  # fmt: skip
             print(

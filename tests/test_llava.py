@@ -1,19 +1,43 @@
 """Images with texts: what is read and refused, and both of LLaVA's stages on tiny models, by XTuner's own trainer."""
 
+import dataclasses
+import io
 import json
+import shutil
 
 import families as tiny_families
 import pytest
 import torch
 from click.testing import CliRunner
 from conftest import ROOT
+from hub_server import Hub, certificate
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPVisionModel
 
 import recipe.__main__ as front
-from recipe import adapter, chat, config, data, families, libraries, llava, model, pipeline, plan, settings, talker
-from recipe.errors import InputWrong, RunFailed
-from recipe.stages import Run, stamp
+from recipe import (
+    adapter,
+    chat,
+    compare,
+    config,
+    data,
+    evaluate,
+    families,
+    hub,
+    libraries,
+    llava,
+    memory,
+    model,
+    pipeline,
+    plan,
+    report,
+    settings,
+    talker,
+    verify,
+)
+from recipe.errors import HostLacks, InputWrong, NotFetched, RunFailed
+from recipe.stages import Run, below, digest, key_of, stamp
 
 FIRST = "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain"
 SECOND = "llava_internlm2_chat_7b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"
@@ -129,7 +153,6 @@ def test_the_column_of_images_must_be_told(tmp_path, workbook, header, said):
     [
         (FIRST, ["model.visual_encoder="], "model.visual_encoder=openai/clip-vit-large-patch14-336"),
         (FIRST, ["data.kind=pretrain"], "cannot take pretrain data"),
-        (FIRST, ["data.eval_share=0.1"], "cannot be held out"),
         (FIRST, ["model.pretrained_pth=x"], "trains the projector anew"),
         (SECOND, [], "model.pretrained_pth=none"),
         ("internlm2_chat_7b_qlora_oasst1_e3", ["data.kind=image"], "LLaVA's presets"),
@@ -152,6 +175,115 @@ def test_what_is_no_projector_is_refused(tmp_path, pairs):
         run = run_of(tmp_path, "x", SECOND, pairs, f"model.pretrained_pth={given}")
         with pytest.raises(InputWrong, match=said):
             llava.pretrained(run)
+
+
+# ---- CLIP, from a hub
+
+CLIP = "org/clip"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """Files of a tiny CLIP as the hubs have it, path → bytes: PyTorch's weights beside TensorFlow's and JAX's."""
+    root = tmp_path_factory.mktemp("clip")
+    run = Run("x", settings.load("demo", ["model.visual_encoder=tiny"])[1], root, root)
+    place = model.ensure(model.visual(run))
+    files = {path.name: path.read_bytes() for path in place.iterdir() if path.suffix == ".json"}
+    torch.save(load_file(str(place / "model.safetensors")), str(root / "pytorch_model.bin"))
+    files["pytorch_model.bin"] = (root / "pytorch_model.bin").read_bytes()
+    return {**files, "tf_model.h5": b"h5" * 99, "flax_model.msgpack": b"jax" * 99, "README.md": b"CLIP"}
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    return certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def server(encoder, tls, tmp_path, monkeypatch):
+    made = Hub(encoder, *tls)
+    made.id = CLIP
+    for name, value in (
+        ("MODELSCOPE_DOMAIN", made.address), ("HF_ENDPOINT", f"https://{made.address}"),
+        ("REQUESTS_CA_BUNDLE", str(tls[0])), ("NO_PROXY", "localhost,127.0.0.1"),
+        ("MODELSCOPE_CACHE", str(tmp_path / "modelscope")), ("XDG_CACHE_HOME", str(tmp_path)),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(hub, "TRIES", 2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def asking(pairs, tmp_path):
+    """Function: a run of the first stage whose base model is here and whose CLIP is at a hub."""
+
+    def make(where="huggingface", encoder=CLIP):
+        tiny = model.ensure(run_of(tmp_path, "base", FIRST, pairs))
+        words = [f"model.source={where}", f"model.path={tiny}", f"model.visual_encoder={encoder}"]
+        return dataclasses.replace(run_of(tmp_path, "asked", FIRST, pairs, *words), root=tmp_path)
+
+    return make
+
+
+@pytest.mark.parametrize("where", ["huggingface", "modelscope"])
+def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path, monkeypatch, where):
+    """Its settings for the plan, PyTorch's weights for training; each asked for once, and in no stage without a
+    network.
+    """
+    run = asking(where)
+    monkeypatch.setenv("RECIPE_FETCH", "no")
+    with pytest.raises(NotFetched, match="visual encoder is not here yet") as told:
+        model.visual_facts(run)
+    assert told.value.code == NotFetched.CODES["tokenizer"]
+    monkeypatch.delenv("RECIPE_FETCH")
+    [(what, place)] = model.fetch_for_plan(run)  # what docker/run asks for then
+    assert (what, place) == ("visual encoder", tmp_path / "models" / ".download" / where / CLIP)
+    light = {name for name in encoder if name.endswith((".json", ".md"))}
+    assert set(server.sent) == light
+    monkeypatch.setenv("RECIPE_FETCH", "no")
+    pipeline.run_stages(run, "plan")
+    assert run.figures("plan")["image_tokens"] == 16
+    planned = key_of(plan.reads(run))
+    with pytest.raises(NotFetched, match="visual encoder") as told:
+        model.work(run, run.folder)
+    assert told.value.code == NotFetched.CODES["model"]
+    monkeypatch.delenv("RECIPE_FETCH")
+    figures = model.work(run, run.folder)
+    assert set(server.sent) == {*light, "pytorch_model.bin"}
+    assert all(sent == len(encoder[name]) for name, sent in server.sent.items())
+    assert figures["visual_encoder_commit"] == server.commit(0)
+    assert key_of(plan.reads(run)) == planned
+    seen = CLIPVisionModel.from_pretrained(str(tmp_path / "models" / CLIP)).state_dict()
+    same = torch.load(io.BytesIO(encoder["pytorch_model.bin"]))
+    assert all(torch.equal(seen[name], tensor) for name, tensor in same.items())
+
+
+@pytest.mark.parametrize(
+    ("status", "left_out", "kind", "said"),
+    [
+        (401, (), HostLacks, "private, gated or misspelt.*model.visual_encoder=/some/folder"),
+        (404, (), InputWrong, "has no org/clip.*Check model.visual_encoder"),
+        (0, ("pytorch_model.bin",), InputWrong, "no weights of PyTorch's.*model.visual_encoder"),
+        (0, ("preprocessor_config.json",), InputWrong, "model.visual_encoder: .*is no CLIP"),
+        (0, ("config.json",), InputWrong, "model.visual_encoder: .*is no CLIP"),
+    ],
+)
+def test_a_clip_that_does_not_come_is_told(server, asking, status, left_out, kind, said):
+    server.status = {"/api/": status} if status else {}
+    for name in left_out:
+        del server.history[0][name]
+    with pytest.raises(kind, match=said) as told:
+        llava.eyes(asking())
+    assert "\n" not in str(told.value)
+
+
+def test_a_clip_that_comes_damaged_is_told(server, asking):
+    server.corrupt.add("pytorch_model.bin")
+    with pytest.raises(HostLacks, match=r"pytorch_model\.bin of org/clip arrived damaged"):
+        model.ensure(model.visual(asking()))
+    with pytest.raises(InputWrong, match=r"model\.visual_encoder: there is no folder \./gone"):
+        llava.eyes(asking(encoder="./gone"))
 
 
 # ---- both stages
@@ -187,6 +319,32 @@ def test_the_plan_is_what_xtuner_does(stages, monkeypatch):
         assert figures["iterations"] == figures["iterations_per_epoch"] == each
         assert run.figures("train")["iterations"] == figures["iterations"]
     assert stages[1].figures("plan")["packs_repeated"] == 4  # 12 pairs in updates of 8
+
+
+def test_the_memory_is_reckoned_of_all_parts(stages):
+    """What it counts is what is there: CLIP's parameters, those that are trained, an image's tokens in the length."""
+    first = stages[0]
+    eyes = llava.eyes(first)
+    encoder = CLIPVisionModel.from_pretrained(str(model.folder(model.visual(first))))
+    assert eyes.parameters == sum(weight.numel() for weight in encoder.parameters())
+    assert memory.LARGE.parameters == 303_507_456  # of openai/clip-vit-large-patch14-336, by its own config
+    made = [memory.sight(eyes, 256, 2, rank) for rank in (0, 64)]
+    figures = [run.figures("adapter") for run in stages]
+    assert made[0].trained == figures[0]["projector"]
+    assert made[1].trained == figures[1]["projector"] + figures[1]["visual_encoder_adapter"]
+    seen = encoder(torch.zeros(2, 3, 56, 56), output_hidden_states=True).hidden_states[:-1]
+    assert made[0].kept == sum(state.numel() for state in seen)
+    held = [run.figures("plan")["memory"] for run in stages]
+    shape = memory.of_folder(model.folder(first))
+    assert held[0]["method"] == "projector"
+    assert held[0]["disk"]["checkpoint"] == 12 * figures[0]["projector"]
+    assert held[0]["disk"]["merged"] == 0 < held[1]["disk"]["merged"]
+    tokens = 2 * (first.figures("plan")["longest_row"] + 15)
+    alone = memory.parts(shape, "projector", 16, tokens, 0, False, made[0])
+    assert held[0]["mib"] == round(alone["total"] / memory.MIB)
+    blind = memory.parts(shape, "projector", 16, tokens, 0, False)
+    more = 4 * eyes.parameters + 16 * made[0].trained + 4 * made[0].kept
+    assert alone["total"] - blind["total"] == more
 
 
 def test_what_is_trained_is_what_the_preset_says(stages):
@@ -281,6 +439,204 @@ def test_merge_takes_the_language_model_and_not_the_projector_alone(stages):
     pipeline.run_stages(second, "merge", (pipeline.MERGE,))
     assert second.figures("merge")["tensors_changed"] > 0
     assert talker.find(second, "merged").eyes[1] == second.adapter
+
+
+@pytest.fixture
+def finished(stages, pairs, tmp_path):
+    """Copies of both runs' folders and of their data, the second one merged: function that finds the run of one."""
+    pipeline.run_stages(stages[1], "merge", (pipeline.MERGE,))
+    for run in stages:
+        run.save()
+        shutil.copytree(str(run.folder), str(tmp_path / run.name))
+        text = (tmp_path / run.name / "run.json").read_text(encoding="utf-8")
+        text = text.replace(str(pairs.parent), str(tmp_path / "pairs")).replace(str(run.output), str(tmp_path))
+        (tmp_path / run.name / "run.json").write_text(text, encoding="utf-8")
+    shutil.copytree(str(pairs.parent), str(tmp_path / "pairs"))
+    return lambda name: report.find(str(tmp_path / name), ROOT, tmp_path)
+
+
+@pytest.fixture
+def look(finished, tmp_path, monkeypatch):
+    """Function: {check: (verdict, detail)} of one of the copies."""
+    monkeypatch.setenv("RECIPE_FETCH", "no")
+    times = iter(range(9))
+    return lambda name: {
+        line.what: line[1:] for line in verify.check(finished(name), tmp_path / f"beside{next(times)}")
+    }
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+def test_verify_repeats_the_checks_of_both_stages(look):
+    for name, more in (("first", ()), ("second", ("merged", "merged less base", "first stage's projector"))):
+        found = look(name)
+        assert {verdict for verdict, _ in found.values()} == {verify.OK}, found
+        for what in ("images", "visual encoder", "plan, made again", "config, made again", *more):
+            assert what in found
+        assert found["images"] == (verify.OK, "6, as they were")
+    assert found["adapter, made again"][1].startswith("22 tensors, projector, visual encoder adapter from")
+
+
+def test_verify_names_every_damaged_file(finished):
+    files = []
+    for name in ("first", "second"):
+        run = finished(name)
+        for entry in run.manifest["stages"].values():
+            for what, made in entry["writes"].items():
+                for path in below(run.folder / what):
+                    whole = path.read_bytes()
+                    path.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1 if whole else 1])
+                                     + whole[len(whole) // 2 + 1 :])  # fmt: skip
+                    line = verify._written(run.folder / what, what, made)
+                    assert line.verdict == verify.DIFFERS
+                    if (run.folder / what).is_dir():
+                        assert line.detail.endswith(f": {path.relative_to(run.folder / what)}")
+                    path.write_bytes(whole)
+                    files.append(path.name)
+    assert files.count("README.md") == 3
+    assert len(files) > 30
+
+
+def test_verify_finds_what_the_images_were_seen_by(finished, look, tmp_path):
+    """Damaged: an image, the encoder, the first stage's checkpoint, a part of LLaVA's of which the manifest knows."""
+    second = finished("second")
+    flip(tmp_path / "pairs" / "seen" / "red.png")
+    flip(finished("first").checkpoint)
+    [weights] = (second.adapter / "projector").glob("*.safetensors")
+    flip(weights)
+    manifest = second.manifest
+    manifest["stages"]["adapter"]["writes"]["adapter"] = {"sha256": digest(second.adapter), "stamp": []}
+    manifest["stages"]["model"]["figures"]["visual_encoder"]["config.json"] = "0" * 64
+    (second.folder / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+    found = look("second")
+    assert found["images"] == (verify.DIFFERS, "not what they were: seen/red.png")
+    assert found["data, made again"] == (verify.NOT_HERE, "needs the images as they were")
+    assert found["adapter"][0] == verify.OK
+    assert found["adapter, made again"] == (
+        verify.DIFFERS, f"projector/{weights.name}: not what the checkpoint gives"
+    )  # fmt: skip
+    assert found["visual encoder"][0] == verify.DIFFERS
+    assert found["visual encoder"][1].endswith(": config.json")
+    assert found["first stage's projector"][0] == verify.DIFFERS
+    assert found["merged less base"][0] == verify.OK
+    (tmp_path / "pairs" / "seen" / "red.png").unlink()
+    shutil.rmtree(str(tmp_path / "first"))
+    found = look("second")
+    assert found["images"] == (verify.NOT_HERE, "seen/red.png: deleted, or elsewhere")
+    assert found["first stage's projector"][0] == found["config, made again"][0] == verify.NOT_HERE
+
+
+def test_report_and_diff_tell_what_was_trained_to_see(finished):
+    first, second = finished("first"), finished("second")
+    for run, page_has, card_has in (
+        (first, "this stage trains the projector alone", "tags: [xtuner, llava]"),
+        (second, "visual encoder adapter, ", "tags: [xtuner, lora, llava]"),
+    ):
+        page = report.write(run, working=False).read_text(encoding="utf-8")
+        card = (run.folder / "report" / "README.md").read_text(encoding="utf-8")
+        assert page_has in page
+        assert card_has in card
+        assert "library_name: xtuner" in card
+        for there in ("sees by", "projector, 74,240 parameters", "16 tokens an image"):
+            assert there in page
+            assert there in card
+        assert "questions with different answers" not in page  # of several images
+        assert "old version of the checkpointing" not in page
+        assert "kept by packing" not in page + card
+    found, _ = compare.differences(report.see(first), report.see(second))
+    found = {(one.group, one.what): (one.first, one.second) for one in found}
+    assert found["result", "visual encoder adapter, parameters"] == ("—", "86,016")
+    assert found["model", "first stage's checkpoint, sha256"] == ("none", digest(first.checkpoint))
+    assert ("result", "adapter, sha256") in found
+    assert not [what for group, what in found if group == "data"]
+
+
+def test_one_question_about_two_images_is_no_duplicate(tmp_path, workbook):
+    tiny_families.pictures(tmp_path, times=1)
+    rows = [[f"seen/{name}.png", "几个？", "一个。"] for name in ("red", "blue", "blue")]
+    run = run_of(tmp_path, "one", FIRST, workbook(s=[["image", "q", "a"], *rows]))
+    pipeline.run_stages(run, "plan")
+    assert run.figures("data")["duplicates"] == run.figures("plan")["duplicates"] == 1
+
+
+def held(name, finished, tmp_path, monkeypatch):
+    """One of the copies with its first rows as what was held out."""
+    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path / "cache"))
+    run = finished(name)
+    run.force = True
+    lines = run.dataset.read_text(encoding="utf-8").splitlines(keepends=True)
+    run.held_out.write_text("".join(lines[:4]), encoding="utf-8")
+    run.settings = settings.replace(run.settings, "eval", {"answers": 2, "max_new_tokens": 4})
+    return run
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, monkeypatch):
+    """LLaVAModel's as the config builds it, and with the checkpoint's weights, over XTuner's dataset of what is held
+    out. The first stage's projector is a random one before: there the base reads without an image.
+    """
+    from mmengine.config import Config
+    from xtuner.registry import BUILDER
+
+    def loss(model, blind=False):
+        """Over all tokens with loss."""
+        total = tokens = 0
+        for one in BUILDER.build(cfg.train_dataloader.dataset):
+            given = {key: torch.tensor([one[key]]) for key in ("input_ids", "labels")}
+            count = int((given["labels"] >= 0).sum())
+            if blind:
+                seen = given["input_ids"] >= 0
+                given = {key: value[seen][None] for key, value in given.items()}
+            else:
+                given["pixel_values"] = one["pixel_values"][None]
+            with torch.no_grad():
+                total += count * float(model.eval()(given, mode="loss")["loss"])
+            tokens += count
+        return total / tokens
+
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    run = held(name, finished, tmp_path, monkeypatch)
+    cfg = Config.fromfile(str(run.config))
+    cfg.train_dataloader.dataset.data_path = str(run.held_out)
+    assert cfg.train_dataloader.dataset.pad_image_to_square == (name == "second")
+    built = BUILDER.build(cfg.model)
+    before = loss(built, blind=name == "first")
+    built.load_state_dict(torch.load(str(run.checkpoint), map_location="cpu")["state_dict"], strict=False)
+    models = evaluate.work(run, run.folder)["models"]
+    assert models["base"]["loss"] == pytest.approx(before, abs=1e-4)
+    assert models["tuned"]["loss"] == pytest.approx(loss(built), abs=2e-3 if name == "second" else 1e-4)  # merged: fp16
+    told = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
+    assert told["conversations"] == 4
+    assert [one["image"] for one in told["samples"]] == ["seen/red.png", "seen/blue.png"]
+    assert data.IMAGE not in json.dumps(told)
+    page = report.write(run, working=False).read_text(encoding="utf-8")
+    assert "<code>seen/red.png</code>" in page
+
+
+def test_whole_images_are_held_out(tmp_path):
+    """None of which is in training; and of an exam of one's own, what was asked about the same image in training."""
+    files = tiny_families.pictures(tmp_path, times=3)
+    run = run_of(tmp_path, "one", FIRST, files, "data.eval_share=0.2")
+    figures, kept = read(run)
+    out = list(data.lines(run.held_out))
+    assert (figures["held_out"], figures["conversations"], len(kept), len(out)) == (6, 12, 12, 6)  # two of six images
+    assert not {line["image"] for line in out} & {line["image"] for line in kept}
+    text = files.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "exam.csv").write_text("\n".join([*text[:2], text[3].replace("1：", "9：")]) + "\n", encoding="utf-8")
+    run = run_of(tmp_path, "two", FIRST, files, f"data.eval_files={json.dumps([str(tmp_path / 'exam.csv')])}")
+    figures, _ = read(run)
+    assert (figures["held_out"], figures["held_out_dropped"]) == (1, 1)
+
+
+def test_an_image_that_was_changed_is_not_measured(finished, tmp_path, monkeypatch):
+    run = held("first", finished, tmp_path, monkeypatch)
+    flip(tmp_path / "pairs" / "seen" / "red.png")
+    with pytest.raises(InputWrong, match=r"seen/red\.png is not the image that was held out"):
+        evaluate.work(run, run.folder)
 
 
 def test_an_image_that_changed_trains_again(stages, pairs):
