@@ -15,9 +15,10 @@ import signal
 import statistics
 import time
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Callable, List, Optional
 
 import numpy
+import psutil
 import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
@@ -27,7 +28,7 @@ from .data import IMAGE
 from .faults import GONE
 from .ranks import BEAT
 from .stages import below, remove
-from .train import NAME, SAVED
+from .train import NAME, SAVED, WENT
 
 # Seconds after SIGTERM within which the accumulation under way is finished; spot instances give 30.
 GRACE = 20
@@ -194,6 +195,47 @@ class Beat(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if get_rank() and os.environ.get("LOCAL_RANK") == "0":
             print(BEAT.format(runner.iter + 1, runner.max_iters), flush=True)
+
+
+class Clock(Hook):
+    """Says in the log where the trainer's seconds have gone since its process began: whenever a checkpoint stands, and
+    at the end.
+    """
+
+    priority = "VERY_LOW"  # after evaluation's last answers
+
+    def __init__(self) -> None:
+        self.began = psutil.Process().create_time()
+        self.spent = {"start": 0.0, "answers": 0.0, "checkpoints": 0.0}
+
+    def before_run(self, runner: Any) -> None:
+        for hook in runner.hooks:
+            if hasattr(hook, "_generate_samples"):  # XTuner's EvaluateChatHook
+                hook._generate_samples = self._timed("answers", hook._generate_samples)
+            if isinstance(hook, CheckpointHook):
+                save = self._timed("checkpoints", hook._save_checkpoint)
+                hook._save_checkpoint = lambda *words, save=save, **more: (save(*words, **more), self._say(runner))[0]
+
+    def before_train(self, runner: Any) -> None:
+        self.spent["start"] = time.time() - self.began - self.spent["answers"]
+
+    def after_train(self, runner: Any) -> None:
+        self._say(runner)
+
+    def _timed(self, what: str, does: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*words: Any, **more: Any) -> Any:
+            before = time.time()
+            try:
+                return does(*words, **more)
+            finally:
+                self.spent[what] += time.time() - before
+
+        return timed
+
+    def _say(self, runner: Any) -> None:
+        rest = time.time() - self.began - sum(self.spent.values())
+        went = {**self.spent, "iterations": rest}
+        runner.logger.info(f"{WENT}{', '.join(f'{what} {seconds:.2f}' for what, seconds in went.items())}")
 
 
 class Guard(Hook):
