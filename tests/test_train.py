@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,8 +16,13 @@ import survive
 import torch
 from conftest import ROOT, recipe, refused
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+from mmengine.runner import loops
+from torch.utils.data import DataLoader
+from xtuner.engine.runner import TrainLoop as XTunersLoop
+from xtuner.tools import train as xtuners
 
-from recipe import cost, faults, hooks, memory, settings, stages, train
+from recipe import cost, faults, hooks, loop, memory, settings, stages, train, trainlog
 from recipe.errors import HostLacks
 
 # A run of half a minute: 2 epochs of 33 packs, a checkpoint after every iteration, two kept.
@@ -85,6 +92,8 @@ def test_interrupted_training_gives_the_same_bytes(stopped_and_resumed):
     assert figures["iterations"] == figures["updates"] == 66
     log = (ROOT / figures["log"]).read_text(encoding="utf-8")
     assert log.count("\n$ ") == 4
+    starts = [float(seconds) for seconds in re.findall(r"Seconds: start ([\d.]+)", log)]
+    assert figures["went"]["start"] > 2 * min(starts), "those of all its starts"
     assert f"resumed epoch: 0, iter: {figures['resumed_from']}" in log
 
 
@@ -238,6 +247,86 @@ def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
         HostLacks, match=r"need 294.00 GB .*, 98.00 GB each, and 196.00 GB are free.*save_total_limit=1"
     ):
         train._room(run, tmp_path, planned)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_epochs_follow_each_other_without_a_pause(monkeypatch, workers):
+    """The batches of XTuner's own loop in its order, the same numbers drawn; a pause only where processes load data."""
+    rows = torch.arange(10)
+
+    def batches(kind):
+        torch.manual_seed(5)
+        slept = []
+        monkeypatch.setattr(loops, "time", SimpleNamespace(sleep=slept.append))
+        data = DataLoader(rows, batch_size=3, sampler=DefaultSampler(rows, shuffle=True, seed=7), num_workers=workers)
+        trainer = kind(SimpleNamespace(visualizer=None), data, max_epochs=3)
+        found = [next(trainer.dataloader_iterator).tolist() for _ in range(trainer.max_iters)]
+        return found, torch.rand(1).item(), slept
+
+    (theirs, drawn, pauses), (ours, drawn_too, left) = batches(XTunersLoop), batches(loop.TrainLoop)
+    assert ours == theirs
+    assert len({str(theirs[at : at + 4]) for at in (0, 4, 8)}) == 3, "each epoch has an order of its own"
+    assert drawn_too == drawn
+    assert (pauses, left) == ([2, 2], [2, 2] * workers)
+
+
+def test_the_loop_changes_no_byte(demo, tmp_path, monkeypatch):
+    """XTuner's trainer, three epochs of few packs, by its own loop and by the recipe's."""
+    text = (demo[1] / "config.py").read_text(encoding="utf-8")
+    rows = (demo[1] / "dataset.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(rows[:8]), encoding="utf-8")
+    text = re.sub(r"(?m)^data_path = .*$", f"data_path = '{tmp_path}/rows.jsonl'", text)
+    for name, value in (("max_epochs", 3), ("save_steps", 99), ("evaluation_freq", 99), ("evaluation_inputs", [])):
+        text, replaced = re.subn(rf"(?ms)^{name} = (\[.*?\]|\S+)$", f"{name} = {value}", text)
+        assert replaced == 1, name
+    (tmp_path / "ours.py").write_text(text, encoding="utf-8")
+    (tmp_path / "theirs.py").write_text(text.replace("'recipe.loop.TrainLoop'", "TrainLoop"), encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(loops, "time", SimpleNamespace(sleep=lambda _: None))
+    before, strict = signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
+    made = {}
+    try:
+        for name in ("ours", "theirs"):
+            monkeypatch.setattr(
+                sys, "argv", ["train", str(tmp_path / f"{name}.py"), "--work-dir", str(tmp_path / name)]
+            )
+            xtuners.main()
+            made[name] = torch.load(str(train.last_checkpoint(tmp_path / name)))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        torch.use_deterministic_algorithms(strict)
+    assert made["ours"]["meta"]["iter"] == made["theirs"]["meta"]["iter"] >= 6
+    for name, tensor in made["theirs"]["state_dict"].items():
+        assert torch.equal(made["ours"]["state_dict"][name], tensor), name
+    assert any("lora_B" in name and tensor.any() for name, tensor in made["ours"]["state_dict"].items())
+
+
+def test_the_trainers_libraries_come_in_the_order_that_is_soonest():
+    """What looks through the source of all frames above it is imported where there are few."""
+    script = (
+        "import runpy, sys; from recipe import trainer\n"
+        "def run(name, **more): print(trainer.FIRST in sys.modules, 'mmengine' in sys.modules, name, *sys.argv[1:])\n"
+        "runpy.run_module = run; trainer.main(['a', 'b'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=str(ROOT))
+    assert done.stdout.split() == ["True", "False", "xtuner.tools.train", "a", "b"], done.stderr
+
+
+def test_where_the_trainers_seconds_went(demo):
+    entry = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))["stages"]["train"]
+    went = entry["figures"]["went"]
+    assert set(went) == {"start", "iterations", "checkpoints", "answers"}
+    assert min(went.values()) > 0
+    assert 0.9 * entry["seconds"] < sum(went.values()) < entry["seconds"]
+    steps = trainlog.summary(trainlog.steps((ROOT / entry["figures"]["log"]).parent))
+    # mmengine's own sum of what iterations take has what lies between them too
+    assert went["iterations"] < steps["seconds"] < went["iterations"] + went["checkpoints"] + went["answers"]
+
+
+def test_seconds_of_several_starts_are_added():
+    log = "\n$ a\nx - Seconds: start 2.00, iterations 1.50\nx - Seconds: start 2.00, iterations 9.25\n\n$ b\nkilled\n"
+    assert train.went(f"{log}\n$ c\nx - Seconds: start 3.50, iterations 1.00\n") == {"start": 5.5, "iterations": 10.25}
+    assert train.went(PUBLISHED) == {}
 
 
 def process(*words):
