@@ -16,13 +16,8 @@ import survive
 import torch
 from conftest import ROOT, recipe, refused
 from mmengine.config import Config
-from mmengine.dataset import DefaultSampler
-from mmengine.runner import loops
-from torch.utils.data import DataLoader
-from xtuner.engine.runner import TrainLoop as XTunersLoop
-from xtuner.tools import train as xtuners
 
-from recipe import cost, faults, hooks, loop, memory, settings, stages, train, trainlog
+from recipe import cost, faults, hooks, memory, settings, stages, train, trainlog
 from recipe.errors import HostLacks
 
 # A run of half a minute: 2 epochs of 33 packs, a checkpoint after every iteration, two kept.
@@ -252,13 +247,21 @@ def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_epochs_follow_each_other_without_a_pause(monkeypatch, workers):
     """The batches of XTuner's own loop in its order, the same numbers drawn; a pause only where processes load data."""
+    from mmengine.dataset import DefaultSampler
+    from mmengine.runner import loops
+    from xtuner.engine.runner import TrainLoop as XTunersLoop
+
+    from recipe import loop
+
     rows = torch.arange(10)
 
     def batches(kind):
         torch.manual_seed(5)
         slept = []
         monkeypatch.setattr(loops, "time", SimpleNamespace(sleep=slept.append))
-        data = DataLoader(rows, batch_size=3, sampler=DefaultSampler(rows, shuffle=True, seed=7), num_workers=workers)
+        data = torch.utils.data.DataLoader(
+            rows, batch_size=3, sampler=DefaultSampler(rows, shuffle=True, seed=7), num_workers=workers
+        )
         trainer = kind(SimpleNamespace(visualizer=None), data, max_epochs=3)
         found = [next(trainer.dataloader_iterator).tolist() for _ in range(trainer.max_iters)]
         return found, torch.rand(1).item(), slept
@@ -272,9 +275,12 @@ def test_epochs_follow_each_other_without_a_pause(monkeypatch, workers):
 
 def test_the_loop_changes_no_byte(demo, tmp_path, monkeypatch):
     """XTuner's trainer, three epochs of few packs, by its own loop and by the recipe's."""
+    from mmengine.runner import loops
+    from xtuner.tools import train as xtuners
+
     text = (demo[1] / "config.py").read_text(encoding="utf-8")
     rows = (demo[1] / "dataset.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (tmp_path / "rows.jsonl").write_text("".join(rows[:8]), encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text("".join(rows[:16]), encoding="utf-8")
     text = re.sub(r"(?m)^data_path = .*$", f"data_path = '{tmp_path}/rows.jsonl'", text)
     for name, value in (("max_epochs", 3), ("save_steps", 99), ("evaluation_freq", 99), ("evaluation_inputs", [])):
         text, replaced = re.subn(rf"(?ms)^{name} = (\[.*?\]|\S+)$", f"{name} = {value}", text)
