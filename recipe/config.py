@@ -237,7 +237,7 @@ def _runner(settings: Settings) -> Dict[str, Optional[str]]:
     # mmengine's own `deterministic` would end the run at anything that has no such algorithm, evaluation too.
     hooks = ["Repeat", "Lenient"] * train.deterministic + ["Guard"] * train.guard + ["Beat"] * (settings.nodes > 1)
     if train.guard or train.deterministic:  # a recipe that has neither trains by XTuner's own classes alone
-        hooks.append("Clock")
+        hooks += ["Once", "Clock"]
         changes["train_cfg.type"] = "'recipe.loop.TrainLoop'"
     if hooks:
         changes["custom_hooks.+"] = ",\n    ".join(f"dict(type='recipe.hooks.{name}')" for name in hooks)

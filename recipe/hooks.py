@@ -238,6 +238,29 @@ class Clock(Hook):
         runner.logger.info(f"{WENT}{', '.join(f'{what} {seconds:.2f}' for what, seconds in went.items())}")
 
 
+class Once(Hook):
+    """XTuner asks its questions after the last iteration, and at the end of training once more, of the same model: once
+    will do. With 7 billion parameters that takes longer than many iterations.
+    """
+
+    priority = "VERY_LOW"  # what is asked before the first iteration does not count
+
+    def before_train(self, runner: Any) -> None:
+        for hook in runner.hooks:
+            if hasattr(hook, "_generate_samples"):
+                self._once(hook)
+
+    def _once(self, hook: Any) -> None:
+        generate, at_the_end, asked = hook._generate_samples, hook.after_train, []
+
+        def noted(runner: Any, *words: Any, **more: Any) -> None:
+            asked.append(runner.iter + 1)
+            generate(runner, *words, **more)
+
+        hook._generate_samples = noted
+        hook.after_train = lambda runner: None if runner.iter in asked else at_the_end(runner)
+
+
 class Guard(Hook):
     """Stops within one iteration when loss or gradient is no number, or has left the run."""
 
