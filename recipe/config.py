@@ -238,6 +238,9 @@ def _runner(settings: Settings) -> Dict[str, Optional[str]]:
         changes["default_hooks.checkpoint.type"] = "'recipe.hooks.Checkpoint'"
     # mmengine's own `deterministic` would end the run at anything that has no such algorithm, evaluation too.
     hooks = ["Repeat", "Lenient"] * train.deterministic + ["Guard"] * train.guard + ["Beat"] * (settings.nodes > 1)
+    if train.guard or train.deterministic:  # a recipe that has neither trains by XTuner's own classes alone
+        hooks += ["Once", "Clock"]
+        changes["train_cfg.type"] = "'recipe.loop.TrainLoop'"
     if hooks:
         changes["custom_hooks.+"] = ",\n    ".join(f"dict(type='recipe.hooks.{name}')" for name in hooks)
     backends = ["LocalVisBackend", "TensorboardVisBackend", *(loggers.BACKENDS[name] for name in train.loggers)]

@@ -15,9 +15,10 @@ import signal
 import statistics
 import time
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Callable, List, Optional
 
 import numpy
+import psutil
 import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
@@ -28,7 +29,7 @@ from .data import IMAGE
 from .faults import GONE
 from .ranks import BEAT
 from .stages import below, remove
-from .train import NAME, SAVED
+from .train import NAME, SAVED, WENT
 
 # Seconds after SIGTERM within which the accumulation under way is finished; spot instances give 30.
 GRACE = 20
@@ -207,6 +208,70 @@ class Beat(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if get_rank() and os.environ.get("LOCAL_RANK") == "0":
             print(BEAT.format(runner.iter + 1, runner.max_iters), flush=True)
+
+
+class Clock(Hook):
+    """Says in the log where the trainer's seconds have gone since its process began: whenever a checkpoint stands, and
+    at the end.
+    """
+
+    priority = "VERY_LOW"  # after evaluation's last answers
+
+    def __init__(self) -> None:
+        self.began = psutil.Process().create_time()
+        self.spent = {"start": 0.0, "answers": 0.0, "checkpoints": 0.0}
+
+    def before_run(self, runner: Any) -> None:
+        for hook in runner.hooks:
+            if hasattr(hook, "_generate_samples"):  # XTuner's EvaluateChatHook
+                hook._generate_samples = self._timed("answers", hook._generate_samples)
+            if isinstance(hook, CheckpointHook):
+                save = self._timed("checkpoints", hook._save_checkpoint)
+                hook._save_checkpoint = lambda *words, save=save, **more: (save(*words, **more), self._say(runner))[0]
+
+    def before_train(self, runner: Any) -> None:
+        self.spent["start"] = time.time() - self.began - self.spent["answers"]
+
+    def after_train(self, runner: Any) -> None:
+        self._say(runner)
+
+    def _timed(self, what: str, does: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*words: Any, **more: Any) -> Any:
+            before = time.time()
+            try:
+                return does(*words, **more)
+            finally:
+                self.spent[what] += time.time() - before
+
+        return timed
+
+    def _say(self, runner: Any) -> None:
+        rest = time.time() - self.began - sum(self.spent.values())
+        went = {**self.spent, "iterations": rest}
+        runner.logger.info(f"{WENT}{', '.join(f'{what} {seconds:.2f}' for what, seconds in went.items())}")
+
+
+class Once(Hook):
+    """XTuner asks its questions after the last iteration, and at the end of training once more, of the same model: once
+    will do. With 7 billion parameters that takes longer than many iterations.
+    """
+
+    priority = "VERY_LOW"  # what is asked before the first iteration does not count
+
+    def before_train(self, runner: Any) -> None:
+        for hook in runner.hooks:
+            if hasattr(hook, "_generate_samples"):
+                self._once(hook)
+
+    def _once(self, hook: Any) -> None:
+        generate, at_the_end, asked = hook._generate_samples, hook.after_train, []
+
+        def noted(runner: Any, *words: Any, **more: Any) -> None:
+            asked.append(runner.iter + 1)
+            generate(runner, *words, **more)
+
+        hook._generate_samples = noted
+        hook.after_train = lambda runner: None if runner.iter in asked else at_the_end(runner)
 
 
 class Guard(Hook):

@@ -167,6 +167,8 @@ def closing(run: Run) -> Table:
             ("weights changed", f"{m['share_changed']:.1%}, in {m['tensors_changed']} of {m['tensors']} tensors")
         )
     lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
+    if t.get("went"):
+        lines.append(("of training", ", ".join(f"{what} {value:.0f}" for what, value in t["went"].items())))
     lines.append(("peak memory (RAM)", f"{max(e['peak_memory_mb'] for e in run.manifest['stages'].values()):,} MB"))
     table = Table(title=f"Recipe {run.name}", show_header=False, title_justify="left")
     for name, value in lines:

@@ -8,11 +8,11 @@ import ctypes
 import datetime
 import json
 import os
-import runpy
 import signal
 import sys
 from typing import List
 
+from . import trainer
 from .train import PR_SET_PDEATHSIG
 
 KEY = "recipe/words"
@@ -36,8 +36,7 @@ def main(words: List[str]) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended just before
         sys.exit(1)
-    sys.argv[1:] = told(words)
-    runpy.run_module("xtuner.tools.train", run_name="__main__", alter_sys=True)
+    trainer.main(told(words))
 
 
 if __name__ == "__main__":

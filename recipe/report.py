@@ -27,6 +27,10 @@ LEARNED = 0.05  # a fall of the training loss below this share is hardly one
 CAUSES = ("peak-not-reached", "few-updates")  # of what the plan refuses, what leaves a model as it was
 SURVEYED = 20_000  # conversations that are looked through for the report, in a second; data-report takes any number
 FULL = ("data", "plan", "config", "model", "train", "adapter", "merge", "chat")
+WENT = {
+    "start": "its start: libraries, model, data", "iterations": "iterations", "checkpoints": "checkpoints",
+    "answers": "answers to the evaluation's questions",
+}  # fmt: skip
 
 Rows = List[Tuple[str, str]]
 
@@ -493,6 +497,12 @@ def times(seen: Seen, price: float) -> Tuple[List[Dict[str, Any]], Dict[str, Any
     return rows, {"seconds": total, "cost": total / 3600 * price}
 
 
+def went(seen: Seen) -> Rows:
+    """(what, seconds) of the trainer's own, as text; [] where its log does not tell, or it has not come to its end."""
+    found = seen.figures("train").get("went", {})
+    return [(what, seconds(found[name])) for name, what in WENT.items() if name in found]
+
+
 def measured(evaluation: Dict[str, Any]) -> List[Tuple[str, str, str]]:
     """(what, base, tuned) of eval.json."""
     base, tuned = evaluation["models"]["base"], evaluation["models"]["tuned"]
@@ -670,6 +680,7 @@ def write(run: Run, price: Optional[float] = None, working: Optional[bool] = Non
         "data_page": (run.folder / "data-report.html").is_file(),
         "stages": stages,
         "total": total,
+        "went": went(seen),
         "price": price,
         "seconds": seconds,
         "percent": percent,

@@ -33,6 +33,7 @@ NAMES = {"lr": "lr", "loss": "loss", "time": "seconds", "grad_norm": "grad_norm"
 BEAT = re.compile(ranks.BEAT.format(r"(\d+)", r"(\d+)"))
 NAME = re.compile(r"iter_(\d+)(?:\.pth)?$")
 SAVED = "Stopped by SIGTERM, saved: iteration "  # hooks.Checkpoint says it, with the iteration or "none"
+WENT = "Seconds: "  # hooks.Clock says it, with what took how many
 SAVING = 30  # seconds that a stopped trainer gets before it is ended
 PR_SET_PDEATHSIG = 1
 
@@ -114,6 +115,18 @@ def read_log(text: str) -> List[Tuple[int, float, float]]:
     return [found[number] for number in sorted(found)]
 
 
+def went(text: str) -> Dict[str, float]:
+    """Seconds of the trainer by what took them (start, answers, checkpoints, iterations), all its starts together; {}
+    where its log does not tell. Of a start that was killed, those until its last checkpoint.
+    """
+    total: Dict[str, float] = {}
+    for start in text.split("\n$ "):
+        for line in re.findall(rf"{WENT}(.*)", start)[-1:]:
+            for what, seconds in re.findall(r"(\w+) ([\d.]+)", line):
+                total[what] = round(total.get(what, 0.0) + float(seconds), 2)
+    return total
+
+
 def state(checkpoint: Path) -> Dict[str, Any]:
     """Iteration, seed and optimizer updates as the checkpoint itself records them."""
     path = checkpoint
@@ -162,7 +175,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         at = f"stopped at {checkpoint.name}" if checkpoint else "left no checkpoint"
         raise RunFailed(f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.shown(log)}")
     found = state(checkpoint)
-    steps = read_log(log.read_text(encoding="utf-8", errors="replace") if log.exists() else "")
+    said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     return {
         "checkpoint": run.shown(checkpoint),
         "resumed_from": iteration_of(start) if start else 0,
@@ -171,7 +184,8 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "seed": found["seed"],
         "ranks": ranks.count(run.settings),
         **({"pretrained_pth": llava.began_from(run)} if families.pictures(run.settings) else {}),
-        **curve_figures(steps),
+        **curve_figures(read_log(said)),
+        "went": went(said),
         "log": run.shown(log),
         "made": [str(checkpoint.relative_to(run.folder))],
     }
@@ -208,7 +222,7 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
     if ranks.count(run.settings) > 1:
         words = [sys.executable, "-m", *ranks.launcher(run.settings)]
     else:
-        words = [sys.executable, "-m", "xtuner.tools.train"]
+        words = [sys.executable, "-m", "recipe.trainer"]
     words += [run.shown(run.config), "--work-dir", run.shown(place)]
     if ranks.count(run.settings) > 1:
         words += ["--launcher", "pytorch"]

@@ -83,9 +83,8 @@ def test_the_rendered_config_is_an_ordinary_xtuner_config(demo):
     cfg = Config.fromfile(str(demo[1] / "config.py"))
     assert cfg.train_cfg.max_epochs == cfg.max_epochs
     text = (demo[1] / "config.py").read_text(encoding="utf-8")
-    assert set(re.findall(r"\brecipe\.[\w.]+", text)) == {
-        f"recipe.hooks.{n}" for n in ("Checkpoint", "Repeat", "Lenient", "Guard")
-    }
+    hooks = {f"recipe.hooks.{name}" for name in ("Checkpoint", "Repeat", "Lenient", "Guard", "Once", "Clock")}
+    assert set(re.findall(r"\brecipe\.[\w.]+", text)) == {*hooks, "recipe.loop.TrainLoop"}
 
 
 def test_one_question_and_a_pipe(demo):

@@ -105,6 +105,15 @@ def test_host_runtime_refuses_clearly(clone, tmp_path, environment, words):
         assert word in done.stderr
 
 
+def test_what_python_compiles_is_kept():
+    """Also where the machine's own setting forbids it, as many images' does: each start would compile anew."""
+    done = run(
+        ["docker/host", "exec", "python", "-c", "import sys; print(sys.dont_write_bytecode)"],
+        PYTHONDONTWRITEBYTECODE="1",
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_host_runtime_chooses_variant_and_torch_by_the_gpu(clone, tmp_path):
     """With an NVIDIA driver the CUDA 11.8 build, else PyPI's, with a card newer than that the variant cu13: seen in the
     names of environment and image.

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LOCK, ROOT
-from test_watch import read_until, terminal
+from test_watch import WORDS, read_until, terminal
 
 PACKAGES = re.search(r"packages=\((.*)\)", (ROOT / ".ci/run").read_text(encoding="utf-8"))[1]
 ENGINES = f"apt-get install --no-install-recommends {PACKAGES}"
@@ -459,6 +459,39 @@ def test_docker_runs_the_same(dockerd, clone):
     said = ok([clone / "docker/run", "shell"], env=env, input=f"cd '{clone}'\n{PROBE}")
     confined(said, os.getuid())
     assert run([clone / "docker/run", "data", "nonsense"], env=env).returncode == 2
+
+
+def test_a_detached_training_is_watched_stopped_and_resumed_under_docker(dockerd, clone):
+    """Each look at it is another container; its terminal is closed. The same command goes on to the end."""
+    env = built(dockerd[0])
+    words = [clone / "docker/run", *WORDS, "--output", "output/detached"]
+    folder = clone / "output/detached/demo"
+    for asked in (["watch", "stop"], ["watch"]):
+        child, end = terminal(*words, "--detach", **env)
+        assert "Under way" in read_until(end, "code ")
+        os.close(end)
+        os.waitpid(child, 0)
+        with contextlib.ExitStack() as ended:
+            looks = [
+                ended.enter_context(
+                    subprocess.Popen(
+                        [str(clone / "docker/run"), what, "output/detached/demo"], env={**os.environ, **env},
+                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=str(clone), text=True,
+                    )
+                )
+                for what in asked
+            ]  # fmt: skip
+            said = [look.communicate(timeout=300)[0] for look in looks]
+        assert [look.returncode for look in looks] == [0] * len(asked), said
+        assert len({text.splitlines()[-1] for text in said}) == 1, said
+        if "stop" in asked:
+            assert "exit code 0: Stopped as asked (SIGTERM). The checkpoint of iteration" in said[0]
+            assert not (folder / "adapter").exists()
+    assert "exit code 0: done" in said[0]
+    assert "training" in said[0]
+    assert json.loads((folder / "run.json").read_text("utf-8"))["stages"]["train"]["figures"]["resumed_from"] > 0
+    assert (folder / "adapter/adapter_model.safetensors").is_file()
+    assert_no_container(["docker", "ps", "--all", "--quiet"], env=env)
 
 
 def test_any_user_may_run_it(dockerd, clone, tmp_path):

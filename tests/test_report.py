@@ -145,6 +145,9 @@ def test_every_figure_is_the_manifests(demo, manifest):
         assert numbers(row[3]) == [entry["peak_memory_mb"]]
         for output, written in entry["writes"].items():
             assert [output, f"sha256 {written['sha256']}"] in page.rows
+    for name, what in report.WENT.items():
+        (shown,) = (row[1] for row in page.rows if len(row) == 2 and row[0] == what)
+        assert shown == report.seconds(train["went"][name])
     assert page.row("seed")[1] == str(train["seed"])
     for name, version in manifest["versions"].items():
         assert f"{name} {version}" in page.row("versions")[1]

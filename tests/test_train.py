@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ import torch
 from conftest import ROOT, recipe, refused
 from mmengine.config import Config
 
-from recipe import cost, faults, hooks, memory, settings, stages, train
+from recipe import cost, faults, hooks, memory, settings, stages, train, trainlog
 from recipe.errors import HostLacks
 
 # A run of half a minute: 2 epochs of 33 packs, a checkpoint after every iteration, two kept.
@@ -85,6 +87,8 @@ def test_interrupted_training_gives_the_same_bytes(stopped_and_resumed):
     assert figures["iterations"] == figures["updates"] == 66
     log = (ROOT / figures["log"]).read_text(encoding="utf-8")
     assert log.count("\n$ ") == 4
+    starts = [float(seconds) for seconds in re.findall(r"Seconds: start ([\d.]+)", log)]
+    assert figures["went"]["start"] > 2 * min(starts), "those of all its starts"
     assert f"resumed epoch: 0, iter: {figures['resumed_from']}" in log
 
 
@@ -240,6 +244,97 @@ def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
         train._room(run, tmp_path, planned)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_epochs_follow_each_other_without_a_pause(monkeypatch, workers):
+    """The batches of XTuner's own loop in its order, the same numbers drawn; a pause only where processes load data."""
+    from mmengine.dataset import DefaultSampler
+    from mmengine.runner import loops
+    from xtuner.engine.runner import TrainLoop as XTunersLoop
+
+    from recipe import loop
+
+    rows = torch.arange(10)
+
+    def batches(kind):
+        torch.manual_seed(5)
+        slept = []
+        monkeypatch.setattr(loops, "time", SimpleNamespace(sleep=slept.append))
+        data = torch.utils.data.DataLoader(
+            rows, batch_size=3, sampler=DefaultSampler(rows, shuffle=True, seed=7), num_workers=workers
+        )
+        trainer = kind(SimpleNamespace(visualizer=None), data, max_epochs=3)
+        found = [next(trainer.dataloader_iterator).tolist() for _ in range(trainer.max_iters)]
+        return found, torch.rand(1).item(), slept
+
+    (theirs, drawn, pauses), (ours, drawn_too, left) = batches(XTunersLoop), batches(loop.TrainLoop)
+    assert ours == theirs
+    assert len({str(theirs[at : at + 4]) for at in (0, 4, 8)}) == 3, "each epoch has an order of its own"
+    assert drawn_too == drawn
+    assert (pauses, left) == ([2, 2], [2, 2] * workers)
+
+
+def test_the_loop_changes_no_byte(demo, tmp_path, monkeypatch):
+    """XTuner's trainer, three epochs of few packs, by its own loop and by the recipe's."""
+    from mmengine.runner import loops
+    from xtuner.tools import train as xtuners
+
+    text = (demo[1] / "config.py").read_text(encoding="utf-8")
+    rows = (demo[1] / "dataset.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(rows[:16]), encoding="utf-8")
+    text = re.sub(r"(?m)^data_path = .*$", f"data_path = '{tmp_path}/rows.jsonl'", text)
+    for name, value in (("max_epochs", 3), ("save_steps", 99), ("evaluation_freq", 99), ("evaluation_inputs", [])):
+        text, replaced = re.subn(rf"(?ms)^{name} = (\[.*?\]|\S+)$", f"{name} = {value}", text)
+        assert replaced == 1, name
+    (tmp_path / "ours.py").write_text(text, encoding="utf-8")
+    (tmp_path / "theirs.py").write_text(text.replace("'recipe.loop.TrainLoop'", "TrainLoop"), encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(loops, "time", SimpleNamespace(sleep=lambda _: None))
+    before, strict = signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
+    made = {}
+    try:
+        for name in ("ours", "theirs"):
+            monkeypatch.setattr(
+                sys, "argv", ["train", str(tmp_path / f"{name}.py"), "--work-dir", str(tmp_path / name)]
+            )
+            xtuners.main()
+            made[name] = torch.load(str(train.last_checkpoint(tmp_path / name)))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        torch.use_deterministic_algorithms(strict)
+    assert made["ours"]["meta"]["iter"] == made["theirs"]["meta"]["iter"] >= 6
+    for name, tensor in made["theirs"]["state_dict"].items():
+        assert torch.equal(made["ours"]["state_dict"][name], tensor), name
+    assert any("lora_B" in name and tensor.any() for name, tensor in made["ours"]["state_dict"].items())
+
+
+def test_the_trainers_libraries_come_in_the_order_that_is_soonest():
+    """What looks through the source of all frames above it is imported where there are few."""
+    script = (
+        "import runpy, sys; from recipe import trainer\n"
+        "def run(name, **more): print(trainer.FIRST in sys.modules, 'mmengine' in sys.modules, name, *sys.argv[1:])\n"
+        "runpy.run_module = run; trainer.main(['a', 'b'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=str(ROOT))
+    assert done.stdout.split() == ["True", "False", "xtuner.tools.train", "a", "b"], done.stderr
+
+
+def test_where_the_trainers_seconds_went(demo):
+    entry = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))["stages"]["train"]
+    went = entry["figures"]["went"]
+    assert set(went) == {"start", "iterations", "checkpoints", "answers"}
+    assert min(went.values()) > 0
+    assert 0.9 * entry["seconds"] < sum(went.values()) < entry["seconds"]
+    steps = trainlog.summary(trainlog.steps((ROOT / entry["figures"]["log"]).parent))
+    # mmengine's own sum of what iterations take has what lies between them too
+    assert went["iterations"] < steps["seconds"] < went["iterations"] + went["checkpoints"] + went["answers"]
+
+
+def test_seconds_of_several_starts_are_added():
+    log = "\n$ a\nx - Seconds: start 2.00, iterations 1.50\nx - Seconds: start 2.00, iterations 9.25\n\n$ b\nkilled\n"
+    assert train.went(f"{log}\n$ c\nx - Seconds: start 3.50, iterations 1.00\n") == {"start": 5.5, "iterations": 10.25}
+    assert train.went(PUBLISHED) == {}
+
+
 def process(*words):
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
@@ -353,6 +448,29 @@ def test_a_fault_that_only_the_kernel_tells_of_is_named(stand_in, tmp_path, monk
     )
     assert text.startswith("The driver reported Xid 48: a double-bit ECC error: the card's memory is faulty.")
     assert "Xid" not in stand_in("echo 'RuntimeError: something else'; exit 1"), "what was there before is not new"
+
+
+@pytest.mark.parametrize(("every", "asked"), [(2, [0, 2, 4, 6]), (4, [0, 4, 6]), (9, [0, 6])])
+def test_the_questions_are_asked_once_at_the_end(every, asked):
+    """By XTuner's own hook, in mmengine's order of hooks, of a training of six iterations."""
+    from xtuner.engine.hooks import EvaluateChatHook
+
+    evaluation, made = EvaluateChatHook.__new__(EvaluateChatHook), []
+    evaluation.every_n_iters = every
+    runner = SimpleNamespace(
+        hooks=[evaluation, hooks.Once()], iter=0, cfg=Config(dict(default_hooks=dict(checkpoint=dict(interval=99)))),
+        logger=SimpleNamespace(info=lambda _: None),
+    )  # fmt: skip
+    evaluation._generate_samples = lambda runner, **_: made.append(runner.iter)
+    for hook in runner.hooks:
+        hook.before_train(runner)
+    for runner.iter in range(6):
+        before = len(made)
+        evaluation.after_train_iter(runner, 0)
+        made[before:] = [runner.iter + 1] * (len(made) - before)
+    runner.iter = 6
+    evaluation.after_train(runner)
+    assert made == asked
 
 
 class Watched:

@@ -14,7 +14,7 @@ from conftest import ROOT, recipe, refused
 
 from recipe import stages, watch
 
-WORDS = ("train", "demo", "train.max_epochs=3", "train.evaluation_max_new_tokens=2")
+WORDS = ("train", "demo", "train.max_epochs=5", "train.evaluation_max_new_tokens=2")
 
 
 def terminal(*words, **more):
@@ -70,8 +70,8 @@ def test_a_detached_training_outlives_its_terminal(detached):
     for part in ("first", "second"):
         assert os.WTERMSIG(detached[f"{part} shell"]) == 1  # SIGHUP ended the shell
     figures = json.loads((detached["folder"] / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
-    assert figures["iterations"] == 99
-    assert 0 < figures["resumed_from"] < 99
+    assert figures["iterations"] == 165
+    assert 0 < figures["resumed_from"] < 165
     assert (detached["folder"] / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -93,13 +93,13 @@ def test_watch_follows_to_the_end(detached):
     assert code == 0, said
     for word in (
         "train    since",
-        "/99  loss ",
+        "/165  loss ",
         "lr ",
         "tokens/s",
         "s left",
         "answers at ",
         "我最近总是感到工作压力很大",
-        "99/99",
+        "165/165",
     ):
         assert word in said, word
     assert said.splitlines()[-1].startswith(f"train in {detached['folder']} ended at ")
