@@ -16,6 +16,9 @@ from .stages import Run
 GIB, MIB = 1 << 30, 1 << 20
 OVERHEAD = 0.5 * GIB  # cuBLAS' workspace and fragments; CUDA's own context is not in it
 BUCKETS = 2.5 * GIB  # DeepSpeed's buckets of gradients (5e8 values), which are free again while the layers work
+# Bytes of a trained weight that DeepSpeed's update holds beside: its gradients joined in 16 bits and copied to fp32. By
+# then the layers' work is done. ZeRO-3 takes no more than so many weights at a time (XTuner's file has the default).
+STEP, GROUP = 6, 1e9
 # Layers and width of the models that XTuner's presets name, by their size in billions, and words of the vocabulary.
 LAYERS = {
     0.5: (24, 1024), 1.8: (24, 2048), 2: (18, 2048), 4: (40, 2560), 6: (32, 4096), 6.24: (28, 4096), 6.7: (32, 4096),
@@ -109,7 +112,8 @@ def parts(
     """Bytes on one GPU with `tokens` an iteration: {weights, trained (gradients and moments), work, total}.
 
     Full fine-tuning holds 16 bytes a weight in either way: DeepSpeed 2 of weights, 2 of gradients, 12 of fp32 weights
-    and moments; mmengine's runner 4, 4 and 8, and 2 more for autocast's copies. Of a frozen model DeepSpeed keeps what
+    and moments, at whose update it holds STEP more (an H100 took 39,725 MiB for a model of 1.9 billion: 22 a weight);
+    mmengine's runner 4, 4 and 8, and 2 more for autocast's copies. Of a frozen model DeepSpeed keeps what
     is not quantized in 16 bits; without it PEFT makes that fp32, which under a projector alone is not there to do so.
     """
     ends = min(2 * shape.vocabulary * shape.hidden, shape.parameters)
@@ -121,11 +125,19 @@ def parts(
         weights = {4: 0.52, 8: 1.0}.get(bits, unquantized) * (shape.parameters - ends) + unquantized * ends
         # Every linear layer: four of width × width, three of width × about 2.7 widths
         trained = 16 * rank * shape.layers * 19 * shape.hidden if method in ("lora", "qlora") else 0
-    # The checkpointed input of every layer, one layer's inside, and logits with their fp32 copy and gradients
-    work = tokens * (wide * shape.layers * shape.hidden + 70 * shape.hidden + 12 * shape.vocabulary)
-    weights, trained, work = weights + wide * seeing.frozen, trained + 16 * seeing.trained, work + wide * seeing.kept
-    work = max(work, BUCKETS) if deepspeed else work + OVERHEAD
+    weights, trained = weights + wide * seeing.frozen, trained + 16 * seeing.trained
+    work = _work(shape, tokens, wide, seeing)
+    if deepspeed:
+        work = max(work, BUCKETS, STEP * _trained(shape, method, trained, seeing))
+    else:
+        work += OVERHEAD
     return {"weights": weights, "trained": trained, "work": work, "total": weights + trained + work}
+
+
+def _work(shape: Shape, tokens: int, wide: int, seeing: Sight) -> float:
+    """The checkpointed input of every layer, one layer's inside, and logits with their fp32 copy and gradients."""
+    of_token = wide * shape.layers * shape.hidden + 70 * shape.hidden + 12 * shape.vocabulary
+    return tokens * of_token + wide * seeing.kept
 
 
 def gib(name: str) -> Optional[float]:
@@ -173,7 +185,7 @@ def of_run(
     zero = of_zero(shape, *shared, seeing)
     for row in zero:
         row.update({place: {n: round(v / MIB) for n, v in row[place].items()} for place in ("gpu", "host")})
-    parameters, trained = round(shape.parameters), round(_trained(shape, method, held, seeing))
+    parameters, trained = round(shape.parameters), round(_trained(shape, method, held["trained"], seeing))
     # A new one is written before the oldest goes.
     copies = checkpoints if cfg.save_total_limit < 1 else min(checkpoints, cfg.save_total_limit + 1)
     return {
@@ -182,9 +194,9 @@ def of_run(
     }  # fmt: skip
 
 
-def _trained(shape: Shape, method: str, held: Dict[str, float], seeing: Sight = BLIND) -> float:
-    """How many weights are trained, of `parts`: an adapter's hold 16 bytes each."""
-    return shape.parameters + seeing.trained if method == "full" else held["trained"] / 16
+def _trained(shape: Shape, method: str, held: float, seeing: Sight = BLIND) -> float:
+    """How many weights are trained, of the bytes that `parts` has as `trained`: an adapter's hold 16 each."""
+    return shape.parameters + seeing.trained if method == "full" else held / 16
 
 
 def of_disk(parameters: int, trained: int, deepspeed: bool, copies: int, merges: bool = True) -> Dict[str, int]:
@@ -209,12 +221,12 @@ def of_zero(
 
     DeepSpeed holds 16-bit weights and gradients (2 bytes each) of what is trained, and 12 bytes of fp32 weights and
     moments. ZeRO-1 divides the 12 among the GPUs, ZeRO-2 the gradients too, ZeRO-3 everything; offload moves the 12
-    (with ZeRO-3 the weights too) into RAM.
+    (with ZeRO-3 the weights too) into RAM, where the update then is.
     """
     alone = parts(shape, method, bits, tokens, rank, seeing=seeing)
-    trained = _trained(shape, method, alone, seeing)
+    trained = _trained(shape, method, alone["trained"], seeing)
     frozen = 2.0 * seeing.frozen if method == "full" else alone["weights"]
-    rest = alone["work"]
+    work = max(_work(shape, tokens, 2, seeing), BUCKETS)
     table = []
     for stage in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"):
         if bits == 4 and stage.startswith("zero3"):
@@ -229,7 +241,8 @@ def of_zero(
                 cut, host = 2.0 * trained, 12.0 * trained
             elif stage == "zero3_offload":
                 cut, host, base = 0.0, 16.0 * trained + frozen, 0.0
-            row["gpu"][str(gpus)] = whole + cut / gpus + base + rest
+            step = 0.0 if "offload" in stage else STEP * min(trained / gpus, GROUP if stage == "zero3" else trained)
+            row["gpu"][str(gpus)] = whole + cut / gpus + base + max(work, step)
             row["host"][str(gpus)] = host
         table.append(row)
     return table
