@@ -21,7 +21,7 @@ INTENDED = (
     r"accumulative_counts", r"max_epochs", r"warm_?up_ratio", r"evaluation_(freq|inputs(\.\d+)?)",
     r"save_steps", r"SYSTEM", r"custom_hooks(\.\d+(\.(type|max_new_tokens|system|prompt_template))?)?",
     r"default_hooks\.(logger\.interval|checkpoint\.type)",
-    r"randomness(\..+)?", r"visualizer(\..+)?",
+    r"randomness(\..+)?", r"visualizer(\..+)?", r"train_cfg(\.type)?",
     r"training_args\.(per_device_train_batch_size|gradient_accumulation_steps|num_train_epochs|learning_rate|warmup_steps)",
     r"training_args\.(warmup_ratio|save_steps|logging_steps|seed|fp16|bf16)", r"model(\.llm)?\.attn_implementation",
 )  # fmt: skip
