@@ -586,7 +586,9 @@ def test_a_moved_output_folder_goes_on(demo, tmp_path):
 @pytest.mark.parametrize("strict", [True, False])
 def test_iterations_repeat_and_what_lies_between_may_not(monkeypatch, strict):
     """As PyTorch itself says; with attention's plain formula where it cannot be told to repeat the others."""
-    was = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    was = torch.are_deterministic_algorithms_enabled()
+    torch.backends.cuda.enable_flash_sdp(True)  # as PyTorch begins, whatever this process did before
+    torch.backends.cuda.enable_mem_efficient_sdp(True)
     monkeypatch.setattr(hooks, "STRICT", strict)
     runner = SimpleNamespace(seed=3, iter=0)
     try:
@@ -599,6 +601,6 @@ def test_iterations_repeat_and_what_lies_between_may_not(monkeypatch, strict):
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
-        torch.use_deterministic_algorithms(was[0])
-        torch.backends.cuda.enable_flash_sdp(was[1])
-        torch.backends.cuda.enable_mem_efficient_sdp(was[1])
+        torch.use_deterministic_algorithms(was)
+        torch.backends.cuda.enable_flash_sdp(True)
+        torch.backends.cuda.enable_mem_efficient_sdp(True)
