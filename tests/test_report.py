@@ -488,15 +488,20 @@ def test_long_curves_keep_their_peaks():
 
 
 def test_it_is_quick(folder):
-    """It stands at the end of every training: under three seconds for 20,000 iterations, matplotlib being there."""
-    made(folder)
+    """It stands at the end of every training: 20,000 iterations cost little more than the demo's 792."""
+
+    def cost():
+        began = time.process_time()  # of this process alone, whatever else the machine does
+        made(folder)
+        return time.process_time() - began
+
+    made(folder)  # matplotlib's import is not the report's
+    few = cost()
     (path,) = folder.glob("checkpoints/*/*/vis_data/scalars.json")
     line = json.loads(path.read_text("utf-8").splitlines()[0])
     lines = [json.dumps({**line, "step": n, "loss": 2 + 0.1 * random.random()}) for n in range(1, 20_001)]
     path.write_text("\n".join(lines), encoding="utf-8")
-    began = time.process_time()  # of this process alone, whatever else the machine does
-    made(folder)
-    assert time.process_time() - began < 3
+    assert cost() < 2.5 * few  # 1.3
 
 
 def chromium(*words, folder):
