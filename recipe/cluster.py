@@ -73,7 +73,7 @@ set -euo pipefail
 
 cd {root}
 export {runtime}
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_PORT=$(({port} + SLURM_JOB_ID % 1000)) # jobs may share a node
 export MASTER_ADDR MASTER_PORT NODES="$SLURM_JOB_NUM_NODES" RECIPE_COMMAND=./justw
 # One task a node: its number is SLURM_NODEID. Where one fails, all end.

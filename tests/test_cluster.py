@@ -58,7 +58,7 @@ def test_slurm(tmp_path):
     assert "export RUNTIME=apptainer RECIPE_IMAGE=docker://ghcr.io/me/recipe:1\n" in apart
     assert any(f"sbatch {path}" in line for line in lines)
     programs = {
-        "scontrol": 'printf "gpu%s\\n" 07 08',
+        "scontrol": "echo gpu07; sleep 0.2; echo gpu08",  # it must not meet a closed pipe
         # one task a node, as srun starts them; instead of training it says what it was told
         "srun": 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; python "$TOLD" "$@"; done',
     }
