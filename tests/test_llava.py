@@ -697,7 +697,7 @@ def test_the_trainers_questions_meet_16_bit_weights_and_an_fp32_projector(stages
         model=model, cfg=cfg, logger=SimpleNamespace(info=said.append),
         optim_wrapper=SimpleNamespace(cast_dtype=torch.bfloat16),
     )  # fmt: skip
-    with pytest.raises(RuntimeError, match="dtype|scalar type"):
+    with pytest.raises(RuntimeError, match=r"dtype|scalar type"):
         EvaluateChatHook(**asked).before_train(runner)
     said.clear()
     Pictures(**asked).before_train(runner)
