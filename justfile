@@ -184,7 +184,7 @@ adapter *args:
 # Everything that can be tested on this machine; `just test -k data` for a part
 [group('develop')]
 test *args: lint
-    @docker/host exec python -m pytest "$@"
+    @docker/host exec python -m pytest -n 2 --dist loadgroup "$@"
 
 # With a real pre-trained model on a CPU: tutorial learns nothing, coach does (10 minutes; --check: is it the model?)
 [group('develop')]

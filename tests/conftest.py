@@ -41,6 +41,12 @@ def _real(checksum, what):
     return path
 
 
+def pytest_collection_modifyitems(items):
+    """In several processes (`-n 2 --dist loadgroup`) what shares a costly fixture stays in one of them."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("demo" if "demo" in item.fixturenames else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def real_workbook():
     return _real(WORKBOOK, "the tutorial's workbook")
