@@ -41,6 +41,7 @@ def _real(checksum, what):
     return path
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     """In several processes (`-n 2 --dist loadgroup`) what shares a costly fixture stays in one of them."""
     for item in items:
