@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ LOCK = ROOT / "docker" / ("cu13.lock" if sys.version_info >= (3, 12) else "cu118
 os.environ.pop("RECIPE_COMMAND", None)
 # As the command line has it, for what tests call without it: threads that wait by spinning slow each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tutorial's workbook and the real tokenizer are not ours to ship: they are found by checksum.
 WORKBOOK = "58d1e6b293790d043cb34f37014f5219ea1dcc1102acf00b65e4223f0a36b8f5"
 TOKENIZER = "f868398fc4e05ee1e8aeba95ddf18ddcc45b8bce55d5093bead5bbf80429b48b"
