@@ -97,22 +97,32 @@ def registry(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def podman(standin, tmp_path_factory):
+def short():
+    """A folder for podman. Paths in pytest's are so long, where several processes test, that podman 4.3 learns only
+    after 20 s that a container has ended.
+    """
+    place = Path(tempfile.mkdtemp(prefix="podman-"))
+    yield place
+    run(["umount", place / "graph/overlay"])  # podman mounts it onto itself
+    shutil.rmtree(str(place), ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def podman(standin, short):
     """Environment variables with which podman runs here, apart from the user's own images."""
     if not shutil.which("podman") or not shutil.which("runc"):
         pytest.skip(f"podman is not installed: {ENGINES}")
-    place = tmp_path_factory.mktemp("podman")
     hard = re.search(r"Max open files\s+\d+\s+(\d+)", Path("/proc/self/limits").read_text())[1]
-    (place / "containers.conf").write_text(
+    (short / "containers.conf").write_text(
         f'[containers]\nnetns = "host"\ndefault_ulimits = ["nofile=1024:{hard}", "nproc=32768:32768"]\n'
-        f'[engine]\nruntime = "runc"\ntmp_dir = "{place}/tmp"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+        f'[engine]\nruntime = "runc"\ntmp_dir = "{short}/tmp"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
         '[network]\nnetwork_backend = "netavark"\n'
     )
-    graph, state = place / "graph", place / "run"
-    (place / "storage.conf").write_text(f'[storage]\ndriver = "overlay"\nrunroot = "{state}"\ngraphroot = "{graph}"\n')
+    graph, state = short / "graph", short / "run"
+    (short / "storage.conf").write_text(f'[storage]\ndriver = "overlay"\nrunroot = "{state}"\ngraphroot = "{graph}"\n')
     variables = {
-        "RUNTIME": "podman", "CONTAINERS_CONF": str(place / "containers.conf"),
-        "CONTAINERS_STORAGE_CONF": str(place / "storage.conf"),
+        "RUNTIME": "podman", "CONTAINERS_CONF": str(short / "containers.conf"),
+        "CONTAINERS_STORAGE_CONF": str(short / "storage.conf"),
     }  # fmt: skip
     ok(["podman", "import", "--change", CERTIFICATES, standin, "standin:1"], env=variables)
     tried = run(["podman", "run", "--rm", "--network", "none", "--read-only", "standin:1", "true"], env=variables)
