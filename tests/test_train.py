@@ -583,6 +583,14 @@ def test_a_moved_output_folder_goes_on(demo, tmp_path):
     assert made[0] == made[1]
 
 
+def test_memory_is_kept_between_iterations_where_a_cpu_trains(monkeypatch):
+    run = stages.Run("demo", settings.load("demo")[1], ROOT, ROOT / "output")
+    monkeypatch.setattr(train, "gpus", lambda: [])
+    assert train.HEAP.items() <= train.environment(run).items()
+    monkeypatch.setattr(train, "gpus", lambda: [{"name": "H100"}])
+    assert not train.HEAP.keys() & train.environment(run).keys()
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_iterations_repeat_and_what_lies_between_may_not(monkeypatch, strict):
     """As PyTorch itself says; with attention's plain formula where it cannot be told to repeat the others."""
