@@ -12,6 +12,12 @@ from pathlib import Path
 import websocket
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# What a control is in Streamlit's page, of both variants.
+CONTROLS = {
+    "button": "button",
+    "radio": "label[data-baseweb=radio]",
+    "expander": ".streamlit-expanderHeader, [data-testid=stExpander] summary",
+}
 
 
 class Tab:
@@ -67,11 +73,8 @@ class Tab:
 
     def click(self, name, role="button"):
         """Click the control of an accessible role whose text or label begins with `name`."""
-        where = {"button": "button", "radio": "label[data-baseweb=radio]", "expander": ".streamlit-expanderHeader"}[
-            role
-        ]
         found = (
-            f"[...document.querySelectorAll({json.dumps(where)})].find(e => e.getClientRects().length && "
+            f"[...document.querySelectorAll({json.dumps(CONTROLS[role])})].find(e => e.getClientRects().length && "
             f"(e.getAttribute('aria-label') || e.innerText).trim().startsWith({json.dumps(name)}))"
         )
         self.until(f"!!({found}) && !({found}).disabled")

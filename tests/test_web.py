@@ -362,6 +362,16 @@ class Session:
         return found[-1]
 
 
+def test_a_slow_link_keeps_the_page(site):
+    """A ping of the server's that waits for seconds ends nothing: this client answers when it next reads."""
+    site.finish()
+    session = Session(site.address)
+    with contextlib.closing(session.socket):
+        time.sleep(3)
+        session.ask("慢一点也行。")
+        assert "慢一点也行。" in session.answers()
+
+
 def test_twenty_sessions(site):
     """Each gets the answers to its own question, in its turn, and the same as when it is alone."""
     site.finish()

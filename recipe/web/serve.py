@@ -216,6 +216,7 @@ OPTIONS = {
 def serve(where: Place, desk: Any) -> None:
     """Serve until Ctrl-C or SIGTERM. What app.py shows is set up before: see shared.py."""
     host = listening(where)
+    import tornado
     from streamlit.web import bootstrap
     from streamlit.web.server import Server
 
@@ -223,7 +224,12 @@ def serve(where: Place, desk: Any) -> None:
 
     class Behind(Server):
         def _create_app(self) -> Any:
-            return door(super()._create_app(), where)
+            app = super()._create_app()
+            # From 6.5 on Tornado waits for the answer to a ping no longer than until the next, which to Streamlit is a
+            # second: over a slow link the page would be cut off.
+            if tornado.version_info >= (6, 5):
+                app.settings["websocket_ping_interval"] = app.settings["websocket_ping_timeout"]
+            return door(app, where)
 
     async def run() -> None:
         server = Behind(str(HERE / "app.py"), "")
