@@ -61,7 +61,7 @@ class Tab:
         assert "exceptionDetails" not in done, (script[:200], done["exceptionDetails"])
         return done["result"].get("value")
 
-    def until(self, script, seconds=30):
+    def until(self, script, seconds=180):
         """Wait until an expression is true; its value."""
         deadline = time.time() + seconds
         while True:
