@@ -45,7 +45,6 @@ class Terminal:
         if not self.pid:
             os.chdir(str(ROOT))
             environment = {**os.environ, "PYTHONPATH": paths, "TERM": "dumb", "LANG": "C.UTF-8", "NO_COLOR": "1"}
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, such as these tests, ignore it
             os.execve(sys.executable, [sys.executable, "-m", "recipe", "chat", *map(str, words)], environment)
         self.seen = b""
 
