@@ -100,7 +100,7 @@ def has_fast(settings: Settings) -> bool:
 def speed(settings: Settings) -> str:
     """stock, fast or small: as set, or for "auto" what the first GPU allows; without any it is fast, as for dtype.
 
-    "auto" takes fast and small in bf16 and on one GPU only: no card was tried in fp16, and two together but once.
+    "auto" takes fast and small in bf16 and on one GPU only: no card without bf16 was tried, and two together but once.
     """
     known = has_fast(settings)
     if settings.train.speed != "auto":
