@@ -71,11 +71,12 @@ def memory_mib(tokens: int, card: str, way: str = "stock") -> int:
     )
 
 
-def estimate(plan: Dict[str, Any], card: str, price: float) -> Dict[str, Any]:
+def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) -> Dict[str, Any]:
     """Cost of the planned run on `card` ("" for this machine's GPU), or on several of it that share the work at best.
 
-    {card, seconds, memory_mib, price, scaled_from, source, disk_gb}; figures are None for a card that was never
-    measured. Training only: loading the model, evaluation samples and the merge come on top.
+    {card, seconds, memory_mib, price, scaled_from, source, disk_gb, answers, answers_seconds}; figures are None for a
+    card that was never measured. `seconds` and `price` are of the iterations only: the `answers` (tokens at most) to
+    evaluation's questions take `answers_seconds` (on an H100) beside them; loading the model and the merge come on top.
     """
     from .stages import gpus
 
@@ -93,6 +94,8 @@ def estimate(plan: Dict[str, Any], card: str, price: float) -> Dict[str, Any]:
         "scaled_from": None,
         "source": None,
         "disk_gb": round(sum(disk.values()) + (kept - 1) * disk["checkpoint"], 1),
+        "answers": answers,
+        "answers_seconds": round(answers / measurements()["answers"]["tokens_per_second"]),
     }
     way = plan.get("way", "stock")
     entry = nearest(card, tokens, way)

@@ -83,11 +83,16 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
         lines.append(
             (
                 "training",
-                f"{cost['seconds']} s{several}" + (f", {cost['price']:.2f} at its price" if cost["price"] else ""),
+                f"{cost['seconds']} s of iterations{several}"
+                + (f", {cost['price']:.2f} at its price" if cost["price"] else ""),
             )
         )
         lines.append(("GPU memory", f"{cost['memory_mib']:,} MiB"))
         lines.append(("measured", f"{cost['scaled_from']}: {cost['source']}"))
+    if cost.get("answers"):
+        lines.append(
+            ("questions", f"up to {cost['answers_seconds']} s beside them ({cost['answers']:,} tokens, on an H100)")
+        )
     lines.append(("disk", f"{cost['disk_gb']} GB with environment, model, checkpoints, adapter and merged model"))
     return lines
 

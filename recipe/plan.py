@@ -141,6 +141,15 @@ def iterations_per_epoch(packs: int, batch_size: int, together: int = 1, grouped
     return math.ceil(math.ceil(packs / together) / (batch_size * grouped)) * grouped
 
 
+def answers(cfg: Any, evaluations: List[int]) -> int:
+    """Tokens, at most, of the answers that XTuner's hook generates; its first ones, before training, are cut at 50."""
+    hook = next((one for one in cfg.get("custom_hooks", ()) if "evaluation_inputs" in one), None)
+    if hook is None:
+        return 0
+    longest = hook.get("max_new_tokens", 600)  # XTuner's default
+    return len(hook["evaluation_inputs"]) * sum(longest if iteration else min(50, longest) for iteration in evaluations)
+
+
 def grouped(cfg: Any) -> int:
     """How many batches the config's sampler keeps together: those of an update where it groups by length, else 0."""
     return cfg.train_dataloader.sampler.get("per_device_batch_size", 0) // cfg.batch_size
@@ -310,7 +319,8 @@ def make(
     figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
     figures["memory"] = memory.of_run(run, cfg, engine, len(figures["checkpoints"]), eyes, figures["longest_row"])
     if run.settings.model.source != "tiny" and cost.is_measured(run.settings):
-        figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour)
+        asked = answers(cfg, figures["evaluations"])
+        figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour, asked)
     figures["refusals"] = refusals(figures, cfg, crash, engine)
     figures["warnings"] = warnings(figures)
     return figures

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import recipe
 
-from recipe import cost, page
+from recipe import cost, page, plan
 
 
 def test_curve():
@@ -42,6 +42,15 @@ def test_a_card_never_measured_gets_no_figure():
     assert found["disk_gb"] > 30
 
 
+def test_questions_are_reckoned_beside_the_iterations():
+    hooks = [{"type": "DatasetInfoHook"}, {"evaluation_inputs": ["a", "b", "c"], "max_new_tokens": 300}]
+    asked = plan.answers({"custom_hooks": hooks}, [0, 39, 78])
+    assert asked == 3 * (50 + 300 + 300)
+    assert plan.answers({"custom_hooks": hooks[:1]}, [0, 39, 78]) == plan.answers({}, [0]) == 0
+    found = cost.estimate(plan_of(2, 512, 78), "H100", 0, asked)
+    assert (found["answers"], found["answers_seconds"]) == (asked, 287)  # 6.8 a second
+
+
 def test_page_and_png(tmp_path):
     words = ("train.accumulative_counts=8", "gpus=2")
     done = recipe("plan", "demo", *words, "--png", tmp_path / "curve.png", "--output", tmp_path)
@@ -58,6 +67,11 @@ def test_page_and_png(tmp_path):
     ):
         assert word in done.stdout, word
     assert f"{planned['tokens_kept']:,}" in done.stdout
+    for asked, told in ((1950, True), (0, False)):
+        planned["cost"] = cost.estimate(plan_of(2, 512, 78), "NVIDIA H100 80GB HBM3", 0, asked)
+        lines = "\n".join(" ".join(line) for line in page.rows(planned))
+        assert "39 s of iterations" in lines
+        assert ("questions up to 287 s beside them (1,950 tokens" in lines) is told
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(planned["lr_trace"]) == planned["iterations"]
     assert planned["lr_peak"] == max(planned["lr_trace"])
