@@ -196,6 +196,7 @@ def go(
     if checks:  # what docker/detach does first; standard output is for the folder alone
         with run.open(), contextlib.redirect_stdout(sys.stderr):
             pipeline.run_stages(run, stage, pipeline.COMMANDS[stage][:4])
+            watch.announce(run, stage)
         print(run.folder)
         return
     with run.open(), watch.telling(run, stage):

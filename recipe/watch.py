@@ -21,13 +21,14 @@ from .stages import Run, is_held, remove, write_text
 
 STOP = ".stop"  # asks the run in whose folder it lies to stop, as SIGTERM does
 EVERY = 0.5  # seconds between two looks
-FETCHING = 60  # seconds that a container may take to come after one that found a model missing
+COMING = 60  # seconds that a container may take to come after one that found a model missing, or after detach's checks
 
 
 @contextlib.contextmanager
 def telling(run: Run, command: str) -> Iterator[None]:
     """While this lasts the run says what it is doing, ends when `just stop` asks it to, and says how it ended."""
-    remove(run.folder / STOP)
+    if not _is_coming(now(run.folder)):  # else it is this run that was asked to stop
+        remove(run.folder / STOP)
     # A container that only fetches stands between two of the run that is being watched.
     fetching = os.environ.get("RECIPE_FETCH") in ("model", "tokenizer")
     run.now = now(run.folder) if fetching else {"command": command, "began": time.time()}
@@ -66,11 +67,23 @@ def now(folder: Path) -> Dict[str, Any]:
         return {}
 
 
+def announce(run: Run, command: str) -> None:
+    """Say that a run is being started: until it is at work, which takes a slow machine longer than a user's next
+    command, what the last one said is out of date.
+    """
+    remove(run.folder / STOP)
+    run.now = {"command": command, "began": time.time(), "starting": True}
+    run.tell()
+
+
+def _is_coming(state: Dict[str, Any]) -> bool:
+    expected = state.get("starting") or state.get("code") in NotFetched.CODES.values()
+    return bool(expected) and time.time() - state.get("at", 0) < COMING
+
+
 def is_at_work(folder: Path) -> bool:
-    """Whether a command is at work there, or one that fetches what it lacks is just being started."""
-    state = now(folder)
-    between = state.get("code") in NotFetched.CODES.values() and time.time() - state.get("at", 0) < FETCHING
-    return between or is_held(folder)
+    """Whether a command is at work there, or is just being started, or one that fetches what it lacks is."""
+    return _is_coming(now(folder)) or is_held(folder)
 
 
 def place_of(word: str, output: Path) -> Path:

@@ -128,6 +128,29 @@ def test_when_nothing_runs_the_last_state_is_said(detached, tmp_path):
     refused(recipe("watch", "none", "--output", tmp_path), 2, "There is no run 'none'")
 
 
+def test_a_run_that_is_being_started_is_waited_for(tmp_path):
+    """What the one before it said is out of date, and stop stops the one that is coming."""
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    stages.write_text(folder / ".now.json", json.dumps({"command": "train", "code": 0, "said": "old", "at": 1.0}))
+    assert not watch.is_at_work(folder)
+    words = (*WORDS, "--output", tmp_path)
+    done = recipe(*words, "--checks")  # what docker/detach does first
+    assert done.returncode == 0, done.stderr
+    state = watch.now(folder)
+    assert state["starting"]
+    assert "code" not in state
+    assert watch.is_at_work(folder)
+    stages.write_text(folder / watch.STOP, "")
+    stopped = recipe(*words)
+    assert (stopped.returncode, "Stopped as asked" in stopped.stderr) == (0, True), stopped.stderr
+    assert "Stopped as asked" in watch.now(folder)["said"]
+    assert not watch.is_at_work(folder)
+    stages.write_text(folder / ".now.json", json.dumps({**state, "at": state["at"] - watch.COMING}))
+    assert not watch.is_at_work(folder)  # it never came
+    assert "ended without a word" in recipe("watch", folder).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
