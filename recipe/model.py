@@ -470,7 +470,7 @@ class _progress:
     def __init__(self, held: Callable[[], int], total: int) -> None:
         from rich import progress
 
-        self.held, self.total, self.began, self.said = held, total, time.time(), 0
+        self.held, self.total, self.began, self.said = held, total, time.monotonic(), 0
         columns = (
             progress.BarColumn,
             progress.DownloadColumn,
@@ -487,7 +487,7 @@ class _progress:
         return self.show
 
     def show(self) -> None:
-        now, took = self.held(), time.time() - self.began
+        now, took = self.held(), time.monotonic() - self.began
         if self.live:
             self.bar.update(self.task, completed=now)
         elif took > 5 and now * 20 // max(self.total, 1) > self.said:

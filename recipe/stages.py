@@ -258,7 +258,7 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
     out = run.folder / f".{stage.name}.part"
     remove(out)
     out.mkdir()
-    began = time.time()
+    began = time.monotonic()
     try:
         figures = stage.work(run, out)
         for name in stage.writes:
@@ -273,7 +273,7 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
         "figures": figures,
         "writes": {name: _made(run.folder / name, digests.get(name, "")) for name in made},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seconds": round(time.time() - began, 2),
+        "seconds": round(time.monotonic() - began, 2),
         "peak_memory_mb": peak_memory_mb(),
     }
     run.manifest.setdefault("stages", {})[stage.name] = entry

@@ -338,8 +338,8 @@ def _opens(run: Run, here: ranks.Node) -> bool:
     """Wait until the first machine begins to train; False if it ended without. Raises RunFailed after train.timeout."""
     manifest = run.folder / "run.json"
     before = manifest.stat().st_mtime_ns if manifest.exists() else 0
-    until = time.time() + run.settings.train.timeout * 60
-    while time.time() < until:
+    until = time.monotonic() + run.settings.train.timeout * 60
+    while time.monotonic() < until:
         with contextlib.suppress(OSError), socket.create_connection((here.address, here.port), timeout=5):
             return True
         if manifest.exists() and manifest.stat().st_mtime_ns != before:  # it was at work since: is it still?
@@ -406,7 +406,7 @@ def _stopping(child: Any) -> Iterator[List[float]]:
 
     def ask(*_: Any) -> None:
         if not asked:
-            asked.append(time.time())
+            asked.append(time.monotonic())
             child.terminate()
 
     if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
@@ -431,16 +431,16 @@ def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterat
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    heard = time.time()
+    heard = time.monotonic()
     while True:
         try:
             line = lines.get(timeout=0.5)
         except queue.Empty:
             if child.poll() is not None:
                 return  # what it started may still hold the pipe
-            if asked and time.time() - asked[0] > SAVING:
+            if asked and time.monotonic() - asked[0] > SAVING:
                 child.kill()
-            if time.time() - heard > patience:
+            if time.monotonic() - heard > patience:
                 child.kill()
                 raise RunFailed(
                     f"The trainer has said nothing for {patience / 60:.3g} minutes and was ended: a hung GPU, a lost "
@@ -450,7 +450,7 @@ def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterat
             continue
         if line is None:
             return
-        heard = time.time()
+        heard = time.monotonic()
         copy.write(line)
         copy.flush()
         yield line
@@ -465,7 +465,7 @@ class Progress:
     def __init__(self, total: int, tokens: float) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self.total, self.tokens, self.began, self.said = total, tokens, time.time(), -1
+        self.total, self.tokens, self.began, self.said = total, tokens, time.monotonic(), -1
         self.first: Optional[int] = None
         self.last = 0
         done = TextColumn(
@@ -488,12 +488,12 @@ class Progress:
         speed = f"{self.tokens / seconds:,.0f} tokens/s" if seconds else ""
         speed += f"  {step['memory_mb'] / 1024:.1f} GiB" if "memory_mb" in step else ""
         if self.first is None:  # a resumed run begins in the middle
-            self.first, self.began = iteration - 1, time.time() - seconds
+            self.first, self.began = iteration - 1, time.monotonic() - seconds
         if self.live:
             self.bar.update(self.task, completed=iteration, loss=f"{loss:.4f}", lr=f"{lr:.2e}", speed=speed)
         elif iteration * 10 // self.total > self.said:
             self.said = iteration * 10 // self.total
-            left = (time.time() - self.began) / (iteration - self.first) * (self.total - iteration)
+            left = (time.monotonic() - self.began) / (iteration - self.first) * (self.total - iteration)
             shown = f"loss {loss:.4f}  lr {lr:.2e}  {speed}  {left:.0f} s left"
             print(f"  training {iteration}/{self.total}  {shown}", flush=True)
 
