@@ -34,7 +34,7 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
         for which in ("first", "last"):
             found["result", f"training loss, {which}"] = report.number(trained[f"loss_{which}"], ".4f")
         found["result", "training took"] = report.seconds(entries["train"]["seconds"])
-        found["result", "seconds of iterations"] = report.seconds(seen.log["seconds"])
+        found["result", "seconds of iterations"] = report.seconds(report.iterating(seen))
         found["result", "GPU memory, MiB"] = report.number(seen.log["memory_mib"], ",.0f")
     if merged:
         found["result", "weights changed"] = f"{merged['weights_changed']:,} of {merged['weights']:,}"

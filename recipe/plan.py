@@ -141,13 +141,17 @@ def iterations_per_epoch(packs: int, batch_size: int, together: int = 1, grouped
     return math.ceil(math.ceil(packs / together) / (batch_size * grouped)) * grouped
 
 
-def answers(cfg: Any, evaluations: List[int]) -> int:
-    """Tokens, at most, of the answers that XTuner's hook generates; its first ones, before training, are cut at 50."""
+def answers(cfg: Any, within: Sequence[int], iterations: int) -> int:
+    """Tokens, at most, of the answers that XTuner's hook generates: before training (cut at 50), after the iterations
+    `within` the run, and at its end, unless our hook sees that the same model has just been asked.
+    """
     hook = next((one for one in cfg.get("custom_hooks", ()) if "evaluation_inputs" in one), None)
     if hook is None:
         return 0
     longest = hook.get("max_new_tokens", 600)  # XTuner's default
-    return len(hook["evaluation_inputs"]) * sum(longest if iteration else min(50, longest) for iteration in evaluations)
+    once = any(one["type"] == "recipe.hooks.Once" for one in cfg["custom_hooks"])
+    times = len(set(within)) + (0 if once and iterations in within else 1)
+    return len(hook["evaluation_inputs"]) * (50 + longest * times)
 
 
 def grouped(cfg: Any) -> int:
@@ -315,18 +319,18 @@ def make(
         "way": config.way(run.settings, cfg.batch_size * cfg.max_length),
     }
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
-    evaluated = events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations, also=(0, iterations))
-    figures["evaluations"] = sorted({*evaluated, *events(every, iterations, also=())})
+    within = events(every, iterations, events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations))
+    figures["evaluations"] = sorted({0, *within, iterations})
     figures["memory"] = memory.of_run(run, cfg, engine, len(figures["checkpoints"]), eyes, figures["longest_row"])
     if run.settings.model.source != "tiny" and cost.is_measured(run.settings):
-        asked = answers(cfg, figures["evaluations"])
+        asked = answers(cfg, within, iterations)
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour, asked)
     figures["refusals"] = refusals(figures, cfg, crash, engine)
     figures["warnings"] = warnings(figures)
     return figures
 
 
-def events(every: int, iterations: int, also: Sequence[int]) -> List[int]:
+def events(every: int, iterations: int, also: Sequence[int] = ()) -> List[int]:
     """Iterations at which something that happens every `every` iterations falls inside the run."""
     return sorted({*range(every, iterations + 1, every), *also})
 

@@ -45,7 +45,7 @@ def telling(run: Run, command: str) -> Iterator[None]:
     finally:
         over.set()
         if code or not fetching:
-            run.tell(code=code, said=said, ended=time.time())
+            run.tell(code=code, said=said, ended=time.time(), starting=False)
         else:
             run.tell()
 
@@ -148,6 +148,12 @@ def _ended(folder: Path, shown: str) -> int:
     if not state:
         click.echo(f"Nothing is at work in {shown}. The report tells what was done.")
         return 0
+    if code is None and state.get("starting"):
+        click.echo(
+            f"{state['command']} in {shown} was to start at {_clock(state['began'])} and has said nothing since: "
+            f"{shown}/detached.log tells why."
+        )
+        return 1
     if code is None:
         log = folder / str(state.get("log", ""))
         kept = train.last_checkpoint(log.parent) if log.is_file() else None

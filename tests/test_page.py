@@ -43,10 +43,14 @@ def test_a_card_never_measured_gets_no_figure():
 
 
 def test_questions_are_reckoned_beside_the_iterations():
-    hooks = [{"type": "DatasetInfoHook"}, {"evaluation_inputs": ["a", "b", "c"], "max_new_tokens": 300}]
-    asked = plan.answers({"custom_hooks": hooks}, [0, 39, 78])
-    assert asked == 3 * (50 + 300 + 300)
-    assert plan.answers({"custom_hooks": hooks[:1]}, [0, 39, 78]) == plan.answers({}, [0]) == 0
+    asking = {"type": "EvaluateChatHook", "evaluation_inputs": ["a", "b", "c"], "max_new_tokens": 300}
+    hooks = [{"type": "DatasetInfoHook"}, asking, {"type": "recipe.hooks.Once"}]
+    asked = plan.answers({"custom_hooks": hooks}, [39], 78)
+    assert asked == plan.answers({"custom_hooks": hooks}, [39, 78], 78) == 3 * (50 + 300 + 300)
+    assert plan.answers({"custom_hooks": hooks[:2]}, [39, 78], 78) == 3 * (50 + 300 + 300 + 300)  # at its end again
+    asking["max_new_tokens"] = 20
+    assert plan.answers({"custom_hooks": hooks}, [], 78) == 3 * (50 + 20)  # the first ones have XTuner's own limit
+    assert plan.answers({"custom_hooks": hooks[:1]}, [39], 78) == plan.answers({}, [], 78) == 0
     found = cost.estimate(plan_of(2, 512, 78), "H100", 0, asked)
     assert (found["answers"], found["answers_seconds"]) == (asked, 287)  # 6.8 a second
 

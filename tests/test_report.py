@@ -148,6 +148,7 @@ def test_every_figure_is_the_manifests(demo, manifest):
     for name, what in report.WENT.items():
         (shown,) = (row[1] for row in page.rows if len(row) == 2 and row[0] == what)
         assert shown == report.seconds(train["went"][name])
+    assert page.row("seconds of iterations")[2] == report.seconds(train["went"]["iterations"])  # answers are not in it
     assert page.row("seed")[1] == str(train["seed"])
     for name, version in manifest["versions"].items():
         assert f"{name} {version}" in page.row("versions")[1]

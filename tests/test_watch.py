@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, recipe, refused
 
 from recipe import stages, watch
+from recipe.errors import InputWrong
 
 WORDS = ("train", "demo", "train.max_epochs=5", "train.evaluation_max_new_tokens=2")
 
@@ -148,7 +150,22 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
     assert not watch.is_at_work(folder)
     stages.write_text(folder / ".now.json", json.dumps({**state, "at": state["at"] - watch.COMING}))
     assert not watch.is_at_work(folder)  # it never came
-    assert "ended without a word" in recipe("watch", folder).stdout
+    assert f"has said nothing since: {folder}/detached.log tells why" in recipe("watch", folder).stdout
+
+
+def test_a_fetch_that_fails_is_not_waited_for(tmp_path, monkeypatch):
+    """Of a detached run's two containers the first fetches the model; where it cannot, the second never comes."""
+    monkeypatch.setenv("RECIPE_FETCH", "model")
+    run = SimpleNamespace(folder=tmp_path, now={})
+    run.tell = lambda **more: stages.Run.tell(run, **more)
+    watch.announce(run, "train")
+    with watch.telling(run, "train"):
+        pass
+    assert watch.is_at_work(tmp_path)  # the second is coming
+    with pytest.raises(InputWrong), watch.telling(run, "train"):
+        raise InputWrong("No such model.")
+    assert not watch.is_at_work(tmp_path)
+    assert watch.now(tmp_path)["said"] == "No such model."
 
 
 @pytest.mark.parametrize(
@@ -174,10 +191,18 @@ def test_a_run_that_fails_at_once_is_not_hidden(tmp_path):
     (tmp_path / "docker").mkdir()
     shutil.copy(str(ROOT / "docker" / "detach"), str(tmp_path / "docker"))
     runs = tmp_path / "docker" / "run"
+    (tmp_path / "run.json").write_text("{}")
+    run = SimpleNamespace(folder=tmp_path, now={})
+    run.tell = lambda **more: stages.Run.tell(run, **more)
+    watch.announce(run, "train")
+    (tmp_path / watch.STOP).touch()
     runs.write_text(f'#!/bin/sh\n[ "$3" != --checks ] || exec echo "{tmp_path}"\necho no GPU "$@"\nexit 3\n')
     runs.chmod(0o755)
+    assert watch.is_at_work(tmp_path)
     done = subprocess.run(
         [str(tmp_path / "docker" / "detach"), "train", "--detach", "a b"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (3, "no GPU train a b\n")
     assert (tmp_path / "detached.log").read_text() == done.stdout
+    assert not watch.is_at_work(tmp_path)  # else watch and stop would wait for it
+    assert not (tmp_path / watch.STOP).exists()  # else it would stop the next run
