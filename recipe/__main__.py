@@ -8,6 +8,7 @@ import shlex
 import sys
 import tempfile
 import traceback
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
@@ -84,181 +85,270 @@ def _console() -> Any:
     return Console(soft_wrap=True)
 
 
-def go(
-    stage: str, name: str, overrides: List[str], question: Optional[str], output: str, force: bool, png: Optional[str],
-    verify: bool, tokenizer: bool, yes: bool, dry_run: bool, checks: bool,
-) -> None:  # fmt: skip
-    """Load the recipe, hold its folder, run the stages, show the result."""
-    from . import families, loggers, merge, model, pipeline, ranks, reproduce, talker, train, watch
-    from .chat import talk
-    from .stages import Run
+@dataclass(frozen=True)
+class Asked:
+    """What was typed: the words as sort_arguments has them, and the options."""
 
-    def say(what: str, command: str) -> None:
-        click.echo(f"{what} {command}")
+    stage: str
+    name: str
+    overrides: List[str]
+    question: Optional[str]
+    output: str
+    force: bool
+    png: Optional[str]
+    verify: bool
+    tokenizer: bool
+    yes: bool
+    dry_run: bool
+    checks: bool
 
-    if stage in ("watch", "stop"):
-        folder = watch.place_of(name, ROOT / output)
+    @property
+    def quoted(self) -> str:
+        """The recipe's name as the next command must have it."""
+        return shlex.quote(self.name)
+
+    @property
+    def same(self) -> str:
+        """Name and overrides, as the next command must repeat them."""
+        return " ".join([self.quoted, *map(shlex.quote, self.overrides)])
+
+
+def say(what: str, command: str) -> None:
+    click.echo(f"{what} {command}")
+
+
+def go(asked: Asked) -> None:
+    """What looks at runs that are there, or the stages of a recipe."""
+    output = ROOT / asked.output
+    if asked.stage in ("watch", "stop"):
+        from . import watch
+
+        folder = watch.place_of(asked.name, output)
         shown = str(folder.relative_to(ROOT)) if ROOT in folder.parents else str(folder)
-        sys.exit((watch.watch if stage == "watch" else watch.stop)(folder, shown))
-    if stage in ("report", "compare", "diff", "verify"):
-        look(stage, name, overrides, question, ROOT / output)
-        return
-    if stage == "web":
+        sys.exit((watch.watch if asked.stage == "watch" else watch.stop)(folder, shown))
+    elif asked.stage in ("report", "compare", "diff", "verify"):
+        look(asked.stage, asked.name, asked.overrides, asked.question, output)
+    elif asked.stage == "web":
         from .web import serve
 
-        serve.start(name, overrides, ROOT, ROOT / output)
-        return
-    if stage == "reproduce":
-        overrides = reproduce.overrides(overrides)
-    which = image = ""  # model=… and image=… name no setting but what to talk to, and about
-    if stage == "chat":
-        which, image = (
-            next((word.partition("=")[2] for word in reversed(overrides) if word.startswith(f"{key}=")), "")
-            for key in ("model", "image")
-        )
-        overrides = [word for word in overrides if not word.startswith(("model=", "image="))]
-        if which not in ("", "base", "adapter", "merged"):
-            raise InputWrong(f"model={which}: talk to the base, the adapter or the merged model.")
-    given_name = shlex.quote(name)
-    name, recipe = settings.load(name, overrides)
-    if stage == "reproduce":
-        name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
-    if stage == "bench":
+        serve.start(asked.name, asked.overrides, ROOT, output)
+    elif asked.stage == "bench":
         from . import bench
 
-        bench.run(recipe, ROOT / output, click.echo)
-        say("plan and doctor reckon with it:", f"{output}/bench.json")
-        return
-    run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / output, force=force, verify=verify)
+        bench.run(settings.load(asked.name, asked.overrides)[1], output, click.echo)
+        say("plan and doctor reckon with it:", f"{asked.output}/bench.json")
+    elif asked.stage == "chat":
+        partner, words = partner_of(asked.overrides)
+        follow(replace(asked, overrides=words), partner)
+    else:
+        follow(asked)
+
+
+def partner_of(overrides: List[str]) -> Tuple[Tuple[str, str], List[str]]:
+    """((model, image), overrides): chat's model=… and image=… name no setting but what to talk to, and about."""
+    which, image = (
+        next((word.partition("=")[2] for word in reversed(overrides) if word.startswith(f"{key}=")), "")
+        for key in ("model", "image")
+    )
+    if which not in ("", "base", "adapter", "merged"):
+        raise InputWrong(f"model={which}: talk to the base, the adapter or the merged model.")
+    return (which, image), [word for word in overrides if not word.startswith(("model=", "image="))]
+
+
+def follow(asked: Asked, partner: Tuple[str, str] = ("", "")) -> None:
+    """Load the recipe and do with it what was asked; `partner` as partner_of has it."""
+    from . import loggers, model, ranks, reproduce, train
+    from .stages import Run
+
+    stage = asked.stage
+    if stage == "reproduce":
+        asked = replace(asked, overrides=reproduce.overrides(asked.overrides))
+    name, recipe = settings.load(asked.name, asked.overrides)
+    if stage == "reproduce":
+        name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
+    run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / asked.output, force=asked.force, verify=asked.verify)
     fetch = os.environ.get("RECIPE_FETCH")
     # docker/run started this container for nothing else
     if fetch == "loggers":
         loggers.fetch()
         return
-    if fetch in ("model", "tokenizer"):
-        stage, tokenizer = "model", fetch == "tokenizer"
-    if stage == "model" and tokenizer:
+    if fetch == "tokenizer" or (fetch != "model" and stage == "model" and asked.tokenizer):
         for what, path in model.fetch_for_plan(run):
             say(what, run.shown(path))
         return
-    if stage == "cluster":
+    if fetch == "model":
+        asked = replace(asked, stage="model")
+    elif stage == "cluster":
         from . import cluster
 
-        print(*cluster.write(run, str(question), given_name, overrides), sep="\n")
+        print(*cluster.write(run, str(asked.question), asked.quoted, asked.overrides), sep="\n")
         return
-    here = ranks.node(recipe) if stage in JOINED else None
+    here = ranks.node(recipe) if asked.stage in JOINED else None
     if here and here.rank:
         click.echo(train.join(run))
-        return
-    same = " ".join([given_name, *map(shlex.quote, overrides)])  # what the next command must repeat
+    elif not of_what_is_there(run, asked, partner):
+        whole(run, asked)
+        if asked.stage == "chat":
+            from .chat import talk
+
+            talk(run, asked.question, *partner)
+
+
+def of_what_is_there(run: Any, asked: Asked, partner: Tuple[str, str]) -> bool:
+    """Do what runs no stage up to training, or only begins; False where that was not what was asked."""
+    from . import merge, model, pipeline, talker, watch
+
+    stage = asked.stage
     there = run.config.is_file() and (run.merged.is_dir() or run.adapter.is_dir())
-    if stage == "chat" and ((there and not overrides) or which == "base"):
+    if stage == "chat" and ((there and not asked.overrides) or partner[0] == "base"):
+        from .chat import talk
+
         # Talking never trains: of what is there, whatever has changed since; the base needs no training.
         with run.open():
-            if there and not overrides:
+            if there and not asked.overrides:
                 run.recall()
             if not run.config.is_file():
                 pipeline.run_stages(run, "config")
-            if not model.folder(run).is_dir() and (which == "base" or talker.find(run, which).adapter):
+            if not model.folder(run).is_dir() and (partner[0] == "base" or talker.find(run, partner[0]).adapter):
                 pipeline.run_stages(run, "model")
-        talk(run, question, which, image)
-        return
-    if stage == "eval" and there and all(word.startswith("eval.") for word in overrides):
+        talk(run, asked.question, *partner)
+        return True
+    if stage == "eval" and there and all(word.startswith("eval.") for word in asked.overrides):
         # Measuring never trains either: what is there, as it was made, but for how it is measured.
         from . import page
 
+        measuring = run.settings.eval.model_dump()
         with run.open():
             run.recall()
-            run.settings = settings.replace(run.settings, "eval", recipe.eval.model_dump())
+            run.settings = settings.replace(run.settings, "eval", measuring)
             pipeline.run_stages(run, stage, (pipeline.MODEL, pipeline.EVAL))
             page.verdict(run, _console())
             for what, path in reported(run):
                 say(f"{what:13}", path)
-        return
-    if dry_run and stage != "merge":
+        return True
+    if asked.dry_run and stage != "merge":
         raise InputWrong(f"--dry-run goes with merge, not with {stage}.")
     if stage == "export":
         # Of the model that is there, as it was made; only export's own settings can be given now.
         from . import export
 
-        foreign = [word for word in overrides if not word.startswith("export.")]
+        foreign = [word for word in asked.overrides if not word.startswith("export.")]
         if foreign:
             raise InputWrong(f"{foreign[0]}: the model is trained and merged; export takes only export.… settings.")
+        asking = run.settings.export.model_dump()
         with run.open():
             run.recall()
-            run.settings = settings.replace(run.settings, "export", recipe.export.model_dump())
-            export.hand_over(run, str(question), given_name, yes)
-        return
-    if dry_run:
+            run.settings = settings.replace(run.settings, "export", asking)
+            export.hand_over(run, str(asked.question), asked.quoted, asked.yes)
+        return True
+    if asked.dry_run:
         with run.open():
             print(*merge.dry_run(run), sep="\n")
-        return
-    if checks:  # what docker/detach does first; standard output is for the folder alone
+        return True
+    if asked.checks:  # what docker/detach does first; standard output is for the folder alone
         with run.open(), contextlib.redirect_stdout(sys.stderr):
             pipeline.run_stages(run, stage, pipeline.COMMANDS[stage][:4])
             watch.announce(run, stage)
         print(run.folder)
-        return
-    with run.open(), watch.telling(run, stage):
+        return True
+    return False
+
+
+def whole(run: Any, asked: Asked) -> None:
+    """Run the stages of a command, then show what was made."""
+    from . import pipeline, watch
+
+    with run.open(), watch.telling(run, asked.stage):
         try:
-            pipeline.run_stages(run, stage)
+            pipeline.run_stages(run, asked.stage)
         except PlanRefused as refused:
-            if stage == "plan":
+            if asked.stage == "plan":
                 from . import page
 
                 page.show(refused.plan, _console())
             raise
         if not run.done_now:  # else the last stage's entry was written with everything
             run.save()
-        if stage in ("demo", "train", "merge"):
+        if asked.stage in ("demo", "train", "merge"):
             from . import page
 
             click.echo()
             _console().print(page.closing(run))
             for what, path in [*pipeline.places(run), *reported(run)]:
                 say(f"{what:13}", path)
-        if stage == "demo":
-            page.samples(run)
-            if "eval" in run.manifest["stages"]:
-                click.echo(f"\nOn what was held out, {page.judged(run)}")
-            say("\nNext, to talk to it:      ", f"{JUST} chat {given_name}")
-            say("your own workbook:       ", f"{JUST} demo data.files=data/mine.xlsx")
-            say("on an NVIDIA GPU:        ", f"{JUST} train")
-        elif stage == "train":
-            if families.method(recipe) == "projector":
-                say("\nNext: the second stage's recipe, with", f"model.pretrained_pth={run.shown(run.folder)}")
-            else:
-                say("\nNext:", f"{JUST} merge {same}")
-        elif stage == "eval":
-            from . import page
+        shows: Any = SHOWS.get(asked.stage)
+        if shows:
+            shows(run, asked)
 
-            page.verdict(run, _console())
-        elif stage == "merge":
-            say("\nNext:", f"{JUST} chat {given_name}")
-        elif stage == "plan":
-            from . import page
 
-            plan = json.loads(run.plan.read_text(encoding="utf-8"))
-            page.show(plan, _console())
-            if png:
-                page.png(plan, Path(png))
-                say("\nCurve:", png)
-            say("\nNext:", f"{JUST} train {same}")
-        elif stage == "reproduce":
-            if not reproduce.show(run, _console()):
-                raise RunFailed("The run differs from the published one in a line that can be compared.")
-        elif stage == "data-report":
-            from . import data_report
+def _show_demo(run: Any, asked: Asked) -> None:
+    from . import page
 
-            say("\nThe same as a page:", run.shown(data_report.report(run, _console())))
-        elif stage == "preview":
-            from . import data_report
+    page.samples(run)
+    if "eval" in run.manifest["stages"]:
+        click.echo(f"\nOn what was held out, {page.judged(run)}")
+    say("\nNext, to talk to it:      ", f"{JUST} chat {asked.quoted}")
+    say("your own workbook:       ", f"{JUST} demo data.files=data/mine.xlsx")
+    say("on an NVIDIA GPU:        ", f"{JUST} train")
 
-            data_report.preview(run, int(question or 1), _console())
-        elif stage == "config":
-            click.echo((run.folder / "config.diff").read_text(encoding="utf-8"))
-    if stage == "chat":
-        talk(run, question, which, image)
+
+def _show_train(run: Any, asked: Asked) -> None:
+    from . import families
+
+    if families.method(run.settings) == "projector":
+        say("\nNext: the second stage's recipe, with", f"model.pretrained_pth={run.shown(run.folder)}")
+    else:
+        say("\nNext:", f"{JUST} merge {asked.same}")
+
+
+def _show_merge(run: Any, asked: Asked) -> None:
+    say("\nNext:", f"{JUST} chat {asked.quoted}")
+
+
+def _show_eval(run: Any, asked: Asked) -> None:
+    from . import page
+
+    page.verdict(run, _console())
+
+
+def _show_plan(run: Any, asked: Asked) -> None:
+    from . import page
+
+    plan = json.loads(run.plan.read_text(encoding="utf-8"))
+    page.show(plan, _console())
+    if asked.png:
+        page.png(plan, Path(asked.png))
+        say("\nCurve:", asked.png)
+    say("\nNext:", f"{JUST} train {asked.same}")
+
+
+def _show_reproduce(run: Any, asked: Asked) -> None:
+    from . import reproduce
+
+    if not reproduce.show(run, _console()):
+        raise RunFailed("The run differs from the published one in a line that can be compared.")
+
+
+def _show_data_report(run: Any, asked: Asked) -> None:
+    from . import data_report
+
+    say("\nThe same as a page:", run.shown(data_report.report(run, _console())))
+
+
+def _show_preview(run: Any, asked: Asked) -> None:
+    from . import data_report
+
+    data_report.preview(run, int(asked.question or 1), _console())
+
+
+def _show_config(run: Any, asked: Asked) -> None:
+    click.echo((run.folder / "config.diff").read_text(encoding="utf-8"))
+
+
+SHOWS = {
+    "demo": _show_demo, "train": _show_train, "merge": _show_merge, "eval": _show_eval, "plan": _show_plan,
+    "reproduce": _show_reproduce, "data-report": _show_data_report, "preview": _show_preview, "config": _show_config,
+}  # fmt: skip
 
 
 def reported(run: Any) -> List[Tuple[str, str]]:
@@ -341,7 +431,8 @@ def main(
         if stage in ("presets", "new"):
             begin(stage, words, base, write)
             return
-        go(stage, *sort_arguments(stage, given, words), output, force, png, verify, tokenizer, yes, dry_run, checks)
+        sorted_words = sort_arguments(stage, given, words)
+        go(Asked(stage, *sorted_words, output, force, png, verify, tokenizer, yes, dry_run, checks))
     except RecipeError as error:
         click.secho(str(error), fg=None if isinstance(error, (NotFetched, Stopped)) else "red", err=True)
         sys.exit(error.code)
