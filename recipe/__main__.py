@@ -41,7 +41,8 @@ STAGES = (
     "new",
 )  # fmt: skip
 
-JOINED = ("train", "adapter", "merge", "demo", "eval")  # what is typed on every machine of a recipe with several nodes
+OUTPUT = "output"
+JOINED = ("train", "adapter", "merge", "demo")  # what is typed on every machine of a recipe with several nodes
 
 
 def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> Tuple[str, List[str], Optional[str]]:
@@ -64,13 +65,13 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
             raise InputWrong(f"{wrong}Usage: {JUST} {stage} TARGET [recipe]; targets: {', '.join(TARGETS)}.")
         names.remove(target)
     name = given or (names.pop(0) if names else {"demo": "demo", "reproduce": "tutorial"}.get(stage, "coach"))
-    if stage == "preview" and not given and name.isdigit():  # just preview 3
+    if stage == "preview" and not given and name.isdecimal():  # just preview 3
         names.insert(0, name)
         name = "coach"
     question = names.pop(0) if names and stage in ("chat", "preview", "compare", "diff") else None
     if stage in ("compare", "diff") and (question is None or names or overrides):
         raise InputWrong(f"Usage: {JUST} {stage} RUN RUN, each a recipe's name or a run folder.")
-    if stage == "preview" and question and not (question.isdigit() and int(question)):
+    if stage == "preview" and question and not (question.isdecimal() and int(question)):
         raise InputWrong(f"{question!r} is no number of a conversation. Usage: {JUST} preview [recipe] [row]")
     if names:
         more = {"chat": " ['question'] [model=base|adapter|merged] [image=FILE]", "preview": " [row]"}.get(stage, "")
@@ -104,8 +105,8 @@ class Asked:
 
     @property
     def quoted(self) -> str:
-        """The recipe's name as the next command must have it."""
-        return shlex.quote(self.name)
+        """The recipe as the next command must name it, with --output where that was given."""
+        return shlex.quote(self.name) + (f" --output {shlex.quote(self.output)}" if self.output != OUTPUT else "")
 
     @property
     def same(self) -> str:
@@ -166,7 +167,10 @@ def follow(asked: Asked, partner: Tuple[str, str] = ("", "")) -> None:
     name, recipe = settings.load(asked.name, asked.overrides)
     if stage == "reproduce":
         name = "reproduce"  # a folder of its own: the tutorial's recipe may have been run otherwise
-    run = Run(name=name, settings=recipe, root=ROOT, output=ROOT / asked.output, force=asked.force, verify=asked.verify)
+    run = Run(
+        name=name, settings=recipe, root=ROOT, output=ROOT / asked.output, force=asked.force, verify=asked.verify,
+        typed=asked.quoted,
+    )  # fmt: skip
     fetch = os.environ.get("RECIPE_FETCH")
     # docker/run started this container for nothing else
     if fetch == "loggers":
@@ -181,17 +185,40 @@ def follow(asked: Asked, partner: Tuple[str, str] = ("", "")) -> None:
     elif stage == "cluster":
         from . import cluster
 
-        print(*cluster.write(run, str(asked.question), asked.quoted, asked.overrides), sep="\n")
+        print(*cluster.write(run, str(asked.question), shlex.quote(asked.name), asked.overrides), sep="\n")
         return
     here = ranks.node(recipe) if asked.stage in JOINED else None
     if here and here.rank:
         click.echo(train.join(run))
     elif not of_what_is_there(run, asked, partner):
         whole(run, asked)
-        if asked.stage == "chat":
-            from .chat import talk
 
-            talk(run, asked.question, *partner)
+
+# Settings that no training depends on.
+FREE = ("eval.", "export.", "plan.", "cluster.", "merge.", "model.path", "model.tokenizer", "model.visual_encoder")
+
+
+def take_trained(run: Any, asked: Asked) -> None:
+    """Take the settings of the training that is there, with those overrides that it does not depend on.
+
+    Raises InputWrong for an override that asks for another training: it would take hours of a card unasked.
+    """
+    wanted, other = run.settings, []
+    run.recall()
+    for word in asked.overrides:
+        name = word.partition("=")[0]
+        new, old = settings.value(wanted, name), settings.value(run.settings, name)
+        kept = run.settings.data
+        # An exam in place of what is held out: only where nothing of the data was.
+        if name.startswith(FREE) or (name == "data.eval_files" and (kept.eval_files or not kept.eval_share)):
+            run.settings = settings.replace(run.settings, name, new)
+        elif new != old:
+            other.append(f"{name} was {json.dumps(old, ensure_ascii=False)}")
+    if other:
+        raise InputWrong(
+            f"{asked.stage} never trains, and the model in {run.shown(run.folder)} was trained otherwise: "
+            f"{', '.join(other)}. just merge {asked.same} trains it anew."
+        )
 
 
 def of_what_is_there(run: Any, asked: Asked, partner: Tuple[str, str]) -> bool:
@@ -200,28 +227,30 @@ def of_what_is_there(run: Any, asked: Asked, partner: Tuple[str, str]) -> bool:
 
     stage = asked.stage
     there = run.config.is_file() and (run.merged.is_dir() or run.adapter.is_dir())
-    if stage == "chat" and ((there and not asked.overrides) or partner[0] == "base"):
+    if stage in ("chat", "eval") and not there and partner[0] != "base":
+        raise InputWrong(
+            f"Nothing is trained in {run.shown(run.folder)} yet, and {stage} never trains: just merge {asked.same} "
+            f"does." + (" The base model can be talked to: model=base" if stage == "chat" else "")
+        )
+    if stage == "chat":
         from .chat import talk
 
-        # Talking never trains: of what is there, whatever has changed since; the base needs no training.
+        # Of what is there, whatever has changed since; the base needs no training.
         with run.open():
-            if there and not asked.overrides:
-                run.recall()
+            if there and (partner[0] != "base" or not asked.overrides):
+                take_trained(run, asked)
             if not run.config.is_file():
                 pipeline.run_stages(run, "config")
             if not model.folder(run).is_dir() and (partner[0] == "base" or talker.find(run, partner[0]).adapter):
                 pipeline.run_stages(run, "model")
         talk(run, asked.question, *partner)
         return True
-    if stage == "eval" and there and all(word.startswith("eval.") for word in asked.overrides):
-        # Measuring never trains either: what is there, as it was made, but for how it is measured.
+    if stage == "eval":
         from . import page
 
-        measuring = run.settings.eval.model_dump()
         with run.open():
-            run.recall()
-            run.settings = settings.replace(run.settings, "eval", measuring)
-            pipeline.run_stages(run, stage, (pipeline.MODEL, pipeline.EVAL))
+            take_trained(run, asked)
+            pipeline.measure(run)
             page.verdict(run, _console())
             for what, path in reported(run):
                 say(f"{what:13}", path)
@@ -305,12 +334,6 @@ def _show_merge(run: Any, asked: Asked) -> None:
     say("\nNext:", f"{JUST} chat {asked.quoted}")
 
 
-def _show_eval(run: Any, asked: Asked) -> None:
-    from . import page
-
-    page.verdict(run, _console())
-
-
 def _show_plan(run: Any, asked: Asked) -> None:
     from . import page
 
@@ -346,7 +369,7 @@ def _show_config(run: Any, asked: Asked) -> None:
 
 
 SHOWS = {
-    "demo": _show_demo, "train": _show_train, "merge": _show_merge, "eval": _show_eval, "plan": _show_plan,
+    "demo": _show_demo, "train": _show_train, "merge": _show_merge, "plan": _show_plan,
     "reproduce": _show_reproduce, "data-report": _show_data_report, "preview": _show_preview, "config": _show_config,
 }  # fmt: skip
 
@@ -405,7 +428,7 @@ def begin(stage: str, words: Tuple[str, ...], base: Optional[str], write: bool) 
 @click.argument("stage", type=click.Choice(STAGES))
 @click.argument("words", nargs=-1)
 @click.option("--recipe", "given", help="Recipe file: a name (tutorial, coach, demo) or the path of a .toml file.")
-@click.option("--output", default="output", show_default=True, help="Folder for results, one subfolder a recipe.")
+@click.option("--output", default=OUTPUT, show_default=True, help="Folder for results, one subfolder a recipe.")
 @click.option("--force", is_flag=True, help="Go on although plan or merge refuses; recorded in run.json.")
 @click.option("--dry-run", is_flag=True, help="merge: say what it would write, or refuse; write nothing.")
 @click.option("--verify", is_flag=True, help="model: read every byte again and compare it with what was fetched.")
@@ -431,6 +454,8 @@ def main(
         if stage in ("presets", "new"):
             begin(stage, words, base, write)
             return
+        if not output:
+            raise InputWrong("--output= names no folder for the results.")
         sorted_words = sort_arguments(stage, given, words)
         go(Asked(stage, *sorted_words, output, force, png, verify, tokenizer, yes, dry_run, checks))
     except RecipeError as error:

@@ -170,10 +170,12 @@ def talk(run: Run, question: Optional[str], which: str = "", image: str = "") ->
         raise InputWrong(f"image={image}: {what}, so it sees none.")
     if place and not place.is_file():
         raise InputWrong(f"image={image}: there is no such file.")
-    voice = Talker(
-        found.place, template(run), found.adapter, tokenizer=families.tokenizer(run.settings, found.place),
-        eyes=found.eyes, image=place,
-    )  # fmt: skip
+    asking = template(run)
+    with talker.loading(run, found):
+        voice = Talker(
+            found.place, asking, found.adapter, tokenizer=families.tokenizer(run.settings, found.place),
+            eyes=found.eyes, image=place,
+        )  # fmt: skip
     conversation = Conversation(voice, run.settings.data.system)
     if question is not None or not sys.stdin.isatty():
         asked = [question] if question is not None else sys.stdin

@@ -33,7 +33,8 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
         found["result", "peak learning rate logged"] = report.rate(trained["lr_peak_logged"])
         for which in ("first", "last"):
             found["result", f"training loss, {which}"] = report.number(trained[f"loss_{which}"], ".4f")
-        found["result", "training took"] = report.seconds(entries["train"]["seconds"])
+        last = " (its last start)" if trained.get("resumed_from") else ""
+        found["result", "training took"] = f"{report.seconds(entries['train']['seconds'])}{last}"
         found["result", "seconds of iterations"] = report.seconds(report.iterating(seen))
         found["result", "GPU memory, MiB"] = report.number(seen.log["memory_mib"], ",.0f")
     if merged:

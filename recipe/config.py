@@ -226,6 +226,11 @@ def edits(
     return changes
 
 
+def hooked(train: Any) -> bool:
+    """Whether recipe.hooks are in the config: with neither of these a recipe trains by XTuner's own classes alone."""
+    return bool(train.guard or train.deterministic)
+
+
 def _runner(settings: Settings) -> Dict[str, Optional[str]]:
     """What the recipe asks of mmengine's runner."""
     train = settings.train
@@ -238,7 +243,7 @@ def _runner(settings: Settings) -> Dict[str, Optional[str]]:
         changes["default_hooks.checkpoint.type"] = "'recipe.hooks.Checkpoint'"
     # mmengine's own `deterministic` would end the run at anything that has no such algorithm, evaluation too.
     hooks = ["Repeat", "Lenient"] * train.deterministic + ["Guard"] * train.guard + ["Beat"] * (settings.nodes > 1)
-    if train.guard or train.deterministic:  # a recipe that has neither trains by XTuner's own classes alone
+    if hooked(train):
         hooks += ["Once", "Clock"]
         changes["train_cfg.type"] = "'recipe.loop.TrainLoop'"
     if hooks:

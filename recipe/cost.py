@@ -74,9 +74,10 @@ def memory_mib(tokens: int, card: str, way: str = "stock") -> int:
 def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) -> Dict[str, Any]:
     """Cost of the planned run on `card` ("" for this machine's GPU), or on several of it that share the work at best.
 
-    {card, seconds, memory_mib, price, scaled_from, source, disk_gb, answers, answers_seconds}; figures are None for a
-    card that was never measured. `seconds` and `price` are of the iterations only: the `answers` (tokens at most) to
-    evaluation's questions take `answers_seconds` (on an H100) beside them; loading the model and the merge come on top.
+    {card, seconds, at_most, memory_mib, price, scaled_from, source, disk_gb, answers, answers_seconds}; figures are
+    None for a card that was never measured. `seconds` and `price` are of the iterations only (`at_most`: of XTuner's
+    own step, the only one that was measured on the card): the `answers` (tokens at most) to evaluation's questions
+    take `answers_seconds` (on an H100) beside them; loading the model and the merge come on top.
     """
     from .stages import gpus
 
@@ -89,6 +90,7 @@ def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) ->
     cost = {
         "card": card,
         "seconds": None,
+        "at_most": False,
         "memory_mib": None,
         "price": None,
         "scaled_from": None,
@@ -99,6 +101,9 @@ def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) ->
     }
     way = plan.get("way", "stock")
     entry = nearest(card, tokens, way)
+    if entry is None and way != "stock":  # where both were measured, no way was slower than XTuner's own
+        entry = nearest(card, tokens)
+        cost["at_most"] = entry is not None
     if entry:
         measured = entry["batch_size"] * entry["max_length"]
         seconds = entry["seconds"] * tokens / measured * plan["iterations"]
@@ -107,7 +112,7 @@ def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) ->
             memory_mib=memory_mib(tokens, card, way),
             price=round(seconds / 3600 * price * plan.get("ranks", 1), 2) if price else None,
             scaled_from=f"{entry['batch_size']}×{entry['max_length']} on {entry['card']}"
-            + ("" if way == "stock" else f", {way}"),
+            + ("" if way == "stock" else f", XTuner's own step, not {way}" if cost["at_most"] else f", {way}"),
             source=entry["source"],
         )
     return cost

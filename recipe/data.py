@@ -599,6 +599,8 @@ def files(run: Run, of: str = "files") -> List[Tuple[Path, str]]:
     kinds = _kinds(run)
     found: List[Tuple[Path, str]] = []
     for name in getattr(data, of):
+        if not name.strip():
+            raise InputWrong(f"data.{of} names a file without a name. Name yours: data.{of}='[\"data/mine.xlsx\"]'.")
         path = Path(name)
         if not path.is_absolute():
             path = run.root / path
@@ -614,9 +616,10 @@ def files(run: Run, of: str = "files") -> List[Tuple[Path, str]]:
             there = f" {run.shown(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
             published = data.url and of == "files"
             fetch = f" It is published: curl -fL -o {name} {data.url}\nOr" if published else " Put it there, or"
+            no_sum = " data.sha256=" if data.sha256 and of == "files" else ""
             raise InputWrong(
                 f"There is no workbook {name} (data.{of} of recipe {run.name}).{there}{fetch} "
-                f"name yours: data.{of}='[\"data/mine.xlsx\"]'."
+                f"name yours: data.{of}='[\"data/mine.xlsx\"]'{no_sum}."
             )
         if data.sha256 and of == "files" and not found and digest(path) != data.sha256:
             raise InputWrong(

@@ -329,7 +329,8 @@ def _print(rows: Any, histograms: Any, findings: Sequence[Finding], shown: Any, 
         top = max(count for _, count in counts)
         for name, count in counts:
             console.print(f"  {name:>12}  {'█' * round(count / top * BARS)} {count:,}", highlight=False)
-    console.print(f"\n[bold]likely mistakes: {len(findings) or 'none found'}[/]")
+    where = " (lines of dataset.jsonl)" if findings else ""
+    console.print(f"\n[bold]likely mistakes: {len(findings) or 'none found'}[/]{where}", highlight=False)
     for finding in findings:
         console.print(f"  [yellow]{finding.count:,}[/] {finding.what}", highlight=False)
         for number, text in finding.examples:

@@ -128,7 +128,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         )
     conversations = [_said(line) for line in lines]
     figures = _figures(run, conversations, {"base": base, "tuned": after})
-    figures.update(tuned=new.what, precision=kind)
+    figures.update(tuned=new.what, precision=kind, measured_on=digest(run.held_out))
     samples = _samples(conversations, [line.get("image", "") for line in lines], base, after)
     text = json.dumps({**figures, "samples": samples}, ensure_ascii=False, indent=1)
     write_text(out / "eval.json", text + "\n")
@@ -168,8 +168,9 @@ def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str
 def _measured(run: Run, of: talker.Found, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
     """`losses` of every conversation and `answers` ([text, ended]) of those that `_answered` names."""
     chosen, pictures = asked["settings"], families.pictures(run.settings)
-    tokenizer = families.tokenizer(run.settings, of.place)
-    voice = talker.Talker(of.place, talker.template(run), of.adapter, kind, tokenizer)
+    template = talker.template(run)
+    with talker.loading(run, of):
+        voice = talker.Talker(of.place, template, of.adapter, kind, families.tokenizer(run.settings, of.place))
     trained = None if families.kind(run.settings) == "pretrain" else voice.template
     encoded = [
         plan.encoded(line["conversation"], trained, voice.tokenizer, asked["max_length"], pictures) for line in lines

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Set
 
 import click
 
-from . import chat, model, talker, to_gguf
+from . import chat, model, pipeline, talker, to_gguf
 from .errors import HostLacks, InputWrong, RunFailed
 from .settings import Export
 from .stages import Run, Stage, perform
@@ -75,6 +75,8 @@ def check(run: Run, recipe: str) -> Merged:
     again = f"Make it again: {JUST} merge {recipe}"
     if not place.is_dir() or not run.config.is_file():
         raise InputWrong(f"There is no merged model {shown}. Type first: {JUST} merge {recipe}")
+    if pipeline.is_outdated(run):
+        raise InputWrong(f"{shown} is of an earlier training than the one in {run.shown(run.folder)}. {again}")
     config = _json(place / "config.json", shown, again)
     _check_weights(place, shown, again)
     settings = _json(place / "tokenizer_config.json", shown, again)

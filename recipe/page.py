@@ -44,8 +44,9 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
         how = ""
         packs = [("pairs", f"{p['packs']}, each of an image of {p['image_tokens']} tokens; seed {p['seed']}")]
     else:
-        how, where = "by packing ", f"packed in {p['map_num_proc']} process(es)"
-        packs = [("packs", f"{p['packs']} of {p['max_length']} tokens, {where}; seed {p['seed']}")]
+        alone = not p.get("packed", True)
+        how, where = ("", "a conversation each") if alone else ("by packing ", f"by {p['map_num_proc']} process(es)")
+        packs = [("packs", f"{p['packs']} of {'up to ' * alone}{p['max_length']} tokens, {where}; seed {p['seed']}")]
     lines: List[Sequence[str]] = [
         ("[bold]data[/]", ""),
         (
@@ -83,7 +84,7 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
         lines.append(
             (
                 "training",
-                f"{cost['seconds']} s of iterations{several}"
+                f"{'at most ' if cost.get('at_most') else ''}{cost['seconds']} s of iterations{several}"
                 + (f", {cost['price']:.2f} at its price" if cost["price"] else ""),
             )
         )
@@ -173,7 +174,8 @@ def closing(run: Run) -> Table:
         )
     lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
     if t.get("went"):
-        lines.append(("of training", ", ".join(f"{what} {value:.0f}" for what, value in t["went"].items())))
+        starts = "of all its starts" if t.get("resumed_from") else "of training"
+        lines.append((starts, ", ".join(f"{what} {value:.0f}" for what, value in t["went"].items())))
     lines.append(("peak memory (RAM)", f"{max(e['peak_memory_mb'] for e in run.manifest['stages'].values()):,} MB"))
     table = Table(title=f"Recipe {run.name}", show_header=False, title_justify="left")
     for name, value in lines:

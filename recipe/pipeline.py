@@ -6,7 +6,7 @@ import click
 
 from . import adapter, chat, config, data, evaluate, families, hub, merge, model, plan, reproduce, train
 from .errors import InputWrong, RecipeError, RunFailed
-from .stages import Run, Stage, perform
+from .stages import Run, Stage, digest, is_current, key_of, perform
 
 DATA = Stage("data", data.work, data.reads, ("dataset.jsonl", "eval.jsonl"))
 PLAN = Stage("plan", plan.work, plan.reads, ("plan.json",))
@@ -30,8 +30,8 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "train": ORDER[:7],
     "adapter": ORDER[:7],
     "merge": (*ORDER[:8], EVAL),
-    "eval": (*ORDER[:7], EVAL),
-    "chat": ORDER[:8],
+    "eval": (MODEL, EVAL),  # of the training that is there: see measure
+    "chat": (),  # talks to what is there
     "demo": (*ORDER, EVAL),
     "export": (),  # works on the merged model that is there: see export.hand_over
     "cluster": (),  # makes a job file of the recipe alone
@@ -126,6 +126,10 @@ def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) 
             # What was asked for is made: another time, another card.
             click.echo(f"{click.style(f'{item.name:8}', bold=True)} not measured: {error}")
             continue
+        if item is TRAIN:
+            run.remember()
+            if ran:
+                run.save()
         took = f"{entry['seconds']:.1f} s" if ran else "unchanged"
         for refusal in entry["figures"].get("refusals", []):
             why = "forced" if run.force else "known"
@@ -138,6 +142,31 @@ def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) 
             if not run.force and not run.settings.known_faults:
                 raise RunFailed(f"{what} What the plan and the training log say tells why. --force accepts it.")
             click.secho(what, fg="red", bold=True)
+
+
+def measure(run: Run) -> None:
+    """Evaluate the model that is there on what was held out of its training. Raises InputWrong where that is gone.
+
+    Data may have been made anew in its folder since, with other settings: what is held out of those was trained on.
+    """
+    made = run.manifest.get("trained", {}).get("data", {})
+    exam = bool(run.settings.data.eval_files) and made
+    if exam or any(digest(run.folder / name) != sha for name, sha in made.items()):
+        run_stages(run, "eval", (DATA,))
+        if digest(run.dataset) != made["dataset.jsonl"]:
+            raise InputWrong(
+                f"{run.shown(run.dataset)} is not what the model was trained on, and what is held out of it may be: "
+                f"{', '.join(run.settings.data.files)} changed since. Put it back as it was, or train again: "
+                f"just merge {run.called}"
+            )
+    run_stages(run, "eval")
+
+
+def is_outdated(run: Run) -> bool:
+    """Whether the merged model that is there is of another training: one that ended later and made other weights."""
+    ended = {name: entry.get("finished", "") for name, entry in run.manifest.get("stages", {}).items()}
+    later = [name for name in ("train", "adapter") if ended.get(name, "") > ended.get("merge", "")]
+    return bool(later) and not is_current(run, MERGE, key_of(MERGE.reads(run)))
 
 
 def places(run: Run) -> List[Tuple[str, str]]:

@@ -6,14 +6,15 @@ the run. A run that cannot learn is refused, with the cause and a remedy compute
 """
 
 import copy
+import dataclasses
 import itertools
 import json
 import math
 import random
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from . import config, cost, families, libraries, llava, memory, model, ranks
+from . import config, cost, families, libraries, llava, memory, model, ranks, settings
 from .errors import InputWrong, PlanRefused
 from .stages import Run, write_text
 
@@ -21,6 +22,9 @@ MIN_UPDATES = 30  # below it nothing settles; the tutorial makes 3
 MIN_ANSWERS_KEPT = 0.95
 LR_RANGE = (1e-6, 5e-3)  # of the reached peak, for adapters
 MAX_BATCH = 1024  # sequences per update
+SMALL = 5000  # conversations that are planned again in seconds
+
+Remedy = Dict[str, Any]  # setting → value
 
 
 def encoded(
@@ -141,15 +145,14 @@ def iterations_per_epoch(packs: int, batch_size: int, together: int = 1, grouped
     return math.ceil(math.ceil(packs / together) / (batch_size * grouped)) * grouped
 
 
-def answers(cfg: Any, within: Sequence[int], iterations: int) -> int:
+def answers(cfg: Any, within: Sequence[int], iterations: int, once: bool) -> int:
     """Tokens, at most, of the answers that XTuner's hook generates: before training (cut at 50), after the iterations
-    `within` the run, and at its end, unless our hook sees that the same model has just been asked.
+    `within` the run, and at its end; `once`: unless the same model has then been asked already (recipe.hooks.Once).
     """
     hook = next((one for one in cfg.get("custom_hooks", ()) if "evaluation_inputs" in one), None)
     if hook is None:
         return 0
     longest = hook.get("max_new_tokens", 600)  # XTuner's default
-    once = any(one["type"] == "recipe.hooks.Once" for one in cfg["custom_hooks"])
     times = len(set(within)) + (0 if once and iterations in within else 1)
     return len(hook["evaluation_inputs"]) * (50 + longest * times)
 
@@ -220,16 +223,57 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         # XTuner would draw one itself; drawn here, the plan is exact and the run can be repeated.
         seed = drawn_seed(run)
     images = [line.get("sha256", "") for line in lines]
-    figures = make(run, cfg, [line["conversation"] for line in lines], tokenizer, seed, images)
+    conversations = [line["conversation"] for line in lines]
+    figures = make(run, cfg, conversations, tokenizer, seed, images)
     text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
-    stopping = [r for r in figures["refusals"] if r["fault"] not in run.settings.known_faults]
+    stopping = unknown(run, figures)
     if stopping and not run.force:
         # The refused plan is kept for reading; no later stage takes it, since this one is not done.
         write_text(run.plan, text)
         lines = "\n".join(f"- {refusal['why']}" for refusal in stopping)
+        if len(conversations) <= SMALL:
+            lines += together(run, stopping, lambda trial: make(*trial, conversations, tokenizer, seed, images))
         raise PlanRefused(f"Recipe {run.name} would not learn:\n{lines}\n--force trains all the same.", figures)
     (out / "plan.json").write_text(text, encoding="utf-8")
     return {name: value for name, value in figures.items() if name != "lr_trace"}
+
+
+def unknown(run: Run, figures: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The refusals that the recipe does not name as known."""
+    return [refusal for refusal in figures["refusals"] if refusal["fault"] not in run.settings.known_faults]
+
+
+def together(run: Run, stopping: List[Dict[str, Any]], remake: Callable[[Tuple[Run, Any]], Dict[str, Any]]) -> str:
+    """A line with the remedies as one set of overrides that was planned and is accepted, where one alone is not; else
+    "". `remake` plans a run by its effective config.
+    """
+    found: Dict[str, Any] = {}
+    left, trial = stopping, run
+    for _ in range(6):
+        # the warm-up last: of more iterations the same share may be long enough
+        asked = [refusal for refusal in left if refusal["fault"] not in ("warmup-crash", "peak-not-reached")] or left
+        more = {name: value for refusal in asked for name, value in refusal["remedy"].items()}
+        if not set(more.items()) - set(found.items()):
+            return ""
+        found.update(more)
+        chosen = run.settings
+        for name, value in found.items():
+            chosen = settings.replace(chosen, name, value)
+        trial = dataclasses.replace(run, settings=chosen)
+        try:
+            figures = remake((trial, config.effective(chosen)))
+        except InputWrong:
+            return ""
+        left = unknown(run, figures)
+        if not left:
+            share = figures["answer_tokens_kept"] / figures["answer_tokens"]
+            return (
+                ""
+                if len(stopping) == 1 and found == stopping[0]["remedy"]
+                else f"\nAll of it together: {_words(found)} ({figures['iterations']} iterations, {figures['updates']} "
+                f"updates, {share:.0%} of the answer tokens)"
+            )
+    return ""
 
 
 def drawn_seed(run: Run) -> int:
@@ -294,6 +338,7 @@ def make(
         "rows_masked": tokens["masked"],
         "max_length": cfg.max_length,
         "packs": packed["packs"],
+        "packed": bool(cfg.get("pack_to_max_length", True)),
         "seed": seed,
         "map_num_proc": config.dataset(cfg).get("map_num_proc", 32),
         "batch_size": cfg.batch_size,
@@ -323,7 +368,7 @@ def make(
     figures["evaluations"] = sorted({0, *within, iterations})
     figures["memory"] = memory.of_run(run, cfg, engine, len(figures["checkpoints"]), eyes, figures["longest_row"])
     if run.settings.model.source != "tiny" and cost.is_measured(run.settings):
-        asked = answers(cfg, within, iterations)
+        asked = answers(cfg, within, iterations, config.hooked(train))
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour, asked)
     figures["refusals"] = refusals(figures, cfg, crash, engine)
     figures["warnings"] = warnings(figures)
@@ -377,11 +422,13 @@ def warnings(plan: Dict[str, Any]) -> List[str]:
     return found
 
 
-def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> List[Dict[str, str]]:
-    """Why this run cannot learn: [{fault, why}], `why` being cause and remedy; [] if it can."""
+def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> List[Dict[str, Any]]:
+    """Why this run cannot learn: [{fault, why, remedy}], `why` being cause and remedy as text; [] if it can."""
     found: Dict[str, str] = {}
+    remedies: Dict[str, Remedy] = {}
     ratio = smallest_warmup(plan["iterations_per_epoch"], cfg.max_epochs)
     remedy = f"the smallest that ramps here is train.warmup_ratio={ratio}" if ratio else "train more iterations"
+    remedies["warmup-crash"] = remedies["peak-not-reached"] = {"train.warmup_ratio": ratio} if ratio else {}
     if crash:
         found["warmup-crash"] = (
             f"The warm-up ends at iteration {plan['warmup_iterations']}, where it begins; mmengine stops there "
@@ -394,22 +441,27 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
             f"mmengine's ramp: {remedy}."
         )
     if plan["updates"] < MIN_UPDATES:
+        remedies["few-updates"], made = _more_updates(plan, deepspeed)
         found["few-updates"] = (
-            f"Only {plan['updates']} optimizer updates (fewer than {MIN_UPDATES}): {_more_updates(plan, deepspeed)}."
+            f"Only {plan['updates']} optimizer updates (fewer than {MIN_UPDATES}): {_words(remedies['few-updates'])} "
+            f"gives {made}."
         )
     share = plan["answer_tokens_kept"] / plan["answer_tokens"]
     if share < MIN_ANSWERS_KEPT:
-        found["answers-lost"] = f"Only {share:.1%} of the answer tokens reach the trainer: {_more_answers(plan)}."
+        remedies["answers-lost"], how = _more_answers(plan)
+        found["answers-lost"] = f"Only {share:.1%} of the answer tokens reach the trainer: {how}."
     if plan["rows_cut"]:
         shown = ", ".join(map(str, plan["rows_cut"][:10])) + (" …" if len(plan["rows_cut"]) > 10 else "")
+        remedies["rows-cut"] = {"train.max_length": _next_length(plan["longest_row"])}
         found["rows-cut"] = (
             f"{len(plan['rows_cut'])} conversation(s) are longer than train.max_length={plan['max_length']} and lose "
             f"their end, so the model would not learn to stop (lines {shown} of dataset.jsonl): "
-            f"train.max_length={_next_length(plan['longest_row'])}, or shorten them."
+            f"{_words(remedies['rows-cut'])}, or shorten them."
         )
     for name, what in (("evaluation_freq", "evaluation"), ("save_steps", "checkpoint")):
         steps = plan["intervals"].get(name, cfg[name])
         if steps >= plan["iterations"]:
+            remedies[f"no-{what}"] = {f"train.{name}": 0.5}
             found[f"no-{what}"] = (
                 f"No {what} falls inside the run: train.{name}={steps}, the run has {plan['iterations']} iterations. "
                 f"train.{name}=0.5 puts one at half of it."
@@ -424,31 +476,41 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
         found["batch-range"] = (
             f"{batch} sequences an update are more than {MAX_BATCH}: lower train.accumulative_counts."
         )
-    return [{"fault": fault, "why": why} for fault, why in found.items()]
+    return [{"fault": fault, "why": why, "remedy": remedies.get(fault, {})} for fault, why in found.items()]
 
 
-def _more_updates(plan: Dict[str, Any], deepspeed: bool) -> str:
+def _words(remedy: Remedy) -> str:
+    """As overrides to type."""
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in remedy.items())
+
+
+def _more_updates(plan: Dict[str, Any], deepspeed: bool) -> Tuple[Remedy, int]:
+    """(remedy, the updates that it gives)"""
     fitting = plan["iterations"] // MIN_UPDATES
     if fitting:
-        return f"{_accumulating(plan, fitting)} gives {updates(plan['iterations'], fitting, deepspeed)}"
+        return _accumulating(plan, fitting), updates(plan["iterations"], fitting, deepspeed)
     epochs = math.ceil(MIN_UPDATES / plan["iterations_per_epoch"])
-    more = f"{_accumulating(plan, 1)} train.max_epochs={epochs}"
-    return f"{more} gives {epochs * plan['iterations_per_epoch']}"
+    return {**_accumulating(plan, 1), "train.max_epochs": epochs}, epochs * plan["iterations_per_epoch"]
 
 
-def _accumulating(plan: Dict[str, Any], each: int) -> str:
-    """The overrides with which every rank accumulates over `each` iterations of the size that they have now."""
+def _accumulating(plan: Dict[str, Any], each: int) -> Remedy:
+    """With it every rank accumulates over `each` iterations of the size that they have now."""
     if plan["ranks"] == 1:
-        return f"train.accumulative_counts={each}"
-    return f"train.batch_size={plan['batch_size']} train.accumulative_counts={each * plan['ranks']}"
+        return {"train.accumulative_counts": each}
+    return {"train.batch_size": plan["batch_size"], "train.accumulative_counts": each * plan["ranks"]}
 
 
-def _more_answers(plan: Dict[str, Any]) -> str:
+def _more_answers(plan: Dict[str, Any]) -> Tuple[Remedy, str]:
+    """(remedy, the same as text)"""
     if plan["rows_cut"]:
-        return f"train.max_length={_next_length(plan['longest_row'])} holds the longest conversation"
+        longer: Remedy = {"train.max_length": _next_length(plan["longest_row"])}
+        return longer, f"{_words(longer)} holds the longest conversation"
     if plan["map_num_proc"] > 1:
-        return f"{plan['map_num_proc']} processes pack alone and throw their remainders away: train.map_num_proc=1"
-    return "a shorter train.max_length leaves a smaller remainder, train.pack_to_max_length=false none"
+        alone: Remedy = {"train.map_num_proc": 1}
+        many = plan["map_num_proc"]
+        return alone, f"{many} processes pack alone and throw their remainders away: {_words(alone)}"
+    unpacked: Remedy = {"train.pack_to_max_length": False}
+    return unpacked, f"a shorter train.max_length leaves a smaller remainder, {_words(unpacked)} none"
 
 
 def _next_length(longest: int) -> int:

@@ -158,13 +158,16 @@ def _json(path: Path) -> Any:
 
 
 def _evaluation(run: Run) -> Dict[str, Any]:
-    """eval.json, if it is whole and no older than the training; else {}."""
+    """eval.json, if it is whole, no older than the training, and of what is held out now; else {}."""
     path = run.folder / "eval.json"
     found = _json(path)
     if not isinstance(found, dict) or not {"models", "difference", "verdict", "says"} <= set(found):
         return {}
     trained = run.manifest["stages"].get("train")
     if not trained or not {"base", "tuned"} <= set(found["models"]):
+        return {}
+    held_out = run.manifest["stages"].get("data", {}).get("writes", {}).get("eval.jsonl", {}).get("sha256")
+    if found.get("measured_on", held_out) != held_out:
         return {}
     ended = datetime.datetime.strptime(trained["finished"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
     return found if path.stat().st_mtime >= ended else {}

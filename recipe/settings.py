@@ -306,6 +306,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
     range, naming file, line, key and what is allowed.
     """
     path = find(name)
+    if path.stem.startswith("."):  # it names the run's folder
+        raise InputWrong(f"{path}: a recipe file is called NAME.toml, and its name does not begin with a dot.")
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows' Notepad puts a mark in front
     except (OSError, UnicodeDecodeError) as error:
@@ -323,6 +325,14 @@ def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
         return path.stem, Settings.model_validate(values)
     except ValidationError as error:
         raise InputWrong(_explain(error, path, text, given))
+
+
+def value(recipe: Settings, dotted: str) -> Any:
+    """What `recipe` has at a key; None where a table of free names has no such one."""
+    found: Any = recipe.model_dump()
+    for name in dotted.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def replace(recipe: Settings, dotted: str, value: Any) -> Settings:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
-from .errors import HostLacks, RunFailed
+from .errors import HostLacks, InputWrong, RunFailed
 from .settings import Settings
 
 # The packages whose versions decide the result.
@@ -46,6 +47,7 @@ class Run:
     manifest: Dict[str, Any] = dataclasses.field(default_factory=dict)
     done_now: List[str] = dataclasses.field(default_factory=list)
     now: Dict[str, Any] = dataclasses.field(default_factory=dict)  # what it is doing, see watch.py
+    typed: str = ""  # its recipe as the next command must name it, with --output where that was given
 
     @property
     def folder(self) -> Path:
@@ -136,10 +138,36 @@ class Run:
             self.manifest = found if whole else {}
         return lock
 
+    @property
+    def called(self) -> str:
+        """What follows the command in a remedy: the recipe as it was typed, or its name."""
+        return self.typed or self.name
+
+    def remember(self) -> None:
+        """Note what the training that is there was made of: other settings may be planned or looked at afterwards."""
+        files = self.manifest["stages"].get("data", {}).get("writes", {})
+        self.manifest["trained"] = {
+            "settings": self.settings.model_dump(), "data": {name: made["sha256"] for name, made in files.items()}
+        }  # fmt: skip
+
+    def trained_with(self) -> Settings:
+        """The settings of the training that is there; where there was none, those with which the folder was made.
+
+        Raises InputWrong where the manifest holds none that are valid.
+        """
+        try:
+            return Settings.model_validate((self.manifest.get("trained") or self.manifest)["settings"])
+        except (ValidationError, KeyError, TypeError) as error:
+            first = str(error).splitlines()[0][:200]
+            raise InputWrong(
+                f"{self.shown(self.folder / 'run.json')} cannot be read ({first}): it is damaged, or of another "
+                f"version of this recipe. The same command that made it makes it anew."
+            )
+
     def recall(self) -> None:
-        """Take the settings with which the folder was made, as its manifest records them."""
+        """Take the settings with which the model was trained."""
         if self.manifest:
-            self.settings = Settings.model_validate(self.manifest["settings"])
+            self.settings = self.trained_with()
 
     def tell(self, **more: Any) -> None:
         """Say what the run is doing to whoever watches: `more` (stage, log, code …) beside what it said before."""

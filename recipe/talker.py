@@ -4,6 +4,7 @@ On a GPU in 16 bits where that fits into the memory that is free, else in 4 (NF4
 the memory is too small for that.
 """
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from . import config, families, libraries, model
 from .data import IMAGE
-from .errors import HostLacks, InputWrong
+from .errors import HostLacks, InputWrong, RecipeError
 from .stages import Run
 
 MAX_NEW_TOKENS = 300
@@ -56,9 +57,28 @@ def find(run: Run, which: str = "") -> Found:
     if not (found.adapter or (run.adapter if found.what == "adapter" else found.place)).is_dir():
         raise InputWrong(
             f"There is no {found.what} model in {run.shown(run.folder)} yet: just "
-            f"{'merge' if found.what == 'merged' else 'train'} {run.name} makes it."
+            f"{'merge' if found.what == 'merged' else 'train'} {run.called} makes it."
         )
     return found
+
+
+@contextlib.contextmanager
+def loading(run: Run, found: Found) -> Iterator[None]:
+    """What a damaged folder makes the libraries raise, as one clear error."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:
+        if "out of memory" in str(error):
+            raise
+        where = run.peft if found.what == "adapter" else found.place
+        again = {"base": "model --verify", "adapter": "adapter", "merged": "merge"}[found.what]
+        does = "says which" if found.what == "base" else "makes it anew"
+        raise HostLacks(
+            f"The {found.what} model cannot be loaded: a file of {run.shown(where)} is damaged or lacking "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). just {again} {run.called} {does}."
+        )
 
 
 class Answer(NamedTuple):
@@ -72,7 +92,13 @@ def template(run: Run) -> Any:
     """The recipe's chat template, XTuner's own; for texts learnt as they are, one that adds nothing."""
     from mmengine.config import Config, ConfigDict
 
-    return config.template(Config.fromfile(str(run.config))) or ConfigDict(PLAIN)
+    try:
+        return config.template(Config.fromfile(str(run.config))) or ConfigDict(PLAIN)
+    except Exception as error:  # it is Python, and whatever can go wrong in that
+        raise HostLacks(
+            f"{run.shown(run.config)} is damaged ({type(error).__name__}). Remove it; just config {run.called} makes "
+            f"it anew."
+        )
 
 
 def separator(template: Any, of: Any) -> str:

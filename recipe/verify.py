@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Set, Tuple
 
-from . import adapter, config, data, families, llava, merge, model, pipeline, train
+from . import adapter, config, data, families, llava, merge, model, pipeline, report, train
 from .errors import HostLacks, InputWrong, NotFetched, RecipeError
 from .merging.plan import CHECKSUMS
 from .merging.proof import prove
@@ -132,6 +132,8 @@ def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
         elif not mine.exists():
             return NOT_HERE, f"{name} was deleted: nothing to compare with"
         elif _text(mine) != _text(again):
+            if stage.name in report.stale(run):
+                return DIFFERS, f"{name} is of other data or settings than the data that is there: it was made before"
             return DIFFERS, f"{name} is another one, made by this version of the recipe on this machine"
     return OK, f"{', '.join(stage.writes)}: the same"
 

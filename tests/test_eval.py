@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, recipe, refused
 
 from recipe import data, evaluate, held_out, pipeline, plan, scores, settings, talker
-from recipe.errors import HostLacks
+from recipe.errors import HostLacks, InputWrong
 from recipe.stages import Run
 
 
@@ -256,4 +256,50 @@ def test_what_cannot_be_measured_is_told_and_loses_nothing(run, demo, monkeypatc
     run.held_out.write_text("", encoding="utf-8")
     pipeline.run_stages(run, "merge", (pipeline.EVAL,))
     assert capsys.readouterr().out == ""
-    refused(recipe("eval", "demo", "--output", run.output), 2, "Nothing is held out", "data.eval_share", "eval_files")
+    with pytest.raises(InputWrong, match=r"Nothing is held out of training in .*data.eval_share.*eval_files"):
+        evaluate.work(run, run.folder)
+
+
+def test_what_was_looked_at_since_changes_no_verdict(run, found):
+    """Other data in the folder of a trained model: what is held out of those, it was trained on."""
+    looked = recipe("plan", "demo", "data.eval_share=0.5", "data.system=另一个助手。", "--output", run.output)
+    assert looked.returncode == 0, looked.stderr
+    assert len(run.held_out.read_text(encoding="utf-8").splitlines()) > 40
+    _, again = measured(run)
+    for what in ("conversations", "measured_on", "verdict"):
+        assert again[what] == found[what]
+    assert again["models"]["tuned"]["loss"] == pytest.approx(found["models"]["tuned"]["loss"], abs=1e-3)
+    run.open().release()
+    run.recall()
+    assert run.settings.data.system == settings.load("demo")[1].data.system  # export and chat take it too
+
+
+def test_data_that_changed_since_the_training_measure_nothing(run):
+    path = run.folder / "run.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["trained"]["data"]["dataset.jsonl"] = "0" * 64
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    refused(
+        recipe("eval", "demo", "--output", run.output), 2, "is not what the model was trained on", "just merge demo"
+    )
+
+
+def test_measuring_and_talking_never_train(run, tmp_path):
+    for stage in ("eval", "chat"):
+        words = (stage, "demo", "train.lr=3e-4")
+        refused(recipe(*words, "--output", tmp_path), 2, "Nothing is trained in", "just merge demo --output", "lr=3e-4")
+        refused(recipe(*words, "--output", run.output), 2, f"{stage} never trains, and the model", "train.lr was 0.0")
+    assert not (tmp_path / "demo/dataset.jsonl").exists()
+
+
+def test_a_damaged_model_is_one_clear_error(run, monkeypatch):
+    config = run.config.read_bytes()
+    run.config.write_text("model = [", encoding="utf-8")
+    refused(
+        recipe("chat", "demo", "你好", "--output", run.output), 3, "config.py is damaged", "just config demo --output"
+    )
+    run.config.write_bytes(config)
+    weights = run.peft / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    words = ("demo", "你好", "model=adapter")
+    refused(recipe("chat", *words, "--output", run.output), 3, "adapter model cannot be loaded", "just adapter demo")

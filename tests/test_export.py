@@ -562,7 +562,8 @@ def test_upload_shows_and_only_then_sends(run, exported, hub):
         assert f"{size:,}  {name}" in exported["upload"].replace("   ", " ")
     words = ["upload", "demo", "export.hub=huggingface", "export.repo=me/coach"]
     (command,) = commands(typed(run, *words)[1])
-    assert command[1:] == ["export", "upload", "demo", "export.repo=me/coach", "export.hub=huggingface", "--yes"]
+    named = ["demo", "--output", str(run.output)]
+    assert command[1:] == ["export", "upload", *named, "export.repo=me/coach", "export.hub=huggingface", "--yes"]
     there = dict(HF_ENDPOINT=hub.url, HF_TOKEN="hf_test")
     done = recipe(*command[1:], "--output", run.output, **there)
     assert done.returncode == 0, done.stderr
@@ -665,6 +666,18 @@ def test_an_incomplete_model_is_refused_in_one_sentence(run, tmp_path, fault):
     with pytest.raises((HostLacks, InputWrong), match=said) as error:
         export.check(broken, "demo")
     assert "merge demo" in str(error.value) or "Correct its chat_template" in str(error.value)
+
+
+def test_the_model_of_an_earlier_training_is_not_handed_over(run, tmp_path):
+    old = Run(run.name, run.settings, ROOT, tmp_path)
+    shutil.copytree(str(run.folder), str(old.folder))
+    old.manifest = json.loads((old.folder / "run.json").read_text(encoding="utf-8"))
+    old.manifest["stages"]["adapter"]["finished"] = "2999-01-01T00:00:00+0000"
+    export.check(old, "demo")  # made again, and the same
+    weights = old.adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(InputWrong, match=r"is of an earlier training than the one in .* just merge demo"):
+        export.check(old, "demo")
 
 
 def test_pytorchs_shards_are_checked_too(run, tmp_path):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, recipe, refused
 
 JUST = shutil.which("just")
 
@@ -217,3 +217,23 @@ def test_python_sources_parse_on_every_supported_version():
     """Syntax of Python 3.8, which the environment runs: newer versions read it too."""
     for path in [*ROOT.glob("recipe/**/*.py"), *ROOT.glob("docker/**/*.py")]:
         compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
+def test_what_names_no_folder_is_refused(tmp_path):
+    path = tmp_path / "...toml"
+    path.write_text((ROOT / "recipe/demo.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    refused(recipe("data", path, "--output", tmp_path / "out"), 2, "its name does not begin with a dot")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    refused(recipe("data", "demo", "--output", ""), 2, "--output= names no folder")
+    refused(recipe("data", "demo", "data.files=", "--output", tmp_path), 2, "data.files names a file without a name")
+
+
+def test_commands_in_errors_are_typed_as_this_users(tmp_path):
+    words = ("chat", "demo", "--output", tmp_path)
+    refused(recipe(*words, RECIPE_COMMAND="./justw"), 2, f": ./justw merge demo --output {tmp_path} does")
+    refused(recipe(*words), 2, f": just merge demo --output {tmp_path} does")
+
+
+def test_the_next_command_has_the_folder(tmp_path):
+    done = recipe("plan", "demo", "train.lr=3e-4", "--output", tmp_path)
+    assert f"Next: just train demo --output {tmp_path} train.lr=3e-4\n" in done.stdout

@@ -83,7 +83,7 @@ def test_what_is_not_this_model_is_refused(base, trained, tmp_path):
 def test_no_adapter_is_made_and_none_is_added(tmp_path):
     _, found = settings.load("demo", ["train.method=full"])
     run = Run("demo", found, ROOT, tmp_path)
-    for command in ("train", "merge", "eval", "chat"):
+    for command in ("train", "merge", "demo"):
         items = pipeline.of_method(run, pipeline.COMMANDS[command])
         assert pipeline.ADAPTER not in items
         assert (pipeline.MERGE in items) == (command != "train")

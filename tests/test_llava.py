@@ -570,6 +570,7 @@ def held(name, finished, tmp_path, monkeypatch):
     run.force = True
     lines = run.dataset.read_text(encoding="utf-8").splitlines(keepends=True)
     run.held_out.write_text("".join(lines[:4]), encoding="utf-8")
+    run.manifest["stages"]["data"]["writes"]["eval.jsonl"]["sha256"] = digest(run.held_out)
     run.settings = settings.replace(run.settings, "eval", {"answers": 2, "max_new_tokens": 4})
     return run
 

@@ -44,13 +44,13 @@ def test_a_card_never_measured_gets_no_figure():
 
 def test_questions_are_reckoned_beside_the_iterations():
     asking = {"type": "EvaluateChatHook", "evaluation_inputs": ["a", "b", "c"], "max_new_tokens": 300}
-    hooks = [{"type": "DatasetInfoHook"}, asking, {"type": "recipe.hooks.Once"}]
-    asked = plan.answers({"custom_hooks": hooks}, [39], 78)
-    assert asked == plan.answers({"custom_hooks": hooks}, [39, 78], 78) == 3 * (50 + 300 + 300)
-    assert plan.answers({"custom_hooks": hooks[:2]}, [39, 78], 78) == 3 * (50 + 300 + 300 + 300)  # at its end again
+    cfg = {"custom_hooks": [{"type": "DatasetInfoHook"}, asking]}
+    asked = plan.answers(cfg, [39], 78, once=True)
+    assert asked == plan.answers(cfg, [39, 78], 78, once=True) == 3 * (50 + 300 + 300)
+    assert plan.answers(cfg, [39, 78], 78, once=False) == 3 * (50 + 300 + 300 + 300)  # at its end again
     asking["max_new_tokens"] = 20
-    assert plan.answers({"custom_hooks": hooks}, [], 78) == 3 * (50 + 20)  # the first ones have XTuner's own limit
-    assert plan.answers({"custom_hooks": hooks[:1]}, [39], 78) == plan.answers({}, [], 78) == 0
+    assert plan.answers(cfg, [], 78, once=True) == 3 * (50 + 20)  # the first ones have XTuner's own limit
+    assert plan.answers({"custom_hooks": []}, [39], 78, once=True) == plan.answers({}, [], 78, once=True) == 0
     found = cost.estimate(plan_of(2, 512, 78), "H100", 0, asked)
     assert (found["answers"], found["answers_seconds"]) == (asked, 287)  # 6.8 a second
 
@@ -76,6 +76,9 @@ def test_page_and_png(tmp_path):
         lines = "\n".join(" ".join(line) for line in page.rows(planned))
         assert "39 s of iterations" in lines
         assert ("questions up to 287 s beside them (1,950 tokens" in lines) is told
+    for packed, told in ((True, "256 tokens, by 1 process(es)"), (False, "up to 256 tokens, a conversation each")):
+        lines = "\n".join(" ".join(line) for line in page.rows({**planned, "packed": packed}))
+        assert told in lines
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(planned["lr_trace"]) == planned["iterations"]
     assert planned["lr_peak"] == max(planned["lr_trace"])

@@ -117,9 +117,25 @@ def test_remedies_work(tmp_path):
     remedies = re.findall(r"train\.\w+=[\d.]*\d", done.stderr)
     overrides = dict(word.split("=") for word in [*words, *remedies])
     overrides["train.save_steps"] = "0.5"
+    [together] = re.findall(r"^All of it together: (.*) \((\d+) iterations, (\d+) updates, 99% of", done.stderr, re.M)
+    done, found = planned(tmp_path, "demo", *words, *together[0].split())
+    assert done.returncode == 0, done.stderr
+    assert (found["iterations"], found["updates"]) == (int(together[1]), int(together[2]))
     done, found = planned(tmp_path, "demo", *(f"{k}={v}" for k, v in overrides.items()))
     assert done.returncode == 0, done.stderr
     assert found["refusals"] == []
+
+
+def test_of_more_iterations_the_warm_up_may_be_long_enough(tmp_path, workbook):
+    """40 rows by coach's settings: one remedy after the other asked for 0.17 of 3 epochs, then for less of 8."""
+    path = workbook(s=[["q", "a"], *[[f"第{i}个问题？", f"第{i}个回答，说得长一些。"] for i in range(40)]])
+    words = (f'data.files=["{path}"]', "train.accumulative_counts=4", "train.max_epochs=1", "train.warmup_ratio=0.1")
+    done, _ = planned(tmp_path, "demo", *words)
+    refused(done, 2, "The warm-up ends at iteration 0", "optimizer updates", "All of it together: ")
+    [together] = re.findall(r"^All of it together: (.*) \(", done.stderr, re.M)
+    assert "train.warmup_ratio" not in together
+    done, found = planned(tmp_path, "demo", *words, *together.split())
+    assert (done.returncode, found["refusals"]) == (0, []), done.stderr
 
 
 def test_prices_do_not_draw_another_seed(tmp_path, workbook):
