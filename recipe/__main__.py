@@ -50,6 +50,9 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     first other word names the recipe, and for chat the next is the question, for preview the row, for compare and
     diff the other run; for export and cluster the word that is a target is that, wherever it stands. Raises InputWrong.
     """
+    for word in words:  # what a Chinese keyboard types
+        if re.match(r"\w+\.[\w.]+＝", word):
+            raise InputWrong(f"{word}: ＝ is a full-width sign, as Chinese input types it. Type = in its place.")
     overrides = [word for word in words if re.match(r"[\w.]*=", word)]
     names = [word for word in words if word not in overrides]
     target = None
@@ -121,6 +124,8 @@ def say(what: str, command: str) -> None:
 def go(asked: Asked) -> None:
     """What looks at runs that are there, or the stages of a recipe."""
     output = ROOT / asked.output
+    if asked.stage in ("watch", "stop", "verify") and asked.overrides:
+        raise InputWrong(f"{asked.overrides[0]}: {asked.stage} takes no settings, the run is as it was started.")
     if asked.stage in ("watch", "stop"):
         from . import watch
 
@@ -205,6 +210,8 @@ def take_trained(run: Any, asked: Asked) -> None:
     """
     wanted, other = run.settings, []
     run.recall()
+    # How it is measured is as the recipe says now.
+    run.settings = settings.replace(run.settings, "eval", wanted.eval.model_dump())
     for word in asked.overrides:
         name = word.partition("=")[0]
         new, old = settings.value(wanted, name), settings.value(run.settings, name)

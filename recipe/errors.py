@@ -12,7 +12,7 @@ class RecipeError(Exception):
     def __str__(self):
         """The paragraph, with the commands that it names as this user types them: just or ./justw."""
         just = os.environ.get("RECIPE_COMMAND", "just")
-        return re.sub(r"(?<![\w./])just (?=[a-z])(?!been )", f"{just} ", super().__str__())
+        return re.sub(r"(?<![\w./])just (?!or )(?=[a-z])", f"{just} ", super().__str__())
 
 
 class RunFailed(RecipeError):

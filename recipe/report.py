@@ -437,7 +437,8 @@ def against(seen: Seen) -> List[Tuple[str, str, str, str]]:
         listed([one.iteration for one in seen.answers]) or "not in the log",
         bool(seen.answers),
     )
-    planned = f"{seconds(cost['seconds'])} on {cost['card']}" if cost.get("seconds") else "not reckoned"
+    most = "at most " if cost.get("at_most") else ""
+    planned = f"{most}{seconds(cost['seconds'])} on {cost['card']}" if cost.get("seconds") else "not reckoned"
     row("seconds of iterations", planned, seconds(iterating(seen)), False)
     planned = f"{cost['memory_mib']:,} MiB on {cost['card']}" if cost.get("memory_mib") else "not reckoned"
     row("GPU memory", planned, f"{log['memory_mib']:,.0f} MiB" if log["memory_mib"] else "no GPU", False)

@@ -237,3 +237,10 @@ def test_commands_in_errors_are_typed_as_this_users(tmp_path):
 def test_the_next_command_has_the_folder(tmp_path):
     done = recipe("plan", "demo", "train.lr=3e-4", "--output", tmp_path)
     assert f"Next: just train demo --output {tmp_path} train.lr=3e-4\n" in done.stdout
+
+
+def test_words_that_would_be_taken_for_others_are_refused(demo):
+    refused(recipe("chat", "demo", "train.lr＝1e-4", "--output", demo[1].parent), 2, "Type = in its place")
+    for stage in ("verify", "watch", "stop"):
+        refused(recipe(stage, "demo", "train.lr=1", "--output", demo[1].parent), 2, f"{stage} takes no settings")
+    refused(recipe("preview", "demo", "²", "--output", demo[1].parent), 2, "is no number of a conversation")

@@ -193,7 +193,9 @@ def _text(raw: Any, name: str) -> io.TextIOBase:
 
 def _explained(what: str) -> str:
     """Python's csv errors, said for whoever made the file."""
-    if "unexpected end" in what or "field larger" in what:
+    if "field larger" in what:
+        return f"a cell that begins here has more than {csv.field_size_limit():,} characters; or its quote never ends"
+    if "unexpected end" in what:
         return 'a quoted cell that begins here never ends: close it with ", or write "" for a quote inside'
     if "expected after" in what:
         return 'text stands behind the closing quote of a cell: write "" for a quote inside'

@@ -89,16 +89,17 @@ def talk(run: Any, spoken: str) -> None:
         settle()
     try:
         talker.find(run)
+        trained = run.trained_with()
     except InputWrong as error:
         st.info(str(error))
         return
-    system = run.settings.data.system
+    system = trained.data.system
     parameters(spoken, system)
     # Streamlit replaces elements by their order and takes away those behind the last only when a script ends, which it
     # does not while an answer is awaited. So there are always as many, in the same order.
     offered = not state.turns and not state.ticket
     heading = st.empty()
-    questions = list(dict.fromkeys(run.settings.train.evaluation_inputs or []))[:SAMPLES]
+    questions = list(dict.fromkeys(trained.train.evaluation_inputs or []))[:SAMPLES]
     for number, question in enumerate(questions):
         slot = st.empty()
         if offered:
