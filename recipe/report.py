@@ -282,6 +282,9 @@ def _nothing(seen: Seen) -> bool:
 
 def _not_trained(seen: Seen) -> Verdict:
     run, plan = seen.run, seen.plan
+    yet = "yet"
+    if "train" in seen.left_out:
+        yet = "with these settings and data yet (the model that is here was with others)"
     if seen.steps and plan:
         at = f"iteration {seen.log['reached']:,} of {plan['iterations']:,}"
         loss = f"Training loss {number(seen.log['loss_first'], '.4f')} → {number(seen.log['loss_last'], '.4f')}."
@@ -297,16 +300,20 @@ def _not_trained(seen: Seen) -> Verdict:
         why = " ".join(one["why"] for one in plan["refusals"] if one["fault"] in CAUSES)
         return Verdict(
             "bad",
-            f"Nothing is trained yet, and as planned nothing will be learned: {plan['updates']:,} updates at a "
+            f"Nothing is trained {yet}, and as planned nothing will be learned: {plan['updates']:,} updates at a "
             f"learning rate of at most {rate(plan['lr_peak'])}.",
             why,
         )
     if plan:
-        says = f"Nothing is trained yet; planned are {plan['updates']:,} updates in {plan['iterations']:,} iterations."
+        says = (
+            f"Nothing is trained {yet}; planned are {plan['updates']:,} updates in {plan['iterations']:,} iterations."
+        )
         return Verdict("open", says, f"{_just('train')} {run.name} trains.")
     count = run.figures("data").get("conversations")
     says = f"only the data are read: {count:,} conversations." if count else "no stage has come to its end."
-    return Verdict("open", f"Nothing is trained yet; {says}", f"{_just('plan')} {run.name} says what training will do.")
+    return Verdict(
+        "open", f"Nothing is trained {yet}; {says}", f"{_just('plan')} {run.name} says what training will do."
+    )
 
 
 # --- sections ---

@@ -249,7 +249,7 @@ def test_results_of_other_settings_are_left_out(folder, undrawn):
 
     change(folder, how)
     page = made(folder)
-    assert page.first_line().startswith("Nothing is trained yet; planned are")
+    assert page.first_line().startswith("Nothing is trained with these settings and data yet (the model that is here")
     assert "Left out: config, train, adapter, merge, chat" in page.classes["note"]
 
 
