@@ -51,7 +51,7 @@ def sort_arguments(stage: str, given: Optional[str], words: Tuple[str, ...]) -> 
     diff the other run; for export and cluster the word that is a target is that, wherever it stands. Raises InputWrong.
     """
     for word in words:  # what a Chinese keyboard types
-        if re.match(r"\w+\.[\w.]+＝", word):
+        if re.match(rf"({'|'.join(settings.Settings.model_fields)})[\w.]*＝", word):
             raise InputWrong(f"{word}: ＝ is a full-width sign, as Chinese input types it. Type = in its place.")
     overrides = [word for word in words if re.match(r"[\w.]*=", word)]
     names = [word for word in words if word not in overrides]
@@ -212,6 +212,10 @@ def take_trained(run: Any, asked: Asked) -> None:
     run.recall()
     # How it is measured is as the recipe says now.
     run.settings = settings.replace(run.settings, "eval", wanted.eval.model_dump())
+    for name in ("model.path", "model.tokenizer"):  # it may have been moved, and the recipe corrected
+        old, new = settings.value(run.settings, name), settings.value(wanted, name)
+        if old and new and not (ROOT / old).exists():
+            run.settings = settings.replace(run.settings, name, new)
     for word in asked.overrides:
         name = word.partition("=")[0]
         new, old = settings.value(wanted, name), settings.value(run.settings, name)
@@ -224,8 +228,15 @@ def take_trained(run: Any, asked: Asked) -> None:
     if other:
         raise InputWrong(
             f"{asked.stage} never trains, and the model in {run.shown(run.folder)} was trained otherwise: "
-            f"{', '.join(other)}. just merge {asked.same} trains it anew."
+            f"{', '.join(other)}. just {_makes(wanted)} {asked.same} trains it anew."
         )
+
+
+def _makes(recipe: Any) -> str:
+    """The command that makes a recipe's model: a projector is merged into nothing."""
+    from . import families
+
+    return "train" if families.method(recipe) == "projector" else "merge"
 
 
 def of_what_is_there(run: Any, asked: Asked, partner: Tuple[str, str]) -> bool:
@@ -236,8 +247,9 @@ def of_what_is_there(run: Any, asked: Asked, partner: Tuple[str, str]) -> bool:
     there = run.config.is_file() and (run.merged.is_dir() or run.adapter.is_dir())
     if stage in ("chat", "eval") and not there and partner[0] != "base":
         raise InputWrong(
-            f"Nothing is trained in {run.shown(run.folder)} yet, and {stage} never trains: just merge {asked.same} "
-            f"does." + (" The base model can be talked to: model=base" if stage == "chat" else "")
+            f"Nothing is trained in {run.shown(run.folder)} yet, and {stage} never trains: just "
+            f"{_makes(run.settings)} {asked.same} does."
+            + (" The base model can be talked to: model=base" if stage == "chat" else "")
         )
     if stage == "chat":
         from .chat import talk
@@ -246,8 +258,6 @@ def of_what_is_there(run: Any, asked: Asked, partner: Tuple[str, str]) -> bool:
         with run.open():
             if there and (partner[0] != "base" or not asked.overrides):
                 take_trained(run, asked)
-            if not run.config.is_file():
-                pipeline.run_stages(run, "config")
             if not model.folder(run).is_dir() and (partner[0] == "base" or talker.find(run, partner[0]).adapter):
                 pipeline.run_stages(run, "model")
         talk(run, asked.question, *partner)

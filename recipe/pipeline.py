@@ -1,5 +1,8 @@
 """Which stages a command runs, in which order, and one line on what each did."""
 
+import dataclasses
+import tempfile
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import click
@@ -128,8 +131,6 @@ def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) 
             continue
         if item is TRAIN:
             run.remember()
-            if ran:
-                run.save()
         took = f"{entry['seconds']:.1f} s" if ran else "unchanged"
         for refusal in entry["figures"].get("refusals", []):
             why = "forced" if run.force else "known"
@@ -148,18 +149,33 @@ def measure(run: Run) -> None:
     """Evaluate the model that is there on what was held out of its training. Raises InputWrong where that is gone.
 
     Data may have been made anew in its folder since, with other settings: what is held out of those was trained on.
+    Then data, plan and config are made again as they were.
     """
-    made = run.manifest.get("trained", {}).get("data", {})
-    exam = bool(run.settings.data.eval_files) and made
-    if exam or any(digest(run.folder / name) != sha for name, sha in made.items()):
-        run_stages(run, "eval", (DATA,))
-        if digest(run.dataset) != made["dataset.jsonl"]:
-            raise InputWrong(
-                f"{run.shown(run.dataset)} is not what the model was trained on, and what is held out of it may be: "
-                f"{', '.join(run.settings.data.files)} changed since. Put it back as it was, or train again: "
-                f"just merge {run.called}"
-            )
+    made = run.manifest.get("trained", {})
+    if made:
+        exam = run.settings.data.eval_files != made["settings"]["data"]["eval_files"]
+        changed = [name for name, sha in made["data"].items() if digest(run.folder / name) != sha]
+        run.force = run.force or made["forced"]
+        if exam or changed:
+            _same_data(run, made["data"]["dataset.jsonl"])
+            run_stages(run, "eval", (DATA,))
+        if exam or changed or digest(run.config) != made["config"]:
+            run_stages(run, "eval", (PLAN, CONFIG))  # by which the report knows that the training is of these data
     run_stages(run, "eval")
+
+
+def _same_data(run: Run, trained: str) -> None:
+    """Raise InputWrong unless the data of these settings are those with this sum. Nothing that is there is touched."""
+    with tempfile.TemporaryDirectory(prefix=".data-", dir=str(run.output)) as beside:
+        shadow = dataclasses.replace(run, output=Path(beside), manifest={}, done_now=[], now={})
+        shadow.folder.mkdir()
+        perform(shadow, DATA)
+        if digest(shadow.dataset) == trained:
+            return
+    raise InputWrong(
+        f"{', '.join(run.settings.data.files)}: it changed since the training, so what would be held out now may have "
+        f"been trained on. Put it back as it was, or train again: just merge {run.called}"
+    )
 
 
 def is_outdated(run: Run) -> bool:

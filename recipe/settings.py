@@ -5,9 +5,10 @@ ranges: what the field uses, widened; a value outside is a slip of the pen, not 
 """
 
 import difflib
+import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, ClassVar, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import tomli
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -333,6 +334,21 @@ def value(recipe: Settings, dotted: str) -> Any:
     for name in dotted.split("."):
         found = found.get(name) if isinstance(found, dict) else None
     return found
+
+
+def differences(of: Settings, other: Settings) -> List[str]:
+    """Overrides that make the settings `other` of `of`."""
+
+    def flat(table: Dict[str, Any], above: str = "") -> Iterator[Tuple[str, Any]]:
+        for name, one in table.items():
+            if isinstance(one, dict):
+                yield from flat(one, f"{above}{name}.")
+            else:
+                yield f"{above}{name}", one
+
+    there = dict(flat(of.model_dump()))
+    changed = [(name, one) for name, one in flat(other.model_dump()) if one is not None and there.get(name) != one]
+    return [f"{name}={one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)}" for name, one in changed]
 
 
 def replace(recipe: Settings, dotted: str, value: Any) -> Settings:

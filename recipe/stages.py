@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import time
@@ -25,7 +26,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from .errors import HostLacks, InputWrong, RunFailed
-from .settings import Settings
+from .settings import Settings, differences, load
 
 # The packages whose versions decide the result.
 PACKAGES = "torch xtuner transformers mmengine peft bitsandbytes deepspeed accelerate datasets tokenizers sentencepiece"
@@ -140,15 +141,25 @@ class Run:
 
     @property
     def called(self) -> str:
-        """What follows the command in a remedy: the recipe as it was typed, or its name."""
-        return self.typed or self.name
+        """What follows the command in a remedy: the recipe as it was typed, or its name, and the overrides by which
+        the settings differ from it. Without them the command would be another training.
+        """
+        typed = self.typed or shlex.quote(self.name)
+        try:
+            words = differences(load(shlex.split(typed)[0])[1], self.settings)
+        except InputWrong:  # its file is gone
+            words = []
+        return " ".join([typed, *map(shlex.quote, words)])
 
     def remember(self) -> None:
         """Note what the training that is there was made of: other settings may be planned or looked at afterwards."""
         files = self.manifest["stages"].get("data", {}).get("writes", {})
-        self.manifest["trained"] = {
-            "settings": self.settings.model_dump(), "data": {name: made["sha256"] for name, made in files.items()}
-        }  # fmt: skip
+        made = {"settings": self.settings.model_dump(), "forced": self.force, "config": digest(self.config)}
+        made["data"] = {name: entry["sha256"] for name, entry in files.items()}
+        before = self.manifest.get("trained")
+        self.manifest["trained"] = json.loads(json.dumps(made))
+        if self.manifest["trained"] != before:
+            self.save()
 
     def trained_with(self) -> Settings:
         """The settings of the training that is there; where there was none, those with which the folder was made.

@@ -64,20 +64,23 @@ def find(run: Run, which: str = "") -> Found:
 
 @contextlib.contextmanager
 def loading(run: Run, found: Found) -> Iterator[None]:
-    """What a damaged folder makes the libraries raise, as one clear error."""
+    """What a damaged folder makes the libraries raise, as one clear error. What the machine lacks goes through."""
     try:
         yield
-    except RecipeError:
+    except (RecipeError, MemoryError, ImportError):
         raise
     except Exception as error:
-        if "out of memory" in str(error):
+        if re.search(r"memory|CUDA|kernel image|alloc", str(error)):
             raise
-        where = run.peft if found.what == "adapter" else found.place
-        again = {"base": "model --verify", "adapter": "adapter", "merged": "merge"}[found.what]
-        does = "says which" if found.what == "base" else "makes it anew"
+        where, again = run.shown(found.place), f"just merge {run.called} makes it anew"
+        if found.what != "merged":
+            again = f"just model {run.called} --verify says which"
+        if found.what == "adapter":
+            where = f"{run.shown(run.peft)}, or of its base {where},"
+            again = f"just adapter {run.called} makes the adapter anew, {again} of the base"
         raise HostLacks(
-            f"The {found.what} model cannot be loaded: a file of {run.shown(where)} is damaged or lacking "
-            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). just {again} {run.called} {does}."
+            f"The {found.what} model cannot be loaded: a file of {where} is damaged or lacking "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). {again}."
         )
 
 
@@ -90,15 +93,10 @@ class Answer(NamedTuple):
 
 def template(run: Run) -> Any:
     """The recipe's chat template, XTuner's own; for texts learnt as they are, one that adds nothing."""
-    from mmengine.config import Config, ConfigDict
+    from mmengine.config import ConfigDict
 
-    try:
-        return config.template(Config.fromfile(str(run.config))) or ConfigDict(PLAIN)
-    except Exception as error:  # it is Python, and whatever can go wrong in that
-        raise HostLacks(
-            f"{run.shown(run.config)} is damaged ({type(error).__name__}). Remove it; just config {run.called} makes "
-            f"it anew."
-        )
+    # By the settings, not by the config that lies in the folder: that may have been made of others since.
+    return config.template(config.effective(run.settings)) or ConfigDict(PLAIN)
 
 
 def separator(template: Any, of: Any) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 import sys
 
@@ -260,28 +261,42 @@ def test_what_cannot_be_measured_is_told_and_loses_nothing(run, demo, monkeypatc
         evaluate.work(run, run.folder)
 
 
-def test_what_was_looked_at_since_changes_no_verdict(run, found):
+def test_what_was_looked_at_since_changes_no_verdict(run, found, monkeypatch, tmp_path):
     """Other data in the folder of a trained model: what is held out of those, it was trained on."""
-    looked = recipe("plan", "demo", "data.eval_share=0.5", "data.system=另一个助手。", "--output", run.output)
+    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path))  # the base is measured anew, too
+    words = ("data.eval_share=0.5", "data.system=另一个助手。", "train.template=vicuna", "--force")
+    looked = recipe("config", "demo", *words, "--output", run.output)
     assert looked.returncode == 0, looked.stderr
     assert len(run.held_out.read_text(encoding="utf-8").splitlines()) > 40
-    _, again = measured(run)
+    said, again = measured(run, RECIPE_CACHE=str(tmp_path))
     for what in ("conversations", "measured_on", "verdict"):
         assert again[what] == found[what]
-    assert again["models"]["tuned"]["loss"] == pytest.approx(found["models"]["tuned"]["loss"], abs=1e-3)
-    run.open().release()
-    run.recall()
+    for which in ("base", "tuned"):
+        assert again["models"][which]["loss"] == pytest.approx(found["models"][which]["loss"], abs=1e-3)
+    page = (run.folder / "report/index.html").read_text(encoding="utf-8")
+    assert "Nothing is trained" not in page
+    assert "Left out" not in page
+    assert re.search(r"data +94 conversations|data .*94 conversations", said)
+    with run.open():
+        run.recall()
     assert run.settings.data.system == settings.load("demo")[1].data.system  # export and chat take it too
 
 
 def test_data_that_changed_since_the_training_measure_nothing(run):
     path = run.folder / "run.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    manifest["trained"]["data"]["dataset.jsonl"] = "0" * 64
+    before, data_before = path.read_bytes(), run.dataset.read_bytes()
+    manifest = json.loads(before)
+    manifest["trained"]["settings"]["data"]["files"] = ["data/gone.xlsx"]
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    refused(
-        recipe("eval", "demo", "--output", run.output), 2, "is not what the model was trained on", "just merge demo"
-    )
+    measured(run)  # what was held out is there: the workbook is not asked for
+    path.write_bytes(before)
+    manifest = json.loads(before)
+    manifest["trained"]["data"] = dict.fromkeys(manifest["trained"]["data"], "0" * 64)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    done = recipe("eval", "demo", "--output", run.output)
+    refused(done, 2, "data/workplace.xlsx: it changed since the training", f"just merge demo --output {run.output}")
+    assert run.dataset.read_bytes() == data_before
+    path.write_bytes(before)
 
 
 def test_measuring_and_talking_never_train(run, tmp_path):
@@ -292,14 +307,23 @@ def test_measuring_and_talking_never_train(run, tmp_path):
     assert not (tmp_path / "demo/dataset.jsonl").exists()
 
 
-def test_a_damaged_model_is_one_clear_error(run, monkeypatch):
-    config = run.config.read_bytes()
-    run.config.write_text("model = [", encoding="utf-8")
-    refused(
-        recipe("chat", "demo", "你好", "--output", run.output), 3, "config.py is damaged", "just config demo --output"
-    )
-    run.config.write_bytes(config)
+def test_a_damaged_model_is_one_clear_error(run):
+    """The command that makes it anew has the overrides of the training: without them it would be another."""
+    path = run.folder / "run.json"
+    before = path.read_bytes()
+    manifest = json.loads(before)
+    manifest["trained"]["settings"]["train"]["lr"] = 3e-4
+    path.write_text(json.dumps(manifest), encoding="utf-8")
     weights = run.peft / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    words = ("demo", "你好", "model=adapter")
-    refused(recipe("chat", *words, "--output", run.output), 3, "adapter model cannot be loaded", "just adapter demo")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    done = recipe("chat", "demo", "你好", "model=adapter", "--output", run.output)
+    refused(done, 3, "adapter model cannot be loaded", f"just adapter demo --output {run.output} train.lr=0.0003 makes")
+    weights.write_bytes(whole)
+    path.write_bytes(before)
+
+
+def test_what_the_machine_lacks_is_no_damage(run):
+    for error in (MemoryError(), RuntimeError("CUDA error: no kernel image is available"), ImportError("x")):
+        with pytest.raises(type(error)), talker.loading(run, talker.find(run, "base")):
+            raise error

@@ -298,7 +298,7 @@ def test_the_loop_changes_no_byte(demo, tmp_path, monkeypatch):
                 sys, "argv", ["train", str(tmp_path / f"{name}.py"), "--work-dir", str(tmp_path / name)]
             )
             xtuners.main()
-            made[name] = torch.load(str(train.last_checkpoint(tmp_path / name)))
+            made[name] = torch.load(str(train.last_checkpoint(tmp_path / name)), weights_only=False)
     finally:
         signal.signal(signal.SIGTERM, before)
         torch.use_deterministic_algorithms(strict)

@@ -199,9 +199,10 @@ def test_a_run_that_fails_at_once_is_not_hidden(tmp_path):
     runs.write_text(f'#!/bin/sh\n[ "$3" != --checks ] || exec echo "{tmp_path}"\necho no GPU "$@"\nexit 3\n')
     runs.chmod(0o755)
     assert watch.is_at_work(tmp_path)
-    done = subprocess.run(
-        [str(tmp_path / "docker" / "detach"), "train", "--detach", "a b"], capture_output=True, text=True
-    )
+    words = [str(tmp_path / "docker" / "detach"), "train", "--detach", "a b"]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "DETACH": "abc"})
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "DETACH=abc is no number of seconds.\n")
+    done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "no GPU train a b\n")
     assert (tmp_path / "detached.log").read_text() == done.stdout
     assert not watch.is_at_work(tmp_path)  # else watch and stop would wait for it

@@ -4,6 +4,7 @@ Three parts: talk to base and tuned model side by side, the run as it is now, th
 conversation, its ticket at the desk) are in st.session_state; what all share is in shared.py.
 """
 
+import dataclasses
 import json
 import time
 from typing import Any, Dict, List, NamedTuple
@@ -88,18 +89,18 @@ def talk(run: Any, spoken: str) -> None:
     if state.ticket and (state.ticket.done or state.ticket.stopped):
         settle()
     try:
+        run = dataclasses.replace(run, settings=run.trained_with())
         talker.find(run)
-        trained = run.trained_with()
     except InputWrong as error:
         st.info(str(error))
         return
-    system = trained.data.system
+    system = run.settings.data.system
     parameters(spoken, system)
     # Streamlit replaces elements by their order and takes away those behind the last only when a script ends, which it
     # does not while an answer is awaited. So there are always as many, in the same order.
     offered = not state.turns and not state.ticket
     heading = st.empty()
-    questions = list(dict.fromkeys(trained.train.evaluation_inputs or []))[:SAMPLES]
+    questions = list(dict.fromkeys(run.settings.train.evaluation_inputs or []))[:SAMPLES]
     for number, question in enumerate(questions):
         slot = st.empty()
         if offered:

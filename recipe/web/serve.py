@@ -282,8 +282,13 @@ def start(name: str, words: Sequence[str], root: Path, output: Path) -> None:
     def find() -> Any:
         return report.find(name, root, output)
 
+    def trained() -> Any:
+        made = find()
+        made.recall()
+        return made
+
     run = find()
-    shared.find, shared.desk = find, Desk(lambda: load(find(), where.which), present)
+    shared.find, shared.desk = find, Desk(lambda: load(trained(), where.which), present)
     if (run.adapter.is_dir() or run.merged.is_dir()) and not is_held(run.folder):
         shared.desk.wake()
     serve(where, shared.desk)
