@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from . import adapter, curves, report, trainlog, webpage
+from . import adapter, curves, report, settings, trainlog, webpage
 from .report import Seen
 from .stages import Run, key_of, write_text
 
@@ -48,7 +48,7 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
     last = "merge" if "merge" in entries else "adapter"  # LLaVA's first stage has nothing to merge
     for name, made in entries.get(last, {}).get("writes", {}).items():
         found["result", f"{name}, sha256"] = made["sha256"]
-    for key, value in report.flat(run.settings.model_dump()).items():
+    for key, value in settings.flat(run.settings.model_dump()).items():
         found["recipe", key] = "the preset's" if value is None else NOT if value in ("", []) else _text(value)
     for key in ("tokens", "tokens_kept", "packs", "image_tokens", "seed"):
         if key in seen.plan:

@@ -1,6 +1,5 @@
 """Which stages a command runs, in which order, and one line on what each did."""
 
-import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -167,8 +166,7 @@ def measure(run: Run) -> None:
 def _same_data(run: Run, trained: str) -> None:
     """Raise InputWrong unless the data of these settings are those with this sum. Nothing that is there is touched."""
     with tempfile.TemporaryDirectory(prefix=".data-", dir=str(run.output)) as beside:
-        shadow = dataclasses.replace(run, output=Path(beside), manifest={}, done_now=[], now={})
-        shadow.folder.mkdir()
+        shadow = run.shadow(Path(beside))
         perform(shadow, DATA)
         if digest(shadow.dataset) == trained:
             return

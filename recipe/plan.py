@@ -231,8 +231,12 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         # The refused plan is kept for reading; no later stage takes it, since this one is not done.
         write_text(run.plan, text)
         lines = "\n".join(f"- {refusal['why']}" for refusal in stopping)
+
+        def remake(trial: Run) -> Dict[str, Any]:
+            return make(trial, config.effective(trial.settings), conversations, tokenizer, seed, images)
+
         if len(conversations) <= SMALL:
-            lines += together(run, stopping, lambda trial: make(*trial, conversations, tokenizer, seed, images))
+            lines += together(run, stopping, remake)
         raise PlanRefused(f"Recipe {run.name} would not learn:\n{lines}\n--force trains all the same.", figures)
     (out / "plan.json").write_text(text, encoding="utf-8")
     return {name: value for name, value in figures.items() if name != "lr_trace"}
@@ -243,12 +247,12 @@ def unknown(run: Run, figures: Dict[str, Any]) -> List[Dict[str, Any]]:
     return [refusal for refusal in figures["refusals"] if refusal["fault"] not in run.settings.known_faults]
 
 
-def together(run: Run, stopping: List[Dict[str, Any]], remake: Callable[[Tuple[Run, Any]], Dict[str, Any]]) -> str:
+def together(run: Run, stopping: List[Dict[str, Any]], remake: Callable[[Run], Dict[str, Any]]) -> str:
     """A line with the remedies as one set of overrides that was planned and is accepted, where one alone is not; else
-    "". `remake` plans a run by its effective config.
+    "". `remake` plans a run.
     """
     found: Dict[str, Any] = {}
-    left, trial = stopping, run
+    left = stopping
     for _ in range(6):
         # the warm-up last: of more iterations the same share may be long enough
         asked = [refusal for refusal in left if refusal["fault"] not in ("warmup-crash", "peak-not-reached")] or left
@@ -259,9 +263,8 @@ def together(run: Run, stopping: List[Dict[str, Any]], remake: Callable[[Tuple[R
         chosen = run.settings
         for name, value in found.items():
             chosen = settings.replace(chosen, name, value)
-        trial = dataclasses.replace(run, settings=chosen)
         try:
-            figures = remake((trial, config.effective(chosen)))
+            figures = remake(dataclasses.replace(run, settings=chosen))
         except InputWrong:
             return ""
         left = unknown(run, figures)

@@ -21,7 +21,7 @@ from .adapter import BESIDE
 from .errors import InputWrong, RecipeError
 from .llava import NONE
 from .page import listed
-from .stages import Run, Stage, digest, is_current, is_held, key_of, write_text
+from .stages import Run, Stage, digest, is_current, is_held, key_of, unreadable, write_text
 
 LEARNED = 0.05  # a fall of the training loss below this share is hardly one
 CAUSES = ("peak-not-reached", "few-updates")  # of what the plan refuses, what leaves a model as it was
@@ -80,11 +80,7 @@ def find(word: str, root: Path, output: Path) -> Run:
             f"There is no run {word!r}: no {_shown(folder / 'run.json', root)}. {makes} makes one.{others}"
         )
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, ValidationError) as error:
-        first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputWrong(
-            f"{_shown(folder / 'run.json', root)} cannot be read ({first}): it is damaged, or of another version of "
-            f"this recipe. The same command that made it makes it anew."
-        )
+        raise unreadable(_shown(folder / "run.json", root), error)
     folder = folder.resolve()
     return Run(name=folder.name, settings=made, root=root, output=folder.parent, manifest=manifest)
 
@@ -614,15 +610,10 @@ def _commit(root: Path) -> str:
 def toml(values: Dict[str, Any], above: str = "") -> str:
     """Settings as a recipe file. Values are strings, numbers, booleans and lists of them; what is None is left out."""
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}
-    lines = [f"{name} = {literal(v)}" for name, v in values.items() if name not in tables and v is not None]
+    lines = [f"{name} = {settings.literal(v)}" for name, v in values.items() if name not in tables and v is not None]
     for name, table in tables.items():
         lines.append(f"\n[{above}{name}]\n{toml(table, f'{above}{name}.')}".rstrip())
     return "\n".join(lines) + ("" if above else "\n")
-
-
-def literal(value: Any) -> str:
-    """A value in TOML, whose strings, numbers and lists are JSON's, but for DEL."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def command(seen: Seen) -> str:
@@ -630,32 +621,20 @@ def command(seen: Seen) -> str:
     run = seen.run
     done = [stage for stage in FULL if stage in run.manifest["stages"]]
     stage = {"chat": "demo", "model": "model", "config": "config"}.get(done[-1], done[-1]) if done else "data"
-    own, name, base = run.settings.model_dump(), run.name, None
+    own, name, base = run.settings, run.name, None
     try:
         if name == "reproduce":  # a command of its own, which sets the seed and what a GPU's absence asks for
             stage, name = "reproduce", ""
-            base = settings.load("tutorial", reproduce.WITHOUT_GPU if own["model"]["source"] == "tiny" else ())[1]
-            own["train"]["seed"] = base.train.seed
+            base = settings.load("tutorial", reproduce.WITHOUT_GPU if own.model.source == "tiny" else ())[1]
+            own = settings.replace(own, "train.seed", base.train.seed)
         else:
             base = settings.load(name)[1]
     except RecipeError:
         pass  # a recipe file of the user's, elsewhere: the one beside the report holds everything
     if base is None:
         return f"{_just(stage)} {shlex.quote(run.shown(run.folder / 'report' / f'{run.name}.toml'))}"
-    words = [
-        shlex.quote(f"{key}={literal(value)}")
-        for key, value in flat(own).items()
-        if value != flat(base.model_dump()).get(key) and value is not None
-    ]
+    words = map(shlex.quote, settings.differences(base, own))
     return " ".join([_just(stage), *([] if name in ("", stage) else [name]), *words])
-
-
-def flat(values: Dict[str, Any], above: str = "") -> Dict[str, Any]:
-    """Nested tables as dotted keys."""
-    found: Dict[str, Any] = {}
-    for name, value in values.items():
-        found.update(flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value})
-    return found
 
 
 # --- writing ---

@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
 
 import tomli
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -336,19 +336,27 @@ def value(recipe: Settings, dotted: str) -> Any:
     return found
 
 
+def literal(value: Any) -> str:
+    """A value in TOML, whose strings, numbers and lists are JSON's, but for DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def flat(values: Dict[str, Any], above: str = "") -> Dict[str, Any]:
+    """Nested tables as dotted keys."""
+    found: Dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value})
+    return found
+
+
 def differences(of: Settings, other: Settings) -> List[str]:
     """Overrides that make the settings `other` of `of`."""
-
-    def flat(table: Dict[str, Any], above: str = "") -> Iterator[Tuple[str, Any]]:
-        for name, one in table.items():
-            if isinstance(one, dict):
-                yield from flat(one, f"{above}{name}.")
-            else:
-                yield f"{above}{name}", one
-
-    there = dict(flat(of.model_dump()))
-    changed = [(name, one) for name, one in flat(other.model_dump()) if one is not None and there.get(name) != one]
-    return [f"{name}={one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)}" for name, one in changed]
+    there = flat(of.model_dump())
+    return [
+        f"{name}={literal(one)}"
+        for name, one in flat(other.model_dump()).items()
+        if one != there.get(name) and one is not None
+    ]
 
 
 def replace(recipe: Settings, dotted: str, value: Any) -> Settings:

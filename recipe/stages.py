@@ -169,11 +169,13 @@ class Run:
         try:
             return Settings.model_validate((self.manifest.get("trained") or self.manifest)["settings"])
         except (ValidationError, KeyError, TypeError) as error:
-            first = str(error).splitlines()[0][:200]
-            raise InputWrong(
-                f"{self.shown(self.folder / 'run.json')} cannot be read ({first}): it is damaged, or of another "
-                f"version of this recipe. The same command that made it makes it anew."
-            )
+            raise unreadable(self.shown(self.folder / "run.json"), error)
+
+    def shadow(self, output: Path, **more: Any) -> "Run":
+        """An empty run of the same name and settings below `output`: stages made again there touch nothing of this."""
+        made = dataclasses.replace(self, output=output, manifest={}, done_now=[], now={}, **more)
+        made.folder.mkdir(parents=True)
+        return made
 
     def recall(self) -> None:
         """Take the settings with which the model was trained."""
@@ -192,6 +194,15 @@ class Run:
             recipe=self.name, settings=self.settings.model_dump(), forced=self.force, host=host(), versions=versions()
         )
         write_text(self.folder / "run.json", json.dumps(self.manifest, ensure_ascii=False, indent=1) + "\n")
+
+
+def unreadable(shown: str, error: Exception) -> InputWrong:
+    """What is said of a run.json that holds no run of this version."""
+    first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return InputWrong(
+        f"{shown} cannot be read ({first}): it is damaged, or of another version of this recipe. The same command that "
+        f"made it makes it anew."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

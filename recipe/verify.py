@@ -4,7 +4,6 @@ beside.
 Every line is ok, differs, or not here: what cannot be looked at on this machine is never called ok.
 """
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -96,10 +95,7 @@ def _own_sums(folder: Path, wanted: str) -> Dict[str, str]:
 
 def _made_again(run: Run, beside: Path) -> Iterator[Line]:
     """Data, plan and config once more, by the same stages, as a run of the same name in `beside`."""
-    shadow = dataclasses.replace(
-        run, output=beside, manifest={}, done_now=[], now={}, force=bool(run.manifest.get("forced"))
-    )
-    shadow.folder.mkdir(parents=True)
+    shadow = run.shadow(beside, force=bool(run.manifest.get("forced")))
     if "seed" in run.figures("plan"):  # one that was drawn
         (shadow.folder / "seed").write_text(str(run.figures("plan")["seed"]), encoding="utf-8")
     without = ""

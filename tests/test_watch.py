@@ -153,12 +153,18 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
     assert f"has said nothing since: {folder}/detached.log tells why" in recipe("watch", folder).stdout
 
 
+def announced(folder):
+    """A run in `folder` that has been announced, and of which nothing else is known."""
+    run = SimpleNamespace(folder=folder, now={})
+    run.tell = lambda **more: stages.Run.tell(run, **more)
+    watch.announce(run, "train")
+    return run
+
+
 def test_a_fetch_that_fails_is_not_waited_for(tmp_path, monkeypatch):
     """Of a detached run's two containers the first fetches the model; where it cannot, the second never comes."""
     monkeypatch.setenv("RECIPE_FETCH", "model")
-    run = SimpleNamespace(folder=tmp_path, now={})
-    run.tell = lambda **more: stages.Run.tell(run, **more)
-    watch.announce(run, "train")
+    run = announced(tmp_path)
     with watch.telling(run, "train"):
         pass
     assert watch.is_at_work(tmp_path)  # the second is coming
@@ -192,9 +198,7 @@ def test_a_run_that_fails_at_once_is_not_hidden(tmp_path):
     shutil.copy(str(ROOT / "docker" / "detach"), str(tmp_path / "docker"))
     runs = tmp_path / "docker" / "run"
     (tmp_path / "run.json").write_text("{}")
-    run = SimpleNamespace(folder=tmp_path, now={})
-    run.tell = lambda **more: stages.Run.tell(run, **more)
-    watch.announce(run, "train")
+    announced(tmp_path)
     (tmp_path / watch.STOP).touch()
     runs.write_text(f'#!/bin/sh\n[ "$3" != --checks ] || exec echo "{tmp_path}"\necho no GPU "$@"\nexit 3\n')
     runs.chmod(0o755)
