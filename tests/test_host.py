@@ -1,0 +1,301 @@
+"""The host runtime on machines unlike this one: docker/host makes small environments with the real uv, from an index of
+the test's own on this machine, behind a certificate that only the test knows.
+"""
+
+import base64
+import hashlib
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+VARIANT, VERSION = ("cu13", "3.12") if sys.version_info >= (3, 12) else ("cu118", "3.8")
+LOCK = "cu13.lock" if VARIANT == "cu13" else "cu118-pypi.lock"
+PYTHON = os.path.realpath(sys.executable)
+# What a recipe is in these clones: it says which Python runs it and what surrounds it.
+RECIPE = """import os, sys, torch
+print(sys.executable, sys.version_info[:2] == (%s), torch.__file__, os.environ.get("USER"), sys.argv[1:])
+"""
+
+
+def wheel(folder, name):
+    """A wheel of one module without content; its line in a lock."""
+    file = folder / f"{name}-2.0.0-py3-none-any.whl"
+    info = f"{name}-2.0.0.dist-info"
+    parts = {
+        f"{name}.py": "",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.0.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = ""
+    with zipfile.ZipFile(str(file), "w") as archive:
+        for path, text in parts.items():
+            archive.writestr(path, text)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+            record += f"{path},sha256={digest},{len(text)}\n"
+        archive.writestr(f"{info}/RECORD", f"{record}{info}/RECORD,,\n")
+    return f"{name}==2.0.0 --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+
+
+def authority(place):
+    """A certificate authority and what it signed for localhost: (its certificate, the other, that one's key)."""
+    files = [place / name for name in ("ca.pem", "ca.key", "cert.pem", "cert.key", "request", "extensions")]
+    ca, ca_key, cert, key, request, extensions = map(str, files)
+    files[-1].write_text("subjectAltName=DNS:localhost")
+    new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    for command in (
+        [*new, "-x509", "-days", "2", "-subj", "/CN=our own", "-keyout", ca_key, "-out", ca],
+        [*new, "-subj", "/CN=localhost", "-keyout", key, "-out", request],
+        ["openssl", "x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-set_serial", "2", "-days", "2",
+         "-extfile", extensions, "-out", cert],
+    ):  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
+    return files[0], cert, key
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """(its address, the certificate's file, the locks' lines, the paths it was asked for)."""
+    place, asked = tmp_path_factory.mktemp("index"), []
+    ca, cert, key = authority(tmp_path_factory.mktemp("tls"))
+    lines = {}
+    for name in ("torch", "more"):
+        (place / "simple" / name).mkdir(parents=True)
+        lines[name] = wheel(place / "simple" / name, name)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *words):
+            super().__init__(*words, directory=str(place))
+
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://localhost:{server.server_address[1]}/simple", ca, lines, asked
+    server.shutdown()
+
+
+class Host:
+    """A clone with locks of one package each, its cache, and a shell in which nothing of this machine's is set."""
+
+    def __init__(self, folder, index):
+        self.root, self.cache, self.programs = folder / "clone", folder / "cache", folder / "bin"
+        self.address, self.certificate, lines, self.asked = index
+        for name in ("docker", "recipe"):
+            (self.root / name).mkdir(parents=True)
+        self.programs.mkdir()
+        for name in ("host", "flavour", "overrides.txt", "tools.lock"):
+            shutil.copy(str(ROOT / "docker" / name), str(self.root / "docker"))
+        for name in {LOCK, "cu118-pypi.lock"}:
+            (self.root / "docker" / name).write_text(lines["torch"])
+        for name, text in (("more", lines["more"]), ("loggers", "")):
+            (self.root / f"docker/{name}.lock").write_text(text)
+        (self.root / "recipe/__main__.py").write_text(RECIPE % VERSION.replace(".", ", "))
+        self.program("df", "echo; echo /dev/x 99999999 0 99999999 0% /")  # 8 GB are not asked of this disk
+        path = [str(self.programs), *os.environ["PATH"].split(os.pathsep)]
+        self.variables = {
+            "PATH": os.pathsep.join(part for part in path if Path(part) != Path(sys.executable).parent),
+            "HOME": str(folder / "home"), "USER": "tester", "RECIPE_CACHE": str(self.cache), "UV": os.environ["UV"],
+            "VARIANT": VARIANT, "TORCH": "pypi", f"PYTHON{VERSION.replace('.', '')}": PYTHON,
+            "UV_DEFAULT_INDEX": self.address, "SSL_CERT_FILE": str(self.certificate), "UV_HTTP_RETRIES": "0",
+        }  # fmt: skip
+
+    def program(self, name, text):
+        path = self.programs / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+        return path
+
+    def start(self, *words, without=(), **more):
+        environment = {name: value for name, value in {**self.variables, **more}.items() if name not in without}
+        return subprocess.Popen(
+            [str(self.root / "docker/host"), *words], env=environment, cwd=str(self.root), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+
+    def run(self, *words, **more):
+        child = self.start(*words, **more)
+        out, err = child.communicate(timeout=60)
+        return subprocess.CompletedProcess(words, child.returncode, out, err)
+
+    @property
+    def environment(self):
+        [made] = self.cache.glob("env-*-[0-9]*[0-9]/")
+        return made
+
+    def works(self, done):
+        """Assert that the recipe ran, with the environment's Python and packages."""
+        assert done.returncode == 0, done.stderr
+        said = done.stdout.split(" ", 3)
+        assert said[:2] == [str(self.environment / "bin/python"), "True"]
+        assert said[2].startswith(f"{self.environment}/lib/")
+
+
+@pytest.fixture
+def host(tmp_path, index):
+    return Host(tmp_path, index)
+
+
+@pytest.mark.parametrize("lost", ["gone", "does not start", "of another version"])
+def test_an_environment_that_outlives_its_python_gets_another(host, lost):
+    """Its packages stay, nothing is fetched, and no other `python` of the PATH takes its place."""
+    host.works(host.run("run", "plan"))
+    python, marker = host.environment / "bin/python", host.environment / "kept"
+    marker.touch()
+    python.unlink()
+    if lost == "gone":
+        python.symlink_to("/nowhere/bin/python")
+    else:
+        body = "echo libpython.so: cannot open >&2; exit 127" if lost == "does not start" else "echo 3.6"
+        python.symlink_to(host.program("broken", body))
+    host.program("python", "echo another Python")
+    made = host.run("made")
+    assert made.returncode == 1
+    assert "is gone or does not start" in made.stdout
+    host.asked.clear()
+    again = host.run("run", "plan")
+    host.works(again)
+    assert "it gets another" in again.stderr
+    assert marker.exists()
+    assert not host.asked
+    assert host.run("made").returncode == 0
+    assert host.run("run", "plan").stderr == ""
+
+
+def test_no_python_for_an_environment_that_lost_its_own(host):
+    """Then it is said, and what is there stays."""
+    host.works(host.run("run", "plan"))
+    (host.environment / "bin/python").unlink()
+    alone = {"UV_PYTHON_DOWNLOADS": "never", "PATH": f"{host.programs}:/usr/bin:/bin", "PYENV_ROOT": "/nowhere"}
+    name = f"PYTHON{VERSION.replace('.', '')}"
+    if os.access(f"/usr/bin/python{VERSION}", os.X_OK):
+        pytest.skip(f"this machine has a Python {VERSION} of its own")
+    done = host.run("run", "plan", without=[name], **alone)
+    assert done.returncode == 3
+    assert f"No Python {VERSION} could be found or fetched" in done.stderr
+    assert f"{name}=/path/to/python{VERSION}" in done.stderr
+    assert (host.environment / ".ready").exists()
+
+
+def test_the_image_without_its_python_says_so(host):
+    host.works(host.run("run", "plan"))
+    (host.environment / "bin/python").unlink()
+    done = host.run("run", "plan", RECIPE_ENV=str(host.environment))
+    assert done.returncode == 3
+    assert "is gone or does not start" in done.stderr
+    assert "just image" in done.stderr
+
+
+def test_pythons_that_uv_fetches_stay_beside_the_environment(host):
+    """Where the cache's disk is kept and the home is not."""
+    told = host.program("uv", f'[ "$1" != venv ] || env >"{host.programs}/told"; exec {os.environ["UV"]} "$@"')
+    host.works(host.run("run", "plan", UV=str(told), UV_PYTHON_INSTALL_DIR="/nowhere"))
+    assert f"UV_PYTHON_INSTALL_DIR={host.cache}/python\n" in (host.programs / "told").read_text()
+
+
+def test_a_networks_certificate_by_any_of_its_names(host):
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE", "PIP_CERT"):
+        shutil.rmtree(str(host.cache), ignore_errors=True)
+        named = {"SSL_CERT_FILE": "/nowhere/ca.pem", name: str(host.certificate)}  # a name without a file is none
+        host.works(host.run("run", "plan", **named))
+    done = host.run("env", without=["SSL_CERT_FILE"], RECIPE_CACHE=f"{host.cache}2", UV_NO_CACHE="1")
+    assert done.returncode == 3
+    assert "certificate" in done.stderr
+
+
+def test_uvs_variables_do_not_change_what_is_installed(host):
+    """Those of a shell that is used for other projects; those of the network do count."""
+    nowhere = "https://localhost:9/simple"
+    others = {
+        "UV_TORCH_BACKEND": "cpu", "UV_SYSTEM_PYTHON": "1", "UV_PYTHON": "3.6", "UV_INDEX": nowhere,
+        "UV_INDEX_URL": nowhere, "UV_EXTRA_INDEX_URL": nowhere, "UV_FIND_LINKS": nowhere, "UV_NO_BINARY": "1",
+        "UV_EXCLUDE_NEWER": "2001-01-01", "UV_CONSTRAINT": "/nowhere/c.txt", "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_NO_BUILD_ISOLATION": "1", "UV_BUILD_CONSTRAINT": "/nowhere/b.txt", "UV_CONFIG_FILE": "/nowhere/uv.toml",
+        "UV_WORKING_DIR": "/nowhere", "UV_OVERRIDE": "/nowhere/o.txt", "UV_PREVIEW_FEATURES": "all",
+    }  # fmt: skip
+    host.works(host.run("run", "plan", **others))
+    refused = host.run("env", without=["UV_DEFAULT_INDEX"], UV_DEFAULT_INDEX=nowhere, RECIPE_CACHE=f"{host.cache}2")
+    assert refused.returncode == 3
+    assert "UV_DEFAULT_INDEX=https://..." in refused.stderr
+
+
+@pytest.mark.parametrize("home", [None, "/dev/null/home"])
+def test_without_a_home(host, home):
+    """Kubernetes uids have none, or one that cannot be written, and no name: uv's cache lies in ours."""
+    host.program("id", '[ "$1" != -un ] || exit 1; exec /usr/bin/id "$@"')
+    more = {} if home is None else {"HOME": home}
+    done = host.run("run", "plan", without=["USER"] + ["HOME"] * (home is None), **more)
+    host.works(done)
+    assert " recipe [" in done.stdout
+    assert (host.cache / "uv").is_dir()
+
+
+def test_without_flock(host):
+    """As on Lustre, where it fails, and without util-linux, where there is none."""
+    host.program("flock", "echo 'flock: 9: Function not implemented' >&2; exit 71")
+    done = host.run("run", "plan")
+    host.works(done)
+    assert "waiting" not in done.stderr
+
+
+def test_of_two_commands_one_makes_the_environment(host):
+    body = f'[ "$1" != venv ] || sleep 3; echo "$*" >>{host.programs}/told; exec {os.environ["UV"]} "$@"'
+    slow = host.program("uv", body)
+    first = host.start("run", "plan", UV=str(slow))
+    until = time.time() + 20
+    while not (host.cache / "making/beat").exists():
+        assert time.time() < until
+        time.sleep(0.05)
+    second = host.run("run", "plan", UV=str(slow))
+    host.works(second)
+    assert f"(process {first.pid} on {os.uname().nodename}) is making the environment; waiting" in second.stderr
+    out, err = first.communicate(timeout=60)
+    host.works(subprocess.CompletedProcess([], first.returncode, out, err))
+    told = (host.programs / "told").read_text()
+    assert re.findall(r"(?m)^(?:pip )?(\w+)", told) == ["venv", "install", "install"]
+    assert not (host.cache / "making").exists()
+
+
+def test_a_command_that_is_gone_is_not_waited_for(host):
+    """A machine that went down leaves its lock; one that was killed or interrupted leaves none."""
+    (host.cache / "making").mkdir(parents=True)
+    (host.cache / "making/beat").write_text("process 1 on elsewhere: 7\n")
+    done = host.run("run", "plan", LOCK_PATIENCE="1")
+    host.works(done)
+    assert "process 1 on elsewhere" in done.stderr
+    assert "is gone" in done.stderr
+    assert not list(host.cache.glob("making*"))
+    shutil.rmtree(str(host.environment))
+    for sign in ("terminate", "fails"):
+        slow = host.program("uv", "exec sleep 30" if sign == "terminate" else "exit 1")
+        child = host.start("env", UV=str(slow))
+        until = time.time() + 20
+        while sign == "terminate" and not (host.cache / "making/beat").exists():
+            assert time.time() < until
+            time.sleep(0.05)
+        if sign == "terminate":
+            child.terminate()
+        child.communicate(timeout=40)
+        assert child.returncode
+        assert not list(host.cache.glob("making*"))
+
+
+def test_a_cache_that_cannot_be_written(host):
+    host.cache.write_text("")
+    done = host.run("env")
+    assert done.returncode == 3
+    assert "RECIPE_CACHE=/some/folder" in done.stderr
