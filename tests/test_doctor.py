@@ -13,7 +13,22 @@ import pytest
 from conftest import ROOT
 
 # What the scripts themselves use; nothing else of this machine is on the PATH.
-TOOLS = ("sh", "bash", "env", "dirname", "cksum", "cut", "timeout", "grep", "tail", "awk", "df", "cat", "sleep")
+TOOLS = (
+    "sh",
+    "bash",
+    "env",
+    "dirname",
+    "cksum",
+    "cut",
+    "timeout",
+    "grep",
+    "tail",
+    "awk",
+    "df",
+    "cat",
+    "sleep",
+    "readlink",
+)
 UBUNTU = 'PRETTY_NAME="Ubuntu 22.04.5 LTS"\nID=ubuntu\nID_LIKE=debian\n'
 IN_WSL = {"dev/dxg": "", "usr/lib/wsl/lib/libcuda.so.1": ""}
 WSL = "Linux version 5.15.167.4-microsoft-standard-WSL2 (root@f9c826d3017f) (gcc (GCC) 11.2.0) #1 SMP\n"
@@ -61,6 +76,22 @@ for word in sys.argv[1:]:
                 sys.exit(2)
         for row in rows:
             print(", ".join(row[field] for field in word.partition("=")[2].split(",")))
+"""
+
+
+def older_python():
+    """A python3 that is 3.7, with pip."""
+    hide = "import sys; sys.version_info = (3, 7, 16, 'final', 0)"
+    return f"""#!/bin/sh
+case $1 in
+    -c) exec {sys.executable} -c "{hide}; sys.modules['pip'] = sys; exec(sys.argv[1])" "$2" ;;
+    -m) echo pip 24.0 ;;
+    *) shift
+        place=$1
+        shift
+        exec {sys.executable} -B -c "{hide}; import runpy; sys.argv.pop(0); sys.path.insert(0, sys.argv[0])
+runpy.run_path(sys.argv[0], run_name='__main__')" "$place" "$@" ;;
+esac
 """
 
 
@@ -152,8 +183,10 @@ class Machine:
             ("cu13.lock", "cu13-pypi"),
         ):
             made = self.cache / f"env-{kind}-{_checksum(ROOT / 'docker' / lock)}"
-            made.mkdir()
+            (made / "bin").mkdir(parents=True)
             (made / ".ready").touch()
+            (made / "bin/python").write_text(f"#!/bin/sh\necho {'3.12' if 'cu13' in kind else '3.8'}\n")
+            (made / "bin/python").chmod(0o755)
 
     def files(self, **texts):
         for name, text in texts.items():
@@ -325,6 +358,38 @@ def test_no_driver_and_no_card(machine):
     machine.files(**{".dockerenv": ""})
     machine.has(nvidia_smi=fails("No devices were found", 6))
     told(machine.doctor()[0]["gpu"], "stop", "start an instance")
+
+
+@pytest.mark.parametrize(
+    ("release", "older", "newer", "docker"),
+    [
+        (UBUNTU, "ubuntu-drivers install", "ubuntu-drivers install (580.65.06", "sudo apt-get install -y docker.io"),
+        ("ID=debian\n", "apt-get install -y nvidia-driver", "repository ({}): sudo apt-get install -y nvidia-open",
+         "sudo apt-get install -y docker.io"),
+        ("ID=fedora\n", "akmod-nvidia (RPM Fusion", "akmod-nvidia (RPM Fusion", "sudo dnf install -y moby-engine"),
+        ('ID=rocky\nID_LIKE="rhel centos fedora"\n', "dnf install -y nvidia-open", "dnf install -y nvidia-open",
+         "install docker-ce from Docker's repository: docs.docker.com/engine/install"),
+        ('ID="opensuse-leap"\nID_LIKE="suse opensuse"\n', "zypper install -y nvidia-open", "({}): sudo zypper",
+         "sudo zypper install -y docker"),
+        ("ID=arch\n", "sudo pacman -S nvidia-open", "nvidia-580xx-dkms", "sudo pacman -S docker"),
+    ],
+    ids=["ubuntu", "debian", "fedora", "rocky", "suse", "arch"],
+)  # fmt: skip
+def test_packages_by_their_names_of_today(machine, monkeypatch, release, older, newer, docker):
+    """Debian's own driver is older than what CUDA 13 needs."""
+    guide = "docs.nvidia.com/datacenter/tesla/driver-installation-guide"
+    machine.files(**{"etc/os-release": release, "proc/version": "Linux version 6.12"})
+    monkeypatch.syspath_prepend(str(ROOT / "docker/diagnosis"))
+    monkeypatch.setenv("DOCTOR_ROOT", str(machine.system))
+    import machine as checks
+
+    host = checks.Host()
+    assert older in host.driver_from("450.80.02")
+    assert newer.format(guide) in host.driver_from("580.65.06")
+    assert host.package("docker") == docker
+    machine.has(nvidia_smi=nvidia_smi(RTX_5090))
+    if "debian" in release and "Ubuntu" not in release:
+        told(machine.doctor()[0]["gpu"], "stop", newer.format(guide), "580.65.06")
 
 
 def test_mig(machine):
@@ -778,6 +843,36 @@ def test_what_would_come_before_the_locked_libraries(machine):
     told(machine.doctor()[0]["libraries"], "warning", "sitecustomize.py", "PYTHON38=")
 
 
+def test_an_environment_that_lost_its_python(machine, measured):
+    """The cache outlives the interpreter, on a disk of its own or over an upgrade: it is no environment to choose."""
+    measured(**{**LITTLE, "environment": 1e6})
+    assert "environment" not in machine.doctor()[0]
+    for made in machine.cache.glob("env-*"):
+        (made / "bin/python").unlink()
+        (made / "bin/python").symlink_to("/nowhere/python3.8")
+    lines, found = machine.doctor()
+    told(lines["environment"], "warning", "/nowhere/python3.8, is gone or does not start", "keeps its packages")
+    assert found["runtime"] == "host"
+    told(disk(machine), "ok")  # its packages are there
+    machine.has(docker=docker())
+    assert machine.doctor()[1]["runtime"] == "docker"  # as where none was made
+
+
+def test_certificates_that_are_not_there(machine):
+    assert "certificate" not in machine.doctor()[0]
+    own = str(machine.system / "etc/os-release")
+    told(machine.doctor(REQUESTS_CA_BUNDLE=own)[0]["certificate"], "ok", own)
+    lines = machine.doctor(REQUESTS_CA_BUNDLE=own, SSL_CERT_FILE="/nowhere/ca.pem")[0]
+    told(lines["certificate"], "warning", "SSL_CERT_FILE=/nowhere/ca.pem: there is no such file", "unset SSL_CERT_FILE")
+
+
+def test_a_user_without_a_home(machine):
+    """A Kubernetes uid: no line is missing for it, and uv's cache counts as part of ours."""
+    names = {line["name"] for line in machine.doctor()[1]["checks"]}
+    machine.variables["HOME"] = "/dev/null/home"
+    assert {line["name"] for line in machine.doctor()[1]["checks"]} == names
+
+
 def test_proxies_are_shown_without_passwords(machine):
     lines, _ = machine.doctor(https_proxy="http://me:secret@127.0.0.1:7890")
     told(lines["proxy"], "ok", "https_proxy=http://…@127.0.0.1:7890")
@@ -795,10 +890,15 @@ def test_tools(machine):
     bare.chmod(0o755)
     machine.variables["PYTHON"] = str(bare)
     machine.has(python3="#!/bin/sh\nexit 1\n")
-    told(machine.doctor()[0]["tools"], "stop", "no Python 3 with pip", "sudo apt-get install -y python3-pip")
+    told(machine.doctor()[0]["tools"], "stop", "no Python 3.8 or newer with pip", "sudo apt-get install -y python3-pip")
     machine.has(python3="#!/bin/sh\nexit 0\n")
     told(machine.doctor()[0]["tools"], "ok", "will fetch", str(machine.programs / "python3"))
-    told(machine.doctor(PIP_REQUIRE_VIRTUALENV="1")[0]["tools"], "stop", "PIP_REQUIRE_VIRTUALENV")
+    machine.has(python3=older_python())
+    told(machine.doctor()[0]["tools"], "stop", "no Python 3.8 or newer with pip")
+    machine.variables["PYTHON"] = str(machine.programs / "python3")  # the doctor itself runs on 3.7
+    told(machine.doctor()[0]["tools"], "stop", "no Python 3.8 or newer with pip")
+    machine.files(**{"etc/os-release": "ID=arch\n"})
+    told(machine.doctor()[0]["tools"], "stop", "sudo pacman -S python-pip")
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 11), reason="this Python reads TOML by itself")

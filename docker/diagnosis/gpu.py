@@ -220,7 +220,7 @@ def verdict(card, need, host):
     if variant == "cu118" and need.four_bit and card.capability > FOUR_BIT_CAPABILITY[1]:
         least = whole  # the driver compiles bitsandbytes' kernels from PTX
     if numbers(card.driver) < numbers(least):
-        remedy = f"{host.driver} ({least} or newer)"
+        remedy = host.driver_from(least)
         return variant, stop("gpu", f"{found}: variant {variant}'s {cuda} needs driver {least} here", remedy)
     why = f"variant {variant}, which serves {dotted(lowest)} to {dotted(highest)}"
     if numbers(card.driver) < numbers(whole):

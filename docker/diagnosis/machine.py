@@ -1,5 +1,6 @@
 """The machine but for its GPU and container engines: system, rental platform, rights, tools, memory, disk."""
 
+import functools
 import os
 import platform
 import re
@@ -32,13 +33,25 @@ PLATFORMS = {
     ),
     "RunPod": (("RUNPOD_POD_ID",), "/workspace", "only the volume outlives the pod"),
 }  # fmt: skip
-# By distribution: how a package is installed, and how the driver.
+# By distribution (ID and ID_LIKE of os-release): how a package is installed, and how the driver. NVIDIA's open modules
+# serve Turing and newer; drivers from 590 on serve nothing older, so cards before that keep branch 580.
+GUIDE = "docs.nvidia.com/datacenter/tesla/driver-installation-guide"
+FROM_NVIDIA = f"install NVIDIA's driver from its repository ({GUIDE}): {{}} nvidia-open (before Turing: its branch 580)"
 PACKAGES = (
     ("ubuntu", "apt-get install -y", "sudo ubuntu-drivers install"),
-    ("debian", "apt-get install -y", "sudo apt-get install -y nvidia-driver (Debian's non-free)"),
-    ("rhel|fedora|centos", "dnf install -y", "install NVIDIA's driver (its repository's package nvidia-driver)"),
-    ("suse", "zypper install -y", "install NVIDIA's driver (its repository)"),
-    ("arch", "pacman -S", "sudo pacman -S nvidia"),
+    ("debian", "apt-get install -y", "sudo apt-get install -y nvidia-driver (Debian's contrib and non-free)"),
+    ("rhel|centos|amzn", "dnf install -y", FROM_NVIDIA.format("sudo dnf install -y")),
+    ("fedora", "dnf install -y", "sudo dnf install -y akmod-nvidia (RPM Fusion's nonfree)"),
+    ("suse", "zypper install -y", FROM_NVIDIA.format("sudo zypper install -y")),
+    ("arch", "pacman -S", "sudo pacman -S nvidia-open (before Turing: the AUR's nvidia-580xx-dkms)"),
+)
+DEBIAN_DRIVER = (550, 999)  # the newest that Debian has (13; 12 has 535)
+# Packages that bear another name there; a sentence where the distribution has none.
+NAMES = (
+    ("debian|ubuntu", {"docker": "docker.io", "apptainer": "install github.com/apptainer/apptainer's .deb"}),
+    ("rhel|centos|amzn", {"docker": "install docker-ce from Docker's repository: docs.docker.com/engine/install"}),
+    ("fedora", {"docker": "moby-engine"}),
+    ("arch", {"python3-pip": "python-pip"}),
 )
 
 
@@ -52,8 +65,8 @@ class Host:
         self.platform = next((name for name, (marks, *_) in PLATFORMS.items() if any(map(_is_marked, marks))), "")
         marks = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "KUBERNETES_SERVICE_HOST")
         self.container = bool(self.platform) or any(map(_is_marked, (*marks, "/.dockerenv", "/run/.containerenv")))
-        like = f"{self.release.get('ID')} {self.release.get('ID_LIKE')}"
-        known = next((words for words in PACKAGES if re.search(words[0], like)), None)
+        self.like = f"{self.release.get('ID')} {self.release.get('ID_LIKE')}"
+        known = next((words for words in PACKAGES if re.search(words[0], self.like)), None)
         self.install = f"sudo {known[1]}" if known else "install"
         self.driver = known[2] if known else "install NVIDIA's driver"
         self.instance = "look whether the card sits and has power: lspci | grep -i nvidia"
@@ -62,6 +75,18 @@ class Host:
         elif self.container:
             self.driver = "the driver is the host's: choose an instance with a newer one"
             self.instance = "start an instance or a container that has the GPU (on AutoDL: not in the mode without)"
+
+    def package(self, name):
+        """How the package that Debian calls `name` is installed here."""
+        names = next((names for like, names in NAMES if re.search(like, self.like)), {})
+        own = names.get(name, name)
+        return own if own.startswith("install ") else f"{self.install} {own}"
+
+    def driver_from(self, least):
+        """How a driver of version `least` or newer is installed here."""
+        if self.driver == PACKAGES[1][2] and numbers(least) > DEBIAN_DRIVER:
+            return f"{FROM_NVIDIA.format('sudo apt-get install -y')}; Debian's own is older than {least}"
+        return f"{self.driver} ({least} or newer)"
 
 
 def _is_marked(mark):
@@ -152,6 +177,20 @@ def check_rights(host, need, runtime):
     return [stop("rights", f"cannot write {', '.join(map(str, closed))}", remedy)]
 
 
+@functools.lru_cache(maxsize=None)
+def _made():
+    """What docker/host says of the environment: code 0 if it is made; else a text if it lost its Python."""
+    return ask(ROOT / "docker" / "host", "made")
+
+
+def check_environment(host, need, runtime):
+    """The environment lies on a disk that can outlive its Python: another image, an upgrade of the system."""
+    if runtime != "host" or os.environ.get("RECIPE_ENV") or not _made().code or not _made().text:
+        return []
+    remedy = "the next command gives it another and keeps its packages; PYTHON38= or PYTHON312= names one that stays"
+    return [warning("environment", _made().text, remedy)]
+
+
 def check_tools(host, need, runtime):
     """What the host runtime starts from: just and uv, or a Python with pip that fetches them."""
     if runtime != "host" or os.environ.get("RECIPE_ENV"):
@@ -159,21 +198,21 @@ def check_tools(host, need, runtime):
     checksum = ask("cksum", ROOT / "docker" / "tools.lock").text.split(" ")[0]
     if os.path.exists(CACHE / f"tools-{checksum}" / "bin" / "uv"):
         return [ok("tools", "just and uv are here")]
-    python = sys.executable if find_spec("pip") else _python_with_pip()
+    # As justw asks: just and uv come as wheels for Python 3.8 and newer.
+    python = sys.executable if find_spec("pip") and sys.version_info >= (3, 8) else _python_with_pip()
     if not python:
-        remedy = f"{host.install} python3-pip, or name a Python that has pip: PYTHON=/path/to/python3"
-        return [stop("tools", "no Python 3 with pip, which fetches just and uv", remedy)]
-    if os.environ.get("PIP_REQUIRE_VIRTUALENV", "").lower() in ("1", "true", "yes", "on"):
-        remedy = "unset PIP_REQUIRE_VIRTUALENV for this command: pip writes into a folder of our own"
-        return [stop("tools", "PIP_REQUIRE_VIRTUALENV keeps pip from fetching just and uv", remedy)]
+        remedy = f"{host.package('python3-pip')}, or name a Python that has pip: PYTHON=/path/to/python3"
+        return [stop("tools", "no Python 3.8 or newer with pip, which fetches just and uv", remedy)]
     return [ok("tools", f"pip of {python} will fetch just and uv")]
 
 
 def _python_with_pip():
     for folder in os.environ.get("PATH", "").split(os.pathsep):
         candidate = os.path.join(folder, "python3")
-        if os.access(candidate, os.X_OK) and ask(candidate, "-m", "pip", "--version").code == 0:
-            return candidate
+        if os.access(candidate, os.X_OK):
+            code = "import sys, pip; sys.exit(sys.version_info < (3, 8))"
+            if ask(candidate, "-c", code).code == 0:
+                return candidate
     return ""
 
 
@@ -207,7 +246,7 @@ def check_libraries(host, need, runtime):
             lines.append(warning("libraries", found, remedy))
     if lines:
         return lines
-    own = str(Path.home() / ".local" / "lib" / f"python{version}" / "site-packages")
+    own = os.path.expanduser(f"~/.local/lib/python{version}/site-packages")  # Path.home() fails for a uid without one
     others = [name for name in ("PYTHONPATH", "PYTHONHOME") if os.environ.get(name)] + [own] * os.path.isdir(own)
     return [ok("libraries", f"kept out: {', '.join(others)}" if others else "nothing comes before the locked ones")]
 
@@ -231,8 +270,22 @@ def check_proxies(host, need, runtime):
     return [ok("proxy", shown)]
 
 
+def check_certificates(host, need, runtime):
+    """Variables that name the certificates of a closed network (docker/flavour, justw): whether the file is there."""
+    names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE", "PIP_CERT")
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    wrong = {name: path for name, path in given.items() if not os.path.exists(path)}
+    if wrong:
+        found = ", ".join(f"{name}={path}" for name, path in wrong.items())
+        return [warning("certificate", f"{found}: there is no such file", f"correct it, or unset {' '.join(wrong)}")]
+    return [ok("certificate", ", ".join(sorted(set(given.values()))))] if given else []
+
+
 # Those that ask for nothing but this; the order is the printed one.
-CHECKS = (check_memory, check_shared_memory, check_rights, check_tools, check_libraries, check_proxies)
+CHECKS = (
+    check_memory, check_shared_memory, check_rights, check_environment, check_tools, check_libraries, check_proxies,
+    check_certificates,
+)  # fmt: skip
 
 
 def check_disk(host, need, runtime, engine):
@@ -273,11 +326,12 @@ def _writes(need, runtime, engine, sizes):
     if runtime != "host":
         if engine.get("root") and not engine["image"]:
             wanted.append((Path(engine["root"]), sizes["environment"] + ROOM, "image"))
-    elif not os.environ.get("RECIPE_ENV") and ask(ROOT / "docker" / "host", "made").code != 0:
+    elif not os.environ.get("RECIPE_ENV") and _made().code and not _made().text:
         wanted.append((CACHE, sizes["environment"] + ROOM, "environment"))
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         unpacked = Path(os.environ.get("UV_CACHE_DIR") or Path(caches, "uv"))
-        if _disk(unpacked) != _disk(CACHE):  # on one disk they share their bytes
+        # Where it cannot be written, docker/host puts it into ours; on one disk they share their bytes.
+        if os.access(str(existing(unpacked)), os.W_OK) and _disk(unpacked) != _disk(CACHE):
             wanted.append((unpacked, sizes["environment"], "uv's cache (UV_CACHE_DIR)"))
     if need.measured:
         if need.fetched and not os.path.exists(need.model):
