@@ -21,7 +21,9 @@ ARG SOURCE_DATE_EPOCH=0
 WORKDIR /src
 COPY justw ./
 COPY docker/tools.lock docker/
-RUN RECIPE_CACHE=/opt/recipe ./justw --version \
+# A closed network's certificates are there while this runs, and stay out of the image (docker/image).
+RUN --mount=type=secret,id=certificates if [ -s /run/secrets/certificates ]; then export SSL_CERT_FILE=/run/secrets/certificates; fi \
+    && RECIPE_CACHE=/opt/recipe ./justw --version \
     && mv /opt/recipe/tools-* /opt/recipe/tools \
     && find /opt/recipe -name __pycache__ -prune -exec rm -rf {} + \
     && rm -f /opt/recipe/justw.log \
@@ -38,12 +40,13 @@ COPY docker/host docker/flavour docker/*.lock docker/overrides.txt docker/
 ENV UV=/opt/recipe/tools/bin/uv UV_NO_CACHE=1 RECIPE_CACHE=/opt/recipe VARIANT=$VARIANT TORCH=$TORCH
 # torch, torchvision and all else by hash; then every package must have what it asks for, but for what overrides.txt
 # says. A file for who wants to know what is in the image, and one in a standard format for who has to.
-RUN env=$(docker/host env) \
+RUN --mount=type=secret,id=certificates if [ -s /run/secrets/certificates ]; then export SSL_CERT_FILE=/run/secrets/certificates; fi \
+    && env=$(docker/host env) \
     && ln -s "${env##*/}" /opt/recipe/env \
     && docker/host check \
     && docker/host manifest /opt/recipe \
     && find /opt/recipe -name __pycache__ -prune -exec rm -rf {} + \
-    && rm -rf /opt/recipe/sbom-* /opt/recipe/tools "$env.log" "$env.lock" \
+    && rm -rf /opt/recipe/sbom-* /opt/recipe/tools "$env.log" \
     && find /opt/recipe -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 # Where the recipe sits: its own user, though any other will do, and folders that everybody may write. OpenCV, which

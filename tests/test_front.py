@@ -192,6 +192,32 @@ def test_readme_names_recipes_and_versions_that_exist(dump):
         assert found >= len(names), lock
 
 
+def test_a_clone_by_git_for_windows_runs_in_wsl(clone, tmp_path):
+    """Line ends come out as they went in, of binary files too."""
+    place, target = tmp_path / "source.git", tmp_path / "target"
+    git = ["git", "-c", "user.name=me", "-c", "user.email=me@localhost", "-c", "core.autocrlf=true"]
+    of_clone = [*git, f"--git-dir={place}", f"--work-tree={clone}"]
+    for words in (["init", "-q"], ["add", "--all"], ["commit", "-q", "-m", "all"]):
+        assert run([*of_clone, *words], clone).returncode == 0
+    assert run([*git, "clone", "-q", "--config", "core.autocrlf=true", place, target]).returncode == 0
+    files = run([*of_clone, "ls-files", "-z"], clone).stdout.split("\0")[:-1]
+    assert len(files) > 200
+    for name in files:
+        assert (target / name).read_bytes() == (clone / name).read_bytes(), name
+
+
+def test_workflows_take_actions_that_run_on_node_24():
+    """Pinned by commit, of majors that do; none that another superseded, and a runner that lives on."""
+    majors = {"actions/checkout": 5, "actions/upload-artifact": 6, "actions/attest": 4}
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        text = path.read_text(encoding="utf-8")
+        used = re.findall(r"uses: (\S+)@[0-9a-f]{40} # v(\d+)\.\d+\.\d+\n", text)
+        assert used
+        assert len(used) == text.count("uses: ")
+        assert all(int(major) >= majors[name] for name, major in used), (path.name, used)
+        assert set(re.findall(r"runs-on: (.*)", text)) <= {"ubuntu-24.04", "[self-hosted, gpu]"}, path.name
+
+
 def test_ci_calls_the_readmes_test_command():
     assert "./justw test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "./justw test" in (ROOT / "README.md").read_text(encoding="utf-8")

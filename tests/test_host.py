@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from test_doctor import older_python
 
 VARIANT, VERSION = ("cu13", "3.12") if sys.version_info >= (3, 12) else ("cu118", "3.8")
 LOCK = "cu13.lock" if VARIANT == "cu13" else "cu118-pypi.lock"
@@ -28,19 +29,22 @@ print(sys.executable, sys.version_info[:2] == (%s), torch.__file__, os.environ.g
 """
 
 
-def wheel(folder, name):
-    """A wheel of one module without content; its line in a lock."""
+def wheel(folder, name, scripts=()):
+    """A wheel of one module without content and of scripts; its line in a lock."""
     file = folder / f"{name}-2.0.0-py3-none-any.whl"
     info = f"{name}-2.0.0.dist-info"
     parts = {
         f"{name}.py": "",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.0.0\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        **{f"{name}-2.0.0.data/scripts/{script}": f"#!/bin/sh\necho {script} $*\n" for script in scripts},
     }
     record = ""
     with zipfile.ZipFile(str(file), "w") as archive:
         for path, text in parts.items():
-            archive.writestr(path, text)
+            entry = zipfile.ZipInfo(path)
+            entry.external_attr = 0o100755 << 16
+            archive.writestr(entry, text)
             digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
             record += f"{path},sha256={digest},{len(text)}\n"
         archive.writestr(f"{info}/RECORD", f"{record}{info}/RECORD,,\n")
@@ -69,9 +73,9 @@ def index(tmp_path_factory):
     place, asked = tmp_path_factory.mktemp("index"), []
     ca, cert, key = authority(tmp_path_factory.mktemp("tls"))
     lines = {}
-    for name in ("torch", "more"):
+    for name, scripts in (("torch", ()), ("more", ()), ("tools", ("just", "uv"))):
         (place / "simple" / name).mkdir(parents=True)
-        lines[name] = wheel(place / "simple" / name, name)
+        lines[name] = wheel(place / "simple" / name, name, scripts)
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *words):
@@ -98,11 +102,11 @@ class Host:
         for name in ("docker", "recipe"):
             (self.root / name).mkdir(parents=True)
         self.programs.mkdir()
-        for name in ("host", "flavour", "overrides.txt", "tools.lock"):
-            shutil.copy(str(ROOT / "docker" / name), str(self.root / "docker"))
+        for name in ("justw", "docker/host", "docker/flavour", "docker/overrides.txt"):
+            shutil.copy(str(ROOT / name), str(self.root / name))
         for name in {LOCK, "cu118-pypi.lock"}:
             (self.root / "docker" / name).write_text(lines["torch"])
-        for name, text in (("more", lines["more"]), ("loggers", "")):
+        for name, text in (("more", lines["more"]), ("loggers", ""), ("tools", lines["tools"])):
             (self.root / f"docker/{name}.lock").write_text(text)
         (self.root / "recipe/__main__.py").write_text(RECIPE % VERSION.replace(".", ", "))
         self.program("df", "echo; echo /dev/x 99999999 0 99999999 0% /")  # 8 GB are not asked of this disk
@@ -120,10 +124,10 @@ class Host:
         path.chmod(0o755)
         return path
 
-    def start(self, *words, without=(), **more):
+    def start(self, *words, without=(), script="docker/host", **more):
         environment = {name: value for name, value in {**self.variables, **more}.items() if name not in without}
         return subprocess.Popen(
-            [str(self.root / "docker/host"), *words], env=environment, cwd=str(self.root), stdin=subprocess.DEVNULL,
+            [str(self.root / script), *words], env=environment, cwd=str(self.root), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
         )  # fmt: skip
 
@@ -299,3 +303,88 @@ def test_a_cache_that_cannot_be_written(host):
     done = host.run("env")
     assert done.returncode == 3
     assert "RECIPE_CACHE=/some/folder" in done.stderr
+
+
+def test_pips_variables_do_not_change_what_justw_fetches(host, tmp_path):
+    """Nor does a pip.conf; pip's index and the network's certificate count."""
+    others = {
+        "PIP_TARGET": "/nowhere", "PIP_PREFIX": "/nowhere", "PIP_ROOT": f"{tmp_path}/root", "PIP_PLATFORM": "win32",
+        "PIP_CONSTRAINT": "/nowhere/c.txt", "PIP_DRY_RUN": "1", "PIP_NO_BINARY": ":all:", "PIP_PYTHON": "/nowhere",
+        "PIP_REQUIRE_VIRTUALENV": "1", "PIP_USER": "1", "PIP_REQUIREMENT": "/nowhere/r.txt", "PIP_no_compile": "1",
+        "PIP_INDEX_URL": host.address, "PIP_CONFIG_FILE": f"{tmp_path}/pip.conf", "PIP_NO_CACHE_DIR": "1",
+    }  # fmt: skip
+    config = "[global]\nrequire-virtualenv = true\n[install]\nuser = true\nprefix = /nowhere\ntarget = /nowhere\n"
+    (tmp_path / "pip.conf").write_text(config)
+    done = host.run("data", "x", script="justw", **others)
+    assert done.stdout == "just data x\n", done.stderr
+    assert not Path("/nowhere").exists()
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_python_that_is_too_old_for_uv_is_passed_over(host):
+    """justw's own question is of Python 3.8; what stands here for an older one says that it is 3.7."""
+    host.program("python3", older_python().partition("\n")[2])
+    told = host.run(script="justw", PATH=f"{host.programs}:{_without_python(host)}", PIP_INDEX_URL=host.address)
+    assert told.returncode == 3
+    assert "no Python 3.8 or newer with pip" in told.stderr
+
+
+def _without_python(host):
+    """A folder with what justw itself calls."""
+    place = host.programs.parent / "few"
+    place.mkdir()
+    for name in ("sh", "bash", "cksum", "cut", "dirname", "env", "mkdir", "tail", "rm", "mv"):
+        (place / name).symlink_to(shutil.which(name))
+    return place
+
+
+# --- shells of other encodings ---
+
+SCRIPTS = [
+    path
+    for path in [ROOT / "justw", ROOT / "tests/standin", *(ROOT / "docker").iterdir(), *(ROOT / ".ci").iterdir()]
+    if path.is_file() and re.match(rb"#!.*[ /](ba)?sh\b", path.read_bytes())
+]
+
+
+def test_scripts_are_ascii_but_for_comments():
+    """In a shell of GB18030 or Big5 the last byte of an ellipsis in UTF-8 takes the brace or quote behind it along."""
+    assert {path.name for path in SCRIPTS} > {"justw", "host", "flavour", "places", "container", "run"}
+    for path in SCRIPTS:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            code = re.sub(r"(^|\s)#.*", "", line)
+            assert code.isascii(), f"{path.name}:{number}: {line}"
+
+
+@pytest.fixture(scope="module", params=["zh_CN.GB18030", "zh_TW.BIG5"])
+def locale(request, tmp_path_factory):
+    """Variables of a shell in that locale, which is made on the spot."""
+    language, _, charmap = request.param.partition(".")
+    place = tmp_path_factory.mktemp("locale")
+    if not shutil.which("localedef"):
+        pytest.skip("localedef is not installed")
+    made = subprocess.run(["localedef", "-i", language, "-f", charmap, str(place / request.param)], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"localedef cannot make {request.param} (Debian's package locales): {made.stderr[-200:]}")
+    return {"LOCPATH": str(place), "LC_ALL": request.param}
+
+
+def test_shells_of_chinese_encodings(host, locale, tmp_path):
+    """Every script parses, the environment is made, uv is quoted, and files that a recipe names are seen."""
+    for path in SCRIPTS:
+        done = subprocess.run(["bash", "-n", str(path)], env={**os.environ, **locale}, capture_output=True)
+        assert (done.returncode, done.stderr) == (0, b""), path.name
+    host.works(host.run("run", "plan", **locale))
+    wrong = {**locale, "RECIPE_CACHE": f"{host.cache}2", "UV_NO_CACHE": "1"}
+    refused = host.run("env", UV_DEFAULT_INDEX="https://localhost:9/simple", **wrong)
+    assert "https://localhost:9/simple" in refused.stderr.partition("What uv said")[2].partition("Behind a slow")[0]
+    assert "UV_DEFAULT_INDEX=https://..." in refused.stderr
+    host.program("apptainer", 'printf "%s\\n" "$@"')
+    book = tmp_path / "书.csv"  # whose last byte and the dot are no character of these encodings
+    book.touch()
+    (tmp_path / "mine.toml").write_text(f'[data]\nsystem = "你是…"\nfiles = ["{book}"]\n', encoding="utf-8")
+    sif = host.cache / "image.sif"
+    sif.touch()
+    runtime = ROOT / "docker/apptainer"
+    seen = host.run("run", "data", f"{tmp_path}/mine.toml", script=runtime, RECIPE_IMAGE=str(sif), **locale)
+    assert f"{book}:{book}:ro" in seen.stdout.splitlines(), seen.stderr

@@ -22,6 +22,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import LOCK, ROOT
 from test_watch import WORDS, read_until, terminal
 
@@ -799,3 +800,68 @@ def test_the_dockerfile_agrees_with_the_locks_and_the_readme():
             and script.name not in ("container", "flavour", "places")
         ):
             assert script.stat().st_mode & stat.S_IXUSR, script
+
+
+@pytest.fixture
+def engines(tmp_path):
+    """Environment in which docker, podman and apptainer say what they are asked, and a certificate is set."""
+    told = 'printf "%s\\n" "$@"\nenv | grep -E "^(BUILDX|APPTAINERENV_)"'
+    bodies = {
+        "docker": f"""case $1 in
+            info) echo x ;;
+            image) echo sha256:1 ;;
+            version) echo 29.1.0 ;;
+            buildx) exit ${{OLD:-0}} ;;
+            *) {told}; case "$*" in *"--file - "*) cat ;; esac ;;
+        esac""",
+        "podman": f"case $1 in info) echo x ;; image) echo sha256:1 ;; *) {told} ;; esac",
+        "apptainer": told,
+    }
+    for name, body in bodies.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "ca.pem").touch()
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "BUILDX_NO_DEFAULT_ATTESTATIONS")
+    return {**dict.fromkeys(names, ""), "SSL_CERT_FILE": f"{tmp_path}/ca.pem", "PATH": path, "TORCH": "pypi",
+            "RECIPE_IMAGE": "", "RECIPE_CACHE": str(tmp_path / "cache"), "GPUS": "none"}  # fmt: skip
+
+
+def test_a_networks_certificate_goes_along(engines, tmp_path):
+    """Into containers under its own path, by both names; to a build as a secret, which does not stay."""
+    file = engines["SSL_CERT_FILE"]
+    for engine in ("docker", "podman"):
+        env = {**engines, "RUNTIME": engine, "RECIPE_IMAGE": "ours:1"}
+        said = ok([ROOT / "docker/run", "model", "demo"], env=env).splitlines()
+        assert f"type=bind,source={file},target={file},readonly" in said
+        assert {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"} < set(said)
+        build = ok([ROOT / "docker/image", "build", "bare"], env={**env, "RECIPE_IMAGE": ""}).splitlines()
+        assert f"id=certificates,src={file}" in build
+    (tmp_path / "image.sif").touch()
+    env = {**engines, "RUNTIME": "apptainer", "RECIPE_IMAGE": str(tmp_path / "image.sif")}
+    said = ok([ROOT / "docker/run", "model", "demo"], env=env).splitlines()
+    assert f"{file}:{file}:ro" in said
+    assert {f"APPTAINERENV_{name}={file}" for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")} < set(said)
+    for stage in re.findall(r"(?m)^RUN .*(?:justw|docker/host env)", DOCKERFILE.replace("\\\n", "")):
+        assert stage.startswith("RUN --mount=type=secret,id=certificates ")
+    assert DOCKERFILE.count("RUN --mount=type=secret,id=certificates ") == 2
+
+
+def test_a_local_build_has_no_provenance(engines):
+    """It bears the time: with containerd's store each build would have an id of its own. What is published keeps it."""
+    build, env = [ROOT / "docker/image", "build", "bare"], {**engines, "RUNTIME": "docker"}
+    assert "BUILDX_NO_DEFAULT_ATTESTATIONS=1" in ok(build, env=env).splitlines()
+    kept = ok(build, env={**env, "BUILDX_NO_DEFAULT_ATTESTATIONS": "0"}).splitlines()
+    assert "BUILDX_NO_DEFAULT_ATTESTATIONS=0" in kept
+    workflow = yaml.safe_load((ROOT / ".github/workflows/image.yml").read_text(encoding="utf-8"))
+    assert workflow["jobs"]["image"]["env"]["BUILDX_NO_DEFAULT_ATTESTATIONS"] == "0"
+
+
+def test_the_old_builder_takes_the_dockerfile_without_secrets(engines):
+    """docker from 23 on without buildx; it would refuse RUN --mount, and is not handed the certificate."""
+    done = run([ROOT / "docker/image", "build", "bare"], env={**engines, "RUNTIME": "docker", "OLD": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "--secret" not in done.stdout
+    assert "RUN if [ -s /run/secrets/certificates ]" in done.stdout
+    assert "--mount" not in done.stdout
+    assert "docker-buildx" in done.stderr
