@@ -195,15 +195,6 @@ def test_no_python_for_an_environment_that_lost_its_own(host):
     assert (host.environment / ".ready").exists()
 
 
-def test_the_image_without_its_python_says_so(host):
-    host.works(host.run("run", "plan"))
-    (host.environment / "bin/python").unlink()
-    done = host.run("run", "plan", RECIPE_ENV=str(host.environment))
-    assert done.returncode == 3
-    assert "is gone or does not start" in done.stderr
-    assert "just image" in done.stderr
-
-
 def test_pythons_that_uv_fetches_stay_beside_the_environment(host):
     """Where the cache's disk is kept and the home is not."""
     told = host.program("uv", f'[ "$1" != venv ] || env >"{host.programs}/told"; exec {os.environ["UV"]} "$@"')
