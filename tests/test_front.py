@@ -137,8 +137,10 @@ def test_host_runtime_chooses_variant_and_torch_by_the_gpu(clone, tmp_path):
         lock = {"cu118-cu118": "cu118.lock", "cu118-pypi": "cu118-pypi.lock", "cu13-pypi": "cu13.lock"}[flavour]
         total = subprocess.run(["cksum"], input=(ROOT / "docker" / lock).read_bytes(), stdout=subprocess.PIPE)
         made = cache / f"env-{flavour}-{total.stdout.split()[0].decode()}"
-        made.mkdir(parents=True, exist_ok=True)
+        (made / "bin").mkdir(parents=True, exist_ok=True)
         (made / ".ready").touch()
+        (made / "bin/python").write_text(f"#!/bin/sh\necho {'3.12' if 'cu13' in flavour else '3.8'}\n")
+        (made / "bin/python").chmod(0o755)
         chosen = {"VARIANT": "", "TORCH": "", "DOCTOR_ROOT": str(system), "PATH": f"{path}:{os.environ['PATH']}"}
         done = run(["docker/host", "env"], clone, RECIPE_CACHE=str(cache), **chosen)
         assert done.stdout.strip() == str(made)
