@@ -14,21 +14,9 @@ from conftest import ROOT
 
 # What the scripts themselves use; nothing else of this machine is on the PATH.
 TOOLS = (
-    "sh",
-    "bash",
-    "env",
-    "dirname",
-    "cksum",
-    "cut",
-    "timeout",
-    "grep",
-    "tail",
-    "awk",
-    "df",
-    "cat",
-    "sleep",
-    "readlink",
-)
+    "sh", "bash", "env", "dirname", "cksum", "cut", "timeout", "grep", "head", "tail", "awk", "df", "cat", "sleep",
+    "id", "sed", "realpath", "stat", "readlink",
+)  # fmt: skip
 UBUNTU = 'PRETTY_NAME="Ubuntu 22.04.5 LTS"\nID=ubuntu\nID_LIKE=debian\n'
 IN_WSL = {"dev/dxg": "", "usr/lib/wsl/lib/libcuda.so.1": ""}
 WSL = "Linux version 5.15.167.4-microsoft-standard-WSL2 (root@f9c826d3017f) (gcc (GCC) 11.2.0) #1 SMP\n"
@@ -135,26 +123,21 @@ esac
 """
 
 
-def docker(version="24.0.7", runtimes='{"runc":{"path":"runc"}}', images="", run=("", 0), system="Ubuntu 22.04.5 LTS"):
+def docker(version="24.0.7", runtimes="runc", images="", run=("", 0), system="Ubuntu 22.04.5 LTS", security="seccomp"):
     """docker with a daemon."""
     return f"""#!/bin/sh
 case $1 in
     --version) echo "Docker version {version}, build afdd53b" ;;
-    info) case $3 in
-        *'|'*) echo '{version}|{system}|{" ".join(json.loads(runtimes))} ' ;;
-        *) echo '{{"ServerVersion": "{version}", "OperatingSystem": "{system}", "DockerRootDir": "/var/lib/docker",' \\
-            '"Runtimes": {runtimes}}}' ;;
-        esac ;;
+    info) echo '{version}|{system}|{runtimes} |[name={security}]|/var/lib/docker' ;;
     context) echo unix:///var/run/docker.sock ;;
 {_images_and_run(images, run)}"""
 
 
-def podman(version="4.3.1", rootless="true", images="", run=("", 0)):
+def podman(version="4.3.1", rootless="true", images="", run=("", 0), runtime="crun"):
     return f"""#!/bin/sh
 case $1 in
     --version) echo "podman version {version}" ;;
-    info) case $3 in *'|'*) echo '{version}|/home/tester/.local/share/containers/storage|{rootless}' ;;
-        *) echo {version} ;; esac ;;
+    info) echo '{version}|/home/tester/.local/share/containers/storage|{rootless}|{runtime}' ;;
 {_images_and_run(images, run)}"""
 
 
@@ -169,6 +152,7 @@ class Machine:
             (self.programs / name).symlink_to(shutil.which(name))
         self.files(**{"etc/os-release": UBUNTU, "proc/version": "Linux version 5.15.0-122-generic\n"})
         self.files(**{"proc/meminfo": "MemTotal: 65536000 kB\nMemAvailable:   60000000 kB\n"})
+        self.files(**{"etc/subuid": "tester:100000:65536\n"})
         (self.system / "dev" / "shm").mkdir(parents=True)
         self.root = ROOT
         self.variables = {"PYTHON": sys.executable, "TORCH": "pypi"}
@@ -237,14 +221,19 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-@pytest.fixture
-def measured(machine, tmp_path):
-    """Puts the doctor and what it reads into a clone of its own, with sizes (GB) of the test's choice."""
-    clone = tmp_path / "我的 clone"
+def clone_for_the_doctor(clone):
+    """Puts the doctor and what it reads into a clone of its own."""
     shutil.copytree(str(ROOT / "docker"), str(clone / "docker"))
     (clone / "recipe").mkdir()
     for path in [*(ROOT / "recipe").glob("*.toml"), ROOT / "recipe/cost.py", ROOT / "recipe/__init__.py"]:
         shutil.copy(str(path), str(clone / "recipe"))
+    return clone
+
+
+@pytest.fixture
+def measured(machine, tmp_path):
+    """A clone of the doctor's own, with sizes (GB) of the test's choice."""
+    clone = clone_for_the_doctor(tmp_path / "我的 clone")
 
     def measure(**sizes):
         text = (ROOT / "recipe/measured.toml").read_text(encoding="utf-8")
@@ -582,7 +571,8 @@ def without_environment(machine):
 
 TOOLKIT = ["lacks the NVIDIA Container Toolkit", "sudo apt-get install -y nvidia-container-toolkit"]
 IMAGE = "registry.example/me/internlm2-recipe:cu118"
-NVIDIA = '{"nvidia": {"path": "nvidia-container-runtime"}, "runc": {"path": "runc"}}'
+NVIDIA = "nvidia runc"
+PULLED = {"RECIPE_IMAGE": "docker://ghcr.io/me/recipe:1"}
 
 
 @pytest.mark.parametrize(
@@ -667,7 +657,6 @@ def test_a_daemon_that_hangs_is_not_waited_for(machine):
 )
 def test_podman_faults(machine, program, cdi, words):
     without_environment(machine)
-    machine.files(**{"etc/subuid": "tester:100000:65536\n"})
     machine.has(nvidia_smi=nvidia_smi(RTX_3090), podman=program)
     if cdi:
         machine.files(**{"etc/cdi/nvidia.yaml": "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n"})
@@ -684,11 +673,12 @@ def test_podman_that_works_and_one_without_subordinate_ids(machine):
     lines, found = machine.doctor()
     assert found["runtime"] == "podman"
     told(lines["podman gpu"], "ok", "sees the GPU")
-    told(lines["podman"], "stop", "subuid", "--add-subuids 100000-165535", "tester")
-    machine.files(**{"etc/subuid": "tester:100000:65536\n"})
-    assert machine.doctor()[0]["podman"]["status"] == "ok"
-    machine.has(podman=podman(rootless="false"))
     machine.files(**{"etc/subuid": ""})
+    told(machine.doctor(RUNTIME="podman")[0]["podman"], "stop", "subuid", "--add-subuids 100000-165535", "tester")
+    machine.files(**{"etc/nsswitch.conf": "subid: sss\n"})  # a directory service has the ranges
+    assert machine.doctor()[0]["podman"]["status"] == "ok"
+    machine.files(**{"etc/nsswitch.conf": ""})
+    machine.has(podman=podman(rootless="false"))
     assert machine.doctor()[0]["podman"]["status"] == "ok"
 
 
@@ -712,8 +702,8 @@ def test_podman_that_works_and_one_without_subordinate_ids(machine):
         ({"docker": docker(system="Docker Desktop")}, IN_WSL, {}, "docker", "answers"),
         ({"podman": podman()}, {"dev/nvidiactl": ""}, {}, "host", "no CDI specification"),
         ({"podman": podman()}, {"dev/nvidiactl": "", "etc/cdi/a.json": '"nvidia.com/gpu"'}, {}, "podman", "answers"),
-        ({"podman": fails("boom", 125), "apptainer": "#!/bin/sh\n"}, {}, {}, "apptainer", "podman info fails"),
-        ({"singularity": "#!/bin/sh\n"}, {}, {}, "apptainer", "singularity is installed"),
+        ({"podman": fails("boom", 125), "apptainer": "#!/bin/sh\n"}, {}, PULLED, "apptainer", "podman info fails"),
+        ({"singularity": "#!/bin/sh\n"}, {}, PULLED, "apptainer", "singularity is installed"),
         # podman-docker: podman by another name
         ({"docker": podman(), "podman": podman()}, {}, {}, "podman", "version 4.3.1"),
     ],

@@ -444,9 +444,20 @@ def test_podmans_gpu_comes_by_cdi(bare, clone, tmp_path):
     tool.chmod(0o755)
     mount = {"hostPath": str(tool), "containerPath": "/usr/bin/nvidia-smi", "options": ["ro", "bind"]}
     devices = [{"name": "all", "containerEdits": {"mounts": [mount]}}]
+    driver = tmp_path / "root"  # a machine with a driver and the same specifications
+    (driver / "dev").mkdir(parents=True)
+    (driver / "dev/nvidiactl").touch()
     was_there = spec.parent.exists()
     spec.parent.mkdir(exist_ok=True)
+    (driver / "etc").mkdir()
+    (driver / "etc/cdi").symlink_to(spec.parent)
     try:
+        # What NVIDIA Container Toolkit 1.19 adds is beyond podman before 5.1, and docker/examine says so.
+        with_gids = [{"name": "all", "containerEdits": {"mounts": [mount], "additionalGids": [44]}}]
+        spec.write_text(json.dumps({"cdiVersion": "0.7.0", "kind": "nvidia.com/gpu", "devices": with_gids}))
+        examined = run([clone / "docker/choose-runtime", "--verdicts"], env={**bare, "DOCTOR_ROOT": str(driver)})
+        refused = run([clone / "docker/run", "data", "demo"], env={**bare, "GPUS": "all"})
+        assert ("unresolvable CDI devices" in refused.stderr) is ("engine\tpodman\tgids\t" in examined.stdout)
         spec.write_text(json.dumps({"cdiVersion": "0.4.0", "kind": "nvidia.com/gpu", "devices": devices}))
         done = run([clone / "docker/run", "data", "demo", "--output", "output/gpu"], env={**bare, "GPUS": "all"})
         assert done.returncode == 0, done.stderr
@@ -506,20 +517,39 @@ def test_a_detached_training_is_watched_stopped_and_resumed_under_docker(dockerd
 
 
 def test_any_user_may_run_it(dockerd, clone, tmp_path):
-    """What is written belongs to who called: an `id` of ours stands for another user who may use the daemon."""
+    """What is written belongs to who called, and what a group shares with that user is read: an `id` of ours stands for
+    another user who may use the daemon.
+    """
     env = built(dockerd[0])
     stub = tmp_path / "id"
-    stub.write_text('#!/bin/sh\n[ $# = 1 ] && echo 4711 || exec /usr/bin/id "$@"\n')
+    stub.write_text('#!/bin/sh\ncase $* in -G) echo 4711 4712 ;; -?) echo 4711 ;; *) exec /usr/bin/id "$@" ;; esac\n')
     stub.chmod(0o755)
+    shared = tmp_path / "shared.csv"
+    shared.write_text("q,a\n问题一,答案一\n", encoding="utf-8")
+    shared.chmod(0o640)
+    os.chown(str(shared), 0, 4712)
     tmp_path.chmod(0o755)
     output, cache = tmp_path / "out", tmp_path / "cache"
     for folder in (output, cache):
         folder.mkdir()
         os.chown(str(folder), 4711, 4711)
     env = {**env, "PATH": f"{tmp_path}{os.pathsep}{env['PATH']}", "RECIPE_CACHE": str(cache)}
-    done = run([clone / "docker/run", "data", "demo", "--output", output], env=env)
+    done = run([clone / "docker/run", "data", "demo", f"data.files={shared}", "--output", output], env=env)
     assert done.returncode == 0, done.stderr
     assert (output / "demo/dataset.jsonl").stat().st_uid == 4711
+
+
+def test_a_proxy_on_this_machine_is_reached_while_fetching(dockerd, clone):
+    """As Clash and `ssh -L` listen: on 127.0.0.1, which in a container with a network of its own is the container."""
+    env = built(dockerd[0])
+    with socket.socket() as proxy:
+        proxy.bind(("127.0.0.1", 0))
+        proxy.listen(5)
+        env["https_proxy"] = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        ask = f"(exec 3<>/dev/tcp/127.0.0.1/{proxy.getsockname()[1]}) && echo reached || echo not\n"
+        for fetch, answer in (("model", "reached"), ("no", "not")):
+            said = ok([clone / "docker/docker", "shell"], env={**env, "RECIPE_FETCH": fetch}, input=ask)
+            assert said.strip() == answer
 
 
 @pytest.fixture(scope="module")
@@ -797,7 +827,7 @@ def test_the_dockerfile_agrees_with_the_locks_and_the_readme():
         if (
             script.is_file()
             and script.read_bytes()[:2] == b"#!"
-            and script.name not in ("container", "flavour", "places")
+            and script.name not in ("container", "examine", "flavour", "places")
         ):
             assert script.stat().st_mode & stat.S_IXUSR, script
 

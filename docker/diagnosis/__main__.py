@@ -12,13 +12,12 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from engines import check_engines
+from engines import check_engines, choose_runtime
 from gpu import check_gpu, chosen, query, selected
-from lines import JUST, ROOT, STATUSES, ok, stop, warning
+from lines import JUST, STATUSES, ok, stop, warning
 from machine import CHECKS, Host, check_disk, check_platform, check_system
 from needs import Need, RecipeWrong, recipe
 
@@ -29,14 +28,14 @@ def examine(need):
     found = {"status": "ok", "recipe": need.name, "stage": need.stage, "runtime": "", "reason": "", "variant": ""}
     with ThreadPoolExecutor() as pool:  # either can take a second
         asked = pool.submit(query)
-        choice = subprocess.run([str(ROOT / "docker" / "choose-runtime")], capture_output=True, text=True)
+        choice, error = choose_runtime(need.folder, need.model)
         cards, answer = asked.result()
     os.environ.setdefault("TORCH", "cu118" if cards else "pypi")  # as docker/host chooses, without asking again
-    if choice.returncode:
-        lines = [stop("runtime", choice.stderr.strip(), "unset RUNTIME")]
+    if choice is None:
+        lines = [stop("runtime", error, "unset RUNTIME")]
     else:
-        runtime, reason = choice.stdout.strip(), choice.stderr.strip().partition(": ")[2]
-        engines, engine = check_engines(host, need, runtime, reason, cards)
+        runtime, reason = choice.runtime, choice.reason
+        engines, engine = check_engines(host, need, choice)
         found["runtime"], found["reason"] = runtime, reason
         found["variant"], gpu = check_gpu(host, need, cards, answer)
         os.environ["VARIANT"] = chosen(next(iter(selected(cards)), None))  # likewise

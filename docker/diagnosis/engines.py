@@ -1,14 +1,16 @@
 """Container engines: whether they answer, whether this user may use them, whether they hand the GPU on."""
 
-import contextlib
-import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
+from collections import namedtuple
 
-from lines import JUST, ask, explain, numbers, ok, read, stop, system, text_of, warning
+from access import shared_by_group
+from lines import JUST, ROOT, ask, explain, ok, stop, system, warning
+from machine import check_system
 
-HOOK = "nvidia-container-runtime-hook"  # what dockerd looks for on its PATH to serve --gpus
 TOOLKIT = (
     "install the NVIDIA Container Toolkit: add NVIDIA's repository (docs.nvidia.com/datacenter/cloud-native/"
     "container-toolkit), then {install} nvidia-container-toolkit && "
@@ -16,23 +18,53 @@ TOOLKIT = (
 DOCKER = TOOLKIT + "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
 CDI = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 NO_CDI = "no CDI specification names the GPU"
-REMEDIES = {"docker": DOCKER, "podman": TOOLKIT + CDI}
 LACKING = {
     "docker": "docker lacks the NVIDIA Container Toolkit",
     "podman": f"{NO_CDI}, and podman's --gpus would be ignored without a word",
 }
 FLAGS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}
-# Not all of docker info: for that the client asks every plugin of its own.
-INFO = (
-    '{"ServerVersion": {{json .ServerVersion}}, "OperatingSystem": {{json .OperatingSystem}}, '
-    '"DockerRootDir": {{json .DockerRootDir}}, "Runtimes": {{json .Runtimes}}}'
-)
+PACKAGES = {"docker": "docker.io", "podman": "podman", "apptainer": "apptainer"}
+RANGES = "--add-subuids 100000-165535 --add-subgids 100000-165535"
+# NVIDIA Container Toolkit 1.19 writes group ids (additionalGids), which podman reads since 5.1. Where the toolkit's own
+# service writes the file, it reads the flag from a file.
+NO_GIDS = "no-additional-gids-for-device-nodes"
+REFRESH = "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env"
+# The verdicts of docker/examine: (what is wrong, the remedy). Those of GPU are no fault without one.
+GPU = ("desktop", "toolkit", "old", "cdi", "gids")
+VERDICTS = {
+    "absent": ("not installed", "{install} {package}"),
+    "shim": ("it is podman by another name", "RUNTIME=podman"),
+    "denied": ("this user has no right to docker's socket",
+               "sudo usermod -aG docker $USER, then log in again (that group is as good as root)"),
+    "down": ("its daemon does not answer", "{start}sudo systemctl enable --now docker"),
+    "hung": ("its daemon did not answer in 10 s", "sudo systemctl restart docker"),
+    "remote": ("its daemon is on another machine, {detail}, which lacks the folders of this one",
+               "unset DOCKER_HOST, or docker context use default"),
+    "squashed": ("its daemon runs as root, which may not enter {detail} on NFS or on a FUSE file system",
+                 "chmod o+x {detail}, or a clone and a RECIPE_CACHE on a local disk (if the NFS server exports it with "
+                 "no_root_squash, all is well)"),
+    "desktop": ("Docker Desktop on Linux runs containers in a virtual machine, which has no GPU",
+                "install Docker Engine ({install} docker.io) and choose it: docker context use default"),
+    "toolkit": (LACKING["docker"], DOCKER),
+    "failing": ("podman info fails: {detail}", "`podman info` tells more; after an update: podman system migrate"),
+    "subuid": ("rootless, and /etc/subuid gives this user no range",
+               f"sudo usermod {RANGES} {{user}} && podman system migrate"),
+    "nfs": ("its images would lie in {detail} on NFS, whose server refuses the ids that rootless podman maps",
+            "in ~/.config/containers/storage.conf name a graphroot on a local disk"),
+    "old": ("{version} knows no CDI; 4.1 does", "update podman, or use docker"),
+    "cdi": (LACKING["podman"], TOOLKIT + CDI),
+    "gids": ("{version} cannot read {detail}, which NVIDIA Container Toolkit 1.19 or newer wrote (additionalGids)",
+             "{generate}; or podman 5.1, or toolkit 1.18"),
+    "image": ("there is no image file {detail}",
+              "where docker or podman is: {just} image save internlm2-recipe.tar.gz; here: gunzip "
+              "internlm2-recipe.tar.gz && apptainer build {detail} docker-archive:internlm2-recipe.tar"),
+}  # fmt: skip
 IGNORED = "the container started without the GPU"
 # What engines answer when a container asks for the GPU: (their words, what it means, the remedy).
 ERRORS = (
     (r"could not select device driver|nknown (or invalid )?runtime (name|specified)", LACKING["docker"], DOCKER),
     (r"unresolvable CDI devices|nvidia\.com/gpu=all: no such file|GPU vendor from CDI", NO_CDI,
-     CDI + " (the package nvidia-container-toolkit has nvidia-ctk)"),
+     CDI + f" (the package nvidia-container-toolkit has nvidia-ctk; for podman before 5.1: --feature-flag={NO_GIDS})"),
     (r"[Dd]river/library version mismatch", "the driver was updated and the old one is still loaded",
      "reboot the machine"),
     (r"unsatisfied condition: cuda", "the driver is too old for the image", "update the driver"),
@@ -49,95 +81,127 @@ ERRORS = (
 )  # fmt: skip
 
 
-def check_engines(host, need, runtime, reason, cards):
-    """(lines, {root, image} of the chosen engine).
+# What docker/choose-runtime says; `engines`: {name: Engine}, `closed`: folders that docker's daemon may not enter.
+Choice = namedtuple("Choice", "runtime reason engines closed loopback")
+Engine = namedtuple("Engine", "verdict detail version storage traits")
 
-    Where the host was chosen for a reason of its own (a container, an environment that is here), engines do not
-    matter; where RUNTIME names one, the others do not.
+
+def choose_runtime(*paths):
+    """(Choice, ""), or (None, error). `paths`: what a container must reach beside the clone."""
+    program = ROOT / "docker" / "choose-runtime"
+    done = subprocess.run([str(program), "--verdicts", *map(str, paths)], capture_output=True)
+    if done.returncode:
+        return None, done.stderr.decode("utf-8", "replace").strip()
+    runtime, reason, *facts = done.stdout.decode("utf-8", "replace").splitlines()
+    engines, closed, loopback = {}, set(), ""
+    for kind, name, *rest in (line.split("\t") for line in facts):
+        if kind == "engine":
+            engines[name] = Engine(*rest)
+        elif kind == "closed":
+            closed.add(rest[0])
+        else:
+            loopback = name
+    return Choice(runtime, reason, engines, closed, loopback), ""
+
+
+def check_engines(host, need, choice):
+    """(lines, {root, image} of the chosen engine): each engine that was examined, in the order of the choice.
+
+    Where the host was chosen for a reason of its own (a container, an environment that is here), none was.
     """
-    forced = os.environ.get("RUNTIME", "")
     lines, chosen = [], {}
-    if runtime == "host" and "passed over" not in reason:
-        return lines, chosen
-    # podman-docker is podman by another name
-    shim = bool(shutil.which("docker")) and "podman" in ask("docker", "--version").text
-    for engine, check, package in (("docker", check_docker, "docker.io"), ("podman", check_podman, "podman")):
-        if forced not in ("", engine) or (engine == "docker" and shim and not forced):
-            continue
-        if not shutil.which(engine):
-            if forced:
-                lines.append(stop(engine, "not installed", f"{host.install} {package}"))
-            continue
+    for name, engine in choice.engines.items():
+        is_chosen = choice.runtime == name
         # One that was passed over is worth a word, not a stop.
-        told, facts = check(host, need, bool(cards), stop if runtime == engine else warning)
-        lines += told
-        if runtime == engine:
-            chosen = facts
-            break
-    if runtime == "apptainer":
-        name = next((name for name in ("apptainer", "singularity") if shutil.which(name)), "")
-        version = ask(name, "--version").text if name else ""
-        missing = stop("apptainer", "not installed", f"{host.install} apptainer")
-        lines.append(ok("apptainer", f"{version}; --nv takes the host's driver") if name else missing)
+        fault = _stop_naming_the_host(host) if is_chosen else warning
+        if not is_chosen and (engine.verdict in ("absent", "shim") or (engine.verdict in GPU and not need.gpu)):
+            continue
+        if engine.verdict not in ("ok", *GPU):
+            lines.append(_explained(host, need, name, engine, fault))
+            continue
+        lines.append(ok(name, _described(name, engine)))
+        if engine.verdict in GPU:
+            lines.append(_explained(host, need, name, engine, fault))
+        if not is_chosen:
+            continue
+        image = _image(name) if name != "apptainer" else ""
+        chosen = {"root": engine.storage, "image": image}
+        if engine.verdict == "ok" and engine.detail and need.gpu and name != "apptainer":
+            lines.append(_hands_gpu_on(name, host, need, fault, engine.detail, image))
+        lines += _check_rights(host, need, choice, fault)
+        lines += _check_loopback(need, choice, image)
     return lines, chosen
 
 
-def check_docker(host, need, has_gpu, fault):
-    """(lines, {root, image}): the daemon answers, this user may use it, it hands the GPU on."""
-    answer = ask("docker", "info", "--format", INFO)
-    facts = {}
-    with contextlib.suppress(ValueError):
-        facts = json.loads(answer.text[answer.text.index("{") :])
-    if answer.code == 124:
-        return [fault("docker", answer.text, "sudo systemctl restart docker")], {}
-    if answer.code or not facts.get("ServerVersion"):
-        if "permission denied" in answer.text:
-            remedy = "sudo usermod -aG docker $USER, then log in again (that group is as good as root)"
-            return [fault("docker", "this user has no right to docker's socket", remedy)], {}
-        remedy = "sudo systemctl enable --now docker"
-        if host.wsl:
-            remedy = "start Docker Desktop with its WSL integration for this distribution, or: " + remedy
-        return [fault("docker", "its daemon does not answer", remedy)], {}
-    lines, image = [ok("docker", f"daemon {facts['ServerVersion']}")], _image("docker")
-    if has_gpu and need.gpu:
-        signs = {
-            "a runtime nvidia is set up": "nvidia" in (facts.get("Runtimes") or {}),
-            "the toolkit is installed": shutil.which(HOOK) or os.path.exists(system(f"/usr/bin/{HOOK}")),
-            "a CDI specification names the GPU": numbers(facts["ServerVersion"]) >= (29,) and bool(_cdi()),
-            "Docker Desktop brings its own toolkit": "Docker Desktop" in (facts.get("OperatingSystem") or ""),
-        }
-        inspected = [sign for sign, is_there in signs.items() if is_there]
-        lines.append(_hands_gpu_on("docker", host, need, fault, inspected, image))
-    # Docker Desktop's folder is in a machine of its own.
-    root = "" if "Docker Desktop" in (facts.get("OperatingSystem") or "") else facts.get("DockerRootDir")
-    return lines, {"root": root, "image": image}
+def _stop_naming_the_host(host):
+    """`stop`, which names the host runtime where that would serve."""
+    serves = check_system(host, None, "host")[0].status == "ok"
+    return lambda name, found, remedy: stop(name, found, f"{remedy}; or RUNTIME=host" if serves else remedy)
 
 
-def check_podman(host, need, has_gpu, fault):
-    """(lines, {root, image}): it answers, it may map users, a CDI specification names the GPU."""
-    answer = ask("podman", "info", "--format", "{{.Version.Version}}|{{.Store.GraphRoot}}|{{.Host.Security.Rootless}}")
-    if answer.code:
-        remedy = "`podman info` tells more; after an update: podman system migrate"
-        return [fault("podman", f"podman info fails: {explain((), answer.text)[0]}", remedy)], {}
-    version, root, rootless = [*answer.text.splitlines()[-1].split("|"), "", ""][:3]
-    lines, image = [ok("podman", f"{version}, {'rootless' if rootless == 'true' else 'as root'}")], _image("podman")
-    user = os.environ.get("USER", "$USER")
-    if rootless == "true" and not re.search(rf"(?m)^({re.escape(user)}|{os.getuid()}):", read("/etc/subuid")):
-        ranges = "--add-subuids 100000-165535 --add-subgids 100000-165535"
-        remedy = f"sudo usermod {ranges} {user} && podman system migrate"
-        lines.append(fault("podman", "rootless, and /etc/subuid gives this user no range", remedy))
-    if has_gpu and need.gpu:
-        if numbers(version) < (4, 1):
-            lines.append(fault("podman gpu", f"{version} knows no CDI; 4.1 does", "update podman, or use docker"))
-        else:
-            lines.append(_hands_gpu_on("podman", host, need, fault, list(map(str, _cdi()[:1])), image))
-    return lines, {"root": root, "image": image}
+def _explained(host, need, name, engine, fault):
+    """The line of a verdict that is a fault."""
+    found, remedy = VERDICTS[engine.verdict]
+    generate = f"sudo nvidia-ctk cdi generate --feature-flag={NO_GIDS} --output=/etc/cdi/nvidia.yaml"
+    if os.path.exists(system(REFRESH)):
+        variable = f"NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS={NO_GIDS}"
+        generate = f"echo {variable} | sudo tee -a {REFRESH} && sudo systemctl restart nvidia-cdi-refresh.service"
+    words = {
+        **engine._asdict(), "install": host.install, "package": PACKAGES[name], "generate": generate, "just": JUST,
+        "start": "start Docker Desktop with its WSL integration for this distribution, or: " if host.wsl else "",
+        "user": os.environ.get("USER", "$USER"),
+    }  # fmt: skip
+    if engine.verdict == "squashed":
+        fault = warning  # whether the server lets root in is not seen from here
+    if engine.verdict not in GPU:
+        return fault(name, found.format(**words), remedy.format(**words))
+    remedy = remedy if need.gpu else f"GPUS=none, as {need.name} needs no GPU; or {remedy}"
+    return fault(f"{name} gpu", found.format(**words), remedy.format(**words))
 
 
-def _cdi():
-    """Files that name the GPU for CDI."""
-    files = [file for folder in ("/etc/cdi", "/var/run/cdi") for file in sorted(system(folder).glob("*"))]
-    return [file for file in files if "nvidia.com/gpu" in text_of(file)]
+def _described(name, engine):
+    if name == "docker":
+        remapped = "; userns-remap, which stages do without" if "userns" in engine.traits else ""
+        return f"daemon {engine.version}{remapped}"
+    if name == "podman":
+        return f"{engine.version}, {'rootless' if 'rootless' in engine.traits else 'as root'}"
+    program = next(name for name in ("apptainer", "singularity") if shutil.which(name))
+    return f"{ask(program, '--version').text}; {engine.detail}; --nv takes the host's driver"
+
+
+def _check_rights(host, need, choice, fault):
+    """What this user reaches, and a container of the chosen engine would not."""
+    name, engine = choice.runtime, choice.engines[choice.runtime]
+    lines = []
+    if name == "docker" and "rootless" not in engine.traits and "desktop" not in engine.traits:
+        lines += [
+            _explained(host, need, name, engine._replace(verdict="squashed", detail=folder), fault)
+            for folder in sorted(choice.closed)
+        ]
+    # docker/docker and docker/podman take the user's groups along; where ids are mapped crun alone can.
+    shared = shared_by_group(need) if "rootless" in engine.traits and "crun" not in engine.traits else None
+    if shared:
+        path, group = shared
+        found = f"{path} is open to this user by the group {group} alone, which rootless {name} leaves behind"
+        remedy = f"chmod -R o+rX {shlex.quote(str(path))}"
+        if name == "podman":
+            remedy = f'{host.install} crun and runtime = "crun" in containers.conf, which keeps groups; or {remedy}'
+        lines.append(fault("rights", found, remedy))
+    return lines
+
+
+def _check_loopback(need, choice, image):
+    """What fetches gets this machine's network, but not where docker keeps it apart: then its proxy is out of reach."""
+    engine = choice.engines[choice.runtime]
+    kinds = {"rootless": "rootless docker", "desktop": "Docker Desktop"}
+    if not image:
+        kinds["userns"] = "docker's builds under userns-remap"
+    kind = next((words for trait, words in kinds.items() if trait in engine.traits and choice.runtime == "docker"), "")
+    nothing_to_fetch = image and (os.path.exists(need.model) or not need.fetched)
+    if not kind or not choice.loopback or nothing_to_fetch:
+        return []
+    found = f"{choice.loopback} names this machine's own address, out of reach of {kind}"
+    return [warning("proxy", found, "name the address that it has in the network; or RUNTIME=host")]
 
 
 def _image(engine):
@@ -153,12 +217,10 @@ def _hands_gpu_on(engine, host, need, fault, inspected, image):
     `inspected`: what speaks for it. Before a stage nothing is tried: the stage's own container comes next.
     """
     name = f"{engine} gpu"
-    usual = REMEDIES[engine].format(install=host.install)
-    if not inspected:
-        return fault(name, LACKING[engine], usual)
+    usual = VERDICTS["toolkit" if engine == "docker" else "cdi"][1].format(install=host.install)
     if not image or need.stage:
         why = "" if need.stage else f"; looked at, not tried: our image is not here yet ({JUST} image)"
-        return ok(name, ", ".join(inspected) + why)
+        return ok(name, inspected + why)
     run = [engine, "run", "--rm", "--network", "none", *FLAGS[engine]]
     run += ["--entrypoint", "nvidia-smi", image, "-L"]
     answer = ask(*run, seconds=30)

@@ -17,6 +17,7 @@ ROOM = 3.0  # GB beside the environment while it is made, as docker/host asks
 LIBRARIES = 4.0  # GB of RAM of Python with PyTorch and CUDA loaded: estimated, so its lack is a warning only
 TINY = 2.0  # GB of RAM of the demo: it was measured at 1
 SHM = 64  # MiB: docker's own default; one process without loader workers takes less
+SHM_SEVERAL = 1024  # MiB: NCCL's buffers between several cards, as NVIDIA advises
 # Of the lock bitsandbytes 0.43.0's wheel asks for the newest, manylinux_2_24; in cu13's torch 2.11.0's, manylinux_2_28.
 GLIBC = {"cu118": (2, 24), "cu13": (2, 28)}
 # A platform's marks (environment variables, or files), its large disk, and what else is particular to it.
@@ -157,12 +158,16 @@ def check_shared_memory(host, need, runtime):
     place = system("/dev/shm")
     if runtime != "host" or need.tiny:
         return []
+    remedy = "start the container with --shm-size=1g (Kubernetes: an emptyDir of medium Memory at /dev/shm)"
     if not os.path.isdir(place) or not os.access(str(place), os.W_OK):
-        return [warning("shm", "/dev/shm is missing or not writable", "start the container with --shm-size=1g")]
+        return [warning("shm", "/dev/shm is missing or not writable", remedy)]
     stat = os.statvfs(str(place))
     size = stat.f_blocks * stat.f_frsize / 2**20
     if size < SHM:
-        return [warning("shm", f"/dev/shm has {size:.0f} MiB", "start the container with --shm-size=1g")]
+        return [warning("shm", f"/dev/shm has {size:.0f} MiB", remedy)]
+    if need.gpus > 1 and size < SHM_SEVERAL:
+        found = f"/dev/shm has {size:.0f} MiB; NCCL uses about 1 GiB between {need.gpus} GPUs"
+        return [warning("shm", found, f"{remedy}; or NCCL_SHM_DISABLE=1, which is slower")]
     return [ok("shm", f"/dev/shm has {size:,.0f} MiB")]
 
 

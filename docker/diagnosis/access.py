@@ -1,0 +1,39 @@
+"""Rights to files that a user has by a group alone: containers of some engines run without the user's groups."""
+
+import contextlib
+import grp
+import os
+
+from lines import CACHE, ROOT, existing
+
+READ, WRITE, ENTER = 4, 2, 1
+
+
+def shared_by_group(need):
+    """(path, group) of the first path a run uses that this user reaches by a supplementary group alone; else None."""
+    wanted = [(existing(need.folder), READ | WRITE | ENTER), (existing(CACHE), READ | WRITE | ENTER)]
+    wanted += [(ROOT, READ | ENTER), (need.model, READ | ENTER)]
+    with contextlib.suppress(OSError):
+        wanted += [(path, READ) for path in sorted(need.model.iterdir())]
+    for path, rights in wanted:
+        group = _group_needed(path, rights)
+        if group:
+            return path, group
+    return None
+
+
+def _group_needed(path, rights):
+    """The group without which this user lacks `rights` to `path`; "" if it takes none."""
+    for place in (path, *path.parents):
+        try:
+            found = os.stat(str(place))
+        except OSError:
+            continue  # it is not there, or its folder is told first
+        is_own = found.st_uid == os.geteuid() or found.st_gid == os.getegid()
+        by_others, by_group = (found.st_mode >> shift & rights == rights for shift in (0, 3))
+        if not is_own and not by_others and by_group and found.st_gid in os.getgroups():
+            with contextlib.suppress(KeyError):
+                return grp.getgrgid(found.st_gid).gr_name
+            return str(found.st_gid)
+        rights = ENTER
+    return ""
