@@ -132,6 +132,10 @@ case $1 in
 {_images_and_run(images, run)}"""
 
 
+# Of the recipe's code, what the doctor reads.
+READ = [ROOT / "recipe" / f"{name}.py" for name in ("cost", "hardware", "__init__")]
+
+
 class Machine:
     """A machine of the test's own: programs on its PATH, files of its system, variables of its shell."""
 
@@ -215,7 +219,7 @@ def measured(machine, tmp_path):
     clone = tmp_path / "我的 clone"
     shutil.copytree(str(ROOT / "docker"), str(clone / "docker"))
     (clone / "recipe").mkdir()
-    for path in [*(ROOT / "recipe").glob("*.toml"), *(ROOT / "recipe" / f"{name}.py" for name in ("cost", "hardware", "__init__"))]:
+    for path in [*(ROOT / "recipe").glob("*.toml"), *READ]:
         shutil.copy(str(path), str(clone / "recipe"))
 
     def measure(**sizes):
@@ -853,7 +857,7 @@ def test_without_a_reader_of_toml(machine):
 
 
 def test_its_sources_parse_on_python_37():
-    for path in [*(ROOT / "docker/diagnosis").glob("*.py"), *(ROOT / "recipe" / f"{name}.py" for name in ("cost", "hardware", "__init__"))]:
+    for path in [*(ROOT / "docker/diagnosis").glob("*.py"), *READ]:
         ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 7))
 
 

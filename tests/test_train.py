@@ -430,7 +430,7 @@ OTHER_WORDS = [
     ("n1:7 [0] NCCL WARN Cuda failure 2 'out of memory'\nRuntimeError: NCCL\n", "(Cuda failure 2 'out of", True),
     ("RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`\n",
      "(CUBLAS_STATUS_NOT_INITIALIZED)", True),
-    ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`\n", "ALLOC_FAILED", True),
+    ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`\n", "ALLOC_FAILED", True),
     ("RuntimeError: CUDA error: no kernel image is available for execution on the device\n", "VARIANT=cu13", False),
     ("Error no kernel image is available for execution on the device at line 167 in file /src/csrc/ops.cu\n",
      "just doctor names the variant", False),
@@ -440,7 +440,7 @@ OTHER_WORDS = [
      "`cudaErrorStreamCaptureInvalidated' in\n", "could not be recorded as a CUDA graph", False),
     ("RuntimeError: CUDA error: cudaErrorStreamCaptureInvalidated\n", "train.speed=stock", False),
     # Memory that ends while a step is recorded is the cause, not what it does to the recording.
-    (OOM + "\nRuntimeError: CUDA error: operation failed due to a previous error during capture\n", "CUDA out of", True),
+    (OOM + "\nRuntimeError: operation failed due to a previous error during capture\n", "CUDA out of", True),
 ]  # fmt: skip
 
 
@@ -629,8 +629,10 @@ FP16 = """
 import math, sys, types
 import torch, deepspeed
 from mmengine.config import Config
+from deepspeed.accelerator import get_accelerator
 from recipe import hooks
 
+type(get_accelerator()).is_fp16_supported = lambda self: True  # the few operations here are, on every CPU
 deepspeed.init_distributed("gloo", False, init_method=f"file://{sys.argv[1]}/rendezvous", rank=0, world_size=1)
 
 class Model(torch.nn.Module):
