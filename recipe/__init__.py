@@ -5,4 +5,9 @@ holds what surrounds every one of them (skip when unchanged, atomic outputs, tim
 reads the recipe files (*.toml beside this file), `errors` says how a failure is told.
 """
 
+import os
+
+# CUDA counts cards as nvidia-smi does, not the fastest first: so indices mean the same everywhere.
+os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import tempfile
+import time
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -492,9 +493,16 @@ def main(
             what = f"{error.strerror}: {error.filename or output}. Nothing made before is lost."
             click.secho(what, fg="red", err=True)
             sys.exit(HostLacks.code)
-        # Not one of the failures we know: say so in a line, keep the details for a report.
-        report = Path(tempfile.gettempdir()) / f"recipe-error-{os.getpid()}.log"
-        report.write_text(traceback.format_exc(), encoding="utf-8", errors="replace")
+        # Not one of the failures we know: say so in a line, keep the details for a report. In a container /tmp is gone
+        # with it.
+        name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        try:
+            (ROOT / output).mkdir(parents=True, exist_ok=True)
+            report = Path(output, name)
+            (ROOT / report).write_text(traceback.format_exc(), encoding="utf-8", errors="replace")
+        except OSError:
+            report = Path(tempfile.gettempdir(), name)
+            report.write_text(traceback.format_exc(), encoding="utf-8", errors="replace")
         click.secho(f"Unexpected: {type(error).__name__}: {error}. Details for a report: {report}", fg="red", err=True)
         sys.exit(1)
 

@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-from . import cost, families, loggers, preset, ranks
+from . import cost, families, libraries, loggers, preset, ranks
 from .errors import InputWrong
 from .settings import Settings
-from .stages import Run, gpus
+from .stages import Run, gpus, versions
 
 # Settings that are plain names at the top of every preset.
 TOP_LEVEL = (
@@ -26,14 +26,23 @@ PLACES = re.compile(
 
 
 def dtype(settings: Settings) -> str:
-    """The compute type: as set, or for "auto" bf16 where the first GPU has it (capability 8.0), else fp16.
+    """The compute type: as set, or for "auto" bf16 where every GPU of the run has it (capability 8.0), else fp16.
 
     Without any GPU "auto" is bf16: then the config is being looked at, not trained with.
     """
     if settings.train.dtype != "auto":
         return settings.train.dtype
-    found = gpus()
-    return "fp16" if found and float(found[0]["capability"]) < 8 else "bf16"
+    return "fp16" if any(float(card["capability"]) < 8 for card in gpus()[: settings.gpus]) else "bf16"
+
+
+def training_dtype(settings: Settings) -> str:
+    """The type that trains: the recipe's, unless it trains by XTuner's own classes alone. Then XTuner puts what PyTorch
+    supports on the card in place of DeepSpeed's "auto": from PyTorch 2.4 on that is bf16 everywhere, by emulation too.
+    """
+    if hooked(settings.train) or not deepspeed(settings):
+        return dtype(settings)
+    emulates = tuple(map(int, re.findall(r"\d+", versions()["torch"] or "")[:2])) >= (2, 4)
+    return "fp16" if not emulates and any(float(card["capability"]) < 8 for card in gpus()[:1]) else "bf16"
 
 
 # What transformers' Trainer calls them; the three presets with framework = 'huggingface'.
@@ -122,6 +131,14 @@ def deepspeed(settings: Settings) -> str:
     return "" if speed(settings) == "small" else settings.train.deepspeed
 
 
+def deepspeed_text(settings: Settings) -> str:
+    """DeepSpeed's configuration file: it names the type that trains, but where a recipe trains by XTuner's own classes
+    alone. "" without DeepSpeed.
+    """
+    name = deepspeed(settings)
+    return preset.deepspeed_text(name, dtype(settings) if hooked(settings.train) else "") if name else ""
+
+
 def checkpointing(settings: Settings, tokens: int) -> bool:
     """Whether layers are computed again for their gradients; `tokens`: of an iteration."""
     if settings.train.checkpointing is not None:
@@ -129,7 +146,7 @@ def checkpointing(settings: Settings, tokens: int) -> bool:
     found = gpus()
     if speed(settings) != "fast" or not found:
         return True
-    return cost.memory_mib(tokens, found[0]["name"], "kept") > 0.85 * found[0]["memory_mib"]
+    return not cost.fits_kept(tokens, found[0]["name"], found[0]["memory_mib"])
 
 
 def way(settings: Settings, tokens: int) -> str:
@@ -385,6 +402,7 @@ IMPORTS = (
 
 def effective(settings: Settings) -> Any:
     """The recipe's config as mmengine reads it, for whoever needs a value before the real one is rendered."""
+    libraries.load()  # silently: reading the config imports them
     from mmengine.config import Config
 
     return Config.fromstring(render(settings, "model", "dataset", {}), file_format=".py")
@@ -447,6 +465,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     diff = preset.difference(preset.source(run.settings.base), text, f"{run.settings.base}.py", "config.py")
     (out / "config.py").write_text(text, encoding="utf-8")
     (out / "config.diff").write_text(diff, encoding="utf-8")
+    libraries.load()
     from mmengine.config import Config
 
     cfg = Config.fromfile(str(out / "config.py"))
@@ -455,7 +474,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "base": run.settings.base,
         "method": families.method(run.settings),
         "lines_changed": added,
-        "dtype": dtype(run.settings),
+        "dtype": training_dtype(run.settings),
         "speed": speed(run.settings),
         # What adapter and merge need of the config, without loading the libraries that reading it takes.
         "lora": _lora(cfg, "llm_lora" if sight else "lora"),

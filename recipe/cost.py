@@ -71,13 +71,18 @@ def memory_mib(tokens: int, card: str, way: str = "stock") -> int:
     )
 
 
+def fits_kept(tokens: int, card: str, total: int) -> bool:
+    """Whether a card of `total` MiB holds an iteration of which nothing is recomputed, with room to spare."""
+    return memory_mib(tokens, card, "kept") <= 0.85 * total
+
+
 def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) -> Dict[str, Any]:
     """Cost of the planned run on `card` ("" for this machine's GPU), or on several of it that share the work at best.
 
-    {card, seconds, at_most, memory_mib, price, scaled_from, source, disk_gb, answers, answers_seconds}; figures are
-    None for a card that was never measured. `seconds` and `price` are of the iterations only (`at_most`: of XTuner's
-    own step, the only one that was measured on the card): the `answers` (tokens at most) to evaluation's questions
-    take `answers_seconds` (on an H100) beside them; loading the model and the merge come on top.
+    {card, seconds, at_most, memory_mib, price, scaled_from, source, disk_gb, answers, answers_seconds}; time and price
+    are None for a card that was never measured. They are of the iterations only (`at_most`: of XTuner's own step, the
+    only one that was measured on the card): the `answers` (tokens at most) to evaluation's questions take
+    `answers_seconds` (on an H100) beside them; loading the model and the merge come on top.
     """
     from .stages import gpus
 
@@ -91,7 +96,7 @@ def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) ->
         "card": card,
         "seconds": None,
         "at_most": False,
-        "memory_mib": None,
+        "memory_mib": memory_mib(tokens, card, plan.get("way", "stock")),
         "price": None,
         "scaled_from": None,
         "source": None,
@@ -109,7 +114,6 @@ def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) ->
         seconds = entry["seconds"] * tokens / measured * plan["iterations"]
         cost.update(
             seconds=round(seconds),
-            memory_mib=memory_mib(tokens, card, way),
             price=round(seconds / 3600 * price * plan.get("ranks", 1), 2) if price else None,
             scaled_from=f"{entry['batch_size']}×{entry['max_length']} on {entry['card']}"
             + ("" if way == "stock" else f", XTuner's own step, not {way}" if cost["at_most"] else f", {way}"),

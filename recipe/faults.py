@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
-from . import config, cost
-from .stages import Run, gpus, nvidia_smi
+from . import config, cost, hardware
+from .stages import Run, gpus
 
 # The exception lines of a traceback, and our hooks' own.
 ERROR = re.compile(r"(?m)^(?:\[rank\d+\]: ?)?((?:[\w.]*(?:Error|Exception|Interrupt|Fault)\b).*)$")
@@ -58,9 +58,12 @@ def _own(found: Any, run: Run, planned: Dict[str, Any]) -> str:
 
 
 def _memory(found: Any, run: Run, planned: Dict[str, Any]) -> str:
-    """CUDA out of memory: what fits by measurement, as overrides; what else holds the card."""
+    """The GPU is out of memory: what fits by measurement, as overrides; what else holds the card."""
+    said = "CUDA out of memory" if "OutOfMemoryError" in found[0] else found[0]
+    if not planned:  # on machines other than the first
+        return f"This machine's GPU does not hold an iteration ({said}): a smaller train.batch_size takes less."
     batch, length = planned["batch_size"], planned["max_length"]
-    what = f"The GPU's memory does not hold {batch} × {length} tokens an iteration (CUDA out of memory)."
+    what = f"The GPU's memory does not hold {batch} × {length} tokens an iteration ({said})."
     cards = gpus()
     if not cards:
         return f"{what} Smaller: {_smaller(batch, length, planned)[0][1]}."
@@ -106,9 +109,24 @@ def _smaller(batch: int, length: int, planned: Dict[str, Any]) -> List[Tuple[int
 
 
 def _others() -> int:
-    """MiB of GPU memory that are held now: the trainer has ended, so they are others'."""
-    rows = nvidia_smi("memory.used")
-    return int(rows[0][0]) if rows and rows[0][0].isdigit() else 0
+    """MiB of the first card that are held now: the trainer has ended, so they are others'."""
+    cards = hardware.visible(hardware.query()[0])
+    return hardware.memory_used(cards[0]) if cards else 0
+
+
+def _no_kernel(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    card = next((f"{card['name']}, capability {card['capability']}" for card in gpus()), "the card")
+    return (
+        f"This environment's binaries have no code for {card} ({found[0]}). just doctor names the variant that serves "
+        f"it: VARIANT=cu13 for RTX 50 and B200, VARIANT=cu118 for cards before the T4."
+    )
+
+
+def _not_recorded(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    return (
+        f"The fast step could not be recorded as a CUDA graph ({found[0]}). train.speed=stock trains without a "
+        f"recording; please report it with the log."
+    )
 
 
 def _lost(found: Any, run: Run, planned: Dict[str, Any]) -> str:
@@ -122,7 +140,7 @@ def _xid(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     code = int(found[1])
     return (
         f"The driver reported Xid {code}: {XIDS.get(code, 'a fault of the GPU')}. On a rented machine take another "
-        f"instance; the checkpoint can be carried with the output folder."
+        f"instance and take the output folder along."
     )
 
 
@@ -182,7 +200,18 @@ def _undetermined(found: Any, run: Run, planned: Dict[str, Any]) -> str:
 
 KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
     (r"(?m)^(?:\[rank\d+\]: ?)?recipe\.hooks\.Fault: (.*)$", _own),
-    (r"OutOfMemoryError|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED", _memory),
+    # PyTorch's own words, the CUDA runtime's, bitsandbytes' and NCCL's; cuBLAS cannot start where no memory is left.
+    (
+        r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|Error out of memory at line|"
+        r"Cuda failure (?:\d+ )?'out of memory'|CU(?:BLAS|DNN)_STATUS_(?:ALLOC_FAILED|NOT_INITIALIZED)",
+        _memory,
+    ),
+    (r"no kernel image is available for execution on the device", _no_kernel),
+    (
+        r"cudaErrorStreamCapture\w+|operation not permitted when stream is capturing|"
+        r"operation failed due to a previous error during capture",
+        _not_recorded,
+    ),
     (r"NVRM: Xid.*?: (\d+)", _xid),
     (
         r"Failed to initialize NVML[^\n]*|GPU is lost|has fallen off the bus|CUDA error: (?:unspecified launch failure|"

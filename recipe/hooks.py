@@ -24,6 +24,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.visualization import WandbVisBackend
 from xtuner.engine.hooks import EvaluateChatHook
 
+from . import hardware
 from .data import IMAGE
 from .faults import GONE
 from .ranks import BEAT
@@ -143,11 +144,10 @@ class Checkpoint(CheckpointHook):
             getattr(p, "ds_numel", p.numel()) for p in runner.model.parameters() if p.requires_grad
         )
         free = shutil.disk_usage(str(folder)).free
-        kept = "The last whole checkpoint is kept; free some, and the same command goes on from it."
         if free < 1.05 * wanted:
             raise Fault(
                 f"The disk is full at iteration {step}: a checkpoint takes {_size(wanted)}, {_size(free)} are free in "
-                f"{folder}. {kept}"
+                f"{folder}. Free some."
             )
         if is_main_process():
             remove(part)
@@ -164,7 +164,7 @@ class Checkpoint(CheckpointHook):
             remove(part)
             if re.search(GONE, str(error)):  # DeepSpeed's ranks wait for each other here
                 raise
-            raise Fault(f"The checkpoint of iteration {step} could not be written to {folder}: {error}. {kept}")
+            raise Fault(f"The checkpoint of iteration {step} could not be written to {folder}: {error}.")
         barrier()
         if not is_main_process():
             return
@@ -325,7 +325,7 @@ class Guard(Hook):
         rate = max(max(values) for values in runner.optim_wrapper.get_lr().values())
         causes = []
         if _kind(runner) == "fp16":
-            has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            has_bf16 = hardware.has_bf16()
             causes.append(
                 "fp16 overflows above 65504, and this card has bf16: train.dtype=bf16"
                 if has_bf16
@@ -336,8 +336,8 @@ class Guard(Hook):
         rows = rows_of(runner, batch)
         causes.append(f"these rows hold something odd: {rows}" if rows else "a row holds something odd")
         return (
-            f"{what} at iteration {runner.iter + 1} of {runner.max_iters}. Likely: {'; or '.join(causes)}. The "
-            f"checkpoint before it is kept; train.guard=false goes on regardless."
+            f"{what} at iteration {runner.iter + 1} of {runner.max_iters}. Likely: {'; or '.join(causes)}. "
+            f"train.guard=false goes on regardless."
         )
 
 
@@ -375,6 +375,9 @@ def _gradient_norm(runner: Any) -> Optional[float]:
         return None
     engine = getattr(runner.model, "model", None)
     if hasattr(engine, "get_global_grad_norm"):
+        # DeepSpeed skips an update that overflows, and leaves the norm of the one before it, or 0.
+        if getattr(engine.optimizer, "overflow", False):
+            return math.inf
         norm = engine.get_global_grad_norm()
         return None if norm is None else float(norm)
     log = runner.message_hub.log_scalars.get("train/grad_norm")

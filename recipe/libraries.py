@@ -16,6 +16,8 @@ def load() -> None:
     this small and garble logs.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # transformers says it of every model class, whenever the class is first imported, where PyTorch is 2.2 or newer.
+    warnings.filterwarnings("ignore", message=".*_register_pytree_node", category=FutureWarning)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import bitsandbytes  # noqa: F401

@@ -66,6 +66,7 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
         ),
         ("learning rate", f"{rate}, warm-up {p['warmup_iterations']} iterations"),
         ("", curve(p["lr_trace"], p["lr_configured"])),
+        *([("computed in", p["dtype"])] if "dtype" in p else []),
         ("evaluation at", listed(p["evaluations"])),
         ("checkpoints at", f"{listed(p['checkpoints'])}; the last {p['checkpoints_kept']} are kept"),
     ]
@@ -77,9 +78,7 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
     lines += [("[bold]cost of the 7B model[/]", ""), ("card", cost["card"])]
     several = f" on each of {here}, where they share at best" if here != "1" else ""
     if cost["seconds"] is None:
-        lines.append(
-            ("time, GPU memory", "this card was never measured; plan.card='RTX 3090' reckons for a measured one")
-        )
+        lines.append(("time", "this card was never measured; plan.card='RTX 3090' estimates for a measured one"))
     else:
         lines.append(
             (
@@ -88,8 +87,8 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
                 + (f", {cost['price']:.2f} at its price" if cost["price"] else ""),
             )
         )
-        lines.append(("GPU memory", f"{cost['memory_mib']:,} MiB"))
         lines.append(("measured", f"{cost['scaled_from']}: {cost['source']}"))
+    lines.append(("GPU memory", f"{cost['memory_mib']:,} MiB"))
     if cost.get("answers"):
         lines.append(
             ("questions", f"up to {cost['answers_seconds']} s beside them ({cost['answers']:,} tokens, on an H100)")

@@ -206,6 +206,7 @@ def reads(run: Run) -> Dict[str, Any]:
         **({"eyes": model.visual_facts(run) / "config.json"} if families.pictures(run.settings) else {}),
         "force": run.force,
         "speed": config.speed(run.settings),
+        "dtype": config.training_dtype(run.settings),
         "bench": cost.BENCH,
         "code": Path(__file__),
     }
@@ -365,6 +366,7 @@ def make(
         "checkpoints": events(every, iterations, also=(iterations,)),
         "checkpoints_kept": cfg.save_total_limit,
         "way": config.way(run.settings, cfg.batch_size * cfg.max_length),
+        "dtype": config.training_dtype(run.settings),
     }
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
     within = events(every, iterations, events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations))
@@ -374,7 +376,7 @@ def make(
         asked = answers(cfg, within, iterations, config.hooked(train))
         figures["cost"] = cost.estimate(figures, run.settings.plan.card, run.settings.plan.price_per_hour, asked)
     figures["refusals"] = refusals(figures, cfg, crash, engine)
-    figures["warnings"] = warnings(figures)
+    figures["warnings"] = warnings(figures) + of_type(run.settings)
     return figures
 
 
@@ -397,6 +399,17 @@ def by_gpus(packs: int, cfg: Any, together: int, deepspeed: bool, by_length: boo
         iterations = iterations_per_epoch(packs, each[0], number, kept) * cfg.max_epochs
         table[str(number)] = {"iterations": iterations, "updates": updates(iterations, each[1], deepspeed)}
     return table
+
+
+def of_type(settings: settings.Settings) -> List[str]:
+    """A warning where another type trains than the recipe names."""
+    named, trains = config.dtype(settings), config.training_dtype(settings)
+    if named == trains:
+        return []
+    return [
+        f"Training is in {trains}, not in the recipe's {named}: XTuner fills DeepSpeed's \"auto\" with what PyTorch "
+        f"supports on the card."
+    ]
 
 
 def warnings(plan: Dict[str, Any]) -> List[str]:

@@ -9,6 +9,7 @@ left as it is, byte for byte.
 import ast
 import difflib
 import functools
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -48,6 +49,32 @@ def deepspeed_config(name: str) -> Path:
     if name not in paths:
         raise InputWrong(f"train.deepspeed: no file and no XTuner name: {name!r}. Names: {', '.join(sorted(paths))}.")
     return paths[name]
+
+
+def deepspeed_text(name: str, kind: str) -> str:
+    """The DeepSpeed file `name` with fp16, bf16 or fp32 (`kind`) in place of its "auto"; as it is where `kind` is "".
+
+    XTuner's `overlap_comm` is off in ZeRO-1 and 2: DeepSpeed 0.14.0 and 0.18.9 may overwrite gradients that are still
+    being summed (its pull requests 5606 and 7965). Raises InputWrong for a file that names another type.
+    """
+    path = deepspeed_config(name)
+    text = path.read_text(encoding="utf-8")
+    if not kind:
+        return text
+    try:
+        found = json.loads(text)
+        for one in ("fp16", "bf16"):
+            section = found.setdefault(one, {})
+            if section.get("enabled", "auto") not in ("auto", one == kind):
+                other = f"{one} {'on' if section['enabled'] else 'off'}"
+                raise InputWrong(f"train.deepspeed: {path} has {other}, the recipe trains in {kind}: make them equal.")
+            section["enabled"] = one == kind
+        zero = found.get("zero_optimization", {})
+        if path.parent == folder() / "deepspeed" and zero["stage"] < 3:
+            zero["overlap_comm"] = False
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputWrong(f"train.deepspeed: {path} is no DeepSpeed configuration: {error}.")
+    return json.dumps(found, indent=2) + "\n"
 
 
 class _Text:

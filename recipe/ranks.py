@@ -9,8 +9,9 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
+from . import hardware
 from .errors import HostLacks, InputWrong
 from .settings import Settings
 from .stages import gpus
@@ -52,24 +53,6 @@ def shared(settings: Settings, batch: int, accumulation: int) -> Tuple[int, int]
             f"train.accumulative_counts={ranks}."
         )
     return found
-
-
-def visible() -> List[Dict[str, Any]]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves of those that answer. CUDA stops at the first name it does not know."""
-    found = gpus()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if names is None:
-        return found
-    chosen = []
-    for name in names.split(","):
-        name = name.strip()
-        if name.isdigit() and int(name) < len(found):
-            chosen.append(found[int(name)])
-        elif name.startswith(("GPU-", "MIG-")) and found:
-            chosen.append(found[0])  # which one it is only the driver knows
-        else:
-            break
-    return chosen
 
 
 def node(settings: Settings) -> Optional[Node]:
@@ -130,9 +113,10 @@ def launcher(settings: Settings) -> List[str]:
 
 def enough(settings: Settings) -> None:
     """Raise HostLacks if this machine has fewer GPUs than the recipe asks for."""
-    found = visible()
+    found = gpus()
     if len(found) < settings.gpus:
-        hidden = f" (of {len(gpus())}; CUDA_VISIBLE_DEVICES hides the rest)" if len(gpus()) > len(found) else ""
+        rest = len(hardware.query()[0])
+        hidden = f" (of {rest}; CUDA_VISIBLE_DEVICES or MIG hides the rest)" if rest > len(found) else ""
         here = f"{len(found)} can be used here{hidden}"
         raise HostLacks(f"gpus={settings.gpus}: {here}. gpus={len(found) or 1} learns the same, in more time.")
 

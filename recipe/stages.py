@@ -16,7 +16,6 @@ import re
 import resource
 import shlex
 import shutil
-import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from . import hardware
 from .errors import HostLacks, InputWrong, RunFailed
 from .settings import Settings, differences, load
 
@@ -390,29 +390,24 @@ def versions() -> Dict[str, Optional[str]]:
 
 
 def gpus() -> List[Dict[str, Any]]:
-    """The NVIDIA GPUs that answer: name, memory in MiB, driver, compute capability ("8.6"). [] if none."""
-    rows = nvidia_smi("name,memory.total,driver_version,compute_cap")
-    if rows is None:  # drivers before 510 do not know the last field
-        import torch
+    """The NVIDIA GPUs that CUDA shows to this process, in its order: name, memory in MiB, driver, compute capability
+    ("8.6"). [] if none. What nvidia-smi does not report (older drivers, memory shared with the CPU) PyTorch does.
+    """
+    found = []
+    for number, card in enumerate(hardware.visible(hardware.query()[0])):
+        capability, total = card.capability, card.total
+        if capability is None or total is None:
+            import torch
 
-        rows = nvidia_smi("name,memory.total,driver_version") or []
-        rows = [[*row, "{}.{}".format(*torch.cuda.get_device_capability(n))] for n, row in enumerate(rows)]
-    return [dict(name=r[0], memory_mib=int(r[1]), driver=r[2], capability=r[3]) for r in rows]
-
-
-def nvidia_smi(fields: str) -> Optional[List[List[str]]]:
-    """A row for each GPU; [] if there is none, None if this nvidia-smi does not know one of the fields."""
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=20,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    if answer.returncode == 2:
-        return None
-    rows = [[part.strip() for part in line.split(",")] for line in answer.stdout.splitlines()]
-    return [row for row in rows if not answer.returncode and len(row) == len(fields.split(","))]
+            try:
+                told = torch.cuda.get_device_properties(number)
+            except (RuntimeError, AssertionError):  # PyTorch cannot use the card
+                continue
+            capability = capability or (told.major, told.minor)
+            total = told.total_memory >> 20 if total is None else total
+        version = "{}.{}".format(*capability)
+        found.append(dict(name=card.name, memory_mib=total, driver=card.driver, capability=version))
+    return found
 
 
 def host() -> Dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import config, families, libraries, model
+from . import config, families, hardware, libraries, model
 from .data import IMAGE
 from .errors import HostLacks, InputWrong, RecipeError
 from .stages import Run
@@ -131,7 +131,7 @@ def precision(place: Path) -> str:
     if needed + ROOM <= free:
         if stored == "float32":
             return "fp32"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if hardware.has_bf16() else "fp16"
     if FOUR_BITS * needed + ROOM <= free:
         return "nf4"
     least = (FOUR_BITS * needed + ROOM) / 1e9
@@ -162,7 +162,7 @@ class Talker:
 
         self.kind = kind or precision(place)
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
-        narrow = torch.bfloat16 if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else torch.float16
+        narrow = torch.bfloat16 if not torch.cuda.is_available() or hardware.has_bf16() else torch.float16
         types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "nf4": narrow}
         more: Dict[str, Any] = {}
         if self.kind == "nf4":

@@ -22,15 +22,16 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import config, families, faults, llava, loggers, model, preset, ranks, tensor_files
+from . import config, families, faults, llava, loggers, model, ranks, tensor_files
 from .errors import HostLacks, RunFailed, Stopped
-from .stages import Run, below, gpus, key_of
+from .stages import Run, below, gpus, key_of, write_text
 
 # mmengine's log line: Iter(train) [10/51]  lr: 1.8763e-09  eta: 0:00:49  time: 1.2010  …  loss: 2.0068
 LINE = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?\blr: ([-+.\deE]+).*?\bloss: ([-+.\deE]+|nan|inf)")
 # What we call what mmengine logs, in such a line and in scalars.json: seconds an iteration, MiB of GPU memory
 NAMES = {"lr": "lr", "loss": "loss", "time": "seconds", "grad_norm": "grad_norm", "memory": "memory_mb"}
 BEAT = re.compile(ranks.BEAT.format(r"(\d+)", r"(\d+)"))
+DEEPSPEED = "deepspeed.json"  # beside the checkpoints: what DeepSpeed is given
 NAME = re.compile(r"iter_(\d+)(?:\.pth)?$")
 SAVED = "Stopped by SIGTERM, saved: iteration "  # hooks.Checkpoint says it, with the iteration or "none"
 WENT = "Seconds: "  # hooks.Clock says it, with what took how many
@@ -43,9 +44,10 @@ def preflight(run: Run) -> None:
     loggers.preflight(run)
     kind = config.dtype(run.settings)
     if kind != "fp32" and not gpus():
+        hidden = ", or CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
         raise HostLacks(
             f"Recipe {run.name} trains in {kind} ({families.method(run.settings)}) and needs an NVIDIA GPU; nvidia-smi "
-            f"finds none. Without a GPU `just demo` runs everything on a tiny model."
+            f"finds none{hidden}. Without a GPU `just demo` runs everything on a tiny model."
         )
     if kind != "fp32" or run.settings.gpus > 1:
         ranks.enough(run.settings)
@@ -150,7 +152,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "config": config.without_places(run.config.read_text(encoding="utf-8")),
         "dataset": run.dataset,
         "model": model.fingerprint(place) if place.is_dir() else "absent",
-        "deepspeed": config.deepspeed(run.settings),
+        "deepspeed": config.deepspeed_text(run.settings),
         "seed": seed,
         # A checkpoint has a part for each rank and goes on with as many.
         **({"ranks": ranks.count(run.settings)} if ranks.count(run.settings) > 1 else {}),
@@ -226,9 +228,8 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
     words += [run.shown(run.config), "--work-dir", run.shown(place)]
     if ranks.count(run.settings) > 1:
         words += ["--launcher", "pytorch"]
-    engine = config.deepspeed(run.settings)
-    if engine:
-        words += ["--deepspeed", str(preset.deepspeed_config(engine))]
+    if config.deepspeed(run.settings):
+        words += ["--deepspeed", run.shown(place / DEEPSPEED)]
     if start is not None:
         words += ["--resume", run.shown(start)]
     elif run.settings.train.seed is None:
@@ -270,6 +271,8 @@ def _die_with_parent() -> None:
 
 def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:
     words = command(run, place, start, planned["seed"])
+    if config.deepspeed(run.settings):
+        write_text(place / DEEPSPEED, config.deepspeed_text(run.settings))
     total, tokens = planned["iterations"], planned["tokens_kept"] / planned["iterations_per_epoch"]
     run.tell(log=str(log.relative_to(run.folder)))
     wrong: List[int] = []
@@ -284,7 +287,10 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
                 show(int(step[1]), logged(line)[int(step[1])])
             return bool(wrong)
 
-        code, asked, faulted = _started(run, words, log, look)
+        try:
+            code, asked, faulted = _started(run, words, log, look)
+        except RunFailed as error:
+            raise RunFailed(f"{error} {_kept(place)}")
     if wrong:
         raise RunFailed(
             f"The trainer is going to make {wrong[0]} iterations, the plan says {total}: stopped at "
@@ -297,7 +303,7 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
             kept = f"The checkpoint of iteration {done} of {total} is kept" if at else "There is no checkpoint yet"
             raise Stopped(f"Stopped as asked (SIGTERM). {kept}: resume by typing the same command.")
     if code:
-        raise _failed(run, code, log, planned, faulted)
+        raise RunFailed(f"{_failed(run, code, log, planned, faulted)} {_kept(place)}")
 
 
 def join(run: Run) -> str:
@@ -330,7 +336,7 @@ def join(run: Run) -> str:
     if asked:
         raise Stopped(f"Stopped as asked (SIGTERM) at {reached}: resume by typing the same command on all machines.")
     if code:
-        raise _failed(run, code, log, {}, faulted)
+        raise RunFailed(_failed(run, code, log, {}, faulted))
     return f"Ended at {reached}. What became of it is said by {here.address}, which also makes the adapter."
 
 
@@ -352,13 +358,18 @@ def _opens(run: Run, here: ranks.Node) -> bool:
     )
 
 
-def _failed(run: Run, code: int, log: Path, planned: Dict[str, Any], faulted: Tuple[bool, List[str]]) -> RunFailed:
+def _failed(run: Run, code: int, log: Path, planned: Dict[str, Any], faulted: Tuple[bool, List[str]]) -> str:
     oom_killed, xids = faulted
     said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2] + "".join(f"{x}\n" for x in xids)
-    return RunFailed(
-        f"{faults.explain(code, said, run, planned, oom_killed)} Full log: {run.shown(log)}. "
-        f"Checkpoints are kept; the same command goes on from the last one."
-    )
+    return f"{faults.explain(code, said, run, planned, oom_killed)} Full log: {run.shown(log)}."
+
+
+def _kept(place: Path) -> str:
+    """Where the same command goes on."""
+    at = last_checkpoint(place)
+    if at is None:
+        return "There is no checkpoint yet: the same command starts from the beginning."
+    return f"The checkpoint of iteration {iteration_of(at)} is kept; the same command goes on from it."
 
 
 def _started(
@@ -444,8 +455,8 @@ def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterat
                 child.kill()
                 raise RunFailed(
                     f"The trainer has said nothing for {patience / 60:.3g} minutes and was ended: a hung GPU, a lost "
-                    f"disk or, on several GPUs or machines, ranks that wait for each other. Checkpoints are kept, the "
-                    f"same command goes on from the last one; train.timeout={patience / 30:.3g} waits twice as long."
+                    f"disk or, on several GPUs or machines, ranks that wait for each other. "
+                    f"train.timeout={patience / 30:.3g} waits twice as long."
                 )
             continue
         if line is None:

@@ -28,7 +28,10 @@ WORDS = (
 )
 ZERO2 = "train.deepspeed=deepspeed_zero2"
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-STUB = '#!/bin/sh\nfor card in 0 1; do echo "Stub, 24576, 550.54.14, 8.6"; done\n'  # an nvidia-smi with two cards
+# An nvidia-smi with two cards.
+STUB = """#!/bin/sh
+for card in 0 1; do echo "$card, GPU-$card, Stub, 24576, 24000, 550.54.14, Default, [N/A], 8.6"; done
+"""
 
 
 def environment(folder: Path, **more: str) -> Dict[str, str]:

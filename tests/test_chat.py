@@ -230,7 +230,7 @@ def test_precision_by_what_fits(run, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for free, new, kind in ((24e9, True, "bf16"), (24e9, False, "fp16"), (16e9, True, "nf4"), (8e9, True, "nf4")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (int(free), 0))
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda new=new: new)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda new=new: (8, 0) if new else (7, 5))
         assert talker.precision(tmp_path) == kind
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(6e9), 0))
     with pytest.raises(talker.HostLacks, match=r"even in 4 bits, and 6\.0 GB are free"):

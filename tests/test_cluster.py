@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT, recipe, refused
 
-from recipe import cluster, plan, ranks, settings, stages
+from recipe import cluster, hardware, plan, ranks, settings, stages
 from recipe.errors import HostLacks, InputWrong
 
 WORDS = ("nodes=2", "gpus=8", "train.accumulative_counts=16")
@@ -190,18 +190,18 @@ def test_every_pack_is_seen_by_some_rank():
         assert len(seen) - packs == -packs % together
 
 
-CARD = {"name": "x", "memory_mib": 1, "driver": "1", "capability": "8.0"}
+UUIDS = ("GPU-12ab", "GPU-34cd", "GPU-5", "GPU-6")
 
 
 @pytest.mark.parametrize(
-    ("names", "usable"), [(None, 4), ("", 0), ("0,1", 2), ("2", 1), ("0,7,1", 1), ("GPU-12ab,GPU-34cd", 2), ("-1", 0)]
+    ("names", "usable"), [(None, 4), ("", 0), ("0,1", 2), ("2", 1), ("0,7,1", 1), ("GPU-12,GPU-34", 2), ("-1", 0)]
 )
 def test_cards_that_are_hidden_do_not_count(monkeypatch, names, usable):
-    monkeypatch.setattr(ranks, "gpus", lambda: [CARD] * 4)
+    cards = [hardware.Card([str(n), uuid, "x", "1", "1", "1", "", "", "8.0"]) for n, uuid in enumerate(UUIDS)]
+    monkeypatch.setattr(hardware, "query", lambda: (cards, None))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if names is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
-    assert len(ranks.visible()) == usable
     wanted = settings.load("coach", [f"gpus={usable + 1}"])[1]
     with pytest.raises(HostLacks, match=f"gpus={usable + 1}: {usable} can be used here"):
         ranks.enough(wanted)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -36,6 +37,7 @@ RTX_4090 = ("NVIDIA GeForce RTX 4090", 24564, 24207, "525.105.17", "8.9")
 A100 = ("NVIDIA A100-SXM4-80GB", 81920, 81226, "525.60.13", "8.0")
 L4 = ("NVIDIA L4", 23034, 22565, "535.216.01", "8.9")
 RTX_5090 = ("NVIDIA GeForce RTX 5090", 32607, 32110, "570.133.07", "12.0")
+H200 = ("NVIDIA H200", 143771, 143155, "580.159.04", "9.0")
 B200 = ("NVIDIA B200", 183359, 182640, "580.126.09", "10.0")
 
 
@@ -46,6 +48,7 @@ def nvidia_smi(*cards, mode="Default", mig="[N/A]", listed="", processes=""):
         row = {
             "index": str(number), "uuid": f"GPU-0000000{number}-aaaa", "name": name, "memory.total": str(total),
             "memory.free": str(free), "driver_version": driver, "compute_mode": mode, "compute_cap": capability,
+            "memory.used": str(total - free) if str(total).isdigit() else "[N/A]",
             "mig.mode.current": mig if driver > "450" else None,
         }  # fmt: skip
         rows.append({key: value for key, value in row.items() if value is not None})
@@ -53,7 +56,9 @@ def nvidia_smi(*cards, mode="Default", mig="[N/A]", listed="", processes=""):
 import sys
 rows, listed, processes = {rows!r}, {listed!r}, {processes!r}
 for word in sys.argv[1:]:
-    if word == "-L":
+    if word.startswith("--id="):
+        rows = [row for row in rows if row["index"] == word[5:]]
+    elif word == "-L":
         print(listed or "\\n".join("GPU %(index)s: %(name)s (UUID: %(uuid)s)" % row for row in rows))
     elif word.startswith("--query-compute-apps="):
         print(processes)
@@ -141,6 +146,10 @@ case $1 in
 {_images_and_run(images, run)}"""
 
 
+# Of the recipe's code, what the doctor reads.
+READ = [ROOT / "recipe" / f"{name}.py" for name in ("cost", "hardware", "__init__")]
+
+
 class Machine:
     """A machine of the test's own: programs on its PATH, files of its system, variables of its shell."""
 
@@ -225,7 +234,7 @@ def clone_for_the_doctor(clone):
     """Puts the doctor and what it reads into a clone of its own."""
     shutil.copytree(str(ROOT / "docker"), str(clone / "docker"))
     (clone / "recipe").mkdir()
-    for path in [*(ROOT / "recipe").glob("*.toml"), ROOT / "recipe/cost.py", ROOT / "recipe/__init__.py"]:
+    for path in [*(ROOT / "recipe").glob("*.toml"), *READ]:
         shutil.copy(str(path), str(clone / "recipe"))
     return clone
 
@@ -295,13 +304,27 @@ def test_cards_and_drivers(machine, card, variant, gpu, memory, words):
         assert lines["gpu"]["remedy"]
 
 
-def test_the_need_is_what_the_plan_reckons(machine):
-    """10,580 MiB were measured on an RTX 3090 with 2 × 512; more tokens take more, the fast way takes less."""
+def test_the_need_is_what_the_plan_reckons(machine, monkeypatch):
+    """10,580 MiB were measured on an RTX 3090 with 2 × 512; more tokens take more; coach's way is the plan's."""
     machine.has(nvidia_smi=nvidia_smi(RTX_3090))
     told(machine.doctor("train.speed=stock")[0]["gpu memory"], "ok", "10,580")
-    from recipe import cost
+    from recipe import config, cost, settings
 
-    told(machine.doctor()[0]["gpu memory"], "ok", f"{cost.memory_mib(1024, 'RTX 3090', 'fast'):,}")
+    # Nothing is recomputed where the card has room for it; a card that was never measured is no exception.
+    for card in (RTX_3060, RTX_3090, H200):
+        machine.has(nvidia_smi=nvidia_smi(card))
+        monkeypatch.setenv("PATH", str(machine.programs))
+        for words in ((), ("train.checkpointing=true",), ("train.batch_size=4", "train.max_length=2048")):
+            chosen = settings.load("coach", list(words))[1]
+            batch, length = config.sequences(chosen)
+            plan = {"batch_size": batch, "max_length": length, "iterations": 1}
+            plan["way"] = config.way(chosen, batch * length)
+            planned = cost.estimate(plan, "", 0)
+            assert planned["card"] == card[0]
+            line = machine.doctor("coach", *words, TORCH="cu118")[0]["gpu memory"]
+            assert f"takes about {planned['memory_mib']:,}," in line["found"], (card, words, plan["way"])
+    assert plan["way"] == "kept"
+    machine.has(nvidia_smi=nvidia_smi(RTX_3090))
 
     more = cost.estimate({"batch_size": 8, "max_length": 4096, "iterations": 1}, "NVIDIA GeForce RTX 3090", 0)
     lines, _ = machine.doctor("coach", "train.speed=stock", "train.batch_size=8", "train.max_length=4096")
@@ -385,7 +408,7 @@ def test_mig(machine):
     listed = "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6)\n"
     card = ("NVIDIA A100-SXM4-40GB", 40960, 40536, "525.60.13", "8.0")
     machine.has(nvidia_smi=nvidia_smi(card, mig="Enabled", listed=listed))
-    told(machine.doctor()[0]["gpu memory"], "stop", "no instance", "-mig 0")
+    told(machine.doctor()[0]["gpu"], "stop", "no instance", "-mig 0")
     listed += (
         "  MIG 1g.5gb      Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)\n"
         "  MIG 3g.20gb     Device  1: (UUID: MIG-e07a497d-1bb6-5a42-b670-1c33bf55ab6e)\n"
@@ -427,16 +450,26 @@ def test_several_cards(machine):
 
 
 def test_training_finds_the_card_of_an_older_driver_too(machine, monkeypatch):
-    """Its nvidia-smi knows no compute_cap: the stages ask PyTorch."""
+    """Its nvidia-smi knows no compute_cap: the name tells it, else PyTorch, which also knows the memory of a card that
+    shares the CPU's.
+    """
     import torch
 
     from recipe import stages
 
     machine.has(nvidia_smi=nvidia_smi(("NVIDIA GeForce RTX 3090", 24268, 24000, "470.182.03", None)))
     monkeypatch.setenv("PATH", str(machine.programs))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
     card = {"name": "NVIDIA GeForce RTX 3090", "memory_mib": 24268, "driver": "470.182.03", "capability": "8.6"}
     assert stages.gpus() == [card]
+    machine.has(
+        nvidia_smi=nvidia_smi(("NVIDIA GB10", "[N/A]", "[N/A]", "580.95.05", "12.1"), ("X", 9, 9, "470.1", "[N/A]"))
+    )
+    assert stages.gpus() == []  # PyTorch reaches neither here
+    known = [SimpleNamespace(major=12, minor=1, total_memory=119 << 30), SimpleNamespace(major=8, minor=6)]
+    known[1].total_memory = 1 << 30
+    monkeypatch.setattr(torch.cuda, "get_device_properties", known.__getitem__)
+    assert [(c["memory_mib"], c["capability"]) for c in stages.gpus()] == [(119 << 10, "12.1"), (9, "8.6")]
+    told(machine.doctor()[0]["gpu memory"], "ok", "? MiB", "not known")
     machine.has(nvidia_smi=nvidia_smi(RTX_3090))
     assert stages.gpus()[0]["capability"] == "8.6"
     machine.has(nvidia_smi=fails(MISMATCH, 18))
@@ -914,7 +947,7 @@ def test_without_a_reader_of_toml(machine):
 
 
 def test_its_sources_parse_on_python_37():
-    for path in [*(ROOT / "docker/diagnosis").glob("*.py"), ROOT / "recipe/cost.py", ROOT / "recipe/__init__.py"]:
+    for path in [*(ROOT / "docker/diagnosis").glob("*.py"), *READ]:
         ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 7))
 
 

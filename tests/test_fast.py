@@ -1,9 +1,11 @@
 """The fast way against XTuner's own model: the same loss, the same gradients, the same training; in the trainer too."""
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -246,6 +248,35 @@ def test_the_floor_counts_what_must_be_done():
     assert bench.floor(sizes, ceilings, 5, False) == pytest.approx(2 * 5 * (2 * numbers + 2 * 2560) / 1e9 + 2e-3)
     more = bench.floor(sizes, ceilings, 5, True) - bench.floor(sizes, ceilings, 5, False)
     assert more == pytest.approx(2 * 5 * (numbers - 704 * 256) / 1e9)
+
+
+def test_the_layout_of_weights_is_timed_without_pythons_waiting(monkeypatch):
+    """As a CUDA graph: what is recorded once is replayed, and a replay's time divided. Here the card is made up."""
+    done = []
+
+    class Graph:
+        def replay(self):
+            done.append("replay")
+            time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def record(graph):
+        done.append("record")
+        yield
+        done.append("recorded")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
+    took = bench.recorded(lambda: done.append("work"), 20)
+    assert done[:2] == ["work", "wait"]
+    assert done[2:24] == ["record", *["work"] * 20, "recorded"]
+    assert done[24:] == ["replay"] * (bench.WARM + bench.STEPS)
+    assert 0.001 <= took < 0.005
+    steps = iter([0.0, 9.0, 10.0, 13.0, 20.0, 22.0])  # of a clock: the warm-up, then two steps
+    monkeypatch.setattr(bench, "WARM", 1)
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(steps))
+    assert bench.timed(lambda: None, 2) == [3.0, 2.0]
 
 
 def test_the_trainer_takes_it_saves_it_and_goes_on(tmp_path):

@@ -440,7 +440,9 @@ def test_podmans_gpu_comes_by_cdi(bare, clone, tmp_path):
     assert lacking.returncode == 126
     assert "unresolvable CDI devices" in lacking.stderr
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3090, 24576, 525.60.13, 8.6'\n")
+    tool.write_text(
+        "#!/bin/sh\necho '0, GPU-0, NVIDIA GeForce RTX 3090, 24576, 24000, 525.60.13, Default, [N/A], 8.6'\n"
+    )
     tool.chmod(0o755)
     mount = {"hostPath": str(tool), "containerPath": "/usr/bin/nvidia-smi", "options": ["ro", "bind"]}
     devices = [{"name": "all", "containerEdits": {"mounts": [mount]}}]

@@ -157,7 +157,9 @@ def test_digest_of_a_folder_sees_names_and_contents(tmp_path):
 
 def test_gpus_as_nvidia_smi_tells_them(tmp_path, monkeypatch):
     fake = tmp_path / "nvidia-smi"
-    fake.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3090, 24576, 535.129.03, 8.6'\n")
+    fake.write_text(
+        "#!/bin/sh\necho '0, GPU-0, NVIDIA GeForce RTX 3090, 24576, 24000, 535.129.03, Default, [N/A], 8.6'\n"
+    )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert stages.gpus() == [

@@ -5,7 +5,8 @@ it fetches nothing and changes nothing. Each line is ok, warning or stop, with t
 stop, 2 if the recipe cannot be read.
 
 Limits have one place each: what training takes, recipe/measured.toml through recipe/cost.py; what a recipe asks for,
-its file; which runtime is used, docker/choose-runtime; drivers and cards of a variant, gpu.py.
+its file; which runtime is used, docker/choose-runtime; drivers and cards of a variant, gpu.py;
+which cards CUDA shows, recipe/hardware.py.
 """
 
 import argparse
@@ -16,10 +17,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from engines import check_engines, choose_runtime
-from gpu import check_gpu, chosen, query, selected
+from gpu import check_gpu, chosen
 from lines import JUST, STATUSES, ok, stop, warning
 from machine import CHECKS, Host, check_disk, check_platform, check_system
 from needs import Need, RecipeWrong, recipe
+
+from recipe.hardware import query, visible
 
 
 def examine(need):
@@ -38,7 +41,7 @@ def examine(need):
         engines, engine = check_engines(host, need, choice)
         found["runtime"], found["reason"] = runtime, reason
         found["variant"], gpu = check_gpu(host, need, cards, answer)
-        os.environ["VARIANT"] = chosen(next(iter(selected(cards)), None))  # likewise
+        os.environ["VARIANT"] = chosen(next(iter(visible(cards)), None))  # likewise
         if need.stage and need.trained():
             # What is finished is not done again: the card is needed only if something changed.
             gpu = [line._replace(status="warning") if line.status == "stop" else line for line in gpu]
@@ -77,7 +80,7 @@ def show(found, quiet):
 def main(arguments):
     """Command line; returns the exit code."""
     if arguments == ["--variant"]:
-        print(chosen(next(iter(selected(query()[0])), None)))
+        print(chosen(next(iter(visible(query()[0])), None)))
         return 0
     before = "--before" in arguments
     if before and {"-h", "--help"} & set(arguments):

@@ -7,6 +7,8 @@ from pathlib import Path
 from lines import JUST, ask, dotted, explain, numbers, ok, stop, system, warning
 from needs import cost
 
+from recipe.hardware import BF16_CAPABILITY, visible
+
 # Capabilities: what the binaries of the lock were compiled for. Drivers: on Linux, and in Windows (WSL 2 shows that
 # one), from the tables of the CUDA 11.8 and 13.0 Release Notes: `least` by minor version compatibility, `whole` the
 # toolkit's own, which alone can compile its PTX for cards that are newer than the binaries.
@@ -29,14 +31,6 @@ VARIANTS = {
 PYPI_CAPABILITY = (8, 9)  # PyPI's torch 2.0.0 is a CUDA 11.7 build up to sm_86, which sm_89 runs and sm_90 does not
 # The kernels in bitsandbytes 0.43.0's libbitsandbytes_cuda118*.so: sm_50 … sm_89, and PTX of sm_89 for newer cards.
 FOUR_BIT_CAPABILITY = ((5, 0), (8, 9))
-BF16_CAPABILITY = (8, 0)
-# Drivers before 510 do not tell the capability: the cards of their time, by name. The first match counts.
-CARDS = (
-    (r"K20|K40", (3, 5)), (r"K80", (3, 7)), (r"GTX 750|M10\b", (5, 0)), (r"GTX 9\d\d|M[46]0?\b|TITAN X$", (5, 2)),
-    (r"P100", (6, 0)), (r"GTX 10|Tesla P|TITAN X|Quadro P", (6, 1)), (r"V100|TITAN V|GV100", (7, 0)),
-    (r"T4|RTX 20|GTX 16|TITAN RTX|Quadro [RT]", (7, 5)), (r"A100|A30\b", (8, 0)),
-    (r"\bA(10|10G|40|16|2)\b|RTX 30|RTX A", (8, 6)),
-)  # fmt: skip
 # MiB beside what training allocates: CUDA's context and cuBLAS (676 on an H100), fragmentation (a guess). Its lack is
 # a warning only.
 HEADROOM = 2048
@@ -54,38 +48,6 @@ ERRORS = (
      "restart the container; on the host `sudo dmesg | grep -i xid` tells why, and a reboot brings the card back"),
     (r"Insufficient Permissions", "no right to the card", "look at the rights of /dev/nvidia*"),
 )  # fmt: skip
-
-
-class Card:
-    """One GPU as nvidia-smi tells it; memory in MiB, None where it does not tell."""
-
-    FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "driver_version", "compute_mode")
-    NEWER = ("mig.mode.current", "compute_cap")  # drivers before 450 and before 510 do not know them
-
-    def __init__(self, values):
-        self.index, self.uuid, self.name, total, free, self.driver, self.mode = values[:7]
-        self.total = int(total) if total.isdigit() else None
-        self.free = int(free) if free.isdigit() else self.total
-        newer = dict(zip(self.NEWER, values[7:]))
-        self.mig = newer.get("mig.mode.current") == "Enabled"
-        told = re.match(r"(\d+)\.(\d+)$", newer.get("compute_cap", ""))
-        self.capability = (int(told[1]), int(told[2])) if told else None
-        if told is None:
-            self.capability = next((pair for pattern, pair in CARDS if re.search(pattern, self.name)), None)
-
-    def __str__(self):
-        capability = dotted(self.capability) if self.capability else "unknown"
-        return f"{self.name}, {self.total or '?'} MiB, capability {capability}, driver {self.driver}"
-
-
-def query():
-    """(cards, nvidia-smi's Answer). Older drivers are asked for less."""
-    for fields in (Card.FIELDS + Card.NEWER, Card.FIELDS + Card.NEWER[:1], Card.FIELDS):
-        answer = ask("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
-        if "is not a valid field to query" not in answer.text:
-            break
-    rows = [[part.strip() for part in line.split(",")] for line in answer.text.splitlines()]
-    return [Card(row) for row in rows if answer.code == 0 and len(row) == len(fields)], answer
 
 
 def check_gpu(host, need, cards, answer):
@@ -113,9 +75,13 @@ def _check(host, need, cards, answer):
         if answer.code == 124:
             remedy = "the driver hangs: `sudo dmesg | grep -i xid` tells why; reboot"
         return "", [stop("gpu", f"nvidia-smi fails: {meaning}", remedy or without)]
-    used = selected(cards)[: need.gpus]
+    used = visible(cards)[: need.gpus]
     if not used:
-        value = os.environ["CUDA_VISIBLE_DEVICES"]
+        value = os.environ.get("CUDA_VISIBLE_DEVICES")
+        empty = next((card for card in cards if card.mig and not card.instances), None)
+        if value is None and empty:
+            remedy = f"have one made (nvidia-smi mig -cgi), or switch MIG off: sudo nvidia-smi -i {empty.index} -mig 0"
+            return "", [stop("gpu", f"{empty}: MIG is on and it has no instance: CUDA sees no GPU", remedy)]
         return "", [stop("gpu", f"CUDA_VISIBLE_DEVICES={value!r} names no card", "unset CUDA_VISIBLE_DEVICES")]
     card = used[0]
     variant, line = verdict(card, need, host)
@@ -123,13 +89,13 @@ def _check(host, need, cards, answer):
     if line.status == "stop":
         other = next((one for one in cards if verdict(one, need, host)[1].status != "stop"), None)
         if other:
-            use = f"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={other.index} {JUST} {need.stage or 'train'}"
+            use = f"CUDA_VISIBLE_DEVICES={other.index} {JUST} {need.stage or 'train'}"
             lines = [line._replace(remedy=f"use the other card ({other.name}): {use}")]
     else:
         if card.mode == "Prohibited":
             remedy = f"sudo nvidia-smi -i {card.index} -c DEFAULT"
             lines.append(stop("gpu", "its compute mode is Prohibited: no program may use it", remedy))
-        lines.append(_memory(card, need))
+        lines.append(_memory(card, need, cards))
     for other in used[1:]:
         theirs, line = verdict(other, need, host)
         if variant and theirs and theirs != variant:
@@ -137,11 +103,11 @@ def _check(host, need, cards, answer):
             line = stop("gpu", f"{other}: takes variant {theirs}, and {card.name} {variant}", remedy)
         lines.append(line)
         if lines[-1].status != "stop":
-            lines.append(_memory(other, need))
+            lines.append(_memory(other, need, cards))
     if len(used) < need.gpus:
         found = f"gpus={need.gpus}, and {len(used)} can be used here"
         lines.append(stop("gpu", found, f"gpus={len(used)} learns the same in more time"))
-    rest = [str(one) for one in cards if one not in used]
+    rest = [str(one) for one in cards if one.index not in {card.index for card in used}]
     return variant, lines + [ok("gpu", f"beside it, not used: {'; '.join(rest)}")] * bool(rest)
 
 
@@ -155,23 +121,6 @@ def _has_nvidia_card():
         except OSError:
             continue
     return False
-
-
-def selected(cards):
-    """The cards that training sees, in its order: those that CUDA_VISIBLE_DEVICES names up to one that is not there."""
-    names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if names is None:
-        return cards
-    found = []
-    for name in map(str.strip, names.split(",")):
-        if name.startswith("MIG-"):
-            card = next((card for card in cards if card.mig), None)
-        else:
-            card = next((c for c in cards if name == c.index or (name[:4] == "GPU-" and c.uuid.startswith(name))), None)
-        if card is None:
-            break
-        found.append(card)
-    return found
 
 
 def forced():
@@ -231,24 +180,18 @@ def verdict(card, need, host):
     return variant, ok("gpu", f"{found}: {why}")
 
 
-def _memory(card, need):
-    """The card's memory against what cost.py reckons for the recipe; who else holds it."""
+def _memory(card, need, cards):
+    """The card's memory against what the plan estimates for the recipe; who else holds it."""
     name, total, free, larger = card.name, card.total, card.free, "use a larger card"
     if card.mig:
-        parts = _instances(card)
-        if not parts:
-            remedy = f"have one made (nvidia-smi mig -cgi), or MIG switched off: sudo nvidia-smi -i {card.index} -mig 0"
-            return stop("gpu memory", "MIG is on and the card has no instance: CUDA sees no GPU", remedy)
-        chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-        profile, total, _ = next((part for part in parts if part[2] == chosen), parts[0])
-        name, free = f"{name} MIG {profile}", total
-        largest = max(parts, key=lambda part: part[1])
-        if largest[1] > total:
-            larger = f"use the larger instance: CUDA_VISIBLE_DEVICES={largest[2]}"
+        largest = max((one for whole in cards for one in whole.instances), key=lambda one: one.total)
+        if largest.total > total:
+            larger = f"use the larger instance: CUDA_VISIBLE_DEVICES={largest.uuid}"
     if not need.measured or not need.four_bit or total is None:
         why = "only QLoRA of the 7B model was measured" if need.read else "the recipe was not read"
+        why = "nvidia-smi does not report this card's memory" if total is None else why
         return ok("gpu memory", f"{total or '?'} MiB, {free or '?'} free; what is needed is not known: {why}")
-    way = need.way(total, card.capability)
+    way = need.way(card)
     wanted = cost().memory_mib(need.tokens, name, way)
     shown = f"{name}: {total:,} MiB, {free:,} free; {need.name} takes about {wanted:,}, as the plan reckons"
     merged = round(cost().measurements()["disk"]["merged"] * 1e9 / 2**20)
@@ -267,13 +210,6 @@ def _memory(card, need):
         remedy = "if it runs out: train.batch_size=1 train.accumulative_counts=2 learns the same and takes less"
         return warning("gpu memory", f"{shown}: tight", remedy)
     return ok("gpu memory", shown)
-
-
-def _instances(card):
-    """[(profile, MiB, uuid)] of a card's MIG instances. The profile's gigabytes are rounded: a little less is there."""
-    told = re.findall(rf"(?ms)^GPU {card.index}:.*?(?=^GPU \d|\Z)", ask("nvidia-smi", "-L").text)
-    found = re.findall(r"MIG (\d+\w\.(\d+)gb\S*)\s+Device.*?UUID: (MIG-[^)]+)", told[0] if told else "")
-    return [(profile, int(int(size) * 1e9 / 2**20), uuid) for profile, size, uuid in found]
 
 
 def _holders(card):

@@ -2,17 +2,20 @@
 
 import os
 import re
-import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(ROOT))  # recipe/hardware.py and recipe/cost.py are read here too
+from recipe.hardware import ask  # noqa: E402,F401
+
 CACHE = Path(os.environ.get("RECIPE_CACHE") or ROOT / ".cache")
 JUST = os.environ.get("RECIPE_COMMAND", "just")
 STATUSES = ("ok", "warning", "stop")
 
 Line = namedtuple("Line", "name status found remedy")
-Answer = namedtuple("Answer", "code text")  # code None: no such program; 124: it did not answer in time
 
 
 def ok(name, found):
@@ -43,20 +46,6 @@ def text_of(file):
 def read(path):
     """Text of the system's file `path`."""
     return text_of(system(path))
-
-
-def ask(*words, seconds=15):
-    """Run a command; its exit code and all that it said."""
-    try:
-        done = subprocess.run(
-            [str(word) for word in words],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=seconds,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return Answer(124, f"{words[0]} did not answer in {seconds} s")
-    except OSError as error:
-        return Answer(None, str(error))
-    return Answer(done.returncode, done.stdout.decode("utf-8", "replace").strip())
 
 
 def numbers(version):

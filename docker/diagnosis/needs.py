@@ -9,6 +9,8 @@ from pathlib import Path
 
 from lines import CACHE, ROOT
 
+from recipe.hardware import BF16_CAPABILITY
+
 
 class RecipeWrong(Exception):
     """The recipe's file cannot be found or read."""
@@ -34,10 +36,7 @@ def toml():
 
 def cost():
     """recipe/cost.py, which reads TOML by the name tomli."""
-    sys.dont_write_bytecode = True
     sys.modules.setdefault("tomli", toml())
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     return importlib.import_module("recipe.cost")
 
 
@@ -92,6 +91,8 @@ class Need:
         self.tiny = get("model", "source", "") == "tiny" or (not values and name == "demo")
         self.dtype = get("train", "dtype", "fp16")
         self.speed = get("train", "speed", "stock")
+        given = values.get("train") if isinstance(values.get("train"), dict) else {}
+        self.recomputed = given.get("checkpointing") if isinstance(given.get("checkpointing"), bool) else None
         self.gpu = self.dtype != "fp32" and not self.tiny
         gpus = values.get("gpus", 1)
         self.gpus = gpus if isinstance(gpus, int) and gpus > 0 else 1
@@ -113,13 +114,14 @@ class Need:
         self.fetched = not given and not self.tiny
         self.partly = ROOT / "models" / ".download" / get("model", "source", "modelscope") / identity
 
-    def way(self, total, capability):
-        """As recipe/config.py's `way`, on a card of `total` MiB; what is computed again takes least, so it counts."""
-        if self.speed != "auto":
-            return self.speed if self.speed in ("fast", "small") else "stock"
-        bf16 = self.dtype == "bf16" or (self.dtype == "auto" and (capability or (0, 0)) >= (8, 0))
-        known = self.has_fast and self.alone and bf16
-        return ("small" if total < cost().SMALL else "fast") if known else "stock"
+    def way(self, card):
+        """As recipe/config.py's `way`, on this card."""
+        kind = self.speed if self.speed in ("fast", "small") else "stock"
+        if self.speed == "auto" and self.has_fast and self.alone:
+            bf16 = self.dtype == "bf16" or (self.dtype == "auto" and (card.capability or (0, 0)) >= BF16_CAPABILITY)
+            kind = ("small" if card.total < cost().SMALL else "fast") if bf16 else "stock"
+        kept = cost().fits_kept(self.tokens, card.name, card.total) if self.recomputed is None else not self.recomputed
+        return "kept" if kind == "fast" and kept else kind
 
     def trained(self):
         """Whether training of this recipe came to its end here once: then a GPU may not be needed again."""

@@ -81,6 +81,7 @@ def deepspeed_accelerator(module):
     kind.pin_memory = lambda self, tensor, align_bytes=1: tensor
     kind.is_synchronized_device = lambda self: True  # DeepSpeed's own words for a processor without streams
     kind.Stream = property(lambda self: lambda: None)
+    kind.current_stream = lambda self, device_index=None: None
     for width in ("Byte", "Int", "Long", "Half", "BFloat16", "Float", "Double"):
         setattr(kind, f"{width}Tensor", property(lambda self, name=f"{width}Tensor": getattr(module.torch, name)))
 
