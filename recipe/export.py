@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Set
 
 import click
 
-from . import chat, model, pipeline, talker, to_gguf
+from . import architecture, chat, model, pipeline, talker, to_gguf
 from .errors import HostLacks, InputWrong, RunFailed
 from .settings import Export
 from .stages import Run, Stage, perform
@@ -280,8 +280,7 @@ def vllm(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     words = ["vllm", "serve", run.shown(merged.place), "--served-model-name", merged.name, "--trust-remote-code"]
     words += ["--max-model-len", str(longest)]
     notes = ["In an environment of its own: pip install vllm==0.21.0"]
-    scaling = merged.config.get("rope_scaling") or {}
-    if scaling.get("type", scaling.get("rope_type")) == "dynamic":
+    if architecture.rope_type(architecture.rope(merged.config)[1]) == "dynamic":
         words += ["--hf-overrides", '{"rope_scaling": null}']
         notes.append(
             f"vLLM stretches dynamically scaled positions at every length, the model itself only beyond {longest:,} "
