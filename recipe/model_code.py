@@ -90,6 +90,17 @@ def write(place: Path) -> None:
         _set(place / "tokenizer_config.json", {"auto_map": architecture.TOKENIZER_MAP})
 
 
+def link(place: Path, into: Path) -> None:
+    """A folder of links to an InternLM2's files, with our code in the place of the folder's own."""
+    into.mkdir(parents=True)
+    for path in (one for one in place.iterdir() if one.is_file() and one.suffix != ".py" and one.name[0] != "."):
+        if path.name in ("config.json", "tokenizer_config.json"):
+            shutil.copyfile(str(path), str(into / path.name))
+        else:
+            (into / path.name).symlink_to(path.resolve())
+    write(into)
+
+
 def _set(path: Path, values: Dict[str, Any]) -> None:
     """Set keys of a JSON file; a file that has them already stays as it is."""
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -30,7 +30,6 @@ def other_family(files, **changes):
     return {"config.json": json.dumps(config).encode(), "modeling_internlm2.py": NEWER + files["modeling_internlm2.py"]}
 
 
-
 @pytest.fixture
 def run(tmp_path):
     return stages.Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")

@@ -37,7 +37,8 @@ def todays(files, bomb):
     tokenizer = json.loads(files["tokenizer_config.json"])
     tokenizer["auto_map"] = {
         "AutoTokenizer": [
-            "tokenization_internlm2.InternLM2Tokenizer", "tokenization_internlm2_fast.InternLM2TokenizerFast",
+            "tokenization_internlm2.InternLM2Tokenizer",
+            "tokenization_internlm2_fast.InternLM2TokenizerFast",
         ]  # fmt: skip
     }
     code = {f"{name}.py": (armed + newer).encode() for name in (*architecture.CODE, "tokenization_internlm2_fast")}
@@ -102,9 +103,7 @@ def train(command, server, files, tmp_path, *overrides):
     server.id = settings.load("coach", overrides)[1].model.id
     server.push(files, "master")
     (tmp_path / "data").symlink_to(ROOT / "data")
-    done = recipe(
-        command, "coach", *SMALL, *overrides, "--force", cwd=tmp_path, RECIPE_CACHE=str(tmp_path / "cache")
-    )
+    done = recipe(command, "coach", *SMALL, *overrides, "--force", cwd=tmp_path, RECIPE_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stdout + done.stderr
     base = tmp_path / "models" / server.id
     assert {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()} == files  # beside, untouched
@@ -137,7 +136,9 @@ def test_the_same_logits_and_ids_as_by_the_folders_own_code(run_of_demo, tiny):
     assert type(ours).__module__ == "recipe.tiny.modeling_internlm2"
     tokenizers = [AutoTokenizer.from_pretrained(str(run_of_demo), trust_remote_code=True)]
     tokenizers.append(model_code.load_tokenizer(run_of_demo))
-    ids = [one("<|im_start|>user\n压力很大，怎么办？<|im_end|>\n", return_tensors="pt")["input_ids"] for one in tokenizers]
+    ids = [
+        one("<|im_start|>user\n压力很大，怎么办？<|im_end|>\n", return_tensors="pt")["input_ids"] for one in tokenizers
+    ]
     assert torch.equal(*ids)
     with torch.inference_mode():
         assert torch.equal(theirs(ids[0]).logits, ours(ids[0]).logits)
