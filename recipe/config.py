@@ -1,6 +1,7 @@
 """Renders the XTuner config: the preset's text with the recipe's edits, and nothing else.
 
-The result is an ordinary XTuner config: open it, read it, change it, run it with bare `xtuner train`.
+The result is an ordinary XTuner config: open it, read it, change it, run it with bare `xtuner train` (this clone on
+PYTHONPATH: InternLM2 is loaded with recipe.internlm2's classes).
 """
 
 import json
@@ -179,18 +180,31 @@ def _speed(settings: Settings, tokens: int) -> Dict[str, Optional[str]]:
     return changes
 
 
+def _own_code(found: families.Facts) -> Dict[str, Optional[str]]:
+    """InternLM2's classes of ours in place of the folder's own, which transformers would run."""
+    changes: Dict[str, Optional[str]] = {}
+    for place, name in (("tokenizer", "InternLM2Tokenizer"), (found.llm, "InternLM2ForCausalLM")):
+        changes[f"{place}.type"] = f"{name}.from_pretrained"
+        changes[f"{place}.trust_remote_code"] = None
+    return changes
+
+
 def edits(
-    settings: Settings, model: str, dataset: str, intervals: Dict[str, int], sight: Optional[Dict[str, Any]] = None
-) -> Dict[str, Optional[str]]:
+    settings: Settings, model: str, dataset: str, intervals: Dict[str, int], sight: Optional[Dict[str, Any]] = None,
+    ours: Optional[bool] = None,
+) -> Dict[str, Optional[str]]:  # fmt: skip
     """The recipe's changes to its preset, path → Python source (see `preset.edit`).
 
     `model` and `dataset` are paths as the config shall name them; `intervals` holds evaluation_freq and
-    save_steps in iterations, where the recipe sets them; `sight` what LLaVA's presets name beside (`llava.names`).
+    save_steps in iterations, where the recipe sets them; `sight` what LLaVA's presets name beside (`llava.names`);
+    `ours`: whether our own code loads the model (default: as for the preset's model).
     """
     train, found = settings.train, families.facts(settings.base)
     there = found.names
     place = "llm_name_or_path" if "llm_name_or_path" in there else "pretrained_model_name_or_path"
     changes: Dict[str, Optional[str]] = {place: repr(model)}
+    if families.is_internlm2(settings.base) if ours is None else ours:
+        changes.update(_own_code(found))
     changes.update(_data(settings, found, dataset))
     changes.update({name: repr(value) for name, value in (sight or {}).items()})
     wanted: Dict[str, Any] = {name: getattr(train, name) for name in TOP_LEVEL}
@@ -374,8 +388,9 @@ def _precision(settings: Settings, found: families.Facts) -> Dict[str, Optional[
 
 
 def render(
-    settings: Settings, model: str, dataset: str, intervals: Dict[str, int], sight: Optional[Dict[str, Any]] = None
-) -> str:
+    settings: Settings, model: str, dataset: str, intervals: Dict[str, int], sight: Optional[Dict[str, Any]] = None,
+    ours: Optional[bool] = None,
+) -> str:  # fmt: skip
     """The config's text. Raises InputWrong if the preset has no place for one of the recipe's settings."""
     if settings.train.template and settings.train.template not in families.templates():
         raise InputWrong(
@@ -383,7 +398,7 @@ def render(
             f"{', '.join(families.templates())}."
         )
     try:
-        text = preset.edit(preset.source(settings.base), edits(settings, model, dataset, intervals, sight))
+        text = preset.edit(preset.source(settings.base), edits(settings, model, dataset, intervals, sight, ours))
     except KeyError as error:
         raise InputWrong(f"base = {settings.base!r} does not fit this recipe: {error.args[0]}.")
     for module, name in IMPORTS:
@@ -397,6 +412,7 @@ IMPORTS = (
     ("", "torch"), ("datasets", "load_dataset"), ("peft", "LoraConfig"), ("transformers", "BitsAndBytesConfig"),
     ("xtuner.dataset", "process_hf_dataset"), ("xtuner.dataset.map_fns", "template_map_fn_factory"),
     ("xtuner.utils", "PROMPT_TEMPLATE"),
+    ("recipe.internlm2", "InternLM2ForCausalLM"), ("recipe.internlm2", "InternLM2Tokenizer"),
 )  # fmt: skip
 
 
@@ -444,6 +460,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "speed": _speed(run.settings, 0),
         "plan": run.plan,
         "model": run.shown(model.folder(run)),
+        "own_code": model.has_own_code(run),
         "dataset": run.shown(run.dataset),
         "code": Path(__file__),
         "editor": Path(preset.__file__),
@@ -461,7 +478,8 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
 
     plan = json.loads(run.plan.read_text(encoding="utf-8"))
     sight = llava.names(run) if families.pictures(run.settings) else None
-    text = render(run.settings, run.shown(model.folder(run)), run.shown(run.dataset), plan["intervals"], sight)
+    ours = model.has_own_code(run)
+    text = render(run.settings, run.shown(model.folder(run)), run.shown(run.dataset), plan["intervals"], sight, ours)
     diff = preset.difference(preset.source(run.settings.base), text, f"{run.settings.base}.py", "config.py")
     (out / "config.py").write_text(text, encoding="utf-8")
     (out / "config.diff").write_text(diff, encoding="utf-8")

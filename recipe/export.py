@@ -19,10 +19,10 @@ from typing import Any, Callable, Dict, List, Set
 
 import click
 
-from . import chat, model, pipeline, talker, to_gguf
+from . import architecture, chat, model, model_code, pipeline, talker, to_gguf
 from .errors import HostLacks, InputWrong, RunFailed
 from .settings import Export
-from .stages import Run, Stage, perform
+from .stages import Run, Stage, digest, perform
 
 JUST = os.environ.get("RECIPE_COMMAND", "just")
 # ChatML in Jinja, for model folders that bring no template of their own.
@@ -280,8 +280,7 @@ def vllm(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     words = ["vllm", "serve", run.shown(merged.place), "--served-model-name", merged.name, "--trust-remote-code"]
     words += ["--max-model-len", str(longest)]
     notes = ["In an environment of its own: pip install vllm==0.21.0"]
-    scaling = merged.config.get("rope_scaling") or {}
-    if scaling.get("type", scaling.get("rope_type")) == "dynamic":
+    if architecture.rope_type(architecture.rope(merged.config)[1]) == "dynamic":
         words += ["--hf-overrides", '{"rope_scaling": null}']
         notes.append(
             f"vLLM stretches dynamically scaled positions at every length, the model itself only beyond {longest:,} "
@@ -356,9 +355,13 @@ def ollama(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
 def opencompass(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     """eval.py: merged model and base side by side on two small sets; OpenCompass 0.5.4's classes and data sets.
 
-    Without max_seq_len: with it OpenCompass counts tokens in a way that transformers 4.36 does not know.
+    Without max_seq_len: with it OpenCompass counts tokens in a way that transformers 4.36 does not know. An InternLM2
+    base is named by a folder of links with our code, which runs there; the hub's own may ask for newer libraries.
     """
     base = model.folder(run).resolve()
+    if model_code.is_ours(base):
+        model_code.link(base, place / "base")
+        base = (run.folder / "export" / "opencompass" / "base").resolve()
 
     def entry(name: str, path: Path) -> str:
         return (
@@ -386,7 +389,10 @@ def opencompass(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     notes.append("transformers 4.36.2 because the model's own code is of that time.")
     if not merged.own:
         notes.append("OpenCompass needs a chat_template in tokenizer_config.json; this model has none.")
-    return {"commands": [f"opencompass {config} -w output/opencompass"], "notes": notes}
+    return {
+        "commands": [f"opencompass {config} -w output/opencompass"], "notes": notes,
+        "digests": {"export/opencompass": digest(place / "eval.py")},  # not of the base's weights, to which links lead
+    }  # fmt: skip
 
 
 def vlmevalkit(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:

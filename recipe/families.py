@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from . import preset
+from . import architecture, model_code, preset
 from .errors import InputWrong
 from .settings import Settings
 
@@ -224,14 +224,16 @@ def tokenizer(settings: Settings, place: Path, **more: Any) -> Any:
     """The tokenizer in a model folder as the preset loads it: by its class (Mistral's pre-training takes Llama's slow
     one, which cuts otherwise than the fast one), with its settings (Qwen's end token, ChatGLM's special tokens).
     """
-    import transformers
-
     names = facts(settings.base).names
     own = ("type", "pretrained_model_name_or_path", "trust_remote_code", "padding_side")
     told = {key[len("tokenizer.") :]: value for key, value in names.items() if key.startswith("tokenizer.")}
     more.update({key: ast.literal_eval(value) for key, value in told.items() if key not in own})
-    kind = getattr(transformers, told["type"].split(".")[0])
-    return kind.from_pretrained(str(place), trust_remote_code=True, **more)
+    return model_code.load_tokenizer(place, told["type"].split(".")[0], **more)
+
+
+def is_internlm2(name: str) -> bool:
+    """Whether a preset is made for InternLM2."""
+    return architecture.MODEL_TYPE in facts(name).model.lower()
 
 
 def check(settings: Settings) -> None:

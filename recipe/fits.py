@@ -12,8 +12,9 @@ import json
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Set
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
+from . import architecture
 from .errors import InputWrong
 
 # The chat markers of InternLM2's published vocabulary of 92544; XTuner's template and stop words rest on them.
@@ -167,10 +168,14 @@ def marker_ids(place: Path) -> Dict[str, int]:
 def tokens(place: Path) -> List[str]:
     """What is wrong with the chat markers of an InternLM2 folder, one line each."""
     config = read(place / "config.json")
-    if config.get("model_type") != "internlm2":
+    if not architecture.is_internlm2(config):
         return []
     ids, size = marker_ids(place), config.get("vocab_size")
     wrong = []
+    settings = read(place / "tokenizer_config.json") if (place / "tokenizer_config.json").is_file() else {}
+    for name, ours in (("add_bos_token", True), ("add_eos_token", False)):
+        if settings.get(name, ours) is not ours:
+            wrong.append(f"tokenizer_config.json says {name} = {settings[name]}, and our tokenizer has {ours}")
     for name, number in MARKERS.items():
         if name not in ids:
             wrong.append(f"its tokenizer has no {name}")
@@ -186,36 +191,59 @@ def shapes(place: Path) -> List[str]:
     from safetensors import SafetensorError, safe_open
 
     config = read(place / "config.json")
-    wrong, names = [], set()
+    wrong: List[str] = []
+    found: Dict[str, Optional[Sequence[int]]] = {}
     for path in sorted(place.glob("*.safetensors")):
         try:
             with safe_open(str(path), framework="np") as stored:
-                keys = stored.keys()
-                names.update(keys)
-                for name in keys:
-                    if name.endswith(("tok_embeddings.weight", "embed_tokens.weight")):
-                        found = stored.get_slice(name).get_shape()
-                        asked = [config.get("vocab_size"), config.get("hidden_size")]
-                        if None not in asked and found != asked:
-                            wrong.append(f"{name} is {found}, config.json says {asked}")
+                names = stored.keys()
+                found.update({name: stored.get_slice(name).get_shape() for name in names})
         except (SafetensorError, OSError) as error:
             wrong.append(f"{path.name} is damaged or cut short ({str(error).splitlines()[0]})")
+    if wrong:
+        return wrong
     index = place / "pytorch_model.bin.index.json"
-    if not names and index.is_file():
-        names = set(read(index).get("weight_map", {}))
-    layers = {int(found[1]) for found in (re.search(r"\blayers\.(\d+)\.", name) for name in names) if found}
+    size = None
+    if not found and index.is_file():
+        found, size = indexed(read(index))
+    layers = {int(one[1]) for one in (re.search(r"\blayers\.(\d+)\.", name) for name in found) if one}
     asked = config.get("num_hidden_layers")
     if layers and asked and max(layers) + 1 != asked:
-        wrong.append(f"the weights have {max(layers) + 1} layers, config.json says {asked}")
-    return wrong
+        return [f"the weights have {max(layers) + 1} layers, config.json says {asked}"]
+    if architecture.is_internlm2(config):
+        return architecture.mismatches(config, found, size) if found else []
+    sizes = [config.get("vocab_size"), config.get("hidden_size")]
+    embeddings = {name: shape for name, shape in found.items() if shape and name.endswith("embed_tokens.weight")}
+    return [
+        f"{name} is {shape}, config.json says {sizes}"
+        for name, shape in embeddings.items()
+        if None not in sizes and shape != sizes
+    ]
+
+
+def indexed(index: Any) -> Tuple[Dict[str, Optional[Sequence[int]]], Optional[int]]:
+    """(name → None, bytes of all weights) as an index tells them; no bytes where it does not."""
+    found: Dict[str, Optional[Sequence[int]]] = dict.fromkeys(index.get("weight_map", {}))
+    size = index.get("metadata", {}).get("total_size")
+    return found, int(size) if isinstance(size, (int, float)) else None
 
 
 def check(place: Path, shown: str, remedy: str, weights: bool = True) -> None:
-    """Raise InputWrong, with `remedy` behind it, unless code, tokenizer and (with `weights`) shapes fit."""
+    """Raise InputWrong, with `remedy` behind it, unless code, tokenizer and (with `weights`) shapes fit.
+
+    InternLM2 is loaded with our own code, so its config must be one that this knows; the folder's own is not looked at.
+    """
     config = read(place / "config.json")
     if not isinstance(config, dict):
         raise InputWrong(f"{shown}/config.json is damaged: it holds no table.")
-    lacking = code(place)
+    ours = architecture.is_internlm2(config)
+    unsupported = architecture.unsupported_keys(config) if ours else []
+    if unsupported:
+        raise InputWrong(
+            f"{shown}/config.json asks for what our InternLM2 code does not compute: {'; '.join(unsupported[:4])}. "
+            f"{remedy}".strip()
+        )
+    lacking = [] if ours else code(place)
     if lacking:
         saved = config.get("transformers_version")
         newer = f", and the model was saved with {saved}" if saved else ""

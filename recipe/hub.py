@@ -1,6 +1,7 @@
 """ModelScope and Hugging Face: what a revision holds, and the files themselves, resumed and checked.
 
-What there is (revisions, files, sizes, checksums) is asked through each hub's own client. The bytes are not:
+What there is (revisions, files, sizes, checksums) is asked through each hub's own client, and where its calls fail by
+plain addresses (hub_addresses). The bytes are not:
 modelscope 1.9.5 takes the length of the rest for that of the whole, so a file that was cut never arrives, and a
 command that was stopped loses every unfinished file; huggingface_hub 0.21.4 keeps multiples of 10 MB, and appends
 a whole file to its beginning where a server knows no ranges.
@@ -9,14 +10,16 @@ a whole file to its beginning where a server knows no ranges.
 import contextlib
 import errno
 import hashlib
+import json
 import logging
 import os
 import threading
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
-from urllib.parse import quote
+from urllib.parse import urlsplit
 
+from . import hub_addresses
 from .errors import HostLacks, InputWrong, RecipeError
 from .settings import Model
 
@@ -28,6 +31,9 @@ TRIES = 5  # in a row that brought nothing new
 PARALLEL = 4  # files at a time, as modelscope's own parts
 STACK_DAY = datetime(2024, 3, 18, tzinfo=timezone.utc)  # as in docker/lock.py: packages are of the day before
 BLOCK = 1 << 16  # bytes; of a cut transfer the last block is lost
+HEADER = 1 << 16  # bytes in which the header of a 2 GB shard lies
+
+CLIENT = "its client"  # who asked the hub what it holds
 
 Files = Dict[str, Dict[str, Any]]
 
@@ -39,16 +45,42 @@ def branch(model: Model) -> str:
 
 def resolve(model: Model) -> Dict[str, Any]:
     """What the hub has at the asked revision: source, id, revision, commit, and by path the files' size,
-    sha256 or git (blob id) where the hub states them, and the commit at which to fetch them.
+    sha256 or git (blob id) where the hub states them, and the commit at which to fetch them ("" where it does not
+    state one); `listed_by` says how it was asked.
 
     Raises InputWrong for a model or revision that is not there, HostLacks if the hub cannot be asked.
     """
     with told(model):
-        commit, files = _modelscope(model) if model.source == "modelscope" else _hugging_face(model)
+        try:
+            commit, files = _modelscope(model) if model.source == "modelscope" else _hugging_face(model)
+            listed_by = CLIENT
+        except Exception as error:  # two clients, requests and urllib3 raise as they like
+            if not _may_be_the_client(error):
+                raise
+            found = hub_addresses.resolve(model, branch(model), _headers(model))
+            if found is None:
+                raise
+            listed_by, commit, files = found
+            first = [*_causes(error)][-1]
+            listed_by += f", as the client failed ({type(first).__name__}: {str(first).strip()[:100]})"
     astray = [name for name in files if name.startswith("/") or ".." in name.split("/")]
     if astray:
         raise InputWrong(f"{model.id} holds a file that would lie outside its folder: {astray[0]}. It was not fetched.")
-    return {"source": model.source, "id": model.id, "revision": branch(model), "commit": commit, "files": files}
+    return {
+        "source": model.source, "id": model.id, "revision": branch(model), "commit": commit, "listed_by": listed_by,
+        "files": files,
+    }  # fmt: skip
+
+
+def _may_be_the_client(error: Exception) -> bool:
+    """Whether the hub's plain addresses may answer where its client failed: not without a way to the hub at all."""
+    import requests
+
+    if any(type(cause).__name__ in ("HFValidationError", "InvalidParameter") for cause in _causes(error)):
+        return False
+    if isinstance(error, requests.exceptions.ConnectionError):  # the proxy, the certificate, the name, the port
+        return _status(error) is not None
+    return not isinstance(error, OSError) or isinstance(error, requests.RequestException)
 
 
 def revisions(model: Model) -> List[str]:
@@ -129,19 +161,49 @@ def _hugging_face(model: Model) -> Tuple[str, Files]:
     }
 
 
-def _address(model: Model, name: str, at: str) -> Tuple[str, Dict[str, str]]:
-    """Address and headers with which to ask for a file."""
-    if model.source == "modelscope":
+def _headers(model: Model) -> Dict[str, str]:
+    """Headers with which to ask a hub for a file: who asks, and where somebody is logged in, their token."""
+    if model.source == "huggingface":
+        from huggingface_hub.utils import build_hf_headers
+
+        return dict(build_hf_headers())
+    headers = {}
+    with contextlib.suppress(Exception):  # the client's own files, which another version may have written
         from modelscope.hub.api import ModelScopeConfig
-        from modelscope.hub.file_download import get_file_download_url
 
+        headers["user-agent"] = ModelScopeConfig.get_user_agent()
         cookies = "; ".join(f"{c.name}={c.value}" for c in ModelScopeConfig.get_cookies() or ())
-        headers = {"user-agent": ModelScopeConfig.get_user_agent(), **({"Cookie": cookies} if cookies else {})}
-        return get_file_download_url(model.id, quote(name), at), headers
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+        headers.update({"Cookie": cookies} if cookies else {})
+    return headers
 
-    return hf_hub_url(model.id, name, revision=at, endpoint=os.environ.get("HF_ENDPOINT")), build_hf_headers()
+
+def safetensors_header(model: Model, name: str, file: Dict[str, Any]) -> Dict[str, List[int]]:
+    """Name → shape of the tensors in a safetensors file at the hub, of which no more than its header is fetched."""
+    import requests
+
+    def start(length: int) -> bytes:
+        failure: Exception = OSError(f"{name}: no address")
+        for url in hub_addresses.of_file(model, name, file["at"]):
+            try:
+                return hub_addresses.first_bytes(url, name, file["size"], _headers(model), length)
+            except requests.RequestException as error:
+                failure = error
+                if _status(error) not in hub_addresses.ELSEWHERE:
+                    break
+        raise failure
+
+    with told(model):
+        raw = start(HEADER)
+        length = int.from_bytes(raw[:8], "little")
+        if 8 + length > min(file["size"], 1 << 27):
+            raise InputWrong(f"{name} of {model.id} is no safetensors file: its header does not fit it.")
+        if 8 + length > len(raw):
+            raw = start(8 + length)
+        try:
+            header = json.loads(raw[8 : 8 + length])
+            return {key: list(value["shape"]) for key, value in header.items() if key != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputWrong(f"{name} of {model.id} is no safetensors file: its header cannot be read.")
 
 
 def part_of(place: Path, name: str) -> Path:
@@ -197,7 +259,7 @@ def _fetch(model: Model, name: str, file: Dict[str, Any], place: Path, stop: thr
 
     part = part_of(place, name)
     part.parent.mkdir(parents=True, exist_ok=True)
-    url, headers = _address(model, name, file["at"])
+    headers, urls = _headers(model), hub_addresses.of_file(model, name, file["at"])
     most = failures = 0
     while not part.exists() or _size(part) != file["size"]:
         have = _size(part)
@@ -207,8 +269,9 @@ def _fetch(model: Model, name: str, file: Dict[str, Any], place: Path, stop: thr
         # Not packed on the way, or offsets would count something else.
         asked = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
         try:
-            with requests.get(url, headers=asked, stream=True, timeout=SILENCE) as answer:
+            with requests.get(urls[0], headers=asked, stream=True, timeout=SILENCE) as answer:
                 answer.raise_for_status()
+                hub_addresses.refuse_other(answer, name, file["size"] if len(urls) > 1 else None)
                 # A server that knows no ranges starts again.
                 with part.open("ab" if answer.status_code == 206 else "wb") as stream:
                     for block in answer.iter_content(BLOCK):
@@ -216,6 +279,9 @@ def _fetch(model: Model, name: str, file: Dict[str, Any], place: Path, stop: thr
                             return name
                         stream.write(block)
         except requests.RequestException as error:
+            if len(urls) > 1 and _status(error) in hub_addresses.ELSEWHERE:
+                urls = urls[1:]
+                continue
             if not _passes(error):
                 raise
             failure: Exception = error
@@ -295,6 +361,14 @@ def _status(error: Exception) -> Any:
     return next((answer.status_code for answer in answers if answer is not None), None)
 
 
+def _redirected(error: Exception, model: Model) -> str:
+    """The host that could not be reached, where it is not the one that was asked; "" otherwise."""
+    asked = urlsplit(hub_addresses.endpoint(model)).netloc
+    requests = (getattr(cause, "request", None) for cause in _causes(error))
+    hosts = [urlsplit(str(getattr(one, "url", ""))).netloc for one in requests if one is not None]
+    return next((host for host in hosts if host and host != asked), "")
+
+
 def _no_revision(model: Model) -> str:
     known = revisions(model)
     has = f"it has {', '.join(known[:12])}{' …' if len(known) > 12 else ''}, and commits" if known else "see its page"
@@ -344,6 +418,19 @@ def explained(error: Exception, model: Model) -> RecipeError:
         return HostLacks(f"{hub} answers HTTP {status or '5xx'} ({reason}). {retry} Later, {elsewhere}.")
     if "OfflineModeIsEnabled" in type(error).__name__:
         return HostLacks(f"HF_HUB_OFFLINE is set, and {model.id} is not here. Unset it for this command.")
+    asked, other = urlsplit(hub_addresses.endpoint(model)).netloc, _redirected(error, model)
+    if other:
+        return HostLacks(
+            f"{asked} redirects to {other}, which cannot be reached from here: {reason}. Name a mirror that holds the "
+            f"files itself ({MIRRORS[model.source]}), or a folder you have ({model.placed}=/some/folder)."
+        )
+    strange = isinstance(error, (KeyError, TypeError, AttributeError, ValueError)) and not isinstance(error, OSError)
+    if strange or "JSON" in type(error).__name__:
+        return HostLacks(
+            f"{asked} does not answer as {hub} did ({reason}), and gives no config.json of {model.id} at its plain "
+            f"address. Check {model.named} and what stands between here and the hub (a page to log in, a mirror of "
+            f"something else), {elsewhere}."
+        )
     if any(type(cause).__name__ in ("NameResolutionError", "gaierror") for cause in _causes(error)):
         return HostLacks(
             f"{hub}'s name cannot be resolved: no network here, or no DNS ({reason}). Connect, {elsewhere}."

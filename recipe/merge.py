@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from . import families, model
+from . import families, model, model_code
 from .adapter import base_checksum
 from .errors import InputWrong
 from .merging.plan import CHECKSUMS, CODE, PROGRESS, Plan, check_disk, finished, kind_of, make_plan, size
@@ -43,6 +43,8 @@ def merge(
         shards, reused = write_shards(plan, part, device)
         for path in plan.copied:
             shutil.copyfile(str(path), str(part / path.name))
+        if plan.code:
+            model_code.write(part)
         where = {target.name: plan.name(target.shard) for target in sorted(plan.targets)}
         index = {"metadata": {"total_size": plan.nbytes}, "weight_map": where}
         write_text(part / plan.index, json.dumps(index, indent=1) + "\n")
@@ -131,7 +133,7 @@ def dry_run(run: Run) -> List[str]:
         *(f"adapter   {run.shown(place)}, weight {weight:g}" for place, weight in adapters(run)),
         f"changes   {len(touched)} tensors, {weights:,} weights: {', '.join(kinds)}",
         f"writes    {run.shown(run.merged)}: {plan.name(0)}{' …' if plan.shards > 1 else ''}, {plan.shards} shards, "
-        f"and {', '.join(path.name for path in plan.copied)}",
+        f"and {', '.join(sorted(path.name for path in (*plan.copied, *plan.code)))}",
         f"goes on   from {len(finished(plan, run.folder / PART))} finished shards",
         f"disk      {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
         "Nothing was written.",
@@ -145,7 +147,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "base": model.fingerprint(model.folder(run)),
         "settings": run.settings.merge.model_dump(exclude={"adapters", "weights", "device"}),
         "stop_words": run.figures("config").get("stop_words", []),
-        "code": [digest(path) for path in (Path(__file__), *CODE)],
+        "code": [digest(path) for path in (Path(__file__), *CODE, *model_code.FILES)],
     }
 
 

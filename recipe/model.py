@@ -16,11 +16,11 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from filelock import FileLock, Timeout
 
-from . import families, fits, hub
+from . import architecture, families, fits, hub, model_code
 from .errors import HostLacks, InputWrong, NotFetched
 from .settings import Encoder, Model
 from .stages import Run, digest, key_of, write_text
@@ -28,6 +28,7 @@ from .stages import Run, digest, key_of, write_text
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "workplace.xlsx"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 RECORD = Path(".recipe") / "fetched.json"
+ORIGIN = ("source", "id", "revision", "commit", "fetched", "listed_by")  # of a record, what figures say
 HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")  # weights, by any name
 CLIP = "clip"  # what a tiny model is, if it is no InternLM2
 COMMIT = 7  # characters of a commit that tell it
@@ -44,6 +45,14 @@ def folder(run: Run) -> Path:
         return run.models / f"tiny-clip-{key_of({'maker': Path(__file__).parent / 'tiny' / 'clip.py'})[:8]}"
     made_of = {"maker": Path(__file__).parent / "tiny", "texts": SAMPLE, "tokenizer": _own_tokenizer(run)}
     return run.models / f"tiny-internlm2-{key_of(made_of)[:8]}"
+
+
+def has_own_code(run: Run) -> bool:
+    """Whether our own code loads the base model: by its config.json, or while that is not here by its preset."""
+    for place in (folder(run), _staging(run)):
+        if model_code.config_of(place):
+            return model_code.is_ours(place)
+    return families.is_internlm2(run.settings.base)
 
 
 def visual(run: Run) -> Run:
@@ -124,16 +133,18 @@ def tokenizer_file(place: Path) -> Path:
 
 
 def fetch_tokenizer(run: Run) -> Path:
-    """tokenizer.model alone, at the commit from which the weights will come; 1.5 MB. Of a family other than InternLM2,
-    whose tokenizer's code is not ours, the folder of all files but the weights.
+    """tokenizer.model and config.json alone, at the commit from which the weights will come; 1.5 MB. Of a family other
+    than InternLM2, whose tokenizer's code is not ours, the folder of all files but the weights.
     """
     model = run.settings.model
     name = "tokenizer.model"
     place = _staging(run)
     record = _record(place)
-    if "internlm2" not in families.facts(run.settings.base).model.lower():
+    if not has_own_code(run):
         return _fetch_light(run, place, record)
-    if record is None or not _asked(model, record) or not _untouched(place, name, record["files"].get(name, {})):
+    names = [name, "config.json"]
+    files = record["files"] if record and _asked(model, record) else {}
+    if not all(_untouched(place, one, files.get(one, {})) for one in names):
         _may_fetch("tokenizer", run)
         with _alone(run):
             record = _pinned(run, place)
@@ -142,7 +153,9 @@ def fetch_tokenizer(run: Run) -> Path:
                     f"{model.id} has no {name}: name a tokenizer (model.tokenizer=…), or fetch the whole model first: "
                     f"just model."
                 )
-            _gather(run, place, record, [name])
+            _gather(run, place, record, [one for one in names if one in record["files"]])
+        if not has_own_code(run):  # another family's model under an InternLM2 preset
+            return _fetch_light(run, place, record)
     return place / name
 
 
@@ -208,9 +221,7 @@ def check(run: Run, place: Path) -> None:
         raise InputWrong(
             f"--verify: {shown} was not fetched by `just model`, so there are no checksums to compare with."
         )
-    fits.check(
-        place, shown, f"Take another revision (model.revision=…) or another folder ({run.settings.model.placed}=…)."
-    )
+    fits.check(place, shown, _elsewhere(run))
 
 
 def complete(place: Path, shown: str) -> None:
@@ -310,7 +321,7 @@ def _agrees(run: Run, place: Path) -> None:
         return
     shown = run.shown(place)
     raise InputWrong(
-        f"{shown} holds revision {record['revision']} (commit {record['commit'][:12]}) from "
+        f"{shown} holds revision {record['revision']} (commit {record['commit'][:12] or 'unknown'}) from "
         f"{hub.NAMES[record['source']]}; the recipe asks for {hub.branch(model)} from {hub.NAMES[model.source]}. "
         f"Rename the folder to keep both ({model.placed}=… names the renamed one), or remove it; then: just model."
     )
@@ -444,7 +455,8 @@ def _download(run: Run, place: Path) -> None:
     light = [name for name in files if not name.endswith(HEAVY)]
     _gather(run, staging, record, light)
     try:
-        fits.check(staging, f"{model.id} at {record['revision']} ({record['commit'][:12]})", "", weights=False)
+        at = f"{record['revision']} ({record['commit'][:12] or 'commit unknown'})"
+        fits.check(staging, f"{model.id} at {at}", "", weights=False)
     except InputWrong as error:
         old = hub.of_its_day(model)
         day = f"{hub.STACK_DAY:%Y-%m-%d}"
@@ -457,11 +469,49 @@ def _download(run: Run, place: Path) -> None:
             else f"Name a revision from before {day}, model.revision=… (a tag or commit; the hub lists {known})."
         )
         raise InputWrong(f"{error} {remedy} Or name a folder that you have: model.path=…")
+    _check_weights(run, staging, record)
     _gather(run, staging, record, [name for name in files if name not in light])
     record["fetched"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     _save(staging, record)
     place.parent.mkdir(parents=True, exist_ok=True)
     os.replace(str(staging), str(place))
+
+
+def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
+    """Raise InputWrong unless the weights' names and shapes are those that our InternLM2 code wants: read from their
+    index and from the first bytes of each safetensors file, before they are fetched. Once for each revision.
+    """
+    config = model_code.config_of(staging)
+    if not architecture.is_internlm2(config) or record.get("weights") == "fit":
+        return
+    shown = f"{run.settings.model.id} at {record['revision']}"
+    found: Dict[str, Optional[Sequence[int]]] = {}
+    size = None
+    for name in INDEXES:
+        if (staging / name).is_file():
+            found, size = fits.indexed(fits.read(staging / name))
+            break
+    for name, file in sorted(record["files"].items()):
+        if name.endswith(".safetensors") and "/" not in name:
+            stored = hub.safetensors_header(run.settings.model, name, file)
+            lost = [one for one in stored if found and one not in found]
+            if lost:
+                raise InputWrong(
+                    f"{shown}: {name} holds {lost[0]}, which {INDEXES[0]} does not name. {_elsewhere(run)}"
+                )
+            found.update(stored)
+    wrong = architecture.mismatches(config, found, size) if found else []
+    if wrong:
+        raise InputWrong(
+            f"The weights of {shown} are not those of InternLM2 as config.json describes it: {'; '.join(wrong[:4])}. "
+            f"They were not fetched. {_elsewhere(run)}"
+        )
+    record["weights"] = "fit"
+    _save(staging, record)
+
+
+def _elsewhere(run: Run) -> str:
+    return f"Take another revision (model.revision=…) or a folder that you have ({run.settings.model.placed}=…)."
 
 
 class _progress:
@@ -537,7 +587,8 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         "bytes": sum(sizes),
         "fingerprint": fingerprint(place),
         **({"visual_encoder": fingerprint(ensure(seeing)), "visual_encoder_commit": _commit(seeing)} if seeing else {}),
-        **{name: (record or {}).get(name, "") for name in ("source", "id", "revision", "commit", "fetched")},
+        **{name: (record or {}).get(name, "") for name in ORIGIN},
+        "code": model_code.describe(place),
         "verified": run.verify,
         "unknown_revision": record is None and not model.path and model.source != "tiny",
     }

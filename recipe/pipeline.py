@@ -67,10 +67,14 @@ def says(name: str, figures: Dict[str, Any]) -> str:
 
 def _model_says(f: Dict[str, Any]) -> str:
     origin = f"; {f['revision']} is commit {f['commit'][:12]} at {hub.NAMES[f['source']]}" if f["commit"] else ""
+    if f["source"] and not f["commit"]:
+        origin = f"; {f['revision']} of {hub.NAMES[f['source']]}, which states no commit"
+    if f["listed_by"] not in ("", hub.CLIENT):
+        origin += f"; the hub was asked by {f['listed_by']}"
     if f["unknown_revision"]:
         origin = "; not fetched by this recipe: which revision it is, is not known"
     checked = "; every byte is as it was fetched" if f["verified"] else ""
-    return f"{f['folder']}, {f['bytes'] / 1e6:,.1f} MB{origin}{checked}"
+    return f"{f['folder']}, {f['bytes'] / 1e6:,.1f} MB{origin}{checked}; loaded with {f['code']} code"
 
 
 def _data_says(f: Dict[str, Any]) -> str:

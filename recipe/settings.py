@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import tomli
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -39,7 +39,8 @@ class Table(BaseModel):
 
 
 class Model(Table):
-    """Which base model. `path` (a local folder) wins over `id`; `tiny` is made on the spot.
+    """Which base model. `path` (a local folder) wins over `id`; `tiny` is made on the spot. A recipe's table
+    [model.huggingface] says which id and revision stand for these with source = "huggingface".
 
     Of LLaVA's presets: `visual_encoder` is CLIP's folder, its id at the same hub, or "tiny"; `pretrained_pth` the
     projector that the first stage trained, as a checkpoint or as that run's folder, or "none" for a random one.
@@ -322,10 +323,28 @@ def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
         keys, value = _parse_override(override)
         given[keys] = override
         _put(values, keys, value, override)
+    _choose_hub(values, given)
     try:
         return path.stem, Settings.model_validate(values)
     except ValidationError as error:
         raise InputWrong(_explain(error, path, text, given))
+
+
+def _choose_hub(values: Dict[str, Any], given: Iterable[Tuple[str, ...]]) -> None:
+    """Put a recipe's [model.huggingface], its id and revision there, in the place of ModelScope's where the model comes
+    from Hugging Face. What an override names stays, and another id has nothing to do with it.
+    """
+    model = values.get("model")
+    if not isinstance(model, dict) or "huggingface" not in model:
+        return
+    there = model.pop("huggingface")
+    if not isinstance(there, dict) or not set(there) <= {"id", "revision"}:
+        raise InputWrong("model.huggingface: a table with id and revision, what they are at Hugging Face.")
+    if model.get("source") != "huggingface":
+        return
+    named = {keys[1] for keys in given if keys[:1] == ("model",) and len(keys) == 2}
+    if "id" not in named or model["id"] == there.get("id"):
+        model.update({key: value for key, value in there.items() if key not in named})
 
 
 def value(recipe: Settings, dotted: str) -> Any:

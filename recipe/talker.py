@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import config, families, hardware, libraries, model
+from . import config, families, hardware, libraries, model, model_code
 from .data import IMAGE
 from .errors import HostLacks, InputWrong, RecipeError
 from .stages import Run
@@ -149,7 +149,7 @@ def _memory() -> float:
 
 class Talker:
     """A model folder, or with `adapter` a base and the PEFT adapter on it; `kind`: see `precision`; `tokenizer`:
-    as the preset loads it, where that is another way than AutoTokenizer's.
+    as the preset loads it, where that is another way than the folder's own.
     """
 
     def __init__(
@@ -158,10 +158,10 @@ class Talker:
     ) -> None:  # fmt: skip
         libraries.load()
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+        from transformers import BitsAndBytesConfig
 
         self.kind = kind or precision(place)
-        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
+        self.tokenizer = tokenizer or model_code.load_tokenizer(place)
         narrow = torch.bfloat16 if not torch.cuda.is_available() or hardware.has_bf16() else torch.float16
         types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "nf4": narrow}
         more: Dict[str, Any] = {}
@@ -173,9 +173,7 @@ class Talker:
         if torch.cuda.is_available():
             more["device_map"] = {"": torch.cuda.current_device()}
         self.dtype = types[self.kind]
-        self.model = AutoModelForCausalLM.from_pretrained(
-            str(place), trust_remote_code=True, torch_dtype=self.dtype, **more
-        )
+        self.model = model_code.load_model(place, torch_dtype=self.dtype, **more)
         config = self.model.generation_config
         if adapter is not None:
             from peft import PeftModel

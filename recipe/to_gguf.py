@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
-from . import model, tensor_files
+from . import architecture, model, tensor_files
 from .errors import InputWrong
 
 TYPES = ("f16", "f32", "bf16", "q8_0")
@@ -118,8 +118,8 @@ def rope_scaling(config: Dict[str, Any]) -> float:
 
     Dynamic scaling is not said: it begins beyond the trained length, which the file gives as the context's end.
     """
-    scaling = config.get("rope_scaling") or {}
-    kind = scaling.get("type", scaling.get("rope_type"))
+    _, scaling = architecture.rope(config)
+    kind = architecture.rope_type(scaling)
     if kind in (None, "default", "dynamic"):
         return 1.0
     if kind == "linear":
@@ -156,10 +156,10 @@ def write(place: Path, path: Path, kind: str, name: str, stop: str, chat_templat
     import numpy
 
     config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-    architecture = (config.get("architectures") or ["?"])[0]
-    if architecture != "InternLM2ForCausalLM" or config.get("bias"):
+    named = (config.get("architectures") or ["?"])[0]
+    if named != architecture.CLASS or config.get("bias"):
         raise InputWrong(
-            f"{place} is a model of kind {architecture}{' with biases' if config.get('bias') else ''}; only InternLM2 "
+            f"{place} is a model of kind {named}{' with biases' if config.get('bias') else ''}; only InternLM2 "
             f"without biases becomes GGUF here. llama.cpp's convert_hf_to_gguf.py knows many others."
         )
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -177,7 +177,7 @@ def write(place: Path, path: Path, kind: str, name: str, stop: str, chat_templat
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_rope_dimension_count(dim)
-    writer.add_rope_freq_base(float(config.get("rope_theta", 10000)))
+    writer.add_rope_freq_base(float(architecture.rope(config)[0] or 10000))
     if rope_scaling(config) != 1.0:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope_scaling(config))

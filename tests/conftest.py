@@ -1,4 +1,4 @@
-"""Shared by the tests: the repository, workbooks made on the spot, one finished demo run."""
+"""Shared by the tests: the repository, workbooks made on the spot, one finished demo run, a hub on this machine."""
 
 import hashlib
 import inspect
@@ -11,6 +11,9 @@ from pathlib import Path
 import openpyxl
 import pytest
 from click.testing import CliRunner
+from hub_server import Hub, certificate
+
+from recipe import hub, model, settings, stages
 
 ROOT = Path(__file__).resolve().parent.parent
 # The lock of the environment in which the tests run, by PyPI's build: PyTorch's own differs in torch alone.
@@ -23,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tutorial's workbook and the real tokenizer are not ours to ship: they are found by checksum.
 WORKBOOK = "58d1e6b293790d043cb34f37014f5219ea1dcc1102acf00b65e4223f0a36b8f5"
+HUB_ID = "model.id=org/tiny"
 TOKENIZER = "f868398fc4e05ee1e8aeba95ddf18ddcc45b8bce55d5093bead5bbf80429b48b"
 
 
@@ -126,3 +130,47 @@ def sharded(place, layers):
         kv_heads=2, intermediate_size=128, max_shard_size="130KB",
     )  # fmt: skip
     return place
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The files of a tiny InternLM2: path → bytes."""
+    root = tmp_path_factory.mktemp("tiny")
+    place = model.ensure(stages.Run("demo", settings.load("demo")[1], root, root))
+    return {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    return certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """ModelScope writes an index of its own code at the first import: once is enough."""
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture
+def server(tiny, tls, caches, monkeypatch):
+    """A hub with the tiny model, and the environment that leads both clients to it."""
+    made = Hub(tiny, *tls)
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", made.address)
+    monkeypatch.setenv("HF_ENDPOINT", f"https://{made.address}")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls[0]))
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(caches / "modelscope"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    monkeypatch.setattr(hub, "TRIES", 3)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def asking(tmp_path):
+    """Function that makes a run whose recipe asks the hub for its model."""
+
+    def make(*overrides):
+        return stages.Run("coach", settings.load("coach", [HUB_ID, *overrides])[1], tmp_path, tmp_path / "output")
+
+    return make

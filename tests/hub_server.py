@@ -5,6 +5,7 @@ TLS, and behaves as badly as it is told to: cuts, throttles, corrupts, refuses, 
 import contextlib
 import hashlib
 import json
+import re
 import ssl
 import subprocess
 import threading
@@ -49,6 +50,9 @@ class Hub:
         self.ranges = True
         self.corrupt = set()  # paths sent with one wrong byte
         self.status = {}  # part of an address → HTTP status
+        self.body = {}  # part of an address → what is answered in JSON with status 200
+        self.page = {}  # part of an address → the page (HTML) that is answered
+        self.redirect = ""  # where every request is sent on to
         self.lock = threading.Lock()
         hub = self
 
@@ -97,6 +101,20 @@ class Hub:
         for part, status in self.status.items():
             if part in unquote(to.path):
                 return self.send(to, {"error": "as told", "Code": status, "Message": "as told"}, status)
+        if self.redirect:
+            return self.send(to, {}, 308, Location=f"{self.redirect}{to.path}")
+        for part, value in self.body.items():
+            if part in unquote(to.path):
+                return self.send(to, value(self) if callable(value) else value)
+        for part, text in self.page.items():
+            if part in unquote(to.path):
+                return self.send(to, text, **{"Content-Type": "text/html"})
+        if path.startswith(f"/models/{self.id}/resolve/"):  # ModelScope's plain addresses
+            words = path.split("/")
+            number, name = self.number(words[5]), unquote("/".join(words[6:]))
+            if number is None or name not in self.history[number]:
+                return self.send(to, {"Code": 404, "Message": "not found"}, 404)
+            return self.file(to, name, self.history[number][name])
         if path.startswith("/api/v1/models/"):
             return self.modelscope(to, path, {name: value[0] for name, value in query.items()})
         return self.hugging_face(to, path)
@@ -155,12 +173,21 @@ class Hub:
             ]
             return self.send(to, [{**commit, "authors": []} for commit in made])
         if "/resolve/" in path and path.startswith(f"/{self.id}/"):
-            number, name = self.number(words[3]), "/".join(words[4:])
+            number, name = self.number(words[3]) if words[3] != "master" else None, "/".join(words[4:])
+            if number is None or name not in self.history[number]:
+                return self.send(to, {"error": "Entry not found"}, 404, **{"X-Error-Code": "EntryNotFound"})
+            stated = self.stated(number, name)
             if name.endswith(".safetensors"):
                 port = self.address.split(":")[1]
-                return self.send(to, {}, 302, Location=f"https://127.0.0.1:{port}/cdn/{number}/{name}")
-            return self.file(to, name, self.history[number][name])
+                return self.send(to, {}, 302, Location=f"https://127.0.0.1:{port}/cdn/{number}/{name}", **stated)
+            return self.file(to, name, self.history[number][name], **stated)
         return self.send(to, {"error": "Repository not found"}, 404, **{"X-Error-Code": "RepoNotFound"})
+
+    def stated(self, number, name):
+        """The headers in which Hugging Face says what a file is."""
+        file = self.sibling(name, self.history[number][name])
+        tag = {"X-Linked-Etag": f'"{file["lfs"]["sha256"]}"'} if "lfs" in file else {"ETag": f'"{file["blobId"]}"'}
+        return {"X-Repo-Commit": self.commit(number), **tag}
 
     @staticmethod
     def sibling(name, body):
@@ -174,29 +201,36 @@ class Hub:
         self.send(to, {"Code": 200, "Data": data, "Message": "success", "Success": True})
 
     def send(self, to, value, status=200, **headers):
-        body = json.dumps(value).encode()
+        body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
         to.send_response(status)
         for name, text in {"Content-Type": "application/json", "Content-Length": len(body), **headers}.items():
             to.send_header(name, str(text))
         to.end_headers()
         to.wfile.write(body)
 
-    def file(self, to, name, body):
+    def file(self, to, name, body, **headers):
         if name in self.corrupt:
-            body = body[:100] + bytes([body[100] ^ 1]) + body[101:]
-        start = 0
-        if self.ranges and to.headers.get("Range"):
-            start = int(to.headers["Range"].split("=")[1].split("-")[0])
-        to.send_response(206 if start else 200)
-        to.send_header("Content-Length", str(len(body) - start))
+            body = body[:-5] + bytes([body[-5] ^ 1]) + body[-4:]
+        start, end = 0, len(body)
+        ranged = to.headers.get("Range") if self.ranges else None
+        if ranged:
+            first, _, last = ranged.split("=")[1].partition("-")
+            start, end = int(first), min(end, int(last) + 1) if last else end
+        looked = bool(re.search(r"-\d+$", to.headers.get("Range") or ""))
+        to.send_response(206 if ranged else 200)
+        to.send_header("Content-Length", str(end - start))
+        if ranged:
+            to.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(body)}")
+        for key, value in headers.items():
+            to.send_header(key, value)
         to.end_headers()
-        end = len(body)
-        if self.cut and self.cuts > 0 and end - start > self.cut:
+        if self.cut and not looked and self.cuts > 0 and end - start > self.cut:
             end, self.cuts = start + self.cut, self.cuts - 1
         for at in range(start, end, 1 << 16):
             piece = body[at : min(end, at + (1 << 16))]
             to.wfile.write(piece)
             with self.lock:
-                self.sent[name] = self.sent.get(name, 0) + len(piece)
+                if not looked:  # into its beginning
+                    self.sent[name] = self.sent.get(name, 0) + len(piece)
             time.sleep(self.pause)
         to.close_connection = True

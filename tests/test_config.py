@@ -45,7 +45,7 @@ def test_tutorial_differs_from_the_preset_in_the_pages_edits_only():
     """The page: model path, data path, max_length, batch_size, max_epochs, evaluation_freq, its three
     questions, load_dataset of a json file, dataset_map_fn=None. max_epochs (3) and evaluation_freq (500)
     are the preset's own values, so they leave no difference. Beside these the visualizer, which writes the curves as
-    TensorBoard's files too and touches no number."""
+    TensorBoard's files too and touches no number, and whose code loads InternLM2: ours, and not the folder's."""
     text = rendered("tutorial", intervals={"evaluation_freq": 500})
     assert changed(preset.source(PRESET), text) == {
         "pretrained_model_name_or_path",
@@ -58,7 +58,9 @@ def test_tutorial_differs_from_the_preset_in_the_pages_edits_only():
         "train_dataset.dataset_map_fn",
         "visualizer",
         *(f"visualizer.{place}" for place in ("type", "vis_backends.0.type", "vis_backends.1.type")),
+        *(f"{place}.{key}" for place in ("tokenizer", "model.llm") for key in ("type", "trust_remote_code")),
     }
+    assert text.count("from recipe.internlm2 import ") == 2
     assert "vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]" in text
     cfg = Config.fromstring(text, file_format=".py")
     assert (cfg.max_length, cfg.batch_size, cfg.max_epochs, cfg.evaluation_freq) == (512, 2, 3, 500)

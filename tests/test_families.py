@@ -24,6 +24,7 @@ INTENDED = (
     r"randomness(\..+)?", r"visualizer(\..+)?", r"train_cfg(\.type)?",
     r"training_args\.(per_device_train_batch_size|gradient_accumulation_steps|num_train_epochs|learning_rate|warmup_steps)",
     r"training_args\.(warmup_ratio|save_steps|logging_steps|seed|fp16|bf16)", r"model(\.llm)?\.attn_implementation",
+    r"(tokenizer|model(\.llm)?)\.(type|trust_remote_code)",
 )  # fmt: skip
 PRECISION = (
     r"model(\.llm)?\.torch_dtype", r"optim_wrapper\.(dtype|type|loss_scale)",
@@ -75,6 +76,12 @@ def test_every_preset_renders(tmp_path):
         odd = [p for p in changed(found.names, after) if not any(re.fullmatch(one, p) for one in INTENDED)]
         assert not odd, (name, odd)
         assert (after.get(f"{found.llm}.attn_implementation") == "'eager'") == (found.code == "llama"), name
+        loaded = {place: after[f"{place}.type"] for place in ("tokenizer", found.llm)}
+        ours = {"tokenizer": "InternLM2Tokenizer.from_pretrained", found.llm: "InternLM2ForCausalLM.from_pretrained"}
+        kept = {place: found.names[f"{place}.type"] for place in loaded}
+        assert loaded == (ours if "internlm2" in found.model else kept), name
+        trusting = {place for place in loaded if f"{place}.trust_remote_code" in after}
+        assert trusting == (set() if "internlm2" in found.model else set(loaded)), name
         cfg = parsed(tmp_path, text)._cfg_dict
         raw = {key: dict.get(cfg, key) for key in cfg}
         place = "llm_name_or_path" if found.kind == "image" else "pretrained_model_name_or_path"

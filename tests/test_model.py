@@ -12,65 +12,27 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+from conftest import HUB_ID as ID
 from conftest import ROOT, recipe, refused
-from hub_server import Hub, certificate
 
 from recipe import fits, hub, model, pipeline, plan, settings, stages
 from recipe.errors import HostLacks, InputWrong
 
-ID = "model.id=org/tiny"
 AT_HUGGING_FACE = 'model.source="huggingface"'
 BOTH = pytest.mark.parametrize("where", [(), (AT_HUGGING_FACE,)], ids=["modelscope", "huggingface"])
 NEWER = b"from transformers.cache_utils import Cache, DynamicCache, StaticCache\n"
 
 
+def other_family(files, **changes):
+    """The config of a model whose own code is run, with its modeling file."""
+    config = json.loads(files["config.json"])
+    config.update(model_type="internlm", architectures=["InternLMForCausalLM"], **changes)
+    return {"config.json": json.dumps(config).encode(), "modeling_internlm2.py": NEWER + files["modeling_internlm2.py"]}
+
+
 @pytest.fixture
 def run(tmp_path):
     return stages.Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """The files of a tiny InternLM2: path → bytes."""
-    root = tmp_path_factory.mktemp("tiny")
-    place = model.ensure(stages.Run("demo", settings.load("demo")[1], root, root))
-    return {path.name: path.read_bytes() for path in place.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    return certificate(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory):
-    """ModelScope writes an index of its own code at the first import: once is enough."""
-    return tmp_path_factory.mktemp("caches")
-
-
-@pytest.fixture
-def server(tiny, tls, caches, monkeypatch):
-    """A hub with the tiny model, and the environment that leads both clients to it."""
-    made = Hub(tiny, *tls)
-    monkeypatch.setenv("MODELSCOPE_DOMAIN", made.address)
-    monkeypatch.setenv("HF_ENDPOINT", f"https://{made.address}")
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls[0]))
-    monkeypatch.setenv("MODELSCOPE_CACHE", str(caches / "modelscope"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
-    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
-    monkeypatch.setattr(hub, "TRIES", 3)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def asking(tmp_path):
-    """Function that makes a run whose recipe asks the hub for its model."""
-
-    def make(*overrides):
-        return stages.Run("coach", settings.load("coach", [ID, *overrides])[1], tmp_path, tmp_path / "output")
-
-    return make
 
 
 def record(place):
@@ -308,7 +270,7 @@ def test_another_revision_or_hub_than_what_is_here_is_told(server, asking, tmp_p
 def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, tiny, tmp_path):
     done = recipe("model", "coach", ID, "--tokenizer", cwd=tmp_path, RECIPE_CACHE=str(tmp_path / "cache"))
     assert done.stdout.split() == ["tokenizer", "models/.download/modelscope/org/tiny/tokenizer.model"], done.stderr
-    assert set(server.sent) == {"tokenizer.model"}
+    assert set(server.sent) == {"tokenizer.model", "config.json"}
     server.asked.clear()
     ids = model.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids == [2047, 2046]
@@ -333,7 +295,7 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
     ],
 )
 def test_refusals_of_a_hub_are_told(server, asking, where, status, kind, words):
-    server.status = {"/api/": status}
+    server.status = {"/": status}
     with pytest.raises(kind, match=words) as told:
         model.ensure(asking(*where))
     assert "\n" not in str(told.value)
@@ -454,14 +416,12 @@ def test_read_only_models_are_checked_without_writing_and_never_fetched(server, 
 
 @BOTH
 def test_code_newer_than_this_stack_is_refused_before_the_weights(server, asking, tiny, where):
-    server.push({}, "v1.0.0")
-    config = json.loads(tiny["config.json"])
-    newer = {
-        "modeling_internlm2.py": NEWER + tiny["modeling_internlm2.py"],
-        "config.json": json.dumps({**config, "transformers_version": "4.41.0"}).encode(),
-    }
-    server.push(newer, "master", "main", "v2.0.0", date=datetime(2024, 7, 1, tzinfo=timezone.utc))
-    older = server.commit(1) if where else "v1.0.0"
+    """Of every family but InternLM2, whose own code is not run."""
+    old = {**tiny, **other_family(tiny), "modeling_internlm2.py": tiny["modeling_internlm2.py"]}
+    server.history[0], server.names["v1.0.0"] = old, 0
+    newer, date = other_family(tiny, transformers_version="4.41.0"), datetime(2024, 7, 1, tzinfo=timezone.utc)
+    server.push(newer, "master", "main", "v2.0.0", date=date)
+    older = server.commit(0) if where else "v1.0.0"
     with pytest.raises(InputWrong) as told:
         model.ensure(asking(*where))
     for words in (
@@ -470,19 +430,19 @@ def test_code_newer_than_this_stack_is_refused_before_the_weights(server, asking
     ):  # fmt: skip
         assert words in str(told.value)
     assert not heavy(server.sent)
-    assert is_whole(model.ensure(asking(f"model.revision={older}", *where)), tiny)
+    assert is_whole(model.ensure(asking(f"model.revision={older}", *where)), old)
 
 
 def test_files_of_a_refused_revision_do_not_get_into_another(server, asking, tiny):
     server.push({}, "v1.0.0")
-    server.push({"modeling_internlm2.py": NEWER, "newer.py": b"pass"}, "master", date=datetime(2024, 7, 1))
+    server.push({**other_family(tiny), "newer.py": b"pass"}, "master", date=datetime(2024, 7, 1))
     with pytest.raises(InputWrong, match="StaticCache"):
         model.ensure(asking())
     assert is_whole(model.ensure(asking("model.revision=v1.0.0")), tiny)
 
 
 def test_where_the_hub_has_no_old_revision_by_name_the_message_says_where_to_look(server, asking, tiny):
-    server.push({"modeling_internlm2.py": NEWER + tiny["modeling_internlm2.py"]}, "master")
+    server.push(other_family(tiny), "master")
     with pytest.raises(InputWrong, match=r"Name a revision from before 2024-03-18, .* lists master; .*huggingface"):
         model.ensure(asking())
     assert f'"{hub.STACK_DAY:%Y-%m-%d}T00:00:00Z"' in (ROOT / "docker/lock.py").read_text()

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from .. import adapter, model, tensor_files
+from .. import adapter, model, model_code, tensor_files
 from ..adapter import base_checksum
 from ..errors import HostLacks, InputWrong
 from ..stages import digest, key_of, stamp
@@ -44,7 +44,8 @@ class Plan(NamedTuple):
     targets: List[Target]
     shards: int
     safe: bool  # safetensors, or else PyTorch's .bin
-    copied: List[Path]  # the base's other files
+    copied: List[Path]  # the base's other files; not its code where ours stands in its place
+    code: Sequence[Path]  # our code; none for a family that keeps its own
     key: str  # of base, adapters and settings: a half-made folder of another key is of no use
 
     def name(self, shard: int) -> str:
@@ -135,7 +136,9 @@ def make_plan(
         targets.append(Target(name, source, total.get(name, []), shard, used))
         used += source.nbytes
     others = sorted(p for p in base.iterdir() if p.is_file() and not is_weight(p.name) and p.name[0] != ".")
+    code = model_code.FILES if model_code.is_ours(base) else ()
     copied = [path for path in others if path.name not in ("README.md", CHECKSUMS)]  # the merge writes its own
+    copied = [path for path in copied if not (code and path.suffix == ".py")]
     key = key_of(
         {
             "base": model.fingerprint(base),
@@ -147,7 +150,7 @@ def make_plan(
             "code": [digest(path) for path in CODE],
         }
     )
-    return Plan(base, targets, shard + 1, safe, copied, key)
+    return Plan(base, targets, shard + 1, safe, copied, code, key)
 
 
 def _whole(checkpoint: Path, base: Path, stored: Dict[str, Stored], config: Dict[str, Any]) -> lora.Changes:

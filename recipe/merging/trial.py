@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
+from .. import model_code
 from .plan import base_tensors
 
 TEXT = "你好 hello"
@@ -47,7 +48,7 @@ def stops(place: Path, tokenizer: Any, config: Any, stop_words: Sequence[str]) -
 
 
 def load(place: Path) -> Tuple[Any, Any]:
-    """(tokenizer, config)"""
+    """(tokenizer, config) of a merged folder, by the code that lies in it: of InternLM2 that is a copy of ours."""
     from transformers import AutoConfig, AutoTokenizer
 
     return (
@@ -57,16 +58,15 @@ def load(place: Path) -> Tuple[Any, Any]:
 
 
 def skeleton(config: Any, layers: int, rows: int) -> Any:
-    """The model that the folder's code makes, of so many layers and rows of the vocabulary, without weights."""
+    """The model that the config's code makes, of so many layers and rows of the vocabulary, without weights."""
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     config.num_hidden_layers, config.vocab_size = layers, rows
     config.pad_token_id = None  # may lie beyond the rows that are kept
     config.use_cache = False
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=True, torch_dtype=torch.bfloat16).eval()
+        return model_code.make_model(config, torch_dtype=torch.bfloat16).eval()
 
 
 def forward(place: Path, tokenizer: Any, config: Any) -> Dict[str, Any]:
@@ -107,8 +107,11 @@ def forward(place: Path, tokenizer: Any, config: Any) -> Dict[str, Any]:
 
 
 def rehearse(base: Path) -> None:
-    """Import what the check will need, by loading what it will load, but for the weights."""
-    _, config = load(base)
+    """Import what the check will need, by loading what it will load, but for the weights. The base's own code is run
+    only where no code of ours loads it.
+    """
+    model_code.load_tokenizer(base)
+    config = model_code.load_config(base)
     skeleton(config, layers=1, rows=1)
 
 

@@ -8,9 +8,11 @@ from transformers.configuration_utils import PretrainedConfig
 class InternLM2Config(PretrainedConfig):
     """Sizes and switches of an InternLM2 model; the defaults are those of the 7B chat model.
 
-    ``rope_scaling`` is None or ``{"type": "dynamic", "factor": f}`` with f >= 1. Raises ValueError
-    when the heads do not divide the width, the key-value heads do not divide the heads, the head
-    width is odd, or ``rope_scaling`` is anything else.
+    ``rope_scaling`` is None or ``{"type": "dynamic", "factor": f}`` with f >= 1; ``rope_parameters``
+    is what transformers 5 writes in place of it and of ``rope_theta``. ``attn_implementation`` is
+    dropped: there is one implementation here. Raises ValueError when the heads do not divide the
+    width, the key-value heads do not divide the heads, the head width is odd, or ``rope_scaling``
+    is anything else.
     """
 
     model_type = "internlm2"
@@ -36,8 +38,15 @@ class InternLM2Config(PretrainedConfig):
         bos_token_id=1,
         eos_token_id=2,
         tie_word_embeddings=False,
+        rope_parameters=None,
+        attn_implementation=None,
         **kwargs,
     ):
+        if rope_parameters:
+            rope_scaling = dict(rope_parameters)
+            rope_theta = rope_scaling.pop("rope_theta", rope_theta)
+        if rope_scaling and rope_scaling.get("type", rope_scaling.get("rope_type")) in (None, "default"):
+            rope_scaling = None
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size

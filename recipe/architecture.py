@@ -1,0 +1,145 @@
+"""What our InternLM2 code expects of a model folder: the keys of its config.json, the names and shapes of its weights.
+
+Pure arithmetic on JSON, so that a folder of the hub is compared with our code before its weights are fetched.
+"""
+
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+MODEL_TYPE, CLASS = "internlm2", "InternLM2ForCausalLM"
+# How transformers finds our code in a model folder, and the files it lies in.
+AUTO_MAP = {
+    "AutoConfig": "configuration_internlm2.InternLM2Config",
+    "AutoModel": f"modeling_internlm2.{CLASS}",
+    "AutoModelForCausalLM": f"modeling_internlm2.{CLASS}",
+}
+TOKENIZER_MAP = {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]}
+CODE = ("configuration_internlm2", "modeling_internlm2", "tokenization_internlm2")
+
+# Keys that our InternLM2Config reads.
+READ = {
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "use_cache"),
+    *("bias", "rope_theta", "rope_scaling", "rope_parameters", "pad_token_id", "bos_token_id", "eos_token_id"),
+    "tie_word_embeddings",
+}
+# Keys that do not change what the model computes: how it is computed, saved or found.
+HARMLESS = {
+    *("_name_or_path", "architectures", "auto_map", "model_type", "transformers_version", "torch_dtype", "dtype"),
+    *("attn_implementation", "_attn_implementation", "_flash_attn_2_enabled", "pretraining_tp", "return_dict"),
+    *("output_attentions", "output_hidden_states", "use_return_dict", "gradient_checkpointing"),
+    *("id2label", "label2id", "num_labels", "problem_type", "task_specific_params", "finetuning_task", "name_or_path"),
+    *("tokenizer_class", "prefix", "decoder_start_token_id", "sep_token_id", "unk_token_id", "seq_length", "seq_len"),
+    *("use_flash_attn", "use_flash_attention_2", "use_bfloat16", "torchscript", "chunk_size_feed_forward"),
+    # How answers are drawn, which older folders keep here; generation_config.json has it now.
+    *("max_length", "min_length", "do_sample", "num_beams", "temperature", "top_k", "top_p", "typical_p"),
+    *("repetition_penalty", "length_penalty", "num_return_sequences", "diversity_penalty", "num_beam_groups"),
+}
+# Keys without which a folder's own code and ours would take different defaults.
+NEEDED = ("bias", "hidden_act", "max_position_embeddings", "num_key_value_heads", "rms_norm_eps", "rope_theta")
+# Of a rope type: what our code computes. Newer transformers say rope_type for type.
+ROPE = (None, "default", "dynamic")
+
+
+def is_internlm2(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a model that our code loads."""
+    return config.get("model_type") == MODEL_TYPE or CLASS in (config.get("architectures") or ())
+
+
+def rope(config: Mapping[str, Any]) -> Tuple[Optional[float], Dict[str, Any]]:
+    """(theta, scaling) of a config's rotary positions, also where a newer transformers wrote both as rope_parameters;
+    None for a theta that is not given.
+    """
+    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    return scaling.pop("rope_theta", config.get("rope_theta")), scaling
+
+
+def rope_type(scaling: Mapping[str, Any]) -> Optional[str]:
+    return scaling.get("type", scaling.get("rope_type"))
+
+
+def unsupported_keys(config: Mapping[str, Any]) -> List[str]:
+    """The keys of a config.json that change what the model computes and that our code does not know, and those that it
+    must have and has not, one line each.
+    """
+    wrong = []
+    for name in sorted(set(config) - READ - HARMLESS):
+        if config[name] not in (None, False, 0, 0.0, "", [], {}) and not _is_implied(name, config):
+            wrong.append(f"{name} = {_short(config[name])}")
+    theta, scaling = rope(config)
+    told = {**config, **({} if theta is None else {"rope_theta": theta})}
+    wrong += [f"{name} is missing" for name in NEEDED if name not in told]
+    kind, factor = rope_type(scaling), scaling.get("factor", 1)
+    if kind not in ROPE:
+        wrong.append(f"rope_scaling of type {kind!r} (our code has dynamic, or none)")
+    elif kind == "dynamic" and not (isinstance(factor, (int, float)) and factor >= 1):
+        wrong.append(f"rope_scaling with factor {_short(factor)} (it must be 1 or more)")
+    return wrong
+
+
+def _is_implied(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a key says no more than what the others say."""
+    sizes = config.get("hidden_size"), config.get("num_attention_heads")
+    if name == "head_dim" and all(isinstance(size, int) and size for size in sizes):
+        return bool(config[name] == sizes[0] // sizes[1])
+    return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}…"
+
+
+def expected(config: Mapping[str, Any]) -> Dict[str, Tuple[int, ...]]:
+    """Name → shape of every weight that our code wants. Raises KeyError, TypeError, ZeroDivisionError, ValueError."""
+    hidden, inner, vocabulary = (int(config[name]) for name in ("hidden_size", "intermediate_size", "vocab_size"))
+    heads = int(config["num_attention_heads"])
+    groups = int(config.get("num_key_value_heads") or heads)
+    fused = (heads + 2 * groups) * (hidden // heads)
+    shapes: Dict[str, Tuple[int, ...]] = {"model.tok_embeddings.weight": (vocabulary, hidden)}
+    for layer in range(int(config["num_hidden_layers"])):
+        here = f"model.layers.{layer}"
+        shapes[f"{here}.attention.wqkv.weight"] = (fused, hidden)
+        shapes[f"{here}.attention.wo.weight"] = (hidden, hidden)
+        if config.get("bias"):
+            shapes[f"{here}.attention.wqkv.bias"], shapes[f"{here}.attention.wo.bias"] = (fused,), (hidden,)
+        shapes[f"{here}.feed_forward.w1.weight"] = shapes[f"{here}.feed_forward.w3.weight"] = (inner, hidden)
+        shapes[f"{here}.feed_forward.w2.weight"] = (hidden, inner)
+        shapes[f"{here}.attention_norm.weight"] = shapes[f"{here}.ffn_norm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.get("tie_word_embeddings"):
+        shapes["output.weight"] = (vocabulary, hidden)
+    return shapes
+
+
+def mismatches(
+    config: Mapping[str, Any], found: Mapping[str, Optional[Sequence[int]]], total_size: Optional[int] = None
+) -> List[str]:
+    """Where weights are not those that our code wants, one line each. `found`: name → shape, None where only the name
+    is known; `total_size`: bytes of all weights, as PyTorch's index has it.
+    """
+    try:
+        wanted = expected(config)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        return [f"config.json does not tell the model's sizes ({type(error).__name__}: {error})"]
+    optional = {"output.weight"} if config.get("tie_word_embeddings") else set()
+    extra = [name for name in found if name not in wanted and name not in optional and not name.endswith("inv_freq")]
+    lost = [name for name in wanted if name not in found]
+    wrong = [f"{what} {_listed(names)}" for what, names in (("missing", lost), ("unknown", extra)) if names]
+    for name, shape in sorted(found.items()):
+        if shape is not None and name in wanted and tuple(shape) != wanted[name]:
+            wrong.append(f"{name} is {list(shape)}, config.json says {list(wanted[name])}")
+    numbers = sum(_count(shape) for shape in wanted.values())
+    if not wrong and total_size and set(found) == set(wanted) and total_size not in (2 * numbers, 4 * numbers):
+        wrong.append(f"the weights are {total_size:,} bytes, and {numbers:,} numbers are expected")
+    return wrong
+
+
+def _listed(names: List[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+def _count(shape: Sequence[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
