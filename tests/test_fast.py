@@ -20,7 +20,7 @@ libraries.load()
 from peft import LoraConfig  # noqa: E402
 from xtuner.model import SupervisedFinetune  # noqa: E402
 
-from recipe.fast import finetune  # noqa: E402
+from recipe.fast import check  # noqa: E402
 from recipe.fast.finetune import Finetune, HostEmbedding  # noqa: E402
 
 TARGETS = ["wqkv", "wo", "w1", "w2", "w3"]
@@ -157,7 +157,7 @@ def test_a_step_is_recorded_with_parameters_of_its_own_on_the_same_memory():
     """A graph cannot wait for the stream that DeepSpeed's hooks tied a parameter to; what is trained is still read."""
     fast = models()[1]
     held = fast.trained()
-    with finetune._fresh(fast.pairs()):
+    with check.fresh(fast.pairs()):
         other = fast.trained()
         assert not {id(one) for one in held} & {id(one) for one in other}
         assert [one.data_ptr() for one in held] == [one.data_ptr() for one in other]

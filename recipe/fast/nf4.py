@@ -73,7 +73,9 @@ def why_not_recorded(weight: Any) -> str:
     if not is_quantized(weight):
         return ""
     if uses_legacy_stream():
-        return f"bitsandbytes {metadata.version('bitsandbytes')} is older than 0.44: its kernels are missing in a replay"
+        return (
+            f"bitsandbytes {metadata.version('bitsandbytes')} is older than 0.44: its kernels are missing in a replay"
+        )
     return "" if is_ours(weight) else "the 4-bit weights are laid out by bitsandbytes, not by our Triton kernel"
 
 
