@@ -260,6 +260,9 @@ def test_the_trainer_takes_it_saves_it_and_goes_on(tmp_path):
         sums.append(hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest())
         figures = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
         assert figures["train"]["figures"]["resumed_from"] == resumed
+        compared = figures["train"]["figures"]["fast_step"]["against_stock"]
+        assert compared["passed"]
+        assert compared["seconds"] < 0.1 * figures["train"]["seconds"]
         checkpoints = sorted(folder.glob("checkpoints/*/iter_*.pth"), key=lambda path: int(path.stem[5:]))
         checkpoints[-1].unlink()
         resumed = int(checkpoints[0].stem[5:])

@@ -11,7 +11,7 @@ VERSION = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 GROUPED = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")  # from PyTorch 2.5 on
 # From PyTorch 2.5 on the fused kernels repeat bit for bit when that is strictly asked for.
 REPEATS = hasattr(torch.backends.cuda, "enable_cudnn_sdp")
-SCORES = 1 << 25  # bytes of fp32 attention scores that a chunk of queries may take
+SCORES = 1 << 25  # bytes of fp32 attention scores that a chunk of queries takes, or as many as all queries in fp32
 
 
 def restrict_kernels(deterministic: bool) -> None:
@@ -106,9 +106,9 @@ class _Chunked(torch.autograd.Function):
 
 def _chunks(query: torch.Tensor) -> Iterator[Tuple[int, int]]:
     """(first, last + 1) of the queries whose scores are computed together."""
-    batch, heads, tokens, _ = query.shape
-    size = max(16, SCORES // (4 * batch * heads * tokens))
-    return ((first, min(first + size, tokens)) for first in range(0, tokens, size))
+    batch, heads, tokens, size = query.shape
+    rows = max(size, SCORES // (4 * batch * heads * tokens))
+    return ((first, min(first + rows, tokens)) for first in range(0, tokens, rows))
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor, first: int, last: int) -> torch.Tensor:
