@@ -20,6 +20,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from . import config, cost, libraries
 from .errors import InputWrong
+from .fast import verdict
 from .settings import Settings
 from .stages import gpus, versions, write_text
 
@@ -38,6 +39,10 @@ WAYS = {
     "kept": "fast, nothing recomputed",
     "small": "small: least memory",
 }
+
+
+class Differs(Exception):
+    """A fast step that is not XTuner's own within rounding; the text says how far apart they are."""
 
 
 def shapes(sizes: Dict[str, int]) -> List[Any]:
@@ -165,8 +170,10 @@ def build(way: str, sizes: Dict[str, int], settings: Settings, device: str, kind
     from peft import LoraConfig
     from xtuner.model import SupervisedFinetune
 
+    from .fast import attention
     from .fast.finetune import Finetune
 
+    attention.restrict_kernels(bool(settings.train.deterministic))  # as in training, for XTuner's own step too
     words = dict(r=settings.lora.r or 64, lora_alpha=settings.lora.lora_alpha or 16, bias="none", task_type="CAUSAL_LM")
     base = llm(sizes, device, kind)
     if way == "stock":
@@ -180,7 +187,7 @@ def measure(way: str, sizes: Dict[str, int], settings: Settings, device: str, ki
     """{step: median seconds forward and backward, least: their minimum, update: seconds of the optimizer, memory_mib:
     what PyTorch reserves}.
 
-    Raises torch.cuda.OutOfMemoryError where the card does not hold it.
+    Raises torch.cuda.OutOfMemoryError where the card does not hold it, Differs where it is not XTuner's step.
     """
     import torch
 
@@ -208,6 +215,8 @@ def measure(way: str, sizes: Dict[str, int], settings: Settings, device: str, ki
         torch.cuda.reset_peak_memory_stats()
     step()
     update()
+    if not getattr(model, "checked", {}).get("passed", True):
+        raise Differs(verdict.reason(model.checked))
     steps = timed(step, STEPS)
     found = {"step": statistics.median(steps), "least": min(steps), "update": seconds(update, 3)}
     found["memory_mib"] = torch.cuda.max_memory_reserved() / 2**20 if device == "cuda" else 0
@@ -271,6 +280,9 @@ def _entry(
         took = measure(way, sizes, settings, device, kind)
     except torch.cuda.OutOfMemoryError:
         say(f"{WAYS[way]:26} does not fit this card")
+        return None
+    except Differs as error:
+        say(f"{WAYS[way]:26} differs from XTuner's own step here and is not measured: {error}")
         return None
     least = floor(sizes, found, tokens, way != "kept")
     whole = took["step"] + took["update"] / (settings.train.accumulative_counts or 1)

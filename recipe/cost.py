@@ -50,14 +50,17 @@ def nearest(card: str, tokens: int, way: str = "stock") -> Optional[Dict[str, An
 
 
 def memory_per_token(way: str = "stock") -> float:
-    """MiB that one more token an iteration needs, from the smallest and the largest H100 measurement."""
+    """MiB that one more token an iteration needs, from the smallest and the largest H100 measurement; at least what the
+    layers are known to hold of it.
+    """
     by_size = sorted(
         (e for e in of_way(way) if e["card"] == "H100"),
         key=lambda e: e["batch_size"] * e["max_length"],
     )
     small, large = by_size[0], by_size[-1]
     tokens = [e["batch_size"] * e["max_length"] for e in (small, large)]
-    return (large["memory_mib"] - small["memory_mib"]) / (tokens[1] - tokens[0])
+    slope = (large["memory_mib"] - small["memory_mib"]) / (tokens[1] - tokens[0])
+    return max(slope, measurements()["mib_per_token"].get(way, 0.0))
 
 
 def memory_mib(tokens: int, card: str, way: str = "stock") -> int:

@@ -26,6 +26,7 @@ from xtuner.engine.hooks import EvaluateChatHook
 
 from . import hardware
 from .data import IMAGE
+from .fast import attention
 from .faults import GONE
 from .ranks import BEAT
 from .stages import below, remove
@@ -37,9 +38,8 @@ GRACE = 20
 SPIKE, EXPLOSION, WINDOW = 3, 1000, 20
 # Updates that fp16's loss scaling may skip in a row: from 2^16 it halves its scale once for each.
 SKIPPED = 20
-# Attention repeats in newer PyTorch if that is strictly asked for (a warning alone leaves it as it is); in 2.0 by the
-# plain formula only.
-STRICT = hasattr(torch.backends.cuda, "enable_cudnn_sdp")
+# Attention repeats in newer PyTorch if that is strictly asked for: a warning alone leaves it as it is.
+STRICT = attention.REPEATS
 
 
 class Fault(RuntimeError):
@@ -60,9 +60,7 @@ class Repeat(Hook):
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         _determined(strictly=False)
-        if not STRICT:
-            torch.backends.cuda.enable_flash_sdp(False)
-            torch.backends.cuda.enable_mem_efficient_sdp(False)
+        attention.restrict_kernels(deterministic=True)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         _determined(strictly=STRICT)

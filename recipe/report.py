@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from . import curves, data_report, families, pipeline, reproduce, settings, trainlog, webpage
 from .adapter import BESIDE
 from .errors import InputWrong, RecipeError
+from .fast.verdict import summary as step_summary
 from .llava import NONE
 from .page import listed
 from .stages import Run, Stage, digest, is_current, is_held, key_of, unreadable, write_text
@@ -445,6 +446,8 @@ def against(seen: Seen) -> List[Tuple[str, str, str, str]]:
     row("seconds of iterations", planned, seconds(iterating(seen)), False)
     planned = f"{cost['memory_mib']:,} MiB on {cost['card']}" if cost.get("memory_mib") else "not reckoned"
     row("GPU memory", planned, f"{log['memory_mib']:,.0f} MiB" if log["memory_mib"] else "no GPU", False)
+    if trained.get("fast_step"):
+        row("training step", plan.get("way", ""), step_summary(trained["fast_step"]), False)
     return rows
 
 

@@ -24,6 +24,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from . import config, families, faults, llava, loggers, model, ranks, tensor_files
 from .errors import HostLacks, RunFailed, Stopped
+from .fast import verdict
 from .stages import Run, below, gpus, key_of, write_text
 
 # mmengine's log line: Iter(train) [10/51]  lr: 1.8763e-09  eta: 0:00:49  time: 1.2010  …  loss: 2.0068
@@ -178,6 +179,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         raise RunFailed(f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.shown(log)}")
     found = state(checkpoint)
     said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    compared = verdict.of_log(said)
     return {
         "checkpoint": run.shown(checkpoint),
         "resumed_from": iteration_of(start) if start else 0,
@@ -188,6 +190,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         **({"pretrained_pth": llava.began_from(run)} if families.pictures(run.settings) else {}),
         **curve_figures(read_log(said)),
         "went": went(said),
+        **({"fast_step": compared} if compared else {}),
         "log": run.shown(log),
         "made": [str(checkpoint.relative_to(run.folder))],
     }
@@ -277,10 +280,13 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
     run.tell(log=str(log.relative_to(run.folder)))
     wrong: List[int] = []
 
-    with Progress(total, tokens) as show:
+    progress = Progress(total, tokens)
+    with progress as show:
 
         def look(line: str) -> bool:
-            step = LINE.search(line)
+            step, compared = LINE.search(line), verdict.of_line(line)
+            if compared and not compared["passed"]:
+                progress.say(f"  {verdict.failure(compared)}")
             if step and int(step[2]) != total:
                 wrong.append(int(step[2]))
             elif step:

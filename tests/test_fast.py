@@ -22,7 +22,7 @@ libraries.load()
 from peft import LoraConfig  # noqa: E402
 from xtuner.model import SupervisedFinetune  # noqa: E402
 
-from recipe.fast import finetune  # noqa: E402
+from recipe.fast import check  # noqa: E402
 from recipe.fast.finetune import Finetune, HostEmbedding  # noqa: E402
 
 TARGETS = ["wqkv", "wo", "w1", "w2", "w3"]
@@ -159,7 +159,7 @@ def test_a_step_is_recorded_with_parameters_of_its_own_on_the_same_memory():
     """A graph cannot wait for the stream that DeepSpeed's hooks tied a parameter to; what is trained is still read."""
     fast = models()[1]
     held = fast.trained()
-    with finetune._fresh(fast.pairs()):
+    with check.fresh(fast.pairs()):
         other = fast.trained()
         assert not {id(one) for one in held} & {id(one) for one in other}
         assert [one.data_ptr() for one in held] == [one.data_ptr() for one in other]
@@ -291,6 +291,9 @@ def test_the_trainer_takes_it_saves_it_and_goes_on(tmp_path):
         sums.append(hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest())
         figures = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
         assert figures["train"]["figures"]["resumed_from"] == resumed
+        compared = figures["train"]["figures"]["fast_step"]["against_stock"]
+        assert compared["passed"]
+        assert compared["seconds"] < 0.1 * figures["train"]["seconds"]
         checkpoints = sorted(folder.glob("checkpoints/*/iter_*.pth"), key=lambda path: int(path.stem[5:]))
         checkpoints[-1].unlink()
         resumed = int(checkpoints[0].stem[5:])

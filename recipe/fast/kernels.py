@@ -5,6 +5,8 @@ from typing import Any, Tuple
 import torch
 from torch.nn import functional as F
 
+from .attention import attention  # noqa: F401
+
 try:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from liger_kernel.ops.rope import LigerRopeFunction
@@ -14,21 +16,50 @@ try:
 except ImportError:
     LIGER = False
 
-GROUPED = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")  # from PyTorch 2.5 on
-
 
 def rms_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
     """`x` (…, hidden) by the reciprocal of its root mean square, that in fp32, times the norm's weight."""
     if LIGER and x.is_cuda:
         return LigerRMSNormFunction.apply(x, norm.weight, norm.variance_epsilon, 0.0, "llama", False)
-    wide = x.float()
-    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-    return norm.weight * (wide * scale).to(x.dtype)
+    return _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Keeps its input alone for the backward pass, as liger-kernel's does; autograd would keep fp32 copies."""
+
+    @staticmethod
+    def forward(ctx, x, weight, epsilon):
+        wide = x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+        ctx.save_for_backward(x, weight, scale)
+        return weight * (wide * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, scale = ctx.saved_tensors
+        normed = x.float() * scale
+        wide = (grad * weight).float()
+        wide = wide - normed * (wide * normed).mean(-1, keepdim=True)
+        return wide.mul_(scale).to(x.dtype), None, None
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up."""
-    return LigerSiLUMulFunction.apply(gate, up) if LIGER and gate.is_cuda else F.silu(gate) * up
+    return LigerSiLUMulFunction.apply(gate, up) if LIGER and gate.is_cuda else _SwiGlu.apply(gate, up)
+
+
+class _SwiGlu(torch.autograd.Function):
+    """Keeps its two inputs alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
 
 
 def rotate(
@@ -43,15 +74,3 @@ def rotate(
 def _turned(x: torch.Tensor) -> torch.Tensor:
     a, b = x.chunk(2, dim=-1)
     return torch.cat((-b, a), dim=-1)
-
-
-def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Causal attention, (batch, heads, tokens, head_dim); key and value may have fewer heads, one for a group.
-
-    No mask: rows are padded on the right alone, and what comes later is not seen.
-    """
-    if GROUPED and query.shape[1] != key.shape[1]:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    group = query.shape[1] // key.shape[1]
-    key, value = (one.repeat_interleave(group, dim=1) if group > 1 else one for one in (key, value))
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True)

@@ -1,6 +1,6 @@
 """InternLM2's decoder layer and loss, for training with LoRA on frozen weights: only LoRA gets gradients."""
 
-from typing import Any, List
+from typing import Any, Iterable, List, Tuple
 
 import torch
 from torch.nn import functional as F
@@ -104,6 +104,9 @@ class Layer:
         self.wqkv, self.wo = Lora(attention.wqkv), Lora(attention.wo)
         self.w1, self.w3, self.w2 = Lora(mlp.w1), Lora(mlp.w3), Lora(mlp.w2)
         self.linears = [self.wqkv, self.wo, self.w1, self.w3, self.w2]
+
+    def named(self) -> Iterable[Tuple[str, Lora]]:
+        return zip(("wqkv", "wo", "w1", "w3", "w2"), self.linears)
 
     def parameters(self) -> List[torch.Tensor]:
         return [one for linear in self.linears for one in linear.parameters()]

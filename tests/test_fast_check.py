@@ -1,0 +1,275 @@
+"""The comparison of the fast step with XTuner's own and with its recording: what is wrong is caught and not used."""
+
+import copy
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from test_fast import batch, loss_and_gradients, models, trained
+
+from recipe.fast import check, finetune, layers, nf4, verdict
+
+
+@pytest.fixture
+def running():
+    """As inside mmengine's runner: what is said and remembered."""
+    hub = MessageHub.get_instance("a run")
+    hub.update_info("iter", 0)
+    yield hub
+    del MessageHub._instance_dict["a run"]
+
+
+def same(got, wanted):
+    (loss, gradients), (other, others) = got, wanted
+    return torch.equal(loss, other) and all(torch.equal(one, others[name]) for name, one in gradients.items())
+
+
+def swapped(plain):
+    """A wrong layout: the two values of every byte change places."""
+    return lambda self, dtype: plain(self, dtype).reshape(-1, 2).flip(1).reshape(plain(self, dtype).shape)
+
+
+def neighbours(model, plain):
+    """What bitsandbytes 0.43 gives in a replay: the weight of this shape that was laid out last."""
+    last = {tuple(one.base.weight.shape): one.base.weight for layer in model.fast_layers() for one in layer.linears}
+    return lambda self, dtype: last[tuple(self.base.weight.shape)].to(dtype)
+
+
+@pytest.mark.parametrize("more", [{}, {"small": True}, {"use_activation_checkpointing": False}], ids=str)
+@pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
+def test_it_passes_and_training_is_the_same_with_it(more, padded):
+    """Same random numbers, weights, gradients and loss, dropout among them, as without the comparison."""
+    _, compared = models(dropout=0.3, **more)
+    alone, data = copy.deepcopy(compared), batch(padded=padded)
+    alone.checked = {"passed": True}
+    found = []
+    for model in (compared, alone):
+        torch.manual_seed(7)
+        found.append((loss_and_gradients(model, data), torch.get_rng_state()))
+    assert same(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert all(torch.equal(a, b) for a, b in zip(compared.parameters(), alone.parameters()))
+    figures = compared.checked
+    assert figures["passed"], figures
+    assert 0 < figures["layer_difference"] < figures["tolerance"]["layer"] / 10
+    assert not compared.llm.is_gradient_checkpointing
+
+
+def test_a_piece_of_the_batch_is_compared_in_which_something_is_learned():
+    data = batch(rows=3, tokens=400)
+    data["labels"][0] = data["labels"][1, :350] = -100
+    piece = check.excerpt(data, 2, 64)
+    assert {tuple(one.shape) for one in piece.values()} == {(2, 64)}
+    assert (piece["labels"] != -100).any(1).all()
+    data["labels"][:] = -100
+    assert (check.excerpt(data, 1, 64)["labels"] != -100).all()
+
+
+def planted_layout(monkeypatch, model):
+    monkeypatch.setattr(layers.Lora, "weight", swapped(layers.Lora.weight))
+
+
+def planted_stale_weight(monkeypatch, model):
+    """One matrix of one layer is read as its neighbour's."""
+    lora = model.fast_layers()[1].w3
+    monkeypatch.setattr(lora, "weight", lambda dtype: model.fast_layers()[2].w3.base.weight.to(dtype))
+
+
+def planted_gradient(monkeypatch, model):
+    """Half of one matrix's gradient is missing; loss and outputs are right."""
+    backward = layers._Linear.backward
+
+    def wrong(ctx, grad):
+        found = list(backward(ctx, grad))
+        if ctx.lora is model.fast_layers()[0].wo:
+            found[3] = found[3] / 2
+        return tuple(found)
+
+    monkeypatch.setattr(layers._Linear, "backward", staticmethod(wrong))
+
+
+def planted_error(monkeypatch, model):
+    monkeypatch.setattr(model, "step", lambda *inputs: torch.zeros(2) @ torch.zeros(3))
+
+
+@pytest.mark.parametrize("plant", [planted_layout, planted_stale_weight, planted_gradient, planted_error])
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "recomputed"])
+def test_a_wrong_step_is_caught_and_xtuners_own_taken(monkeypatch, running, plant, checkpointed):
+    logged = []
+    monkeypatch.setattr(check, "print_log", lambda line, logger: logged.append(line))
+    stock, fast = models(use_activation_checkpointing=checkpointed)
+    plant(monkeypatch, fast)
+    data = batch()
+    found = loss_and_gradients(fast, data)
+    assert fast.stock
+    assert not fast.checked["passed"]
+    assert same(found, loss_and_gradients(stock, data))
+    assert fast.llm.is_gradient_checkpointing  # a stock step that keeps everything may not fit
+    assert len(logged) == 1
+    assert "XTuner's own" in verdict.failure(verdict.of_line(logged[0]))
+
+
+def test_all_ranks_take_the_same_step(monkeypatch):
+    monkeypatch.setattr(check, "get_world_size", lambda: 2)
+    monkeypatch.setattr(check, "all_reduce", lambda tensor, how: tensor.fill_(1))  # the other one's failed
+    stock, fast = models()
+    data = batch()
+    assert same(loss_and_gradients(fast, data), loss_and_gradients(stock, data))
+
+
+def test_a_resumed_run_keeps_the_step_that_it_began_with(monkeypatch, running):
+    """The message hub is what mmengine puts into every checkpoint and takes from it again."""
+    with monkeypatch.context() as planted:
+        _, fast = models()
+        planted_layout(planted, fast)
+        loss_and_gradients(fast, batch())
+    kept = running.state_dict()
+    del MessageHub._instance_dict["a run"]
+    hub = MessageHub.get_instance("a run")
+    hub.load_state_dict(kept)
+    hub.update_info("iter", 5)
+    stock, fast = models()
+    data = batch()
+    assert same(loss_and_gradients(fast, data), loss_and_gradients(stock, data))
+    assert fast.stock
+
+
+class Recording:
+    """Stands for a CUDA graph of the step: replays by computing the step again, right unless a test plants a fault."""
+
+    def __init__(self, model, inputs):
+        self.model, self.inputs, self.gradients = model, [one.detach().clone() for one in inputs], None
+
+    def play(self, inputs):
+        self.inputs = inputs
+        return self.replay()
+
+    def replay(self):
+        with check.fresh(self.model.pairs()), torch.enable_grad():
+            loss = self.model.step(*self.inputs)
+            self.gradients = list(torch.autograd.grad(loss, self.model.trained()))
+        return loss.detach()
+
+
+class StaleInputs(Recording):
+    def play(self, inputs):
+        return self.replay()
+
+
+class StaleLabels(Recording):
+    def play(self, inputs):
+        self.inputs = (*inputs[:3], self.inputs[3])
+        return self.replay()
+
+
+class StaleLora(Recording):
+    """Reads LoRA's weights as they were when it was recorded."""
+
+    def __init__(self, model, inputs):
+        super().__init__(model, inputs)
+        self.held = [one.weight.detach().clone() for one in model.pairs()]
+
+    def replay(self):
+        now = [one.weight.detach().clone() for one in self.model.pairs()]
+        self._put(self.held)
+        try:
+            return super().replay()
+        finally:
+            self._put(now)
+
+    def _put(self, values):
+        for one, value in zip(self.model.pairs(), values):
+            one.weight.data.copy_(value)
+
+
+class StaleWeight(Recording):
+    """Reads the weight that was laid out last, as bitsandbytes 0.43 does in a replay."""
+
+    def replay(self):
+        plain = layers.Lora.weight
+        layers.Lora.weight = neighbours(self.model, plain)
+        try:
+            return super().replay()
+        finally:
+            layers.Lora.weight = plain
+
+
+class OneStaleGradient(Recording):
+    def replay(self):
+        loss = super().replay()
+        self.gradients[7] = torch.ones_like(self.gradients[7])
+        return loss
+
+
+@pytest.mark.parametrize("kind", [Recording, StaleInputs, StaleLabels, StaleLora, StaleWeight, OneStaleGradient])
+def test_a_wrong_replay_is_caught_and_the_step_not_recorded(monkeypatch, running, kind):
+    made = []
+    monkeypatch.setattr(finetune, "_Recorded", lambda *words: made.append(kind(*words)) or made[-1])
+    monkeypatch.setattr(finetune.Finetune, "_may_be_recorded", lambda self, x: self.graph)
+    said = []
+    monkeypatch.setattr(check, "say", said.append)
+    _, fast = models(use_activation_checkpointing=True)
+    alone = copy.deepcopy(fast)
+    alone.graph, alone.checked = False, {"passed": True}
+    for number in range(finetune.SEEN + 3):
+        data = batch(rows=2)
+        before = [one.detach().clone() for one in fast.trained()]
+        assert same(loss_and_gradients(fast, data), loss_and_gradients(alone, data)), number
+        assert all(map(torch.equal, before, fast.trained()))
+        for model in (fast, alone):
+            with torch.no_grad():
+                for one in trained(model).values():
+                    one.add_(0.01 * one.grad)
+    assert len(made) == 1
+    stock, recording = said
+    assert stock["passed"]
+    assert recording["passed"] == fast.graph == (kind is Recording), recording
+    assert check.has_failed("recording") == (kind is not Recording)
+    told = verdict.summary({one["compared"]: one for one in said})
+    assert ("not recorded" in told) == (kind is not Recording)
+
+
+def test_what_is_recorded_follows_from_who_lays_the_weights_out(monkeypatch):
+    inner = SimpleNamespace(blocksize=256)
+    state = SimpleNamespace(quant_type="nf4", blocksize=64, nested=True, state2=inner)
+    weight = SimpleNamespace(quant_state=state, is_cuda=True)
+    versions = {"0.43.0": False, "0.43.3": False, "0.44.0": True, "0.50.2": True, "1.0.0": True}
+    for release, records in versions.items():
+        nf4.uses_legacy_stream.cache_clear()
+        monkeypatch.setattr(nf4.metadata, "version", lambda name, release=release: release)
+        for ours in (True, False):
+            monkeypatch.setattr(nf4, "FUSED", ours)
+            assert (nf4.why_not_recorded(weight) == "") == (records and ours)
+    nf4.uses_legacy_stream.cache_clear()
+    assert nf4.why_not_recorded(torch.zeros(2)) == ""  # 16-bit weights are nobody's to lay out
+
+
+def test_a_step_that_may_not_be_recorded_says_why_once(monkeypatch, running):
+    said = []
+    monkeypatch.setattr(check, "say", said.append)
+    monkeypatch.setattr(nf4, "why_not_recorded", lambda weight: "bitsandbytes is too old")
+    _, fast = models()
+    x = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(2, 512))
+    assert not fast._may_be_recorded(x)
+    assert not fast._may_be_recorded(x)
+    assert [one["error"] for one in said] == ["bitsandbytes is too old"]
+
+
+def test_the_log_of_the_last_start_that_compared_counts():
+    first = {"compared": "against_stock", "passed": False, "error": "kernel gone"}
+    later = {
+        "compared": "against_stock",
+        "passed": True,
+        "loss_difference": 1e-7,
+        "layer_difference": None,
+        "worst": "w",
+    }
+    stamp = "11/29 07:00:00 - mmengine - INFO - " + verdict.MARK
+    log = f"\n$ python\n{stamp}{json.dumps(first)}\n\n$ python --resume\n{stamp}{json.dumps(later)}\nIter(train) …\n"
+    assert verdict.of_log(log) == {"against_stock": later}
+    assert verdict.of_log(log + "\n$ python --resume\nended at once\n") == {"against_stock": later}
+    assert verdict.of_log("nothing") == {}
+    assert "no number" in verdict.summary({"against_stock": later})
+    assert "kernel gone" in verdict.summary({"against_stock": first})
