@@ -24,6 +24,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from . import config, families, faults, llava, loggers, model, preset, ranks, tensor_files
 from .errors import HostLacks, RunFailed, Stopped
+from .fast import compiler
 from .stages import Run, below, gpus, key_of
 
 # mmengine's log line: Iter(train) [10/51]  lr: 1.8763e-09  eta: 0:00:49  time: 1.2010  …  loss: 2.0068
@@ -272,6 +273,8 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
     words = command(run, place, start, planned["seed"])
     total, tokens = planned["iterations"], planned["tokens_kept"] / planned["iterations_per_epoch"]
     run.tell(log=str(log.relative_to(run.folder)))
+    if config.speed(run.settings) != "stock" and gpus() and compiler.fault():
+        print(compiler.notice(), file=sys.stderr, flush=True)
     wrong: List[int] = []
 
     with Progress(total, tokens) as show:

@@ -1,9 +1,13 @@
-"""The small operations between the matrix products: liger-kernel's on a GPU where it is installed, else PyTorch's."""
+"""The small operations between the matrix products: liger-kernel's on a GPU where it is installed and Triton can compile
+them, else PyTorch's.
+"""
 
 from typing import Any, Tuple
 
 import torch
 from torch.nn import functional as F
+
+from . import compiler
 
 try:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
@@ -17,9 +21,13 @@ except ImportError:
 GROUPED = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")  # from PyTorch 2.5 on
 
 
+def _has_kernels(x: torch.Tensor) -> bool:
+    return LIGER and x.is_cuda and not compiler.fault()
+
+
 def rms_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
     """`x` (…, hidden) by the reciprocal of its root mean square, that in fp32, times the norm's weight."""
-    if LIGER and x.is_cuda:
+    if _has_kernels(x):
         return LigerRMSNormFunction.apply(x, norm.weight, norm.variance_epsilon, 0.0, "llama", False)
     wide = x.float()
     scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
@@ -28,14 +36,14 @@ def rms_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up."""
-    return LigerSiLUMulFunction.apply(gate, up) if LIGER and gate.is_cuda else F.silu(gate) * up
+    return LigerSiLUMulFunction.apply(gate, up) if _has_kernels(gate) else F.silu(gate) * up
 
 
 def rotate(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Query and key, each (batch, heads, tokens, head_dim), turned to their positions; cos, sin: (tokens, head_dim)."""
-    if LIGER and query.is_cuda:
+    if _has_kernels(query):
         return LigerRopeFunction.apply(query, key, cos[None], sin[None])
     return query * cos + _turned(query) * sin, key * cos + _turned(key) * sin
 

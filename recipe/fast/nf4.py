@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from . import compiler
+
 try:
     import triton
     import triton.language as tl
@@ -52,7 +54,7 @@ def full(weight: Any, dtype: torch.dtype) -> torch.Tensor:
     state = weight.quant_state
     inner = state.state2 if state.nested else None
     fits = state.quant_type == "nf4" and state.blocksize == SCALED and (inner is None or inner.blocksize == 256)
-    if not (FUSED and weight.is_cuda and fits):
+    if not (FUSED and weight.is_cuda and fits and not compiler.fault()):
         import bitsandbytes
 
         return bitsandbytes.functional.dequantize_4bit(weight.data, state).to(dtype).reshape(state.shape)
