@@ -60,7 +60,9 @@ def cu118(pypi, torch):
     kept = []
     for name, block in packages(pypi):
         if name in wheels:
-            comments = [line for line in block.splitlines() if line.lstrip().startswith("#") and "#" not in wheels[name]]
+            comments = [
+                line for line in block.splitlines() if line.lstrip().startswith("#") and "#" not in wheels[name]
+            ]
             kept.append("\n".join([wheels[name], *comments]) + "\n")
         elif not name.startswith("nvidia-"):
             # nothing but torch asks for the nvidia packages, but they are named among each other's needs

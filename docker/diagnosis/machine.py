@@ -208,7 +208,9 @@ def check_libraries(host, need, runtime):
     if lines:
         return lines
     own = str(Path.home() / ".local" / "lib" / f"python{version}" / "site-packages")
-    others = [name for name in ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH") if os.environ.get(name)] + [own] * os.path.isdir(own)
+    others = [name for name in ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH") if os.environ.get(name)] + [
+        own
+    ] * os.path.isdir(own)
     return [ok("libraries", f"kept out: {', '.join(others)}" if others else "nothing comes before the locked ones")]
 
 

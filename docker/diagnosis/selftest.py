@@ -1,4 +1,4 @@
-"""Tries what training needs of the environment, without a model: `docker/host selftest`, by the environment's Python.
+"""Tries what training needs of the environment, without a model: `docker/host selftest [TRIAL …]`, with its Python.
 
 The doctor and `just image check` ask it, in the image too. A line for each trial: status, name, what was found and the
 remedy, with tabs between. Exit code 3 if one says stop.
@@ -92,20 +92,27 @@ def _pretend_card(torch):
     cuda.device = lambda *which: contextlib.nullcontext()
 
 
-def main():
-    """Try all; the exit code."""
-    found = []
+# The last pretends that there is a card.
+TRIALS = {
+    "libraries": check_bitsandbytes,
+    "compiler": check_compiler,
+    "kernels": check_kernels,
+    "deepspeed": check_deepspeed,
+}
+
+
+def main(names):
+    """Run the trials of these names, or all; the exit code."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         import torch
 
-        for check in (check_bitsandbytes, check_compiler, check_kernels, check_deepspeed):
-            found.append(check(torch))
+        found = [trial(torch) for name, trial in TRIALS.items() if name in (names or TRIALS)]
     for line in found:
         print("\t".join((line.status, line.name, line.found, line.remedy)))
     return 3 if any(line.status == "stop" for line in found) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
