@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -149,16 +150,16 @@ def test_bitsandbytes_loads_beside_a_pytorch_that_bundles_cuda(bundled, tmp_path
     kept = {name: value for name, value in os.environ.items() if name not in ("LD_LIBRARY_PATH", "VARIANT", "TORCH")}
     selftest = [str(bundled / "bin/python"), str(ROOT / "docker/diagnosis/selftest.py")]
     fails = subprocess.run(
-        [*selftest, "libraries"], env={**kept, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        [*selftest, "bitsandbytes"], env={**kept, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert fails.returncode == 3, fails.stdout + fails.stderr
-    assert re.search(r"(?m)^stop\tlibraries\t.* lib(cudart|cusparse)\.so\.11\S*: cannot open", fails.stdout)
+    assert re.search(r"(?m)^stop\tbitsandbytes\t.* lib(cudart|cusparse)\.so\.11\S*: cannot open", fails.stdout)
     there = {**kept, "RECIPE_ENV": str(bundled), "LD_LIBRARY_PATH": str(toolkit)}
     done = subprocess.run(
-        [str(ROOT / "docker/host"), "selftest", "libraries"], env=there, capture_output=True, text=True
+        [str(ROOT / "docker/host"), "selftest", "bitsandbytes"], env=there, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ok\tlibraries\tbitsandbytes' libbitsandbytes_cuda118.so" in done.stdout
+    assert "ok\tbitsandbytes\tits libbitsandbytes_cuda118.so" in done.stdout
 
 
 # A machine that has a card, and neither nvcc nor a C compiler: on its PATH is what the scripts themselves use.
@@ -195,10 +196,97 @@ def test_training_needs_no_toolkit_and_no_compiler(bare):
     done = subprocess.run([str(ROOT / "docker/host"), "selftest"], env=bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = dict(line.split("\t")[1::-1] for line in done.stdout.splitlines())
-    assert lines == {"libraries": "ok", "compiler": "warning" if CU13 else "ok", "kernels": "ok", "deepspeed": "ok"}
+    assert lines == {"bitsandbytes": "ok", "compiler": "warning" if CU13 else "ok", "kernels": "ok", "deepspeed": "ok"}
     if CU13:
         assert "apt-get install gcc libc6-dev" in done.stdout
         selftest = [str(ENVIRONMENT / "bin/python"), str(ROOT / "docker/diagnosis/selftest.py"), "deepspeed"]
         fails = subprocess.run(selftest, env={**bare, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
         assert fails.returncode == 3
         assert "stop\tdeepspeed" in fails.stdout
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """recipe.fast.compiler on a machine that has none; what else may be missing is the test's."""
+    from recipe.fast import compiler
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    fault = compiler.fault
+    fault.cache_clear()
+    yield compiler
+    fault.cache_clear()
+
+
+@pytest.mark.skipif(not CU13, reason="only cu13 compiles")
+def test_what_a_compiler_may_lack(compiler, monkeypatch, tmp_path):
+    assert compiler.fault() == "there is no C compiler"
+    assert "apt-get install gcc libc6-dev" in compiler.notice()
+    assert "slower" in compiler.notice()
+    for text, said in (("exit 1", "compiles nothing"), ("echo 'x.c:1: fatal error: dlfcn.h'; exit 1", "dlfcn.h")):
+        (tmp_path / "cc").write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "cc").chmod(0o755)
+        monkeypatch.setenv("CC", str(tmp_path / "cc"))
+        compiler.fault.cache_clear()
+        assert said in compiler.fault()
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    compiler.fault.cache_clear()
+    assert "does not start" in compiler.fault()
+    monkeypatch.setattr(compiler.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    compiler.fault.cache_clear()
+    assert "headers are not in" in compiler.fault()
+    assert compiler.remedy() == "apt-get install python3.12-dev"
+
+
+@pytest.mark.skipif(not CU13, reason="only cu13 compiles")
+def test_the_fast_step_does_without_a_compiler(compiler, monkeypatch):
+    """On what says that it is on a card, PyTorch's own operations."""
+    import bitsandbytes
+    import torch
+
+    from recipe.fast import kernels, nf4
+
+    class OnCard(torch.Tensor):
+        is_cuda = True
+
+    def on_card(value):
+        return value.as_subclass(OnCard)
+
+    norm = torch.nn.LayerNorm(64)
+    norm.variance_epsilon = 1e-6
+    x, y, angle = torch.randn(2, 2, 5, 64), torch.randn(2, 2, 5, 64), torch.randn(5, 64)
+    for work in (
+        lambda a, b: kernels.rms_norm(a, norm),
+        kernels.swiglu,
+        lambda a, b: torch.cat(kernels.rotate(a, b, angle.cos(), angle.sin())),
+    ):
+        assert torch.equal(work(on_card(x), on_card(y)).as_subclass(torch.Tensor), work(x, y))
+    packed, state = bitsandbytes.functional.quantize_4bit(x.reshape(-1, 64), quant_type="nf4")
+    packed.quant_state = state
+    plain = nf4.full(packed, torch.float32)
+    weight = on_card(packed)
+    weight.quant_state = state
+    assert torch.equal(nf4.full(weight, torch.float32).as_subclass(torch.Tensor), plain)
+    monkeypatch.setattr(compiler, "fault", lambda: "")
+    with pytest.raises(Exception, match=r"(?i)triton|cuda|driver|pointer"):
+        kernels.swiglu(on_card(x), on_card(y))
+
+
+def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
+    from recipe import config, train
+    from recipe.fast import compiler
+
+    def started(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "gpus", lambda: [{"name": "one"}])
+    monkeypatch.setattr(train, "command", lambda *words: [])
+    monkeypatch.setattr(train, "_started", started)
+    monkeypatch.setattr(compiler, "fault", lambda: "there is no C compiler")
+    run = SimpleNamespace(settings=None, folder=tmp_path, tell=lambda **words: None)
+    planned = {"seed": 0, "iterations": 1, "iterations_per_epoch": 1, "tokens_kept": 1}
+    for speed in ("fast", "stock"):
+        monkeypatch.setattr(config, "speed", lambda settings, speed=speed: speed)
+        with pytest.raises(KeyboardInterrupt):
+            train._train(run, tmp_path, tmp_path / "train.log", None, planned)
+        assert ("there is no C compiler" in capsys.readouterr().err) == (speed == "fast")

@@ -30,7 +30,7 @@ def check_environment(host, need, runtime, image, cards):
         words = [ROOT / "docker" / "host", "selftest"]
     answer = ask(*words, seconds=300)
     rows = [line.split("\t") for line in answer.text.splitlines()]
-    lines = [Line(row[1], row[0], *row[2:]) for row in rows if len(row) == 4 and row[0] in STATUSES]
+    lines = [Line(row[1], row[0], row[2], "".join(row[3:])) for row in rows if len(row) > 2 and row[0] in STATUSES]
     if not lines:
         said = answer.text.splitlines()[-1:] or ["it says nothing"]
         again = f"{JUST} image" if image else "remove the environment's folder, which makes it again"

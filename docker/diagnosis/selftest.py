@@ -26,8 +26,8 @@ def check_bitsandbytes(torch):
     try:
         ctypes.CDLL(str(Path(find_spec("bitsandbytes").origin).with_name(name)))
     except OSError as error:
-        return stop("libraries", f"bitsandbytes' CUDA library does not load: {error}", AGAIN)
-    return ok("libraries", f"bitsandbytes' {name} finds CUDA's libraries")
+        return stop("bitsandbytes", f"its CUDA library does not load: {error}", AGAIN)
+    return ok("bitsandbytes", f"its {name} finds CUDA's libraries")
 
 
 def check_compiler(torch):
@@ -94,7 +94,7 @@ def _pretend_card(torch):
 
 # The last pretends that there is a card.
 TRIALS = {
-    "libraries": check_bitsandbytes,
+    "bitsandbytes": check_bitsandbytes,
     "compiler": check_compiler,
     "kernels": check_kernels,
     "deepspeed": check_deepspeed,

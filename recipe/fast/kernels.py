@@ -1,5 +1,5 @@
-"""The small operations between the matrix products: liger-kernel's on a GPU where it is installed and Triton can compile
-them, else PyTorch's.
+"""The small operations between the matrix products: liger-kernel's on a GPU where it is installed and can be compiled,
+else PyTorch's.
 """
 
 from typing import Any, Tuple
