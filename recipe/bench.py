@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from . import config, cost, libraries
 from .errors import InputWrong
-from .fast import verdict
+from .fast import compiler, verdict
 from .settings import Settings
 from .stages import gpus, versions, write_text
 
@@ -251,6 +251,8 @@ def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[st
     found = ceilings(sizes, device, kind, batch * length)
     laid = f"; a layer's 4-bit weights in {found['layout'] * 1e6:,.0f} µs" if found["layout"] else ""
     say(f"matrix products {found['matmul'] / 1e12:,.2f} TFLOP/s{laid}")
+    if device == "cuda" and compiler.fault():
+        say(compiler.notice())
     made = []
     for way in WAYS:
         entry = _entry(way, sizes, settings, device, kind, found, say)

@@ -12,6 +12,7 @@ from typing import Any, Dict, Optional, Tuple
 
 from . import cost, families, libraries, loggers, preset, ranks
 from .errors import InputWrong
+from .fast import compiler
 from .settings import Settings
 from .stages import Run, gpus, versions
 
@@ -145,7 +146,7 @@ def checkpointing(settings: Settings, tokens: int) -> bool:
     if settings.train.checkpointing is not None:
         return settings.train.checkpointing
     found = gpus()
-    if speed(settings) != "fast" or not found:
+    if speed(settings) != "fast" or not found or compiler.fault():  # PyTorch's own operations keep more
         return True
     return not cost.fits_kept(tokens, found[0]["name"], found[0]["memory_mib"])
 

@@ -198,6 +198,13 @@ def _undetermined(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     )
 
 
+def _lacking(found: Any, run: Run, planned: Dict[str, Any]) -> str:
+    return (
+        f"The environment lacks something that training on a GPU takes ({found[0].rstrip('.')}). `just doctor` says "
+        f"what it is and how to get it."
+    )
+
+
 KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
     (r"(?m)^(?:\[rank\d+\]: ?)?recipe\.hooks\.Fault: (.*)$", _own),
     # PyTorch's own words, the CUDA runtime's, bitsandbytes' and NCCL's; cuBLAS cannot start where no memory is left.
@@ -225,6 +232,7 @@ KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
     (r"(?s)_share_and_gather.{,2000}Socket Timeout|waiting for clients\. \d+/\d+ clients joined", _absent),
     (GONE, _gone),
     (r"insufficient shared memory|bus error.*shared memory", _shared_memory),
+    (r"MissingCUDAException[^\n]*|Failed to find C compiler|CUDA Setup failed despite GPU being available", _lacking),
     (r"No space left on device|\[enforce fail at inline_container", _disk),
 ]
 

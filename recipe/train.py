@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from . import config, families, faults, llava, loggers, model, ranks, tensor_files
 from .errors import HostLacks, RunFailed, Stopped
-from .fast import verdict
+from .fast import compiler, verdict
 from .stages import Run, below, gpus, key_of, write_text
 
 # mmengine's log line: Iter(train) [10/51]  lr: 1.8763e-09  eta: 0:00:49  time: 1.2010  …  loss: 2.0068
@@ -278,6 +278,8 @@ def _train(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dic
         write_text(place / DEEPSPEED, config.deepspeed_text(run.settings))
     total, tokens = planned["iterations"], planned["tokens_kept"] / planned["iterations_per_epoch"]
     run.tell(log=str(log.relative_to(run.folder)))
+    if config.speed(run.settings) != "stock" and gpus() and compiler.fault():
+        print(compiler.notice(), file=sys.stderr, flush=True)
     wrong: List[int] = []
 
     progress = Progress(total, tokens)

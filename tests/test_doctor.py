@@ -17,6 +17,7 @@ from conftest import ROOT
 TOOLS = (
     "sh", "bash", "env", "dirname", "cksum", "cut", "timeout", "grep", "head", "tail", "awk", "df", "cat", "sleep",
     "id", "sed", "realpath", "stat", "readlink",
+    "mkdir", "paste",
 )  # fmt: skip
 UBUNTU = 'PRETTY_NAME="Ubuntu 22.04.5 LTS"\nID=ubuntu\nID_LIKE=debian\n'
 IN_WSL = {"dev/dxg": "", "usr/lib/wsl/lib/libcuda.so.1": ""}
@@ -117,10 +118,15 @@ NO_PROGRAM = 'exec: "nvidia-smi": executable file not found in $PATH: unknown.'
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.126"
 
 
+# What docker/host selftest says of an environment that has what it takes.
+SELFTEST = "ok\tdeepspeed\tcan be imported\t\n"
+
+
 def _images_and_run(images, run):
     """The end of both engines' stubs; `run`: what `docker run` says, and its code."""
     return f"""    image) printf '%s\\n' {images!r} ;;
-    run) cat <<'SAID'
+    run) case $* in *selftest*) printf {SELFTEST!r}; exit ;; esac
+        cat <<'SAID'
 {run[0]}
 SAID
         exit {run[1]} ;;
@@ -178,7 +184,18 @@ class Machine:
             made = self.cache / f"env-{kind}-{_checksum(ROOT / 'docker' / lock)}"
             (made / "bin").mkdir(parents=True)
             (made / ".ready").touch()
-            (made / "bin/python").write_text(f"#!/bin/sh\necho {'3.12' if 'cu13' in kind else '3.8'}\n")
+        self.selftest(f"printf {SELFTEST!r}")
+        for lock in (ROOT / "docker").glob("more*.lock"):
+            more = self.cache / f"more-{_checksum(lock)}"
+            more.mkdir()
+            (more / ".ready").touch()
+
+    def selftest(self, script):
+        """What the environments' Python does: docker/host selftest starts it."""
+        for made in self.cache.glob("env-*"):
+            version = "3.12" if "cu13" in made.name else "3.8"
+            fake = f"#!/bin/sh\ncase $1 in -I) echo {version}; exit ;; esac\n{script}\n"  # asked whether it starts
+            (made / "bin/python").write_text(fake, encoding="utf-8")
             (made / "bin/python").chmod(0o755)
 
     def files(self, **texts):
@@ -850,14 +867,10 @@ def test_what_would_come_before_the_locked_libraries(machine):
     told(machine.doctor(PYTHONPATH="/opt/x")[0]["libraries"], "ok", "kept out: PYTHONPATH", str(own))
     cuda = machine.home / "cuda-12.4" / "lib"
     cuda.mkdir(parents=True)
-    told(machine.doctor(LD_LIBRARY_PATH=f"/nowhere:{cuda}")[0]["libraries"], "ok")
     (cuda / "libcudart.so.12").touch()
-    told(
-        machine.doctor(LD_LIBRARY_PATH=f"/nowhere:{cuda}")[0]["libraries"],
-        "warning",
-        str(cuda),
-        "unset LD_LIBRARY_PATH",
-    )
+    told(machine.doctor(LD_LIBRARY_PATH=str(cuda))[0]["libraries"], "ok", "kept out: LD_LIBRARY_PATH")
+    preloaded = machine.doctor(LD_PRELOAD=f"/nowhere.so:{cuda}/libcudart.so.12")[0]["libraries"]
+    told(preloaded, "warning", str(cuda), "unset LD_PRELOAD")
     told(machine.doctor(CONDA_PREFIX=str(cuda.parent))[0]["libraries"], "warning", "conda deactivate")
     told(machine.doctor(BNB_CUDA_VERSION="121")[0]["libraries"], "warning", "unset BNB_CUDA_VERSION")
     machine.files(**{"py/lib/python3.8/sitecustomize.py": ""})
@@ -894,6 +907,34 @@ def test_a_user_without_a_home(machine):
     names = {line["name"] for line in machine.doctor()[1]["checks"]}
     machine.variables["HOME"] = "/dev/null/home"
     assert {line["name"] for line in machine.doctor()[1]["checks"]} == names
+
+
+def test_the_environment_is_tried_where_it_is_made(machine):
+    """On this machine or in our image; before a stage, which meets it by itself, and without a card it is not."""
+    machine.has(nvidia_smi=nvidia_smi(B200))
+    told(machine.doctor()[0]["deepspeed"], "ok", "can be imported")
+    machine.selftest("printf 'noise\\nstop\\tdeepspeed\\tMissingCUDAException\\tmake it again\\n'; exit 3")
+    told(machine.doctor()[0]["deepspeed"], "stop", "MissingCUDAException", "make it again")
+    assert "deepspeed" not in machine.doctor("--before", "train")[0]
+    assert "deepspeed" not in machine.doctor("demo")[0]
+    machine.selftest("echo cannot; exit 1")
+    told(machine.doctor()[0]["selftest"], "warning", "cannot", "makes it again")
+    machine.has(docker=docker(runtimes='{"nvidia":{}}', images="internlm2-recipe:1", run=("GPU 0: one", 0)))
+    told(machine.doctor(RUNTIME="docker")[0]["deepspeed"], "ok", "can be imported")
+
+
+def test_a_compiler_is_asked_for_before_the_environment_is_made(machine):
+    machine.has(nvidia_smi=nvidia_smi(B200))
+    for made in machine.cache.glob("env-cu13*"):
+        (made / ".ready").unlink()
+    told(machine.doctor()[0]["compiler"], "warning", "no C compiler", "sudo apt-get install -y gcc libc6-dev")
+    assert "compiler" not in machine.doctor("coach", "train.speed=stock")[0]
+    assert "compiler" not in machine.doctor(VARIANT="cu118")[0]
+    machine.has(gcc="#!/bin/sh\n", python3_12=f"#!/bin/sh\necho {machine.home}\n")
+    (machine.programs / "python3-12").rename(machine.programs / "python3.12")
+    told(machine.doctor()[0]["compiler"], "warning", "no headers", "sudo apt-get install -y python3.12-dev")
+    (machine.home / "Python.h").touch()
+    told(machine.doctor()[0]["compiler"], "ok")
 
 
 def test_proxies_are_shown_without_passwords(machine):

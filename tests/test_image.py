@@ -758,6 +758,25 @@ def test_the_whole_image(podman):
     assert f"checked: {tag} " in ok([ROOT / "docker/image", "check"], env=env, timeout=3600)
 
 
+def in_image(env, *words):
+    run_it = ["podman", "run", "--rm", "--network", "none", "--cap-drop", "ALL", *env["RUN_OPTIONS"].split()]
+    return ok([*run_it, env["RECIPE_IMAGE"], *words], env=env)
+
+
+def test_the_image_has_what_training_needs(bare):
+    """As `just image check` tries it; with this machine's environment in the small image."""
+    said = in_image(bare, "docker/host", "selftest")
+    assert re.findall(r"(?m)^(\w+)\t(\w+)", said) == [
+        ("ok", name) for name in ("bitsandbytes", "compiler", "kernels", "deepspeed")
+    ]
+
+
+def test_the_image_of_cu13_compiles(podman):
+    """What Triton compiles when it first runs: C, with Python's headers. Whichever variant is tested here."""
+    trial = "from recipe.fast import compiler; compiler.find_spec = lambda name: name; print([compiler.fault()])"
+    assert in_image(built(podman, VARIANT="cu13"), "python3", "-c", trial).strip() == "['']"
+
+
 @pytest.mark.parametrize(
     ("words", "env", "said"),
     [
@@ -790,6 +809,45 @@ def test_the_engine_is_the_one_that_the_stages_take(tmp_path):
         file.parent.mkdir(parents=True)
         file.write_text("kind: nvidia.com/gpu\n")
     assert run(pull, env=env).stdout.startswith("podman pull me/recipe:cu118-pypi-")
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_check_trains_on_a_card_where_there_is_one(clone, tmp_path, card):
+    """No card here: a stub of podman records what the image is asked to do."""
+    packages = "".join(f"{line.split()[0]}\n" for line in LOCK.read_text(encoding="utf-8").splitlines() if "==" in line)
+    (tmp_path / "packages").write_text(packages)
+    stub = tmp_path / "podman"
+    stub.write_text(
+        f"""#!/bin/sh
+echo "$*" >>{tmp_path}/asked
+case $1 in
+    info) echo 4.3.1 ;;
+    create) echo holder ;;
+    cp) cp {tmp_path}/packages "$3" ;;
+    image) case $* in *Id*) echo sha256:0 1000000 ;; *) echo 1000000 ;; esac ;;
+    run) case $* in *xtuner*) sed -n 's/^xtuner==//p' {tmp_path}/packages ;; esac ;;
+esac
+"""
+    )
+    stub.chmod(0o755)
+    for file in ("dev/nvidiactl", "etc/cdi/nvidia.yaml") if card else ():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("kind: nvidia.com/gpu\n")
+    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "RUNTIME": "podman", "DOCTOR_ROOT": str(tmp_path)}
+    env.update(VARIANT="cu13" if LOCK.name == "cu13.lock" else "cu118", TORCH="pypi")
+    said = ok([clone / "docker/image", "check"], env=env)
+    asked = [line for line in (tmp_path / "asked").read_text().splitlines() if line.startswith("run ")]
+    assert [line for line in asked if line.endswith("docker/host selftest")]
+    trained = [line for line in asked if "just train demo" in line]
+    assert [re.search(r"train\.speed=(\w+)", line)[1] for line in trained] == (["fast", "stock"] if card else [])
+    assert all("--device nvidia.com/gpu=all" in line and "train.method=qlora" in line for line in trained)
+    assert ("was not tried" in said) != card
+    # What is trained there is ten iterations of the tiny model.
+    if card:
+        words = trained[0].partition("just train ")[2].split()
+        planned = run([ROOT / "docker/run", "plan", *words, "--output", tmp_path / "out"], env={"RUNTIME": "host"})
+        assert planned.returncode == 0, planned.stderr
+        assert "10 iterations" in planned.stdout
 
 
 def test_apptainer_is_told_the_same(tmp_path):

@@ -412,6 +412,12 @@ ENDS = [
     ),
     (1, f"ValueError: no\nERROR:{TORCHRUN}(exitcode: 1) local_rank: 0\nx.ChildFailedError:\n", False, "ValueError: no"),
     (1, "RuntimeError: [gloo/tcp] Connection closed by peer [10.0.0.2]:9\n", False, "The connection to another rank"),
+    (
+        1,
+        "x.builder.MissingCUDAException: CUDA_HOME does not exist, unable to\n",
+        False,
+        "takes (MissingCUDAException: CUDA",
+    ),
     (1, "in _share_and_gather\n  data = store.get(x)\nRuntimeError: Socket Timeout\n", False, "machines came"),
     (-9, "Iter(train)\n", True, "out of memory"),
     (-9, "Iter(train)\n", False, "killed from outside"),

@@ -17,6 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from engines import check_engines, choose_runtime
+from environment import check_environment
 from gpu import check_gpu, chosen
 from lines import JUST, STATUSES, ok, stop, warning
 from machine import CHECKS, Host, check_disk, check_platform, check_system
@@ -50,6 +51,7 @@ def examine(need):
         for check in CHECKS:
             lines += check(host, need, runtime)
         lines += check_disk(host, need, runtime, engine)
+        lines += check_environment(host, need, runtime, engine.get("image"), cards)
         if not need.read:
             what = f"{need.name} was not read: this Python {platform.python_version()} reads no TOML"
             remedy = "Python 3.11, or a newer pip, which carries a reader; disk and GPU memory are not reckoned without"

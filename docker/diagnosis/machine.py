@@ -224,16 +224,16 @@ def _python_with_pip():
 def check_libraries(host, need, runtime):
     """What in this shell would come before the lock's own libraries.
 
-    Other Python packages are kept out by docker/host already: PYTHONPATH, PYTHONHOME, ~/.local.
+    Kept out by docker/host already: other Python packages (PYTHONPATH, PYTHONHOME, ~/.local), other CUDA libraries of
+    LD_LIBRARY_PATH.
     """
     if runtime != "host":
         return []
     lines = []
-    for name in ("LD_LIBRARY_PATH", "LD_PRELOAD"):
-        places = [part for part in re.split("[: ]", os.environ.get(name, "")) if part and _holds_cuda(Path(part))]
-        if places:
-            remedy = f"unset {name} for this command: the lock's PyTorch brings its own"
-            lines.append(warning("libraries", f"{name} names other CUDA libraries: {', '.join(places)}", remedy))
+    preloaded = [part for part in re.split("[: ]", os.environ.get("LD_PRELOAD", "")) if _is_cuda(part)]
+    if preloaded:
+        remedy = "unset LD_PRELOAD for this command: the lock's PyTorch brings its own"
+        lines.append(warning("libraries", f"LD_PRELOAD names other CUDA libraries: {', '.join(preloaded)}", remedy))
     if os.environ.get("BNB_CUDA_VERSION"):
         found = "BNB_CUDA_VERSION is set: bitsandbytes loads another CUDA's library"
         lines.append(warning("libraries", found, "unset BNB_CUDA_VERSION"))
@@ -252,14 +252,13 @@ def check_libraries(host, need, runtime):
     if lines:
         return lines
     own = os.path.expanduser(f"~/.local/lib/python{version}/site-packages")  # Path.home() fails for a uid without one
-    others = [name for name in ("PYTHONPATH", "PYTHONHOME") if os.environ.get(name)] + [own] * os.path.isdir(own)
+    kept_out = [name for name in ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH") if os.environ.get(name)]
+    others = kept_out + [own] * os.path.isdir(own)
     return [ok("libraries", f"kept out: {', '.join(others)}" if others else "nothing comes before the locked ones")]
 
 
-def _holds_cuda(path):
-    if not os.path.isdir(path):
-        return bool(re.search("libcu|nccl", path.name))
-    return any(any(path.glob(f"{name}*.so*")) for name in ("libcudart", "libcublas", "libcudnn", "libnccl"))
+def _is_cuda(file):
+    return bool(re.search("libcu|nccl", os.path.basename(file)))
 
 
 def check_proxies(host, need, runtime):

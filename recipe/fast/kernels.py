@@ -1,10 +1,13 @@
-"""The small operations between the matrix products: liger-kernel's on a GPU where it is installed, else PyTorch's."""
+"""The small operations between the matrix products: liger-kernel's on a GPU where it is installed and can be compiled,
+else PyTorch's.
+"""
 
 from typing import Any, Tuple
 
 import torch
 from torch.nn import functional as F
 
+from . import compiler
 from .attention import attention  # noqa: F401
 
 try:
@@ -17,9 +20,13 @@ except ImportError:
     LIGER = False
 
 
+def _has_kernels(x: torch.Tensor) -> bool:
+    return LIGER and x.is_cuda and not compiler.fault()
+
+
 def rms_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
     """`x` (…, hidden) by the reciprocal of its root mean square, that in fp32, times the norm's weight."""
-    if LIGER and x.is_cuda:
+    if _has_kernels(x):
         return LigerRMSNormFunction.apply(x, norm.weight, norm.variance_epsilon, 0.0, "llama", False)
     return _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
 
@@ -45,7 +52,7 @@ class _RmsNorm(torch.autograd.Function):
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up."""
-    return LigerSiLUMulFunction.apply(gate, up) if LIGER and gate.is_cuda else _SwiGlu.apply(gate, up)
+    return LigerSiLUMulFunction.apply(gate, up) if _has_kernels(gate) else _SwiGlu.apply(gate, up)
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -66,7 +73,7 @@ def rotate(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Query and key, each (batch, heads, tokens, head_dim), turned to their positions; cos, sin: (tokens, head_dim)."""
-    if LIGER and query.is_cuda:
+    if _has_kernels(query):
         return LigerRopeFunction.apply(query, key, cos[None], sin[None])
     return query * cos + _turned(query) * sin, key * cos + _turned(key) * sin
 

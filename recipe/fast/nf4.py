@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from . import compiler
+
 try:
     import triton
     import triton.language as tl
@@ -65,7 +67,7 @@ def is_ours(weight: Any) -> bool:
     state = weight.quant_state
     inner = state.state2 if state.nested else None
     fits = state.quant_type == "nf4" and state.blocksize == SCALED and (inner is None or inner.blocksize == 256)
-    return FUSED and weight.is_cuda and fits
+    return FUSED and weight.is_cuda and fits and not compiler.fault()
 
 
 def why_not_recorded(weight: Any) -> str:
