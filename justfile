@@ -10,6 +10,12 @@ heading := "Workbook in, fine-tuned InternLM2-chat-7B out. Recipes (just RECIPE,
 manual:
     @{{ just_executable() }} --list --unsorted --list-heading "{{ heading }}"
 
+# All commands, or one command's options and examples: just help [command]
+[group('start')]
+[no-exit-message]
+help *args:
+    @docker/words help "$@" || [ $? = 10 ]
+
 # Everything on a tiny model: no GPU, no Docker, a few minutes. Proves the machine and the recipe
 [group('start')]
 [no-exit-message]

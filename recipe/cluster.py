@@ -10,7 +10,8 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from . import config, ranks, settings
+from . import config, ranks
+from .core.recipe_files import find_recipe, recipes
 from .errors import InputWrong
 from .stages import Run, write_text
 
@@ -96,9 +97,9 @@ def kubernetes(run: Run, words: Sequence[str], shown: str) -> Any:
         {"name": "memory", "emptyDir": {"medium": "Memory"}},  # for NCCL
     ]
     documents: List[Dict[str, Any]] = []
-    if run.name not in settings.available():
+    if run.name not in recipes():
         file = f"{run.name}.toml"
-        text = settings.find(words[0]).read_text(encoding="utf-8-sig")
+        text = find_recipe(words[0]).read_text(encoding="utf-8-sig")
         documents.append(
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-recipe"}, "data": {file: text}}
         )

@@ -6,14 +6,14 @@ ranges: what the field uses, widened; a value outside is a slip of the pen, not 
 
 import difflib
 import json
-import re
 from pathlib import Path
-from typing import Any, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
 
 import tomli
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Annotated, Literal
 
+from .core.recipe_files import choose_hub, find_recipe, line_of, parse_override, put, read_recipe
 from .errors import InputWrong
 
 HERE = Path(__file__).resolve().parent
@@ -277,28 +277,16 @@ class Settings(Table):
         return self
 
 
-def available() -> List[str]:
-    """Names of the recipe files that ship."""
-    return sorted(path.stem for path in HERE.glob("*.toml") if "\nbase = " in path.read_text(encoding="utf-8"))
-
-
-def find(name: str) -> Path:
-    """The file of recipe `name`: a path to a .toml file, or a name that ships or lies in this folder."""
-    if name.endswith(".toml"):
-        path = Path(name)
-        if path.is_file():
-            return path
-        raise InputWrong(f"There is no recipe file {name}. Shipped recipes: {', '.join(available())}.")
-    for folder in (HERE, Path.cwd()):
-        path = folder / f"{name}.toml"
-        if path.is_file():
-            return path
-    close = difflib.get_close_matches(name, available(), n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise InputWrong(
-        f"There is no recipe {name!r}.{hint} Shipped: {', '.join(available())}; "
-        f"or give the path of a recipe file of your own (it ends in .toml)."
-    )
+def known_keys(model: Any = None, prefix: str = "") -> List[str]:
+    """Every setting as a dotted key."""
+    found = []
+    for name, field in (model or Settings).model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, Table):
+            found += known_keys(nested, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
@@ -307,44 +295,18 @@ def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
     Raises InputWrong for an unknown recipe, broken TOML, an unknown key, a wrong type or a value out of
     range, naming file, line, key and what is allowed.
     """
-    path = find(name)
-    if path.stem.startswith("."):  # it names the run's folder
-        raise InputWrong(f"{path}: a recipe file is called NAME.toml, and its name does not begin with a dot.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows' Notepad puts a mark in front
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputWrong(f"Cannot read the recipe file {path}: {error}. It must be a UTF-8 text file.")
-    try:
-        values = tomli.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
-        raise InputWrong(f"{path} is not valid TOML: {error}. Strings stand in quotes, lists in brackets.")
+    path = find_recipe(name)
+    text, values = read_recipe(path, tomli)
     given: Dict[Tuple[str, ...], str] = {}
     for override in overrides:
-        keys, value = _parse_override(override)
+        keys, value = parse_override(override, tomli)
         given[keys] = override
-        _put(values, keys, value, override)
-    _choose_hub(values, given)
+        put(values, keys, value, override)
+    choose_hub(values, given)
     try:
         return path.stem, Settings.model_validate(values)
     except ValidationError as error:
         raise InputWrong(_explain(error, path, text, given))
-
-
-def _choose_hub(values: Dict[str, Any], given: Iterable[Tuple[str, ...]]) -> None:
-    """Put a recipe's [model.huggingface], its id and revision there, in the place of ModelScope's where the model comes
-    from Hugging Face. What an override names stays, and another id has nothing to do with it.
-    """
-    model = values.get("model")
-    if not isinstance(model, dict) or "huggingface" not in model:
-        return
-    there = model.pop("huggingface")
-    if not isinstance(there, dict) or not set(there) <= {"id", "revision"}:
-        raise InputWrong("model.huggingface: a table with id and revision, what they are at Hugging Face.")
-    if model.get("source") != "huggingface":
-        return
-    named = {keys[1] for keys in given if keys[:1] == ("model",) and len(keys) == 2}
-    if "id" not in named or model["id"] == there.get("id"):
-        model.update({key: value for key, value in there.items() if key not in named})
 
 
 def value(recipe: Settings, dotted: str) -> Any:
@@ -393,7 +355,7 @@ def price(overrides: Sequence[str]) -> Optional[float]:
     """The price an hour that overrides name, None for none. Raises InputWrong for any other override."""
     found = None
     for override in overrides:
-        keys, value = _parse_override(override)
+        keys, value = parse_override(override, tomli)
         if keys != ("plan", "price_per_hour"):
             raise InputWrong(f"{override}: the run is as it was made; a report takes plan.price_per_hour=… alone.")
         try:
@@ -403,73 +365,13 @@ def price(overrides: Sequence[str]) -> Optional[float]:
     return found
 
 
-def _parse_override(override: str) -> Tuple[Tuple[str, ...], Any]:
-    key, _, raw = override.partition("=")
-    if not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*", key):
-        raise InputWrong(f"Override {override!r}: write it as key=value, such as train.max_epochs=5.")
-    try:
-        parsed = tomli.loads(f"value = {raw}")
-    except (ValueError, RecursionError) as error:
-        if raw.lstrip()[:1] in tuple("\"'[{"):
-            raise InputWrong(
-                f"Override {override!r}: the value is no valid TOML ({error}). Quote it from the shell as in "
-                f"data.files='[\"data/mine.xlsx\"]'."
-            )
-        parsed = {"value": raw}  # bare words are strings: model.path=/some/folder
-    if set(parsed) != {"value"} or any(0xD800 <= ord(character) <= 0xDFFF for character in override):
-        raise InputWrong(f"Override {override!r}: give one value, in UTF-8.")
-    value = parsed["value"]
-    return tuple(key.split(".")), value
-
-
-def _put(values: Dict[str, Any], keys: Tuple[str, ...], value: Any, override: str) -> None:
-    table = values
-    for key in keys[:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise InputWrong(f"Override {override!r}: {key} is a value, not a table.")
-    table[keys[-1]] = value
-
-
-def line_of(text: str, keys: Sequence[str]) -> int:
-    """Line (from 1) at which the TOML `text` sets the dotted key `keys`; 0 if it does not.
-
-    The first prefix of the text that parses and holds the key ends where the key's value ends; the value
-    began right after the longest shorter prefix that parses.
-    """
-    lines = text.splitlines(keepends=True)
-    parsed_up_to = 0
-    for count in range(1, len(lines) + 1):
-        try:
-            table: Any = tomli.loads("".join(lines[:count]))
-        except tomli.TOMLDecodeError:
-            continue
-        for key in keys:
-            table = table.get(key) if isinstance(table, dict) else None
-        if table is not None:
-            return parsed_up_to + 1
-        parsed_up_to = count
-    return 0
-
-
-def _known_keys(model: Any, prefix: str = "") -> List[str]:
-    keys = []
-    for name, field in model.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, Table):
-            keys += _known_keys(nested, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
-
-
 def _explain(error: ValidationError, path: Path, text: str, given: Dict[Tuple[str, ...], str]) -> str:
     """One line per fault, with the place in the file or the override that made it."""
     faults: Dict[Tuple[str, str], List[str]] = {}
     for fault in error.errors()[: 2 * SHOWN]:
         keys = tuple(part for part in fault["loc"] if isinstance(part, str))
         # pydantic names the branch of a union ("constrained-int") behind the key; it is no key of ours
-        known = _known_keys(Settings)
+        known = known_keys()
         while keys and fault["type"] != "extra_forbidden" and len(keys) > 1 and ".".join(keys) not in known:
             keys = keys[:-1]
         dotted = ".".join(keys)
@@ -479,7 +381,7 @@ def _explain(error: ValidationError, path: Path, text: str, given: Dict[Tuple[st
         elif not keys:
             where = str(path)
         else:
-            line = line_of(text, keys)
+            line = line_of(text, keys, tomli)
             where = f"{path}, line {line}" if line else str(path)
         if fault["type"] == "extra_forbidden":
             close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.5)

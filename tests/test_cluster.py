@@ -127,7 +127,7 @@ def test_the_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "recipe coach on 2 machine(s), 8 GPU(s) each" in done.stdout
     assert (tmp_path / "coach/cluster/slurm.sh").is_file()
-    refused(recipe("cluster", "lsf", "coach", "--output", tmp_path), 2, "no such target", "slurm, k8s, sky")
+    refused(recipe("cluster", "lsf", "coach", "--output", tmp_path), 2, "no such target", "k8s, sky, slurm")
     refused(recipe("cluster", "sky", "coach", "gpus=3", "--output", tmp_path), 2, "cannot share an update", "counts=3")
 
 

@@ -79,7 +79,7 @@ def test_preview_shows_what_the_trainer_gets(reported):
     assert ", cut at max_length 256" in cut.stdout
     assert "<|im_end|>⟧" not in cut.stdout  # the end is what the model would not learn
     refused(recipe("preview", "demo", "13", f'data.files=["{path}"]', "--output", folder), 2, "holds 1 to 12")
-    refused(recipe("preview", "demo", "one", "--output", folder), 2, "'one' is no number of a conversation")
+    refused(recipe("preview", "demo", "one", "--output", folder), 2, "'one' is not a conversation number")
 
 
 def test_counts_of_what_was_dropped_and_changed(workbook, tmp_path):

@@ -121,7 +121,7 @@ def test_multi_turn_prompt_equals_what_was_trained(demo):
         (["plan", "demo", "model.tokenizer=/no/such/file"], 2, ["model.tokenizer"]),
         (["plan", "demo", "model.tokenizer=README.md"], 2, ["README.md is no tokenizer"]),
         (["plan", "demo", "model.path=docker"], 2, ["docker is no tokenizer"]),
-        (["chat", "demo", "一", "二"], 2, ["Too many words", "'question'"]),
+        (["chat", "demo", "一", "二"], 2, ["Too many words", "[QUESTION]"]),
         (["config", "demo", "base=no_such_preset"], 2, ["no preset 'no_such_preset'"]),
     ],
 )

@@ -22,10 +22,10 @@ from conftest import ROOT, runner
 from PIL import Image
 from test_report import CHROMIUM, chromium
 
-import recipe.__main__ as front
 from recipe import cost, plan, ranks, reproduce, settings
+from recipe.cli import grammar
+from recipe.cli.main import COMMANDS, cli
 from recipe.export import TARGETS
-from recipe.web import serve as web
 
 ENGLISH = sorted([ROOT / "README.md", ROOT / "data/README.md", *ROOT.glob("docs/*[!N].md")])
 PAIRS = [(path, path.with_name(path.stem + ".zh-CN.md")) for path in ENGLISH]
@@ -256,7 +256,6 @@ def desk(tmp_path_factory):
 @pytest.fixture
 def at_desk(desk, monkeypatch):
     monkeypatch.chdir(desk)
-    monkeypatch.setattr(front, "ROOT", desk)
     return desk
 
 
@@ -264,21 +263,15 @@ def test_every_stages_words_are_read_as_meant(at_desk):
     """By the command line's own readers, overrides checked as before a run, also for the 7B model's recipes."""
     seen = 0
     for command in documented():
-        if command.name not in front.STAGES or command.name in OF_NO_RECIPE:
+        if command.name not in COMMANDS or command.name in OF_NO_RECIPE:
             continue
-        words = [word for word in command.words if word != "--detach"]  # docker/detach's
-        context = front.main.make_context("just", [command.name, *words])
-        given = context.params
-        name, overrides, question = front.sort_arguments(given["stage"], given["given"], given["words"])
-        if command.name == "web":
-            web.place([word for word in overrides if "=" in word], "a token that is long enough")
-        if command.name in ("web", "report", "compare", "diff", "verify", "watch", "stop"):
-            assert (question is None) == (command.name not in ("compare", "diff"))
+        checked = grammar.check(command.name, command.words, at_desk)
+        if checked.values is None or command.name == "report":
             continue
-        overrides = [word for word in overrides if command.name != "chat" or not word.startswith(("model=", "image="))]
+        overrides = checked.words.settings
         if command.name == "reproduce":
             overrides = reproduce.overrides(overrides)
-        recipe_name, found = settings.load(name, overrides)
+        recipe_name, found = settings.load(checked.recipe, overrides)
         ranks.shared(found, found.train.batch_size or 1, found.train.accumulative_counts or 1)  # gpus= and nodes=
         assert recipe_name in ("coach", "demo", "tutorial", "mine")
         seen += 1
@@ -290,7 +283,7 @@ FILES = (".jsonl", ".json", ".html")
 
 def test_keys_and_variables_are_known():
     """Overrides that the text names by themselves, and environment variables, are those that something reads."""
-    keys = settings._known_keys(settings.Settings)
+    keys = settings.known_keys()
     keys += [f"data.columns.{name}" for name in settings.Columns.model_fields]
     files = [ROOT / "justw", *ROOT.glob("docker/*"), *ROOT.glob("docker/diagnosis/*.py"), *ROOT.glob("recipe/*.py")]
     sources = "".join(text(path) for path in files if path.is_file() and path.suffix != ".lock")
@@ -320,16 +313,16 @@ def test_stages_of_the_documents_run(demo, desk, monkeypatch, tmp_path):
     """In this process, one after the other: on the finished demo's run, where nothing is trained again; with data of
     one's own in another place.
     """
-    stages = set(front.STAGES) - OF_NO_RECIPE
+    stages = set(COMMANDS) - OF_NO_RECIPE
     asked = {tuple(on_demo(one)) for one in documented() if kind(one) in HERE and one.name in stages}
     assert len(asked) > 12
     for words in sorted(asked):
         own = any(word.startswith("data.") for word in words)
-        monkeypatch.setattr(front, "ROOT", desk if own else ROOT)
+        monkeypatch.chdir(desk if own else ROOT)
         output = "output" if own else str(demo[1].parent)
         if "gpus=2" in words:  # another plan, which is not to be that of the demo's run
             output = str(tmp_path)
-        result = runner().invoke(front.main, [*words, "--output", output])
+        result = runner().invoke(cli, [*words, "--output", output])
         assert result.exit_code == 0, (words, result.stdout, result.stderr, result.exception)
         assert result.stdout.strip(), words
         for stage in re.findall(r"(?m)^(train|adapter|merge) .*", result.stdout if "--dry-run" not in words else ""):
@@ -340,7 +333,7 @@ def test_what_is_asked_of_no_recipe_runs(at_desk):
     (at_desk / "mine.toml").unlink()
     for command in documented():
         if command.name in OF_NO_RECIPE:
-            result = runner().invoke(front.main, [command.name, *command.words])
+            result = runner().invoke(cli, [command.name, *command.words])
             assert result.exit_code == 0, result.stderr
             assert result.stdout.strip()
     assert "mixtral" in text(at_desk / "mine.toml")

@@ -2,7 +2,6 @@
 those names on a PATH of the test's own; system files below a folder that stands for / (DOCTOR_ROOT).
 """
 
-import ast
 import json
 import os
 import shutil
@@ -153,7 +152,6 @@ case $1 in
 
 
 # Of the recipe's code, what the doctor reads.
-READ = [ROOT / "recipe" / f"{name}.py" for name in ("cost", "hardware", "__init__")]
 
 
 class Machine:
@@ -250,9 +248,8 @@ def machine(tmp_path):
 def clone_for_the_doctor(clone):
     """Puts the doctor and what it reads into a clone of its own."""
     shutil.copytree(str(ROOT / "docker"), str(clone / "docker"))
-    (clone / "recipe").mkdir()
-    for path in [*(ROOT / "recipe").glob("*.toml"), *READ]:
-        shutil.copy(str(path), str(clone / "recipe"))
+    shutil.copytree(str(ROOT / "recipe"), str(clone / "recipe"), ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(str(ROOT / "justfile"), str(clone))
     return clone
 
 
@@ -606,9 +603,9 @@ def test_wrong_recipes(machine):
         assert done.returncode == 2
         assert said in done.stderr
         assert "Traceback" not in done.stderr
-    # Wrong types are the recipe's own to refuse.
-    machine.has(nvidia_smi=nvidia_smi(RTX_3090))
-    assert machine.run("train.batch_size=many", "model=x").returncode == 0
+    done = machine.run("train.batch_size=many")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "train.batch_size: should be a whole number (found 'many')" in done.stderr
 
 
 # --- container engines ---
@@ -987,15 +984,10 @@ def test_without_a_reader_of_toml(machine):
     told(lines["gpu memory"], "ok", "coach takes about ")
 
 
-def test_its_sources_parse_on_python_37():
-    for path in [*(ROOT / "docker/diagnosis").glob("*.py"), *READ]:
-        ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 7))
-
-
 def test_no_python_is_said_by_the_starter(machine):
     done = machine.run(PYTHON="/nowhere/python3")
     assert done.returncode == 3
-    assert "Python 3.7" in done.stderr
+    assert "Python 3.8" in done.stderr
     done = machine.run("--before", "train", PYTHON="/nowhere/python3")  # docker alone needs none
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -1015,7 +1007,7 @@ def test_a_fault_of_its_own_keeps_nobody_from_training(machine, measured):
 
 def test_help_is_the_stages_to_give(machine):
     assert machine.run("--before", "train", "--help").stdout == ""
-    assert "usage: just doctor" in machine.run("--help").stdout
+    assert "Usage: just doctor" in machine.run("--help").stdout
 
 
 def test_disk(machine, measured):

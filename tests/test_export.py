@@ -25,7 +25,7 @@ import torch
 from conftest import ROOT, recipe, runner
 
 from recipe import chat, data, export, libraries, settings, tiny, to_gguf
-from recipe.__main__ import main
+from recipe.cli.main import cli
 from recipe.errors import HostLacks, InputWrong, RunFailed
 from recipe.stages import Run
 
@@ -53,7 +53,7 @@ def merged(run):
 
 def typed(run, *words):
     """A command in this process: (exit code, what it printed, its error). Saves the seconds of its imports."""
-    done = runner().invoke(main, ["export", *map(str, words), "--output", str(run.output)])
+    done = runner().invoke(cli, ["export", *map(str, words), "--output", str(run.output)])
     return done.exit_code, done.stdout, done.stderr
 
 
@@ -720,7 +720,7 @@ def test_the_command(run, exported, tmp_path):
     elsewhere = Run("demo", run.settings, ROOT, tmp_path)
     for where, words, told in (
         (run, [], "lmdeploy, vllm, gguf, ollama, opencompass, vlmevalkit, upload"),
-        (run, ["gguff", "demo"], "gguff demo: no such target"),
+        (run, ["gguff", "demo"], "gguff: no such target"),
         (run, ["gguf", "demo", "more"], "Too many words: more"),
         (run, ["gguf", "demo", "train.lr=1e-4"], "only export."),
         (run, ["gguf", "demo", "export.type=q2"], "export.type"),

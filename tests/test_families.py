@@ -7,7 +7,8 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from recipe import config, cost, families, libraries, memory, preset, presets, settings, tiny
+from recipe import config, cost, families, libraries, memory, preset, settings, tiny
+from recipe.cli import presets
 from recipe.errors import InputWrong
 
 PRETRAIN = "mistral_7b_qlora_skypile_pretrain_e1"
@@ -279,15 +280,15 @@ def test_zero_divides_what_it_says():
 def test_a_new_recipe_parses_and_renders_and_is_never_overwritten(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for base in ("llama2_7b_chat_qlora_medical_e1", "internlm2_chat_1_8b_full_alpaca_e3", PRETRAIN):
-        path = presets.new(f"mine_{base}", base)
+        path = presets.write_recipe(f"mine_{base}", base)
         name, found = settings.load(str(path))
         assert (name, found.base, found.model.id) == (f"mine_{base}", base, families.facts(base).model)
         families.check(found)
         config.render(found, "m", "d", {"save_steps": 5})
         with pytest.raises(InputWrong, match="is there already"):
-            presets.new(f"mine_{base}", base)
+            presets.write_recipe(f"mine_{base}", base)
     with pytest.raises(InputWrong, match="no preset"):
-        presets.new("other", "llama9")
+        presets.write_recipe("other", "llama9")
 
 
 TOKENIZER = """

@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
-import recipe.__main__ as front
 from recipe import (
     adapter,
     chat,
@@ -36,6 +35,7 @@ from recipe import (
     talker,
     verify,
 )
+from recipe.cli.main import cli
 from recipe.errors import HostLacks, InputWrong, NotFetched, RunFailed
 from recipe.stages import Run, below, digest, key_of, stamp
 
@@ -417,7 +417,7 @@ def test_a_question_about_an_image(stages, pairs, tmp_path):
     (tmp_path / "second.toml").write_text(f'base = "{SECOND}"\n[data]\nfiles = ["{pairs}"]\n', encoding="utf-8")
     words = ["chat", str(tmp_path / "second.toml"), "什么颜色？", f"image={pairs.parent / 'seen' / 'red.png'}"]
     second.save()
-    result = CliRunner().invoke(front.main, [*words, "--output", str(second.output)])
+    result = CliRunner().invoke(cli, [*words, "--output", str(second.output)])
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.output.strip()
 

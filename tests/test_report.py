@@ -433,7 +433,7 @@ def test_a_damaged_manifest(tmp_path, text):
 def test_no_run_is_one_clear_error(demo):
     done = recipe("report", "coach", "--output", demo[1].parent)
     refused(done, 2, "There is no run 'coach'", "train coach", "Runs that are there: demo")
-    refused(recipe("compare", "demo", "--output", demo[1].parent), 2, "Usage: just compare RUN RUN")
+    refused(recipe("compare", "demo", "--output", demo[1].parent), 2, "RUN is missing")
 
 
 def test_compare_and_diff_tell_what_differs(demo, folder):

@@ -1,8 +1,10 @@
 """Recipe files: every shipped one is valid; every mistake names its place and what is allowed."""
 
 import pytest
+import tomli
 
 from recipe import settings
+from recipe.core.recipe_files import line_of, recipes
 from recipe.errors import InputWrong
 
 GOOD = """\
@@ -20,13 +22,13 @@ max_length = 512
 """
 
 
-@pytest.mark.parametrize("name", settings.available())
+@pytest.mark.parametrize("name", recipes())
 def test_shipped_recipes_are_valid(name):
     assert settings.load(name)[0] == name
 
 
 def test_three_recipes_ship():
-    assert settings.available() == ["coach", "demo", "tutorial"]
+    assert recipes() == ["coach", "demo", "tutorial"]
 
 
 def test_overrides_are_typed(tmp_path):
@@ -133,7 +135,7 @@ def test_thousands_of_mistakes_are_told_in_time(tmp_path):
 
 def test_line_of_multi_line_values():
     text = 'a = """\nx = 1\n"""\n[t]\n# c\nb = [\n 1,\n]\nx = 2\n'
-    assert settings.line_of(text, ["a"]) == 1
-    assert settings.line_of(text, ["t", "b"]) == 6
-    assert settings.line_of(text, ["t", "x"]) == 9
-    assert settings.line_of(text, ["x"]) == 0
+    assert line_of(text, ["a"], tomli) == 1
+    assert line_of(text, ["t", "b"], tomli) == 6
+    assert line_of(text, ["t", "x"], tomli) == 9
+    assert line_of(text, ["x"], tomli) == 0

@@ -1,6 +1,6 @@
 """What this machine can and cannot do, before anything is downloaded (`just doctor`, docker/doctor).
 
-Runs on a bare machine: Python's standard library alone, 3.7 or newer. It looks and asks (nvidia-smi, docker, podman);
+Runs on a bare machine: Python's standard library alone, 3.8 or newer. It looks and asks (nvidia-smi, docker, podman);
 it fetches nothing and changes nothing. Each line is ok, warning or stop, with the remedy; exit code 3 if any says
 stop, 2 if the recipe cannot be read.
 
@@ -9,7 +9,6 @@ its file; which runtime is used, docker/choose-runtime; drivers and cards of a v
 which cards CUDA shows, recipe/hardware.py.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -21,7 +20,7 @@ from environment import check_environment
 from gpu import check_gpu, chosen
 from lines import JUST, STATUSES, ok, stop, warning
 from machine import CHECKS, Host, check_disk, check_platform, check_system
-from needs import Need, RecipeWrong, recipe
+from needs import InputWrong, Need, grammar, recipe
 
 from recipe.hardware import query, visible
 
@@ -84,29 +83,23 @@ def main(arguments):
     if arguments == ["--variant"]:
         print(chosen(next(iter(visible(query()[0])), None)))
         return 0
-    before = "--before" in arguments
-    if before and {"-h", "--help"} & set(arguments):
-        return 0  # the stage's to answer
-    parser = argparse.ArgumentParser(
-        prog=f"{JUST} doctor", description=__doc__.splitlines()[0], allow_abbrev=False, add_help=not before
-    )
-    parser.add_argument("words", nargs="*", help="a recipe's name or file, then overrides such as train.batch_size=1")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--before", default="", help=argparse.SUPPRESS)
-    for option, default in (("--recipe", ""), ("--output", "output"), ("--png", "")):  # the recipe's own options
-        parser.add_argument(option, default=default, help=argparse.SUPPRESS)
-    given, rest = parser.parse_known_args(arguments)
-    words = given.words + [word for word in rest if not word.startswith("-")]
+    before = arguments[1] if arguments[:1] == ["--before"] else ""
+    words = [word for word in (arguments[2:] if before else arguments) if word != "--json"]
     try:
-        found = examine(Need(*recipe(given.before, given.recipe, words), given.before, given.output))
-    except RecipeWrong as error:
+        text = grammar.answer([before or "doctor", *words])
+        if text is not None:
+            print("" if before else text, end="" if before else "\n")  # the stage answers itself
+            return 0
+        name, values, output = recipe(before or "doctor", words)
+        found = examine(Need(name, values, before, output))
+    except InputWrong as error:
         print(error, file=sys.stderr)
-        return 2
-    if given.json:
+        return InputWrong.code
+    if "--json" in arguments:
         checks = [line._asdict() for line in found["checks"]]
         print(json.dumps({**found, "checks": checks}, ensure_ascii=False, indent=1))
     else:
-        show(found, before)
+        show(found, bool(before))
     return 3 if found["status"] == "stop" else 0
 
 

@@ -2,36 +2,15 @@
 
 import importlib
 import json
-import os
 import re
 import sys
-from pathlib import Path
 
-from lines import CACHE, ROOT
+from lines import ROOT
 
+from recipe.cli import grammar
+from recipe.core.recipe_files import toml
+from recipe.errors import InputWrong  # noqa: F401
 from recipe.hardware import BF16_CAPABILITY
-
-
-class RecipeWrong(Exception):
-    """The recipe's file cannot be found or read."""
-
-
-def toml():
-    """A module that reads TOML: Python 3.11's, one that pip carries, or our environment's; None if there is none."""
-    for name in ("tomllib", "pip._vendor.tomli", "tomli"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    for place in map(str, CACHE.glob("env-*/lib/python3.*/site-packages")):
-        sys.path.append(place)
-        try:
-            return importlib.import_module("tomli")
-        except ImportError:
-            continue
-        finally:
-            sys.path.remove(place)  # nothing else is taken from there
-    return None
 
 
 def cost():
@@ -40,40 +19,10 @@ def cost():
     return importlib.import_module("recipe.cost")
 
 
-def recipe(stage, given, words):
-    """(name, its values with the overrides put in; {} without a TOML reader), by recipe/settings.py's rules."""
-    overrides = [word for word in words if re.match(r"[\w.]*=", word)]
-    names = [word for word in words if word not in overrides]
-    name = given or (names[0] if names else {"demo": "demo", "reproduce": "tutorial"}.get(stage, "coach"))
-    places = [Path(name)] if name.endswith(".toml") else [Path("recipe", f"{name}.toml"), Path(f"{name}.toml")]
-    path = next((ROOT / place for place in places if os.path.isfile(ROOT / place)), None)
-    if path is None:
-        shipped = "coach, demo and tutorial"
-        raise RecipeWrong(f"There is no recipe {name!r}. Shipped are {shipped}; or give the path of a .toml file.")
-    reader = toml()
-    if reader is None:
-        return path.stem, {}
-    try:
-        values = reader.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise RecipeWrong(f"{path} is not valid TOML: {error}.")
-    for override in overrides:
-        _put(values, override, reader)
-    return path.stem, values
-
-
-def _put(values, override, reader):
-    key, _, raw = override.partition("=")
-    try:
-        value = reader.loads(f"value = {raw}")["value"]
-    except (ValueError, KeyError):
-        value = raw  # bare words are strings
-    *tables, last = key.split(".")
-    for part in tables:
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
-            raise RecipeWrong(f"Override {override!r}: {part} is a value, not a table.")
-    values[last] = value
+def recipe(stage, words):
+    """(name, values, output folder) of what `stage` (doctor, or one that follows) is asked to do with these words."""
+    found = grammar.check(stage, words, ROOT)
+    return found.recipe, found.values or {}, grammar.value_of(found.words.options, "--output", "output")
 
 
 class Need:

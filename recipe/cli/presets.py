@@ -1,14 +1,17 @@
 """`just presets` and `just new`: what XTuner ships, as a table; a recipe file to begin with."""
 
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, Tuple
 
-from . import families, memory, preset
-from .errors import InputWrong
-from .stages import write_text
+import click
+
+from .. import families, memory, preset
+from ..errors import InputWrong
+from ..stages import write_text
+from .command import command, console, grammar
 
 HEAD = ("preset", "family", "method", "template", "data", "GiB computed", "here")
-TABLE = Path(__file__).resolve().parent.parent / "docs" / "presets.tsv"
+TABLE = Path(__file__).resolve().parent.parent.parent / "docs" / "presets.tsv"
 
 
 def rows(word: str = "") -> List[List[str]]:
@@ -21,26 +24,26 @@ def as_tsv(table: List[List[str]]) -> str:
     return "".join("\t".join(row) + "\n" for row in (HEAD, *table))
 
 
-def show(word: str, console: Any) -> None:
+def show(word: str, terminal: Any) -> None:
     """Print the table, or what of it holds `word`. Raises InputWrong if nothing does."""
     from rich.table import Table
 
     found = rows(word)
     if not found:
         raise InputWrong(f"No preset's name, family, method, template or data holds {word!r}.")
-    if not console.is_terminal:  # for a pipe: as the file in docs/
+    if not terminal.is_terminal:  # for a pipe: as the file in docs/
         print(as_tsv(found), end="")
         return
     table = Table(*HEAD, box=None)
     for row in found:
         table.add_row(*row)
-    console.print(table)
-    console.print(
+    terminal.print(table)
+    terminal.print(
         f"{len(found)} presets. GiB: computed from the shape, for the preset's own batch and length on one GPU"
     )
 
 
-def new(name: str, base: str) -> Path:
+def write_recipe(name: str, base: str) -> Path:
     """Write the recipe file NAME.toml into the current folder. Raises InputWrong for a name that is taken."""
     path = Path(name if name.endswith(".toml") else f"{name}.toml")
     found = families.facts(base)
@@ -116,3 +119,23 @@ save_steps = 0.5
 log_interval = 1
 deepspeed = "deepspeed_zero2"
 """
+
+
+@command("presets", "presets llava")
+@click.argument("words", nargs=-1, metavar="[WORD]...")
+@click.option("--write", is_flag=True, help="Make docs/presets.tsv again.")
+def presets(words: Tuple[str, ...], write: bool) -> None:
+    """List what XTuner ships: 408 presets with family, method, template, data, GPU memory."""
+    if write:
+        click.echo(write_table())
+    else:
+        show(" ".join(words), console())
+
+
+@command("new mine --from internlm2_chat_7b_qlora_oasst1_e3")
+@click.argument("name")
+@click.option("--from", "base", required=True, metavar="PRESET", help="The preset to begin with; `presets` lists them.")
+def new(name: str, base: str) -> None:
+    """Write a recipe file of your own, NAME.toml, from one of XTuner's presets."""
+    path = write_recipe(name, base)
+    click.echo(f"{path}: edit it, then: {grammar.typed()} plan {path}")

@@ -1,0 +1,75 @@
+"""Writes grammar.json, which grammar.py reads: python -m recipe.cli.describe."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict
+
+import click
+from pydantic import BeforeValidator
+
+from .. import settings
+from ..core.recipe_files import ROOT
+from . import command, grammar, main
+
+KEPT = ("type", "enum", "anyOf", "items", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+        "minItems")  # fmt: skip
+
+
+def commands() -> Dict[str, Any]:
+    """Every command, with its help."""
+    found = {}
+    group = main.cli
+    parent = click.Context(group, info_name=grammar.JUST)
+    for name in main.COMMANDS:
+        one = group.get_command(parent, name)
+        assert isinstance(one, command.Command)
+        found[name] = {**command.describe(one, name), "help": one.get_help(command.help_context(one, name))}
+    return found
+
+
+def schemas() -> Dict[str, Any]:
+    """dotted key → what of its JSON schema grammar.mistake knows."""
+    schema = settings.Settings.model_json_schema()
+    found: Dict[str, Any] = {}
+
+    def walk(model: Any, table: Dict[str, Any], above: str) -> None:
+        for name, field in model.model_fields.items():
+            one = table["properties"][name]
+            place = one.get("$ref") or next((part["$ref"] for part in one.get("allOf", []) if "$ref" in part), "")
+            if place:
+                walk(field.annotation, schema["$defs"][place.rpartition("/")[2]], f"{above}{name}.")
+                continue
+            found[above + name] = _plain(one)
+            if any(isinstance(part, BeforeValidator) for part in field.metadata):
+                found[above + name]["bare"] = True  # one text in place of a list of texts
+
+    walk(settings.Settings, schema, "")
+    return found
+
+
+def _plain(schema: Dict[str, Any]) -> Dict[str, Any]:
+    """Without titles and defaults, the same from every version of pydantic."""
+    made: Dict[str, Any] = {}
+    for name in KEPT:
+        if name in schema:
+            value = schema[name]
+            if name == "anyOf":
+                value = [_plain(one) for one in value]
+            elif name == "items":
+                value = _plain(value)
+            elif isinstance(value, float) and value == int(value):
+                value = int(value)
+            made[name] = value
+    if "const" in schema:
+        made["enum"] = [schema["const"]]
+    return made
+
+
+def text() -> str:
+    return json.dumps({"commands": commands(), "settings": schemas()}, ensure_ascii=False, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    target = Path(grammar.__file__).with_name("grammar.json")
+    target.write_text(text(), encoding="utf-8")
+    print(target.relative_to(ROOT))

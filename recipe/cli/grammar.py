@@ -1,0 +1,314 @@
+"""Checks a command line before anything is made or fetched, and answers `--help`: Python's standard library alone.
+
+grammar.json holds the commands as click declares them and the settings as pydantic has them (describe.py writes it).
+The command line, docker/doctor, docker/run and justw all read words through this module.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from ..core.recipe_files import (
+    ROOT,
+    choose_hub,
+    did_you_mean,
+    find_recipe,
+    line_of,
+    parse_override,
+    put,
+    read_recipe,
+    toml,
+)  # fmt: skip
+from ..errors import InputWrong
+
+SETTING = re.compile(r"[\w.]*=")
+JUST = "{just}"  # in help texts: just or ./justw
+
+
+class Words(NamedTuple):
+    """A command line, sorted."""
+
+    options: List[str]
+    settings: List[str]
+    arguments: List[str]
+
+
+def typed() -> str:
+    """How this user starts commands: just or ./justw."""
+    return os.environ.get("RECIPE_COMMAND", "just")
+
+
+def load() -> Dict[str, Any]:
+    """{"commands": {name: …}, "settings": {dotted key: schema}}."""
+    found: Dict[str, Any] = json.loads(Path(__file__).with_name("grammar.json").read_text(encoding="utf-8"))
+    return found
+
+
+def usage(command: Dict[str, Any]) -> str:
+    return f"Usage: {command['usage'].replace(JUST, typed())}"
+
+
+def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
+    """Sort a command's words into options, settings (key=value) and arguments. Raises InputWrong.
+
+    `port=8502` is another spelling of an option that is marked as a keyword, `--recipe NAME` of the first argument, and
+    a target (of export and cluster) may stand anywhere.
+    """
+    options: Dict[str, Dict[str, Any]] = {name: option for option in command["options"] for name in option["names"]}
+    keywords = {option["names"][0][2:]: option["names"][0] for option in command["options"] if option["keyword"]}
+    found = Words([], [], [])
+    recipe = None
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name == "--recipe" and command["recipe"]:
+            if not equals and not rest:
+                raise InputWrong(f"--recipe wants the name of a recipe. {usage(command)}")
+            recipe = value if equals else rest.pop(0)
+        elif word.startswith("-") and len(word) > 1:
+            option = options.get(name)
+            if option is None:
+                shown = [one for one, about in options.items() if not about["hidden"]]
+                raise InputWrong(
+                    f"{command['name']} has no option {name}.{did_you_mean(name, shown)} "
+                    f"`{typed()} {command['name']} --help` lists them."
+                )
+            found.options.append(word)
+            if option["value"] and not equals:
+                if not rest:
+                    raise InputWrong(f"{name} wants a value. {usage(command)}")
+                found.options.append(rest.pop(0))
+        elif equals and name in keywords:
+            found.options.append(f"{keywords[name]}={value}")
+        elif SETTING.match(word):
+            found.settings.append(word)
+        else:
+            found.arguments.append(word)
+    if recipe is not None:
+        found.arguments.insert(0, recipe)
+    for argument in command["arguments"][:1]:
+        targets = [word for word in found.arguments if word in argument["choices"]]
+        if targets:
+            found.arguments.remove(targets[0])
+            found.arguments.insert(0, targets[0])
+    _check_arguments(command, found.arguments)
+    return found
+
+
+def value_of(options: Sequence[str], name: str, default: str) -> str:
+    """The last value of an option, written `--name value` or `--name=value`."""
+    found = default
+    for number, word in enumerate(options):
+        if word.startswith(f"{name}="):
+            found = word[len(name) + 1 :]
+        elif word == name and number + 1 < len(options):
+            found = options[number + 1]
+    return found
+
+
+def _check_arguments(command: Dict[str, Any], given: Sequence[str]) -> None:
+    wanted = command["arguments"]
+    for argument, word in zip(wanted, given):
+        if argument["choices"] and word not in argument["choices"]:
+            raise InputWrong(
+                f"{word}: no such {argument['name'].lower()}.{did_you_mean(word, argument['choices'])} There are: "
+                f"{', '.join(argument['choices'])}. {usage(command)}"
+            )
+    if len(given) > len(wanted) and not (wanted and wanted[-1]["many"]):
+        raise InputWrong(f"Too many words: {' '.join(given[len(wanted) :])}. {usage(command)}")
+    missing = [argument["name"] for argument in wanted[len(given) :] if argument["required"]]
+    if missing:
+        raise InputWrong(f"{missing[0]} is missing. {usage(command)}")
+
+
+def check_full_width(words: Sequence[str], keys: Sequence[str]) -> None:
+    """Refuse the full-width sign ＝, which Chinese input types for =. Raises InputWrong."""
+    tables = "|".join(sorted({key.split(".")[0] for key in keys}))
+    for word in words:
+        if re.match(rf"({tables})[\w.]*＝", word):
+            raise InputWrong(f"{word}: ＝ is a full-width sign, as Chinese input types it. Type = in its place.")
+
+
+def unknown_key(key: str, keys: Sequence[str]) -> str:
+    hint = did_you_mean(key, keys, cutoff=0.5).replace(" Did", "; did").rstrip("?")
+    return f"unknown key{hint or '; known are ' + ', '.join(keys)}"
+
+
+def mistakes(values: Dict[str, Any], schemas: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """(dotted key, what is wrong) of every setting that grammar.json can tell to be wrong."""
+    found = []
+    tables = {".".join(key.split(".")[:depth]) for key in schemas for depth in range(1, key.count(".") + 1)}
+    waiting = [(key, value) for key, value in values.items()]
+    while waiting:
+        key, value = waiting.pop(0)
+        if key in schemas:
+            why = mistake(value, schemas[key])
+            found += [(key, f"{why} (found {value!r})")] if why else []
+        elif key in tables:
+            if isinstance(value, dict):
+                waiting += [(f"{key}.{name}", one) for name, one in value.items()]
+            else:
+                found.append((key, f"is a table, not a value (found {value!r})"))
+        else:
+            found.append((key, unknown_key(key, list(schemas))))
+    return found
+
+
+def mistake(value: Any, schema: Dict[str, Any]) -> str:
+    """What of a JSON schema a value breaks, "" for nothing. Of JSON Schema it knows what settings.py uses."""
+    if "anyOf" in schema:
+        whys = [mistake(value, one) for one in schema["anyOf"] if one.get("type") != "null"]
+        return "" if "" in whys else " or ".join(dict.fromkeys(whys))
+    if "enum" in schema:
+        known = list(map(str, schema["enum"]))
+        close = did_you_mean(str(value), known).replace(" Did", "; did").rstrip("?")
+        return "" if value in schema["enum"] else f"should be one of {', '.join(known)}{close}"
+    kind = schema.get("type", "")
+    names = {"string": "a text", "integer": "a whole number", "number": "a number", "boolean": "true or false",
+             "array": "a list"}  # fmt: skip
+    fits = {
+        "string": isinstance(value, str), "boolean": isinstance(value, bool), "array": isinstance(value, list),
+        "integer": isinstance(value, int) and not isinstance(value, bool),
+        "number": isinstance(value, (int, float)) and not isinstance(value, bool),
+    }  # fmt: skip
+    if kind == "array" and isinstance(value, str) and schema.get("bare"):  # one text in place of a list of texts
+        return mistake([value], schema)
+    if not fits.get(kind, True):
+        return f"should be {names[kind]}"
+    if kind == "array":
+        if len(value) < schema.get("minItems", 0):
+            return f"should have at least {schema['minItems']} entry"
+        return next((why for why in (mistake(one, schema["items"]) for one in value) if why), "")
+    if kind == "string":
+        pattern = schema.get("pattern")
+        return "" if not pattern or re.search(pattern, value) else f"should look like {pattern}"
+    if kind in ("integer", "number"):
+        for name, holds, words in (
+            ("minimum", lambda bound: value >= bound, "at least"), ("maximum", lambda bound: value <= bound, "at most"),
+            ("exclusiveMinimum", lambda bound: value > bound, "greater than"),
+            ("exclusiveMaximum", lambda bound: value < bound, "less than"),
+        ):  # fmt: skip
+            if name in schema and not holds(schema[name]):
+                return f"should be {words} {schema[name]:g}"
+    return ""
+
+
+class Checked(NamedTuple):
+    """A command line that may run: its words, the recipe's name and values (None where no TOML can be read)."""
+
+    words: Words
+    recipe: str
+    values: Optional[Dict[str, Any]]
+
+
+def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Checked:
+    """Check a whole command line. Raises InputWrong."""
+    known = load()
+    command = known["commands"].get(name)
+    if command is None:
+        raise InputWrong(
+            f"There is no command {name!r}.{did_you_mean(name, names(known))} `{typed()} help` lists them."
+        )
+    check_full_width(words, list(known["settings"]))
+    found = sort_words(command, words)
+    if found.settings and not command["settings"]:
+        raise InputWrong(f"{found.settings[0]}: {name} takes no settings. {usage(command)}")
+    if not command["recipe"]:
+        return Checked(found, "", None)
+    places = [argument["name"] for argument in command["arguments"]]
+    index = places.index("RECIPE")
+    recipe = found.arguments[index] if len(found.arguments) > index else command["recipe"]
+    if name == "preview" and len(found.arguments) == 1 and recipe.isdecimal():
+        recipe = command["recipe"]
+    if command["runs"] and not _is_recipe(recipe, folder):  # a run's folder may be named instead
+        return Checked(found, recipe, None)
+    path = find_recipe(recipe, folder)
+    reader = toml()
+    if reader is None:
+        return Checked(found, path.stem, None)
+    text, values = read_recipe(path, reader)
+    overridden = {}
+    for override in found.settings:
+        keys, value = parse_override(override, reader)
+        put(values, keys, value, override)
+        overridden[".".join(keys)] = override
+    choose_hub(values, [tuple(key.split(".")) for key in overridden])
+    lines = []
+    for key, why in mistakes(values, known["settings"]):
+        override = next((word for one, word in overridden.items() if one == key or key.startswith(f"{one}.")), None)
+        line = 0 if override else line_of(text, key.split("."), reader)
+        where = f"override {override}" if override else f"{path}, line {line}" if line else str(path)
+        lines.append(f"{where}: {key}: {why}.")
+    if lines:
+        raise InputWrong("\n".join(lines[:20] + [f"… and {len(lines) - 20} more."] * (len(lines) > 20)))
+    return Checked(found, path.stem, values)
+
+
+def _is_recipe(name: str, folder: Optional[Path]) -> bool:
+    try:
+        return bool(find_recipe(name, folder))
+    except InputWrong:
+        return False
+
+
+def names(known: Dict[str, Any]) -> List[str]:
+    """Every command that can be typed: the table's, and the justfile's for developing."""
+    text = (ROOT / "justfile").read_text(encoding="utf-8")
+    return [*known["commands"], *re.findall(r"(?m)^([a-z][a-z-]*)(?: \*args)?:", text)]
+
+
+def overview(known: Dict[str, Any]) -> str:
+    """All commands, grouped."""
+    lines = [f"Usage: {typed()} COMMAND [RECIPE] [KEY=VALUE]…", ""]
+    groups: Dict[str, List[Dict[str, Any]]] = {}
+    for command in known["commands"].values():
+        groups.setdefault(command["group"], []).append(command)
+    for group, commands in groups.items():
+        lines += [f"{group}:", *(f"  {one['name']:12} {one['summary']}" for one in commands), ""]
+    lines.append(f"`{typed()} COMMAND --help` tells more. `{typed()} --list` also shows the commands for developing.")
+    return "\n".join(lines)
+
+
+def answer(words: Sequence[str]) -> Optional[str]:
+    """The help that these words ask for; None where they ask for none. Raises InputWrong."""
+    name, *rest = words or ["help"]
+    known = load()
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help"]
+    if name == "help" or (name in ("-h", "--help") and not rest):
+        return overview(known)
+    if {"-h", "--help"} & set(rest) and name in known["commands"]:
+        text: str = known["commands"][name]["help"]
+        return text.replace(JUST, typed())
+    if name not in names(known):
+        raise InputWrong(
+            f"There is no command {name!r}.{did_you_mean(name, names(known))} `{typed()} help` lists them."
+        )
+    return None
+
+
+def main(words: Sequence[str]) -> int:
+    """`python3 grammar.py COMMAND WORD …`: 0 for a command line that may run, 2 for one that may not, 10 where help
+    was asked for and printed.
+    """
+    try:
+        text = answer(words)
+        if text is not None:
+            print(text)
+            return 10
+        if words[0] in load()["commands"]:
+            check(words[0], words[1:], ROOT)
+    except InputWrong as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.exit(main(sys.argv[1:]))

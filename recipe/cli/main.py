@@ -1,0 +1,149 @@
+"""The command line: finds a command's module, runs it, and turns every failure into one paragraph and an exit code."""
+
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import click
+
+from ..core.recipe_files import did_you_mean
+from ..errors import HostLacks, InputWrong, NotFetched, RecipeError, Stopped
+from . import grammar
+from .command import OUTPUT
+
+# command → module of this package. A command is the module's function of its name, with _ for -.
+COMMANDS: Dict[str, str] = {
+    "demo": "train",
+    "doctor": "scripts",
+    "train": "train",
+    "merge": "train",
+    "eval": "use",
+    "chat": "use",
+    "watch": "monitor",
+    "stop": "monitor",
+    "web": "use",
+    "report": "results",
+    "verify": "results",
+    "compare": "results",
+    "diff": "results",
+    "export": "use",
+    "cluster": "machines",
+    "reproduce": "train",
+    "image": "scripts",
+    "bench": "machines",
+    "presets": "presets",
+    "new": "presets",
+    "shell": "scripts",
+    "data": "stages",
+    "data-report": "stages",
+    "preview": "stages",
+    "plan": "stages",
+    "model": "stages",
+    "config": "stages",
+    "adapter": "stages",
+}
+# What Ctrl-C leaves, where it is not a training.
+INTERRUPTED = {
+    "chat": "",
+    "model": ": what has arrived is kept, the same command goes on from there",
+    "watch": " watching; the run goes on",
+    "stop": " waiting",
+}
+
+
+class Commands(click.Group):
+    """The commands, imported when one is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> List[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{COMMANDS[cmd_name]}", __package__)
+        name = cmd_name.replace("-", "_")
+        found: click.Command = getattr(module, name, None) or getattr(module, f"{name}_")
+        return found
+
+    def resolve_command(self, ctx: click.Context, args: List[str]) -> Any:
+        if args[0] not in COMMANDS:
+            raise InputWrong(
+                f"There is no command {args[0]!r}.{did_you_mean(args[0], list(COMMANDS))} "
+                f"`{grammar.typed()} help` lists them."
+            )
+        return super().resolve_command(ctx, args)
+
+    def main(self, args: Optional[Sequence[str]] = None, prog_name: Optional[str] = None, **more: Any) -> Any:
+        """Run a command line (default: this process's) and exit with its code."""
+        words = sys.argv[1:] if args is None else list(args)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # an ASCII terminal loses signs, not runs
+        command = words[0] if words else "help"
+        output = grammar.value_of(words, "--output", OUTPUT)
+        try:
+            text = grammar.answer(words)
+            if text is not None:
+                click.echo(text)
+                return
+            color = False if os.environ.get("NO_COLOR") else None
+            super().main(args=words, prog_name=grammar.typed(), standalone_mode=False, color=color)
+        except RecipeError as error:
+            click.secho(str(error), fg=None if isinstance(error, (NotFetched, Stopped)) else "red", err=True)
+            sys.exit(error.code)
+        except click.UsageError as error:
+            click.secho(f"{command}: {error.format_message()}", fg="red", err=True)
+            sys.exit(InputWrong.code)
+        except (KeyboardInterrupt, click.Abort):
+            goes_on = INTERRUPTED.get(command, ": the same command goes on from the last checkpoint, if there is one")
+            click.secho(f"Stopped{goes_on}.", err=True)
+            sys.exit(130)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                what = f"{error.strerror}: {error.filename or output}. Nothing made before is lost."
+                click.secho(what, fg="red", err=True)
+                sys.exit(HostLacks.code)
+            # Not one of the failures we know: say so in a line, keep the details for a report. In a container /tmp is
+            # gone with it.
+            name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+            details = traceback.format_exc()
+            report = Path(output, name)
+            try:
+                Path(output).mkdir(parents=True, exist_ok=True)
+                report.write_text(details, encoding="utf-8", errors="replace")
+            except OSError:
+                report = Path(tempfile.gettempdir(), name)
+                report.write_text(details, encoding="utf-8", errors="replace")
+            click.secho(
+                f"Unexpected: {type(error).__name__}: {error}. Details for a report: {report}", fg="red", err=True
+            )
+            sys.exit(1)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Workbook in, fine-tuned InternLM2-chat-7B out."""
+
+
+def prepare_process(root: Path) -> None:
+    """Set what libraries read when imported: caches stay in our folder, only the model stage uses a network."""
+    cache = Path(os.environ.get("RECIPE_CACHE") or root / ".cache")
+    os.environ.setdefault("HF_HOME", str(cache / "huggingface"))
+    os.environ.setdefault("MODELSCOPE_CACHE", str(cache / "modelscope"))
+    os.environ.setdefault("XDG_CACHE_HOME", str(cache))  # of what these import
+    # A container's user may have no home, or one on a read-only root; libraries write there without asking.
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        os.environ["HOME"] = str(cache / "home")
+        with contextlib.suppress(OSError):  # a folder that cannot be written is reported by the stage that needs it
+            Path(os.environ["HOME"]).mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that wait by spinning slow training a hundredfold when anything else wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "FALSE")

@@ -1,0 +1,102 @@
+"""Loads a command's recipe and runs its stages."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, Callable, List, Optional, Tuple
+
+import click
+
+from .. import settings
+from ..errors import PlanRefused
+from .command import Invocation, console, root, say
+
+Show = Callable[[Any], None]
+
+
+def load(invocation: Invocation, verify: bool = False, name: str = "") -> Any:
+    """The run of the recipe and overrides that were typed; `name`: of its folder, if that is not the recipe's."""
+    from ..stages import Run
+
+    recipe_name, recipe = settings.load(invocation.recipe, invocation.overrides)
+    return Run(
+        name=name or recipe_name, settings=recipe, root=root(), output=invocation.folder, force=invocation.force,
+        verify=verify, typed=invocation.quoted,
+    )  # fmt: skip
+
+
+def only_fetches(run: Any, tokenizer: bool = False) -> bool:
+    """Fetch what docker/run started this process for (RECIPE_FETCH), or the tokenizer; False where it is to do more."""
+    from .. import loggers, model
+
+    wanted = os.environ.get("RECIPE_FETCH")
+    if wanted == "loggers":
+        loggers.fetch()
+    elif wanted == "tokenizer" or (wanted != "model" and tokenizer):
+        for what, path in model.fetch_for_plan(run):
+            say(what, run.shown(path))
+    elif wanted == "model":
+        run_stages(run, "model")
+    else:
+        return False
+    return True
+
+
+def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: bool = False) -> None:
+    """Run a command's stages, then `show` what was made; `closing`: with the table and the places of all results."""
+    from .. import page, pipeline, watch
+
+    with run.open(), watch.telling(run, command):
+        try:
+            pipeline.run_stages(run, command)
+        except PlanRefused as refused:
+            if command == "plan":
+                page.show(refused.plan, console())
+            raise
+        if not run.done_now:  # else the last stage's entry was written with everything
+            run.save()
+        if closing:
+            click.echo()
+            console().print(page.closing(run))
+            for what, path in [*pipeline.places(run), *reported(run)]:
+                say(f"{what:13}", path)
+        if show:
+            show(run)
+
+
+def join_other_nodes(run: Any) -> bool:
+    """Train as a further machine of a recipe with several nodes; False on the first one, which runs every stage."""
+    from .. import ranks, train
+
+    here = ranks.node(run.settings)
+    if here and here.rank:
+        click.echo(train.join(run))
+        return True
+    return False
+
+
+def check_before_detaching(run: Any, command: str) -> None:
+    """What docker/detach does in front of the user: the stages before training. Prints the run's folder alone."""
+    from .. import pipeline, watch
+
+    with run.open(), contextlib.redirect_stdout(sys.stderr):
+        pipeline.run_stages(run, command, pipeline.COMMANDS[command][:4])
+        watch.announce(run, command)
+    print(run.folder)
+
+
+def reported(run: Any) -> List[Tuple[str, str]]:
+    """Write the report at a run's end: ("report", path). A report that cannot be written fails nothing."""
+    from .. import report
+
+    try:
+        return [("report", run.shown(report.write(run, working=False)))]
+    except Exception as error:
+        click.secho(f"The report could not be written: {type(error).__name__}: {error}", fg="yellow", err=True)
+        return []
+
+
+def shown_path(path: Path) -> str:
+    """A path from the clone's folder where it lies below that."""
+    return str(path.relative_to(root())) if root() in path.parents else str(path)

@@ -1,0 +1,41 @@
+"""Commands that scripts under docker/ carry out; declared here for help and for the check of their words."""
+
+from typing import Optional, Tuple
+
+import click
+
+from .command import command, exec_script, invocation, options, output_option, recipe_argument
+
+
+@command("doctor", "doctor coach train.batch_size=4 --json", default="coach", settings=True)
+@options(recipe_argument, output_option)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(recipe: Optional[str], output: str, as_json: bool) -> None:
+    """Tell what this machine can and cannot do, before anything is downloaded."""
+    typed = invocation(recipe, output)
+    exec_script("doctor", [typed.recipe, *typed.overrides, "--output", output, *["--json"] * as_json])
+
+
+ACTIONS = ("build", "check", "pull", "push", "save", "load", "manifest", "sizes", "name")
+
+
+@command("image", "image save internlm2-recipe.tar.gz")
+@click.argument("action", type=click.Choice(ACTIONS), default="build", metavar="[ACTION]")
+@click.argument("words", nargs=-1, metavar="[WHAT]")
+def image(action: str, words: Tuple[str, ...]) -> None:
+    """Build the container image, check it, publish it, or carry it in a file.
+
+    \b
+    build [final|devel|bare]   the default
+    check                      packages, programs, a demo
+    pull, push REPOSITORY      from or to a registry
+    save, load FILE            one .tar.gz
+    manifest, sizes, name      what is in it, how large, its name
+    """
+    exec_script("image", [action, *words])
+
+
+@command("shell", "shell <commands.sh")
+def shell() -> None:
+    """Open a shell where the tutorial's own folders resolve: paste the page's commands."""
+    exec_script("host", ["shell"])

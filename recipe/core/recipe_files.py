@@ -1,0 +1,147 @@
+"""Recipe files and overrides (key=value) as they are written: where a file lies, its text, its values.
+
+Python's standard library alone, so that docker/doctor and `--help` read them on a bare machine as the stages do.
+"""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+
+from ..errors import InputWrong
+
+RECIPES = Path(__file__).resolve().parent.parent
+ROOT = RECIPES.parent
+
+
+def did_you_mean(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    """ " Did you mean X?", or nothing where no known word is close."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def toml() -> Any:
+    """A module that reads TOML: Python 3.11's, the environment's, or the one that pip carries; None without any."""
+    for name in ("tomllib", "tomli", "pip._vendor.tomli"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    cache = Path(os.environ.get("RECIPE_CACHE") or ROOT / ".cache")
+    for place in map(str, cache.glob("env-*/lib/python3.*/site-packages")):
+        sys.path.append(place)
+        try:
+            return importlib.import_module("tomli")
+        except ImportError:
+            continue
+        finally:
+            sys.path.remove(place)  # nothing else is taken from there
+    return None
+
+
+def recipes() -> List[str]:
+    """Names of the recipe files that ship."""
+    return sorted(p.stem for p in RECIPES.glob("*.toml") if "\nbase = " in p.read_text(encoding="utf-8"))
+
+
+def find_recipe(name: str, folder: Optional[Path] = None) -> Path:
+    """The file of recipe `name`: a path to a .toml file, or a name that ships or lies in `folder` (default: the
+    current one). Raises InputWrong.
+    """
+    here = folder or Path.cwd()
+    if name.endswith(".toml"):
+        if (here / name).is_file():
+            return Path(name) if folder is None else here / name
+        raise InputWrong(f"There is no recipe file {name}. Shipped recipes: {', '.join(recipes())}.")
+    for place in (RECIPES, here):
+        path = place / f"{name}.toml"
+        if path.is_file():
+            return path
+    raise InputWrong(
+        f"There is no recipe {name!r}.{did_you_mean(name, recipes())} Shipped: {', '.join(recipes())}; "
+        f"or give the path of a recipe file of your own (it ends in .toml)."
+    )
+
+
+def read_recipe(path: Path, reader: Any) -> Tuple[str, Dict[str, Any]]:
+    """(text, values) of a recipe file. Raises InputWrong."""
+    if path.stem.startswith("."):  # it names the run's folder
+        raise InputWrong(f"{path}: a recipe file is called NAME.toml, and its name does not begin with a dot.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows' Notepad puts a mark in front
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputWrong(f"Cannot read the recipe file {path}: {error}. It must be a UTF-8 text file.")
+    try:
+        return text, reader.loads(text)
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
+        raise InputWrong(f"{path} is not valid TOML: {error}. Strings stand in quotes, lists in brackets.")
+
+
+def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
+    """(keys, value) of key=value, whose value is TOML or a bare word. Raises InputWrong."""
+    key, _, raw = override.partition("=")
+    if not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*", key):
+        raise InputWrong(f"Override {override!r}: write it as key=value, such as train.max_epochs=5.")
+    try:
+        parsed = reader.loads(f"value = {raw}")
+    except (ValueError, RecursionError) as error:
+        if raw.lstrip()[:1] in tuple("\"'[{"):
+            raise InputWrong(
+                f"Override {override!r}: the value is no valid TOML ({error}). Quote it from the shell as in "
+                f"data.files='[\"data/mine.xlsx\"]'."
+            )
+        parsed = {"value": raw}  # bare words are strings: model.path=/some/folder
+    if set(parsed) != {"value"} or any(0xD800 <= ord(character) <= 0xDFFF for character in override):
+        raise InputWrong(f"Override {override!r}: give one value, in UTF-8.")
+    return tuple(key.split(".")), parsed["value"]
+
+
+def put(values: Dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
+    """Set a dotted key in nested tables. Raises InputWrong where a table's name has a value."""
+    table = values
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise InputWrong(f"Override {override!r}: {key} is a value, not a table.")
+    table[keys[-1]] = value
+
+
+def line_of(text: str, keys: Sequence[str], reader: Any) -> int:
+    """Line (from 1) at which the TOML `text` sets the dotted key `keys`; 0 if it does not.
+
+    The first prefix of the text that parses and holds the key ends where the key's value ends; the value
+    began right after the longest shorter prefix that parses.
+    """
+    lines = text.splitlines(keepends=True)
+    parsed_up_to = 0
+    for count in range(1, len(lines) + 1):
+        try:
+            table: Any = reader.loads("".join(lines[:count]))
+        except ValueError:
+            continue
+        for key in keys:
+            table = table.get(key) if isinstance(table, dict) else None
+        if table is not None:
+            return parsed_up_to + 1
+        parsed_up_to = count
+    return 0
+
+
+def choose_hub(values: Dict[str, Any], given: Iterable[Tuple[str, ...]]) -> None:
+    """Put a recipe's [model.huggingface], its id and revision there, in the place of ModelScope's where the model comes
+    from Hugging Face. What an override names stays, and another id has nothing to do with it.
+    """
+    model = values.get("model")
+    if not isinstance(model, dict) or "huggingface" not in model:
+        return
+    there = model.pop("huggingface")
+    if not isinstance(there, dict) or not set(there) <= {"id", "revision"}:
+        raise InputWrong("model.huggingface: a table with id and revision, what they are at Hugging Face.")
+    if model.get("source") != "huggingface":
+        return
+    named = {keys[1] for keys in given if keys[:1] == ("model",) and len(keys) == 2}
+    if "id" not in named or model["id"] == there.get("id"):
+        model.update({key: value for key, value in there.items() if key not in named})
