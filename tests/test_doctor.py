@@ -13,22 +13,7 @@ import pytest
 from conftest import ROOT
 
 # What the scripts themselves use; nothing else of this machine is on the PATH.
-TOOLS = (
-    "sh",
-    "bash",
-    "env",
-    "dirname",
-    "cksum",
-    "cut",
-    "timeout",
-    "grep",
-    "tail",
-    "awk",
-    "df",
-    "cat",
-    "sleep",
-    "readlink",
-)
+TOOLS = ("sh", "bash", "env", "dirname", "cksum", "cut", "timeout", "grep", "tail", "awk", "df", "cat", "sleep")
 UBUNTU = 'PRETTY_NAME="Ubuntu 22.04.5 LTS"\nID=ubuntu\nID_LIKE=debian\n'
 IN_WSL = {"dev/dxg": "", "usr/lib/wsl/lib/libcuda.so.1": ""}
 WSL = "Linux version 5.15.167.4-microsoft-standard-WSL2 (root@f9c826d3017f) (gcc (GCC) 11.2.0) #1 SMP\n"
@@ -185,7 +170,8 @@ class Machine:
             made = self.cache / f"env-{kind}-{_checksum(ROOT / 'docker' / lock)}"
             (made / "bin").mkdir(parents=True)
             (made / ".ready").touch()
-            (made / "bin/python").write_text(f"#!/bin/sh\necho {'3.12' if 'cu13' in kind else '3.8'}\n")
+            version = "3.12" if "cu13" in kind else "3.8"
+            (made / "bin/python").write_text(f"#!/bin/sh\ncase $1 in -I) echo {version} ;; esac\n")
             (made / "bin/python").chmod(0o755)
 
     def files(self, **texts):
@@ -851,7 +837,7 @@ def test_an_environment_that_lost_its_python(machine, measured):
         (made / "bin/python").unlink()
         (made / "bin/python").symlink_to("/nowhere/python3.8")
     lines, found = machine.doctor()
-    told(lines["environment"], "warning", "/nowhere/python3.8, is gone or does not start", "keeps its packages")
+    told(lines["environment"], "warning", "bin/python, is gone or does not start", "keeps its packages")
     assert found["runtime"] == "host"
     told(disk(machine), "ok")  # its packages are there
     machine.has(docker=docker())
