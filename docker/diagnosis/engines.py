@@ -23,7 +23,6 @@ LACKING = {
     "podman": f"{NO_CDI}, and podman's --gpus would be ignored without a word",
 }
 FLAGS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}
-PACKAGES = {"docker": "docker.io", "podman": "podman", "apptainer": "apptainer"}
 RANGES = "--add-subuids 100000-165535 --add-subgids 100000-165535"
 # NVIDIA Container Toolkit 1.19 writes group ids (additionalGids), which podman reads since 5.1. Where the toolkit's own
 # service writes the file, it reads the flag from a file.
@@ -32,7 +31,7 @@ REFRESH = "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env"
 # The verdicts of docker/examine: (what is wrong, the remedy). Those of GPU are no fault without one.
 GPU = ("desktop", "toolkit", "old", "cdi", "gids")
 VERDICTS = {
-    "absent": ("not installed", "{install} {package}"),
+    "absent": ("not installed", "{package}"),
     "shim": ("it is podman by another name", "RUNTIME=podman"),
     "denied": ("this user has no right to docker's socket",
                "sudo usermod -aG docker $USER, then log in again (that group is as good as root)"),
@@ -44,7 +43,7 @@ VERDICTS = {
                  "chmod o+x {detail}, or a clone and a RECIPE_CACHE on a local disk (if the NFS server exports it with "
                  "no_root_squash, all is well)"),
     "desktop": ("Docker Desktop on Linux runs containers in a virtual machine, which has no GPU",
-                "install Docker Engine ({install} docker.io) and choose it: docker context use default"),
+                "install Docker Engine ({package}) and choose it: docker context use default"),
     "toolkit": (LACKING["docker"], DOCKER),
     "failing": ("podman info fails: {detail}", "`podman info` tells more; after an update: podman system migrate"),
     "subuid": ("rootless, and /etc/subuid gives this user no range",
@@ -73,7 +72,7 @@ ERRORS = (
      "else update it: {install} nvidia-container-toolkit"),
     (r"nvidia-container-cli.*(libnvidia-ml|libcuda|driver)", "the engine finds no NVIDIA driver",
      "look at nvidia-smi first; docker from snap, and Docker Desktop on Linux, cannot see the driver: "
-     "{install} docker.io"),
+     "{package}"),
     (r"Insufficient Permissions", "SELinux keeps the container from the card",
      "sudo setsebool -P container_use_devices 1"),
     (r"unknown flag: --gpus", "docker is older than 19.03, which knows no GPUs", "update docker"),
@@ -147,7 +146,7 @@ def _explained(host, need, name, engine, fault):
         variable = f"NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS={NO_GIDS}"
         generate = f"echo {variable} | sudo tee -a {REFRESH} && sudo systemctl restart nvidia-cdi-refresh.service"
     words = {
-        **engine._asdict(), "install": host.install, "package": PACKAGES[name], "generate": generate, "just": JUST,
+        **engine._asdict(), "install": host.install, "package": host.package(name), "generate": generate, "just": JUST,
         "start": "start Docker Desktop with its WSL integration for this distribution, or: " if host.wsl else "",
         "user": os.environ.get("USER", "$USER"),
     }  # fmt: skip
@@ -228,5 +227,5 @@ def _hands_gpu_on(engine, host, need, fault, inspected, image):
         return ok(name, f"a container of {image} sees the GPU")
     if answer.code == 0:
         return fault(name, IGNORED, usual)
-    meaning, remedy = explain(ERRORS, answer.text, install=host.install, usual=usual)
+    meaning, remedy = explain(ERRORS, answer.text, install=host.install, package=host.package("docker"), usual=usual)
     return fault(name, meaning, remedy or f"it must work by itself first: {' '.join(run)}")
