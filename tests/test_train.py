@@ -439,6 +439,8 @@ OTHER_WORDS = [
     ("RuntimeError: CUDA error: operation failed due to a previous error during capture\nSearch for "
      "`cudaErrorStreamCaptureInvalidated' in\n", "could not be recorded as a CUDA graph", False),
     ("RuntimeError: CUDA error: cudaErrorStreamCaptureInvalidated\n", "train.speed=stock", False),
+    ("RuntimeError: CUDA error: operation would make the legacy stream depend on a capturing blocking stream\n",
+     "train.speed=stock", False),
     # Memory that ends while a step is recorded is the cause, not what it does to the recording.
     (OOM + "\nRuntimeError: operation failed due to a previous error during capture\n", "CUDA out of", True),
 ]  # fmt: skip
