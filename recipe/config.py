@@ -145,10 +145,10 @@ def checkpointing(settings: Settings, tokens: int) -> bool:
     """Whether layers are computed again for their gradients; `tokens`: of an iteration."""
     if settings.train.checkpointing is not None:
         return settings.train.checkpointing
-    found = gpus()
+    found = gpus()[: settings.gpus]
     if speed(settings) != "fast" or not found or compiler.fault():  # PyTorch's own operations keep more
         return True
-    return not cost.fits_kept(tokens, found[0]["name"], found[0]["memory_mib"])
+    return not all(cost.fits_kept(tokens, card["name"], card["memory_mib"]) for card in found)
 
 
 def way(settings: Settings, tokens: int) -> str:

@@ -216,7 +216,7 @@ KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
     (r"no kernel image is available for execution on the device", _no_kernel),
     (
         r"cudaErrorStreamCapture\w+|operation not permitted when stream is capturing|"
-        r"operation failed due to a previous error during capture",
+        r"operation failed due to a previous error during capture|depend on a capturing blocking stream",
         _not_recorded,
     ),
     (r"NVRM: Xid.*?: (\d+)", _xid),

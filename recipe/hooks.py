@@ -310,7 +310,7 @@ class Guard(Hook):
             return
         if not math.isfinite(norm):
             self.skipped += 1
-            if _kind(runner) != "fp16" or self.skipped > SKIPPED:
+            if _kind(runner) != "fp16" or self.skipped > SKIPPED or _is_scale_spent(runner):
                 times = f" in {self.skipped} updates in a row" if self.skipped > 1 else ""
                 raise Fault(self._text(runner, f"The gradient is {norm}{times}", batch))
             return
@@ -380,6 +380,12 @@ def _gradient_norm(runner: Any) -> Optional[float]:
         return None if norm is None else float(norm)
     log = runner.message_hub.log_scalars.get("train/grad_norm")
     return None if log is None else float(log.current())
+
+
+def _is_scale_spent(runner: Any) -> bool:
+    """Whether DeepSpeed's scale of the loss is at its minimum: it ends the run when the next update overflows too."""
+    scaler = getattr(getattr(getattr(runner.model, "model", None), "optimizer", None), "loss_scaler", None)
+    return hasattr(scaler, "min_scale") and float(scaler.cur_scale) <= scaler.min_scale
 
 
 def _kind(runner: Any) -> str:

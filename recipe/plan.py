@@ -207,6 +207,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "force": run.force,
         "speed": config.speed(run.settings),
         "dtype": config.training_dtype(run.settings),
+        "deepspeed": config.deepspeed_text(run.settings),  # a file that is wrong is refused here
         "bench": cost.BENCH,
         "code": Path(__file__),
     }

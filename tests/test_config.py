@@ -1,8 +1,11 @@
 """The rendered config: the preset's text, the recipe's edits, nothing else."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from mmengine.config import Config
 
 from recipe import config, preset, settings
@@ -106,6 +109,15 @@ def test_bf16_reaches_model_quantization_and_autocast(monkeypatch):
     assert "dtype='bfloat16')" in text
     monkeypatch.setattr(config, "gpus", lambda: [{"capability": "7.5"}])
     assert "bfloat16" not in rendered("coach")
+
+
+def test_reading_a_config_says_nothing():
+    """It imports XTuner, and what that imports warns: of a machine without a GPU, of newer PyTorch. So do model classes
+    that are imported later.
+    """
+    code = "from recipe import config, settings; config.effective(settings.load('demo')[1]); import recipe.tiny.clip"
+    done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), capture_output=True, text=True, check=True)
+    assert "Warning" not in done.stdout + done.stderr
 
 
 def test_a_system_prompt_with_braces_survives_the_evaluation_hook():

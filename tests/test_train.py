@@ -445,6 +445,8 @@ OTHER_WORDS = [
     ("RuntimeError: CUDA error: operation failed due to a previous error during capture\nSearch for "
      "`cudaErrorStreamCaptureInvalidated' in\n", "could not be recorded as a CUDA graph", False),
     ("RuntimeError: CUDA error: cudaErrorStreamCaptureInvalidated\n", "train.speed=stock", False),
+    ("RuntimeError: CUDA error: operation would make the legacy stream depend on a capturing blocking stream\n",
+     "train.speed=stock", False),
     # Memory that ends while a step is recorded is the cause, not what it does to the recording.
     (OOM + "\nRuntimeError: operation failed due to a previous error during capture\n", "CUDA out of", True),
 ]  # fmt: skip
@@ -676,7 +678,8 @@ for step in range(99):
 
 def test_the_guard_sees_what_deepspeeds_own_fp16_skips(tmp_path):
     """ZeRO-2's optimizer on a CPU (tests/no_gpu answers for the card): 2^16 is too large a scale at first, which is no
-    fault; from step 30 on the gradient is inf.
+    fault; from step 30 on the gradient is inf. DeepSpeed would end the run where its scale can get no smaller than 1:
+    it is told before, in our words.
     """
     done = subprocess.run(
         [sys.executable, "-c", FP16, str(tmp_path)], capture_output=True, text=True, cwd=str(ROOT),
@@ -685,9 +688,9 @@ def test_the_guard_sees_what_deepspeeds_own_fp16_skips(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     told = done.stdout[done.stdout.index("told ") :]
-    assert told.startswith("told 50 ")
-    assert int(told.split()[2]) > hooks.SKIPPED  # some at the beginning, by DeepSpeed's own count
-    assert "The gradient is inf in 21 updates in a row at iteration 51 of 99" in told
+    step, skipped = map(int, told.split()[1:3])  # the latter by DeepSpeed's own count, those of the beginning too
+    assert (step, skipped) == (44, 17)
+    assert "The gradient is inf in 15 updates in a row at iteration 45 of 99" in told
 
 
 @pytest.mark.parametrize(
