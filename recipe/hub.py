@@ -235,7 +235,8 @@ def fetch(
     if not names:
         return
     if model.source == "modelscope":
-        _api()
+        with contextlib.suppress(Exception):  # no more than its cookies are wanted
+            _api()
     stop = threading.Event()
     from multiprocessing import TimeoutError as NotYet
     from multiprocessing.pool import ThreadPool  # here: who fetches nothing need not wait for these

@@ -449,6 +449,10 @@ def test_opencompass_runs_the_config(run, merged, exported, opencompass):
     assert [one["abbr"] for one in config["models"]] == ["demo", "demo-base"]
     assert len(config["datasets"]) == 68  # 67 subjects of CMMLU and GSM8K
     assert all("[0:" in one["reader_cfg"]["test_range"] for one in config["datasets"])
+    base = Path(config["models"][1]["path"])  # links to the base, with our code in the place of its own
+    assert base.parent == Path(command[1]).resolve().parent
+    assert not (base / "modeling_internlm2.py").is_symlink()
+    assert all(path.is_symlink() for path in base.glob("*.safetensors"))
     answers = []
     for entry in config["models"]:
         assert Path(entry["path"]).is_dir()

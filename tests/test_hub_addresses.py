@@ -7,7 +7,7 @@ import struct
 import pytest
 from test_model import AT_HUGGING_FACE, BOTH, heavy, is_whole, record
 
-from recipe import model, pipeline
+from recipe import hub, model, pipeline
 from recipe.errors import HostLacks, InputWrong
 
 LIST = "/repo/files"
@@ -94,6 +94,11 @@ def test_hugging_face_is_asked_by_addresses_where_its_api_fails(server, asking, 
     server.corrupt = {sorted(heavy(tiny))[0]}
     with pytest.raises(HostLacks, match="arrived damaged"):
         model.ensure(asking(AT_HUGGING_FACE))
+
+
+def test_a_client_that_cannot_even_start_is_done_without(server, asking, tiny, monkeypatch):
+    monkeypatch.setattr(hub, "_api", lambda: 1 / 0)
+    assert is_whole(model.ensure(asking()), tiny)
 
 
 def test_one_file_that_the_api_does_not_give_comes_from_its_plain_address(server, asking, tiny):
