@@ -59,8 +59,8 @@ def against_stock(model: Any, data: Dict[str, Any]) -> Dict[str, Any]:
             found = _fast(model, piece)
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            figures["error"] = str(error).splitlines()[0][:300]
+        except Exception as error:  # whatever it is, XTuner's own step may do
+            figures["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         else:
             figures.update(_compare(model, piece, found, tolerance))
     figures.update(
@@ -120,7 +120,7 @@ class Worst:
 
 def difference(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Norm of the difference over the norm of `wanted`; 0 where both are zero."""
-    got, wanted = got.to(wanted.device).float(), wanted.float()
+    got, wanted = got.float(), wanted.to(got.device).float()
     apart = (got - wanted).norm()
     return torch.where(apart == 0, apart, apart / wanted.norm())
 
