@@ -240,6 +240,15 @@ def test_a_wrong_replay_is_caught_and_the_step_not_recorded(monkeypatch, running
     assert ("not recorded" in told) == (kind is not Recording)
 
 
+def test_a_replay_is_compared_where_a_batch_has_nothing_to_learn():
+    _, fast = models()
+    data = batch()
+    data["labels"][:] = -100
+    found = check.Replay(fast, fast.step_inputs(data)).compare(Recording(fast, fast.step_inputs(data)))
+    assert found["passed"]
+    assert found["gradient_difference"] == 0
+
+
 def test_what_is_recorded_follows_from_who_lays_the_weights_out(monkeypatch):
     inner = SimpleNamespace(blocksize=256)
     state = SimpleNamespace(quant_type="nf4", blocksize=64, nested=True, state2=inner)

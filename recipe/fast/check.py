@@ -79,7 +79,10 @@ class Replay:
     def __init__(self, model: Any, inputs: Tuple[torch.Tensor, ...]) -> None:
         self.model, began = model, time.monotonic()
         x, cos, sin, labels = inputs
-        others = torch.where(labels == layers.IGNORED, labels, (labels + 1) % model.vocabulary())
+        ignored = labels == layers.IGNORED
+        if bool(ignored[:, 1:].all()):  # a loss of nothing is no number
+            ignored = torch.zeros_like(ignored)
+        others = torch.where(ignored, labels, (labels + 1) % model.vocabulary())
         self.inputs = (x.detach().flip(1), cos, sin, others)
         with _undisturbed(model), _moved(model):
             loss = model.step(*self.inputs)
