@@ -112,6 +112,7 @@ def speed(settings: Settings) -> str:
     """stock, fast or small: as set, or for "auto" what the first GPU allows; without any it is fast, as for dtype.
 
     "auto" takes fast and small in bf16 and on one GPU only: no card without bf16 was tried, and two together but once.
+    Whatever the stack, no update is made before recipe/fast/check.py has compared the step with XTuner's own.
     """
     known = has_fast(settings)
     if settings.train.speed != "auto":

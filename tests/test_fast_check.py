@@ -111,6 +111,15 @@ def test_a_wrong_step_is_caught_and_xtuners_own_taken(monkeypatch, running, plan
     assert "XTuner's own" in verdict.failure(verdict.of_line(logged[0]))
 
 
+def test_what_is_no_number_is_the_worst():
+    worst = check.Worst()
+    for where, got in (("a", 1.5), ("b", float("nan")), ("c", 3.0)):
+        worst.add(where, torch.tensor([got]), torch.ones(1))
+    assert worst.where == "b"
+    assert check.difference(torch.zeros(2), torch.zeros(2)) == 0
+    assert check.difference(torch.ones(2), torch.zeros(2)) == float("inf")
+
+
 def test_all_ranks_take_the_same_step(monkeypatch):
     monkeypatch.setattr(check, "get_world_size", lambda: 2)
     monkeypatch.setattr(check, "all_reduce", lambda tensor, how: tensor.fill_(1))  # the other one's failed
@@ -229,6 +238,15 @@ def test_a_wrong_replay_is_caught_and_the_step_not_recorded(monkeypatch, running
     assert check.has_failed("recording") == (kind is not Recording)
     told = verdict.summary({one["compared"]: one for one in said})
     assert ("not recorded" in told) == (kind is not Recording)
+
+
+def test_a_replay_is_compared_where_a_batch_has_nothing_to_learn():
+    _, fast = models()
+    data = batch()
+    data["labels"][:] = -100
+    found = check.Replay(fast, fast.step_inputs(data)).compare(Recording(fast, fast.step_inputs(data)))
+    assert found["passed"]
+    assert found["gradient_difference"] == 0
 
 
 def test_what_is_recorded_follows_from_who_lays_the_weights_out(monkeypatch):

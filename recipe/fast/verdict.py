@@ -44,6 +44,12 @@ def reason(figures: Dict[str, Any]) -> str:
     if "error" in figures:
         return figures["error"]
     worst = figures.get("layer_difference", figures.get("gradient_difference"))
-    loss, gradients = ("no number" if one is None else f"{one:.2g}" for one in (figures["loss_difference"], worst))
+    loss, gradients = (_share(one) for one in (figures["loss_difference"], worst))
     what = "a replay of the recording differs from the step: " if figures["compared"] == "recording" else ""
-    return f"{what}loss off by {loss}, {figures['worst']} by {gradients} (of 1)"
+    return f"{what}loss off by {loss}, {figures['worst']} by {gradients}"
+
+
+def _share(value: Optional[float]) -> str:
+    if value is None:
+        return "what is no number"
+    return f"{value:.2%}" if value >= 1e-4 else f"{value:.0e}"
