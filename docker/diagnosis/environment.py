@@ -42,7 +42,7 @@ def check_environment(host, need, runtime, image, cards):
 
 
 def _look_for_compiler(host, need):
-    """For cu13's Triton, where the environment is not made yet."""
+    """For cu13's Triton: without starting it, as the environment may not be made yet."""
     if os.environ.get("VARIANT") != "cu13" or not need.has_fast or need.speed == "stock":
         return []
     debian = "apt-get" in host.install
