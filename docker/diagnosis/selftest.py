@@ -62,8 +62,7 @@ def check_kernels(torch):
         off = (on_card - kernels.rms_norm(full.cpu(), norm).float()).abs().max().item()
         lost = (full.float().cpu() - plain).abs().max().item()
     except Exception as error:  # whatever it is, training would meet it after the model is loaded
-        said = " ".join(str(error).split())[:300]
-        return stop("kernels", f"a kernel fails on the card: {type(error).__name__}: {said}", STOCK)
+        return stop("kernels", f"a kernel fails on the card: {type(error).__name__}: {str(error)[:300]}", STOCK)
     if off > 0.1 or lost > 1:
         return stop("kernels", f"the card computes something else: off by {off:.3f}, 4-bit by {lost:.3f}", STOCK)
     return ok("kernels", f"4-bit weights and the fast step's kernels run on {torch.cuda.get_device_name()}")
@@ -110,7 +109,7 @@ def main(names):
 
         found = [trial(torch) for name, trial in TRIALS.items() if name in (names or TRIALS)]
     for line in found:
-        print("\t".join((line.status, line.name, line.found, line.remedy)))
+        print("\t".join(" ".join(part.split()) for part in (line.status, line.name, line.found, line.remedy)))
     return 3 if any(line.status == "stop" for line in found) else 0
 
 
