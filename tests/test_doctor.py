@@ -775,7 +775,7 @@ def test_choice_of_an_unknown_runtime_and_of_the_environment_that_is_here(machin
     assert (done.stdout, "already made" in done.stderr) == ("host\n", True)
     for engine in ("docker", "podman", "apptainer"):
         (machine.programs / engine).unlink() if engine == "docker" else None
-        told(machine.doctor(RUNTIME=engine)[0][engine], "stop", "not installed", "sudo apt-get install")
+        told(machine.doctor(RUNTIME=engine)[0][engine], "stop", "not installed", "install")
 
 
 # --- the rest of the machine ---
@@ -884,7 +884,7 @@ def test_an_environment_that_lost_its_python(machine, measured):
         (made / "bin/python").unlink()
         (made / "bin/python").symlink_to("/nowhere/python3.8")
     lines, found = machine.doctor()
-    told(lines["environment"], "warning", "bin/python, is gone or does not start", "keeps its packages")
+    told(lines["environment"], "warning", "is gone or does not start", "keeps its packages")
     assert found["runtime"] == "host"
     told(disk(machine), "ok")  # its packages are there
     machine.has(docker=docker())
@@ -956,8 +956,6 @@ def test_tools(machine):
     machine.has(python3="#!/bin/sh\nexit 0\n")
     told(machine.doctor()[0]["tools"], "ok", "will fetch", str(machine.programs / "python3"))
     machine.has(python3=older_python())
-    told(machine.doctor()[0]["tools"], "stop", "no Python 3.8 or newer with pip")
-    machine.variables["PYTHON"] = str(machine.programs / "python3")  # the doctor itself runs on 3.7
     told(machine.doctor()[0]["tools"], "stop", "no Python 3.8 or newer with pip")
     machine.files(**{"etc/os-release": "ID=arch\n"})
     told(machine.doctor()[0]["tools"], "stop", "sudo pacman -S python-pip")
