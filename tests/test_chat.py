@@ -212,7 +212,7 @@ def test_which_model_is_meant(run, tmp_path):
     with pytest.raises(InputWrong, match=r"no adapter model .* just train demo"):
         talker.find(Run("demo", run.settings, run.root, tmp_path))
     refused(
-        recipe("chat", "demo", "model=best", "--output", run.output), 2, "model=best: talk to the base, the adapter"
+        recipe("chat", "demo", "model=best", "--output", run.output), 2, "--model", "'best'", "base", "adapter", "merged"
     )
 
 
