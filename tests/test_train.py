@@ -232,7 +232,8 @@ def test_a_disk_that_fills_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path)
 
 def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
     run = stages.Run("demo", settings.load("demo")[1], ROOT, tmp_path)
-    planned = {"memory": {"disk": memory.of_disk(7_000_000_000, 7_000_000_000, deepspeed=True, copies=3)}}
+    disk = memory.of_disk(7_000_000_000, 7_000_000_000, deepspeed=True, copies=3)
+    planned = {"iterations": 300, "memory": {"disk": disk}}
     (tmp_path / "iter_1.pth").mkdir()
     with (tmp_path / "iter_1.pth" / "part.pt").open("wb") as stream:
         stream.truncate(98_000_000_000)
@@ -241,8 +242,11 @@ def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
     (tmp_path / "iter_1.pth" / "part.pt").unlink()
     with pytest.raises(
         HostLacks, match=r"need 294.00 GB .*, 98.00 GB each, and 196.00 GB are free.*save_total_limit=1"
-    ):
+    ) as caught:
         train._room(run, tmp_path, planned)
+    remedies = re.findall(r"train\.\w+=\S+", str(caught.value))
+    assert len(remedies) == 2
+    settings.load("demo", remedies)  # both can be typed
 
 
 @pytest.mark.parametrize("workers", [0, 1])
