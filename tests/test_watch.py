@@ -5,6 +5,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ def terminal(*words, **more):
     """
     child, end = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup just test` ignores it; a terminal's shell does not
         os.chdir(str(ROOT))
         line = " ".join(f"'{word}'" for word in words)
         variables = {**os.environ, "RUNTIME": "host", "NO_COLOR": "1", "TERM": "dumb", "DETACH": "300", **more}
