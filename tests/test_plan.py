@@ -186,6 +186,7 @@ def test_force_goes_on_and_is_recorded(tmp_path):
     assert done.returncode == 0
     assert found["updates"] == 5
     assert "forced: Only 5 optimizer updates" in done.stdout
+    assert " --force" in done.stdout.split("Next: ")[1], "without it the next command is refused"
     assert json.loads((tmp_path / "demo/run.json").read_text(encoding="utf-8"))["forced"] is True
 
 

@@ -53,8 +53,8 @@ class Invocation:
 
     @property
     def same(self) -> str:
-        """Recipe and overrides, as the next command must repeat them."""
-        return " ".join([self.quoted, *map(shlex.quote, self.overrides)])
+        """Recipe, overrides and --force, as the next command must repeat them."""
+        return " ".join([self.quoted, *map(shlex.quote, self.overrides), *["--force"] * self.force])
 
 
 class Command(click.Command):
