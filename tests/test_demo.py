@@ -84,7 +84,7 @@ def test_the_rendered_config_is_an_ordinary_xtuner_config(demo):
     assert cfg.train_cfg.max_epochs == cfg.max_epochs
     text = (demo[1] / "config.py").read_text(encoding="utf-8")
     hooks = {f"recipe.hooks.{name}" for name in ("Checkpoint", "Repeat", "Lenient", "Guard", "Once", "Clock")}
-    assert set(re.findall(r"\brecipe\.[\w.]+", text)) == {*hooks, "recipe.loop.TrainLoop"}
+    assert set(re.findall(r"\brecipe\.[\w.]+", text)) == {*hooks, "recipe.loop.TrainLoop", "recipe.internlm2"}
 
 
 def test_one_question_and_a_pipe(demo):
