@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .cli import main
+from recipe.cli import main
 
 main.prepare_process(Path.cwd())  # before anything imports a library
 

@@ -10,10 +10,11 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from . import config, ranks
-from .core.recipe_files import find_recipe, recipes
-from .errors import InputWrong
-from .stages import Run, write_text
+from recipe.core import distributed
+from recipe.core.errors import InputWrong
+from recipe.core.recipe_files import find_recipe, recipes
+from recipe.core.stage import Run, write_text
+from recipe.xtuner import config
 
 TARGETS = {"slurm": "slurm.sh", "k8s": "jobset.yaml", "sky": "task.yaml"}
 INSIDE = "/opt/internlm2-recipe"  # the clone in our image (Dockerfile)
@@ -58,7 +59,7 @@ def slurm(run: Run, words: Sequence[str], shown: str) -> Any:
     image = asked.image if "://" in asked.image or asked.image.endswith(".sif") else f"docker://{asked.image}"
     runtime = f"RUNTIME=apptainer RECIPE_IMAGE={shlex.quote(image)}" if asked.image else "RUNTIME=host"
     text = SLURM.format(
-        name=run.name, lines=lines, root=shlex.quote(str(run.root)), runtime=runtime, port=ranks.PORT,
+        name=run.name, lines=lines, root=shlex.quote(str(run.root)), runtime=runtime, port=distributed.PORT,
         words=" ".join(map(shlex.quote, words)),
     )  # fmt: skip
     return text, [
@@ -111,7 +112,7 @@ def kubernetes(run: Run, words: Sequence[str], shown: str) -> Any:
         {"name": "NODES", "value": str(run.settings.nodes)},
         {"name": "NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": index}}},
         {"name": "MASTER_ADDR", "value": f"{name}-node-0-0.{name}"},  # the first pod, by JobSet's own service
-        {"name": "MASTER_PORT", "value": str(ranks.PORT)},
+        {"name": "MASTER_PORT", "value": str(distributed.PORT)},
     ]
     needed = {"nvidia.com/gpu": run.settings.gpus, "cpu": asked.cpus, "memory": f"{asked.memory_gb}Gi"}
     pod: Dict[str, Any] = {

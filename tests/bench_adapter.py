@@ -88,7 +88,7 @@ def _cut(group, stage, ranks):
 
 def convert(checkpoint, out):
     began = time.monotonic()
-    from recipe import adapter
+    from recipe.weights import adapter
 
     light = time.monotonic()
     import torch  # noqa: F401

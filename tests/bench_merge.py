@@ -56,8 +56,8 @@ def make(place, gigabytes):
     import torch
     from safetensors.torch import save_file
 
-    from recipe import tiny
-    from recipe.tiny.configuration_internlm2 import InternLM2Config
+    from recipe.base_model import tiny
+    from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config
 
     torch.manual_seed(0)
     layers, narrow = size_for(float(gigabytes))
@@ -66,7 +66,7 @@ def make(place, gigabytes):
     base.mkdir()
     tiny.write_tokenizer(base, tiny.train_pieces(["压力很大，怎么办？ hello world"] * 9, 2048))
     for name in tiny.CODE:
-        shutil.copyfile(str(ROOT / "recipe/tiny" / f"{name}.py"), str(base / f"{name}.py"))
+        shutil.copyfile(str(ROOT / "recipe/base_model/tiny" / f"{name}.py"), str(base / f"{name}.py"))
     InternLM2Config(
         vocab_size=VOCABULARY, hidden_size=HIDDEN // narrow, intermediate_size=INTERMEDIATE // narrow,
         num_hidden_layers=layers, num_attention_heads=HEADS // narrow, num_key_value_heads=KV_HEADS // narrow,
@@ -154,15 +154,17 @@ def timed(owner, name, found):
 
 def ours(base, adapter, out, device, checks):
     """The stage's own work. Without `checks` its last one is left out, the fresh process that loads the result."""
-    from recipe import merge, tensor_files
-    from recipe.merging import write
+    from recipe.core import tensor_files
+    from recipe.weights import merge, merge_write
 
     if checks == "no":
         merge.trial = lambda _: contextlib.nullcontext(lambda *_: {})
     spans = {}
     for owner, name in (
-        (merge, "make_plan"), (merge, "write_shards"), (merge, "prove"), (write, "_task"), (write, "_change"),
-        (write, "_finish"), (tensor_files, "read_into"), (tensor_files, "write_from"), (write.lora, "Applied"),
+        (merge, "make_plan"), (merge, "write_shards"), (merge, "prove"), (merge_write, "_task"),
+        (merge_write, "_change"),
+        (merge_write, "_finish"), (tensor_files, "read_into"), (tensor_files, "write_from"),
+        (merge_write.lora, "Applied"),
     ):  # fmt: skip
         timed(owner, name, spans)
     plan = merge.make_plan(Path(base), [(Path(adapter), 1.0)], merge.size("2GB"))
@@ -180,8 +182,8 @@ def ours(base, adapter, out, device, checks):
 
 def compare(base, one, other):
     """Assert that two merged folders are equal to one fp16 rounding of each side."""
-    from recipe.merging.plan import base_tensors
-    from recipe.tensor_files import pieces
+    from recipe.core.tensor_files import pieces
+    from recipe.weights.merge_plan import base_tensors
 
     before, ours, theirs = (base_tensors(Path(place)) for place in (base, one, other))
     assert set(ours) == set(theirs) == set(before)

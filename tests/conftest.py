@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 from hub_server import Hub, certificate
 
-from recipe import hub, model, settings, stages
+from recipe.base_model import folder, hub
+from recipe.core import settings, stage
 
 ROOT = Path(__file__).resolve().parent.parent
 # The lock of the environment in which the tests run, by PyPI's build: PyTorch's own differs in torch alone.
@@ -34,8 +35,8 @@ def _find(checksum):
     folders = [ROOT / "data", *ROOT.parent.glob("*/data")]
     if os.environ.get("REAL_DATA"):
         folders.insert(0, Path(os.environ["REAL_DATA"]))
-    for folder in folders:
-        for path in folder.glob("*"):
+    for place in folders:
+        for path in place.glob("*"):
             if path.suffix in (".xlsx", ".model") and hashlib.sha256(path.read_bytes()).hexdigest() == checksum:
                 return path
     return None
@@ -123,7 +124,7 @@ def demo(tmp_path_factory):
 
 def sharded(place, layers):
     """A tiny InternLM2 in several shards, made in `place`; returns that."""
-    from recipe import tiny
+    from recipe.base_model import tiny
 
     tiny.make(
         place, ["压力很大，怎么办？ hello world"] * 9, vocab_size=700, hidden_size=64, layers=layers, heads=4,
@@ -136,7 +137,7 @@ def sharded(place, layers):
 def tiny(tmp_path_factory):
     """The files of a tiny InternLM2: path → bytes."""
     root = tmp_path_factory.mktemp("tiny")
-    place = model.ensure(stages.Run("demo", settings.load("demo")[1], root, root))
+    place = folder.ensure(stage.Run("demo", settings.load("demo")[1], root, root))
     return {path.name: path.read_bytes() for path in place.iterdir()}
 
 
@@ -171,6 +172,6 @@ def asking(tmp_path):
     """Function that makes a run whose recipe asks the hub for its model."""
 
     def make(*overrides):
-        return stages.Run("coach", settings.load("coach", [HUB_ID, *overrides])[1], tmp_path, tmp_path / "output")
+        return stage.Run("coach", settings.load("coach", [HUB_ID, *overrides])[1], tmp_path, tmp_path / "output")
 
     return make

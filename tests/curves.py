@@ -13,14 +13,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from recipe import bench, config, libraries
+from recipe.core import imports
+from recipe.training import bench
+from recipe.xtuner import config
 
-libraries.load()
+imports.load()
 
 from peft import LoraConfig  # noqa: E402
 from xtuner.model import SupervisedFinetune  # noqa: E402
 
-from recipe.fast.finetune import Finetune  # noqa: E402
+from recipe.training.fast.finetune import Finetune  # noqa: E402
 
 UPDATES, WORDS = 50, 600
 

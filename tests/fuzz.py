@@ -19,10 +19,9 @@ import pandas
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from recipe import data  # noqa: E402
-from recipe.errors import InputWrong  # noqa: E402
-from recipe.intake import xlsx  # noqa: E402
-from recipe.settings import Data  # noqa: E402
+from recipe.core.errors import InputWrong  # noqa: E402
+from recipe.core.settings import Data  # noqa: E402
+from recipe.intake import conversations, xlsx  # noqa: E402
 
 PIECES = [
     *b"<! ]]> <![CDATA[ <!-- &#0; &#xD800; &lt; &x; </row> </c> <v> <f> -1 1e999 NaN 99999999999999999999".split(),
@@ -107,7 +106,7 @@ def changed(name, content, chance):
 def read(path, settings):
     """Read `path`; whether it was accepted. What was accepted is checked."""
     stream = io.StringIO()
-    intake = data.Intake(settings, data.Writer(stream, "系统"))
+    intake = conversations.Intake(settings, conversations.Writer(stream, "系统"))
     intake.file(path, path.name)
     intake.writer.flush()
     try:
@@ -120,7 +119,7 @@ def read(path, settings):
             for text in turn.values():
                 text.encode("utf-8")
                 assert any(c.isprintable() and not c.isspace() for c in text)
-                assert not data.CONTROL.search(text)
+                assert not conversations.CONTROL.search(text)
     return True
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Tuple
 
-from recipe import cost
+from recipe.core import measurements
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "guide" / "large-models.md"
 GPUS = ((1, 1), (2, 1), (4, 1), (8, 1), (8, 2))  # on each machine, machines
@@ -125,7 +125,9 @@ def table(model: Model) -> str:
 
 def prices() -> str:
     """GPU time of a million tokens, from the 7B model's measured iteration."""
-    entry = next(e for e in cost.measurements()["measurement"] if e["card"] == "H100" and e["max_length"] == 2048)
+    entry = next(
+        e for e in measurements.measurements()["measurement"] if e["card"] == "H100" and e["max_length"] == 2048
+    )
     seconds = entry["seconds"] / (entry["batch_size"] * entry["max_length"]) * 1e6
     rows = ["| model | from | H100 seconds for a million tokens |", "|---|---|---|"]
     for model in MODELS:
@@ -136,9 +138,10 @@ def prices() -> str:
 
 def page() -> str:
     computed = states(MODELS[0], 1, 1)["QLoRA, ZeRO-2"][0] / 2**20
-    measured = cost.memory_mib(0, "H100")
+    measured = measurements.memory_mib(0, "H100")
     return TEXT.format(
-        computed=round(computed), measured=measured, apart=abs(computed / measured - 1), token=cost.memory_per_token(),
+        computed=round(computed), measured=measured, apart=abs(computed / measured - 1),
+        token=measurements.memory_per_token(),
         tables="\n\n".join(map(table, MODELS)), prices=prices(), card=CARD, trained=MODELS[0].trained, rank=RANK,
         parameters=", ".join(f"{model.name} {model.parameters:,}" for model in MODELS),
     )  # fmt: skip

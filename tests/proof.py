@@ -34,10 +34,11 @@ from gguf import GGUFReader, dequantize  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from recipe import data, libraries  # noqa: E402
-from recipe.tiny import CHAT_TEMPLATE, CODE  # noqa: E402
-from recipe.tiny.configuration_internlm2 import InternLM2Config  # noqa: E402
-from recipe.tiny.modeling_internlm2 import InternLM2ForCausalLM  # noqa: E402
+from recipe.base_model.tiny import CHAT_TEMPLATE, CODE  # noqa: E402
+from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config  # noqa: E402
+from recipe.base_model.tiny.modeling_internlm2 import InternLM2ForCausalLM  # noqa: E402
+from recipe.core import imports  # noqa: E402
+from recipe.intake import conversations  # noqa: E402
 
 WORKBOOK = ROOT / "data" / "workplace.xlsx"
 RECIPES = ("tutorial", "coach")
@@ -229,7 +230,7 @@ def check(place: Path, llama: Tensors, shared: Dict[str, Any]) -> Dict[str, Any]
     from transformers import LlamaConfig, LlamaForCausalLM
     from xtuner.utils import PROMPT_TEMPLATE
 
-    from recipe.talker import Talker
+    from recipe.inference.chat_model import Talker
 
     model, words = load(place)
     reference = LlamaForCausalLM(LlamaConfig(**shared, tie_word_embeddings=True)).eval()
@@ -246,8 +247,8 @@ def losses(place: Path, conversations: Iterable[List[Dict[str, str]]]) -> List[T
     """(mean loss in nats, tokens) of each conversation's answer tokens, as `just eval` measures them."""
     from xtuner.utils import PROMPT_TEMPLATE
 
-    from recipe import plan
-    from recipe.talker import Talker
+    from recipe.inference.chat_model import Talker
+    from recipe.planning import plan
 
     talker = Talker(place, PROMPT_TEMPLATE.internlm2_chat, kind="fp32")
     encoded = [plan.encoded(talk, talker.template, talker.tokenizer, MAX_LENGTH) for talk in conversations]
@@ -274,7 +275,7 @@ Talk = List[Dict[str, str]]
 
 def split() -> Tuple[List[Talk], List[Talk]]:
     """(conversations to train on, conversations held out): every sixth of the workbook's conversations of one turn."""
-    talks = [talk for talk in data.sample(WORKBOOK) if len(talk) == 1]
+    talks = [talk for talk in conversations.sample(WORKBOOK) if len(talk) == 1]
     kept = [talk for number, talk in enumerate(talks) if number % EVERY != EVERY - 1]
     held = [[{"system": SYSTEM, **talk[0]}] for number, talk in enumerate(talks) if number % EVERY == EVERY - 1]
     return kept, held
@@ -282,7 +283,7 @@ def split() -> Tuple[List[Talk], List[Talk]]:
 
 def write_workbook(path: Path, talks: List[Talk]) -> None:
     """A workbook of the conversations, unless it is there: a finished training then counts as finished."""
-    if path.is_file() and data.sample(path) == talks:
+    if path.is_file() and conversations.sample(path) == talks:
         return
     book = openpyxl.Workbook()
     for line in [("q", "a"), *((turn["input"], turn["output"]) for [turn] in talks)]:
@@ -383,7 +384,7 @@ class Clock:
 def prove(output: Path, console: Console, check_alone: bool = False) -> Dict[str, Any]:
     """Everything, from the GGUF to the figures."""
     clock = Clock(console)
-    libraries.load()
+    imports.load()
     base = output / "smollm2-internlm2"
     llama, shared = convert(gguf_file(), base)
     clock.lap("convert")

@@ -78,7 +78,7 @@ def machines() -> Iterator[List[Machine]]:
     names = [f"recipe{os.getpid()}{side}" for side in "ab"]
     made = [subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0 for name in names]
     if not all(made):  # no root, or no ip
-        from recipe.ranks import free_port
+        from recipe.core.distributed import free_port
 
         both = [Machine(rank) for rank in (0, 1)]
         port = str(free_port())
@@ -193,7 +193,10 @@ def one_and_two(folder: Path) -> None:
 
 def fixed(output: Path, overrides: Sequence[str]) -> None:
     """The stages up to the config, its schedules taken out, and the trainer."""
-    from recipe import pipeline, settings, stages, train
+    from recipe.core import settings
+    from recipe.core import stage as stages
+    from recipe.stages import pipeline
+    from recipe.training import process
 
     words = [word for word in overrides if word != "--force"]
     made = stages.Run("demo", settings.load("demo", words)[1], ROOT, output, force=True)
@@ -203,14 +206,14 @@ def fixed(output: Path, overrides: Sequence[str]) -> None:
         start = text.index("param_scheduler = [")
         end = text.index("\n]\n", start) + 3
         made.config.write_text(text[:start] + "param_scheduler = None\n" + text[end:], encoding="utf-8")
-        train.work(made, output)
+        process.work(made, output)
 
 
 def _tensors(output: Path) -> Dict[str, Any]:
-    from recipe import adapter as stage
-    from recipe import train
+    from recipe.training import process
+    from recipe.weights import adapter as stage
 
-    checkpoint = train.last_checkpoint(next(output.glob("demo/checkpoints/*")))
+    checkpoint = process.last_checkpoint(next(output.glob("demo/checkpoints/*")))
     assert checkpoint
     return stage.tensors(checkpoint)
 

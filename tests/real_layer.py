@@ -7,8 +7,8 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recipe import bench
-from recipe.fast import layers
+from recipe.training import bench
+from recipe.training.fast import layers
 
 HIDDEN, HEADS = bench.SEVEN["hidden_size"], bench.SEVEN["num_attention_heads"]
 HALF = torch.bfloat16

@@ -11,14 +11,16 @@ from bench_adapter import LORA, write_zero
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from recipe import adapter, libraries, model, settings, stages, tensor_files
-from recipe.errors import RunFailed
+from recipe.base_model import folder
+from recipe.core import imports, settings, stage, tensor_files
+from recipe.core.errors import RunFailed
+from recipe.weights import adapter
 
 
 @pytest.fixture(scope="module")
 def run(demo):
     _, folder = demo
-    run = stages.Run("demo", settings.load("demo")[1], ROOT, folder.parent)
+    run = stage.Run("demo", settings.load("demo")[1], ROOT, folder.parent)
     run.manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     return run
 
@@ -51,7 +53,7 @@ def test_figures(run, demo):
 
 
 def test_peft_reads_it_as_xtuners(run):
-    libraries.load()
+    imports.load()
     from peft import LoraConfig
 
     config = LoraConfig.from_pretrained(str(run.adapter))
@@ -62,7 +64,7 @@ def test_peft_reads_it_as_xtuners(run):
 
 def test_it_says_what_it_was_made_from(run):
     """Base and checksum in the file and on the card, with recipe and figures."""
-    base = model.folder(run)
+    base = folder.folder(run)
     checksum = adapter.base_checksum(base)
     assert tensor_files.safetensors(run.adapter / "adapter_model.safetensors")[1] == {
         "format": "pt", "base_model": run.shown(base), "base_sha256": checksum,

@@ -14,9 +14,11 @@ import time
 import pytest
 from conftest import ROOT, recipe, refused
 
-from recipe import chat, settings, talker
-from recipe.errors import InputWrong
-from recipe.stages import Run
+from recipe.core import settings
+from recipe.core.errors import InputWrong
+from recipe.core.stage import Run
+from recipe.inference import chat_model
+from recipe.inference import terminal as chat
 
 QUESTION = "面试前特别紧张，怎么调整？"
 
@@ -158,7 +160,7 @@ def test_the_adapter_on_its_base_says_what_the_merged_model_says(run, answered, 
 
 def test_turns_and_commands(run, capsys):
     """History reaches the model, /retry draws another answer, /system changes what it is told."""
-    voice = talker.Talker(run.merged, chat.template(run))
+    voice = chat_model.Talker(run.merged, chat.template(run))
     asked = []
     told = voice.prompt
     voice.prompt = lambda system, turns, question: (
@@ -202,17 +204,23 @@ def test_turns_and_commands(run, capsys):
 
 
 def test_which_model_is_meant(run, tmp_path):
-    assert talker.find(run)[:3] == ("merged", run.merged, None)
-    assert talker.find(run, "adapter").adapter == run.adapter
-    assert talker.find(run, "base").place.name.startswith("tiny-internlm2-")
+    assert chat_model.find(run)[:3] == ("merged", run.merged, None)
+    assert chat_model.find(run, "adapter").adapter == run.adapter
+    assert chat_model.find(run, "base").place.name.startswith("tiny-internlm2-")
     stages = {name: dict(entry) for name, entry in run.manifest["stages"].items()}
     stages["adapter"]["finished"] = "2999-01-01T00:00:00+0000"  # trained again since it was merged
     newer = Run("demo", run.settings, run.root, run.output, manifest={"stages": stages})
-    assert talker.find(newer).what == "adapter"
+    assert chat_model.find(newer).what == "adapter"
     with pytest.raises(InputWrong, match=r"no adapter model .* just train demo"):
-        talker.find(Run("demo", run.settings, run.root, tmp_path))
+        chat_model.find(Run("demo", run.settings, run.root, tmp_path))
     refused(
-        recipe("chat", "demo", "model=best", "--output", run.output), 2, "--model", "'best'", "base", "adapter", "merged"
+        recipe("chat", "demo", "model=best", "--output", run.output),
+        2,
+        "--model",
+        "'best'",
+        "base",
+        "adapter",
+        "merged",
     )
 
 
@@ -223,15 +231,15 @@ def test_precision_by_what_fits(run, monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}', encoding="utf-8")
     with (tmp_path / "model.safetensors").open("wb") as stream:
         stream.truncate(15_500_000_000)  # a file of nothing, as long as the 7B model's weights
-    assert talker.precision(run.merged) == "fp32"
+    assert chat_model.precision(run.merged) == "fp32"
     for free, kind in ((64e9, "fp32"), (20e9, "bf16")):
-        monkeypatch.setattr(talker, "_memory", lambda free=free: free)
-        assert talker.precision(tmp_path) == kind
+        monkeypatch.setattr(chat_model, "_memory", lambda free=free: free)
+        assert chat_model.precision(tmp_path) == kind
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for free, new, kind in ((24e9, True, "bf16"), (24e9, False, "fp16"), (16e9, True, "nf4"), (8e9, True, "nf4")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (int(free), 0))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda new=new: (8, 0) if new else (7, 5))
-        assert talker.precision(tmp_path) == kind
+        assert chat_model.precision(tmp_path) == kind
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(6e9), 0))
-    with pytest.raises(talker.HostLacks, match=r"even in 4 bits, and 6\.0 GB are free"):
-        talker.precision(tmp_path)
+    with pytest.raises(chat_model.HostLacks, match=r"even in 4 bits, and 6\.0 GB are free"):
+        chat_model.precision(tmp_path)

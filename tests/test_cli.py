@@ -10,7 +10,7 @@ from conftest import ROOT, recipe, refused
 
 from recipe.cli import describe, grammar
 from recipe.cli.main import COMMANDS
-from recipe.errors import InputWrong
+from recipe.core.errors import InputWrong
 
 
 def justw(*words, cache, **more):
@@ -111,7 +111,7 @@ def test_words_are_sorted(name, words, options, settings, arguments):
 
 def test_settings_are_checked_as_the_recipe_checks_them():
     """Every kind of limit that settings.py has: grammar.json and pydantic refuse the same values."""
-    from recipe import settings
+    from recipe.core import settings
 
     known = grammar.load()["settings"]
     assert list(known) == settings.known_keys()

@@ -9,15 +9,17 @@ import pytest
 import yaml
 from conftest import ROOT, recipe, refused
 
-from recipe import cluster, hardware, plan, ranks, settings, stages
-from recipe.errors import HostLacks, InputWrong
+from recipe import cluster
+from recipe.core import distributed, hardware, settings, stage
+from recipe.core.errors import HostLacks, InputWrong
+from recipe.planning import plan
 
 WORDS = ("nodes=2", "gpus=8", "train.accumulative_counts=16")
 
 
 def made(target, folder, *words, given="coach"):
     name, found = settings.load(given, [*WORDS, *words])
-    run = stages.Run(name, found, ROOT, folder)
+    run = stage.Run(name, found, ROOT, folder)
     lines = cluster.write(run, target, given, [*WORDS, *words])
     return (run.folder / "cluster" / cluster.TARGETS[target]).read_text(encoding="utf-8"), lines
 
@@ -66,7 +68,7 @@ def test_slurm(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "told.py").write_text(
-        "import sys\nfrom recipe import ranks, settings\nprint(sys.argv[1:3])\n"
+        "import sys\nfrom recipe.core import distributed as ranks, settings\nprint(sys.argv[1:3])\n"
         "found = settings.load(sys.argv[3], sys.argv[4:])[1]\nprint(tuple(ranks.node(found)), found.data.system)\n"
     )
     told = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told.py"), "PYTHONPATH": str(ROOT)}
@@ -153,23 +155,23 @@ def test_a_machine_finds_its_place(monkeypatch, told, expected):
     found = settings.load("coach", ["nodes=2"])[1]
     if isinstance(expected, str):
         with pytest.raises(InputWrong, match=expected):
-            ranks.node(found)
+            distributed.node(found)
     else:
-        assert ranks.node(found) == expected
-    assert ranks.node(settings.load("coach")[1]) is None
+        assert distributed.node(found) == expected
+    assert distributed.node(settings.load("coach")[1]) is None
 
 
 def test_an_update_is_shared_equally_or_not_at_all():
     for batch in range(1, 9):
         for accumulation in range(1, 17):
             for together in (1, 2, 3, 4, 6, 8):
-                found = ranks.share(batch, accumulation, together)
+                found = distributed.share(batch, accumulation, together)
                 if found:
                     assert found[0] * found[1] * together == batch * accumulation
                 else:
                     assert (batch * accumulation) % together
     with pytest.raises(InputWrong, match=r"train\.batch_size=1 train\.accumulative_counts=8\."):
-        ranks.shared(settings.load("coach", ["gpus=8"])[1], 2, 3)
+        distributed.shared(settings.load("coach", ["gpus=8"])[1], 2, 3)
 
 
 def test_every_pack_is_seen_by_some_rank():
@@ -204,9 +206,9 @@ def test_cards_that_are_hidden_do_not_count(monkeypatch, names, usable):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
     wanted = settings.load("coach", [f"gpus={usable + 1}"])[1]
     with pytest.raises(HostLacks, match=f"gpus={usable + 1}: {usable} can be used here"):
-        ranks.enough(wanted)
+        distributed.enough(wanted)
     if usable:
-        ranks.enough(settings.load("coach", [f"gpus={usable}"])[1])
+        distributed.enough(settings.load("coach", [f"gpus={usable}"])[1])
 
 
 def test_four_bit_weights_are_not_cut():

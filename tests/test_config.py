@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from recipe import config, preset, settings
-from recipe.errors import InputWrong
+from recipe.core import settings
+from recipe.core.errors import InputWrong
+from recipe.xtuner import config, preset_editor
 
 PRESET = "internlm2_chat_7b_qlora_oasst1_e3"
 
@@ -50,7 +51,7 @@ def test_tutorial_differs_from_the_preset_in_the_pages_edits_only():
     are the preset's own values, so they leave no difference. Beside these the visualizer, which writes the curves as
     TensorBoard's files too and touches no number, and whose code loads InternLM2: ours, and not the folder's."""
     text = rendered("tutorial", intervals={"evaluation_freq": 500})
-    assert changed(preset.source(PRESET), text) == {
+    assert changed(preset_editor.source(PRESET), text) == {
         "pretrained_model_name_or_path",
         "data_path",
         "max_length",
@@ -63,7 +64,7 @@ def test_tutorial_differs_from_the_preset_in_the_pages_edits_only():
         *(f"visualizer.{place}" for place in ("type", "vis_backends.0.type", "vis_backends.1.type")),
         *(f"{place}.{key}" for place in ("tokenizer", "model.llm") for key in ("type", "trust_remote_code")),
     }
-    assert text.count("from recipe.internlm2 import ") == 2
+    assert text.count("from recipe.base_model.internlm2 import ") == 2
     assert "vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]" in text
     cfg = Config.fromstring(text, file_format=".py")
     assert (cfg.max_length, cfg.batch_size, cfg.max_epochs, cfg.evaluation_freq) == (512, 2, 3, 500)
@@ -75,10 +76,10 @@ def test_tutorial_differs_from_the_preset_in_the_pages_edits_only():
 
 def test_the_difference_is_shown_as_lines():
     text = rendered("tutorial", intervals={"evaluation_freq": 500})
-    diff = preset.difference(preset.source(PRESET), text, "a", "b")
+    diff = preset_editor.difference(preset_editor.source(PRESET), text, "a", "b")
     assert "-max_length = 2048\n+max_length = 512\n" in diff
     assert "-    dataset_map_fn=oasst1_map_fn,\n+    dataset_map_fn=None,\n" in diff
-    comments = [line for line in preset.source(PRESET).splitlines() if line.lstrip().startswith("#")]
+    comments = [line for line in preset_editor.source(PRESET).splitlines() if line.lstrip().startswith("#")]
     assert [line for line in text.splitlines() if line.lstrip().startswith("#")] == comments
 
 
@@ -91,7 +92,7 @@ def test_corrected_recipes(name):
     assert cfg.accumulative_counts == 1
     assert cfg.warmup_ratio == 0.1
     assert cfg.randomness.seed == 0
-    assert recipe.data.system == cfg.SYSTEM == cfg.custom_hooks[1].system
+    assert recipe.intake.conversations.system == cfg.SYSTEM == cfg.custom_hooks[1].system
 
 
 def test_demo_needs_no_gpu():
@@ -115,7 +116,10 @@ def test_reading_a_config_says_nothing():
     """It imports XTuner, and what that imports warns: of a machine without a GPU, of newer PyTorch. So do model classes
     that are imported later.
     """
-    code = "from recipe import config, settings; config.effective(settings.load('demo')[1]); import recipe.tiny.clip"
+    code = (
+        "from recipe.core import settings; from recipe.xtuner import config; "
+        "config.effective(settings.load('demo')[1]); import recipe.base_model.tiny.clip"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), capture_output=True, text=True, check=True)
     assert "Warning" not in done.stdout + done.stderr
 
@@ -137,19 +141,19 @@ def test_unknown_preset_and_misfit():
 
 def test_edits_keep_everything_else_byte_for_byte():
     source = "# 头\na = dict(b=1,  # keep\n         c=dict(d='中文', e=2))\nz = [dict(k=1), 2]\n"
-    assert preset.edit(source, {"a.c.d": "'新'"}) == source.replace("'中文'", "'新'")
-    assert preset.edit(source, {"a.c.e": None}) == source.replace(", e=2", "")
-    assert preset.edit(source, {"a.b": None}) == source.replace("b=1,  # keep\n         ", "")
-    assert preset.edit(source, {"z.0.k": "7"}) == source.replace("k=1", "k=7")
-    assert preset.edit(source, {"z": "3"}) == source.replace("[dict(k=1), 2]", "3")
-    added = preset.edit(source, {"a.c.f": "5"})
+    assert preset_editor.edit(source, {"a.c.d": "'新'"}) == source.replace("'中文'", "'新'")
+    assert preset_editor.edit(source, {"a.c.e": None}) == source.replace(", e=2", "")
+    assert preset_editor.edit(source, {"a.b": None}) == source.replace("b=1,  # keep\n         ", "")
+    assert preset_editor.edit(source, {"z.0.k": "7"}) == source.replace("k=1", "k=7")
+    assert preset_editor.edit(source, {"z": "3"}) == source.replace("[dict(k=1), 2]", "3")
+    added = preset_editor.edit(source, {"a.c.f": "5"})
     assert eval(added.split("a = ")[1].split("\nz")[0], {}) == {"b": 1, "c": {"d": "中文", "e": 2, "f": 5}}
     with pytest.raises(KeyError, match="no nothing"):
-        preset.edit(source, {"nothing": "1"})
+        preset_editor.edit(source, {"nothing": "1"})
     with pytest.raises(KeyError):
-        preset.edit(source, {"a.b.c": "1"})
+        preset_editor.edit(source, {"a.b.c": "1"})
 
 
 def test_a_preset_can_be_edited_to_itself():
-    source = preset.source(PRESET)
-    assert preset.edit(source, {"max_length": "2048", "model.lora.r": "64"}) == source
+    source = preset_editor.source(PRESET)
+    assert preset_editor.edit(source, {"max_length": "2048", "model.lora.r": "64"}) == source

@@ -7,7 +7,7 @@ from array import array
 import pytest
 from conftest import recipe, refused
 
-from recipe import data_report
+from recipe.reporting import data_report
 
 
 @pytest.fixture(scope="module")

@@ -83,8 +83,12 @@ def test_the_rendered_config_is_an_ordinary_xtuner_config(demo):
     cfg = Config.fromfile(str(demo[1] / "config.py"))
     assert cfg.train_cfg.max_epochs == cfg.max_epochs
     text = (demo[1] / "config.py").read_text(encoding="utf-8")
-    hooks = {f"recipe.hooks.{name}" for name in ("Checkpoint", "Repeat", "Lenient", "Guard", "Once", "Clock")}
-    assert set(re.findall(r"\brecipe\.[\w.]+", text)) == {*hooks, "recipe.loop.TrainLoop", "recipe.internlm2"}
+    hooks = {f"recipe.training.hooks.{name}" for name in ("Checkpoint", "Repeat", "Lenient", "Guard", "Once", "Clock")}
+    assert set(re.findall(r"\brecipe\.[\w.]+", text)) == {
+        *hooks,
+        "recipe.training.loop.TrainLoop",
+        "recipe.base_model.internlm2",
+    }
 
 
 def test_one_question_and_a_pipe(demo):
@@ -100,7 +104,7 @@ def test_multi_turn_prompt_equals_what_was_trained(demo):
     """chat builds the text that training made of the same turns."""
     from mmengine.config import Config
 
-    from recipe.chat import Talker
+    from recipe.inference.terminal import Talker
 
     talker = Talker.__new__(Talker)
     talker.template = Config.fromfile(str(demo[1] / "config.py")).prompt_template

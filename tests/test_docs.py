@@ -22,10 +22,12 @@ from conftest import ROOT, runner
 from PIL import Image
 from test_report import CHROMIUM, chromium
 
-from recipe import cost, plan, ranks, reproduce, settings
 from recipe.cli import grammar
 from recipe.cli.main import COMMANDS, cli
-from recipe.export import TARGETS
+from recipe.core import distributed, measurements, settings
+from recipe.export.export import TARGETS
+from recipe.planning import plan
+from recipe.stages import reproduce
 
 ENGLISH = sorted([ROOT / "README.md", ROOT / "data/README.md", *ROOT.glob("docs/*[!N].md")])
 PAIRS = [(path, path.with_name(path.stem + ".zh-CN.md")) for path in ENGLISH]
@@ -272,7 +274,7 @@ def test_every_stages_words_are_read_as_meant(at_desk):
         if command.name == "reproduce":
             overrides = reproduce.overrides(overrides)
         recipe_name, found = settings.load(checked.recipe, overrides)
-        ranks.shared(found, found.train.batch_size or 1, found.train.accumulative_counts or 1)  # gpus= and nodes=
+        distributed.shared(found, found.train.batch_size or 1, found.train.accumulative_counts or 1)  # gpus= and nodes=
         assert recipe_name in ("coach", "demo", "tutorial", "mine")
         seen += 1
     assert seen > 25
@@ -488,7 +490,7 @@ def test_memory_of_small_cards_is_what_the_doctor_reckons():
         for what, told, *cards in rows:
             sizes = re.match(r"(\d) × (\d+)", what)
             tokens = int(sizes[1]) * int(sizes[2]) if sizes else 0
-            wanted = cost.memory_mib(tokens, "a card that was never measured", way)
+            wanted = measurements.memory_mib(tokens, "a card that was never measured", way)
             assert told == f"{wanted:,}"
             for total, verdict in zip((8192, 10240, 11264, 12288), cards):
                 free = kept.get(total, total - least)

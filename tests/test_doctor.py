@@ -259,9 +259,11 @@ def measured(machine, tmp_path):
     clone = clone_for_the_doctor(tmp_path / "我的 clone")
 
     def measure(**sizes):
-        text = (ROOT / "recipe/measured.toml").read_text(encoding="utf-8")
+        text = (ROOT / "recipe/core/measured.toml").read_text(encoding="utf-8")
         table = "".join(f"{name} = {size}\n" for name, size in sizes.items())
-        (clone / "recipe/measured.toml").write_text(text[: text.index("[disk]")] + "[disk]\n" + table, encoding="utf-8")
+        (clone / "recipe/core/measured.toml").write_text(
+            text[: text.index("[disk]")] + "[disk]\n" + table, encoding="utf-8"
+        )
         machine.root = clone
 
     return measure
@@ -322,7 +324,8 @@ def test_the_need_is_what_the_plan_reckons(machine, monkeypatch):
     """10,580 MiB were measured on an RTX 3090 with 2 × 512; more tokens take more; coach's way is the plan's."""
     machine.has(nvidia_smi=nvidia_smi(RTX_3090))
     told(machine.doctor("train.speed=stock")[0]["gpu memory"], "ok", "10,580")
-    from recipe import config, cost, settings
+    from recipe.core import measurements, settings
+    from recipe.xtuner import config
 
     # Nothing is recomputed where the card has room for it; a card that was never measured is no exception.
     for card in (RTX_3060, RTX_3090, H200):
@@ -333,14 +336,14 @@ def test_the_need_is_what_the_plan_reckons(machine, monkeypatch):
             batch, length = config.sequences(chosen)
             plan = {"batch_size": batch, "max_length": length, "iterations": 1}
             plan["way"] = config.way(chosen, batch * length)
-            planned = cost.estimate(plan, "", 0)
+            planned = measurements.estimate(plan, "", 0)
             assert planned["card"] == card[0]
             line = machine.doctor("coach", *words, TORCH="cu118")[0]["gpu memory"]
             assert f"takes about {planned['memory_mib']:,}," in line["found"], (card, words, plan["way"])
     assert plan["way"] == "kept"
     machine.has(nvidia_smi=nvidia_smi(RTX_3090))
 
-    more = cost.estimate({"batch_size": 8, "max_length": 4096, "iterations": 1}, "NVIDIA GeForce RTX 3090", 0)
+    more = measurements.estimate({"batch_size": 8, "max_length": 4096, "iterations": 1}, "NVIDIA GeForce RTX 3090", 0)
     lines, _ = machine.doctor("coach", "train.speed=stock", "train.batch_size=8", "train.max_length=4096")
     told(lines["gpu memory"], "stop", f"{more['memory_mib']:,}", "larger card")
     told(machine.doctor("train.method=lora")[0]["gpu memory"], "ok", "not known", "only QLoRA")
@@ -469,25 +472,25 @@ def test_training_finds_the_card_of_an_older_driver_too(machine, monkeypatch):
     """
     import torch
 
-    from recipe import stages
+    from recipe.core import stage
 
     machine.has(nvidia_smi=nvidia_smi(("NVIDIA GeForce RTX 3090", 24268, 24000, "470.182.03", None)))
     monkeypatch.setenv("PATH", str(machine.programs))
     card = {"name": "NVIDIA GeForce RTX 3090", "memory_mib": 24268, "driver": "470.182.03", "capability": "8.6"}
-    assert stages.gpus() == [card]
+    assert stage.gpus() == [card]
     machine.has(
         nvidia_smi=nvidia_smi(("NVIDIA GB10", "[N/A]", "[N/A]", "580.95.05", "12.1"), ("X", 9, 9, "470.1", "[N/A]"))
     )
-    assert stages.gpus() == []  # PyTorch reaches neither here
+    assert stage.gpus() == []  # PyTorch reaches neither here
     known = [SimpleNamespace(major=12, minor=1, total_memory=119 << 30), SimpleNamespace(major=8, minor=6)]
     known[1].total_memory = 1 << 30
     monkeypatch.setattr(torch.cuda, "get_device_properties", known.__getitem__)
-    assert [(c["memory_mib"], c["capability"]) for c in stages.gpus()] == [(119 << 10, "12.1"), (9, "8.6")]
+    assert [(c["memory_mib"], c["capability"]) for c in stage.gpus()] == [(119 << 10, "12.1"), (9, "8.6")]
     told(machine.doctor()[0]["gpu memory"], "ok", "? MiB", "not known")
     machine.has(nvidia_smi=nvidia_smi(RTX_3090))
-    assert stages.gpus()[0]["capability"] == "8.6"
+    assert stage.gpus()[0]["capability"] == "8.6"
     machine.has(nvidia_smi=fails(MISMATCH, 18))
-    assert stages.gpus() == []
+    assert stage.gpus() == []
 
 
 def test_settings_that_do_not_fit_the_card(machine):
@@ -540,9 +543,9 @@ def test_train_stops_before_anything_is_downloaded(machine, measured):
 def test_a_card_of_8_gb_is_told_what_fits(machine):
     """By itself coach takes least memory there; as XTuner ships it, it does not fit."""
     machine.has(nvidia_smi=nvidia_smi(("NVIDIA GeForce RTX 3060 Ti", 8192, 8000, "550.120", "8.6")))
-    from recipe import cost
+    from recipe.core import measurements
 
-    small = f"{cost.memory_mib(1024, 'RTX 3060 Ti', 'small'):,}"
+    small = f"{measurements.memory_mib(1024, 'RTX 3060 Ti', 'small'):,}"
     told(machine.doctor()[0]["gpu memory"], "warning", f"coach takes about {small}", "tight")
     told(machine.doctor("train.speed=stock")[0]["gpu memory"], "stop", f"train.speed=small takes about {small}")
     two = machine.doctor("coach", "gpus=2")[0]["gpu memory"]
@@ -1054,8 +1057,9 @@ def test_it_is_quick(machine, measured):
 
 def test_what_is_fetched_already_is_looked_for_where_it_gathers(monkeypatch, tmp_path):
     """By the doctor as by the model stage, for both hubs: what is there is not reckoned again."""
-    from recipe import model, settings
-    from recipe.stages import Run
+    from recipe.base_model import folder
+    from recipe.core import settings
+    from recipe.core.stage import Run
 
     monkeypatch.syspath_prepend(str(ROOT / "docker" / "diagnosis"))
     import needs
@@ -1064,4 +1068,4 @@ def test_what_is_fetched_already_is_looked_for_where_it_gathers(monkeypatch, tmp
     for source in ("modelscope", "huggingface"):
         recipe = settings.replace(coach, "model.source", source)
         found = needs.Need("coach", recipe.model_dump(), "train", "output").partly
-        assert found == model._staging(Run("coach", recipe, ROOT, ROOT / "output"))
+        assert found == folder._staging(Run("coach", recipe, ROOT, ROOT / "output"))

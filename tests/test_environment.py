@@ -207,8 +207,8 @@ def test_training_needs_no_toolkit_and_no_compiler(bare):
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """recipe.fast.compiler on a machine that has none; what else may be missing is the test's."""
-    from recipe.fast import compiler
+    """recipe.training.fast.compiler on a machine that has none; what else may be missing is the test's."""
+    from recipe.training.fast import compiler
 
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
@@ -244,7 +244,7 @@ def test_the_fast_step_does_without_a_compiler(compiler, monkeypatch):
     import bitsandbytes
     import torch
 
-    from recipe.fast import kernels, nf4
+    from recipe.training.fast import kernels, nf4
 
     class OnCard(torch.Tensor):
         is_cuda = True
@@ -273,20 +273,21 @@ def test_the_fast_step_does_without_a_compiler(compiler, monkeypatch):
 
 
 def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
-    from recipe import config, train
-    from recipe.fast import compiler
+    from recipe.training import process
+    from recipe.training.fast import compiler
+    from recipe.xtuner import config
 
     def started(*words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "gpus", lambda: [{"name": "one"}])
-    monkeypatch.setattr(train, "command", lambda *words: [])
-    monkeypatch.setattr(train, "_started", started)
+    monkeypatch.setattr(process, "gpus", lambda: [{"name": "one"}])
+    monkeypatch.setattr(process, "command", lambda *words: [])
+    monkeypatch.setattr(process, "_started", started)
     monkeypatch.setattr(compiler, "fault", lambda: "there is no C compiler")
     run = SimpleNamespace(settings=None, folder=tmp_path, tell=lambda **words: None)
     planned = {"seed": 0, "iterations": 1, "iterations_per_epoch": 1, "tokens_kept": 1}
     for speed in ("fast", "stock"):
         monkeypatch.setattr(config, "speed", lambda settings, speed=speed: speed)
         with pytest.raises(KeyboardInterrupt):
-            train._train(run, tmp_path, tmp_path / "train.log", None, planned)
+            process._train(run, tmp_path, tmp_path / "train.log", None, planned)
         assert ("there is no C compiler" in capsys.readouterr().err) == (speed == "fast")

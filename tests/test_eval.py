@@ -11,9 +11,13 @@ import pytest
 import torch
 from conftest import ROOT, recipe, refused
 
-from recipe import data, evaluate, held_out, pipeline, plan, scores, settings, talker
-from recipe.errors import HostLacks, InputWrong
-from recipe.stages import Run
+from recipe.core import settings
+from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.stage import Run
+from recipe.inference import chat_model, evaluate, scores
+from recipe.intake import conversations, split
+from recipe.planning import plan
+from recipe.stages import pipeline
 
 
 def talk(*questions):
@@ -21,33 +25,33 @@ def talk(*questions):
 
 
 def test_equal_questions_are_found_whatever_their_signs():
-    assert held_out.key("压力大，怎么办？", 0) == held_out.key(" 压力大怎么办 ?", 0)
-    assert held_out.key("Ｈow？", 0) == held_out.key("how", 0)
-    assert len({held_out.key(text, 0) for text in ("？", "！", "怎么办", "怎么")}) == 4
-    assert held_out.key("怎么办", 0) != held_out.key("怎么办", 1)
+    assert split.key("压力大，怎么办？", 0) == split.key(" 压力大怎么办 ?", 0)
+    assert split.key("Ｈow？", 0) == split.key("how", 0)
+    assert len({split.key(text, 0) for text in ("？", "！", "怎么办", "怎么")}) == 4
+    assert split.key("怎么办", 0) != split.key("怎么办", 1)
 
 
 def test_what_is_held_out_has_no_question_in_common_with_the_rest():
     for seed in range(30):
         chance = random.Random(seed)
         talks = [talk(*(f"问{chance.randrange(150)}" for _ in range(chance.choice([1, 1, 2])))) for _ in range(100)]
-        chosen = held_out.choose(talks, 0.1, seed)
+        chosen = split.choose(talks, 0.1, seed)
         assert len(chosen) == 10
-        asked = [held_out.keys(talks[number]) for number in chosen]
-        rest = set().union(*(held_out.keys(one) for number, one in enumerate(talks) if number not in chosen))
+        asked = [split.keys(talks[number]) for number in chosen]
+        rest = set().union(*(split.keys(one) for number, one in enumerate(talks) if number not in chosen))
         assert not rest & set().union(*asked)
         assert sum(map(len, asked)) == len(set().union(*asked))
         # Chosen by what it says: the order of the rows, and rows that are gone, change nothing.
         order = chance.sample(range(100), 100)
-        again = held_out.choose([talks[number] for number in order], 0.1, seed)
+        again = split.choose([talks[number] for number in order], 0.1, seed)
         assert {order[number] for number in again} == chosen
-        assert held_out.choose(talks, 0.1, seed + 1) != chosen
+        assert split.choose(talks, 0.1, seed + 1) != chosen
 
 
 def test_too_few_to_hold_out():
-    assert held_out.choose([talk(str(n)) for n in range(14)], 0.1, 0) == set()
-    assert len(held_out.choose([talk(str(n)) for n in range(15)], 0.1, 0)) == 2
-    assert held_out.choose([talk("甲")] * 100, 0.1, 0) == set()
+    assert split.choose([talk(str(n)) for n in range(14)], 0.1, 0) == set()
+    assert len(split.choose([talk(str(n)) for n in range(15)], 0.1, 0)) == 2
+    assert split.choose([talk("甲")] * 100, 0.1, 0) == set()
 
 
 def lines(path):
@@ -66,14 +70,16 @@ def test_data_writes_both_parts_and_files_of_ones_own(tmp_path, workbook):
     assert lines(tmp_path / "all/demo/eval.jsonl") == []
     assert set(lines(tmp_path / "other/demo/eval.jsonl")) != set(held)
 
-    asked = [turn["input"] for talk in data.conversations(tmp_path / "all/demo/dataset.jsonl") for turn in talk]
+    asked = [
+        turn["input"] for talk in conversations.conversations(tmp_path / "all/demo/dataset.jsonl") for turn in talk
+    ]
     own = workbook(
         s=[["q", "a"], ["没有人问过的问题", "答"], [asked[5] + "!", "另一个答案"], ["没有人问过的问题？", "答"]]
     )
     done = recipe("data", "demo", f"data.eval_files={own}", "--output", tmp_path / "own")
     assert "1 more held out; 2 of data.eval_files not: " in done.stdout
     assert lines(tmp_path / "own/demo/dataset.jsonl") == whole
-    [[turn]] = data.conversations(tmp_path / "own/demo/eval.jsonl")
+    [[turn]] = conversations.conversations(tmp_path / "own/demo/eval.jsonl")
     assert turn["input"] == "没有人问过的问题"
     assert turn["system"] == json.loads(whole[0])["conversation"][0]["system"]
     missing = recipe("data", "demo", "data.eval_files=data/none.csv", "--output", tmp_path / "own")
@@ -103,12 +109,14 @@ def run(demo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def voice(run):
-    return talker.Talker(run.merged, talker.template(run))
+    return chat_model.Talker(run.merged, chat_model.template(run))
 
 
 @pytest.fixture(scope="module")
 def encoded(run, voice):
-    return [plan.encoded(one, voice.template, voice.tokenizer, 256) for one in data.conversations(run.held_out)]
+    return [
+        plan.encoded(one, voice.template, voice.tokenizer, 256) for one in conversations.conversations(run.held_out)
+    ]
 
 
 def measured(run, **more):
@@ -135,7 +143,7 @@ def test_the_demo_measures_what_it_held_out(demo, found):
     manifest = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))
     assert manifest["stages"]["eval"]["figures"] == {k: v for k, v in found.items() if k != "samples"}
     assert found["says"] in demo[0].stdout
-    held = [one[-1] for one in data.conversations(demo[1] / "eval.jsonl")]
+    held = [one[-1] for one in conversations.conversations(demo[1] / "eval.jsonl")]
     assert [(s["question"], s["reference"]) for s in found["samples"]] == [(t["input"], t["output"]) for t in held]
 
 
@@ -158,11 +166,11 @@ def test_the_loss_is_transformers_own_whatever_the_batch(found, voice, encoded):
 def test_batches_hold_no_more_than_they_may():
     chance = random.Random(0)
     lengths = [chance.randrange(1, 3000) for _ in range(200)]
-    batches = list(talker._batches(lengths, 8))
+    batches = list(chat_model._batches(lengths, 8))
     assert sorted(number for batch in batches for number in batch) == list(range(200))
     for batch in batches:
         assert len(batch) <= 8
-        assert len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= talker.PADDED
+        assert len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= chat_model.PADDED
 
 
 def test_answers_in_a_batch_are_those_asked_alone(found, run, voice):
@@ -325,5 +333,5 @@ def test_a_damaged_model_is_one_clear_error(run):
 
 def test_what_the_machine_lacks_is_no_damage(run):
     for error in (MemoryError(), RuntimeError("CUDA error: no kernel image is available"), ImportError("x")):
-        with pytest.raises(type(error)), talker.loading(run, talker.find(run, "base")):
+        with pytest.raises(type(error)), chat_model.loading(run, chat_model.find(run, "base")):
             raise error

@@ -24,10 +24,14 @@ import pytest
 import torch
 from conftest import ROOT, recipe, runner
 
-from recipe import chat, data, export, libraries, settings, tiny, to_gguf
+from recipe.base_model import tiny
 from recipe.cli.main import cli
-from recipe.errors import HostLacks, InputWrong, RunFailed
-from recipe.stages import Run
+from recipe.core import imports, settings
+from recipe.core.errors import HostLacks, InputWrong, RunFailed
+from recipe.core.stage import Run
+from recipe.export import export, gguf_writer
+from recipe.inference import terminal
+from recipe.intake import conversations
 
 ENGINES = Path(os.environ.get("ENGINES", ""))
 REFERENCE = Path(os.environ.get("REFERENCE", ""))
@@ -117,21 +121,21 @@ def prompts(template):
     asked = [question for question, _ in pairs()]
     talker = types.SimpleNamespace(template=template)
     return [
-        *(chat.Talker.prompt(talker, system, [], question) for question in asked[:6] for system in (SYSTEM, "")),
-        chat.Talker.prompt(talker, SYSTEM, [(asked[0], "好的。")], asked[1]),
+        *(terminal.Talker.prompt(talker, system, [], question) for question in asked[:6] for system in (SYSTEM, "")),
+        terminal.Talker.prompt(talker, SYSTEM, [(asked[0], "好的。")], asked[1]),
         "职场焦虑",
         "Hello,  world!\n\n1234",
     ]
 
 
 def pairs():
-    return [(turns[0]["input"], turns[0]["output"]) for turns in data.sample(ROOT / "data/workplace.xlsx")]
+    return [(turns[0]["input"], turns[0]["output"]) for turns in conversations.sample(ROOT / "data/workplace.xlsx")]
 
 
 @pytest.fixture(scope="module")
 def greedy(run, merged):
     """What transformers makes of every prompt: [(text, its tokens, the answer's, by how much each was the best)]."""
-    libraries.load()
+    imports.load()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(run.merged), trust_remote_code=True)
@@ -199,7 +203,7 @@ def test_llama_cpp_stops_and_asks_as_trained(run, merged):
         assert end["stop_type"] == "eos"
         assert end["content"] == ""
     talker = types.SimpleNamespace(template=merged.template)
-    assert shown["prompt"].replace("<s>", "") == chat.Talker.prompt(talker, SYSTEM, [], QUESTION)
+    assert shown["prompt"].replace("<s>", "") == terminal.Talker.prompt(talker, SYSTEM, [], QUESTION)
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert "<|im" not in answer["choices"][0]["message"]["content"]
 
@@ -209,7 +213,7 @@ def test_the_real_tokenizer_is_cut_alike(tmp_path, real_tokenizer):
     place = tmp_path / "model"
     sizes = dict(hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=32)
     tiny.make(place, [], tokenizer_model=real_tokenizer, **sizes)
-    to_gguf.write(place, tmp_path / "real.gguf", "f16", "real", "<|im_end|>", export.CHATML)
+    gguf_writer.write(place, tmp_path / "real.gguf", "f16", "real", "<|im_end|>", export.CHATML)
     tokenizer = tiny.tokenizer_from_model(place / "tokenizer.model")
     texts = [text for pair in pairs() for text in pair]
     texts += [f"<|im_start|>user\n{text}<|im_end|>\n" for text in texts[:20]]
@@ -254,8 +258,8 @@ def test_what_the_file_says(run):
     assert said("tokenizer.ggml.eos_token_id") == len(pieces) - 2
     # values are the folder's: q, k and v together hold wqkv's numbers, each once
     found = {tensor.name: tensor.data for tensor in reader.tensors}
-    for name, tensor in to_gguf.tensors(run.merged):
-        parts = [found.pop(target) for target in to_gguf.names(name)]
+    for name, tensor in gguf_writer.tensors(run.merged):
+        parts = [found.pop(target) for target in gguf_writer.names(name)]
         ours = numpy.sort(numpy.concatenate([part.ravel() for part in parts]))
         assert numpy.array_equal(ours, numpy.sort(tensor.float().numpy().ravel())), name
     assert not found
@@ -275,9 +279,9 @@ def test_other_kinds_and_other_files_hold_the_same(run, tmp_path):
             assert numpy.abs(values - exact).max() <= error * numpy.abs(exact).max(), (kind, tensor.name)
     folder = tmp_path / "bin"
     shutil.copytree(str(run.merged), str(folder), ignore=shutil.ignore_patterns("*.safetensors*"))
-    torch.save(dict(to_gguf.tensors(run.merged)), str(folder / "pytorch_model.bin"))
+    torch.save(dict(gguf_writer.tensors(run.merged)), str(folder / "pytorch_model.bin"))
     for source, name in ((run.merged, "a"), (folder, "b")):
-        to_gguf.write(source, tmp_path / name, "f16", "demo", "<|im_end|>", export.CHATML)
+        gguf_writer.write(source, tmp_path / name, "f16", "demo", "<|im_end|>", export.CHATML)
     a, b = ({t.name: t.data.copy() for t in gguf.GGUFReader(str(tmp_path / n)).tensors} for n in "ab")
     assert set(a) == set(b)
     assert all(numpy.array_equal(a[name], b[name]) for name in a)
@@ -297,7 +301,7 @@ def test_models_that_cannot_be_told_in_gguf_are_refused(run, tmp_path, changes, 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(InputWrong, match=said):
-        to_gguf.write(folder, tmp_path / "x.gguf", "f16", "x", "<|im_end|>", export.CHATML)
+        gguf_writer.write(folder, tmp_path / "x.gguf", "f16", "x", "<|im_end|>", export.CHATML)
 
 
 def test_too_little_disk_is_told_before_anything_is_written(run, merged, tmp_path, monkeypatch):
@@ -318,8 +322,8 @@ def test_numbers_that_f16_cannot_hold_are_refused(run, tmp_path):
     next(tensor for tensor in weights.values() if tensor.dim() == 2)[0, 0] = 1e6
     save_file(weights, str(shard), metadata={"format": "pt"})
     with pytest.raises(InputWrong, match="Use export"):
-        to_gguf.write(folder, tmp_path / "x.gguf", "f16", "x", "<|im_end|>", export.CHATML)
-    to_gguf.write(folder, tmp_path / "x.gguf", "bf16", "x", "<|im_end|>", export.CHATML)
+        gguf_writer.write(folder, tmp_path / "x.gguf", "f16", "x", "<|im_end|>", export.CHATML)
+    gguf_writer.write(folder, tmp_path / "x.gguf", "bf16", "x", "<|im_end|>", export.CHATML)
 
 
 def test_the_modelfile_reads_back(run, merged, exported):
@@ -341,7 +345,7 @@ def test_the_modelfile_reads_back(run, merged, exported):
 
     asked = turn(System=SYSTEM, Prompt="问一", Response="答一") + turn(Prompt="问二", Response="\0").split("\0")[0]
     talker = types.SimpleNamespace(template=merged.template)
-    assert asked == chat.Talker.prompt(talker, SYSTEM, [("问一", "答一")], "问二")
+    assert asked == terminal.Talker.prompt(talker, SYSTEM, [("问一", "答一")], "问二")
     create, talk = commands(exported["ollama"])
     assert create == ["ollama", "create", "demo", "-q", "q4_K_M", "-f", str(run.folder / "export/ollama/Modelfile")]
     assert talk == ["ollama", "run", "demo"]
@@ -369,8 +373,8 @@ def test_lmdeploys_template_class_makes_the_trained_prompt(run, merged, exported
     talker = types.SimpleNamespace(template=merged.template)
     turns = [("user", "问一"), ("assistant", "答一"), ("user", "问二")]
     messages = [{"role": role, "content": content} for role, content in turns]
-    assert template.messages2prompt(messages) == chat.Talker.prompt(talker, SYSTEM, [("问一", "答一")], "问二")
-    assert template.get_prompt("问一") == chat.Talker.prompt(talker, SYSTEM, [], "问一")
+    assert template.messages2prompt(messages) == terminal.Talker.prompt(talker, SYSTEM, [("问一", "答一")], "问二")
+    assert template.get_prompt("问一") == terminal.Talker.prompt(talker, SYSTEM, [], "问一")
     # and its own defaults are the same but for the system prompt
     own = space["InternLM2Chat7B"](meta_instruction=SYSTEM)
     assert all(getattr(own, key) == fields[key] for key in ("system", "eosys", "user", "eoh", "assistant", "eoa"))
@@ -427,7 +431,7 @@ def opencompass(monkeypatch):
         package.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
         package.__spec__.submodule_search_locations = package.__path__
         monkeypatch.setitem(sys.modules, name, package)
-    libraries.load()
+    imports.load()
     from opencompass.utils.logging import get_logger
 
     sys.modules["opencompass.utils"].get_logger = get_logger
@@ -462,7 +466,7 @@ def test_opencompass_runs_the_config(run, merged, exported, opencompass):
         model = opencompass(**given, model_kwargs=dict(device_map=None, torch_dtype="float32"))  # no GPU here
         assert set(model.stop_words) == {"</s>", "<|im_end|>"}
         answers += model.generate([PromptList([dict(role="HUMAN", prompt=QUESTION)])], max_out_len=60)
-    ours, ended = chat.Talker(run.merged, merged.template).answer("", [], QUESTION, limit=60)
+    ours, ended = terminal.Talker(run.merged, merged.template).answer("", [], QUESTION, limit=60)
     assert ended
     assert answers[0].strip() == ours
     assert answers[1] != answers[0]
@@ -689,7 +693,7 @@ def test_pytorchs_shards_are_checked_too(run, tmp_path):
     broken = Run(run.name, run.settings, ROOT, tmp_path)
     shutil.copytree(str(run.merged), str(broken.merged), ignore=shutil.ignore_patterns("*.safetensors*"))
     shutil.copy(str(run.config), str(broken.config))
-    weights = dict(to_gguf.tensors(run.merged))
+    weights = dict(gguf_writer.tensors(run.merged))
     torch.save(weights, str(broken.merged / "pytorch_model-00001-of-00001.bin"))
     index = {"weight_map": dict.fromkeys(weights, "pytorch_model-00001-of-00001.bin")}
     (broken.merged / "pytorch_model.bin.index.json").write_text(json.dumps(index))

@@ -7,9 +7,12 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from recipe import config, cost, families, libraries, memory, preset, settings, tiny
+from recipe.base_model import tiny
 from recipe.cli import presets
-from recipe.errors import InputWrong
+from recipe.core import imports, measurements, settings
+from recipe.core.errors import InputWrong
+from recipe.planning import memory
+from recipe.xtuner import config, preset_editor, preset_facts
 
 PRETRAIN = "mistral_7b_qlora_skypile_pretrain_e1"
 TABLE = ROOT / "docs" / "presets.tsv"
@@ -61,19 +64,19 @@ def plain(value):
 
 
 def test_there_are_all_of_them():
-    assert len(preset.files()) == 408
-    assert {families.facts(name).method for name in preset.files()} == {"qlora", "lora", "full", "projector"}
-    assert sum(families.facts(name).kind == "agent" for name in preset.files()) == 5
-    assert sum(families.facts(name).kind == "image" for name in preset.files()) == 16
-    assert all(families.facts(name).template in (*families.templates(), "") for name in preset.files())
+    assert len(preset_editor.files()) == 408
+    assert {preset_facts.facts(name).method for name in preset_editor.files()} == {"qlora", "lora", "full", "projector"}
+    assert sum(preset_facts.facts(name).kind == "agent" for name in preset_editor.files()) == 5
+    assert sum(preset_facts.facts(name).kind == "image" for name in preset_editor.files()) == 16
+    assert all(preset_facts.facts(name).template in (*preset_facts.templates(), "") for name in preset_editor.files())
 
 
 def test_every_preset_renders(tmp_path):
     """408 configs: parsed, with the recipe's values in them, and nothing else changed."""
-    for name in preset.files():
-        found = families.facts(name)
+    for name in preset_editor.files():
+        found = preset_facts.facts(name)
         text = config.render(recipe_of(name), "models/base", "output/x/dataset.jsonl", {"save_steps": 11})
-        after = families.flat(text)
+        after = preset_facts.flat(text)
         odd = [p for p in changed(found.names, after) if not any(re.fullmatch(one, p) for one in INTENDED)]
         assert not odd, (name, odd)
         assert (after.get(f"{found.llm}.attn_implementation") == "'eager'") == (found.code == "llama"), name
@@ -103,13 +106,13 @@ def test_every_preset_renders(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_the_compute_type_of_every_preset(dtype, tmp_path):
-    for name in list(preset.files())[:: 7 if dtype == "bf16" else 11]:
-        found = families.facts(name)
+    for name in list(preset_editor.files())[:: 7 if dtype == "bf16" else 11]:
+        found = preset_facts.facts(name)
         if dtype == "fp32" and found.method == "qlora":
             continue
         text = config.render(recipe_of(name, dtype=dtype), "m", "d", {})
         odd = [
-            p for p in changed(found.names, families.flat(text))
+            p for p in changed(found.names, preset_facts.flat(text))
             if not any(re.fullmatch(one, p) for one in (*INTENDED, *PRECISION))
         ]  # fmt: skip
         assert not odd, (name, odd)
@@ -119,18 +122,18 @@ def test_the_compute_type_of_every_preset(dtype, tmp_path):
 def test_methods_switch(wanted, tmp_path):
     """Of every family one preset of each method, into each other; and the preset that loads in 8 bits."""
     seen = {}
-    for name in preset.files():
-        found = families.facts(name)
+    for name in preset_editor.files():
+        found = preset_facts.facts(name)
         seen.setdefault((found.family, found.method, found.framework, found.bits), name)
     for name in seen.values():
-        found = families.facts(name)
+        found = preset_facts.facts(name)
         if found.kind == "image" and found.method != wanted and {found.method, wanted} != {"lora", "qlora"}:
             with pytest.raises(InputWrong, match="LLaVA"):
                 config.render(recipe_of(name, method=wanted), "m", "d", {})
             continue
         text = config.render(recipe_of(name, method=wanted), "m", "d", {})
         parsed(tmp_path, text)
-        after = families.flat(text)
+        after = preset_facts.flat(text)
         odd = [p for p in changed(found.names, after) if not any(re.fullmatch(o, p) for o in (*INTENDED, *METHOD))]
         assert not odd, (name, odd)
         assert (f"{found.llm}.quantization_config" in after) == (wanted == "qlora"), name
@@ -139,7 +142,7 @@ def test_methods_switch(wanted, tmp_path):
             assert f"{found.llm}.torch_dtype" not in after or found.method == "full", name
     given = {"base": "llama2_7b_qlora_lawyer_e3", "data": {"files": ["x"]}, "train": {"method": wanted}}
     rate = settings.Settings.model_validate(given)
-    assert families.flat(config.render(rate, "m", "d", {}))["lr"] == ("2e-05" if wanted == "full" else "0.0002")
+    assert preset_facts.flat(config.render(rate, "m", "d", {}))["lr"] == ("2e-05" if wanted == "full" else "0.0002")
 
 
 def test_the_table_is_the_one_committed():
@@ -162,26 +165,26 @@ def test_the_table_is_the_one_committed():
 )
 def test_what_does_not_run_says_why(base, said):
     with pytest.raises(InputWrong, match="does not run here") as caught:
-        families.check(recipe_of(base))
+        preset_facts.check(recipe_of(base))
     assert said in str(caught.value)
 
 
 def test_a_preset_of_another_model_wants_the_model_named():
     given = {"base": "llama2_7b_qlora_oasst1_e3", "data": {"files": ["x"]}}
     with pytest.raises(InputWrong, match=r"model\.id=meta-llama/Llama-2-7b-hf "):
-        families.check(settings.Settings.model_validate(given))
-    families.check(settings.Settings.model_validate({**given, "model": {"path": "models/mine"}}))
-    families.check(settings.load("coach")[1])
+        preset_facts.check(settings.Settings.model_validate(given))
+    preset_facts.check(settings.Settings.model_validate({**given, "model": {"path": "models/mine"}}))
+    preset_facts.check(settings.load("coach")[1])
 
 
 def test_kinds_of_data_switch(tmp_path):
     pre = recipe_of(PRETRAIN)
-    assert families.kind(pre) == "pretrain"
+    assert preset_facts.kind(pre) == "pretrain"
     asked = settings.replace(pre, "data.kind", "instruction")
     cfg = parsed(tmp_path, config.render(asked, "m", "d", {}))._cfg_dict
     assert dict.get(cfg, "train_dataset")["template_map_fn"] is not None
     text = settings.replace(recipe_of("llama2_7b_qlora_oasst1_e3"), "data.kind", "pretrain")
-    after = families.flat(config.render(text, "m", "d", {}))
+    after = preset_facts.flat(config.render(text, "m", "d", {}))
     assert after["train_dataset.template_map_fn"] == "None"
     assert "custom_hooks.1.prompt_template" not in after
 
@@ -198,7 +201,7 @@ def test_kinds_of_data_switch(tmp_path):
 )
 def test_no_token_sees_those_to_come(kind, base, tmp_path):
     """Of the model as XTuner builds it from the rendered config, and with its attention in place of transformers'."""
-    libraries.load()
+    imports.load()
     import torch
     from xtuner.registry import BUILDER
 
@@ -221,7 +224,7 @@ def test_no_token_sees_those_to_come(kind, base, tmp_path):
 
 def test_templates_are_xtuners():
     text = config.render(recipe_of("llama2_7b_qlora_oasst1_e3", template="vicuna"), "m", "d", {})
-    assert families.flat(text)["prompt_template"] == "PROMPT_TEMPLATE.vicuna"
+    assert preset_facts.flat(text)["prompt_template"] == "PROMPT_TEMPLATE.vicuna"
     with pytest.raises(InputWrong, match="internlm2_chat"):
         config.render(recipe_of("llama2_7b_qlora_oasst1_e3", template="vicunia"), "m", "d", {})
 
@@ -229,7 +232,7 @@ def test_templates_are_xtuners():
 def test_computed_memory_against_what_was_measured():
     """measured.toml's three entries of InternLM2-chat-7B, QLoRA: within 10 %."""
     shape = memory.Shape(7_737_708_544, 32, 4096, 92544)
-    for entry in cost.of_way("stock"):
+    for entry in measurements.of_way("stock"):
         tokens = entry["batch_size"] * entry["max_length"]
         computed = memory.parts(shape, "qlora", 4, tokens)["total"] / 2**20
         assert computed == pytest.approx(entry["memory_mib"], rel=0.1), entry
@@ -258,7 +261,7 @@ def test_computed_disk_against_what_was_measured():
     shape = memory.Shape(7_737_708_544, 32, 4096, 92544)
     trained = round(memory.parts(shape, "qlora", 4, 1024)["trained"] / 16)
     found = memory.of_disk(round(shape.parameters), trained, deepspeed=False, copies=3)
-    known = cost.measurements()["disk"]
+    known = measurements.measurements()["disk"]
     assert found["checkpoint"] / 1e9 == pytest.approx(known["checkpoint"], rel=0.05)
     assert found["model"] / 1e9 == pytest.approx(known["model"], rel=0.01)
     assert found["checkpoints"] == 3 * found["checkpoint"]
@@ -282,8 +285,8 @@ def test_a_new_recipe_parses_and_renders_and_is_never_overwritten(tmp_path, monk
     for base in ("llama2_7b_chat_qlora_medical_e1", "internlm2_chat_1_8b_full_alpaca_e3", PRETRAIN):
         path = presets.write_recipe(f"mine_{base}", base)
         name, found = settings.load(str(path))
-        assert (name, found.base, found.model.id) == (f"mine_{base}", base, families.facts(base).model)
-        families.check(found)
+        assert (name, found.base, found.model.id) == (f"mine_{base}", base, preset_facts.facts(base).model)
+        preset_facts.check(found)
         config.render(found, "m", "d", {"save_steps": 5})
         with pytest.raises(InputWrong, match="is there already"):
             presets.write_recipe(f"mine_{base}", base)
@@ -308,22 +311,22 @@ class Tokenizer(PreTrainedTokenizer):
 
 def test_a_tokenizer_that_asks_too_early_is_seen(tmp_path):
     """As Baichuan's: huggingface/transformers#27171. Set in the other order it is let through."""
-    from recipe import fits
+    from recipe.base_model import compatibility
 
     lines = ["super().__init__(**kwargs)", "self.sp_model = load(vocab_file)"]
     path = tmp_path / "tokenization_x.py"
     path.write_text(TOKENIZER.format(first=lines[0], second=lines[1]), encoding="utf-8")
-    (said,) = fits.code(tmp_path)
+    (said,) = compatibility.code(tmp_path)
     assert "before 4.34" in said
     assert "self.sp_model" in said
     path.write_text(TOKENIZER.format(first=lines[1], second=lines[0]), encoding="utf-8")
-    assert fits.code(tmp_path) == []
+    assert compatibility.code(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", families.templates())
+@pytest.mark.parametrize("name", preset_facts.templates())
 def test_chat_and_engines_ask_as_training_did(name):
     """Two turns by XTuner's template_map_fn, as text, beside what chat asks and what the exported template makes."""
-    from recipe import export
+    from recipe.export import export
 
     template = xtuners(name)
     tokens = export._Tokens("</s>", "<s>")
@@ -349,7 +352,7 @@ def test_chat_and_engines_ask_as_training_did(name):
 
 def xtuners(name):
     """A chat template of XTuner, by its source: importing XTuner would take ten seconds."""
-    text = (preset.folder().parent / "utils" / "templates.py").read_text(encoding="utf-8")
+    text = (preset_editor.folder().parent / "utils" / "templates.py").read_text(encoding="utf-8")
     held = {}
     exec(compile(text, "templates.py", "exec"), held)
     return held["PROMPT_TEMPLATE"][name]

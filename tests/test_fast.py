@@ -13,18 +13,20 @@ import torch
 from conftest import recipe
 from mmengine.config import Config
 
-from recipe import bench, config, cost, libraries, settings
-from recipe.errors import InputWrong
-from recipe.tiny.configuration_internlm2 import InternLM2Config
-from recipe.tiny.modeling_internlm2 import InternLM2ForCausalLM, additive_mask
+from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config
+from recipe.base_model.tiny.modeling_internlm2 import InternLM2ForCausalLM, additive_mask
+from recipe.core import imports, measurements, settings
+from recipe.core.errors import InputWrong
+from recipe.training import bench
+from recipe.xtuner import config
 
-libraries.load()
+imports.load()
 
 from peft import LoraConfig  # noqa: E402
 from xtuner.model import SupervisedFinetune  # noqa: E402
 
-from recipe.fast import check  # noqa: E402
-from recipe.fast.finetune import Finetune, HostEmbedding  # noqa: E402
+from recipe.training.fast import check  # noqa: E402
+from recipe.training.fast.finetune import Finetune, HostEmbedding  # noqa: E402
 
 TARGETS = ["wqkv", "wo", "w1", "w2", "w3"]
 CLOSE = 1e-5  # of the largest value, fp32
@@ -196,7 +198,7 @@ def test_speed_is_named_by_the_config(monkeypatch):
     card = dict(name="NVIDIA H100", memory_mib=81559, capability="9.0")
     monkeypatch.setattr(config, "gpus", lambda: [card])
     cfg = rendered()
-    assert cfg.model.type == "recipe.fast.finetune.Finetune"
+    assert cfg.model.type == "recipe.training.fast.finetune.Finetune"
     assert sorted(cfg.model.lora.target_modules) == sorted(TARGETS)  # not the output head, as XTuner's own
     assert cfg.model.lora.lora_dropout == 0
     assert rendered("train.speed=stock").model.type.__name__ == "SupervisedFinetune"
@@ -227,11 +229,11 @@ def test_bench_measures_and_plan_reckons_with_it(tmp_path, monkeypatch):
     assert len(said) == 6
     card = "NVIDIA GeForce RTX 4090"
     plan = dict(batch_size=2, max_length=512, iterations=10, way="fast")
-    assert cost.estimate(plan, card, 0)["seconds"] is None
+    assert measurements.estimate(plan, card, 0)["seconds"] is None
     own = {"card": card, "way": "fast", "batch_size": 1, "max_length": 512, "seconds": 2.5, "memory_mib": 9000}
     (tmp_path / "bench.json").write_text(json.dumps({"measurement": [{**own, "source": "just bench"}]}))
-    monkeypatch.setattr(cost, "BENCH", tmp_path / "bench.json")
-    reckoned = cost.estimate(plan, card, 0)
+    monkeypatch.setattr(measurements, "BENCH", tmp_path / "bench.json")
+    reckoned = measurements.estimate(plan, card, 0)
     assert reckoned["seconds"] == 50
     assert reckoned["source"] == "just bench"
     assert 9000 < reckoned["memory_mib"] < 12_000

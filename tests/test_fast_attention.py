@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_fast import models
 
-from recipe import bench
-from recipe.fast import attention, layers
+from recipe.training import bench
+from recipe.training.fast import attention, layers
 
 
 def plain(query, key, value):

@@ -9,7 +9,7 @@ import torch
 from mmengine.logging import MessageHub
 from test_fast import batch, loss_and_gradients, models, trained
 
-from recipe.fast import check, finetune, layers, nf4, verdict
+from recipe.training.fast import check, finetune, layers, nf4, verdict
 
 
 @pytest.fixture

@@ -9,10 +9,13 @@ import torch
 from conftest import ROOT, sharded
 from test_adapter import write_zero
 
-from recipe import adapter, merge, pipeline, settings, to_gguf
-from recipe.errors import InputWrong, RunFailed
-from recipe.merging import plan as plans
-from recipe.stages import Run
+from recipe.core import settings
+from recipe.core.errors import InputWrong, RunFailed
+from recipe.core.stage import Run
+from recipe.export import gguf_writer
+from recipe.stages import pipeline
+from recipe.weights import adapter, merge
+from recipe.weights import merge_plan as plans
 
 
 @pytest.fixture(scope="module")
@@ -108,4 +111,4 @@ def test_a_tiny_llama_goes_the_whole_way(tmp_path):
     made = next(found["folder"].glob("checkpoints/*/iter_*"))
     assert made.stat().st_size == pytest.approx(held["disk"]["checkpoint"], rel=0.1)
     with pytest.raises(InputWrong, match="no weight of InternLM2"):
-        to_gguf.names("model.embed_tokens.weight")
+        gguf_writer.names("model.embed_tokens.weight")

@@ -12,8 +12,12 @@ import torch
 from conftest import ROOT
 from test_doctor import RTX_3090, T4, nvidia_smi
 
-from recipe import config, cost, faults, hardware, hooks, libraries, plan, preset, ranks, settings, talker
-from recipe.errors import HostLacks, InputWrong
+from recipe.core import distributed, hardware, imports, measurements, settings
+from recipe.core.errors import HostLacks, InputWrong
+from recipe.inference import chat_model
+from recipe.planning import plan
+from recipe.training import failure, hooks
+from recipe.xtuner import config, preset_editor
 
 A100 = ("NVIDIA A100-SXM4-40GB", 40960, 40536, "525.60.13", "8.0")
 # As nvidia-smi -L prints it since driver 470, and before (GPU, GPU instance, compute instance).
@@ -79,7 +83,7 @@ def test_mig_shows_one_instance(machine):
         assert [card.name for card in found] == [f"{A100[0]} MIG {profile}"] * bool(profile), visible
         assert [card.total for card in found] == [instance.get(profile)] * bool(profile)
     with pytest.raises(HostLacks, match="gpus=2: 0 can be used here"):
-        ranks.enough(settings.load("coach", ["gpus=2"])[1])
+        distributed.enough(settings.load("coach", ["gpus=2"])[1])
     machine(A100, mig="Enabled")  # no instance was made
     assert hardware.visible(hardware.query()[0]) == []
 
@@ -96,9 +100,9 @@ def test_the_first_row_of_nvidia_smi_is_not_the_card(machine, monkeypatch):
         machine(RTX_3090, T4, visible=visible)
         assert config.dtype(chosen) == kind
         assert (config.way(chosen, 1024) == "stock") == (name == T4[0])
-        assert cost.estimate(planned, "", 0)["card"] == name
-        assert name in faults.explain(1, "OutOfMemoryError: x", run, {**planned, "batch_size": 64}, False)
-        assert faults._others() == {RTX_3090[0]: 24576 - 24247, T4[0]: 15360 - 15101}[name]
+        assert measurements.estimate(planned, "", 0)["card"] == name
+        assert name in failure.explain(1, "OutOfMemoryError: x", run, {**planned, "batch_size": 64}, False)
+        assert failure._others() == {RTX_3090[0]: 24576 - 24247, T4[0]: 15360 - 15101}[name]
     assert config.dtype(settings.load("coach", ["gpus=2"])[1]) == "fp16"  # the other one has no bf16
 
 
@@ -123,7 +127,7 @@ def test_each_generation_trains_evaluates_and_answers_in_the_type_that_is_named(
     """What XTuner's trainer makes of the file that it is given, on a card that PyTorch takes for one of this
     generation: `is_bf16_supported` is PyTorch's own, of this environment.
     """
-    libraries.load()
+    imports.load()
     from xtuner.tools.utils import auto_dtype_of_deepspeed_config as fill
 
     major, minor = map(int, capability.split("."))
@@ -151,12 +155,12 @@ def test_each_generation_trains_evaluates_and_answers_in_the_type_that_is_named(
         text = config.render(chosen, "model", "dataset", {})
         assert ("dtype='bfloat16'" in text) == ("compute_dtype=torch.bfloat16" in text) == (named == "bf16")
     shipped = settings.load("tutorial")[1]
-    assert config.deepspeed_text(shipped) == preset.deepspeed_config("deepspeed_zero2").read_text("utf-8")
+    assert config.deepspeed_text(shipped) == preset_editor.deepspeed_config("deepspeed_zero2").read_text("utf-8")
     assert trained(shipped) == [config.training_dtype(shipped)]  # what the plan says
     if major < 8:
         assert torch.cuda.is_bf16_supported() == (sys.version_info >= (3, 12)), "else this shows nothing"
     (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
-    assert talker.precision(tmp_path) == best
+    assert chat_model.precision(tmp_path) == best
     assert hardware.has_bf16() == (best == "bf16")
 
 
@@ -164,23 +168,23 @@ def test_a_deepspeed_file_of_the_users_own(tmp_path):
     """Its "auto" is filled too; what else it says holds, but not against the recipe."""
     own = tmp_path / "mine.json"
     own.write_text('{"bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 1, "overlap_comm": true}}')
-    made = json.loads(preset.deepspeed_text(str(own), "bf16"))
+    made = json.loads(preset_editor.deepspeed_text(str(own), "bf16"))
     assert (made["bf16"]["enabled"], made["fp16"]["enabled"]) == (True, False)
     assert made["zero_optimization"]["overlap_comm"] is True
     own.write_text('{"fp16": {"enabled": true}}')
     with pytest.raises(InputWrong, match=r"mine.json has fp16 on, the recipe trains in bf16: make them equal"):
-        preset.deepspeed_text(str(own), "bf16")
+        preset_editor.deepspeed_text(str(own), "bf16")
     for text in ("[]", "{", '{"fp16": true}'):
         own.write_text(text)
         with pytest.raises(InputWrong, match=r"mine.json is no DeepSpeed configuration"):
-            preset.deepspeed_text(str(own), "fp16")
+            preset_editor.deepspeed_text(str(own), "fp16")
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"])
 def test_zero_1_and_2_do_not_sum_gradients_while_they_are_made(stage):
     name = f"deepspeed_{stage}"
-    shipped = json.loads(preset.deepspeed_text(name, ""))
-    made = json.loads(preset.deepspeed_text(name, "fp32"))
+    shipped = json.loads(preset_editor.deepspeed_text(name, ""))
+    made = json.loads(preset_editor.deepspeed_text(name, "fp32"))
     assert shipped["zero_optimization"]["overlap_comm"] is True
     assert made["zero_optimization"]["overlap_comm"] == ("zero3" in stage)
     for found in (shipped, made):

@@ -14,11 +14,10 @@ import pytest
 from conftest import ROOT, recipe, refused
 from openpyxl.utils.escape import unescape
 
-from recipe import data
-from recipe.errors import InputWrong
-from recipe.intake import columns, formats, records, tables, xlsx
+from recipe.core.errors import InputWrong
+from recipe.core.settings import Columns, Data
+from recipe.intake import columns, conversations, formats, records, tables, xlsx
 from recipe.intake.cells import Damaged, Odd
-from recipe.settings import Columns, Data
 
 HAN = "怎样拒绝不合理的加班先说明手头优先级再给出可行时间新同事总抢我功劳办把进展写周报让贡献看得见"
 
@@ -26,7 +25,7 @@ HAN = "怎样拒绝不合理的加班先说明手头优先级再给出可行时�
 def intake(path, **settings):
     """The turns of every conversation of one file, or the refusal's text."""
     stream = io.StringIO()
-    reading = data.Intake(Data(files=[str(path)], **settings), data.Writer(stream, ""))
+    reading = conversations.Intake(Data(files=[str(path)], **settings), conversations.Writer(stream, ""))
     reading.file(path, path.name)
     reading.writer.flush()
     try:
@@ -631,8 +630,8 @@ def test_every_line_is_one_json_text_for_every_reader(workbook, tmp_path):
 def test_what_is_written_is_what_json_dumps_writes(workbook, tmp_path):
     rows = [["q", "a"], ['说"好"', "反\\斜\n行"], ["\t制表", "😀é/"], ["一", "二"]]
     stream = io.StringIO()
-    writer = data.Writer(stream, '系"统')
-    data.Intake(Data(files=["x"]), writer).file(workbook(s=rows), "x")
+    writer = conversations.Writer(stream, '系"统')
+    conversations.Intake(Data(files=["x"]), writer).file(workbook(s=rows), "x")
     writer.flush()
     expected = [
         {"conversation": [{"system": '系"统', "input": question, "output": answer}]} for question, answer in rows[1:]
@@ -746,7 +745,7 @@ def test_records_can_be_told_from_files(tmp_path):
 
 
 def test_a_bar_is_shown_past_two_seconds(capsys):
-    progress = data.Progress()
+    progress = conversations.Progress()
     progress.step("x.csv", 0.1)
     assert progress.bar is None
     progress.began -= 2.1

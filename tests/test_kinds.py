@@ -5,10 +5,13 @@ import json
 import pytest
 from conftest import ROOT, recipe, refused
 
-from recipe import config, data, families, libraries, model, plan, settings
-from recipe.errors import InputWrong
-from recipe.intake import agent, documents
-from recipe.stages import Run
+from recipe.base_model import folder
+from recipe.core import imports, settings
+from recipe.core.errors import InputWrong
+from recipe.core.stage import Run
+from recipe.intake import agent, conversations, documents
+from recipe.planning import plan
+from recipe.xtuner import config, preset_facts
 
 CHAPTER = "职场压力人人都有。说出来，就轻一半。\n先休息，再想办法；" * 9
 SAID = [
@@ -38,7 +41,7 @@ def run_of(tmp_path, kind, files, **more):
 
 
 def read(run):
-    figures = data.work(run, run.folder)
+    figures = conversations.work(run, run.folder)
     return figures, [json.loads(line)["conversation"] for line in run.dataset.read_text("utf-8").splitlines()]
 
 
@@ -129,7 +132,7 @@ def test_the_plan_counts_as_xtuner_does(tmp_path):
     import datasets
     import numpy
 
-    libraries.load()
+    imports.load()
     from xtuner.dataset.huggingface import process
     from xtuner.dataset.map_fns import msagent_react_map_fn, pretrain_map_fn, template_map_fn_factory
 
@@ -142,7 +145,7 @@ def test_the_plan_counts_as_xtuner_does(tmp_path):
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in raw[kind]), encoding="utf-8")
         run = run_of(tmp_path, kind, [str(path)], train__max_length=512, data__piece=512)
         _, found = read(run)
-        cfg, tokenizer = config.effective(run.settings), model.tokenizer(run)
+        cfg, tokenizer = config.effective(run.settings), folder.tokenizer(run)
         template = config.template(cfg)
         assert (template is None) == (kind == "pretrain")
         numpy.random.seed(0)
@@ -163,7 +166,7 @@ def test_the_plan_counts_as_xtuner_does(tmp_path):
 
 def test_presets_say_which_kind(tmp_path):
     _, found = settings.load("demo", ["base=internlm2_7b_qlora_msagent_react_e3_gpu8"])
-    assert families.kind(found) == "agent"
+    assert preset_facts.kind(found) == "agent"
     done = recipe("data", "demo", "base=internlm2_7b_qlora_msagent_react_e3_gpu8", "--output", tmp_path)
     refused(done, 2, "of no known kind", ".jsonl")
     assert agent.ROLES == ("system", "user", "assistant")

@@ -15,29 +15,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
-from recipe import (
-    adapter,
-    chat,
-    compare,
-    config,
-    data,
-    evaluate,
-    families,
-    hub,
-    libraries,
-    llava,
-    memory,
-    model,
-    pipeline,
-    plan,
-    report,
-    settings,
-    talker,
-    verify,
-)
+from recipe.base_model import folder, hub
 from recipe.cli.main import cli
-from recipe.errors import HostLacks, InputWrong, NotFetched, RunFailed
-from recipe.stages import Run, below, digest, key_of, stamp
+from recipe.core import imports, settings
+from recipe.core.errors import HostLacks, InputWrong, NotFetched, RunFailed
+from recipe.core.stage import Run, below, digest, key_of, stamp
+from recipe.inference import chat_model, evaluate, terminal
+from recipe.intake import conversations
+from recipe.planning import memory, plan
+from recipe.reporting import compare, report, verify
+from recipe.stages import pipeline
+from recipe.weights import adapter, llava
+from recipe.xtuner import config, preset_facts
 
 FIRST = "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain"
 SECOND = "llava_internlm2_chat_7b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"
@@ -59,7 +48,7 @@ def run_of(place, name, base, files, *more):
 
 
 def read(run):
-    figures = data.work(run, run.folder)
+    figures = conversations.work(run, run.folder)
     return figures, [json.loads(line) for line in run.dataset.read_text("utf-8").splitlines()]
 
 
@@ -162,7 +151,7 @@ def test_the_column_of_images_must_be_told(tmp_path, workbook, header, said):
 def test_recipes_that_are_refused(tmp_path, pairs, base, words, said):
     run = run_of(tmp_path, "x", base, pairs, *words)
     with pytest.raises(InputWrong) as caught:
-        families.check(run.settings)
+        preset_facts.check(run.settings)
     assert said in str(caught.value)
 
 
@@ -187,7 +176,7 @@ def encoder(tmp_path_factory):
     """Files of a tiny CLIP as the hubs have it, path → bytes: PyTorch's weights beside TensorFlow's and JAX's."""
     root = tmp_path_factory.mktemp("clip")
     run = Run("x", settings.load("demo", ["model.visual_encoder=tiny"])[1], root, root)
-    place = model.ensure(model.visual(run))
+    place = folder.ensure(folder.visual(run))
     files = {path.name: path.read_bytes() for path in place.iterdir() if path.suffix == ".json"}
     torch.save(load_file(str(place / "model.safetensors")), str(root / "pytorch_model.bin"))
     files["pytorch_model.bin"] = (root / "pytorch_model.bin").read_bytes()
@@ -219,7 +208,7 @@ def asking(pairs, tmp_path):
     """Function: a run of the first stage whose base model is here and whose CLIP is at a hub."""
 
     def make(where="huggingface", encoder=CLIP):
-        tiny = model.ensure(run_of(tmp_path, "base", FIRST, pairs))
+        tiny = folder.ensure(run_of(tmp_path, "base", FIRST, pairs))
         words = [f"model.source={where}", f"model.path={tiny}", f"model.visual_encoder={encoder}"]
         return dataclasses.replace(run_of(tmp_path, "asked", FIRST, pairs, *words), root=tmp_path)
 
@@ -234,10 +223,10 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     run = asking(where)
     monkeypatch.setenv("RECIPE_FETCH", "no")
     with pytest.raises(NotFetched, match="visual encoder is not here yet") as told:
-        model.visual_facts(run)
+        folder.visual_facts(run)
     assert told.value.code == NotFetched.CODES["tokenizer"]
     monkeypatch.delenv("RECIPE_FETCH")
-    [(what, place)] = model.fetch_for_plan(run)  # what docker/run asks for then
+    [(what, place)] = folder.fetch_for_plan(run)  # what docker/run asks for then
     assert (what, place) == ("visual encoder", tmp_path / "models" / ".download" / where / CLIP)
     light = {name for name in encoder if name.endswith((".json", ".md"))}
     assert set(server.sent) == light
@@ -246,10 +235,10 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     assert run.figures("plan")["image_tokens"] == 16
     planned = key_of(plan.reads(run))
     with pytest.raises(NotFetched, match="visual encoder") as told:
-        model.work(run, run.folder)
+        folder.work(run, run.folder)
     assert told.value.code == NotFetched.CODES["model"]
     monkeypatch.delenv("RECIPE_FETCH")
-    figures = model.work(run, run.folder)
+    figures = folder.work(run, run.folder)
     assert set(server.sent) == {*light, "pytorch_model.bin"}
     assert all(sent == len(encoder[name]) for name, sent in server.sent.items())
     assert figures["visual_encoder_commit"] == server.commit(0)
@@ -281,7 +270,7 @@ def test_a_clip_that_does_not_come_is_told(server, asking, status, left_out, kin
 def test_a_clip_that_comes_damaged_is_told(server, asking):
     server.corrupt.add("pytorch_model.bin")
     with pytest.raises(HostLacks, match=r"pytorch_model\.bin of org/clip arrived damaged"):
-        model.ensure(model.visual(asking()))
+        folder.ensure(folder.visual(asking()))
     with pytest.raises(InputWrong, match=r"model\.visual_encoder: there is no folder \./gone"):
         llava.eyes(asking(encoder="./gone"))
 
@@ -291,7 +280,7 @@ def test_a_clip_that_comes_damaged_is_told(server, asking):
 
 def test_the_plan_is_what_xtuner_does(stages, monkeypatch):
     """Lengths as its dataset has them, patches as its model puts them in, iterations as its sampler gives them."""
-    libraries.load()
+    imports.load()
     from mmengine.config import Config
     from mmengine.dataset import DefaultSampler
     from xtuner.dataset.samplers import LengthGroupedSampler
@@ -325,7 +314,7 @@ def test_the_memory_is_reckoned_of_all_parts(stages):
     """What it counts is what is there: CLIP's parameters, those that are trained, an image's tokens in the length."""
     first = stages[0]
     eyes = llava.eyes(first)
-    encoder = CLIPVisionModel.from_pretrained(str(model.folder(model.visual(first))))
+    encoder = CLIPVisionModel.from_pretrained(str(folder.folder(folder.visual(first))))
     assert eyes.parameters == sum(weight.numel() for weight in encoder.parameters())
     assert memory.LARGE.parameters == 303_507_456  # of openai/clip-vit-large-patch14-336, by its own config
     made = [memory.sight(eyes, 256, 2, rank) for rank in (0, 64)]
@@ -335,7 +324,7 @@ def test_the_memory_is_reckoned_of_all_parts(stages):
     seen = encoder(torch.zeros(2, 3, 56, 56), output_hidden_states=True).hidden_states[:-1]
     assert made[0].kept == sum(state.numel() for state in seen)
     held = [run.figures("plan")["memory"] for run in stages]
-    shape = memory.of_folder(model.folder(first))
+    shape = memory.of_folder(folder.folder(first))
     assert held[0]["method"] == "projector"
     assert held[0]["disk"]["checkpoint"] == 12 * figures[0]["projector"]
     assert held[0]["disk"]["merged"] == 0 < held[1]["disk"]["merged"]
@@ -390,9 +379,9 @@ def test_a_checkpoint_with_more_than_the_recipe_trains_is_refused(stages, tmp_pa
 def test_the_image_is_seen(stages):
     """Another image gives other logits; before the image nothing changes."""
     for run in stages:
-        found, folder = talker.find(run), data.image_folder(run) / "seen"
-        voice = talker.Talker(
-            found.place, talker.template(run), found.adapter, eyes=found.eyes, image=folder / "red.png"
+        found, folder = chat_model.find(run), conversations.image_folder(run) / "seen"
+        voice = chat_model.Talker(
+            found.place, chat_model.template(run), found.adapter, eyes=found.eyes, image=folder / "red.png"
         )
         sight, made = llava.Sight(*found.eyes, "cpu", torch.float32), []
         for name in ("red", "blue"):
@@ -429,7 +418,7 @@ def test_chat_tells_what_it_cannot_see(stages, tmp_path, monkeypatch):
         (second, ("", str(second.config)), "cannot be read as an image"),
     ):  # fmt: skip
         with pytest.raises(InputWrong, match=said):
-            chat.talk(run, "问", *words)
+            terminal.talk(run, "问", *words)
 
 
 def test_merge_takes_the_language_model_and_not_the_projector_alone(stages):
@@ -438,7 +427,7 @@ def test_merge_takes_the_language_model_and_not_the_projector_alone(stages):
         pipeline.run_stages(first, "merge")
     pipeline.run_stages(second, "merge", (pipeline.MERGE,))
     assert second.figures("merge")["tensors_changed"] > 0
-    assert talker.find(second, "merged").eyes[1] == second.adapter
+    assert chat_model.find(second, "merged").eyes[1] == second.adapter
 
 
 @pytest.fixture
@@ -613,7 +602,7 @@ def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, mo
     told = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
     assert told["conversations"] == 4
     assert [one["image"] for one in told["samples"]] == ["seen/red.png", "seen/blue.png"]
-    assert data.IMAGE not in json.dumps(told)
+    assert conversations.IMAGE not in json.dumps(told)
     page = report.write(run, working=False).read_text(encoding="utf-8")
     assert "<code>seen/red.png</code>" in page
 
@@ -623,7 +612,7 @@ def test_whole_images_are_held_out(tmp_path):
     files = tiny_families.pictures(tmp_path, times=3)
     run = run_of(tmp_path, "one", FIRST, files, "data.eval_share=0.2")
     figures, kept = read(run)
-    out = list(data.lines(run.held_out))
+    out = list(conversations.lines(run.held_out))
     assert (figures["held_out"], figures["conversations"], len(kept), len(out)) == (6, 12, 12, 6)  # two of six images
     assert not {line["image"] for line in out} & {line["image"] for line in kept}
     text = files.read_text(encoding="utf-8").splitlines()
@@ -647,11 +636,11 @@ def test_an_image_that_changed_trains_again(stages, pairs):
     before = second.dataset.read_bytes()
     path = pairs.parent / rows[0]["image"]
     held, times = path.read_bytes(), stamp(path)
-    key = data.reads(second)["images"]
+    key = conversations.reads(second)["images"]
     try:
         Image.new("RGB", (50, 50), "orange").save(str(path))
         assert stamp(path) != times
-        assert data.reads(second)["images"] != key
+        assert conversations.reads(second)["images"] != key
         read(second)
         assert second.dataset.read_bytes() != before
     finally:
@@ -659,12 +648,12 @@ def test_an_image_that_changed_trains_again(stages, pairs):
 
 
 def test_the_preview_shows_where_the_image_is(stages):
-    from recipe import data_report
+    from recipe.reporting import data_report
 
-    conversation = next(data.conversations(stages[0].dataset))
+    conversation = next(conversations.conversations(stages[0].dataset))
     pieces = data_report.Sight(stages[0]).pieces(conversation)
-    assert data.IMAGE in [text for text, _ in pieces]
-    assert plan.count([conversation], None, model.tokenizer(stages[0]), 99, True)["lengths"][0] > 5
+    assert conversations.IMAGE in [text for text, _ in pieces]
+    assert plan.count([conversation], None, folder.tokenizer(stages[0]), 99, True)["lengths"][0] > 5
 
 
 def test_dtypes_of_the_first_stage(tmp_path, pairs):
@@ -673,7 +662,7 @@ def test_dtypes_of_the_first_stage(tmp_path, pairs):
     assert "BitsAndBytesConfig," not in config.render(run.settings, "m", "d", {}).split("model = dict")[1]
     again = settings.replace(run.settings, "train.dtype", "bf16")
     text = config.render(again, "m", "d", {})
-    assert families.flat(text)["model.llm.quantization_config.bnb_4bit_compute_dtype"] == "torch.bfloat16"
+    assert preset_facts.flat(text)["model.llm.quantization_config.bnb_4bit_compute_dtype"] == "torch.bfloat16"
 
 
 def test_the_trainers_questions_meet_16_bit_weights_and_an_fp32_projector(stages, monkeypatch):
@@ -684,7 +673,7 @@ def test_the_trainers_questions_meet_16_bit_weights_and_an_fp32_projector(stages
     from xtuner.engine.hooks import EvaluateChatHook
     from xtuner.registry import BUILDER
 
-    from recipe.hooks import Pictures
+    from recipe.training.hooks import Pictures
 
     first, _ = stages
     monkeypatch.chdir(first.root)
@@ -692,7 +681,7 @@ def test_the_trainers_questions_meet_16_bit_weights_and_an_fp32_projector(stages
     cfg.model.llm.torch_dtype = torch.bfloat16
     model = BUILDER.build(cfg.model)
     asked = cfg.custom_hooks[1]
-    assert asked.pop("type") == "recipe.hooks.Pictures"
+    assert asked.pop("type") == "recipe.training.hooks.Pictures"
     said = []
     runner = SimpleNamespace(
         model=model, cfg=cfg, logger=SimpleNamespace(info=said.append),

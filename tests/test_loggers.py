@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from recipe import config, loggers, settings, trainlog
-from recipe.errors import HostLacks, NotFetched
+from recipe.core import settings
+from recipe.core.errors import HostLacks, NotFetched
+from recipe.training import log
+from recipe.xtuner import config, loggers
 
 LOG = """
 import sys
@@ -31,7 +33,7 @@ def test_tensorboards_files_hold_the_curves_of_every_run(demo):
     [events] = place.glob("*/vis_data/events.out.tfevents.*")
     told = EventAccumulator(str(events))
     told.Reload()
-    steps = trainlog.steps(place)
+    steps = log.steps(place)
     for name in ("loss", "lr", "time"):
         assert {e.step: e.value for e in told.Scalars(name)} == pytest.approx(
             {n: step[{"time": "seconds"}.get(name, name)] for n, step in steps.items()}

@@ -5,7 +5,7 @@ import pytest
 import real_layer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from recipe import cost
+from recipe.core import measurements
 
 
 def test_the_page_is_what_the_command_makes():
@@ -22,7 +22,7 @@ def test_sizes_are_the_models_own():
 
 def test_what_is_computed_is_what_was_measured():
     computed = memory.states(memory.MODELS[0], 1, 1)["QLoRA, ZeRO-2"][0] / 2**20
-    assert computed == pytest.approx(cost.memory_mib(0, "H100"), rel=0.02)
+    assert computed == pytest.approx(measurements.memory_mib(0, "H100"), rel=0.02)
 
 
 @pytest.mark.parametrize(("batch", "tokens"), [(2, 512), (1, 2048), (2, 2048), (4, 2048)])
@@ -30,9 +30,9 @@ def test_what_32_layers_keep_fits_the_plan(batch, tokens):
     """Each environment's own attention, on tensors without memory; the rest is what recomputed layers take in all."""
     with FakeTensorMode():
         kept = 32 * real_layer.saved_mib(real_layer.make(), batch, tokens)
-    planned = cost.memory_mib(batch * tokens, "H100", "kept")
-    assert kept + cost.memory_mib(0, "H100", "fast") <= 1.01 * planned
-    assert kept / (batch * tokens) == pytest.approx(cost.measurements()["mib_per_token"]["kept"], rel=0.01)
+    planned = measurements.memory_mib(batch * tokens, "H100", "kept")
+    assert kept + measurements.memory_mib(0, "H100", "fast") <= 1.01 * planned
+    assert kept / (batch * tokens) == pytest.approx(measurements.measurements()["mib_per_token"]["kept"], rel=0.01)
 
 
 def test_a_recomputed_layer_takes_on_every_stack_what_was_measured_on_one():
@@ -43,4 +43,4 @@ def test_a_recomputed_layer_takes_on_every_stack_what_was_measured_on_one():
     assert peaks[2] / peaks[1] < 2.1  # nothing grows with the square
     inputs = 32 * 2 * real_layer.HIDDEN / 2**20
     for way in ("fast", "small"):
-        assert inputs + peaks[2] / 2048 <= 1.01 * cost.memory_per_token(way)
+        assert inputs + peaks[2] / 2048 <= 1.01 * measurements.memory_per_token(way)

@@ -13,11 +13,12 @@ import torch
 from conftest import ROOT, recipe, refused, sharded
 from safetensors.torch import load_file, save_file
 
-from recipe import libraries, merge, pipeline, settings, stages
-from recipe.errors import HostLacks, InputWrong, RunFailed
-from recipe.merging import plan as plans
-from recipe.merging import trial, write
-from recipe.stages import Run
+from recipe.core import imports, settings, stage
+from recipe.core.errors import HostLacks, InputWrong, RunFailed
+from recipe.core.stage import Run
+from recipe.stages import pipeline
+from recipe.weights import load_check, merge, merge_write
+from recipe.weights import merge_plan as plans
 
 LINEAR = ["wqkv", "wo", "w1", "w2", "w3", "output"]
 
@@ -30,7 +31,7 @@ def base(tmp_path_factory):
 
 def peft_model(base, **config):
     """The base with a PEFT adapter of random values, in fp32."""
-    libraries.load()
+    imports.load()
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -162,7 +163,7 @@ def test_equals_xtuners_own_merge(base, adapter, merged, tmp_path):
 
 
 def test_the_folder_is_whole_and_loads_offline(base, merged):
-    libraries.load()
+    imports.load()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place, figures = merged
@@ -175,7 +176,7 @@ def test_the_folder_is_whole_and_loads_offline(base, merged):
     assert checked.returncode == 0, checked.stderr
     listed = (place / "SHA256SUMS").read_text().split()[1::2]
     assert sorted([*listed, "SHA256SUMS"]) == sorted(p.name for p in place.iterdir())
-    assert merge.digest_of_sums(place) == stages.digest(place)
+    assert merge.digest_of_sums(place) == stage.digest(place)
     index = json.loads((place / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) == figures["shards"] >= 3
     assert index["metadata"]["total_size"] == figures["bytes"] == sum(t.numel() * 2 for t in weights(place).values())
@@ -200,15 +201,15 @@ def test_the_last_check_says_what_it_did(merged, base):
 
 def test_stop_tokens_come_from_the_folder_and_its_template(base, tmp_path):
     """A base without generation config, another family's end token, a stop word that is no token."""
-    libraries.load()
+    imports.load()
     from transformers import AutoTokenizer, PretrainedConfig
 
     tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=True)
-    trial.rehearse(base)  # whose errors would not be told
+    load_check.rehearse(base)  # whose errors would not be told
     config = PretrainedConfig(eos_token_id=7)
-    assert trial.stops(tmp_path, tokenizer, config, []) == [7]
+    assert load_check.stops(tmp_path, tokenizer, config, []) == [7]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert trial.stops(tmp_path, tokenizer, config, ["<|im_end|>", "两个词"]) == [7, end]
+    assert load_check.stops(tmp_path, tokenizer, config, ["<|im_end|>", "两个词"]) == [7, end]
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [7, end]
 
 
@@ -222,7 +223,7 @@ def test_a_folder_that_does_not_load_is_told(merged, tmp_path):
 
 def test_bin_bases_and_bin_shards(base, adapter, merged, tmp_path):
     """PyTorch's form in and out, as the tutorial writes it."""
-    libraries.load()
+    imports.load()
     from transformers import AutoModelForCausalLM
 
     shutil.copytree(str(base), str(tmp_path / "bin"), ignore=shutil.ignore_patterns("*.safetensors*"))
@@ -416,7 +417,7 @@ def test_too_little_disk_is_refused(base, adapter, tmp_path, monkeypatch):
 def interrupt(monkeypatch, after, error):
     """Let the merge fail with `error` when it has begun `after` tensors."""
     begun = []
-    whole = write._task
+    whole = merge_write._task
 
     def task(*arguments):
         begun.append(arguments)
@@ -424,7 +425,7 @@ def interrupt(monkeypatch, after, error):
             raise error
         return whole(*arguments)
 
-    monkeypatch.setattr(write, "_task", task)
+    monkeypatch.setattr(merge_write, "_task", task)
 
 
 @pytest.mark.parametrize("safe", [True, False])
@@ -510,22 +511,22 @@ def test_the_stage_goes_on_where_it_was_stopped(base, adapter, tmp_path, monkeyp
         patch.setattr(os, "sched_getaffinity", lambda _: {0})
         interrupt(patch, 20, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            stages.perform(run, pipeline.MERGE)
+            stage.perform(run, pipeline.MERGE)
     assert not run.merged.exists()
     assert f"goes on   from {len(list((run.folder / merge.PART).glob('*.bin')))} finished" in "\n".join(
         merge.dry_run(run)
     )
-    entry, ran = stages.perform(run, pipeline.MERGE)
+    entry, ran = stage.perform(run, pipeline.MERGE)
     assert ran
     assert entry["figures"]["shards_reused"] >= 1
-    assert entry["writes"]["merged"]["sha256"] == stages.digest(run.merged)
+    assert entry["writes"]["merged"]["sha256"] == stage.digest(run.merged)
     assert sorted(path.name for path in run.folder.iterdir()) == ["adapter", "merged", "run.json"]
     card = (run.merged / "README.md").read_text(encoding="utf-8")
     for word in ("base_model: a base", "0" * 64, "adapter × 1", "token 2 or 92542"):
         assert word in card, card
-    assert not stages.perform(run, pipeline.MERGE)[1]
+    assert not stage.perform(run, pipeline.MERGE)[1]
     run.settings = settings.load("demo", [*words, "merge.weights=[0.5]"])[1]
-    assert stages.perform(run, pipeline.MERGE)[1]
+    assert stage.perform(run, pipeline.MERGE)[1]
 
 
 def test_dry_run_tells_and_writes_nothing(demo, tmp_path):
@@ -543,7 +544,7 @@ def test_the_demos_merge(demo):
     """Figures in run.json, one line a module kind on the screen, and the cards."""
     manifest = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))
     entry = manifest["stages"]["merge"]
-    assert entry["writes"]["merged"]["sha256"] == stages.digest(demo[1] / "merged")
+    assert entry["writes"]["merged"]["sha256"] == stage.digest(demo[1] / "merged")
     assert set(entry["figures"]["kinds"]) == set(LINEAR)
     assert re.search(r"wqkv +\d+\.\d% of the weights", demo[0].stdout)
     card = (demo[1] / "merged" / "README.md").read_text(encoding="utf-8")

@@ -15,8 +15,11 @@ import pytest
 from conftest import HUB_ID as ID
 from conftest import ROOT, recipe, refused
 
-from recipe import fits, hub, model, pipeline, plan, settings, stages
-from recipe.errors import HostLacks, InputWrong
+from recipe.base_model import compatibility, folder, hub
+from recipe.core import settings, stage
+from recipe.core.errors import HostLacks, InputWrong
+from recipe.planning import plan
+from recipe.stages import pipeline
 
 AT_HUGGING_FACE = 'model.source="huggingface"'
 BOTH = pytest.mark.parametrize("where", [(), (AT_HUGGING_FACE,)], ids=["modelscope", "huggingface"])
@@ -32,11 +35,11 @@ def other_family(files, **changes):
 
 @pytest.fixture
 def run(tmp_path):
-    return stages.Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
+    return stage.Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
 
 
 def record(place):
-    return json.loads((place / model.RECORD).read_text())
+    return json.loads((place / folder.RECORD).read_text())
 
 
 def is_whole(place, files):
@@ -51,26 +54,27 @@ def heavy(files):
 
 
 def test_a_tiny_model_is_made_whole_and_named_after_what_it_is_made_of(run):
-    place = model.ensure(run)
-    assert place == model.folder(run)
+    place = folder.ensure(run)
+    assert place == folder.folder(run)
     assert place.name.startswith("tiny-internlm2-")
-    assert model.ensure(run) == place
+    assert folder.ensure(run) == place
     assert [p.name for p in place.parent.iterdir() if "part" in p.name] == []
 
 
 def test_other_weights_of_the_same_size_are_another_model(run):
-    place = model.ensure(run)
-    before = model.fingerprint(place)
-    shard = next(iter(model.weights(place)))
+    place = folder.ensure(run)
+    before = folder.fingerprint(place)
+    shard = next(iter(folder.weights(place)))
     data = shard.read_bytes()
     shard.write_bytes(data[:-1000] + bytes(reversed(data[-1000:])))
-    after = model.fingerprint(place)
+    after = folder.fingerprint(place)
     assert {name for name in before if before[name] != after[name]} == {shard.name}
 
 
 def test_two_at_once_make_one_model(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from recipe import model, settings, stages; "
+        "import sys; from pathlib import Path; from recipe.base_model import folder as model; "
+        "from recipe.core import settings, stage as stages; "
         "root = Path(sys.argv[1]); print(model.ensure(stages.Run('demo', settings.load('demo')[1], root, root)))"
     )
     both = [
@@ -87,19 +91,19 @@ def test_a_damaged_index_is_told(tmp_path, text):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(HostLacks, match="is damaged"):
-        model.complete(tmp_path, "models/x")
+        folder.complete(tmp_path, "models/x")
 
 
 def test_an_empty_shard_is_missing(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(HostLacks, match=r"lacks model\.safetensors"):
-        model.complete(tmp_path, "models/x")
+        folder.complete(tmp_path, "models/x")
 
 
 def test_a_model_that_is_not_there_is_told_to_every_stage(tmp_path):
     with pytest.raises(HostLacks, match="Fetch it first: just model"):
-        model.fingerprint(tmp_path / "nothing")
+        folder.fingerprint(tmp_path / "nothing")
 
 
 # Fetched
@@ -111,14 +115,16 @@ def test_a_model_is_fetched_whole_and_pinned(server, asking, tiny, tmp_path, mon
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     server.push({"README.md": b"later", "folder/more.txt": b"below"}, "master", "main")
     asked = asking(*where)
-    place = model.ensure(asked)
+    place = folder.ensure(asked)
     assert place == tmp_path / "models" / "org" / "tiny"
     assert is_whole(place, {**tiny, "README.md": b"later"})
     assert (place / "folder/more.txt").read_bytes() == b"below"
     made = record(place)
     assert made["commit"] == server.commit(1)
     assert (made["source"], made["revision"]) == (("huggingface", "main") if where else ("modelscope", "master"))
-    assert {name: file["sha256"] for name, file in made["files"].items() if "/" not in name} == model.fingerprint(place)
+    assert {name: file["sha256"] for name, file in made["files"].items() if "/" not in name} == folder.fingerprint(
+        place
+    )
     assert not (tmp_path / "models" / ".download" / made["source"] / "org" / "tiny").exists()
     assert not (tmp_path / "home").exists()  # neither client left anything there
     for path, headers in server.asked:  # the token goes to the hub, not to where its large files lie
@@ -126,15 +132,15 @@ def test_a_model_is_fetched_whole_and_pinned(server, asking, tiny, tmp_path, mon
     # From now on the hub is not asked: what was pinned stays.
     server.push({"README.md": b"newer still"}, "master", "main")
     server.asked.clear()
-    assert model.ensure(asked) == place
-    assert model.work(asked, tmp_path)["commit"] == server.commit(1)
+    assert folder.ensure(asked) == place
+    assert folder.work(asked, tmp_path)["commit"] == server.commit(1)
     assert server.asked == []
 
 
 @BOTH
 def test_a_cut_transfer_goes_on_where_it_stopped(server, asking, tiny, where):
     server.cut = 500_000
-    place = model.ensure(asking(*where))
+    place = folder.ensure(asking(*where))
     assert is_whole(place, tiny)
     resumed = [headers for _, headers in server.asked if "Range" in headers]
     again = sum(server.sent.values()) - sum(map(len, tiny.values()))
@@ -157,14 +163,14 @@ def test_modelscopes_own_downloader_loses_what_was_cut(server, tmp_path, monkeyp
 
 def test_a_server_without_ranges_starts_a_cut_file_again(server, asking, tiny):
     server.cut, server.cuts, server.ranges = 500_000, 2, False
-    assert is_whole(model.ensure(asking()), tiny)
+    assert is_whole(folder.ensure(asking()), tiny)
     assert sum(server.sent.values()) == sum(map(len, tiny.values())) + 2 * server.cut
 
 
 def test_a_server_that_always_cuts_and_knows_no_ranges_is_given_up(server, asking, tmp_path):
     server.cut, server.ranges = 500_000, False
     with pytest.raises(HostLacks, match=r"could not be fetched from ModelScope: .*Type the same command again"):
-        model.ensure(asking())
+        folder.ensure(asking())
     assert not (tmp_path / "models" / "org").exists()
 
 
@@ -174,7 +180,7 @@ def test_a_throttled_transfer_is_taken_up_again(server, asking, tiny, monkeypatc
     server.pause = 0.05
     slow = iter([1.0, 1.0])
     server.file, quick = lambda *given: (time.sleep(next(slow, 0)), quick(*given)), server.file
-    assert is_whole(model.ensure(asking()), tiny)
+    assert is_whole(folder.ensure(asking()), tiny)
 
 
 def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
@@ -196,7 +202,7 @@ def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
     server.pause = 0
     time.sleep(0.5)
     server.sent.clear()
-    said = pipeline.says("model", model.work(asking(), tmp_path))
+    said = pipeline.says("model", folder.work(asking(), tmp_path))
     assert is_whole(tmp_path / "models" / "org" / "tiny", tiny)
     assert sum(server.sent.values()) == sum(len(tiny[name]) for name in heavy(tiny)) - here
     assert f"master is commit {server.commit(0)[:12]} at ModelScope" in said
@@ -209,12 +215,12 @@ def test_a_corrupted_file_is_deleted_and_named_and_only_it_is_fetched_again(serv
     for name in (shard, "config.json"):  # with sha256, and at Hugging Face with git's own checksum
         server.corrupt = {name}
         with pytest.raises(HostLacks, match=f"{name} of org/tiny arrived damaged.*deleted"):
-            model.ensure(asking(*where))
+            folder.ensure(asking(*where))
         time.sleep(0.3)  # transfers beside it end
         server.corrupt = set()
         server.sent.clear()
         if name == shard:
-            place = model.ensure(asking(*where))
+            place = folder.ensure(asking(*where))
             assert server.sent[shard] == len(tiny[shard])
             assert not set(server.sent) - heavy(tiny)
             assert is_whole(place, tiny)
@@ -223,7 +229,7 @@ def test_a_corrupted_file_is_deleted_and_named_and_only_it_is_fetched_again(serv
 
 def test_safetensors_are_enough(server, asking, tiny):
     server.push({"pytorch_model-00001-of-00001.bin": b"x" * 1000, "pytorch_model.bin.index.json": b"{}"}, "master")
-    assert is_whole(model.ensure(asking()), tiny)
+    assert is_whole(folder.ensure(asking()), tiny)
 
 
 # What the hub has
@@ -233,38 +239,38 @@ def test_safetensors_are_enough(server, asking, tiny):
 def test_an_unknown_revision_is_told_with_the_known_ones(server, asking, where):
     server.push({}, "v1.0.3")
     with pytest.raises(InputWrong, match=r"has no revision v9 at .*it has (master|main), v1\.0\.3.*model\.revision="):
-        model.ensure(asking("model.revision=v9", *where))
+        folder.ensure(asking("model.revision=v9", *where))
 
 
 @BOTH
 def test_tags_and_commits_are_revisions(server, asking, where):
     server.push({"README.md": b"second"}, "v2")
     server.push({"README.md": b"third"}, "master", "main")
-    place = model.ensure(asking("model.revision=v2", *where))
+    place = folder.ensure(asking("model.revision=v2", *where))
     assert (place / "README.md").read_bytes() == b"second"
-    assert model.ensure(asking(f"model.revision={server.commit(1)}", *where)) == place  # the same, said otherwise
+    assert folder.ensure(asking(f"model.revision={server.commit(1)}", *where)) == place  # the same, said otherwise
     shutil.rmtree(str(place))
-    place = model.ensure(asking(f"model.revision={server.commit(1)}", *where))
+    place = folder.ensure(asking(f"model.revision={server.commit(1)}", *where))
     assert (place / "README.md").read_bytes() == b"second"
     assert record(place)["files"]["README.md"]["sha256"] == hashlib.sha256(b"second").hexdigest()
 
 
 def test_another_revision_or_hub_than_what_is_here_is_told(server, asking, tmp_path):
-    model.ensure(asking())
+    folder.ensure(asking())
     for words, wanted in (
         (["model.revision=v1.0.0"], r"v1\.0\.0 from ModelScope"),
         ([AT_HUGGING_FACE], "main from Hugging Face"),
     ):
-        for use in (model.ensure, model.tokenizer):
+        for use in (folder.ensure, folder.tokenizer):
             with pytest.raises(InputWrong, match=f"holds revision master .*the recipe asks for {wanted}.*model.path="):
                 use(asking(*words))
     # Renamed and named, it is taken, and still compared with its record.
     (tmp_path / "models/org/tiny").rename(tmp_path / "models/mine")
-    assert model.ensure(asking("model.path=models/mine", "model.revision=v1.0.0")).name == "mine"
+    assert folder.ensure(asking("model.path=models/mine", "model.revision=v1.0.0")).name == "mine"
     (tmp_path / "models/mine/README.md").write_text("not in the record")
     (tmp_path / "models/mine/generation_config.json").write_text("{}")
     with pytest.raises(HostLacks, match=r"generation_config\.json in models/mine: not what was fetched"):
-        model.ensure(asking("model.path=models/mine"))
+        folder.ensure(asking("model.path=models/mine"))
 
 
 def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, tiny, tmp_path):
@@ -272,16 +278,16 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
     assert done.stdout.split() == ["tokenizer", "models/.download/modelscope/org/tiny/tokenizer.model"], done.stderr
     assert set(server.sent) == {"tokenizer.model", "config.json"}
     server.asked.clear()
-    ids = model.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    ids = folder.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids == [2047, 2046]
-    planned = stages.key_of(plan.reads(asking()))
+    planned = stage.key_of(plan.reads(asking()))
     assert server.asked == []
     server.push({"generation_config.json": b"{}"}, "master")
-    place = model.ensure(asking())
+    place = folder.ensure(asking())
     assert record(place)["commit"] == server.commit(0)
     assert is_whole(place, tiny)
     assert server.sent["tokenizer.model"] == len(tiny["tokenizer.model"])
-    assert stages.key_of(plan.reads(asking())) == planned  # the plan made before the download still holds
+    assert stage.key_of(plan.reads(asking())) == planned  # the plan made before the download still holds
 
 
 @BOTH
@@ -297,17 +303,17 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
 def test_refusals_of_a_hub_are_told(server, asking, where, status, kind, words):
     server.status = {"/": status}
     with pytest.raises(kind, match=words) as told:
-        model.ensure(asking(*where))
+        folder.ensure(asking(*where))
     assert "\n" not in str(told.value)
 
 
 def test_an_error_in_the_middle_is_no_part_of_a_file(server, asking, tiny):
     server.status = {"model-00002": 503}
     with pytest.raises(HostLacks, match=r"answers HTTP 503.*what has arrived is kept.*MODELSCOPE_DOMAIN"):
-        model.ensure(asking())
+        folder.ensure(asking())
     time.sleep(0.3)
     server.status = {}
-    assert is_whole(model.ensure(asking()), tiny)
+    assert is_whole(folder.ensure(asking()), tiny)
 
 
 @pytest.mark.parametrize(
@@ -324,14 +330,14 @@ def test_a_broken_way_to_the_hub_is_told(server, asking, monkeypatch, environmen
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(HostLacks, match=words) as told:
-        model.ensure(asking(AT_HUGGING_FACE))
+        folder.ensure(asking(AT_HUGGING_FACE))
     assert "\n" not in str(told.value)
 
 
 def test_no_network_with_modelscope(server, asking, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_DOMAIN", "hub.invalid")
     with pytest.raises(HostLacks, match=r"ModelScope's name cannot be resolved.*MODELSCOPE_DOMAIN=host.*model\.path="):
-        model.ensure(asking())
+        folder.ensure(asking())
 
 
 def test_a_disk_too_small_is_told_before_anything_is_fetched(server, asking, monkeypatch, tiny):
@@ -339,7 +345,7 @@ def test_a_disk_too_small_is_told_before_anything_is_fetched(server, asking, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     needed = sum(map(len, tiny.values())) / 1e9
     with pytest.raises(HostLacks, match=f"needs {needed:.1f} GB more in models; 0.0 GB are free"):
-        model.ensure(asking())
+        folder.ensure(asking())
     assert not server.sent
 
 
@@ -348,43 +354,43 @@ def test_a_disk_that_fills_up_is_told(server, asking, monkeypatch):
     full = Path("/dev/full")
     monkeypatch.setattr(hub, "part_of", lambda place, name: full if name in heavy([name]) else part_of(place, name))
     with pytest.raises(HostLacks, match=r"The disk is full while org/tiny is being fetched.*what has arrived is kept"):
-        model.ensure(asking())
+        folder.ensure(asking())
 
 
 # Kept
 
 
 def test_what_was_fetched_is_checked_ever_after(server, asking, tiny, tmp_path):
-    place = model.ensure(asking())
+    place = folder.ensure(asking())
     shard = place / sorted(heavy(tiny))[0]
     stored = record(place)["files"][shard.name]
     os.utime(str(shard))  # touched: read again, found equal, the new time noted
-    before = model.fingerprint(place)
-    model.ensure(asking())
+    before = folder.fingerprint(place)
+    folder.ensure(asking())
     assert record(place)["files"][shard.name]["time"] == shard.stat().st_mtime_ns != stored["time"]
-    assert model.fingerprint(place) == before
+    assert folder.fingerprint(place) == before
     # A change that leaves size and time is found by --verify alone.
     data = shard.read_bytes()
     shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     os.utime(str(shard), ns=(stored["time"], record(place)["files"][shard.name]["time"]))
-    model.ensure(asking())
+    folder.ensure(asking())
     done = recipe("model", "coach", ID, "--verify", cwd=tmp_path, RECIPE_CACHE=str(tmp_path / "cache"))
     refused(done, 3, shard.name, "not what was fetched", "Remove it and type just model")
     # Removed, it alone is fetched again.
     shard.unlink()
     server.sent.clear()
-    assert is_whole(model.ensure(asking()), tiny)
+    assert is_whole(folder.ensure(asking()), tiny)
     assert server.sent == {shard.name: len(data)}
     verifying = asking()
     verifying.verify = True
-    assert model.work(verifying, tmp_path)["verified"]
+    assert folder.work(verifying, tmp_path)["verified"]
     assert server.sent == {shard.name: len(data)}
 
 
 def test_read_only_models_are_checked_without_writing_and_never_fetched(server, asking, tmp_path, tiny):
-    place = model.ensure(asking())
+    place = folder.ensure(asking())
     os.utime(str(place / "config.json"))
-    before = (place / model.RECORD).read_bytes()
+    before = (place / folder.RECORD).read_bytes()
     everything = [tmp_path, *tmp_path.rglob("*")]
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -395,11 +401,11 @@ def test_read_only_models_are_checked_without_writing_and_never_fetched(server, 
     try:
         if root:  # who may write anywhere
             os.seteuid(65534)
-        assert model.ensure(asking()) == place
+        assert folder.ensure(asking()) == place
         with pytest.raises(HostLacks, match=r"The base model is not in models, and nothing can be written.*just model"):
-            model.ensure(asking("model.id=org/other"))
+            folder.ensure(asking("model.id=org/other"))
         with pytest.raises(HostLacks, match=r"The base model is not in models, and nothing can be written.*just model"):
-            model.tokenizer(asking("model.id=org/other"))
+            folder.tokenizer(asking("model.id=org/other"))
     finally:
         if root:
             os.seteuid(0)
@@ -407,7 +413,7 @@ def test_read_only_models_are_checked_without_writing_and_never_fetched(server, 
             path.chmod(0o755 if path.is_dir() else 0o644)
         for path, mode in above.items():
             path.chmod(mode)
-    assert (place / model.RECORD).read_bytes() == before
+    assert (place / folder.RECORD).read_bytes() == before
     assert not server.paths("other")
 
 
@@ -423,28 +429,28 @@ def test_code_newer_than_this_stack_is_refused_before_the_weights(server, asking
     server.push(newer, "master", "main", "v2.0.0", date=date)
     older = server.commit(0) if where else "v1.0.0"
     with pytest.raises(InputWrong) as told:
-        model.ensure(asking(*where))
+        folder.ensure(asking(*where))
     for words in (
         "modeling_internlm2.py needs StaticCache of transformers.cache_utils", "This stack has transformers 4.36.2",
         "saved with 4.41.0", f"model.revision={older} is the newest from before 2024-03-18",
     ):  # fmt: skip
         assert words in str(told.value)
     assert not heavy(server.sent)
-    assert is_whole(model.ensure(asking(f"model.revision={older}", *where)), old)
+    assert is_whole(folder.ensure(asking(f"model.revision={older}", *where)), old)
 
 
 def test_files_of_a_refused_revision_do_not_get_into_another(server, asking, tiny):
     server.push({}, "v1.0.0")
     server.push({**other_family(tiny), "newer.py": b"pass"}, "master", date=datetime(2024, 7, 1))
     with pytest.raises(InputWrong, match="StaticCache"):
-        model.ensure(asking())
-    assert is_whole(model.ensure(asking("model.revision=v1.0.0")), tiny)
+        folder.ensure(asking())
+    assert is_whole(folder.ensure(asking("model.revision=v1.0.0")), tiny)
 
 
 def test_where_the_hub_has_no_old_revision_by_name_the_message_says_where_to_look(server, asking, tiny):
     server.push(other_family(tiny), "master")
     with pytest.raises(InputWrong, match=r"Name a revision from before 2024-03-18, .* lists master; .*huggingface"):
-        model.ensure(asking())
+        folder.ensure(asking())
     assert f'"{hub.STACK_DAY:%Y-%m-%d}T00:00:00Z"' in (ROOT / "docker/lock.py").read_text()
 
 
@@ -480,19 +486,19 @@ def test_where_the_hub_has_no_old_revision_by_name_the_message_says_where_to_loo
 )
 def test_imports_of_a_models_code_are_resolved_without_running_it(tmp_path, text, missing):
     (tmp_path / "x.py").write_text(text + "\nraise SystemExit('this must not run')\n" if "match" not in text else text)
-    found = fits.code(tmp_path)
+    found = compatibility.code(tmp_path)
     assert found == [] if missing is None else found[0].startswith(missing)
 
 
 def test_every_import_of_the_shipped_code_resolves(tiny, tmp_path):
     for name in tiny:
         (tmp_path / name).write_bytes(tiny[name])
-    assert fits.code(tmp_path) == fits.tokens(tmp_path) == fits.shapes(tmp_path) == []
-    assert fits.marker_ids(tmp_path) == {"<|im_start|>": 2047, "<|im_end|>": 2046}
+    assert compatibility.code(tmp_path) == compatibility.tokens(tmp_path) == compatibility.shapes(tmp_path) == []
+    assert compatibility.marker_ids(tmp_path) == {"<|im_start|>": 2047, "<|im_end|>": 2046}
     # And of the authors' own code of the stack's age, but for the package it was written into.
     theirs = Path(os.environ["REFERENCE"]) / "lmdeploy/pytorch/modeling/modeling_internlm2.py"
     shutil.copy2(str(theirs), str(tmp_path / "modeling_internlm2.py"))
-    assert fits.code(tmp_path) == ["modeling_internlm2.py needs the package lmdeploy"]
+    assert compatibility.code(tmp_path) == ["modeling_internlm2.py needs the package lmdeploy"]
 
 
 def test_chat_markers_must_have_their_ids(tmp_path):
@@ -500,7 +506,7 @@ def test_chat_markers_must_have_their_ids(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "internlm2", "vocab_size": size}))
         added = {str(number): {"content": f"<|{name}|>"} for name, number in ids.items()}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-        return fits.tokens(tmp_path)
+        return compatibility.tokens(tmp_path)
 
     assert wrong(92544, im_start=92543, im_end=92542) == []
     assert wrong(92544, im_start=92542, im_end=92543) == [
@@ -515,11 +521,11 @@ def test_the_published_tokenizer_needs_its_configuration(real_tokenizer, tmp_pat
     """The real tokenizer.model alone has placeholders where the markers are: their names stand in the json."""
     shutil.copy2(str(real_tokenizer), str(tmp_path / "tokenizer.model"))
     (tmp_path / "config.json").write_text('{"model_type": "internlm2", "vocab_size": 92544}')
-    assert fits.tokens(tmp_path) == ["its tokenizer has no <|im_start|>", "its tokenizer has no <|im_end|>"]
-    from recipe.tiny import write_tokenizer
+    assert compatibility.tokens(tmp_path) == ["its tokenizer has no <|im_start|>", "its tokenizer has no <|im_end|>"]
+    from recipe.base_model.tiny import write_tokenizer
 
     write_tokenizer(tmp_path, real_tokenizer.read_bytes())
-    assert fits.tokens(tmp_path) == []
+    assert compatibility.tokens(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -530,20 +536,20 @@ def test_the_published_tokenizer_needs_its_configuration(real_tokenizer, tmp_pat
     ],
 )
 def test_config_and_weights_must_agree(run, change, words):
-    place = model.ensure(run)
+    place = folder.ensure(run)
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(InputWrong, match=words):
-        model.ensure(run)
+        folder.ensure(run)
 
 
 def test_a_folder_of_ones_own_with_a_weight_file_cut_short(run, tmp_path):
-    place = model.ensure(run)
-    shard = next(iter(model.weights(place)))
+    place = folder.ensure(run)
+    shard = next(iter(folder.weights(place)))
     shard.write_bytes(shard.read_bytes()[:-100])
-    own = stages.Run("x", settings.load("demo", [f"model.path={place}"])[1], tmp_path, tmp_path / "output")
+    own = stage.Run("x", settings.load("demo", [f"model.path={place}"])[1], tmp_path, tmp_path / "output")
     with pytest.raises(InputWrong, match=f"{shard.name} is damaged or cut short.*model.path"):
-        model.ensure(own)
+        folder.ensure(own)
 
 
 def test_caches_and_home_lie_below_ours_where_there_is_no_home(tmp_path):

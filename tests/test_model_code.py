@@ -11,8 +11,12 @@ import torch
 from conftest import ROOT, recipe
 from test_model import AT_HUGGING_FACE
 
-from recipe import architecture, config, fits, merge, model, model_code, settings, stages
-from recipe.errors import InputWrong
+from recipe.base_model import architecture, compatibility, model_code
+from recipe.base_model import folder as model
+from recipe.core import settings, stage
+from recipe.core.errors import InputWrong
+from recipe.weights import merge
+from recipe.xtuner import config
 
 # On a CPU, with data that are here, and short: what coach.toml says of model and learning stays.
 SMALL = (
@@ -134,7 +138,7 @@ def test_the_same_logits_and_ids_as_by_the_folders_own_code(run_of_demo, tiny):
     theirs = AutoModelForCausalLM.from_pretrained(str(run_of_demo), trust_remote_code=True).eval()
     ours = model_code.load_model(run_of_demo).eval()
     assert type(theirs).__module__.startswith("transformers_modules.")
-    assert type(ours).__module__ == "recipe.tiny.modeling_internlm2"
+    assert type(ours).__module__ == "recipe.base_model.tiny.modeling_internlm2"
     tokenizers = [AutoTokenizer.from_pretrained(str(run_of_demo), trust_remote_code=True)]
     tokenizers.append(model_code.load_tokenizer(run_of_demo))
     ids = [
@@ -187,7 +191,7 @@ def test_bare_xtuner_train_loads_our_code(folder, tmp_path, bomb):
 def test_another_family_under_an_internlm2_preset_keeps_its_way(run_of_demo, tmp_path):
     def rendered():
         _, chosen = settings.load("demo", [f"model.path={run_of_demo}"])
-        run = stages.Run("demo", chosen, tmp_path, tmp_path / "output")
+        run = stage.Run("demo", chosen, tmp_path, tmp_path / "output")
         ours = model.has_own_code(run)
         return ours, config.render(chosen, "m", "d", {}, None, ours)
 
@@ -243,9 +247,9 @@ def test_keys_are_understood_or_refused_by_name(tmp_path, change, told):
     (tmp_path / "config.json").write_text(json.dumps(asked))
     if told:
         with pytest.raises(InputWrong, match="asks for what our InternLM2 code does not compute"):
-            fits.check(tmp_path, "models/x", "")
+            compatibility.check(tmp_path, "models/x", "")
         return
-    from recipe.internlm2 import InternLM2ForCausalLM
+    from recipe.base_model.internlm2 import InternLM2ForCausalLM
 
     made = model_code.make_model(model_code.load_config(tmp_path))  # and our code takes what the check lets through
     assert isinstance(made, InternLM2ForCausalLM)
@@ -266,7 +270,9 @@ def test_the_expected_weights_are_those_of_our_model(tmp_path, change):
 def test_a_tokenizer_that_adds_otherwise_is_refused(run_of_demo):
     path = run_of_demo / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_eos_token": True}))
-    assert fits.tokens(run_of_demo) == ["tokenizer_config.json says add_eos_token = True, and our tokenizer has False"]
+    assert compatibility.tokens(run_of_demo) == [
+        "tokenizer_config.json says add_eos_token = True, and our tokenizer has False"
+    ]
 
 
 def test_a_dry_run_names_the_code_that_will_be_written(run_of_demo):

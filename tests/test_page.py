@@ -5,15 +5,17 @@ import json
 import pytest
 from conftest import recipe
 
-from recipe import cost, page, plan
+from recipe.core import measurements
+from recipe.planning import plan
+from recipe.reporting import console
 
 
 def test_curve():
-    assert page.curve([]) == ""
-    assert page.curve([0, 1]) == "▁█"
-    assert page.curve([0.0, 0.0]) == "▁▁"
-    assert len(page.curve(list(range(1000)), width=48)) == 48
-    assert len(page.curve(list(range(81)), width=48)) == 48
+    assert console.curve([]) == ""
+    assert console.curve([0, 1]) == "▁█"
+    assert console.curve([0.0, 0.0]) == "▁▁"
+    assert len(console.curve(list(range(1000)), width=48)) == 48
+    assert len(console.curve(list(range(81)), width=48)) == 48
 
 
 def plan_of(batch_size, max_length, iterations):
@@ -21,7 +23,7 @@ def plan_of(batch_size, max_length, iterations):
 
 
 def test_cost_is_the_measured_one_where_it_was_measured():
-    found = cost.estimate(plan_of(2, 512, 51), "NVIDIA GeForce RTX 3090", price=1.5)
+    found = measurements.estimate(plan_of(2, 512, 51), "NVIDIA GeForce RTX 3090", price=1.5)
     assert found["memory_mib"] == 10580
     assert found["seconds"] == pytest.approx(62, abs=4)  # the published run took 62 s
     assert found["price"] == pytest.approx(0.03, abs=0.01)
@@ -29,18 +31,18 @@ def test_cost_is_the_measured_one_where_it_was_measured():
 
 
 def test_cost_scales_from_the_nearest_size():
-    long = cost.estimate(plan_of(1, 2048, 100), "NVIDIA H100 80GB HBM3", price=0)
+    long = measurements.estimate(plan_of(1, 2048, 100), "NVIDIA H100 80GB HBM3", price=0)
     assert (long["seconds"], long["memory_mib"], long["price"]) == (44, 10494, None)  # 0.445 s: 44.5, to even
-    double = cost.estimate(plan_of(4, 512, 100), "RTX 3090", price=0)
+    double = measurements.estimate(plan_of(4, 512, 100), "RTX 3090", price=0)
     assert double["seconds"] == 254
     assert double["memory_mib"] > 10580
 
 
 def test_a_card_never_measured_gets_a_figure_for_memory_alone():
     """The most that a measured one takes: memory depends on the card by a few percent, as the doctor says too."""
-    found = cost.estimate(plan_of(2, 512, 51), "Voodoo 2", price=1)
+    found = measurements.estimate(plan_of(2, 512, 51), "Voodoo 2", price=1)
     assert found["seconds"] is found["price"] is None
-    assert found["memory_mib"] == max(cost.memory_mib(1024, card) for card in ("H100", "RTX 3090"))
+    assert found["memory_mib"] == max(measurements.memory_mib(1024, card) for card in ("H100", "RTX 3090"))
     assert found["disk_gb"] > 30
 
 
@@ -53,7 +55,7 @@ def test_questions_are_reckoned_beside_the_iterations():
     asking["max_new_tokens"] = 20
     assert plan.answers(cfg, [], 78, once=True) == 3 * (50 + 20)  # the first ones have XTuner's own limit
     assert plan.answers({"custom_hooks": []}, [39], 78, once=True) == plan.answers({}, [], 78, once=True) == 0
-    found = cost.estimate(plan_of(2, 512, 78), "H100", 0, asked)
+    found = measurements.estimate(plan_of(2, 512, 78), "H100", 0, asked)
     assert (found["answers"], found["answers_seconds"]) == (asked, 287)  # 6.8 a second
 
 
@@ -74,12 +76,12 @@ def test_page_and_png(tmp_path):
         assert word in done.stdout, word
     assert f"{planned['tokens_kept']:,}" in done.stdout
     for asked, told in ((1950, True), (0, False)):
-        planned["cost"] = cost.estimate(plan_of(2, 512, 78), "NVIDIA H100 80GB HBM3", 0, asked)
-        lines = "\n".join(" ".join(line) for line in page.rows(planned))
+        planned["cost"] = measurements.estimate(plan_of(2, 512, 78), "NVIDIA H100 80GB HBM3", 0, asked)
+        lines = "\n".join(" ".join(line) for line in console.rows(planned))
         assert "39 s of iterations" in lines
         assert ("questions up to 287 s beside them (1,950 tokens" in lines) is told
     for packed, told in ((True, "256 tokens, by 1 process(es)"), (False, "up to 256 tokens, a conversation each")):
-        lines = "\n".join(" ".join(line) for line in page.rows({**planned, "packed": packed}))
+        lines = "\n".join(" ".join(line) for line in console.rows({**planned, "packed": packed}))
         assert told in lines
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(planned["lr_trace"]) == planned["iterations"]

@@ -6,14 +6,16 @@ import re
 import pytest
 from conftest import ROOT, recipe, refused
 
-from recipe import config, libraries, plan, settings
+from recipe.core import imports, settings
+from recipe.planning import plan
+from recipe.xtuner import config
 
 SYSTEM = settings.load("tutorial")[1].data.system
 
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded():
-    libraries.load()
+    imports.load()
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +26,11 @@ def cfg():
 @pytest.fixture(scope="module")
 def real_tokens(real_workbook, real_tokenizer, cfg):
     """Function: token counts of the tutorial's workbook with a system prompt."""
-    from recipe import data
-    from recipe.tiny import tokenizer_from_model
+    from recipe.base_model.tiny import tokenizer_from_model
+    from recipe.intake import conversations
 
     tokenizer = tokenizer_from_model(real_tokenizer)
-    return lambda system: plan.count(data.sample(real_workbook, system), cfg.prompt_template, tokenizer, 512)
+    return lambda system: plan.count(conversations.sample(real_workbook, system), cfg.prompt_template, tokenizer, 512)
 
 
 # learning rates of the published log (an RTX 3090, 2024-03-17), iterations 10 to 50 of 51
@@ -196,13 +198,14 @@ def test_turns_reach_the_trainer_with_loss_on_the_outputs_only(cfg, workbook):
     from xtuner.dataset.huggingface import process
     from xtuner.dataset.map_fns import template_map_fn_factory
 
-    from recipe import data, model
-    from recipe.stages import Run
+    from recipe.base_model import folder
+    from recipe.core.stage import Run
+    from recipe.intake import conversations
 
     _, recipe_settings = settings.load("demo")
-    tokenizer = model.tokenizer(Run("demo", recipe_settings, ROOT, ROOT / "output"))
+    tokenizer = folder.tokenizer(Run("demo", recipe_settings, ROOT, ROOT / "output"))
     rows = [["conversation", "q", "a"], [1, "压力大怎么办？", "先休息。"], [1, "然后呢？", "再说出来。"]]
-    (conversation,) = data.sample(workbook(s=rows), "系统")
+    (conversation,) = conversations.sample(workbook(s=rows), "系统")
     made = process(
         dataset=datasets.Dataset.from_list([{"conversation": conversation}]),
         tokenizer=tokenizer,

@@ -14,7 +14,10 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, loops
 
-from recipe import config, libraries, model, plan, settings, stages
+from recipe.base_model import folder
+from recipe.core import imports, settings, stage
+from recipe.planning import plan
+from recipe.xtuner import config
 
 COMBINATIONS = 36
 
@@ -63,11 +66,11 @@ def combination(number):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    libraries.load()
+    imports.load()
     _, recipe = settings.load("demo")
     from conftest import ROOT
 
-    return model.tokenizer(stages.Run("demo", recipe, ROOT, ROOT / "output"))
+    return folder.tokenizer(stage.Run("demo", recipe, ROOT, ROOT / "output"))
 
 
 def really_train(text, work_dir, ranks, monkeypatch):
@@ -97,14 +100,14 @@ def really_train(text, work_dir, ranks, monkeypatch):
 def test_plan_equals_the_run(number, tokenizer, tmp_path, monkeypatch):
     rows, overrides, ranks = combination(number)
     _, recipe = settings.load("demo", overrides)
-    run = stages.Run("demo", recipe, tmp_path, tmp_path)
+    run = stage.Run("demo", recipe, tmp_path, tmp_path)
     run.folder.mkdir()
     conversations = [[{"input": question, "output": answer}] for question, answer in rows]
     run.dataset.write_text("".join(json.dumps({"conversation": c}) + "\n" for c in conversations), encoding="utf-8")
     # The tokenizer object stands in for the folder that the config names.
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *a, **k: tokenizer)
 
-    planned = plan.make(run, config.effective(recipe), conversations, tokenizer, recipe.train.seed)
+    planned = plan.make(run, config.effective(recipe), conversations, tokenizer, recipe.training.process.seed)
     expected = planned["by_gpus"][str(ranks)]
     text = config.render(recipe, "tiny", str(run.dataset), {})
     cfg = config.effective(recipe)

@@ -77,17 +77,17 @@ def test_what_is_said_by_machines_and_log(ended):
 
 
 def test_a_checkpoint_counts_only_with_every_ranks_part(ended):
-    from recipe import train
+    from recipe.training import process
 
     output, _ = ended
     place = next(output.glob("demo/checkpoints/*"))
-    newest = train.last_checkpoint(place)
+    newest = process.last_checkpoint(place)
     assert newest.name == "iter_17.pth"
     parts = sorted(newest.glob("*_optim_states.pt"))
     assert len(parts) == 2
     parts[1].rename(place / "aside")
     try:
-        assert train.last_checkpoint(place).name == "iter_16.pth"
+        assert process.last_checkpoint(place).name == "iter_16.pth"
     finally:
         (place / "aside").rename(parts[1])
-    assert train.last_checkpoint(place) == newest
+    assert process.last_checkpoint(place) == newest

@@ -16,8 +16,11 @@ import pytest
 from conftest import ROOT, recipe, refused
 from filelock import FileLock
 
-from recipe import compare, curves, report, reproduce, settings, stages, trainlog, webpage
-from recipe import train as train_stage
+from recipe.core import settings, stage
+from recipe.reporting import charts, compare, html, report
+from recipe.stages import reproduce
+from recipe.training import log
+from recipe.training import process as train_stage
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PLANNED = 792  # the demo's iterations: 24 epochs of 33 packs
@@ -79,7 +82,7 @@ def folder(demo, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """For what is not about curves: they take most of the time."""
-    monkeypatch.setattr(curves, "draw", lambda charts: [])
+    monkeypatch.setattr(charts, "draw", lambda charts: [])
 
 
 def change(folder, how):
@@ -109,7 +112,7 @@ def pruned(folder, last):
 def test_the_demo_ends_with_its_report(demo):
     place = demo[1] / "report"
     assert str(place / "index.html") in demo[0].stdout
-    last = "memory.png" if stages.gpus() else "seconds.png"
+    last = "memory.png" if stage.gpus() else "seconds.png"
     assert {path.name for path in place.iterdir()} == {
         *("index.html", "README.md", "demo.toml", "loss.png", "learning-rate.png", "grad-norm.png", last)
     }
@@ -157,20 +160,20 @@ def test_every_figure_is_the_manifests(demo, manifest):
         assert figure in head
     assert page.first_line().startswith("It learned what it was trained on")
     for sample in entries["chat"]["figures"]["samples"]:
-        assert webpage.clean(sample["merged"]) in page.classes["tuned"]
+        assert html.clean(sample["merged"]) in page.classes["tuned"]
 
 
 def test_the_curves_hold_what_the_trainer_logged(demo, manifest):
     train = manifest["stages"]["train"]["figures"]
     place = (ROOT / train["log"]).parent
-    steps = trainlog.steps(place)
+    steps = log.steps(place)
     assert list(steps) == list(range(1, train["iterations"] + 1))
     for iteration, lr, loss in train_stage.read_log((place / "train.log").read_text("utf-8")):
         assert steps[iteration]["lr"] == pytest.approx(lr, rel=1e-4)
         assert steps[iteration]["loss"] == pytest.approx(loss, abs=1e-4)
-    raw = trainlog.single(steps)
+    raw = log.single(steps)
     assert min(raw.values()) > 0  # a loss; what is undone wrongly drifts below
-    said = trainlog.answers(place, manifest["settings"]["train"]["evaluation_inputs"], [])
+    said = log.answers(place, manifest["settings"]["train"]["evaluation_inputs"], [])
     assert [one.iteration for one in said] == manifest["stages"]["plan"]["figures"]["evaluations"]
     assert all(ended and answer for _, answer, ended in said[-1].said)
     assert all("<|" not in answer for one in said for _, answer, _ in one.said)
@@ -182,10 +185,10 @@ def test_single_values_come_back_from_mmengines_means():
     buffer, values, steps = HistoryBuffer(), [random.Random(n).uniform(0, 9) for n in range(200)], {}
     for n, value in enumerate(values, start=1):
         buffer.update(value)
-        steps[n] = {"loss": buffer.mean(trainlog.WINDOW)}
-    assert list(trainlog.single(steps).values()) == pytest.approx(values, abs=1e-9)
-    assert trainlog.single({n: steps[n] for n in range(10, 200, 10)}) == {}  # logged every tenth: not in the log
-    assert trainlog.single({1: {"loss": float("nan")}}) == {}
+        steps[n] = {"loss": buffer.mean(log.WINDOW)}
+    assert list(log.single(steps).values()) == pytest.approx(values, abs=1e-9)
+    assert log.single({n: steps[n] for n in range(10, 200, 10)}) == {}  # logged every tenth: not in the log
+    assert log.single({1: {"loss": float("nan")}}) == {}
 
 
 def test_a_run_that_went_on_counts_from_its_checkpoint(tmp_path):
@@ -194,11 +197,11 @@ def test_a_run_that_went_on_counts_from_its_checkpoint(tmp_path):
         place.mkdir(parents=True)
         lines = [json.dumps({"step": n, "loss": int(hour), "lr": 1e-4, "time": 1}) for n in numbered]
         (place / "scalars.json").write_text("\n".join([*lines, '{"step": 9, "lo']))
-    steps = trainlog.steps(tmp_path)
+    steps = log.steps(tmp_path)
     assert [int(step["loss"]) for step in steps.values()] == [1] * 4 + [2] * 2 + [3] * 6
     # Begun anew from iteration 5, and stopped at 6: 7 and 8 of the first try are not part of it.
     shutil.rmtree(str(tmp_path / "3"))
-    assert list(trainlog.steps(tmp_path)) == [*range(1, 8)]
+    assert list(log.steps(tmp_path)) == [*range(1, 8)]
 
 
 def test_at_every_stage(folder, undrawn, demo):
@@ -302,7 +305,7 @@ def test_the_tutorials_first_line_says_that_nothing_was_learned(folder, monkeypa
     assert page.row("GPU memory")[2] == "10,580 MiB"
     assert (place / "report/memory.png").is_file()
     assert not (place / "report/grad-norm.png").exists()  # the published log holds none
-    monkeypatch.setattr(curves, "draw", lambda charts: [])
+    monkeypatch.setattr(charts, "draw", lambda charts: [])
     for last, line in (
         ("adapter", "Nothing was learned: 3 updates at a learning rate of at most 2e-9 leave an adapter that is zero."),
         ("train", "Nothing was learned: 3 updates at a learning rate of at most 2e-9 are none."),
@@ -419,7 +422,7 @@ def test_the_recipe_beside_the_report_and_the_command_repeat_the_run(folder, und
     assert settings.load("demo", words[2:])[1] == run.settings
     mine = folder.rename(folder.with_name("我的 recipe"))
     command = report.command(report.see(report.find(str(mine), ROOT, ROOT)))
-    assert command.endswith("我的 recipe/report/我的 recipe.toml'")
+    assert command.endswith("我的 recipe/reporting/report/我的 recipe.toml'")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"stages": {}}', '{"settings": {"base": 1}, "stages": {}}', "[]"])
@@ -453,7 +456,7 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
     found = Page(page.read_text(encoding="utf-8"))
     for what, first, second in (
         ("train.lr", "0.004", "0.001"),
-        ("torch", stages.versions()["torch"], "2.0.1"),
+        ("torch", stage.versions()["torch"], "2.0.1"),
         ("GPU", "none", "RTX 3090, driver 535"),
     ):
         assert found.row(what) == [what, first, second]
@@ -469,11 +472,11 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
 
 
 def test_names_that_no_font_here_can_draw_leave_no_boxes(monkeypatch):
-    monkeypatch.setattr(curves, "_chinese", list)
-    lines = [curves.Line("我的", {1: 2.0, 2: 1.0}), curves.Line("demo", {1: 1.0, 2: 2.0}, "", "second")]
+    monkeypatch.setattr(charts, "_chinese", list)
+    lines = [charts.Line("我的", {1: 2.0, 2: 1.0}), charts.Line("demo", {1: 1.0, 2: 2.0}, "", "second")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of signs that its fonts lack
-        (picture,) = curves.draw([curves.Chart("loss", "Loss", lines)])
+        (picture,) = charts.draw([charts.Chart("loss", "Loss", lines)])
     assert ">A</text>" in picture.svg
     assert ">demo</text>" in picture.svg
 
@@ -481,11 +484,11 @@ def test_names_that_no_font_here_can_draw_leave_no_boxes(monkeypatch):
 def test_long_curves_keep_their_peaks():
     values = {n: float(n % 97) for n in range(1, 40_001)}
     values[12_345] = 1e6
-    at = curves.thinned(values)
+    at = charts.thinned(values)
     assert len(at) <= 1500
     assert 12_345 in at
     assert min(values[n] for n in at) == 0
-    assert curves.thinned({3: 1.0, 1: 2.0}) == [1, 3]
+    assert charts.thinned({3: 1.0, 1: 2.0}) == [1, 3]
 
 
 def test_it_is_quick(folder):
@@ -553,6 +556,6 @@ def test_in_a_browser(demo, folder):
 
 
 def test_nothing_of_a_run_is_changed(demo):
-    before = stages.stamp(demo[1] / "run.json"), sorted(p.name for p in demo[1].iterdir())
+    before = stage.stamp(demo[1] / "run.json"), sorted(p.name for p in demo[1].iterdir())
     made(demo[1])
-    assert (stages.stamp(demo[1] / "run.json"), sorted(p.name for p in demo[1].iterdir())) == before
+    assert (stage.stamp(demo[1] / "run.json"), sorted(p.name for p in demo[1].iterdir())) == before

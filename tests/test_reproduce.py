@@ -6,15 +6,18 @@ import json
 import pytest
 from conftest import ROOT, recipe, refused
 
-from recipe import config, libraries, plan, reproduce, settings, stages
+from recipe.core import imports, settings, stage
+from recipe.planning import plan
+from recipe.stages import reproduce
+from recipe.xtuner import config
 
 
 @pytest.fixture(scope="module")
 def lengths(real_workbook, real_tokenizer):
-    from recipe import data
-    from recipe.tiny import tokenizer_from_model
+    from recipe.base_model.tiny import tokenizer_from_model
+    from recipe.intake import conversations as data
 
-    libraries.load()
+    imports.load()
     _, tutorial = settings.load("tutorial")
     conversations = data.sample(real_workbook, tutorial.data.system)
     template = config.effective(tutorial).prompt_template
@@ -61,7 +64,7 @@ def test_the_seed_found_gives_the_published_iterations(lengths):
 
 
 def run_with(figures, log, tmp_path):
-    run = stages.Run("reproduce", settings.load("tutorial", reproduce.WITHOUT_GPU)[1], tmp_path, tmp_path)
+    run = stage.Run("reproduce", settings.load("tutorial", reproduce.WITHOUT_GPU)[1], tmp_path, tmp_path)
     (tmp_path / "train.log").write_text(log)
     figures["train"]["log"] = "train.log"
     run.manifest = {"stages": {name: {"figures": value} for name, value in figures.items()}}

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from recipe import tiny
+from recipe.base_model import tiny
 
 pytestmark = pytest.mark.skipif(Path("/root/autodl-tmp").exists(), reason="a real /root/autodl-tmp is not ours")
 CONFIG = "/root/autodl-tmp/ft-learn/config/internlm2_chat_7b_qlora_oasst1_e3_career_coach.py"

@@ -5,8 +5,9 @@ import json
 import pytest
 from conftest import runner
 
-from recipe import settings, stages
-from recipe.errors import HostLacks, RunFailed
+from recipe.core import settings
+from recipe.core import stage as stages
+from recipe.core.errors import HostLacks, RunFailed
 
 
 @pytest.fixture

@@ -31,9 +31,9 @@ from transformers import (
     PretrainedConfig,
 )
 
-from recipe import tiny
-from recipe.tiny import tokenizer_from_model
-from recipe.tiny.modeling_internlm2 import InternLM2ForCausalLM, InternLM2RMSNorm, InternLM2RotaryEmbedding
+from recipe.base_model import tiny
+from recipe.base_model.tiny import tokenizer_from_model
+from recipe.base_model.tiny.modeling_internlm2 import InternLM2ForCausalLM, InternLM2RMSNorm, InternLM2RotaryEmbedding
 
 TEXTS = [
     f"我在{place}工作{years}年了，{trouble}，怎么办？\n先深呼吸，再把最要紧的一件事写下来，今天只做它。"

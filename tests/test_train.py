@@ -18,8 +18,11 @@ import torch
 from conftest import ROOT, recipe, refused
 from mmengine.config import Config
 
-from recipe import cost, faults, hooks, memory, settings, stages, train, trainlog
-from recipe.errors import HostLacks
+from recipe.core import measurements, settings, stage
+from recipe.core.errors import HostLacks
+from recipe.planning import memory
+from recipe.training import failure, hooks, log
+from recipe.training import process as train
 
 # A run of half a minute: 2 epochs of 33 packs, a checkpoint after every iteration, two kept.
 SHORT = ("train.save_total_limit=2",)
@@ -160,7 +163,7 @@ def test_a_trainer_that_crashes_fails_the_run_with_its_last_words(tmp_path):
     """The `xtuner` command would exit 0 here. The data have become unreadable behind the plan's back."""
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    run = stages.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
+    run = stage.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("path='json'", "path='no_such_loader'"))
         with pytest.raises(train.RunFailed) as caught:
@@ -173,7 +176,7 @@ def test_a_trainer_that_crashes_fails_the_run_with_its_last_words(tmp_path):
 def test_a_trainer_that_plans_other_iterations_is_stopped_at_once(tmp_path):
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    run = stages.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
+    run = stage.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("max_epochs = 2", "max_epochs = 3"))
         with pytest.raises(train.RunFailed, match="going to make 99 iterations, the plan says 66"):
@@ -190,11 +193,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
     """A weight becomes NaN before the fifth iteration. No later checkpoint is made of it."""
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    run = stages.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
+    run = stage.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ["PYTHONPATH"]]))
     with run.open():
         text = run.config.read_text(encoding="utf-8")
-        run.config.write_text(text.replace("dict(type='recipe.hooks.Guard')", "dict(type='poison.Poison'),\n" + GUARD))
+        run.config.write_text(
+            text.replace("dict(type='recipe.training.hooks.Guard')", "dict(type='poison.Poison'),\n" + GUARD)
+        )
         with pytest.raises(train.RunFailed) as caught:
             train.work(run, tmp_path)
     told = str(caught.value)
@@ -206,7 +211,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
     assert train.last_checkpoint(train.folder(run)).name == "iter_4.pth"
 
 
-GUARD = "dict(type='recipe.hooks.Guard')"
+GUARD = "dict(type='recipe.training.hooks.Guard')"
 
 
 def test_a_disk_that_fills_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path):
@@ -231,7 +236,7 @@ def test_a_disk_that_fills_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path)
 
 
 def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
-    run = stages.Run("demo", settings.load("demo")[1], ROOT, tmp_path)
+    run = stage.Run("demo", settings.load("demo")[1], ROOT, tmp_path)
     disk = memory.of_disk(7_000_000_000, 7_000_000_000, deepspeed=True, copies=3)
     planned = {"iterations": 300, "memory": {"disk": disk}}
     (tmp_path / "iter_1.pth").mkdir()
@@ -256,7 +261,7 @@ def test_epochs_follow_each_other_without_a_pause(monkeypatch, workers):
     from mmengine.runner import loops
     from xtuner.engine.runner import TrainLoop as XTunersLoop
 
-    from recipe import loop
+    from recipe.training import loop
 
     rows = torch.arange(10)
 
@@ -291,7 +296,7 @@ def test_the_loop_changes_no_byte(demo, tmp_path, monkeypatch):
         text, replaced = re.subn(rf"(?ms)^{name} = (\[.*?\]|\S+)$", f"{name} = {value}", text)
         assert replaced == 1, name
     (tmp_path / "ours.py").write_text(text, encoding="utf-8")
-    (tmp_path / "theirs.py").write_text(text.replace("'recipe.loop.TrainLoop'", "TrainLoop"), encoding="utf-8")
+    (tmp_path / "theirs.py").write_text(text.replace("'recipe.training.loop.TrainLoop'", "TrainLoop"), encoding="utf-8")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(loops, "time", SimpleNamespace(sleep=lambda _: None))
     before, strict = signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
@@ -315,7 +320,7 @@ def test_the_loop_changes_no_byte(demo, tmp_path, monkeypatch):
 def test_the_trainers_libraries_come_in_the_order_that_is_soonest():
     """What looks through the source of all frames above it is imported where there are few."""
     script = (
-        "import runpy, sys; from recipe import trainer\n"
+        "import runpy, sys; from recipe.training import entry as trainer\n"
         "def run(name, **more): print(trainer.FIRST in sys.modules, 'mmengine' in sys.modules, name, *sys.argv[1:])\n"
         "runpy.run_module = run; trainer.main(['a', 'b'])"
     )
@@ -333,14 +338,14 @@ def test_where_the_trainers_seconds_went(demo):
     ended = time.mktime(time.strptime(entry["finished"][:19], "%Y-%m-%dT%H:%M:%S"))
     spoke = entry["seconds"] - (ended - (ROOT / entry["figures"]["log"]).stat().st_mtime)
     assert 0.9 * spoke < sum(went.values()) < entry["seconds"] + 0.04
-    steps = trainlog.summary(trainlog.steps((ROOT / entry["figures"]["log"]).parent))
+    steps = log.summary(log.steps((ROOT / entry["figures"]["log"]).parent))
     # mmengine's own sum of what iterations take has what lies between them too
     assert went["iterations"] < steps["seconds"] < went["iterations"] + went["checkpoints"] + went["answers"]
 
 
 def test_the_trainers_process_knows_when_it_began():
     """Not up to a second before, as psutil has it: the kernel tells its boot in whole seconds."""
-    code = "import time; from recipe import hooks; print(time.monotonic() - hooks._age())"
+    code = "import time; from recipe.training import hooks; print(time.monotonic() - hooks._age())"
     before = time.monotonic()
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     after = time.monotonic()
@@ -379,7 +384,7 @@ OOM = "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 G
 TORCHRUN = "torch.distributed.elastic.multiprocessing.api:failed "
 ENDS = [
     (1, "x\nrecipe.hooks.Fault: The loss is nan at iteration 3.\n", False, "The loss is nan at iteration 3."),
-    (1, "[rank1]: recipe.hooks.Fault: The loss is inf.\n", False, "The loss is inf."),
+    (1, "[rank1]: recipe.training.hooks.Fault: The loss is inf.\n", False, "The loss is inf."),
     (
         1,
         "RuntimeError: Failed to initialize NVML: Unknown Error\n",
@@ -459,13 +464,13 @@ OTHER_WORDS = [
 @pytest.mark.parametrize(("said", "told", "fits"), OTHER_WORDS)
 def test_other_words_for_the_same_are_known(monkeypatch, said, told, fits):
     card = {"name": "NVIDIA GeForce RTX 3090", "memory_mib": 12288, "capability": "8.6"}
-    monkeypatch.setattr(faults, "gpus", lambda: [card])
-    monkeypatch.setattr(faults, "_others", lambda: 0)
+    monkeypatch.setattr(failure, "gpus", lambda: [card])
+    monkeypatch.setattr(failure, "_others", lambda: 0)
     run = SimpleNamespace(settings=settings.load("coach")[1])
-    text = faults.explain(1, f"Iter(train)\n{said}", run, {**PLANNED, "batch_size": 4}, False)
+    text = failure.explain(1, f"Iter(train)\n{said}", run, {**PLANNED, "batch_size": 4}, False)
     assert told in text
     assert ("train.batch_size=2 train.accumulative_counts=2" in text) == fits
-    other = faults.explain(1, said, run, {}, False)  # of another machine, which has no plan
+    other = failure.explain(1, said, run, {}, False)  # of another machine, which has no plan
     assert told in other
     assert ("a smaller train.batch_size" in other) == fits
 
@@ -473,7 +478,7 @@ def test_other_words_for_the_same_are_known(monkeypatch, said, told, fits):
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """Function: what training says when this shell script is the trainer; the words that end the run."""
-    run = stages.Run("demo", settings.load("demo")[1], ROOT, tmp_path)
+    run = stage.Run("demo", settings.load("demo")[1], ROOT, tmp_path)
     (run.folder / "checkpoints").mkdir(parents=True)
 
     def train_with(script):
@@ -491,7 +496,7 @@ WHOLE = {"seed": 0, "iterations": 66, "tokens_kept": 8448, "iterations_per_epoch
 @pytest.mark.parametrize(("code", "said", "killed", "told"), ENDS)
 def test_each_end_is_named(stand_in, monkeypatch, code, said, killed, told):
     kills = iter([3, 3 + killed])
-    monkeypatch.setattr(faults, "oom_kills", lambda: next(kills))
+    monkeypatch.setattr(failure, "oom_kills", lambda: next(kills))
     end = f"kill {code} $$" if code < 0 else f"exit {code}"
     text = stand_in(f"printf '%s' {shlex.quote(said)}; {end}")
     assert told in text
@@ -708,17 +713,17 @@ def test_the_guard_sees_what_deepspeeds_own_fp16_skips(tmp_path):
     ],
 )
 def test_out_of_memory_offers_what_fits_by_measurement(monkeypatch, card, batch, length, told):
-    monkeypatch.setattr(faults, "gpus", lambda: [{"name": card[0], "memory_mib": card[1]}])
-    monkeypatch.setattr(faults, "_others", lambda: 0)
+    monkeypatch.setattr(failure, "gpus", lambda: [{"name": card[0], "memory_mib": card[1]}])
+    monkeypatch.setattr(failure, "_others", lambda: 0)
     run = SimpleNamespace(settings=settings.load("coach")[1])
-    several = faults.explain(1, OOM, run, {**PLANNED, "batch_size": 64, "max_length": 2048, "ranks": 2}, False)
+    several = failure.explain(1, OOM, run, {**PLANNED, "batch_size": 64, "max_length": 2048, "ranks": 2}, False)
     assert "train.accumulative_counts=4" in several or card[0] != "NVIDIA H100"
-    text = faults.explain(1, OOM, run, {**PLANNED, "batch_size": batch, "max_length": length}, False)
+    text = failure.explain(1, OOM, run, {**PLANNED, "batch_size": batch, "max_length": length}, False)
     assert text.startswith(f"The GPU's memory does not hold {batch} × {length} tokens an iteration")
     assert told in text
-    assert cost.memory_mib(128, card[0]) > 8192 or "fits" in text
-    monkeypatch.setattr(faults, "_others", lambda: card[1] - 1000)
-    held = faults.explain(1, OOM, run, {**PLANNED, "batch_size": batch, "max_length": length}, False)
+    assert measurements.memory_mib(128, card[0]) > 8192 or "fits" in text
+    monkeypatch.setattr(failure, "_others", lambda: card[1] - 1000)
+    held = failure.explain(1, OOM, run, {**PLANNED, "batch_size": batch, "max_length": length}, False)
     assert f"{card[1] - 1000} MiB of it are held by other processes" in held
 
 
@@ -748,14 +753,14 @@ def test_a_moved_output_folder_goes_on(demo, tmp_path):
     assert said["train"].endswith("unchanged")
     assert not said["config"].endswith("unchanged")  # it names the data where they lie now
     assert str(tmp_path) in (tmp_path / "demo" / "config.py").read_text(encoding="utf-8")
-    before, after = (stages.Run("demo", settings.load("demo")[1], ROOT, at) for at in (demo[1].parent, tmp_path))
+    before, after = (stage.Run("demo", settings.load("demo")[1], ROOT, at) for at in (demo[1].parent, tmp_path))
     assert train.folder(after).name == train.folder(before).name
     made = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (before, after)]
     assert made[0] == made[1]
 
 
 def test_memory_is_kept_between_iterations_where_a_cpu_trains(monkeypatch):
-    run = stages.Run("demo", settings.load("demo")[1], ROOT, ROOT / "output")
+    run = stage.Run("demo", settings.load("demo")[1], ROOT, ROOT / "output")
     monkeypatch.setattr(train, "gpus", lambda: [])
     assert train.HEAP.items() <= train.environment(run).items()
     monkeypatch.setattr(train, "gpus", lambda: [{"name": "H100"}])

@@ -6,7 +6,8 @@ import shutil
 import pytest
 from conftest import ROOT, recipe
 
-from recipe import report, stages, verify
+from recipe.core import stage as stages
+from recipe.reporting import report, verify
 
 
 @pytest.fixture

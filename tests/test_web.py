@@ -26,9 +26,11 @@ from browser import CHROMIUM, browser
 from conftest import ROOT, recipe, refused
 from filelock import FileLock
 
-from recipe import report, stages, talker, webpage
-from recipe.errors import HostLacks, InputWrong
-from recipe.stages import Run
+from recipe.core import stage
+from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.stage import Run
+from recipe.inference import chat_model
+from recipe.reporting import html, report
 from recipe.web import desk, live, serve, shared, words
 
 SESSIONS = 20
@@ -70,7 +72,7 @@ class Site:
         if not (self.folder / "adapter").exists():
             (self.folder.parent / "adapter").rename(self.folder / "adapter")
             for path, text in self._whole:
-                stages.write_text(path, text)
+                stage.write_text(path, text)
 
     def __enter__(self):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -206,7 +208,7 @@ def test_in_a_browser(site, demo, axe, tmp_path):
         answered(tab, 1)
         base, tuned = said(tab)
         assert tuned == samples[0]["merged"]
-        assert base.startswith(webpage.clean(samples[0]["base"])[:60])
+        assert base.startswith(html.clean(samples[0]["base"])[:60])
 
         # A question that is typed; Enter that ends an input method's word does not send it, Enter does; then Stop.
         tab.run("document.querySelector('textarea').focus()")
@@ -256,7 +258,7 @@ def test_in_a_browser(site, demo, axe, tmp_path):
             time.sleep(0.05)
         kept = json.loads(file.read_text(encoding="utf-8"))
         assert [turn["question"] for turn in kept["turns"]] == [samples[0]["question"], TYPED, "然后呢？"]
-        assert [webpage.clean(turn[pane]) for turn in kept["turns"] for pane in desk.PANES if pane in turn] == [
+        assert [html.clean(turn[pane]) for turn in kept["turns"] for pane in desk.PANES if pane in turn] == [
             text for text in before if text
         ]
         assert kept["system"] == "你是一位有心理学背景的职场教练。"
@@ -440,7 +442,7 @@ class Voice:
         for letter in question[:limit]:
             assert self.letters.acquire(timeout=10)
             streamer.put(letter)
-        return talker.Answer(question[:limit], len(question) <= limit)
+        return chat_model.Answer(question[:limit], len(question) <= limit)
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ def expected(folder):
     from mmengine.config import Config
     from test_export import prompts
 
-    from recipe import libraries
+    from recipe.core import imports
 
-    libraries.load()
+    imports.load()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = str(folder / "merged")

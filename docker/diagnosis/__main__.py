@@ -4,9 +4,9 @@ Runs on a bare machine: Python's standard library alone, 3.8 or newer. It looks 
 it fetches nothing and changes nothing. Each line is ok, warning or stop, with the remedy; exit code 3 if any says
 stop, 2 if the recipe cannot be read.
 
-Limits have one place each: what training takes, recipe/measured.toml through recipe/cost.py; what a recipe asks for,
-its file; which runtime is used, docker/choose-runtime; drivers and cards of a variant, gpu.py;
-which cards CUDA shows, recipe/hardware.py.
+Limits have one place each: what training takes, recipe/core/measured.toml (read by measurements.py beside it); what a
+recipe asks for, its file; which runtime is used, docker/choose-runtime; drivers and cards of a variant, gpu.py;
+which cards CUDA shows, recipe/core/hardware.py.
 """
 
 import json
@@ -22,7 +22,7 @@ from lines import JUST, STATUSES, ok, stop, warning
 from machine import CHECKS, Host, check_disk, check_platform, check_system
 from needs import InputWrong, Need, grammar, recipe
 
-from recipe.hardware import query, visible
+from recipe.core.hardware import query, visible
 
 
 def examine(need):

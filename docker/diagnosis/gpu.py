@@ -7,7 +7,7 @@ from pathlib import Path
 from lines import JUST, ask, dotted, explain, numbers, ok, stop, system, warning
 from needs import cost
 
-from recipe.hardware import BF16_CAPABILITY, visible
+from recipe.core.hardware import BF16_CAPABILITY, visible
 
 # Capabilities: what the binaries of the lock were compiled for. Drivers: on Linux, and in Windows (WSL 2 shows that
 # one), from the tables of the CUDA 11.8 and 13.0 Release Notes: `least` by minor version compatibility, `whole` the

@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.dont_write_bytecode = True
-sys.path.insert(0, str(ROOT))  # recipe/hardware.py and recipe/cost.py are read here too
-from recipe.hardware import ask  # noqa: E402,F401
+sys.path.insert(0, str(ROOT))  # recipe/core/hardware.py and recipe/core/measurements.py are read here too
+from recipe.core.hardware import ask  # noqa: E402,F401
 
 CACHE = Path(os.environ.get("RECIPE_CACHE") or ROOT / ".cache")
 JUST = os.environ.get("RECIPE_COMMAND", "just")

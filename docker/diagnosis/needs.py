@@ -1,4 +1,4 @@
-"""What a run of a recipe takes: its file, and what was measured (recipe/measured.toml through recipe/cost.py)."""
+"""What a run of a recipe takes: its file, and what was measured (recipe/core/measurements.py)."""
 
 import importlib
 import json
@@ -8,15 +8,15 @@ import sys
 from lines import ROOT
 
 from recipe.cli import grammar
+from recipe.core.errors import InputWrong  # noqa: F401
+from recipe.core.hardware import BF16_CAPABILITY
 from recipe.core.recipe_files import toml
-from recipe.errors import InputWrong  # noqa: F401
-from recipe.hardware import BF16_CAPABILITY
 
 
 def cost():
-    """recipe/cost.py, which reads TOML by the name tomli."""
+    """recipe/core/measurements.py, which reads TOML by the name tomli."""
     sys.modules.setdefault("tomli", toml())
-    return importlib.import_module("recipe.cost")
+    return importlib.import_module("recipe.core.measurements")
 
 
 def recipe(stage, words):
@@ -28,7 +28,7 @@ def recipe(stage, words):
 class Need:
     """What a run of the recipe takes. Sizes in GB (10^9 bytes), GPU memory in MiB.
 
-    Wrong types are recipe/settings.py's to refuse: here they count as not given.
+    Wrong types are recipe/core/settings.py's to refuse: here they count as not given.
     """
 
     def __init__(self, name, values, stage, output):
@@ -48,7 +48,7 @@ class Need:
         base = str(values.get("base", "_qlora_"))
         method = get("train", "method", next((one for one in ("qlora", "full") if f"_{one}_" in base), ""))
         self.four_bit = method == "qlora"
-        # As recipe/config.py's `has_fast`.
+        # As recipe/xtuner/config.py's `has_fast`.
         whole = "zero3" not in get("train", "deepspeed", "")
         self.has_fast = base.startswith("internlm2_") and method != "full" and whole
         self.alone = self.gpus == 1 and values.get("nodes", 1) == 1
@@ -64,7 +64,7 @@ class Need:
         self.partly = ROOT / "models" / ".download" / get("model", "source", "modelscope") / identity
 
     def way(self, card):
-        """As recipe/config.py's `way`, on this card."""
+        """As recipe/xtuner/config.py's `way`, on this card."""
         kind = self.speed if self.speed in ("fast", "small") else "stock"
         if self.speed == "auto" and self.has_fast and self.alone:
             bf16 = self.dtype == "bf16" or (self.dtype == "auto" and (card.capability or (0, 0)) >= BF16_CAPABILITY)

@@ -32,7 +32,7 @@ def check_bitsandbytes(torch):
 
 def check_compiler(torch):
     """Triton's: a warning, for the fast step does without."""
-    from recipe.fast import compiler
+    from recipe.training.fast import compiler
 
     if find_spec("liger_kernel") is None:
         return ok("compiler", "not needed: nothing in this variant is compiled here")
@@ -47,7 +47,7 @@ def check_kernels(torch):
         return ok("kernels", "not tried: PyTorch sees no card")
     import bitsandbytes
 
-    from recipe.fast import kernels, nf4
+    from recipe.training.fast import kernels, nf4
 
     kind = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
     torch.manual_seed(0)

@@ -9,8 +9,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import click
 
-from ..errors import InputWrong
-from . import grammar
+from recipe.cli import grammar
+from recipe.core.errors import InputWrong
 
 OUTPUT = "output"
 
@@ -74,7 +74,7 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: List[str]) -> List[str]:
         words: Sequence[str] = args
         if not {"-h", "--help"} & set(args):
-            from .. import settings
+            from recipe.core import settings
 
             grammar.check_full_width(args, settings.known_keys())
             found = grammar.sort_words(describe(self, str(ctx.info_name)), args)

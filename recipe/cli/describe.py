@@ -7,9 +7,9 @@ from typing import Any, Dict
 import click
 from pydantic import BeforeValidator
 
-from .. import settings
-from ..core.recipe_files import ROOT
-from . import command, grammar, main
+from recipe.cli import command, grammar, main
+from recipe.core import settings
+from recipe.core.recipe_files import ROOT
 
 KEPT = ("type", "enum", "anyOf", "items", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
         "minItems")  # fmt: skip

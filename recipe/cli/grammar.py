@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from ..core.recipe_files import (
+from recipe.core.errors import InputWrong
+from recipe.core.recipe_files import (  # fmt: skip
     ROOT,
     choose_hub,
     did_you_mean,
@@ -21,8 +22,7 @@ from ..core.recipe_files import (
     put,
     read_recipe,
     toml,
-)  # fmt: skip
-from ..errors import InputWrong
+)
 
 SETTING = re.compile(r"[\w.]*=")
 JUST = "{just}"  # in help texts: just or ./justw

@@ -5,10 +5,10 @@ from typing import Optional
 
 import click
 
-from .. import settings
-from ..cluster import TARGETS
-from .command import command, force_option, invocation, options, output_option, recipe_argument, say
-from .run import load, only_fetches
+from recipe.cli.command import command, force_option, invocation, options, output_option, recipe_argument, say
+from recipe.cli.run import load, only_fetches
+from recipe.cluster import TARGETS
+from recipe.core import settings
 
 
 @command("cluster slurm coach nodes=2 gpus=8", "cluster sky coach", default="coach", settings=True)
@@ -16,7 +16,7 @@ from .run import load, only_fetches
 @options(recipe_argument, output_option, force_option)
 def cluster(target: str, recipe: Optional[str], output: str, force: bool) -> None:
     """Write a job file for several machines, from the recipe."""
-    from .. import cluster as jobs
+    from recipe import cluster as jobs
 
     typed = invocation(recipe, output, force)
     run = load(typed)
@@ -28,7 +28,7 @@ def cluster(target: str, recipe: Optional[str], output: str, force: bool) -> Non
 @options(recipe_argument, output_option)
 def bench(recipe: Optional[str], output: str) -> None:
     """Time a training step on this card, and say how near that is to what it can do (2 minutes)."""
-    from .. import bench as benching
+    from recipe.training import bench as benching
 
     typed = invocation(recipe, output)
     benching.run(settings.load(typed.recipe, typed.overrides)[1], typed.folder, click.echo)

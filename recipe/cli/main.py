@@ -12,10 +12,10 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import click
 
-from ..core.recipe_files import did_you_mean
-from ..errors import HostLacks, InputWrong, NotFetched, RecipeError, Stopped
-from . import grammar
-from .command import OUTPUT
+from recipe.cli import grammar
+from recipe.cli.command import OUTPUT
+from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError, Stopped
+from recipe.core.recipe_files import did_you_mean
 
 # command → module of this package. A command is the module's function of its name, with _ for -.
 COMMANDS: Dict[str, str] = {

@@ -3,8 +3,8 @@
 import sys
 from typing import Optional
 
-from .command import command, invocation, options, output_option, recipe_argument
-from .run import shown_path
+from recipe.cli.command import command, invocation, options, output_option, recipe_argument
+from recipe.cli.run import shown_path
 
 named = options(recipe_argument, output_option)
 
@@ -13,7 +13,7 @@ named = options(recipe_argument, output_option)
 @named
 def watch(recipe: Optional[str], output: str) -> None:
     """Follow a run that was started with --detach or elsewhere; Ctrl-C leaves it alone."""
-    from .. import watch as watching
+    from recipe.training import watch as watching
 
     typed = invocation(recipe, output)
     folder = watching.place_of(typed.recipe, typed.folder)
@@ -24,7 +24,7 @@ def watch(recipe: Optional[str], output: str) -> None:
 @named
 def stop(recipe: Optional[str], output: str) -> None:
     """End a run as SIGTERM does: training saves, and the same command goes on from there."""
-    from .. import watch as watching
+    from recipe.training import watch as watching
 
     typed = invocation(recipe, output)
     folder = watching.place_of(typed.recipe, typed.folder)

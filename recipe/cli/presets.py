@@ -5,10 +5,11 @@ from typing import Any, List, Tuple
 
 import click
 
-from .. import families, memory, preset
-from ..errors import InputWrong
-from ..stages import write_text
-from .command import command, console, grammar
+from recipe.cli.command import command, console, grammar
+from recipe.core.errors import InputWrong
+from recipe.core.stage import write_text
+from recipe.planning import memory
+from recipe.xtuner import preset_editor, preset_facts
 
 HEAD = ("preset", "family", "method", "template", "data", "GiB computed", "here")
 TABLE = Path(__file__).resolve().parent.parent.parent / "docs" / "presets.tsv"
@@ -16,7 +17,7 @@ TABLE = Path(__file__).resolve().parent.parent.parent / "docs" / "presets.tsv"
 
 def rows(word: str = "") -> List[List[str]]:
     """A row for every preset whose row holds `word`, in any case; see HEAD. Memory is of one GPU, as shipped."""
-    found = [families.shown(families.facts(name), memory.gib(name)) for name in preset.files()]
+    found = [preset_facts.shown(preset_facts.facts(name), memory.gib(name)) for name in preset_editor.files()]
     return [row for row in found if word.lower() in " ".join(row).lower()]
 
 
@@ -46,7 +47,7 @@ def show(word: str, terminal: Any) -> None:
 def write_recipe(name: str, base: str) -> Path:
     """Write the recipe file NAME.toml into the current folder. Raises InputWrong for a name that is taken."""
     path = Path(name if name.endswith(".toml") else f"{name}.toml")
-    found = families.facts(base)
+    found = preset_facts.facts(base)
     if not path.stem.replace("-", "_").isidentifier():
         raise InputWrong(
             f"{path.stem!r} is no name for a recipe: letters, digits, - and _ make a name of a folder too."

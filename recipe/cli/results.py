@@ -6,16 +6,16 @@ from typing import Any, Optional, Tuple
 
 import click
 
-from .. import settings
-from ..errors import RunFailed
-from .command import command, console, invocation, options, output_option, recipe_argument, root
+from recipe.cli.command import command, console, invocation, options, output_option, recipe_argument, root
+from recipe.core import settings
+from recipe.core.errors import RunFailed
 
 
 @command("report coach", "report coach plan.price_per_hour=1.5", default="coach", settings=True, runs=True)
 @options(recipe_argument, output_option)
 def report(recipe: Optional[str], output: str) -> None:
     """Write what happened on one page: verdict, curves, answers, provenance. Works at every stage."""
-    from .. import report as reporting
+    from recipe.reporting import report as reporting
 
     typed = invocation(recipe, output)
     run = reporting.find(typed.recipe, root(), typed.folder)
@@ -26,8 +26,8 @@ def report(recipe: Optional[str], output: str) -> None:
 @options(recipe_argument, output_option)
 def verify(recipe: Optional[str], output: str) -> None:
     """Check a finished run again: every file; data, plan, config and adapter made anew."""
-    from .. import report as reporting
-    from .. import verify as verifying
+    from recipe.reporting import report as reporting
+    from recipe.reporting import verify as verifying
 
     typed = invocation(recipe, output)
     run = reporting.find(typed.recipe, root(), typed.folder)
@@ -39,7 +39,7 @@ def verify(recipe: Optional[str], output: str) -> None:
 
 
 def _both(first: str, second: str, output: str) -> Tuple[Any, Any]:
-    from .. import report as reporting
+    from recipe.reporting import report as reporting
 
     folder = invocation(None, output).folder
     return (
@@ -54,7 +54,7 @@ def _both(first: str, second: str, output: str) -> Tuple[Any, Any]:
 @output_option
 def compare(run: str, other: str, output: str) -> None:
     """Put two runs on a page, with both curves. Each is a recipe's name or a run folder."""
-    from .. import compare as comparing
+    from recipe.reporting import compare as comparing
 
     both = _both(run, other, output)
     comparing.show(*both, console())
@@ -67,6 +67,6 @@ def compare(run: str, other: str, output: str) -> None:
 @output_option
 def diff(run: str, other: str, output: str) -> None:
     """Print what differs between two runs: result, recipe, data, versions, machine."""
-    from .. import compare as comparing
+    from recipe.reporting import compare as comparing
 
     comparing.show(*_both(run, other, output), console())

@@ -8,16 +8,16 @@ from typing import Any, Callable, List, Optional, Tuple
 
 import click
 
-from .. import settings
-from ..errors import PlanRefused
-from .command import Invocation, console, root, say
+from recipe.cli.command import Invocation, console, root, say
+from recipe.core import settings
+from recipe.core.errors import PlanRefused
 
 Show = Callable[[Any], None]
 
 
 def load(invocation: Invocation, verify: bool = False, name: str = "") -> Any:
     """The run of the recipe and overrides that were typed; `name`: of its folder, if that is not the recipe's."""
-    from ..stages import Run
+    from recipe.core.stage import Run
 
     recipe_name, recipe = settings.load(invocation.recipe, invocation.overrides)
     return Run(
@@ -28,13 +28,14 @@ def load(invocation: Invocation, verify: bool = False, name: str = "") -> Any:
 
 def only_fetches(run: Any, tokenizer: bool = False) -> bool:
     """Fetch what docker/run started this process for (RECIPE_FETCH), or the tokenizer; False where it is to do more."""
-    from .. import loggers, model
+    from recipe.base_model import folder
+    from recipe.xtuner import loggers
 
     wanted = os.environ.get("RECIPE_FETCH")
     if wanted == "loggers":
         loggers.fetch()
     elif wanted == "tokenizer" or (wanted != "model" and tokenizer):
-        for what, path in model.fetch_for_plan(run):
+        for what, path in folder.fetch_for_plan(run):
             say(what, run.shown(path))
     elif wanted == "model":
         run_stages(run, "model")
@@ -45,7 +46,9 @@ def only_fetches(run: Any, tokenizer: bool = False) -> bool:
 
 def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: bool = False) -> None:
     """Run a command's stages, then `show` what was made; `closing`: with the table and the places of all results."""
-    from .. import page, pipeline, watch
+    from recipe.reporting import console as page
+    from recipe.stages import pipeline
+    from recipe.training import watch
 
     with run.open(), watch.telling(run, command):
         try:
@@ -67,18 +70,20 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
 
 def join_other_nodes(run: Any) -> bool:
     """Train as a further machine of a recipe with several nodes; False on the first one, which runs every stage."""
-    from .. import ranks, train
+    from recipe.core import distributed
+    from recipe.training import process
 
-    here = ranks.node(run.settings)
+    here = distributed.node(run.settings)
     if here and here.rank:
-        click.echo(train.join(run))
+        click.echo(process.join(run))
         return True
     return False
 
 
 def check_before_detaching(run: Any, command: str) -> None:
     """What docker/detach does in front of the user: the stages before training. Prints the run's folder alone."""
-    from .. import pipeline, watch
+    from recipe.stages import pipeline
+    from recipe.training import watch
 
     with run.open(), contextlib.redirect_stdout(sys.stderr):
         pipeline.run_stages(run, command, pipeline.COMMANDS[command][:4])
@@ -88,7 +93,7 @@ def check_before_detaching(run: Any, command: str) -> None:
 
 def reported(run: Any) -> List[Tuple[str, str]]:
     """Write the report at a run's end: ("report", path). A report that cannot be written fails nothing."""
-    from .. import report
+    from recipe.reporting import report
 
     try:
         return [("report", run.shown(report.write(run, working=False)))]

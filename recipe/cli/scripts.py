@@ -4,7 +4,7 @@ from typing import Optional, Tuple
 
 import click
 
-from .command import command, exec_script, invocation, options, output_option, recipe_argument
+from recipe.cli.command import command, exec_script, invocation, options, output_option, recipe_argument
 
 
 @command("doctor", "doctor coach train.batch_size=4 --json", default="coach", settings=True)

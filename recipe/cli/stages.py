@@ -6,8 +6,7 @@ from typing import Any, Optional
 
 import click
 
-from ..errors import InputWrong
-from .command import (
+from recipe.cli.command import (  # fmt: skip
     command,
     console,
     force_option,
@@ -17,8 +16,9 @@ from .command import (
     output_option,
     recipe_argument,
     say,
-)  # fmt: skip
-from .run import Show, join_other_nodes, load, only_fetches, run_stages
+)
+from recipe.cli.run import Show, join_other_nodes, load, only_fetches, run_stages
+from recipe.core.errors import InputWrong
 
 GROUP = "One stage"
 stage_options = options(recipe_argument, output_option, force_option)
@@ -42,7 +42,7 @@ def data(recipe: Optional[str], output: str, force: bool) -> None:
 @stage_options
 def data_report(recipe: Optional[str], output: str, force: bool) -> None:
     """Show what is in the data: lengths, likely mistakes, ten conversations as the model sees them."""
-    from .. import data_report as report
+    from recipe.reporting import data_report as report
 
     _run(recipe, output, force, lambda run: say("\nThe same as a page:", run.shown(report.report(run, console()))))
 
@@ -54,7 +54,7 @@ def data_report(recipe: Optional[str], output: str, force: bool) -> None:
 @force_option
 def preview(recipe: Optional[str], row: Optional[str], output: str, force: bool) -> None:
     """Show one conversation as the model will see it, its loss part marked. ROW counts from 1."""
-    from .. import data_report as report
+    from recipe.reporting import data_report as report
 
     if recipe and recipe.isdecimal() and row is None:  # just preview 3
         recipe, row = None, recipe
@@ -71,7 +71,7 @@ def plan(recipe: Optional[str], output: str, force: bool, png: Optional[str]) ->
     typed = invocation(recipe, output, force)
 
     def show(run: Any) -> None:
-        from .. import page
+        from recipe.reporting import console as page
 
         made = json.loads(run.plan.read_text(encoding="utf-8"))
         page.show(made, console())

@@ -4,8 +4,7 @@ from typing import Any, Optional
 
 import click
 
-from ..errors import RunFailed
-from .command import (
+from recipe.cli.command import (  # fmt: skip
     OUTPUT,
     checks_option,
     command,
@@ -19,8 +18,9 @@ from .command import (
     output_option,
     recipe_argument,
     say,
-)  # fmt: skip
-from .run import Show, check_before_detaching, join_other_nodes, load, only_fetches, run_stages
+)
+from recipe.cli.run import Show, check_before_detaching, join_other_nodes, load, only_fetches, run_stages
+from recipe.core.errors import RunFailed
 
 trains = options(recipe_argument, output_option, force_option, detach_option, checks_option)
 
@@ -46,7 +46,7 @@ def demo(recipe: Optional[str], output: str, force: bool, detach: bool, checks: 
 
 
 def _show_demo(run: Any, typed: Any) -> None:
-    from .. import page
+    from recipe.reporting import console as page
 
     just = grammar.typed()
     page.samples(run)
@@ -65,9 +65,9 @@ def train(recipe: Optional[str], output: str, force: bool, detach: bool, checks:
 
 
 def _show_train(run: Any, typed: Any) -> None:
-    from .. import families
+    from recipe.xtuner import preset_facts
 
-    if families.method(run.settings) == "projector":
+    if preset_facts.method(run.settings) == "projector":
         say("\nNext: the second stage's recipe, with", f"model.pretrained_pth={run.shown(run.folder)}")
     else:
         say("\nNext:", f"{grammar.typed()} merge {typed.same}")
@@ -81,7 +81,7 @@ def merge(recipe: Optional[str], output: str, force: bool, detach: bool, checks:
     if not dry_run:
         _train(recipe, output, force, detach, checks, _show_merge)
         return
-    from .. import merge as merging
+    from recipe.weights import merge as merging
 
     run = load(invocation(recipe, output, force))
     if not only_fetches(run):
@@ -97,7 +97,7 @@ def _show_merge(run: Any, typed: Any) -> None:
 @options(recipe_argument, output_option, force_option)
 def reproduce(recipe: Optional[str], output: str = OUTPUT, force: bool = False) -> None:
     """Repeat the tutorial exactly and compare it line by line with its published log."""
-    from .. import reproduce as tutorial
+    from recipe.stages import reproduce as tutorial
 
     typed = invocation(recipe, output, force)
     typed.overrides[:] = tutorial.overrides(typed.overrides)

@@ -5,10 +5,7 @@ from typing import Any, List, Optional
 
 import click
 
-from .. import settings
-from ..errors import InputWrong
-from ..export import TARGETS
-from .command import (
+from recipe.cli.command import (  # fmt: skip
     Invocation,
     Keyword,
     command,
@@ -21,8 +18,11 @@ from .command import (
     recipe_argument,
     root,
     say,
-)  # fmt: skip
-from .run import load, only_fetches, reported
+)
+from recipe.cli.run import load, only_fetches, reported
+from recipe.core import settings
+from recipe.core.errors import InputWrong
+from recipe.export.export import TARGETS
 
 # Settings that no training depends on.
 INDEPENDENT = (
@@ -68,9 +68,9 @@ def use_trained_settings(run: Any, typed: Invocation) -> None:
 
 def _makes(recipe: Any) -> str:
     """The command that makes a recipe's model: a projector is merged into nothing."""
-    from .. import families
+    from recipe.xtuner import preset_facts
 
-    return "train" if families.method(recipe) == "projector" else "merge"
+    return "train" if preset_facts.method(recipe) == "projector" else "merge"
 
 
 def _is_trained(run: Any) -> bool:
@@ -89,7 +89,8 @@ def _refuse_untrained(run: Any, typed: Invocation, hint: str = "") -> None:
 @options(recipe_argument, output_option, force_option)
 def eval_(recipe: Optional[str], output: str, force: bool) -> None:
     """Is it better? Compare base and tuned model on the conversations held out of training."""
-    from .. import page, pipeline
+    from recipe.reporting import console as page
+    from recipe.stages import pipeline
 
     typed = invocation(recipe, output, force)
     run = load(typed)
@@ -120,9 +121,10 @@ def chat(
     recipe: Optional[str], question: Optional[str], model: Optional[str], image: Optional[str], output: str, force: bool
 ) -> None:
     """Talk to the model, or ask one QUESTION. A pipe is read line by line."""
-    from .. import model as base
-    from .. import pipeline, talker
-    from ..chat import talk
+    from recipe.base_model import folder as base
+    from recipe.inference import chat_model
+    from recipe.inference.terminal import talk
+    from recipe.stages import pipeline
 
     typed = invocation(recipe, output, force)
     run = load(typed)
@@ -134,7 +136,7 @@ def chat(
     with run.open():  # what is there is used, whatever has changed since; the base needs no training
         if _is_trained(run) and (which != "base" or not typed.overrides):
             use_trained_settings(run, typed)
-        if not base.folder(run).is_dir() and (which == "base" or talker.find(run, which).adapter):
+        if not base.folder(run).is_dir() and (which == "base" or chat_model.find(run, which).adapter):
             pipeline.run_stages(run, "model")
     talk(run, question, which, image or "")
 
@@ -157,7 +159,7 @@ def web(
     output: str,
 ) -> None:
     """Talk to base and tuned side by side, look at the run and the data, in a browser."""
-    from ..web import serve
+    from recipe.web import serve
 
     typed = invocation(recipe, output)
     given = {"host": host, "port": port, "token": token, "model": model}
@@ -173,7 +175,7 @@ def web(
 @force_option
 def export(target: str, recipe: Optional[str], yes: bool, output: str, force: bool) -> None:
     """Hand the merged model to another engine."""
-    from .. import export as exporting
+    from recipe.export import export as exporting
 
     typed = invocation(recipe, output, force)
     run = load(typed)

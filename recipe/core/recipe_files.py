@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from ..errors import InputWrong
+from recipe.core.errors import InputWrong
 
 RECIPES = Path(__file__).resolve().parent.parent
 ROOT = RECIPES.parent

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
-from .records import Wrong
+from recipe.intake.records import Wrong
 
 ROLES = ("system", "user", "assistant")
 

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
-from . import columns, records, tables
-from .cells import Cell, Damaged
+from recipe.intake import columns, records, tables
+from recipe.intake.cells import Cell, Damaged
 
 PROSE = (".txt", ".md", ".markdown")
 NAMES = {"text", "content", "document", "passage", "article", "正文", "内容", "文本", "文章", "段落", "原文"}

@@ -9,7 +9,7 @@ import re
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from .cells import Cell, Odd, Shown
+from recipe.intake.cells import Cell, Odd, Shown
 
 # Formats that East Asian versions of Excel and WPS use by number alone (18.8.30, zh-cn).
 EAST_ASIAN = {

@@ -5,9 +5,9 @@ import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from ..stages import below, digest
-from . import columns
-from .records import Wrong
+from recipe.core.stage import below, digest
+from recipe.intake import columns
+from recipe.intake.records import Wrong
 
 NAMES = (
     *("image", "images", "imagepath", "imagefile", "picture", "pic", "photo", "img", "file", "filename", "path"),

@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from .cells import Damaged
-from .tables import NAMES, encoding, errors, first_line
+from recipe.intake.cells import Damaged
+from recipe.intake.tables import NAMES, encoding, errors, first_line
 
 USER = ("human", "user", "question", "prompter")
 ASSISTANT = ("gpt", "assistant", "chatgpt", "bot", "model", "answer", "bing", "bard")

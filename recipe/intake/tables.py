@@ -15,9 +15,9 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, NamedTuple, Sequence, Tuple
 
-from . import xlsx
-from .cells import Cell, Damaged, Odd, Shown
-from .formats import iso
+from recipe.intake import xlsx
+from recipe.intake.cells import Cell, Damaged, Odd, Shown
+from recipe.intake.formats import iso
 
 LONGEST = 1 << 20  # characters of a field; more means that a quote was never closed
 SEPARATORS = ",\t;|"

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from xml.parsers import expat
 
-from .cells import ERRORS, Cell, Damaged, Odd, Shown
-from .formats import Formats, iso
+from recipe.intake.cells import ERRORS, Cell, Damaged, Odd, Shown
+from recipe.intake.formats import Formats, iso
 
 LIMIT = 2 << 30  # bytes an archive may unpack to
 LONGEST = 1 << 20  # characters of one cell; Excel itself stops at 32,767

@@ -13,8 +13,10 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.web.server.websocket_headers import _get_websocket_headers
 
-from recipe import data_report, talker, webpage
-from recipe.errors import InputWrong
+from recipe.core.errors import InputWrong
+from recipe.inference import chat_model
+from recipe.reporting import data_report
+from recipe.reporting import html as webpage
 from recipe.web import html, live, shared
 from recipe.web.desk import PANES, Ticket
 from recipe.web.words import LANGUAGES, say
@@ -90,7 +92,7 @@ def talk(run: Any, spoken: str) -> None:
         settle()
     try:
         run = dataclasses.replace(run, settings=run.trained_with())
-        talker.find(run)
+        chat_model.find(run)
     except InputWrong as error:
         st.info(str(error))
         return

@@ -9,9 +9,9 @@ import dataclasses
 import threading
 from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Tuple
 
-from .. import talker
-from ..errors import RecipeError
-from ..stages import Run
+from recipe.core.errors import RecipeError
+from recipe.core.stage import Run
+from recipe.inference import chat_model
 
 PANES = ("base", "tuned")  # in the order in which they answer
 Load = Callable[[], Dict[str, "Voice"]]
@@ -20,7 +20,7 @@ Load = Callable[[], Dict[str, "Voice"]]
 class Voice(NamedTuple):
     """What answers in a pane, and how one set of weights is made to speak as it."""
 
-    talker: Any
+    chat_model: Any
     speaking: Callable[[], ContextManager]
 
 
@@ -157,13 +157,13 @@ def load(run: Run, which: str) -> Dict[str, Voice]:
     """Base and tuned voice of a run. `which`: adapter (one set of weights serves both), merged (two), "": the adapter
     if it is there. Raises InputWrong where there is no such model, HostLacks where two find no room.
     """
-    found = talker.find(run, which or ("adapter" if run.adapter.is_dir() else ""))
-    template = talker.template(run)
+    found = chat_model.find(run, which or ("adapter" if run.adapter.is_dir() else ""))
+    template = chat_model.template(run)
     if found.adapter:
-        one = talker.Talker(found.place, template, found.adapter)
+        one = chat_model.Talker(found.place, template, found.adapter)
         return {"base": Voice(one, one.model.disable_adapter), "tuned": Voice(one, contextlib.nullcontext)}
-    base = talker.find(run, "base")
+    base = chat_model.find(run, "base")
     return {
-        "base": Voice(talker.Talker(base.place, template), contextlib.nullcontext),
-        "tuned": Voice(talker.Talker(found.place, template), contextlib.nullcontext),
+        "base": Voice(chat_model.Talker(base.place, template), contextlib.nullcontext),
+        "tuned": Voice(chat_model.Talker(found.place, template), contextlib.nullcontext),
     }

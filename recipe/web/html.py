@@ -7,8 +7,8 @@ import html
 import re
 from typing import Dict, Optional, Sequence
 
-from ..webpage import HAN, clean
-from .words import say
+from recipe.reporting.html import HAN, clean
+from recipe.web.words import say
 
 
 def text(value: object) -> str:

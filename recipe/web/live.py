@@ -3,10 +3,12 @@
 import threading
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from .. import curves, report, trainlog
-from ..stages import is_held, stamp
-from . import html, shared
-from .words import CHARTS, say
+from recipe.core.stage import is_held, stamp
+from recipe.reporting import charts as curves
+from recipe.reporting import report
+from recipe.training import log
+from recipe.web import html, shared
+from recipe.web.words import CHARTS, say
 
 ANSWERED = 3  # times of asking that are shown, the last first
 
@@ -26,7 +28,7 @@ def blocks(language: str) -> Found:
     """The run as it is now; drawn anew where its folder has changed. Raises InputWrong while there is no run."""
     run = shared.find()
     with _lock:
-        place = trainlog.place(run)
+        place = log.place(run)
         files = [run.folder / "run.json", *(sorted(place.glob("*/vis_data/scalars.json")) if place else [])]
         files += [place / "train.log"] if place else []
         working = is_held(run.folder)
@@ -94,7 +96,7 @@ def _figure(picture: curves.Picture, language: str) -> str:
     return f"<figure><figcaption>{html.text(title)}</figcaption>{svg}</figure>"
 
 
-def _answers(one: trainlog.Answers, language: str, shown: bool) -> str:
+def _answers(one: log.Answers, language: str, shown: bool) -> str:
     summary = html.text(say("at", language, f"{one.iteration:,}"))
     said = ""
     for question, answer, ended in one.said:

@@ -2,8 +2,8 @@
 
 from typing import Callable
 
-from ..stages import Run
-from .desk import Desk
+from recipe.core.stage import Run
+from recipe.web.desk import Desk
 
 desk: Desk
 find: Callable[[], Run]  # the run as it is now; raises InputWrong while there is none

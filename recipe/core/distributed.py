@@ -1,0 +1,135 @@
+"""Several processes that train together: how they share the work, which cards and machines they are on.
+
+A rank is one process with one GPU. `gpus` × `nodes` of them start through torchrun, on each machine by the same
+command; node 0 runs the stages, the others wait for its trainer and join it (`join`).
+"""
+
+import math
+import os
+import re
+import socket
+from pathlib import Path
+from typing import List, NamedTuple, Optional, Tuple
+
+from recipe.core import hardware
+from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.settings import Settings
+from recipe.core.stage import gpus
+
+PORT = 29500  # torchrun's own default, for the node that the others look for
+BEAT = "Iteration {} of {} on this machine"  # hooks.Beat says it
+
+
+class Node(NamedTuple):
+    """This machine among those that train together: its number from 0, and where node 0 answers."""
+
+    rank: int
+    address: str
+    port: int
+
+
+def count(settings: Settings) -> int:
+    """How many ranks train together."""
+    return settings.gpus * settings.nodes
+
+
+def share(batch: int, accumulation: int, ranks: int) -> Optional[Tuple[int, int]]:
+    """(batch, accumulation) of each of `ranks`, so that all together make an update of as many sequences as one rank
+    with `batch` and `accumulation` would; first by accumulating less. None if they cannot be shared equally.
+    """
+    divisor = math.gcd(accumulation, ranks)
+    return None if batch % (ranks // divisor) else (batch // (ranks // divisor), accumulation // divisor)
+
+
+def shared(settings: Settings, batch: int, accumulation: int) -> Tuple[int, int]:
+    """As `share`; raises InputWrong where that does not go, with the nearest numbers that do."""
+    ranks = count(settings)
+    found = share(batch, accumulation, ranks)
+    if found is None:
+        more = math.ceil(batch * accumulation / ranks) * ranks
+        raise InputWrong(
+            f"{ranks} GPUs cannot share an update of train.batch_size={batch} × train.accumulative_counts="
+            f"{accumulation} sequences equally. The next that they can has {more}: train.batch_size={more // ranks} "
+            f"train.accumulative_counts={ranks}."
+        )
+    return found
+
+
+def node(settings: Settings) -> Optional[Node]:
+    """This machine, as the environment tells it: NODE_RANK, MASTER_ADDR, MASTER_PORT, or what Slurm, SkyPilot, an
+    indexed Kubernetes job and Kubeflow set. None for a recipe of one machine. Raises InputWrong for what is missing or
+    contradicts the recipe.
+    """
+    if settings.nodes == 1:
+        return None
+    found = os.environ.get
+    told = _first("NODES", "SLURM_JOB_NUM_NODES", "SKYPILOT_NUM_NODES", "PET_NNODES")
+    if told and told != str(settings.nodes):
+        raise InputWrong(f"The recipe has nodes={settings.nodes}, the environment says {told}: make them equal.")
+    rank = _first("NODE_RANK", "SLURM_NODEID", "SKYPILOT_NODE_RANK", "PET_NODE_RANK", "JOB_COMPLETION_INDEX")
+    addresses = found("SKYPILOT_NODE_IPS", "").split()
+    address = _first("MASTER_ADDR", "PET_MASTER_ADDR") or (addresses[0] if addresses else "")
+    address = address or _first_of(found("SLURM_JOB_NODELIST", ""))
+    port = _first("MASTER_PORT", "PET_MASTER_PORT") or str(PORT)
+    if not rank or not address:
+        raise InputWrong(
+            f"nodes={settings.nodes}: type the command on every machine with NODES={settings.nodes} NODE_RANK=0 "
+            f"(… {settings.nodes - 1}) MASTER_ADDR=the first one's address, or have a scheduler do it: just cluster "
+            f"slurm, k8s or sky."
+        )
+    if not rank.isdigit() or int(rank) >= settings.nodes or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputWrong(f"Node {rank} of {settings.nodes} at port {port}: numbers from 0, below nodes, a port.")
+    return Node(int(rank), address, int(port))
+
+
+def _first(*names: str) -> str:
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def _first_of(nodes: str) -> str:
+    """The first name of Slurm's list: "gpu[007-009,12],login" is gpu007."""
+    found = re.match(r"([^,\[]*)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)
+    return "".join(part or "" for part in found.groups()) if found else ""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def launcher(settings: Settings) -> List[str]:
+    """torchrun's words before the trainer's.
+
+    A static rendezvous: it needs no name service, and its port is the only one that must be known.
+    """
+    here = node(settings) or Node(0, "127.0.0.1", free_port())
+    return [
+        "torch.distributed.run", "--nnodes", str(settings.nodes), "--nproc-per-node", str(settings.gpus),
+        "--node-rank", str(here.rank), "--master-addr", here.address, "--master-port", str(here.port),
+        "-m", "recipe.training.torchrun_entry",
+    ]  # fmt: skip
+
+
+def enough(settings: Settings) -> None:
+    """Raise HostLacks if this machine has fewer GPUs than the recipe asks for."""
+    found = gpus()
+    if len(found) < settings.gpus:
+        rest = len(hardware.query()[0])
+        hidden = f" (of {rest}; CUDA_VISIBLE_DEVICES or MIG hides the rest)" if rest > len(found) else ""
+        here = f"{len(found)} can be used here{hidden}"
+        raise HostLacks(f"gpus={settings.gpus}: {here}. gpus={len(found) or 1} learns the same, in more time.")
+
+
+def whole(folder: Path) -> bool:
+    """Whether DeepSpeed's folder holds the part of every rank that saved it."""
+    from recipe.core import tensor_files
+
+    states = sorted(folder.glob("*_model_states.pt"))
+    parts = list(folder.glob("*_optim_states.pt"))
+    try:
+        saved_by = tensor_files.torch_file(states[0])["dp_world_size"]
+    except (tensor_files.Damaged, LookupError, TypeError):
+        return False
+    # ZeRO-3 has a file of model states for each rank, too
+    return len(parts) == saved_by and len(states) in (1, saved_by)

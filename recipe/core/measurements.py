@@ -1,0 +1,125 @@
+"""What a run will cost: time, GPU memory, disk, money. Scaled from measurements (measured.toml, and what `just bench`
+measured on this machine), never guessed.
+
+docker/diagnosis reads it too, where nothing is installed yet: what is not of the standard library is imported late.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+MEASURED = Path(__file__).with_name("measured.toml")
+SMALL = 14_000  # MiB of a card below which train.speed=auto takes least memory
+BENCH = Path(__file__).resolve().parent.parent.parent / "output" / "bench.json"  # of this machine, made by `just bench`
+
+
+def measurements() -> Dict[str, Any]:
+    """measured.toml: `measurement`, a list of tables, this machine's own first; and `disk`."""
+    import tomli
+
+    found = tomli.loads(MEASURED.read_text(encoding="utf-8"))
+    if BENCH.is_file():
+        found["measurement"][:0] = json.loads(BENCH.read_text(encoding="utf-8"))["measurement"]
+    return found
+
+
+def of_way(way: str) -> List[Dict[str, Any]]:
+    """The measurements of one way to train: stock, fast, kept (fast, nothing recomputed) or small."""
+    return [entry for entry in measurements()["measurement"] if entry.get("way", "stock") == way]
+
+
+def is_measured(settings: Any) -> bool:
+    """Whether it is InternLM2's 7B model by QLoRA, which is what was measured."""
+    from recipe.xtuner import preset_facts
+
+    shipped = preset_facts.facts(settings.base).model.lower()
+    if preset_facts.pictures(settings):
+        return False
+    return preset_facts.method(settings) == "qlora" and "internlm2" in shipped and "7b" in shipped
+
+
+def nearest(card: str, tokens: int, way: str = "stock") -> Optional[Dict[str, Any]]:
+    """The measurement of `card` (its name holds the measured name or the other way round) nearest in tokens."""
+    wanted = card.lower().replace(" ", "")
+    fitting: List[Dict[str, Any]] = []
+    for entry in of_way(way):
+        name = entry["card"].lower().replace(" ", "")
+        if name in wanted or wanted in name:
+            fitting.append(entry)
+    return min(fitting, key=lambda e: abs(e["batch_size"] * e["max_length"] - tokens), default=None)
+
+
+def memory_per_token(way: str = "stock") -> float:
+    """MiB that one more token an iteration needs, from the smallest and the largest H100 measurement; at least what the
+    layers are known to hold of it.
+    """
+    by_size = sorted(
+        (e for e in of_way(way) if e["card"] == "H100"),
+        key=lambda e: e["batch_size"] * e["max_length"],
+    )
+    small, large = by_size[0], by_size[-1]
+    tokens = [e["batch_size"] * e["max_length"] for e in (small, large)]
+    slope = (large["memory_mib"] - small["memory_mib"]) / (tokens[1] - tokens[0])
+    return max(slope, measurements()["mib_per_token"].get(way, 0.0))
+
+
+def memory_mib(tokens: int, card: str, way: str = "stock") -> int:
+    """MiB that training takes at its peak with `tokens` an iteration (stock: allocated; else reserved by PyTorch). For
+    a card that was never measured, the most that any measured one would take: it depends on the card by a few percent.
+    """
+    entry = nearest(card, tokens, way)
+    return max(
+        round(e["memory_mib"] + (tokens - e["batch_size"] * e["max_length"]) * memory_per_token(way))
+        for e in ([entry] if entry else of_way(way))
+    )
+
+
+def fits_kept(tokens: int, card: str, total: int) -> bool:
+    """Whether a card of `total` MiB holds an iteration of which nothing is recomputed, with room to spare."""
+    return memory_mib(tokens, card, "kept") <= 0.85 * total
+
+
+def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) -> Dict[str, Any]:
+    """Cost of the planned run on `card` ("" for this machine's GPU), or on several of it that share the work at best.
+
+    {card, seconds, at_most, memory_mib, price, scaled_from, source, disk_gb, answers, answers_seconds}; time and price
+    are None for a card that was never measured. They are of the iterations only (`at_most`: of XTuner's own step, the
+    only one that was measured on the card): the `answers` (tokens at most) to evaluation's questions take
+    `answers_seconds` (on an H100) beside them; loading the model and the merge come on top.
+    """
+    from recipe.core.stage import gpus
+
+    if not card:
+        found = gpus()
+        card = found[0]["name"] if found else "RTX 3090"
+    tokens = plan["batch_size"] * plan["max_length"]
+    disk = measurements()["disk"]
+    kept = min(2, plan["iterations"])
+    cost = {
+        "card": card,
+        "seconds": None,
+        "at_most": False,
+        "memory_mib": memory_mib(tokens, card, plan.get("way", "stock")),
+        "price": None,
+        "scaled_from": None,
+        "source": None,
+        "disk_gb": round(sum(disk.values()) + (kept - 1) * disk["checkpoint"], 1),
+        "answers": answers,
+        "answers_seconds": round(answers / measurements()["answers"]["tokens_per_second"]),
+    }
+    way = plan.get("way", "stock")
+    entry = nearest(card, tokens, way)
+    if entry is None and way != "stock":  # where both were measured, no way was slower than XTuner's own
+        entry = nearest(card, tokens)
+        cost["at_most"] = entry is not None
+    if entry:
+        measured = entry["batch_size"] * entry["max_length"]
+        seconds = entry["seconds"] * tokens / measured * plan["iterations"]
+        cost.update(
+            seconds=round(seconds),
+            price=round(seconds / 3600 * price * plan.get("ranks", 1), 2) if price else None,
+            scaled_from=f"{entry['batch_size']}×{entry['max_length']} on {entry['card']}"
+            + ("" if way == "stock" else f", XTuner's own step, not {way}" if cost["at_most"] else f", {way}"),
+            source=entry["source"],
+        )
+    return cost

@@ -1,0 +1,1 @@
+"""The merged model in the form that other engines take."""

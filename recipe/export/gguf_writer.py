@@ -1,0 +1,239 @@
+"""An InternLM2 model folder as one GGUF file, the format of llama.cpp and Ollama. No GPU, one tensor in memory.
+
+As llama.cpp's own converter does it, but for two things in which that cuts texts otherwise than the model's tokenizer:
+pieces that sentencepiece keeps whole stay whole (there they may be merged), and the unprintable piece "\\0" gets a
+name that no text spells (there a dragon's sign). Written with the `gguf` package (docker/export.in).
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Tuple
+
+from recipe.base_model import architecture, folder
+from recipe.core import tensor_files
+from recipe.core.errors import InputWrong
+
+TYPES = ("f16", "f32", "bf16", "q8_0")
+NUL = "[NUL]"  # llama.cpp reads pieces as C strings, in which "\0" is nothing
+ROWS = 2048  # of a matrix in fp32 at a time
+FIXED_SCORE = -1000.0  # of added tokens: found whole in the text, never merged
+
+# InternLM2's names → GGUF's. wqkv is three tensors there.
+NAMES = {
+    "model.tok_embeddings.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "output.weight": "output.weight",
+}
+LAYER = {
+    "attention_norm.weight": "attn_norm.weight",
+    "attention.wo.weight": "attn_output.weight",
+    "ffn_norm.weight": "ffn_norm.weight",
+    "feed_forward.w1.weight": "ffn_gate.weight",
+    "feed_forward.w3.weight": "ffn_up.weight",
+    "feed_forward.w2.weight": "ffn_down.weight",
+}
+WQKV = "attention.wqkv.weight"
+
+
+def names(name: str) -> List[str]:
+    """GGUF's name or names of a weight of InternLM2: one, or those of q, k and v. Raises InputWrong if unknown."""
+    if name in NAMES:
+        return [NAMES[name]]
+    parts = name.split(".", 3)
+    if name.startswith("model.layers.") and len(parts) == 4:
+        if parts[3] == WQKV:
+            return [f"blk.{parts[2]}.attn_{part}.weight" for part in "qkv"]
+        if parts[3] in LAYER:
+            return [f"blk.{parts[2]}.{LAYER[parts[3]]}"]
+    raise InputWrong(f"{name} is no weight of InternLM2: the GGUF of other models is llama.cpp's converter's business.")
+
+
+def paired(weight: Any, heads: int) -> Any:
+    """Rows [heads · dim, in] of q or k with each head's two halves interleaved, as llama.cpp rotates them."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def split(weight: Any, heads: int, kv_heads: int) -> Tuple[Any, Any, Any]:
+    """wqkv [(heads + 2 · kv_heads) · dim, in] → q, k, v in llama.cpp's order.
+
+    Its rows are grouped by key-value head: that head's queries, then its key, then its value.
+    """
+    columns = weight.shape[1]
+    groups = weight.reshape(kv_heads, heads // kv_heads + 2, -1, columns)
+    query = groups[:, :-2].reshape(-1, columns)
+    key, value = groups[:, -2].reshape(-1, columns), groups[:, -1].reshape(-1, columns)
+    return paired(query, heads), paired(key, kv_heads), value
+
+
+def weights(place: Path) -> Iterator[Tuple[str, tensor_files.Stored]]:
+    """(name, where it lies) of every weight of a model folder."""
+    for path in folder.weights(place):
+        yield from sorted(tensor_files.tensors(path).items())
+
+
+def tensors(place: Path) -> Iterator[Tuple[str, Any]]:
+    """(name, tensor) of every weight; one tensor in memory."""
+    for name, stored in weights(place):
+        yield name, stored.read()
+
+
+def vocabulary(place: Path, size: int) -> Tuple[List[bytes], List[float], List[int], bool]:
+    """(pieces, scores, types, whether a space is put in front) of the tokenizer, added tokens in their places.
+
+    `size` is the model's vocabulary; ids beyond the tokenizer's are filled with unused pieces.
+    """
+    import gguf
+    from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model
+
+    kinds = gguf.TokenType
+    spm = sentencepiece_model.ModelProto()
+    spm.ParseFromString((place / "tokenizer.model").read_bytes())
+    pieces, scores, types = [], [], []
+    for one in spm.pieces:
+        nul = one.piece == "\0"
+        pieces.append(NUL.encode() if nul else one.piece.encode("utf-8"))
+        scores.append(one.score)
+        types.append(int(kinds.UNUSED) if nul else one.type)  # GGUF's numbers are sentencepiece's
+    for number in range(len(pieces), size):
+        pieces.append(f"[PAD{number}]".encode())
+        scores.append(FIXED_SCORE)
+        types.append(int(kinds.UNUSED))
+    for number, added in added_tokens(place).items():
+        if number >= len(pieces):
+            raise InputWrong(f"{place}: the added token {added['content']!r} has id {number}, beyond the vocabulary.")
+        pieces[number] = added["content"].encode("utf-8")
+        scores[number] = FIXED_SCORE
+        types[number] = int(kinds.CONTROL if added.get("special") else kinds.USER_DEFINED)
+    return pieces, scores, types, spm.normalizer_spec.add_dummy_prefix
+
+
+def added_tokens(place: Path) -> Dict[int, Dict[str, Any]]:
+    """The tokens that tokenizer_config.json names beside sentencepiece's pieces, by id."""
+    settings = json.loads((place / "tokenizer_config.json").read_text(encoding="utf-8"))
+    return {int(number): added for number, added in settings.get("added_tokens_decoder", {}).items()}
+
+
+def rope_scaling(config: Dict[str, Any]) -> float:
+    """Factor of linear position scaling, 1.0 without any. Raises InputWrong for kinds that GGUF cannot say.
+
+    Dynamic scaling is not said: it begins beyond the trained length, which the file gives as the context's end.
+    """
+    _, scaling = architecture.rope(config)
+    kind = architecture.rope_type(scaling)
+    if kind in (None, "default", "dynamic"):
+        return 1.0
+    if kind == "linear":
+        return float(scaling["factor"])
+    raise InputWrong(f"rope_scaling {scaling} of the model's config.json cannot be told in a GGUF of InternLM2.")
+
+
+def encoded(tensor: Any, kind: Any) -> Any:
+    """A tensor as GGUF stores it in `kind` (gguf's), a NumPy array; in fp32 only some rows at a time."""
+    import gguf
+    import numpy
+
+    if tensor.dim() == 1:
+        return gguf.quantize(tensor.float().numpy(), kind)
+    if str(tensor.dtype) == "torch.float16" and kind == gguf.GGMLQuantizationType.F16:
+        return tensor.contiguous().numpy()
+    whole = None
+    for at in range(0, len(tensor), ROWS):
+        with numpy.errstate(over="ignore"):
+            part = gguf.quantize(tensor[at : at + ROWS].float().numpy(), kind)
+        if whole is None:
+            whole = numpy.empty((len(tensor), *part.shape[1:]), part.dtype)
+        whole[at : at + ROWS] = part
+    return whole
+
+
+def write(place: Path, path: Path, kind: str, name: str, stop: str, chat_template: str) -> Dict[str, Any]:
+    """Write the model folder `place` as the GGUF file `path`, matrices in `kind` (one of TYPES), vectors in f32.
+
+    `stop` is the token that ends an answer, `chat_template` Jinja. Figures: tensors, bytes, kind. Raises InputWrong
+    if the model is no InternLM2, or holds a number that `kind` cannot.
+    """
+    import gguf
+    import numpy
+
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    named = (config.get("architectures") or ["?"])[0]
+    if named != architecture.CLASS or config.get("bias"):
+        raise InputWrong(
+            f"{place} is a model of kind {named}{' with biases' if config.get('bias') else ''}; only InternLM2 "
+            f"without biases becomes GGUF here. llama.cpp's convert_hf_to_gguf.py knows many others."
+        )
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    dim = config["hidden_size"] // heads
+    wanted = getattr(gguf.GGMLQuantizationType, kind.upper())
+    file_type = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}[kind]
+
+    writer = gguf.GGUFWriter(str(path), "internlm2")
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_file_type(int(getattr(gguf.LlamaFileType, file_type)))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_rope_dimension_count(dim)
+    writer.add_rope_freq_base(float(architecture.rope(config)[0] or 10000))
+    if rope_scaling(config) != 1.0:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope_scaling(config))
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+
+    pieces, scores, types, prefix = vocabulary(place, config["vocab_size"])
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(pieces)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(config["bos_token_id"])
+    # llama.cpp stops at this one whatever its age, and at the model's own end token by its name, </s>.
+    writer.add_eos_token_id(pieces.index(stop.encode("utf-8")))
+    writer.add_eot_token_id(pieces.index(stop.encode("utf-8")))
+    writer.add_pad_token_id(config["pad_token_id"])
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(prefix)
+    writer.add_chat_template(chat_template)
+
+    def stored(shape: Tuple[int, ...]) -> Any:
+        """A vector is small and sensitive: f32. So is a matrix whose rows do not divide into blocks."""
+        block = gguf.GGML_QUANT_SIZES[wanted][0]
+        return wanted if len(shape) > 1 and shape[-1] % block == 0 else gguf.GGMLQuantizationType.F32
+
+    count = 0
+    for weight, source in weights(place):
+        shape = source.shape
+        targets = names(weight)
+        lines = [shape[0]] if len(targets) == 1 else [heads * dim, kv_heads * dim, kv_heads * dim]
+        if sum(lines) != shape[0]:
+            raise InputWrong(f"{place}: {weight} has {shape[0]} rows, not {sum(lines)}.")
+        for target, rows in zip(targets, lines):
+            part = (rows, *shape[1:])
+            block, size = gguf.GGML_QUANT_SIZES[stored(part)]
+            total = int(numpy.prod(part)) // block * size
+            writer.add_tensor_info(target, part, numpy.dtype(numpy.float32), total, raw_dtype=stored(part))
+        count += len(targets)
+    if count != 3 + 9 * config["num_hidden_layers"]:
+        raise InputWrong(f"{place} holds {count} tensors' worth of weights, not {3 + 9 * config['num_hidden_layers']}.")
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for weight, tensor in tensors(place):
+            for part in split(tensor, heads, kv_heads) if weight.endswith(WQKV) else (tensor,):
+                data = encoded(part, stored(tuple(part.shape)))
+                if kind == "f16" and not numpy.isfinite(data).all():
+                    raise InputWrong(f"{weight} holds numbers that f16 cannot. Use export.type=bf16.")
+                writer.write_tensor_data(data)
+    finally:
+        writer.close()
+    return {"tensors": count, "bytes": path.stat().st_size, "type": kind}

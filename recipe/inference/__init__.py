@@ -1,0 +1,1 @@
+"""Loading a base or tuned model, talking to it, and measuring it."""

@@ -1,0 +1,322 @@
+"""Whether the tuned model is better: base and tuned on the conversations that were held out of training.
+
+The loss is teacher-forced on the answers' tokens, with training's own template and labels, and counts every token
+alike. Its intervals are Student's t over conversations, of a ratio (all loss by all tokens); that of the difference is
+paired. The verdict is the difference's: better or worse where its 95 % interval excludes 0. Then some of the
+conversations' last questions are answered, greedily. What the base did is kept in the cache, for the next recipe.
+
+Of images, the base sees by the projector from which training began; where that was a random one, it sees nothing.
+"""
+
+import gc
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+from recipe.base_model import folder
+from recipe.core.errors import HostLacks, InputWrong, RunFailed
+from recipe.core.stage import Run, digest, key_of, output_digest, versions, write_text
+from recipe.inference import chat_model, scores
+from recipe.intake import conversations as data
+from recipe.intake import split
+from recipe.planning import plan
+from recipe.weights import llava
+from recipe.xtuner import config, preset_facts
+
+QUICK = 1e9  # bytes of weights that a CPU evaluates in seconds
+
+Interval = Tuple[float, float]
+Losses = Sequence[Tuple[float, int]]  # of each conversation: sum of its losses in nats, number of its tokens
+
+
+def ratio(sums: Sequence[float], counts: Sequence[int]) -> Tuple[float, Interval]:
+    """All of `sums` by all of `counts`, with its 95 % interval: t over the pairs, of the linearized ratio.
+
+    Source: W. G. Cochran, Sampling Techniques, 3rd edition, section 6.3, without the finite-population factor.
+    """
+    from scipy.special import stdtrit
+
+    n, total = len(sums), sum(counts)
+    mean = sum(sums) / total
+    spread = sum((value - mean * count) ** 2 for value, count in zip(sums, counts))
+    half = float(stdtrit(n - 1, 0.975)) * math.sqrt(n / (n - 1) * spread) / total
+    return mean, (mean - half, mean + half)
+
+
+def compared(base: Losses, tuned: Losses) -> Dict[str, Any]:
+    """The difference of two models' losses per token on the same conversations, and the verdict."""
+    counts = [count for _, count in base]
+    changes = [after - before for (before, _), (after, _) in zip(base, tuned)]
+    loss, (low, high) = ratio(changes, counts)
+    verdict = "better" if high < 0 else "worse" if low > 0 else "no difference"
+    lower = sum(change < 0 for change in changes)
+    return {"difference": {"loss": loss, "interval": [low, high], "lower_in": lower}, "verdict": verdict}
+
+
+def is_quick(run: Run) -> bool:
+    """Whether this machine evaluates the model in minutes: a GPU, or a small model."""
+    if chat_model.nbytes(folder.folder(run)) < QUICK:
+        return True
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def is_there(run: Run) -> bool:
+    """Whether anything is held out."""
+    return run.held_out.is_file() and run.held_out.stat().st_size > 0
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    what = chat_model.find(run).what
+    made_by = {"merged": "merge", "adapter": "adapter"}
+    # LLaVA's other parts lie beside the language model's adapter, also when that is merged.
+    parts = {"parts": output_digest(run, "adapter", "adapter")} if preset_facts.pictures(run.settings) else {}
+    return {**_asked(run), "tuned": output_digest(run, made_by[what], what), "dataset": run.dataset, **parts}
+
+
+def _asked(run: Run) -> Dict[str, Any]:
+    """All that the base's results depend on, but for the precision."""
+    settings = run.settings
+    limit = settings.eval.max_new_tokens or settings.train.evaluation_max_new_tokens or chat_model.MAX_NEW_TOKENS
+    cfg = config.effective(settings)
+    return {
+        "base": folder.fingerprint(folder.folder(run)),
+        "held_out": run.held_out,
+        "settings": {**settings.eval.model_dump(), "max_new_tokens": limit},
+        "template": dict(config.template(cfg) or {}),
+        "max_length": cfg.max_length,
+        **({**llava.reads(run), "square": _square(cfg)} if preset_facts.pictures(settings) else {}),
+        "code": [key_of({"file": Path(one)}) for one in (__file__, chat_model.__file__, plan.__file__, llava.__file__)],
+        "versions": {name: versions()[name] for name in ("torch", "transformers", "xtuner")},
+    }
+
+
+def _square(cfg: Any) -> bool:
+    """Whether training makes an image a square before CLIP sees it."""
+    return bool(config.dataset(cfg).get("pad_image_to_square", False))
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Write eval.json: losses, scores and the verdict (the figures), and the answers side by side.
+
+    Raises InputWrong if nothing is held out, HostLacks if the model does not fit.
+    """
+    if not is_there(run):
+        raise InputWrong(
+            f"Nothing is held out of training in {run.shown(run.folder)}, so there is nothing to measure on: set "
+            f"data.eval_share=0.05 and train again (30 conversations give {split.FEWEST}), or name questions and "
+            f"answers of your own: data.eval_files=data/exam.xlsx."
+        )
+    lines = list(data.lines(run.held_out))
+    for line in lines if preset_facts.pictures(run.settings) else ():
+        image = data.image_folder(run) / line["image"]
+        if digest(image) != line["sha256"]:
+            raise InputWrong(
+                f"{run.shown(image)} is not the image that was held out (it was changed, or is gone). Put it back, or "
+                f"train again."
+            )
+    asked = _asked(run)
+    new = chat_model.find(run)
+    try:
+        kind = chat_model.precision(folder.folder(run))
+        base = _of_base(run, lines, asked, kind)
+        after = _measured(run, new, lines, asked, kind)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        raise HostLacks(
+            f"The GPU's memory was too small for this evaluation ({str(error)[:200]}). Fewer at once: "
+            f"eval.batch_size=1; or end what else uses the card."
+        )
+    conversations = [_said(line) for line in lines]
+    figures = _figures(run, conversations, {"base": base, "tuned": after})
+    figures.update(tuned=new.what, precision=kind, measured_on=digest(run.held_out))
+    samples = _samples(conversations, [line.get("image", "") for line in lines], base, after)
+    text = json.dumps({**figures, "samples": samples}, ensure_ascii=False, indent=1)
+    write_text(out / "eval.json", text + "\n")
+    return figures
+
+
+def _said(line: Dict[str, Any]) -> Any:
+    """A line's conversation, without the sign of its image."""
+    turns = line["conversation"]
+    if "image" not in line:
+        return turns
+    return [{**turn, "input": turn["input"].replace(f"{data.IMAGE}\n", "")} for turn in turns]
+
+
+def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
+    """The base's losses and answers, from the cache if these were made of the same things."""
+    key = key_of({**asked, "kind": kind})
+    cache = Path(os.environ.get("RECIPE_CACHE") or run.root / ".cache") / "eval"
+    path = cache / f"{key[:32]}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if len(kept["losses"]) == len(lines):
+            return {**kept, "cached": True}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or damaged: made anew
+    with tempfile.TemporaryDirectory() as place:
+        eyes = llava.began(run, Path(place)) if preset_facts.pictures(run.settings) else None
+        made = _measured(run, chat_model.find(run, "base")._replace(eyes=eyes), lines, asked, kind)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(made, ensure_ascii=False))
+    except OSError:
+        pass  # a cache that cannot be written saves no time, and costs nothing else
+    return made
+
+
+def _measured(run: Run, of: chat_model.Found, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
+    """`losses` of every conversation and `answers` ([text, ended]) of those that `_answered` names."""
+    chosen, pictures = asked["settings"], preset_facts.pictures(run.settings)
+    template = chat_model.template(run)
+    with chat_model.loading(run, of):
+        voice = chat_model.Talker(of.place, template, of.adapter, kind, preset_facts.tokenizer(run.settings, of.place))
+    trained = None if preset_facts.kind(run.settings) == "pretrain" else voice.template
+    encoded = [
+        plan.encoded(line["conversation"], trained, voice.tokenizer, asked["max_length"], pictures) for line in lines
+    ]
+    questions = []
+    for number in _answered(len(lines), chosen["answers"]):
+        said = _said(lines[number])
+        before, question, _ = _asking(said)
+        turns = [(turn["input"], turn["output"]) for turn in before]
+        questions.append((number, said[0].get("system", ""), turns, question))
+    if of.eyes:
+        see = _seeing(run, voice, of.eyes, lines, asked["square"])
+        losses = voice.losses(encoded, chosen["batch_size"], see, llava.eyes(run).patches)
+        answers = []
+        for number, *asking in questions:  # one by one: each has an image of its own
+            voice.seen = see(number)
+            answers.append(voice.answer(*asking, limit=chosen["max_new_tokens"]))
+        del see
+    else:
+        losses = voice.losses([_blind(one) for one in encoded], chosen["batch_size"])
+        prompts = [voice.prompt(*asking) for _, *asking in questions]
+        answers = voice.answers(prompts, chosen["max_new_tokens"], chosen["batch_size"])
+    del voice
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return {"losses": losses, "answers": answers}
+
+
+def _seeing(
+    run: Run, voice: chat_model.Talker, eyes: Tuple[Path, Path], lines: Any, square: bool
+) -> Callable[[int], Any]:
+    """Function that gives a held-out conversation's image as tokens, by its number."""
+    sight, folder = llava.Sight(*eyes, voice.model.device, voice.dtype), data.image_folder(run)
+    return lambda number: sight.see(folder / lines[number]["image"], square)
+
+
+def _blind(encoded: Dict[str, List[int]]) -> Dict[str, List[int]]:
+    """What remains for a model that sees nothing: the tokens without the sign of an image, which is below 0."""
+    kept = [at for at, token in enumerate(encoded["input_ids"]) if token >= 0]
+    return {name: [encoded[name][at] for at in kept] for name in ("input_ids", "labels")}
+
+
+def _asking(conversation: Any) -> Tuple[Any, str, str]:
+    """(turns before, question, the data's answer): of the last turn, of an Agent's the first, before any tool has
+    answered; of a text without a question its first half is shown, and the model goes on.
+    """
+    tools = any(turn.get("system") for turn in conversation[1:])
+    *before, last = conversation[:1] if tools else conversation
+    if last["input"]:
+        return before, last["input"], last["output"]
+    half = max(1, len(last["output"]) // 2)
+    return before, last["output"][:half], last["output"][half:]
+
+
+def _answered(count: int, most: int) -> List[int]:
+    """Numbers of the conversations that are answered: all, or `most` of them, evenly."""
+    return [number * count // min(count, most) for number in range(min(count, most))]
+
+
+def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str, Any]:
+    # What lost its whole answer at max_length has no token with loss.
+    counted = [number for number, (_, tokens) in enumerate(measured["base"]["losses"]) if tokens]
+    if len(counted) < split.FEWEST:
+        raise InputWrong(
+            f"{len(counted)} of {len(conversations)} held-out conversations have an answer within train.max_length: an "
+            f"interval needs {split.FEWEST}."
+        )
+    losses = {name: [found["losses"][number] for number in counted] for name, found in measured.items()}
+    counts = [tokens for _, tokens in losses["base"]]
+    numbers = _answered(len(conversations), len(measured["base"]["answers"]))
+    references = [_asking(conversations[number])[2] for number in numbers]
+    known = _known(run, [text for found in measured.values() for text, _ in found["answers"]])
+    models = {}
+    for name, found in measured.items():
+        loss, interval = ratio([value for value, _ in losses[name]], counts)
+        if not math.isfinite(loss):
+            raise RunFailed(
+                f"The held-out loss of the {name} model is no number: it overflows, or its files are damaged."
+            )
+        answers = [text for text, _ in found["answers"]]
+        models[name] = {
+            "loss": loss,
+            "loss_interval": list(interval),
+            "perplexity": math.exp(min(loss, 700)),
+            **scores.overlap(answers, references),
+            "repetition": sum(map(scores.is_loop, answers)) / len(answers),
+            "copied": sum(text in known for text in answers) / len(answers),
+            "never_stops": sum(not ended for _, ended in found["answers"]) / len(answers),
+            "answer_length": sum(map(len, answers)) / len(answers),
+        }
+    figures = {
+        "conversations": len(counted),
+        "tokens": sum(counts),
+        "answered": len(numbers),
+        "reference_length": sum(map(len, references)) / len(references),
+        "models": models,
+        **compared(losses["base"], losses["tuned"]),
+        "base_cached": bool(measured["base"].get("cached")),
+    }
+    return {**figures, "says": says(figures)}
+
+
+def _known(run: Run, answers: Sequence[str]) -> Any:
+    """Those of `answers` that stand in the training data as they are."""
+    mine = set(filter(None, answers))
+    return {
+        turn["output"].strip()
+        for conversation in data.conversations(run.dataset)
+        for turn in conversation
+        if turn["output"].strip() in mine
+    }
+
+
+def _samples(
+    conversations: Any, images: Sequence[str], base: Dict[str, Any], after: Dict[str, Any]
+) -> List[Dict[str, Any]]:
+    numbers = _answered(len(conversations), len(base["answers"]))
+    return [
+        {
+            **({"image": images[number]} if images[number] else {}),
+            "question": _asking(conversations[number])[1],
+            "reference": _asking(conversations[number])[2],
+            "base": before[0],
+            "tuned": new[0],
+            "base_ended": before[1],
+            "tuned_ended": new[1],
+        }
+        for number, before, new in zip(numbers, base["answers"], after["answers"])
+    ]
+
+
+def says(figures: Dict[str, Any]) -> str:
+    """The verdict in one line."""
+    models, found = figures["models"], figures["difference"]
+    low, high = found["interval"]
+    return (
+        f"{figures['verdict']}: held-out loss {models['base']['loss']:.3f} → {models['tuned']['loss']:.3f} nats a "
+        f"token, difference {found['loss']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}), lower in "
+        f"{found['lower_in']} of {figures['conversations']} conversations"
+    )

@@ -1,0 +1,1 @@
+"""What training will do, predicted before any GPU time is spent."""

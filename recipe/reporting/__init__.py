@@ -1,0 +1,1 @@
+"""What a run did: report page, terminal tables, comparison, verification."""

@@ -1,0 +1,347 @@
+"""What is in dataset.jsonl: counts, lengths, what was dropped or changed, what is likely a mistake, and conversations
+exactly as the model will see them. `just data-report` (terminal and data-report.html), `just preview`.
+
+The rows are read as a stream; a few numbers a conversation stay in memory.
+"""
+
+import random
+import re
+from array import array
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recipe.base_model import folder
+from recipe.core import imports
+from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.stage import Run, write_text
+from recipe.intake import conversations
+from recipe.planning import plan
+from recipe.reporting import html
+from recipe.xtuner import config, preset_facts
+
+SHORT, LONG = 5, 2000  # characters of an answer
+EXAMPLES = 5
+RENDERED = 10
+BARS = 40  # characters of the longest bar
+
+Conversation = List[Dict[str, str]]
+Piece = Tuple[str, bool]  # text, whether it carries loss
+
+LATIN = re.compile("[A-Za-z\u00c0-\u024f]")
+PHONE = re.compile(r"(?<![\d.])(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?!\d)")
+MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
+IDENTITY = re.compile(r"(?<![\dA-Za-z])\d{17}[\dXx](?![\dA-Za-z])")
+IDENTITY_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 11643-1999
+
+
+class Finding(NamedTuple):
+    """Something that is likely a mistake: how often, and examples as (line of dataset.jsonl, text)."""
+
+    what: str
+    count: int
+    examples: List[Tuple[int, str]]
+
+
+def is_identity(number: str) -> bool:
+    """Whether 18 signs are a Chinese identity number: its last one is a checksum."""
+    total = sum(int(digit) * weight for digit, weight in zip(number, IDENTITY_WEIGHTS))
+    return "10X98765432"[total % 11] == number[17].upper()
+
+
+def personal(text: str) -> Optional[str]:
+    """The first telephone number, e-mail address or identity number of a text, if there is one."""
+    for pattern in (MAIL, IDENTITY, PHONE):
+        for found in pattern.finditer(text):
+            if pattern is not IDENTITY or is_identity(found.group()):
+                return found.group()
+    return None
+
+
+def language(text: str) -> str:
+    """Chinese, Latin or "" for what has neither letters enough: by the share of signs, a word counting as one."""
+    han, latin = len(html.HAN.findall(text)), len(re.findall(f"{LATIN.pattern}+", text))
+    if han + latin < 2:
+        return ""
+    return "Chinese" if han >= latin else "Latin letters"
+
+
+def _note(noted: Dict[str, Finding], what: str, number: int, text: str) -> None:
+    """Count `what` once more, with an example while there are few."""
+    finding = noted.get(what) or Finding(what, 0, [])
+    if len(finding.examples) < EXAMPLES:
+        finding.examples.append((number, text))
+    noted[what] = finding._replace(count=finding.count + 1)
+
+
+class Survey:
+    """One pass over the conversations of a dataset.jsonl."""
+
+    def __init__(self) -> None:
+        self.lines = array("q")
+        self.questions, self.answers = array("q"), array("q")  # of conversations of one turn, else 0
+        self.answer_lengths = array("L")
+        self.question_lengths = array("L")
+        self.tokens = array("L")
+        self.answer_tokens = array("L")
+        self.mistakes: Dict[str, Finding] = {}
+        self.languages: Dict[str, Finding] = {}
+
+    def note(self, what: str, number: int, text: str) -> None:
+        _note(self.mistakes, what, number, text)
+
+    def add(self, number: int, conversation: Conversation, image: str = "") -> None:
+        """The conversation on line `number` (from 1), and the sum of what it is about: of two images one question may
+        have two answers.
+        """
+        self.lines.append(hash((image, str(conversation))))
+        first, one = conversation[0], len(conversation) == 1
+        self.questions.append(hash((image, first.get("system"), first["input"].strip())) if one else 0)
+        self.answers.append(hash(conversation[0]["output"].strip()) if one else 0)
+        spoken = language(" ".join(turn["output"] for turn in conversation))
+        if spoken:
+            _note(self.languages, spoken, number, conversation[0]["output"])
+        for turn in conversation:
+            question, answer = turn["input"], turn["output"]
+            self.question_lengths.append(len(question))
+            self.answer_lengths.append(len(answer))
+            if len(answer.strip()) < SHORT:
+                self.note(f"answers of fewer than {SHORT} characters", number, answer)
+            elif len(answer) > LONG:
+                self.note(f"answers of more than {LONG:,} characters", number, answer)
+            asked, answered = language(question), language(answer)
+            if asked and answered and asked != answered:
+                self.note("questions and answers in different languages", number, f"{question} → {answer}")
+            for text in (question, answer):
+                private = personal(text)
+                if private:
+                    self.note("likely personal data (telephone, e-mail, identity number)", number, private)
+                    break
+
+    def findings(self, texts: Callable[[Sequence[int]], Dict[int, str]]) -> List[Finding]:
+        """All that is likely a mistake; `texts` gives the questions of some lines."""
+        found = []
+        copies = _equal(self.lines)
+        if copies:
+            found.append(Finding("equal conversations (they weigh double)", sum(len(g) - 1 for g in copies),
+                                 [(g[1], f"as line {g[0]}") for g in copies[:EXAMPLES]]))  # fmt: skip
+        conflicts = []
+        for group in _equal(self.questions):
+            if self.questions[group[0] - 1] and len({self.answers[number - 1] for number in group}) > 1:
+                conflicts.append(group)
+        if conflicts:
+            shown = texts([group[0] for group in conflicts[:EXAMPLES]])
+            examples = [
+                (g[0], f"{shown[g[0]]} (also line {', '.join(map(str, g[1:4]))})") for g in conflicts[:EXAMPLES]
+            ]
+            found.append(Finding("questions with different answers", len(conflicts), examples))
+        found += self.mistakes.values()
+        if len(self.languages) > 1:
+            fewer = min(self.languages.values(), key=lambda finding: finding.count)
+            found.append(fewer._replace(what=f"answers in {fewer.what} among others"))
+        return found
+
+
+def _equal(hashes: Any) -> List[List[int]]:
+    """Groups of line numbers (from 1) with equal hashes, in the order of their first lines."""
+    values = numpy.frombuffer(hashes, dtype="int64")
+    order = numpy.argsort(values, kind="stable")
+    same = numpy.flatnonzero(values[order[1:]] == values[order[:-1]])
+    groups: List[List[int]] = []
+    last = -2
+    for at in same.tolist():
+        if at != last + 1:
+            groups.append([int(order[at]) + 1])
+        groups[-1].append(int(order[at + 1]) + 1)
+        last = at
+    return sorted(groups)
+
+
+def histogram(values: Any, most: int = 10) -> List[Tuple[str, int]]:
+    """(range, count) of round ranges of equal width from the first that holds any; beyond 99 % the rest in one."""
+    numbers = numpy.frombuffer(values, dtype=f"uint{8 * values.itemsize}")
+    top = float(numpy.percentile(numbers, 99)) or 1.0
+    width = next(w * 10**e for e in range(9) for w in (1, 2, 5) if w * 10**e * most > top)
+    edges = [width * step for step in range(int(top // width) + 2)]
+    counts = [int(((numbers >= low) & (numbers < high)).sum()) for low, high in zip(edges, edges[1:])]
+    rows = [(f"{low}–{high - 1}", count) for low, high, count in zip(edges, edges[1:], counts)]
+    first = next(at for at, (_, count) in enumerate(rows) if count)
+    rows = rows[first:]
+    beyond = len(numbers) - sum(counts)
+    return [*rows, (f"{edges[-1]}–{int(numbers.max())}", beyond)] if beyond else rows
+
+
+def rendered(
+    conversation: Conversation, template: Any, tokenizer: Any, max_length: int, pictures: bool = False
+) -> List[Piece]:
+    """The conversation as XTuner hands it to the model, in pieces with and without loss.
+
+    What is cut at `max_length` is not there. With `pictures` the sign for an image is a piece of its own.
+    """
+    made = plan.encoded(conversation, template, tokenizer, max_length, pictures)
+    pairs = zip(made["input_ids"], made["labels"])
+    return [
+        (conversations.IMAGE if image else tokenizer.decode([token for token, _ in group]), loss)
+        for (loss, image), group in groupby(pairs, lambda p: (p[1] >= 0, p[0] < 0))
+    ]
+
+
+class Sight:
+    """Tokenizer and chat template of a recipe: how the model sees a conversation."""
+
+    def __init__(self, run: Run) -> None:
+        imports.load()
+        cfg = config.effective(run.settings)
+        self.template, self.max_length = config.template(cfg), cfg.max_length
+        self.tokenizer = folder.tokenizer(run)
+        self.pictures = preset_facts.pictures(run.settings)
+
+    def count(self, conversation: Conversation) -> Tuple[int, int]:
+        """(tokens, tokens with loss) before any cut."""
+        counted = plan.count([conversation], self.template, self.tokenizer, 10**9, self.pictures)
+        return counted["lengths"][0], counted["answers"][0]
+
+    def pieces(self, conversation: Conversation) -> List[Piece]:
+        return rendered(conversation, self.template, self.tokenizer, self.max_length, self.pictures)
+
+
+def _picked(dataset: Path, numbers: Sequence[int]) -> Iterator[Tuple[int, Conversation]]:
+    wanted = set(numbers)
+    for number, conversation in enumerate(conversations.conversations(dataset), start=1):
+        if number in wanted:
+            yield number, conversation
+
+
+def preview(run: Run, row: int, console: Console) -> None:
+    """Print one conversation, by its line in dataset.jsonl, as the model will see it. Raises InputWrong."""
+    found = next(_picked(run.dataset, [row]), None)
+    if found is None:
+        count = run.figures("data")["conversations"]
+        raise InputWrong(f"There is no conversation {row}: dataset.jsonl holds 1 to {count}.")
+    sight = Sight(run)
+    tokens, with_loss = sight.count(found[1])
+    cut = f", cut at max_length {sight.max_length}" if tokens > sight.max_length else ""
+    console.print(
+        f"conversation {row}: {tokens} tokens, {with_loss} with loss (between ⟦ and ⟧){cut}\n", highlight=False
+    )
+    console.print(_text(sight.pieces(found[1])))
+
+
+def _text(pieces: Sequence[Piece]) -> Text:
+    text = Text()
+    for part, loss in pieces:
+        text.append(f"⟦{part}⟧" if loss else part, style="bold green" if loss else "")
+    return text
+
+
+def report(run: Run, console: Console) -> Path:
+    """Print the report and write data-report.html into the run's folder; returns its path."""
+    figures = run.figures("data")
+    sight, why_not = None, ""
+    try:
+        sight = Sight(run)
+    except (HostLacks, InputWrong) as error:
+        why_not = str(error)
+    survey = Survey()
+    progress = conversations.Progress()
+    chance = random.Random(0)
+    count = max(1, figures["conversations"])
+    try:
+        for number, line in enumerate(conversations.lines(run.dataset), start=1):
+            conversation = line["conversation"]
+            survey.add(number, conversation, line.get("sha256", ""))
+            if sight:
+                tokens, with_loss = sight.count(conversation)
+                survey.tokens.append(tokens)
+                survey.answer_tokens.append(with_loss)
+            if number & 255 == 0:
+                progress.step("data-report", number / count)
+    finally:
+        progress.stop()
+    findings = survey.findings(lambda lines: _questions(run, lines))
+    shown = []
+    if sight:
+        numbers = sorted(chance.sample(range(1, count + 1), min(RENDERED, count)))
+        shown = [(number, sight.pieces(conversation)) for number, conversation in _picked(run.dataset, numbers)]
+    histograms = _lengths(survey)
+    if sight:
+        histograms.append(("conversations, tokens", histogram(survey.tokens)))
+    rows = _counts(figures, survey, sight.max_length if sight else 0)
+    if why_not:
+        rows.append(("tokens", f"not counted: {why_not}"))
+    _print(rows, histograms, findings, shown, console)
+    path = run.folder / "data-report.html"
+    write_text(
+        path,
+        html.render(
+            "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, shown=shown
+        ),
+    )
+    return path
+
+
+def brief(run: Run) -> Tuple[List[Tuple[str, str]], List[Tuple[str, Any]], List[Finding]]:
+    """(counts, histograms, likely mistakes) of the data, without what needs the tokenizer: for the run's report."""
+    survey = Survey()
+    for number, line in enumerate(conversations.lines(run.dataset), start=1):
+        survey.add(number, line["conversation"], line.get("sha256", ""))
+    findings = survey.findings(lambda lines: _questions(run, lines))
+    return _counts(run.figures("data"), survey, 0), _lengths(survey), findings
+
+
+def _questions(run: Run, lines: Sequence[int]) -> Dict[int, str]:
+    return {number: conversation[0]["input"] for number, conversation in _picked(run.dataset, lines)}
+
+
+def _lengths(survey: Survey) -> List[Tuple[str, Any]]:
+    return [("answers, characters", histogram(survey.answer_lengths)),
+            ("questions, characters", histogram(survey.question_lengths))]  # fmt: skip
+
+
+def _counts(figures: Dict[str, Any], survey: Survey, max_length: int) -> List[Tuple[str, str]]:
+    f = figures
+    rows = [("rows", f"{f['rows']:,}"), ("conversations", f"{f['conversations']:,}, the longest {f['longest']} turns")]
+    for one in f["read"]:
+        sheet = f", sheet {one['sheet']}" if one.get("sheet") else ""
+        unused = f"; columns not used: {', '.join(one['unused'])}" if one.get("unused") else ""
+        coded = f", {one['encoding']}" if one["encoding"] else ""
+        roles = "; ".join(f"{role}: {column}" for role, column in one.get("columns", {}).items())
+        rows.append(("read", f"{one['file']}{sheet}{coded}: {one['rows']:,} rows; {roles}{unused}"))
+    rows.append(("held out", f"{f['held_out']} conversations more (eval.jsonl), of which nothing below counts"))
+    rows += [("not read", what) for what in f["skipped"]]
+    rows.append(("dropped", f"{f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates"))
+    changed = f"{f['numbers_as_text']} numbers and dates taken as the text that Excel shows"
+    rows.append(("changed", f"{changed}, {f['line_breaks_changed']} cells' line breaks made \\n"))
+    if survey.tokens:
+        over = sum(1 for tokens in survey.tokens if tokens > max_length)
+        total, with_loss = sum(survey.tokens), sum(survey.answer_tokens)
+        rows.append(("tokens", f"{total:,}, of which {with_loss:,} with loss; {over} conversations over {max_length}"))
+    return rows
+
+
+def _print(rows: Any, histograms: Any, findings: Sequence[Finding], shown: Any, console: Console) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for what, figure in rows:
+        table.add_row(what, Text(figure))
+    console.print(table)
+    for title, counts in histograms:
+        console.print(f"\n[bold]{title}[/]")
+        top = max(count for _, count in counts)
+        for name, count in counts:
+            console.print(f"  {name:>12}  {'█' * round(count / top * BARS)} {count:,}", highlight=False)
+    where = " (lines of dataset.jsonl)" if findings else ""
+    console.print(f"\n[bold]likely mistakes: {len(findings) or 'none found'}[/]{where}", highlight=False)
+    for finding in findings:
+        console.print(f"  [yellow]{finding.count:,}[/] {finding.what}", highlight=False)
+        for number, text in finding.examples:
+            console.print(Text(f"     line {number}: {html.short(text, 60)}"))
+    if shown:
+        console.print("\n[bold]as the model will see them[/] (loss between ⟦ and ⟧)")
+    for number, pieces in shown:
+        console.print(Text(f"\n— {number}"))
+        console.print(_text(pieces))

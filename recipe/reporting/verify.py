@@ -1,0 +1,292 @@
+"""`just verify`: a finished run's checks once more, from its manifest. It reads the run; what it makes again, it makes
+beside.
+
+Every line is ok, differs, or not here: what cannot be looked at on this machine is never called ok.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Set, Tuple
+
+from recipe.base_model import folder
+from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError
+from recipe.core.stage import Run, below, digest, digest_of, host, is_held, perform, sums, versions
+from recipe.intake import conversations
+from recipe.reporting import report
+from recipe.stages import pipeline
+from recipe.training import process
+from recipe.weights import adapter, llava, merge
+from recipe.weights.merge_check import prove
+from recipe.weights.merge_plan import CHECKSUMS
+from recipe.xtuner import config, preset_facts
+
+OK, DIFFERS, NOT_HERE = "ok", "differs", "not here"
+
+
+class Line(NamedTuple):
+    what: str
+    verdict: str
+    detail: str
+
+
+def check(run: Run, beside: Path) -> Iterator[Line]:
+    """Every check of the finished `run`, one by one; what has to be made for it is made in the empty folder `beside`.
+
+    Raises InputWrong while a command is at work in the run's folder.
+    """
+    if is_held(run.folder):
+        raise InputWrong(f"A command is at work in {run.shown(run.folder)}: verify it when that has ended.")
+    os.environ["RECIPE_FETCH"] = "no"  # nothing is fetched, nor made in models/
+    entries = run.manifest["stages"]
+    for entry in entries.values():
+        for name, made in entry["writes"].items():
+            yield _written(run.folder / name, name, made)
+    checks: List[Tuple[str, str, Callable[[], Tuple[str, str]]]] = [
+        ("model", "base model", lambda: _model(run, folder.folder(run), "fingerprint")),
+        ("train", "checkpoint, read", lambda: _checkpoint(run)),
+        ("train", "train.log", lambda: _log(run)),
+        ("adapter", "adapter, made again", lambda: _adapter(run, beside / "adapter")),
+        ("merge", "merged less base", lambda: _merged(run)),
+    ]
+    if preset_facts.pictures(run.settings):
+        encoder = folder.folder(folder.visual(run))
+        checks.insert(1, ("model", "visual encoder", lambda: _model(run, encoder, "visual_encoder")))
+        if run.figures("train").get("pretrained_pth", llava.NONE) != llava.NONE:
+            checks.insert(2, ("train", "first stage's projector", lambda: _began_from(run)))
+    yield from _made_again(run, beside)
+    for stage, what, look in checks:
+        if stage in entries:
+            yield _line(what, look)
+    yield from _machine(run)
+
+
+def _line(what: str, look: Callable[[], Tuple[str, str]]) -> Line:
+    try:
+        return Line(what, *look())
+    except NotFetched:
+        return Line(what, NOT_HERE, "it needs a model that is not here, and nothing is fetched for this")
+    except HostLacks as error:
+        return Line(what, NOT_HERE, str(error))
+    except (RecipeError, OSError, LookupError, ValueError) as error:
+        return Line(what, DIFFERS, str(error) or type(error).__name__)
+
+
+def _written(path: Path, name: str, made: Dict[str, Any]) -> Line:
+    if not path.exists():
+        return Line(name, NOT_HERE, "deleted")
+    now = sums(path) if path.is_dir() else {}
+    found, wanted = digest_of(now) if now else digest(path), made["sha256"]
+    if found == wanted:
+        return Line(name, OK, f"sha256 {wanted[:12]}…")
+    worse = ", ".join(_others(now, made.get("files") or _own_sums(path, wanted)))
+    return Line(name, DIFFERS, f"sha256 {found[:12]}…, was {wanted[:12]}…{f': {worse}' if worse else ''}")
+
+
+def _others(now: Dict[str, str], then: Dict[str, str]) -> List[str]:
+    """Names of files that are not what they were, gone, or new; none where it is not known what they were."""
+    return sorted(name for name in {*now, *then} if now.get(name) != then.get(name)) if then else []
+
+
+def _own_sums(folder: Path, wanted: str) -> Dict[str, str]:
+    """The sums that a merged model's folder holds of its own files; of itself alone, if they are damaged."""
+    try:
+        found = merge.sums_of(folder)
+    except (OSError, ValueError):
+        return {}
+    if digest_of(found) != wanted:  # they are not the ones of which the manifest has the sum
+        found = {**sums(folder), CHECKSUMS: "another"}
+    return found
+
+
+def _made_again(run: Run, beside: Path) -> Iterator[Line]:
+    """Data, plan and config once more, by the same stages, as a run of the same name in `beside`."""
+    shadow = run.shadow(beside, force=bool(run.manifest.get("forced")))
+    if "seed" in run.figures("plan"):  # one that was drawn
+        (shadow.folder / "seed").write_text(str(run.figures("plan")["seed"]), encoding="utf-8")
+    without = ""
+    for stage in (pipeline.DATA, pipeline.PLAN, pipeline.CONFIG):
+        if stage.name not in run.manifest["stages"]:
+            return
+        chosen = run.settings.data
+        given = {pipeline.DATA: [*chosen.files, chosen.images], pipeline.CONFIG: _pretrained(run)}.get(stage, [])
+        gone = [name for name in given if not (run.root / name).exists()]
+        if gone:
+            without = without or f"{', '.join(gone)}: deleted, or elsewhere"
+        elif stage is pipeline.DATA and preset_facts.pictures(run.settings):
+            line = _line("images", lambda: _images(run))
+            without = "" if line.verdict == OK else "needs the images as they were"
+            yield line
+        line = Line(f"{stage.name}, made again", NOT_HERE, without)
+        if not without:
+            line = _line(line.what, lambda stage=stage: _compare(run, shadow, stage))  # type: ignore[misc]
+            without = "" if line.verdict == OK else f"needs the {stage.name} made again"
+        yield line
+
+
+def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
+    perform(shadow, stage)
+    for name in stage.writes:
+        mine, again = run.folder / name, shadow.folder / name
+        if stage is pipeline.DATA:
+            if digest(again) != run.manifest["stages"]["data"]["writes"][name]["sha256"]:
+                return DIFFERS, f"{name} is another one, made of what now lies in {', '.join(run.settings.data.files)}"
+        elif not mine.exists():
+            return NOT_HERE, f"{name} was deleted: nothing to compare with"
+        elif _text(mine) != _text(again):
+            if stage.name in report.stale(run):
+                return DIFFERS, f"{name} is of other data or settings than the data that is there: it was made before"
+            return DIFFERS, f"{name} is another one, made by this version of the recipe on this machine"
+    return OK, f"{', '.join(stage.writes)}: the same"
+
+
+def _pretrained(run: Run) -> List[str]:
+    """The first stage's run or checkpoint, where the recipe names one."""
+    named = run.settings.model.pretrained_pth
+    return [] if named in ("", llava.NONE) else [named]
+
+
+def _images(run: Run) -> Tuple[str, str]:
+    """Every image that the run's rows name, by the sum that stands beside it."""
+    folder = conversations.image_folder(run)
+    named: Set[Tuple[str, str]] = set()
+    for path in (run.dataset, run.held_out):
+        if not path.exists():
+            return NOT_HERE, f"{path.name} was deleted, which names them"
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            named.add((row["image"], row["sha256"]))
+    found = {name: (digest(folder / name), then) for name, then in sorted(named)}
+    gone = [name for name, (now, _) in found.items() if now == "absent"]
+    other = [name for name, (now, then) in found.items() if now not in ("absent", then)]
+    if other:
+        return DIFFERS, f"not what they were: {_some(other)}" + (f"; not here: {_some(gone)}" if gone else "")
+    return (NOT_HERE, f"{_some(gone)}: deleted, or elsewhere") if gone else (OK, f"{len(found)}, as they were")
+
+
+def _some(names: List[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _text(path: Path) -> Any:
+    """What must be equal: of a plan all but its cost, which depends on the card; of a config all but places."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.name == "plan.json":
+        try:
+            return {name: value for name, value in json.loads(text).items() if name != "cost"}
+        except (ValueError, AttributeError):
+            return text
+    return config.without_places(text)
+
+
+# --- what training and merging left ---
+
+
+def _model(run: Run, place: Path, which: str) -> Tuple[str, str]:
+    """The model in the folder `place`, of which the manifest has the figure `which`."""
+    if not place.is_dir():
+        return NOT_HERE, f"{run.shown(place)}: not fetched, or deleted"
+    now = folder.fingerprint(place)
+    other = _others(now, run.figures("model")[which])
+    if other:
+        return DIFFERS, f"{run.shown(place)}: {', '.join(other)}"
+    return OK, f"{run.shown(place)}: {len(now)} files as they were"
+
+
+def _began_from(run: Run) -> Tuple[str, str]:
+    """The checkpoint of the first stage, from which this one went on."""
+    [named] = _pretrained(run)
+    if not (run.root / named).exists():
+        return NOT_HERE, f"{named}: deleted, or elsewhere"
+    place, now, then = llava.pretrained(run), llava.began_from(run), run.figures("train")["pretrained_pth"]
+    if now != then:
+        return DIFFERS, f"{run.shown(place)}: sha256 {now[:12]}…, was {then[:12]}…"  # type: ignore[arg-type]
+    return OK, f"{run.shown(place)}: sha256 {now[:12]}…"  # type: ignore[arg-type]
+
+
+def _checkpoint(run: Run) -> Tuple[str, str]:
+    if not run.checkpoint.exists():
+        return NOT_HERE, "deleted"
+    if not process.is_whole(run.checkpoint):
+        return DIFFERS, f"{run.shown(run.checkpoint)} is cut short or damaged"
+    found, figures = process.state(run.checkpoint), run.figures("train")
+    other = [f"{name} {found[name]}, was {figures[name]}" for name in found if found[name] != figures[name]]
+    return (DIFFERS, "; ".join(other)) if other else (OK, ", ".join(f"{name} {found[name]}" for name in found))
+
+
+def _log(run: Run) -> Tuple[str, str]:
+    log = run.checkpoint.parent / "train.log"
+    if not log.is_file():
+        return NOT_HERE, "deleted"
+    steps, figures = process.read_log(log.read_text(encoding="utf-8", errors="replace")), run.figures("train")
+    found = process.curve_figures(steps)
+    other = [f"{name} {value}, was {figures[name]}" for name, value in found.items() if value != figures[name]]
+    return (DIFFERS, "; ".join(other)) if other else (OK, f"{len(steps)} lines, loss and rate as in run.json")
+
+
+def _adapter(run: Run, place: Path) -> Tuple[str, str]:
+    """From the checkpoint once more: the weights must have the same bytes."""
+    if not run.checkpoint.exists():
+        return NOT_HERE, "the checkpoint was deleted"
+    figures = run.figures("adapter")
+    metadata = {name: figures[name] for name in ("base_model", "base_sha256")}
+    adapter.write(run, place, figures["dtype"], metadata)
+    names = [str(path.relative_to(place)) for path in below(place)]
+    gone = [name for name in names if not (run.adapter / name).is_file()]
+    other = [name for name in names if name not in gone and digest(run.adapter / name) != digest(place / name)]
+    if other:
+        return DIFFERS, f"{', '.join(other)}: not what the checkpoint gives"
+    if gone:
+        return NOT_HERE, f"{', '.join(gone)}: deleted"
+    what = [f"{figures['tensors']} tensors"] if figures["tensors"] else []
+    what += [name.replace("_", " ") for name in adapter.BESIDE if name in figures]
+    return OK, f"{', '.join(what)} from the checkpoint, byte for byte"
+
+
+def _merged(run: Run) -> Tuple[str, str]:
+    """Taken from the base, the merged model must leave the adapter, in a sample of every weight."""
+    parts = [("base model", folder.folder(run)), ("merged model", run.merged)]
+    full = merge.checkpoint(run)
+    parts += [("checkpoint", full)] if full else [("adapter", place) for place, _ in merge.adapters(run)]
+    for what, place in parts:
+        if not place.exists():
+            return NOT_HERE, f"the {what} is not here"
+    found, figures = prove(merge.plan_of(run), run.merged), run.figures("merge")
+    if found != figures["proof"]:
+        return DIFFERS, f"{found}, was {figures['proof']}"
+    return OK, f"{found['weights_checked']:,} weights are base + adapter; {figures['share_changed']:.1%} were changed"
+
+
+def _machine(run: Run) -> Iterator[Line]:
+    then, now = run.manifest.get("versions", {}), versions()
+    other = [f"{name} {now.get(name)}, was {then[name]}" for name in then if then[name] != now.get(name)]
+    yield Line("versions", DIFFERS if other else OK, "; ".join(other) or f"{len(then)} packages")
+    image, here = run.manifest.get("host", {}).get("image"), host()["image"]
+    if image == here:
+        yield Line("image", OK, image or "none: on the host, then as now")
+    elif image and here:
+        yield Line("image", DIFFERS, f"{here}, was {image}")
+    else:
+        yield Line(
+            "image", NOT_HERE, f"the run was made {f'in {image}' if image else 'on the host'}, this is not there"
+        )
+
+
+def show(lines: Iterator[Line], console: Any) -> bool:
+    """Print the table; return whether nothing differs."""
+    from rich.table import Table
+
+    table = Table("check", "", "")
+    table.columns[0].overflow = "fold"
+    found = []
+    styles = {OK: "green", DIFFERS: "bold red", NOT_HERE: "yellow"}
+    for line in lines:
+        found.append(line.verdict)
+        table.add_row(line.what, f"[{styles[line.verdict]}]{line.verdict}[/]", line.detail.replace("[", r"\["))
+    console.print(table)
+    count: Dict[str, int] = {verdict: found.count(verdict) for verdict in styles}
+    console.print(
+        f"{count[OK]} of {len(found)} checks ok, {count[DIFFERS]} differ, {count[NOT_HERE]} cannot be made here.",
+        highlight=False,
+    )
+    return not count[DIFFERS]

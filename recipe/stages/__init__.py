@@ -1,0 +1,1 @@
+"""The pipeline: which stages a command runs, in the order in which data flows."""

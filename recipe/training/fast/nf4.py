@@ -1,0 +1,100 @@
+"""A frozen weight of bitsandbytes' NF4, double quantization included, laid out in full in one pass over memory.
+
+bitsandbytes needs two kernels and a copy of the scales; Triton from 3.0 on does it in one. Elsewhere bitsandbytes,
+which before 0.44 launches its kernels on CUDA's legacy stream whatever stream is current (bitsandbytes#1308). PyTorch's
+default stream is that stream, so training, evaluation and chat are right. A CUDA graph is not: such a kernel runs while
+the graph is recorded and is missing in every replay. Nor is a stream of PyTorch's own, which does not wait for it.
+"""
+
+import functools
+import re
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from recipe.training.fast import compiler
+
+try:
+    import triton
+    import triton.language as tl
+
+    FUSED = hasattr(tl, "interleave")
+except ImportError:  # a PyTorch without Triton, and every CPU
+    FUSED = False
+
+BLOCK = 1024  # bytes, two values each, that one program of the kernel lays out
+SCALED = 64  # values that share a scale, bitsandbytes' block size
+
+if FUSED:
+
+    @triton.jit
+    def _kernel(
+        packed, scale, scale_code, scale_scale, offset, code, out, count, NESTED: tl.constexpr, BLOCK: tl.constexpr
+    ):
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+        at = first + tl.arange(0, BLOCK)
+        there = at < count
+        pair = tl.load(packed + at, mask=there, other=0).to(tl.int32)
+        block = at // 32
+        if NESTED:
+            number = tl.load(scale + block, mask=there, other=0).to(tl.int32)
+            wide = tl.load(scale_scale + block // 256, mask=there, other=0.0)
+            factor = tl.load(scale_code + number, mask=there, other=0.0) * wide + tl.load(offset)
+        else:
+            factor = tl.load(scale + block, mask=there, other=0.0)
+        high = tl.load(code + (pair >> 4), mask=there, other=0.0) * factor
+        low = tl.load(code + (pair & 15), mask=there, other=0.0) * factor
+        values = tl.interleave(high, low).to(out.dtype.element_ty)
+        to = 2 * first + tl.arange(0, 2 * BLOCK)
+        tl.store(out + to, values, mask=to < 2 * count)
+
+
+def is_quantized(weight: torch.Tensor) -> bool:
+    """Whether `weight` is a parameter of bitsandbytes' 4-bit layer."""
+    return getattr(weight, "quant_state", None) is not None
+
+
+@functools.lru_cache(maxsize=None)
+def uses_legacy_stream() -> bool:
+    """Whether bitsandbytes' kernels ignore the current stream."""
+    release = re.findall(r"\d+", metadata.version("bitsandbytes"))
+    return tuple(map(int, release[:2])) < (0, 44)
+
+
+def is_ours(weight: Any) -> bool:
+    """Whether our kernel lays out this 4-bit weight; else bitsandbytes does."""
+    state = weight.quant_state
+    inner = state.state2 if state.nested else None
+    fits = state.quant_type == "nf4" and state.blocksize == SCALED and (inner is None or inner.blocksize == 256)
+    return FUSED and weight.is_cuda and fits and not compiler.fault()
+
+
+def why_not_recorded(weight: Any) -> str:
+    """Why a step that reads `weight` must not become a CUDA graph; "" where it may."""
+    if not is_quantized(weight):
+        return ""
+    if uses_legacy_stream():
+        return (
+            f"bitsandbytes {metadata.version('bitsandbytes')} is older than 0.44: its kernels are missing in a replay"
+        )
+    return "" if is_ours(weight) else "the 4-bit weights are laid out by bitsandbytes, not by our Triton kernel"
+
+
+def full(weight: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The 4-bit `weight` as a (rows, columns) tensor of `dtype`, on its device."""
+    state = weight.quant_state
+    inner = state.state2 if state.nested else None
+    if not is_ours(weight):
+        import bitsandbytes
+
+        if weight.is_cuda and uses_legacy_stream() and torch.cuda.current_stream() != torch.cuda.default_stream():
+            raise RuntimeError("bitsandbytes before 0.44 lays out 4-bit weights on the default stream alone.")
+        return bitsandbytes.functional.dequantize_4bit(weight.data, state).to(dtype).reshape(state.shape)
+    out = torch.empty(tuple(state.shape), dtype=dtype, device=weight.device)
+    nested = (state.absmax, inner.code, inner.absmax, state.offset) if inner is not None else (state.absmax,) * 4
+    count = weight.numel() * weight.element_size()
+    grid = (triton.cdiv(count, BLOCK),)
+    with torch.cuda.device(weight.device):
+        _kernel[grid](weight.data, *nested, state.code, out, count, NESTED=inner is not None, BLOCK=BLOCK, num_warps=4)
+    return out

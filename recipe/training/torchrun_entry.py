@@ -1,0 +1,43 @@
+"""What torchrun starts for each GPU: XTuner's trainer, which ends when torchrun does.
+
+On machines other than the first torchrun is started before the run is known there: the words of the trainer come from
+rank 0, through torchrun's own store.
+"""
+
+import ctypes
+import datetime
+import json
+import os
+import signal
+import sys
+from typing import List
+
+from recipe.training import entry
+from recipe.training.process import PR_SET_PDEATHSIG
+
+KEY = "recipe/words"
+WAIT = datetime.timedelta(minutes=10)  # for a process that has been started already
+
+
+def told(words: List[str]) -> List[str]:
+    """The trainer's words: rank 0's own, which it tells the other machines."""
+    if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
+        return words
+    from torch.distributed import TCPStore
+
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=WAIT)
+    if os.environ["RANK"] == "0":
+        store.set(KEY, json.dumps(words))
+    return list(json.loads(store.get(KEY)))
+
+
+def main(words: List[str]) -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended just before
+        sys.exit(1)
+    entry.main(told(words))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,220 @@
+"""A PEFT adapter as what it does to each weight of a base model: W + scaling·B·A, and its variants.
+
+The arithmetic is PEFT's: rank and alpha patterns, rsLoRA (alpha/√r), DoRA (rows scaled to trained lengths), LoRA on
+embeddings, modules_to_save (whole weights). What is not known here is refused by its name.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from recipe.core import tensor_files
+from recipe.core.errors import InputWrong
+from recipe.core.tensor_files import Stored
+
+PREFIX = "base_model.model."
+# Settings under which an adapter is something else than what is computed here.
+REFUSED = (
+    "fan_in_fan_out", "layer_replication", "megatron_config", "lora_bias", "use_qalora", "alora_invocation_tokens",
+    "trainable_token_indices", "target_parameters", "arrow_config", "use_bdlora",
+)  # fmt: skip
+# These start from another base than the one on disk: what they trained belongs to a base they changed.
+OTHER_BASE = ("loftq", "pissa", "olora", "corda", "lora_ga")
+
+
+@dataclasses.dataclass
+class Part:
+    """What one adapter does to one weight [out, in]: adds scaling · b [out, r] @ a [r, in], or takes its place."""
+
+    scaling: float = 1.0
+    a: Optional[Stored] = None
+    b: Optional[Stored] = None
+    embedding: bool = False  # a is [r, out] and b [in, r]: an embedding's, to be turned round
+    magnitude: Optional[Stored] = None  # DoRA's lengths of rows [out]
+    instead: Any = None  # modules_to_save's, or what full fine-tuning trained: a Stored, or what reads like one
+
+    @property
+    def shape(self) -> Tuple[int, ...]:
+        if self.instead is not None:
+            return self.instead.shape
+        assert self.a is not None
+        assert self.b is not None
+        return (self.a.shape[1], self.b.shape[0]) if self.embedding else (self.b.shape[0], self.a.shape[1])
+
+
+Changes = Dict[str, List[Part]]  # weight name → parts, to be added up
+
+
+def file_of(place: Path) -> Path:
+    """An adapter folder's weights. Raises InputWrong if it is none."""
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (place / name).is_file() and (place / "adapter_config.json").is_file():
+            return place / name
+    raise InputWrong(
+        f"{place} is no adapter: it needs adapter_config.json and adapter_model.safetensors or adapter_model.bin."
+    )
+
+
+def metadata(place: Path) -> Dict[str, str]:
+    """What the adapter's file says of itself (`base_sha256` among it, if the adapter stage made it)."""
+    path = file_of(place)
+    return tensor_files.safetensors(path)[1] if path.suffix == ".safetensors" else {}
+
+
+def load(place: Path, weight: float = 1.0) -> Changes:
+    """What the adapter in `place`, times `weight`, does to each weight of its base.
+
+    Raises InputWrong, naming it, for whatever cannot be merged by the arithmetic above.
+    """
+    path = file_of(place)
+    try:
+        config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+        stored = tensor_files.tensors(path)
+    except ValueError as error:  # JSON's and tensor_files.Damaged
+        raise InputWrong(f"{place}: {error}.")
+    _check(place, config)
+    parts: Dict[str, Part] = {}
+    unknown = []
+    for name, tensor in sorted(stored.items()):
+        if not name.startswith(PREFIX):
+            unknown.append(name)
+            continue
+        name = name[len(PREFIX) :]
+        found = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?", name)
+        if found:
+            part = parts.setdefault(found[1] + ".weight", Part())
+            part.embedding = bool(found[2])
+            setattr(part, found[3].lower(), tensor)
+        elif re.fullmatch(r"(.+)\.lora_magnitude_vector(\.weight)?", name):
+            parts.setdefault(name.split(".lora_magnitude_vector")[0] + ".weight", Part()).magnitude = tensor
+        elif name.endswith(".base_layer.weight"):
+            continue  # PEFT saves an embedding's own weights, untouched, along with its LoRA
+        elif config.get("modules_to_save") and any(f".{m}." in f".{name}" for m in config["modules_to_save"]):
+            parts[name] = Part(instead=tensor)
+        else:
+            unknown.append(name)
+    if unknown:
+        raise InputWrong(f"{path}: {tensor_files.listing(unknown)}: no LoRA weights that are known here.")
+    if not parts:
+        raise InputWrong(f"{path} holds no LoRA weights.")
+    for name, part in parts.items():
+        _finish(f"{path}: {name}", part, config, name[: -len(".weight")], weight)
+    return {name: [part] for name, part in parts.items()}
+
+
+def _check(place: Path, config: Dict[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise InputWrong(f"{place}: peft_type is {kind!r}; only LORA adapters can be merged here.")
+    if config.get("bias", "none") != "none":
+        raise InputWrong(
+            f'{place}: bias is {config["bias"]!r}: trained biases cannot be merged here, only bias "none".'
+        )
+    for key in REFUSED:
+        if config.get(key):
+            raise InputWrong(
+                f"{place}: adapters with {key} ({config[key]!r}) cannot be merged here; PEFT's own merge can."
+            )
+    start = str(config.get("init_lora_weights", True))
+    if start.startswith(OTHER_BASE):
+        raise InputWrong(
+            f"{place}: init_lora_weights is {start!r}: it was trained on a base that this start had changed. Convert "
+            f"it to plain LoRA with PEFT first."
+        )
+
+
+def _finish(what: str, part: Part, config: Dict[str, Any], module: str, weight: float) -> None:
+    """Complete and check one part: both matrices, their rank, the scaling."""
+    if part.instead is not None:
+        if weight != 1:
+            raise InputWrong(f"{what} is saved whole (modules_to_save), which cannot be taken {weight} times.")
+        return
+    if part.a is None or part.b is None:
+        raise InputWrong(f"{what}: lora_{'A' if part.a is None else 'B'} is missing.")
+    if len(part.a.shape) != 2 or len(part.b.shape) != 2:
+        raise InputWrong(f"{what}: LoRA on convolutions ({part.a.shape}) cannot be merged here; PEFT's own merge can.")
+    rank = part.a.shape[0]
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    # PEFT: the first key of either pattern that the module's name ends in decides both
+    key = next((k for k in (*ranks, *alphas) if re.match(rf".*\.{k}$", module)), module)
+    told = ranks.get(key, config["r"])
+    if {rank, part.b.shape[1]} != {told}:
+        raise InputWrong(f"{what}: rank {told} in adapter_config.json, {rank} and {part.b.shape[1]} in the weights.")
+    alpha = alphas.get(key, config["lora_alpha"])
+    part.scaling = weight * alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if (part.magnitude is not None) != bool(config.get("use_dora")):
+        raise InputWrong(f"{what}: DoRA's lora_magnitude_vector and use_dora in adapter_config.json do not agree.")
+    if part.magnitude is not None and (weight != 1 or part.embedding):
+        raise InputWrong(f"{what}: DoRA cannot be taken {weight} times, nor on embeddings.")
+
+
+def together(changes: List[Changes]) -> Changes:
+    """Several adapters' changes as one, added up. Raises InputWrong where adding has no meaning."""
+    total: Changes = {}
+    for one in changes:
+        for name, parts in one.items():
+            total.setdefault(name, []).extend(parts)
+    for name, parts in total.items():
+        for part in parts:
+            if len(parts) > 1 and (part.instead is not None or part.magnitude is not None):
+                kind = "modules_to_save" if part.instead is not None else "DoRA"
+                raise InputWrong(f"{name}: {len(parts)} adapters change it, one by {kind}: they cannot be added up.")
+    return total
+
+
+class Applied:
+    """The changes of one weight, ready for rows first … last-1 of it: matrices in memory, fp32 on `device`."""
+
+    def __init__(self, parts: List[Part], first: int, last: int, device: str = "cpu", dtype: str = "float32") -> None:
+        import torch
+
+        self.first = first
+        kind = getattr(torch, dtype)
+        self.matrices: List[Tuple[float, Any, Any]] = []
+        self.instead: Optional[Any] = None
+        self.magnitude: Optional[Any] = None
+        for part in parts:
+            if part.instead is not None:
+                self.instead = part.instead.read(first, last).to(device, kind)
+                continue
+            assert part.a is not None
+            assert part.b is not None
+            if part.embedding:
+                a, b = part.b.read().t(), part.a.read()[:, first:last].t()
+            else:
+                a, b = part.a.read(), part.b.read(first, last)
+            self.matrices.append((part.scaling, a.to(device, kind), b.to(device, kind)))
+            if part.magnitude is not None:
+                flat = dataclasses.replace(part.magnitude, shape=(part.magnitude.numel,))
+                self.magnitude = flat.read(first, last).to(device, kind)
+
+    def __call__(self, old: Any, first: int, out: Any) -> Any:
+        """Put the changed weights of `old` [rows, in], which begin at row `first`, into `out`; return it."""
+        import torch
+
+        rows = slice(first - self.first, first - self.first + old.shape[0])
+        if self.instead is not None:
+            return out.copy_(self.instead[rows])
+        for number, (scaling, a, b) in enumerate(self.matrices):
+            torch.addmm(out if number else old, b[rows], a, alpha=scaling, out=out)
+        if self.magnitude is not None:
+            out.mul_((self.magnitude[rows] / torch.linalg.vector_norm(out, dim=1)).unsqueeze(1))
+        return out
+
+    def bound(self, old: Any, first: int) -> Any:
+        """Size of the terms that a call adds up, which bounds what it loses to rounding: |W| + |scaling|·|B|·|A|."""
+        import torch
+
+        rows = slice(first - self.first, first - self.first + old.shape[0])
+        if self.instead is not None:
+            return self.instead[rows].abs()
+        total, plain = old.abs(), old.clone()
+        for scaling, a, b in self.matrices:
+            total = total + abs(scaling) * (b[rows].abs() @ a.abs())
+            plain = plain + scaling * (b[rows] @ a)
+        if self.magnitude is not None:
+            total = total * (self.magnitude[rows].abs() / torch.linalg.vector_norm(plain, dim=1)).unsqueeze(1)
+        return total

@@ -1,0 +1,1 @@
+"""XTuner's presets and the config that is rendered from one of them."""
