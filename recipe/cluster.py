@@ -12,8 +12,9 @@ from typing import Any, Dict, List, Sequence
 
 from recipe.core import distributed
 from recipe.core.errors import InputWrong
+from recipe.core.files import write_text
 from recipe.core.recipe_files import find_recipe, recipes
-from recipe.core.stage import Run, write_text
+from recipe.core.run import Run
 from recipe.xtuner import config
 
 TARGETS = {"slurm": "slurm.sh", "k8s": "jobset.yaml", "sky": "task.yaml"}

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from hub_server import Hub, certificate
 
 from recipe.base_model import folder, hub
-from recipe.core import settings, stage
+from recipe.core import settings
+from recipe.core.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 # The lock of the environment in which the tests run, by PyPI's build: PyTorch's own differs in torch alone.
@@ -137,7 +138,7 @@ def sharded(place, layers):
 def tiny(tmp_path_factory):
     """The files of a tiny InternLM2: path → bytes."""
     root = tmp_path_factory.mktemp("tiny")
-    place = folder.ensure(stage.Run("demo", settings.load("demo")[1], root, root))
+    place = folder.ensure(Run("demo", settings.load("demo")[1], root, root))
     return {path.name: path.read_bytes() for path in place.iterdir()}
 
 
@@ -172,6 +173,6 @@ def asking(tmp_path):
     """Function that makes a run whose recipe asks the hub for its model."""
 
     def make(*overrides):
-        return stage.Run("coach", settings.load("coach", [HUB_ID, *overrides])[1], tmp_path, tmp_path / "output")
+        return Run("coach", settings.load("coach", [HUB_ID, *overrides])[1], tmp_path, tmp_path / "output")
 
     return make

@@ -97,9 +97,9 @@ def _bytes(place, texts):
 
 def data_of(place, kind):
     """Files for a kind of data, made of the sample workbook: a folder of texts, or conversations with one tool."""
-    from recipe.intake import conversations
+    from recipe.intake import dataset
 
-    rows = [turns[0] for turns in conversations.sample(ROOT / "data/workplace.xlsx")]
+    rows = [turns[0] for turns in dataset.sample(ROOT / "data/workplace.xlsx")]
     if kind == "pretrain":
         (place / "texts" / "inner").mkdir(parents=True)
         for number in range(0, len(rows), 4):
@@ -151,13 +151,11 @@ def call(words):
 
 def go(name, place, evaluate=True):
     """Run one of RUNS; what it came to, from run.json."""
-    from recipe.intake import conversations
+    from recipe.intake import dataset
     from recipe.xtuner import preset_facts
 
     architecture, base, more = RUNS[name]
-    texts = [
-        text for turns in conversations.sample(ROOT / "data/workplace.xlsx") for turn in turns for text in turn.values()
-    ]
+    texts = [text for turns in dataset.sample(ROOT / "data/workplace.xlsx") for turn in turns for text in turn.values()]
     model = place / architecture
     if not model.exists():
         make(model, architecture, texts)

@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from recipe.core.errors import InputWrong  # noqa: E402
 from recipe.core.settings import Data  # noqa: E402
-from recipe.intake import conversations, xlsx  # noqa: E402
+from recipe.intake import xlsx  # noqa: E402
+from recipe.intake.checks import CONTROL  # noqa: E402
+from recipe.intake.reader import Intake  # noqa: E402
+from recipe.intake.writer import Writer  # noqa: E402
 
 PIECES = [
     *b"<! ]]> <![CDATA[ <!-- &#0; &#xD800; &lt; &x; </row> </c> <v> <f> -1 1e999 NaN 99999999999999999999".split(),
@@ -106,7 +109,7 @@ def changed(name, content, chance):
 def read(path, settings):
     """Read `path`; whether it was accepted. What was accepted is checked."""
     stream = io.StringIO()
-    intake = conversations.Intake(settings, conversations.Writer(stream, "系统"))
+    intake = Intake(settings, Writer(stream, "系统"))
     intake.file(path, path.name)
     intake.writer.flush()
     try:
@@ -119,7 +122,7 @@ def read(path, settings):
             for text in turn.values():
                 text.encode("utf-8")
                 assert any(c.isprintable() and not c.isspace() for c in text)
-                assert not conversations.CONTROL.search(text)
+                assert not CONTROL.search(text)
     return True
 
 

@@ -38,7 +38,9 @@ from recipe.base_model.tiny import CHAT_TEMPLATE, CODE  # noqa: E402
 from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config  # noqa: E402
 from recipe.base_model.tiny.modeling_internlm2 import InternLM2ForCausalLM  # noqa: E402
 from recipe.core import imports  # noqa: E402
-from recipe.intake import conversations  # noqa: E402
+from recipe.intake import (  # noqa: E402
+    dataset,
+)
 
 WORKBOOK = ROOT / "data" / "workplace.xlsx"
 RECIPES = ("tutorial", "coach")
@@ -275,7 +277,7 @@ Talk = List[Dict[str, str]]
 
 def split() -> Tuple[List[Talk], List[Talk]]:
     """(conversations to train on, conversations held out): every sixth of the workbook's conversations of one turn."""
-    talks = [talk for talk in conversations.sample(WORKBOOK) if len(talk) == 1]
+    talks = [talk for talk in dataset.sample(WORKBOOK) if len(talk) == 1]
     kept = [talk for number, talk in enumerate(talks) if number % EVERY != EVERY - 1]
     held = [[{"system": SYSTEM, **talk[0]}] for number, talk in enumerate(talks) if number % EVERY == EVERY - 1]
     return kept, held
@@ -283,7 +285,7 @@ def split() -> Tuple[List[Talk], List[Talk]]:
 
 def write_workbook(path: Path, talks: List[Talk]) -> None:
     """A workbook of the conversations, unless it is there: a finished training then counts as finished."""
-    if path.is_file() and conversations.sample(path) == talks:
+    if path.is_file() and dataset.sample(path) == talks:
         return
     book = openpyxl.Workbook()
     for line in [("q", "a"), *((turn["input"], turn["output"]) for [turn] in talks)]:

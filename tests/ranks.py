@@ -194,12 +194,12 @@ def one_and_two(folder: Path) -> None:
 def fixed(output: Path, overrides: Sequence[str]) -> None:
     """The stages up to the config, its schedules taken out, and the trainer."""
     from recipe.core import settings
-    from recipe.core import stage as stages
+    from recipe.core.run import Run
     from recipe.stages import pipeline
     from recipe.training import process
 
     words = [word for word in overrides if word != "--force"]
-    made = stages.Run("demo", settings.load("demo", words)[1], ROOT, output, force=True)
+    made = Run("demo", settings.load("demo", words)[1], ROOT, output, force=True)
     with made.open():
         pipeline.run_stages(made, "config", pipeline.ORDER[:5])
         text = made.config.read_text(encoding="utf-8")

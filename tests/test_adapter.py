@@ -12,15 +12,16 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from recipe.base_model import folder
-from recipe.core import imports, settings, stage, tensor_files
+from recipe.core import imports, settings, tensor_files
 from recipe.core.errors import RunFailed
+from recipe.core.run import Run
 from recipe.weights import adapter
 
 
 @pytest.fixture(scope="module")
 def run(demo):
     _, folder = demo
-    run = stage.Run("demo", settings.load("demo")[1], ROOT, folder.parent)
+    run = Run("demo", settings.load("demo")[1], ROOT, folder.parent)
     run.manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     return run
 

@@ -16,7 +16,7 @@ from conftest import ROOT, recipe, refused
 
 from recipe.core import settings
 from recipe.core.errors import InputWrong
-from recipe.core.stage import Run
+from recipe.core.run import Run
 from recipe.inference import chat_model
 from recipe.inference import terminal as chat
 

@@ -10,8 +10,9 @@ import yaml
 from conftest import ROOT, recipe, refused
 
 from recipe import cluster
-from recipe.core import distributed, hardware, settings, stage
+from recipe.core import distributed, hardware, settings
 from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.run import Run
 from recipe.planning import plan
 
 WORDS = ("nodes=2", "gpus=8", "train.accumulative_counts=16")
@@ -19,7 +20,7 @@ WORDS = ("nodes=2", "gpus=8", "train.accumulative_counts=16")
 
 def made(target, folder, *words, given="coach"):
     name, found = settings.load(given, [*WORDS, *words])
-    run = stage.Run(name, found, ROOT, folder)
+    run = Run(name, found, ROOT, folder)
     lines = cluster.write(run, target, given, [*WORDS, *words])
     return (run.folder / "cluster" / cluster.TARGETS[target]).read_text(encoding="utf-8"), lines
 

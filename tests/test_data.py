@@ -6,7 +6,7 @@ import pandas
 import pytest
 from conftest import ROOT, recipe, refused
 
-from recipe.intake import conversations
+from recipe.intake import dataset
 
 
 def convert(output, path, *more):
@@ -17,7 +17,7 @@ def convert(output, path, *more):
 
 
 def test_sample_workbook():
-    talks = conversations.sample(ROOT / "data" / "workplace.xlsx")
+    talks = dataset.sample(ROOT / "data" / "workplace.xlsx")
     single = [talk for talk in talks if len(talk) == 1]
     assert len(single) >= 80
     questions = [turn["input"] for talk in talks for turn in talk]

@@ -25,7 +25,7 @@ from test_report import CHROMIUM, chromium
 from recipe.cli import grammar
 from recipe.cli.main import COMMANDS, cli
 from recipe.core import distributed, measurements, settings
-from recipe.export.export import TARGETS
+from recipe.export.targets import TARGETS
 from recipe.planning import plan
 from recipe.stages import reproduce
 

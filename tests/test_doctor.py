@@ -472,25 +472,25 @@ def test_training_finds_the_card_of_an_older_driver_too(machine, monkeypatch):
     """
     import torch
 
-    from recipe.core import stage
+    from recipe.core.host import gpus
 
     machine.has(nvidia_smi=nvidia_smi(("NVIDIA GeForce RTX 3090", 24268, 24000, "470.182.03", None)))
     monkeypatch.setenv("PATH", str(machine.programs))
     card = {"name": "NVIDIA GeForce RTX 3090", "memory_mib": 24268, "driver": "470.182.03", "capability": "8.6"}
-    assert stage.gpus() == [card]
+    assert gpus() == [card]
     machine.has(
         nvidia_smi=nvidia_smi(("NVIDIA GB10", "[N/A]", "[N/A]", "580.95.05", "12.1"), ("X", 9, 9, "470.1", "[N/A]"))
     )
-    assert stage.gpus() == []  # PyTorch reaches neither here
+    assert gpus() == []  # PyTorch reaches neither here
     known = [SimpleNamespace(major=12, minor=1, total_memory=119 << 30), SimpleNamespace(major=8, minor=6)]
     known[1].total_memory = 1 << 30
     monkeypatch.setattr(torch.cuda, "get_device_properties", known.__getitem__)
-    assert [(c["memory_mib"], c["capability"]) for c in stage.gpus()] == [(119 << 10, "12.1"), (9, "8.6")]
+    assert [(c["memory_mib"], c["capability"]) for c in gpus()] == [(119 << 10, "12.1"), (9, "8.6")]
     told(machine.doctor()[0]["gpu memory"], "ok", "? MiB", "not known")
     machine.has(nvidia_smi=nvidia_smi(RTX_3090))
-    assert stage.gpus()[0]["capability"] == "8.6"
+    assert gpus()[0]["capability"] == "8.6"
     machine.has(nvidia_smi=fails(MISMATCH, 18))
-    assert stage.gpus() == []
+    assert gpus() == []
 
 
 def test_settings_that_do_not_fit_the_card(machine):
@@ -1059,7 +1059,7 @@ def test_what_is_fetched_already_is_looked_for_where_it_gathers(monkeypatch, tmp
     """By the doctor as by the model stage, for both hubs: what is there is not reckoned again."""
     from recipe.base_model import folder
     from recipe.core import settings
-    from recipe.core.stage import Run
+    from recipe.core.run import Run
 
     monkeypatch.syspath_prepend(str(ROOT / "docker" / "diagnosis"))
     import needs

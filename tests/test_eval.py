@@ -13,9 +13,9 @@ from conftest import ROOT, recipe, refused
 
 from recipe.core import settings
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.core.stage import Run
+from recipe.core.run import Run
 from recipe.inference import chat_model, evaluate, scores
-from recipe.intake import conversations, split
+from recipe.intake import dataset, split
 from recipe.planning import plan
 from recipe.stages import pipeline
 
@@ -70,16 +70,14 @@ def test_data_writes_both_parts_and_files_of_ones_own(tmp_path, workbook):
     assert lines(tmp_path / "all/demo/eval.jsonl") == []
     assert set(lines(tmp_path / "other/demo/eval.jsonl")) != set(held)
 
-    asked = [
-        turn["input"] for talk in conversations.conversations(tmp_path / "all/demo/dataset.jsonl") for turn in talk
-    ]
+    asked = [turn["input"] for talk in dataset.conversations(tmp_path / "all/demo/dataset.jsonl") for turn in talk]
     own = workbook(
         s=[["q", "a"], ["没有人问过的问题", "答"], [asked[5] + "!", "另一个答案"], ["没有人问过的问题？", "答"]]
     )
     done = recipe("data", "demo", f"data.eval_files={own}", "--output", tmp_path / "own")
     assert "1 more held out; 2 of data.eval_files not: " in done.stdout
     assert lines(tmp_path / "own/demo/dataset.jsonl") == whole
-    [[turn]] = conversations.conversations(tmp_path / "own/demo/eval.jsonl")
+    [[turn]] = dataset.conversations(tmp_path / "own/demo/eval.jsonl")
     assert turn["input"] == "没有人问过的问题"
     assert turn["system"] == json.loads(whole[0])["conversation"][0]["system"]
     missing = recipe("data", "demo", "data.eval_files=data/none.csv", "--output", tmp_path / "own")
@@ -114,9 +112,7 @@ def voice(run):
 
 @pytest.fixture(scope="module")
 def encoded(run, voice):
-    return [
-        plan.encoded(one, voice.template, voice.tokenizer, 256) for one in conversations.conversations(run.held_out)
-    ]
+    return [plan.encoded(one, voice.template, voice.tokenizer, 256) for one in dataset.conversations(run.held_out)]
 
 
 def measured(run, **more):
@@ -143,7 +139,7 @@ def test_the_demo_measures_what_it_held_out(demo, found):
     manifest = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))
     assert manifest["stages"]["eval"]["figures"] == {k: v for k, v in found.items() if k != "samples"}
     assert found["says"] in demo[0].stdout
-    held = [one[-1] for one in conversations.conversations(demo[1] / "eval.jsonl")]
+    held = [one[-1] for one in dataset.conversations(demo[1] / "eval.jsonl")]
     assert [(s["question"], s["reference"]) for s in found["samples"]] == [(t["input"], t["output"]) for t in held]
 
 

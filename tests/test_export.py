@@ -28,10 +28,12 @@ from recipe.base_model import tiny
 from recipe.cli.main import cli
 from recipe.core import imports, settings
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
-from recipe.core.stage import Run
-from recipe.export import export, gguf_writer
+from recipe.core.run import Run
+from recipe.export import export, gguf_writer, upload, vllm, vlmevalkit
+from recipe.export import gguf as export_gguf
+from recipe.export.merged import CHATML, check
 from recipe.inference import terminal
-from recipe.intake import conversations
+from recipe.intake import dataset
 
 ENGINES = Path(os.environ.get("ENGINES", ""))
 REFERENCE = Path(os.environ.get("REFERENCE", ""))
@@ -52,7 +54,7 @@ def run(demo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def merged(run):
-    return export.check(run, "demo")
+    return check(run, "demo")
 
 
 def typed(run, *words):
@@ -89,7 +91,7 @@ def make(run, target, **more):
     place = run.folder / "export" / target
     shutil.rmtree(str(place), ignore_errors=True)
     place.mkdir(parents=True)
-    return export.TARGETS[target](changed, export.check(changed, "demo"), place), place
+    return export.TARGETS[target](changed, check(changed, "demo"), place), place
 
 
 def llama(path, questions):
@@ -129,7 +131,7 @@ def prompts(template):
 
 
 def pairs():
-    return [(turns[0]["input"], turns[0]["output"]) for turns in conversations.sample(ROOT / "data/workplace.xlsx")]
+    return [(turns[0]["input"], turns[0]["output"]) for turns in dataset.sample(ROOT / "data/workplace.xlsx")]
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +215,7 @@ def test_the_real_tokenizer_is_cut_alike(tmp_path, real_tokenizer):
     place = tmp_path / "model"
     sizes = dict(hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=32)
     tiny.make(place, [], tokenizer_model=real_tokenizer, **sizes)
-    gguf_writer.write(place, tmp_path / "real.gguf", "f16", "real", "<|im_end|>", export.CHATML)
+    gguf_writer.write(place, tmp_path / "real.gguf", "f16", "real", "<|im_end|>", CHATML)
     tokenizer = tiny.tokenizer_from_model(place / "tokenizer.model")
     texts = [text for pair in pairs() for text in pair]
     texts += [f"<|im_start|>user\n{text}<|im_end|>\n" for text in texts[:20]]
@@ -281,7 +283,7 @@ def test_other_kinds_and_other_files_hold_the_same(run, tmp_path):
     shutil.copytree(str(run.merged), str(folder), ignore=shutil.ignore_patterns("*.safetensors*"))
     torch.save(dict(gguf_writer.tensors(run.merged)), str(folder / "pytorch_model.bin"))
     for source, name in ((run.merged, "a"), (folder, "b")):
-        gguf_writer.write(source, tmp_path / name, "f16", "demo", "<|im_end|>", export.CHATML)
+        gguf_writer.write(source, tmp_path / name, "f16", "demo", "<|im_end|>", CHATML)
     a, b = ({t.name: t.data.copy() for t in gguf.GGUFReader(str(tmp_path / n)).tensors} for n in "ab")
     assert set(a) == set(b)
     assert all(numpy.array_equal(a[name], b[name]) for name in a)
@@ -301,14 +303,14 @@ def test_models_that_cannot_be_told_in_gguf_are_refused(run, tmp_path, changes, 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(InputWrong, match=said):
-        gguf_writer.write(folder, tmp_path / "x.gguf", "f16", "x", "<|im_end|>", export.CHATML)
+        gguf_writer.write(folder, tmp_path / "x.gguf", "f16", "x", "<|im_end|>", CHATML)
 
 
 def test_too_little_disk_is_told_before_anything_is_written(run, merged, tmp_path, monkeypatch):
     usage = shutil.disk_usage(str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=1000))
     with pytest.raises(HostLacks, match="The GGUF file needs"):
-        export.gguf(run, merged, tmp_path)
+        export_gguf.gguf(run, merged, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -322,8 +324,8 @@ def test_numbers_that_f16_cannot_hold_are_refused(run, tmp_path):
     next(tensor for tensor in weights.values() if tensor.dim() == 2)[0, 0] = 1e6
     save_file(weights, str(shard), metadata={"format": "pt"})
     with pytest.raises(InputWrong, match="Use export"):
-        gguf_writer.write(folder, tmp_path / "x.gguf", "f16", "x", "<|im_end|>", export.CHATML)
-    gguf_writer.write(folder, tmp_path / "x.gguf", "bf16", "x", "<|im_end|>", export.CHATML)
+        gguf_writer.write(folder, tmp_path / "x.gguf", "f16", "x", "<|im_end|>", CHATML)
+    gguf_writer.write(folder, tmp_path / "x.gguf", "bf16", "x", "<|im_end|>", CHATML)
 
 
 def test_the_modelfile_reads_back(run, merged, exported):
@@ -492,7 +494,7 @@ def test_vlmevalkit_config_for_the_real_width(run, merged, tmp_path):
     import dataclasses
 
     wide = dataclasses.replace(merged, config={**merged.config, "hidden_size": 4096})
-    figures = export.vlmevalkit(run, wide, tmp_path)
+    figures = vlmevalkit.vlmevalkit(run, wide, tmp_path)
     assert len(figures["commands"]) == 2
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (entry,) = config["model"].values()
@@ -606,22 +608,22 @@ def test_upload_to_modelscope_goes_through_its_own_call(run, merged, monkeypatch
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-test")
     make(run, "upload")
     mine = Run(run.name, settings.replace(run.settings, "export", {"repo": "me/coach"}), ROOT, run.output)
-    assert export.send(mine, merged) == "me/coach"
+    assert upload.send(mine, merged) == "me/coach"
     assert called["token"] == "ms-test"
     assert called["visibility"] == 1
     assert called["files"] == {path.name for path in run.merged.iterdir()} | {"configuration.json"}
     monkeypatch.setattr(HubApi, "push_model", lambda self, **given: 1 / 0)
     with pytest.raises(RunFailed, match="could not be sent to modelscope"):
-        export.send(mine, merged)
+        upload.send(mine, merged)
     monkeypatch.setattr(export, "has_git_lfs", lambda: False)
     with pytest.raises(HostLacks, match="git-lfs"):
-        export.send(mine, merged)
+        upload.send(mine, merged)
     with pytest.raises(InputWrong, match="Where to"):
-        export.send(run, merged)
+        upload.send(run, merged)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     away = {"repo": "me/coach", "hub": "huggingface"}
     with pytest.raises(HostLacks, match="HF_TOKEN"):
-        export.send(Run(run.name, settings.replace(run.settings, "export", away), ROOT, run.output), merged)
+        upload.send(Run(run.name, settings.replace(run.settings, "export", away), ROOT, run.output), merged)
 
 
 # ---- the check, and the command
@@ -668,11 +670,11 @@ def test_an_incomplete_model_is_refused_in_one_sentence(run, tmp_path, fault):
     broken = Run(run.name, run.settings, ROOT, tmp_path)
     shutil.copytree(str(run.merged), str(broken.merged))
     shutil.copy(str(run.config), str(broken.config))
-    export.check(broken, "demo")
+    check(broken, "demo")
     damage, said = FAULTS[fault]
     damage(broken.merged)
     with pytest.raises((HostLacks, InputWrong), match=said) as error:
-        export.check(broken, "demo")
+        check(broken, "demo")
     assert "merge demo" in str(error.value) or "Correct its chat_template" in str(error.value)
 
 
@@ -681,11 +683,11 @@ def test_the_model_of_an_earlier_training_is_not_handed_over(run, tmp_path):
     shutil.copytree(str(run.folder), str(old.folder))
     old.manifest = json.loads((old.folder / "run.json").read_text(encoding="utf-8"))
     old.manifest["stages"]["adapter"]["finished"] = "2999-01-01T00:00:00+0000"
-    export.check(old, "demo")  # made again, and the same
+    check(old, "demo")  # made again, and the same
     weights = old.adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(InputWrong, match=r"is of an earlier training than the one in .* just merge demo"):
-        export.check(old, "demo")
+        check(old, "demo")
 
 
 def test_pytorchs_shards_are_checked_too(run, tmp_path):
@@ -697,10 +699,10 @@ def test_pytorchs_shards_are_checked_too(run, tmp_path):
     torch.save(weights, str(broken.merged / "pytorch_model-00001-of-00001.bin"))
     index = {"weight_map": dict.fromkeys(weights, "pytorch_model-00001-of-00001.bin")}
     (broken.merged / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    export.check(broken, "demo")
+    check(broken, "demo")
     cut(broken.merged / "pytorch_model-00001-of-00001.bin")
     with pytest.raises(HostLacks, match=r"pytorch_model-00001-of-00001\.bin .* is cut"):
-        export.check(broken, "demo")
+        check(broken, "demo")
 
 
 def test_a_model_without_a_template_gets_the_trained_one(run, merged, tmp_path):
@@ -708,13 +710,13 @@ def test_a_model_without_a_template_gets_the_trained_one(run, merged, tmp_path):
     shutil.copytree(str(run.merged), str(bare.merged))
     shutil.copy(str(run.config), str(bare.config))
     edit(bare.merged / "tokenizer_config.json", chat_template=None)
-    found = export.check(bare, "demo")
+    found = check(bare, "demo")
     assert not found.own
-    assert found.chat_template == export.CHATML
+    assert found.chat_template == CHATML
     (tmp_path / "vllm").mkdir()
-    figures = export.vllm(bare, found, tmp_path / "vllm")
+    figures = vllm.vllm(bare, found, tmp_path / "vllm")
     assert "--chat-template" in figures["commands"][0]
-    assert (tmp_path / "vllm/chat_template.jinja").read_text(encoding="utf-8") == export.CHATML
+    assert (tmp_path / "vllm/chat_template.jinja").read_text(encoding="utf-8") == CHATML
 
 
 def test_the_command(run, exported, tmp_path):

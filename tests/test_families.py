@@ -326,10 +326,10 @@ def test_a_tokenizer_that_asks_too_early_is_seen(tmp_path):
 @pytest.mark.parametrize("name", preset_facts.templates())
 def test_chat_and_engines_ask_as_training_did(name):
     """Two turns by XTuner's template_map_fn, as text, beside what chat asks and what the exported template makes."""
-    from recipe.export import export
+    from recipe.export import export, merged
 
     template = xtuners(name)
-    tokens = export._Tokens("</s>", "<s>")
+    tokens = merged._Tokens("</s>", "<s>")
     text = ""
     for number, (asked, said) in enumerate((("一", "二"), ("三", "")), start=1):  # encode_fn's order, XTuner 0.1.14
         if number == 1 or not template.get("SUFFIX_AS_EOS", False):
@@ -340,14 +340,14 @@ def test_chat_and_engines_ask_as_training_did(name):
             text += said + template.get("SUFFIX", "")
             text += "" if template.get("SUFFIX_AS_EOS", False) else "</s>"
             text += template.get("SEP", "")
-    asked = export.chat.Talker.prompt(export._Trained(template, tokens), "甲", [("一", "二")], "三")
+    asked = export.chat.Talker.prompt(merged._Trained(template, tokens), "甲", [("一", "二")], "三")
     assert "<s>" + asked == text
     if name == "chatglm2":
         with pytest.raises(InputWrong, match="numbers its turns"):
-            export.in_jinja(template, "</s>", "<s>")
+            merged.in_jinja(template, "</s>", "<s>")
         return
-    jinja = export.in_jinja(template, "</s>", "<s>")
-    assert export._agrees(jinja, template, {"eos_token": "</s>", "bos_token": {"content": "<s>"}})
+    jinja = merged.in_jinja(template, "</s>", "<s>")
+    assert merged._agrees(jinja, template, {"eos_token": "</s>", "bos_token": {"content": "<s>"}})
 
 
 def xtuners(name):

@@ -11,7 +11,7 @@ from test_adapter import write_zero
 
 from recipe.core import settings
 from recipe.core.errors import InputWrong, RunFailed
-from recipe.core.stage import Run
+from recipe.core.run import Run
 from recipe.export import gguf_writer
 from recipe.stages import pipeline
 from recipe.weights import adapter, merge

@@ -16,8 +16,10 @@ from openpyxl.utils.escape import unescape
 
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Columns, Data
-from recipe.intake import columns, conversations, formats, records, tables, xlsx
+from recipe.intake import columns, formats, records, tables, xlsx
 from recipe.intake.cells import Damaged, Odd
+from recipe.intake.reader import Intake, Progress
+from recipe.intake.writer import Writer
 
 HAN = "怎样拒绝不合理的加班先说明手头优先级再给出可行时间新同事总抢我功劳办把进展写周报让贡献看得见"
 
@@ -25,7 +27,7 @@ HAN = "怎样拒绝不合理的加班先说明手头优先级再给出可行时�
 def intake(path, **settings):
     """The turns of every conversation of one file, or the refusal's text."""
     stream = io.StringIO()
-    reading = conversations.Intake(Data(files=[str(path)], **settings), conversations.Writer(stream, ""))
+    reading = Intake(Data(files=[str(path)], **settings), Writer(stream, ""))
     reading.file(path, path.name)
     reading.writer.flush()
     try:
@@ -630,8 +632,8 @@ def test_every_line_is_one_json_text_for_every_reader(workbook, tmp_path):
 def test_what_is_written_is_what_json_dumps_writes(workbook, tmp_path):
     rows = [["q", "a"], ['说"好"', "反\\斜\n行"], ["\t制表", "😀é/"], ["一", "二"]]
     stream = io.StringIO()
-    writer = conversations.Writer(stream, '系"统')
-    conversations.Intake(Data(files=["x"]), writer).file(workbook(s=rows), "x")
+    writer = Writer(stream, '系"统')
+    Intake(Data(files=["x"]), writer).file(workbook(s=rows), "x")
     writer.flush()
     expected = [
         {"conversation": [{"system": '系"统', "input": question, "output": answer}]} for question, answer in rows[1:]
@@ -745,7 +747,7 @@ def test_records_can_be_told_from_files(tmp_path):
 
 
 def test_a_bar_is_shown_past_two_seconds(capsys):
-    progress = conversations.Progress()
+    progress = Progress()
     progress.step("x.csv", 0.1)
     assert progress.bar is None
     progress.began -= 2.1

@@ -8,9 +8,10 @@ from conftest import ROOT, recipe, refused
 from recipe.base_model import folder
 from recipe.core import imports, settings
 from recipe.core.errors import InputWrong
-from recipe.core.stage import Run
-from recipe.intake import agent, conversations, documents
+from recipe.core.run import Run
+from recipe.intake import agent, documents
 from recipe.planning import plan
+from recipe.stages import data
 from recipe.xtuner import config, preset_facts
 
 CHAPTER = "职场压力人人都有。说出来，就轻一半。\n先休息，再想办法；" * 9
@@ -41,7 +42,7 @@ def run_of(tmp_path, kind, files, **more):
 
 
 def read(run):
-    figures = conversations.work(run, run.folder)
+    figures = data.work(run, run.folder)
     return figures, [json.loads(line)["conversation"] for line in run.dataset.read_text("utf-8").splitlines()]
 
 

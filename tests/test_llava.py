@@ -19,12 +19,15 @@ from recipe.base_model import folder, hub
 from recipe.cli.main import cli
 from recipe.core import imports, settings
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RunFailed
-from recipe.core.stage import Run, below, digest, key_of, stamp
+from recipe.core.hashing import below, digest, key_of, stamp
+from recipe.core.run import Run
 from recipe.inference import chat_model, evaluate, terminal
-from recipe.intake import conversations
+from recipe.intake import dataset as intake_dataset
+from recipe.intake.files import image_folder
+from recipe.intake.reader import IMAGE
 from recipe.planning import memory, plan
-from recipe.reporting import compare, report, verify
-from recipe.stages import pipeline
+from recipe.reporting import collect, compare, report, verify
+from recipe.stages import data, pipeline
 from recipe.weights import adapter, llava
 from recipe.xtuner import config, preset_facts
 
@@ -48,7 +51,7 @@ def run_of(place, name, base, files, *more):
 
 
 def read(run):
-    figures = conversations.work(run, run.folder)
+    figures = data.work(run, run.folder)
     return figures, [json.loads(line) for line in run.dataset.read_text("utf-8").splitlines()]
 
 
@@ -379,7 +382,7 @@ def test_a_checkpoint_with_more_than_the_recipe_trains_is_refused(stages, tmp_pa
 def test_the_image_is_seen(stages):
     """Another image gives other logits; before the image nothing changes."""
     for run in stages:
-        found, folder = chat_model.find(run), conversations.image_folder(run) / "seen"
+        found, folder = chat_model.find(run), image_folder(run) / "seen"
         voice = chat_model.Talker(
             found.place, chat_model.template(run), found.adapter, eyes=found.eyes, image=folder / "red.png"
         )
@@ -441,7 +444,7 @@ def finished(stages, pairs, tmp_path):
         text = text.replace(str(pairs.parent), str(tmp_path / "pairs")).replace(str(run.output), str(tmp_path))
         (tmp_path / run.name / "run.json").write_text(text, encoding="utf-8")
     shutil.copytree(str(pairs.parent), str(tmp_path / "pairs"))
-    return lambda name: report.find(str(tmp_path / name), ROOT, tmp_path)
+    return lambda name: collect.find(str(tmp_path / name), ROOT, tmp_path)
 
 
 @pytest.fixture
@@ -536,7 +539,7 @@ def test_report_and_diff_tell_what_was_trained_to_see(finished):
         assert "questions with different answers" not in page  # of several images
         assert "old version of the checkpointing" not in page
         assert "kept by packing" not in page + card
-    found, _ = compare.differences(report.see(first), report.see(second))
+    found, _ = compare.differences(collect.see(first), collect.see(second))
     found = {(one.group, one.what): (one.first, one.second) for one in found}
     assert found["result", "visual encoder adapter, parameters"] == ("—", "86,016")
     assert found["model", "first stage's checkpoint, sha256"] == ("none", digest(first.checkpoint))
@@ -602,7 +605,7 @@ def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, mo
     told = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
     assert told["conversations"] == 4
     assert [one["image"] for one in told["samples"]] == ["seen/red.png", "seen/blue.png"]
-    assert conversations.IMAGE not in json.dumps(told)
+    assert IMAGE not in json.dumps(told)
     page = report.write(run, working=False).read_text(encoding="utf-8")
     assert "<code>seen/red.png</code>" in page
 
@@ -612,7 +615,7 @@ def test_whole_images_are_held_out(tmp_path):
     files = tiny_families.pictures(tmp_path, times=3)
     run = run_of(tmp_path, "one", FIRST, files, "data.eval_share=0.2")
     figures, kept = read(run)
-    out = list(conversations.lines(run.held_out))
+    out = list(intake_dataset.lines(run.held_out))
     assert (figures["held_out"], figures["conversations"], len(kept), len(out)) == (6, 12, 12, 6)  # two of six images
     assert not {line["image"] for line in out} & {line["image"] for line in kept}
     text = files.read_text(encoding="utf-8").splitlines()
@@ -636,11 +639,11 @@ def test_an_image_that_changed_trains_again(stages, pairs):
     before = second.dataset.read_bytes()
     path = pairs.parent / rows[0]["image"]
     held, times = path.read_bytes(), stamp(path)
-    key = conversations.reads(second)["images"]
+    key = data.reads(second)["images"]
     try:
         Image.new("RGB", (50, 50), "orange").save(str(path))
         assert stamp(path) != times
-        assert conversations.reads(second)["images"] != key
+        assert data.reads(second)["images"] != key
         read(second)
         assert second.dataset.read_bytes() != before
     finally:
@@ -650,9 +653,9 @@ def test_an_image_that_changed_trains_again(stages, pairs):
 def test_the_preview_shows_where_the_image_is(stages):
     from recipe.reporting import data_report
 
-    conversation = next(conversations.conversations(stages[0].dataset))
+    conversation = next(intake_dataset.conversations(stages[0].dataset))
     pieces = data_report.Sight(stages[0]).pieces(conversation)
-    assert conversations.IMAGE in [text for text, _ in pieces]
+    assert IMAGE in [text for text, _ in pieces]
     assert plan.count([conversation], None, folder.tokenizer(stages[0]), 99, True)["lengths"][0] > 5
 
 

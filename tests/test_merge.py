@@ -13,9 +13,9 @@ import torch
 from conftest import ROOT, recipe, refused, sharded
 from safetensors.torch import load_file, save_file
 
-from recipe.core import imports, settings, stage
+from recipe.core import hashing, imports, settings, stage
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
-from recipe.core.stage import Run
+from recipe.core.run import Run
 from recipe.stages import pipeline
 from recipe.weights import load_check, merge, merge_write
 from recipe.weights import merge_plan as plans
@@ -176,7 +176,7 @@ def test_the_folder_is_whole_and_loads_offline(base, merged):
     assert checked.returncode == 0, checked.stderr
     listed = (place / "SHA256SUMS").read_text().split()[1::2]
     assert sorted([*listed, "SHA256SUMS"]) == sorted(p.name for p in place.iterdir())
-    assert merge.digest_of_sums(place) == stage.digest(place)
+    assert merge.digest_of_sums(place) == hashing.digest(place)
     index = json.loads((place / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) == figures["shards"] >= 3
     assert index["metadata"]["total_size"] == figures["bytes"] == sum(t.numel() * 2 for t in weights(place).values())
@@ -519,7 +519,7 @@ def test_the_stage_goes_on_where_it_was_stopped(base, adapter, tmp_path, monkeyp
     entry, ran = stage.perform(run, pipeline.MERGE)
     assert ran
     assert entry["figures"]["shards_reused"] >= 1
-    assert entry["writes"]["merged"]["sha256"] == stage.digest(run.merged)
+    assert entry["writes"]["merged"]["sha256"] == hashing.digest(run.merged)
     assert sorted(path.name for path in run.folder.iterdir()) == ["adapter", "merged", "run.json"]
     card = (run.merged / "README.md").read_text(encoding="utf-8")
     for word in ("base_model: a base", "0" * 64, "adapter × 1", "token 2 or 92542"):
@@ -544,7 +544,7 @@ def test_the_demos_merge(demo):
     """Figures in run.json, one line a module kind on the screen, and the cards."""
     manifest = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))
     entry = manifest["stages"]["merge"]
-    assert entry["writes"]["merged"]["sha256"] == stage.digest(demo[1] / "merged")
+    assert entry["writes"]["merged"]["sha256"] == hashing.digest(demo[1] / "merged")
     assert set(entry["figures"]["kinds"]) == set(LINEAR)
     assert re.search(r"wqkv +\d+\.\d% of the weights", demo[0].stdout)
     card = (demo[1] / "merged" / "README.md").read_text(encoding="utf-8")

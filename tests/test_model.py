@@ -16,8 +16,9 @@ from conftest import HUB_ID as ID
 from conftest import ROOT, recipe, refused
 
 from recipe.base_model import compatibility, folder, hub
-from recipe.core import settings, stage
+from recipe.core import hashing, settings
 from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.run import Run
 from recipe.planning import plan
 from recipe.stages import pipeline
 
@@ -35,7 +36,7 @@ def other_family(files, **changes):
 
 @pytest.fixture
 def run(tmp_path):
-    return stage.Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
+    return Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
 
 
 def record(place):
@@ -280,14 +281,14 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
     server.asked.clear()
     ids = folder.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids == [2047, 2046]
-    planned = stage.key_of(plan.reads(asking()))
+    planned = hashing.key_of(plan.reads(asking()))
     assert server.asked == []
     server.push({"generation_config.json": b"{}"}, "master")
     place = folder.ensure(asking())
     assert record(place)["commit"] == server.commit(0)
     assert is_whole(place, tiny)
     assert server.sent["tokenizer.model"] == len(tiny["tokenizer.model"])
-    assert stage.key_of(plan.reads(asking())) == planned  # the plan made before the download still holds
+    assert hashing.key_of(plan.reads(asking())) == planned  # the plan made before the download still holds
 
 
 @BOTH
@@ -547,7 +548,7 @@ def test_a_folder_of_ones_own_with_a_weight_file_cut_short(run, tmp_path):
     place = folder.ensure(run)
     shard = next(iter(folder.weights(place)))
     shard.write_bytes(shard.read_bytes()[:-100])
-    own = stage.Run("x", settings.load("demo", [f"model.path={place}"])[1], tmp_path, tmp_path / "output")
+    own = Run("x", settings.load("demo", [f"model.path={place}"])[1], tmp_path, tmp_path / "output")
     with pytest.raises(InputWrong, match=f"{shard.name} is damaged or cut short.*model.path"):
         folder.ensure(own)
 

@@ -13,8 +13,9 @@ from test_model import AT_HUGGING_FACE
 
 from recipe.base_model import architecture, compatibility, model_code
 from recipe.base_model import folder as model
-from recipe.core import settings, stage
+from recipe.core import settings
 from recipe.core.errors import InputWrong
+from recipe.core.run import Run
 from recipe.weights import merge
 from recipe.xtuner import config
 
@@ -191,7 +192,7 @@ def test_bare_xtuner_train_loads_our_code(folder, tmp_path, bomb):
 def test_another_family_under_an_internlm2_preset_keeps_its_way(run_of_demo, tmp_path):
     def rendered():
         _, chosen = settings.load("demo", [f"model.path={run_of_demo}"])
-        run = stage.Run("demo", chosen, tmp_path, tmp_path / "output")
+        run = Run("demo", chosen, tmp_path, tmp_path / "output")
         ours = model.has_own_code(run)
         return ours, config.render(chosen, "m", "d", {}, None, ours)
 

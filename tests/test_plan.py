@@ -27,10 +27,10 @@ def cfg():
 def real_tokens(real_workbook, real_tokenizer, cfg):
     """Function: token counts of the tutorial's workbook with a system prompt."""
     from recipe.base_model.tiny import tokenizer_from_model
-    from recipe.intake import conversations
+    from recipe.intake import dataset
 
     tokenizer = tokenizer_from_model(real_tokenizer)
-    return lambda system: plan.count(conversations.sample(real_workbook, system), cfg.prompt_template, tokenizer, 512)
+    return lambda system: plan.count(dataset.sample(real_workbook, system), cfg.prompt_template, tokenizer, 512)
 
 
 # learning rates of the published log (an RTX 3090, 2024-03-17), iterations 10 to 50 of 51
@@ -199,13 +199,13 @@ def test_turns_reach_the_trainer_with_loss_on_the_outputs_only(cfg, workbook):
     from xtuner.dataset.map_fns import template_map_fn_factory
 
     from recipe.base_model import folder
-    from recipe.core.stage import Run
-    from recipe.intake import conversations
+    from recipe.core.run import Run
+    from recipe.intake import dataset
 
     _, recipe_settings = settings.load("demo")
     tokenizer = folder.tokenizer(Run("demo", recipe_settings, ROOT, ROOT / "output"))
     rows = [["conversation", "q", "a"], [1, "压力大怎么办？", "先休息。"], [1, "然后呢？", "再说出来。"]]
-    (conversation,) = conversations.sample(workbook(s=rows), "系统")
+    (conversation,) = dataset.sample(workbook(s=rows), "系统")
     made = process(
         dataset=datasets.Dataset.from_list([{"conversation": conversation}]),
         tokenizer=tokenizer,

@@ -15,7 +15,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner, loops
 
 from recipe.base_model import folder
-from recipe.core import imports, settings, stage
+from recipe.core import imports, settings
+from recipe.core.run import Run
 from recipe.planning import plan
 from recipe.xtuner import config
 
@@ -70,7 +71,7 @@ def tokenizer():
     _, recipe = settings.load("demo")
     from conftest import ROOT
 
-    return folder.tokenizer(stage.Run("demo", recipe, ROOT, ROOT / "output"))
+    return folder.tokenizer(Run("demo", recipe, ROOT, ROOT / "output"))
 
 
 def really_train(text, work_dir, ranks, monkeypatch):
@@ -100,7 +101,7 @@ def really_train(text, work_dir, ranks, monkeypatch):
 def test_plan_equals_the_run(number, tokenizer, tmp_path, monkeypatch):
     rows, overrides, ranks = combination(number)
     _, recipe = settings.load("demo", overrides)
-    run = stage.Run("demo", recipe, tmp_path, tmp_path)
+    run = Run("demo", recipe, tmp_path, tmp_path)
     run.folder.mkdir()
     conversations = [[{"input": question, "output": answer}] for question, answer in rows]
     run.dataset.write_text("".join(json.dumps({"conversation": c}) + "\n" for c in conversations), encoding="utf-8")

@@ -16,8 +16,9 @@ import pytest
 from conftest import ROOT, recipe, refused
 from filelock import FileLock
 
-from recipe.core import settings, stage
-from recipe.reporting import charts, compare, html, report
+from recipe.core import hashing, host, settings
+from recipe.reporting import charts, collect, compare, format, html, report, sections
+from recipe.reporting.sections import WENT
 from recipe.stages import reproduce
 from recipe.training import log
 from recipe.training import process as train_stage
@@ -96,7 +97,7 @@ def change(folder, how):
 
 def made(folder, **more):
     """Write the report of a run folder; its page."""
-    return Page(report.write(report.find(str(folder), ROOT, ROOT), **more).read_text(encoding="utf-8"))
+    return Page(report.write(collect.find(str(folder), ROOT, ROOT), **more).read_text(encoding="utf-8"))
 
 
 def pruned(folder, last):
@@ -112,7 +113,7 @@ def pruned(folder, last):
 def test_the_demo_ends_with_its_report(demo):
     place = demo[1] / "report"
     assert str(place / "index.html") in demo[0].stdout
-    last = "memory.png" if stage.gpus() else "seconds.png"
+    last = "memory.png" if host.gpus() else "seconds.png"
     assert {path.name for path in place.iterdir()} == {
         *("index.html", "README.md", "demo.toml", "loss.png", "learning-rate.png", "grad-norm.png", last)
     }
@@ -148,10 +149,10 @@ def test_every_figure_is_the_manifests(demo, manifest):
         assert numbers(row[3]) == [entry["peak_memory_mb"]]
         for output, written in entry["writes"].items():
             assert [output, f"sha256 {written['sha256']}"] in page.rows
-    for name, what in report.WENT.items():
+    for name, what in WENT.items():
         (shown,) = (row[1] for row in page.rows if len(row) == 2 and row[0] == what)
-        assert shown == report.seconds(train["went"][name])
-    assert page.row("seconds of iterations")[2] == report.seconds(train["went"]["iterations"])  # answers are not in it
+        assert shown == format.seconds(train["went"][name])
+    assert page.row("seconds of iterations")[2] == format.seconds(train["went"]["iterations"])  # answers are not in it
     assert page.row("seed")[1] == str(train["seed"])
     for name, version in manifest["versions"].items():
         assert f"{name} {version}" in page.row("versions")[1]
@@ -381,7 +382,7 @@ def test_hostile_text_stays_text(folder, undrawn):
 
 
 def test_nothing_outside_the_page_is_loaded(demo, folder):
-    first, second = (report.see(report.find(str(path), ROOT, ROOT)) for path in (demo[1], folder))
+    first, second = (collect.see(collect.find(str(path), ROOT, ROOT)) for path in (demo[1], folder))
     pages = [demo[1] / "report/index.html", compare.write(first, second, folder.parent / "compare")]
     for path in pages:
         text = path.read_text(encoding="utf-8")
@@ -415,13 +416,13 @@ def test_the_recipe_beside_the_report_and_the_command_repeat_the_run(folder, und
     change(folder, how)
     made(folder)
     name, again = settings.load(str(folder / "report/demo.toml"))
-    run = report.find(str(folder), ROOT, ROOT)
+    run = collect.find(str(folder), ROOT, ROOT)
     assert (name, again) == ("demo", run.settings)
-    words = shlex.split(report.command(report.see(run)))
+    words = shlex.split(sections.command(collect.see(run)))
     assert words[:2] == ["just", "demo"]
     assert settings.load("demo", words[2:])[1] == run.settings
     mine = folder.rename(folder.with_name("我的 recipe"))
-    command = report.command(report.see(report.find(str(mine), ROOT, ROOT)))
+    command = sections.command(collect.see(collect.find(str(mine), ROOT, ROOT)))
     assert command.endswith("我的 recipe/reporting/report/我的 recipe.toml'")
 
 
@@ -430,7 +431,7 @@ def test_a_damaged_manifest(tmp_path, text):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/run.json").write_text(text)
     with pytest.raises(report.InputWrong, match="cannot be read"):
-        report.find("x", tmp_path, tmp_path)
+        collect.find("x", tmp_path, tmp_path)
 
 
 def test_no_run_is_one_clear_error(demo):
@@ -456,7 +457,7 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
     found = Page(page.read_text(encoding="utf-8"))
     for what, first, second in (
         ("train.lr", "0.004", "0.001"),
-        ("torch", stage.versions()["torch"], "2.0.1"),
+        ("torch", host.versions()["torch"], "2.0.1"),
         ("GPU", "none", "RTX 3090, driver 535"),
     ):
         assert found.row(what) == [what, first, second]
@@ -467,7 +468,7 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
     assert page.with_name("demo-against-我的-loss.png").read_bytes().startswith(b"\x89PNG")
     table = recipe("diff", "demo", mine, "--output", demo[1].parent, COLUMNS="160").stdout
     assert done.stdout.startswith(table)
-    both = [report.see(report.find("demo", ROOT, demo[1].parent))] * 2
+    both = [collect.see(collect.find("demo", ROOT, demo[1].parent))] * 2
     assert compare.differences(*both)[0] == []
 
 
@@ -521,7 +522,7 @@ def test_in_a_browser(demo, folder):
     and it prints."""
     if not CHROMIUM:
         pytest.skip("no chromium here: the report is not looked at in a browser (apt-get install chromium)")
-    sides = [report.see(report.find(str(path), ROOT, ROOT)) for path in (demo[1], folder)]
+    sides = [collect.see(collect.find(str(path), ROOT, ROOT)) for path in (demo[1], folder)]
     pages = [demo[1] / "report/index.html", compare.write(*sides, folder.parent / "compare")]
     frames = "".join(
         f'<iframe width="{width}" height="900" srcdoc="{html.escape(path.read_text("utf-8"))}"></iframe>'
@@ -556,6 +557,6 @@ def test_in_a_browser(demo, folder):
 
 
 def test_nothing_of_a_run_is_changed(demo):
-    before = stage.stamp(demo[1] / "run.json"), sorted(p.name for p in demo[1].iterdir())
+    before = hashing.stamp(demo[1] / "run.json"), sorted(p.name for p in demo[1].iterdir())
     made(demo[1])
-    assert (stage.stamp(demo[1] / "run.json"), sorted(p.name for p in demo[1].iterdir())) == before
+    assert (hashing.stamp(demo[1] / "run.json"), sorted(p.name for p in demo[1].iterdir())) == before

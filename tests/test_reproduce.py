@@ -6,7 +6,8 @@ import json
 import pytest
 from conftest import ROOT, recipe, refused
 
-from recipe.core import imports, settings, stage
+from recipe.core import imports, settings
+from recipe.core.run import Run
 from recipe.planning import plan
 from recipe.stages import reproduce
 from recipe.xtuner import config
@@ -15,11 +16,11 @@ from recipe.xtuner import config
 @pytest.fixture(scope="module")
 def lengths(real_workbook, real_tokenizer):
     from recipe.base_model.tiny import tokenizer_from_model
-    from recipe.intake import conversations as data
+    from recipe.intake import dataset
 
     imports.load()
     _, tutorial = settings.load("tutorial")
-    conversations = data.sample(real_workbook, tutorial.data.system)
+    conversations = dataset.sample(real_workbook, tutorial.data.system)
     template = config.effective(tutorial).prompt_template
     return plan.count(conversations, template, tokenizer_from_model(real_tokenizer), 512)["lengths"]
 
@@ -64,7 +65,7 @@ def test_the_seed_found_gives_the_published_iterations(lengths):
 
 
 def run_with(figures, log, tmp_path):
-    run = stage.Run("reproduce", settings.load("tutorial", reproduce.WITHOUT_GPU)[1], tmp_path, tmp_path)
+    run = Run("reproduce", settings.load("tutorial", reproduce.WITHOUT_GPU)[1], tmp_path, tmp_path)
     (tmp_path / "train.log").write_text(log)
     figures["train"]["log"] = "train.log"
     run.manifest = {"stages": {name: {"figures": value} for name, value in figures.items()}}

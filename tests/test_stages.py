@@ -5,14 +5,15 @@ import json
 import pytest
 from conftest import runner
 
-from recipe.core import settings
+from recipe.core import hashing, host, settings
 from recipe.core import stage as stages
 from recipe.core.errors import HostLacks, RunFailed
+from recipe.core.run import Run
 
 
 @pytest.fixture
 def run(tmp_path):
-    return stages.Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
+    return Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
 
 
 class Counter:
@@ -87,7 +88,7 @@ def test_manifest(run, counter):
     manifest = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
     entry = manifest["stages"]["copy"]
     assert entry["figures"] == {"count": 1}
-    assert entry["writes"]["copy.txt"]["sha256"] == stages.digest(run.folder / "copy.txt")
+    assert entry["writes"]["copy.txt"]["sha256"] == hashing.digest(run.folder / "copy.txt")
     assert entry["seconds"] >= 0
     assert entry["peak_memory_mb"] > 10
     assert manifest["versions"]["xtuner"] == "0.1.14"
@@ -97,7 +98,7 @@ def test_manifest(run, counter):
 def test_a_broken_manifest_makes_everything_run_again(run, counter):
     stages.perform(run, counter.stage)
     (run.folder / "run.json").write_text("{")
-    again = stages.Run("demo", run.settings, run.root, run.output)
+    again = Run("demo", run.settings, run.root, run.output)
     again.folder.joinpath(".lock").unlink()
     with again.open():
         assert stages.perform(again, counter.stage)[1]
@@ -136,7 +137,7 @@ def test_what_a_stage_made_in_place_is_watched_too(run, tmp_path):
 
 def test_a_second_run_on_the_same_folder_is_refused(run):
     with run.open(), pytest.raises(HostLacks, match="Another run"):
-        stages.Run("demo", run.settings, run.root, run.output).open()
+        Run("demo", run.settings, run.root, run.output).open()
 
 
 def test_an_output_folder_that_cannot_be_made(run):
@@ -149,12 +150,12 @@ def test_digest_of_a_folder_sees_names_and_contents(tmp_path):
     folder = tmp_path / "a"
     folder.mkdir()
     (folder / "x").write_text("1")
-    first = stages.digest(folder)
+    first = hashing.digest(folder)
     (folder / "x").rename(folder / "y")
-    assert stages.digest(folder) != first
+    assert hashing.digest(folder) != first
     (folder / "y").rename(folder / "x")
-    assert stages.digest(folder) == first
-    assert stages.digest(tmp_path / "none") == "absent"
+    assert hashing.digest(folder) == first
+    assert hashing.digest(tmp_path / "none") == "absent"
 
 
 def test_details_of_an_unexpected_error_lie_below_output(tmp_path, monkeypatch):
@@ -185,8 +186,8 @@ def test_gpus_as_nvidia_smi_tells_them(tmp_path, monkeypatch):
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert stages.gpus() == [
+    assert host.gpus() == [
         {"name": "NVIDIA GeForce RTX 3090", "memory_mib": 24576, "driver": "535.129.03", "capability": "8.6"}
     ]
     fake.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
-    assert stages.gpus() == []
+    assert host.gpus() == []

@@ -18,8 +18,9 @@ import torch
 from conftest import ROOT, recipe, refused
 from mmengine.config import Config
 
-from recipe.core import measurements, settings, stage
+from recipe.core import measurements, settings
 from recipe.core.errors import HostLacks
+from recipe.core.run import Run
 from recipe.planning import memory
 from recipe.training import failure, hooks, log
 from recipe.training import process as train
@@ -163,7 +164,7 @@ def test_a_trainer_that_crashes_fails_the_run_with_its_last_words(tmp_path):
     """The `xtuner` command would exit 0 here. The data have become unreadable behind the plan's back."""
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    run = stage.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
+    run = Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("path='json'", "path='no_such_loader'"))
         with pytest.raises(train.RunFailed) as caught:
@@ -176,7 +177,7 @@ def test_a_trainer_that_crashes_fails_the_run_with_its_last_words(tmp_path):
 def test_a_trainer_that_plans_other_iterations_is_stopped_at_once(tmp_path):
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    run = stage.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
+    run = Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("max_epochs = 2", "max_epochs = 3"))
         with pytest.raises(train.RunFailed, match="going to make 99 iterations, the plan says 66"):
@@ -193,7 +194,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
     """A weight becomes NaN before the fifth iteration. No later checkpoint is made of it."""
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    run = stage.Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
+    run = Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ["PYTHONPATH"]]))
     with run.open():
         text = run.config.read_text(encoding="utf-8")
@@ -236,7 +237,7 @@ def test_a_disk_that_fills_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path)
 
 
 def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
-    run = stage.Run("demo", settings.load("demo")[1], ROOT, tmp_path)
+    run = Run("demo", settings.load("demo")[1], ROOT, tmp_path)
     disk = memory.of_disk(7_000_000_000, 7_000_000_000, deepspeed=True, copies=3)
     planned = {"iterations": 300, "memory": {"disk": disk}}
     (tmp_path / "iter_1.pth").mkdir()
@@ -478,7 +479,7 @@ def test_other_words_for_the_same_are_known(monkeypatch, said, told, fits):
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """Function: what training says when this shell script is the trainer; the words that end the run."""
-    run = stage.Run("demo", settings.load("demo")[1], ROOT, tmp_path)
+    run = Run("demo", settings.load("demo")[1], ROOT, tmp_path)
     (run.folder / "checkpoints").mkdir(parents=True)
 
     def train_with(script):
@@ -753,14 +754,14 @@ def test_a_moved_output_folder_goes_on(demo, tmp_path):
     assert said["train"].endswith("unchanged")
     assert not said["config"].endswith("unchanged")  # it names the data where they lie now
     assert str(tmp_path) in (tmp_path / "demo" / "config.py").read_text(encoding="utf-8")
-    before, after = (stage.Run("demo", settings.load("demo")[1], ROOT, at) for at in (demo[1].parent, tmp_path))
+    before, after = (Run("demo", settings.load("demo")[1], ROOT, at) for at in (demo[1].parent, tmp_path))
     assert train.folder(after).name == train.folder(before).name
     made = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (before, after)]
     assert made[0] == made[1]
 
 
 def test_memory_is_kept_between_iterations_where_a_cpu_trains(monkeypatch):
-    run = stage.Run("demo", settings.load("demo")[1], ROOT, ROOT / "output")
+    run = Run("demo", settings.load("demo")[1], ROOT, ROOT / "output")
     monkeypatch.setattr(train, "gpus", lambda: [])
     assert train.HEAP.items() <= train.environment(run).items()
     monkeypatch.setattr(train, "gpus", lambda: [{"name": "H100"}])

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from conftest import ROOT, recipe
 
-from recipe.core import stage as stages
-from recipe.reporting import report, verify
+from recipe.core import hashing, host
+from recipe.reporting import collect, verify
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def folder(demo, tmp_path):
     shutil.copytree(str(demo[1]), str(place))
     manifest = json.loads((place / "run.json").read_text(encoding="utf-8"))
     for stage, name in (("chat", "samples.json"), ("eval", "eval.json")):
-        manifest["stages"][stage]["writes"][name]["sha256"] = stages.digest(place / name)
+        manifest["stages"][stage]["writes"][name]["sha256"] = hashing.digest(place / name)
     save(place, manifest)
     return place
 
@@ -33,7 +33,7 @@ def look(tmp_path, monkeypatch):
     times = iter(range(99))
 
     def checks(place):
-        run = report.find(str(place), ROOT, place.parent)
+        run = collect.find(str(place), ROOT, place.parent)
         return {line.what: line[1:] for line in verify.check(run, tmp_path / f"beside{next(times)}")}
 
     return checks
@@ -43,14 +43,14 @@ def forge(place, stage, name):
     """As if the manifest had been written of what now lies there."""
     manifest = json.loads((place / "run.json").read_text(encoding="utf-8"))
     made = manifest["stages"][stage]["writes"][name]
-    made["sha256"] = stages.digest(place / name)
+    made["sha256"] = hashing.digest(place / name)
     if "files" in made:
-        made["files"] = stages.sums(place / name)
+        made["files"] = hashing.sums(place / name)
     save(place, manifest)
 
 
 def without_lock(place):
-    return [one for one in stages.stamp(place) if not one[0].endswith(".lock")]
+    return [one for one in hashing.stamp(place) if not one[0].endswith(".lock")]
 
 
 def flip(path):
@@ -117,7 +117,7 @@ def test_what_a_manifest_was_rewritten_for_is_found_by_making_it_again(folder, l
     assert found["plan, made again"] == (verify.NOT_HERE, "needs the data made again")
     assert found["adapter, made again"][1] == "adapter_model.safetensors: not what the checkpoint gives"
     assert found["merged less base"][0] == verify.DIFFERS
-    assert found["versions"] == (verify.DIFFERS, f"torch {stages.versions()['torch']}, was 9.9")
+    assert found["versions"] == (verify.DIFFERS, f"torch {host.versions()['torch']}, was 9.9")
     assert found["image"] == (verify.NOT_HERE, "the run was made in sha256:abc, this is not there")
     assert found["checkpoint, read"][1].endswith("was 1")
     assert found["train.log"][0] == verify.DIFFERS
@@ -141,7 +141,7 @@ def test_plan_and_config_made_again_are_compared(folder, look):
 
 
 def test_what_is_not_here_is_not_called_ok(folder, look, monkeypatch):
-    run = report.find(str(folder), ROOT, folder.parent)
+    run = collect.find(str(folder), ROOT, folder.parent)
     shutil.rmtree(str(folder / "checkpoints"))
     shutil.rmtree(str(folder / "merged"))
     monkeypatch.setattr(verify.model, "folder", lambda run: folder / "none")

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, recipe, refused
 
-from recipe.core import stage
+from recipe.core import files
 from recipe.core.errors import InputWrong
+from recipe.core.run import Run
 from recipe.training import watch
 
 WORDS = ("train", "demo", "train.max_epochs=5", "train.evaluation_max_new_tokens=2")
@@ -117,7 +118,7 @@ def test_when_nothing_runs_the_last_state_is_said(detached, tmp_path):
     folder.mkdir()
 
     def last(**state):
-        stage.write_text(folder / ".now.json", json.dumps(state))
+        files.write_text(folder / ".now.json", json.dumps(state))
         done = recipe("watch", folder)
         return done.returncode, done.stdout
 
@@ -137,7 +138,7 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
     """What the one before it said is out of date, and stop stops the one that is coming."""
     folder = tmp_path / "demo"
     folder.mkdir()
-    stage.write_text(folder / ".now.json", json.dumps({"command": "train", "code": 0, "said": "old", "at": 1.0}))
+    files.write_text(folder / ".now.json", json.dumps({"command": "train", "code": 0, "said": "old", "at": 1.0}))
     assert not watch.is_at_work(folder)
     words = (*WORDS, "--output", tmp_path)
     done = recipe(*words, "--checks")  # what docker/detach does first
@@ -146,12 +147,12 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
     assert state["starting"]
     assert "code" not in state
     assert watch.is_at_work(folder)
-    stage.write_text(folder / watch.STOP, "")
+    files.write_text(folder / watch.STOP, "")
     stopped = recipe(*words)
     assert (stopped.returncode, "Stopped as asked" in stopped.stderr) == (0, True), stopped.stderr
     assert "Stopped as asked" in watch.now(folder)["said"]
     assert not watch.is_at_work(folder)
-    stage.write_text(folder / ".now.json", json.dumps({**state, "at": state["at"] - watch.COMING}))
+    files.write_text(folder / ".now.json", json.dumps({**state, "at": state["at"] - watch.COMING}))
     assert not watch.is_at_work(folder)  # it never came
     assert f"has said nothing since: {folder}/detached.log tells why" in recipe("watch", folder).stdout
 
@@ -159,7 +160,7 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
 def announced(folder):
     """A run in `folder` that has been announced, and of which nothing else is known."""
     run = SimpleNamespace(folder=folder, now={})
-    run.tell = lambda **more: stage.Run.tell(run, **more)
+    run.tell = lambda **more: Run.tell(run, **more)
     watch.announce(run, "train")
     return run
 

@@ -26,11 +26,11 @@ from browser import CHROMIUM, browser
 from conftest import ROOT, recipe, refused
 from filelock import FileLock
 
-from recipe.core import stage
+from recipe.core import files
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.core.stage import Run
+from recipe.core.run import Run
 from recipe.inference import chat_model
-from recipe.reporting import html, report
+from recipe.reporting import collect, html
 from recipe.web import desk, live, serve, shared, words
 
 SESSIONS = 20
@@ -72,7 +72,7 @@ class Site:
         if not (self.folder / "adapter").exists():
             (self.folder.parent / "adapter").rename(self.folder / "adapter")
             for path, text in self._whole:
-                stage.write_text(path, text)
+                files.write_text(path, text)
 
     def __enter__(self):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -530,7 +530,7 @@ def test_a_model_that_cannot_be_loaded_is_tried_again():
 
 def test_one_set_of_weights_or_two(demo, capfd):
     """The adapter's own base answers for the base; the merged model needs the base beside it. Both say the same."""
-    run = report.find("demo", ROOT, demo[1].parent)
+    run = collect.find("demo", ROOT, demo[1].parent)
     question = "面试前特别紧张，怎么调整？"
     heard = {}
     for which in ("", "merged"):
@@ -672,7 +672,7 @@ def test_the_run_as_it_is_now(demo, tmp_path, monkeypatch):
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
     log.write_text("".join(lines[:300]), encoding="utf-8")
     monkeypatch.setattr(live, "_drawn", {})
-    shared.find = lambda: report.find(str(folder), ROOT, ROOT)
+    shared.find = lambda: collect.find(str(folder), ROOT, ROOT)
     monkeypatch.setattr(live.curves, "draw", lambda charts: [])  # in the browser they are seen
     with FileLock(str(folder / ".lock")):
         found = live.blocks("en")

@@ -22,9 +22,11 @@ from filelock import FileLock, Timeout
 
 from recipe.base_model import architecture, compatibility, hub, model_code
 from recipe.core.errors import HostLacks, InputWrong, NotFetched
+from recipe.core.files import write_text
+from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import ROOT
+from recipe.core.run import Run
 from recipe.core.settings import Encoder, Model
-from recipe.core.stage import Run, digest, key_of, write_text
 from recipe.xtuner import preset_facts
 
 SAMPLE = ROOT / "data" / "workplace.xlsx"
@@ -557,14 +559,14 @@ def _make_tiny(place: Path, what: str, tokenizer_model: Optional[Path]) -> None:
     """A tiny InternLM2 with the given tokenizer, else with one trained on the sample workbook's text; a tiny CLIP."""
     from recipe.base_model import tiny
     from recipe.base_model.tiny import clip
-    from recipe.intake import conversations
+    from recipe.intake import dataset
 
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(str(part), ignore_errors=True)
     if what == CLIP:
         clip.make(part)
     else:
-        texts = [text for turns in conversations.sample(SAMPLE) for turn in turns for text in turn.values()]
+        texts = [text for turns in dataset.sample(SAMPLE) for turn in turns for text in turn.values()]
         tiny.make(part, texts, tokenizer_model=tokenizer_model)
     os.replace(str(part), str(place))
 

@@ -7,7 +7,7 @@ import click
 
 from recipe.cli.command import command, console, grammar
 from recipe.core.errors import InputWrong
-from recipe.core.stage import write_text
+from recipe.core.files import write_text
 from recipe.planning import memory
 from recipe.xtuner import preset_editor, preset_facts
 

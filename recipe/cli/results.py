@@ -15,10 +15,11 @@ from recipe.core.errors import RunFailed
 @options(recipe_argument, output_option)
 def report(recipe: Optional[str], output: str) -> None:
     """Write what happened on one page: verdict, curves, answers, provenance. Works at every stage."""
+    from recipe.reporting import collect
     from recipe.reporting import report as reporting
 
     typed = invocation(recipe, output)
-    run = reporting.find(typed.recipe, root(), typed.folder)
+    run = collect.find(typed.recipe, root(), typed.folder)
     click.echo(f"report        {run.shown(reporting.write(run, price=settings.price(typed.overrides)))}")
 
 
@@ -26,11 +27,11 @@ def report(recipe: Optional[str], output: str) -> None:
 @options(recipe_argument, output_option)
 def verify(recipe: Optional[str], output: str) -> None:
     """Check a finished run again: every file; data, plan, config and adapter made anew."""
-    from recipe.reporting import report as reporting
+    from recipe.reporting import collect
     from recipe.reporting import verify as verifying
 
     typed = invocation(recipe, output)
-    run = reporting.find(typed.recipe, root(), typed.folder)
+    run = collect.find(typed.recipe, root(), typed.folder)
     typed.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".verify-", dir=str(typed.folder)) as beside:
         equal = verifying.show(verifying.check(run, Path(beside)), console())
@@ -39,12 +40,12 @@ def verify(recipe: Optional[str], output: str) -> None:
 
 
 def _both(first: str, second: str, output: str) -> Tuple[Any, Any]:
-    from recipe.reporting import report as reporting
+    from recipe.reporting import collect
 
     folder = invocation(None, output).folder
     return (
-        reporting.see(reporting.find(first, root(), folder)),
-        reporting.see(reporting.find(second, root(), folder)),
+        collect.see(collect.find(first, root(), folder)),
+        collect.see(collect.find(second, root(), folder)),
     )
 
 

@@ -17,7 +17,7 @@ Show = Callable[[Any], None]
 
 def load(invocation: Invocation, verify: bool = False, name: str = "") -> Any:
     """The run of the recipe and overrides that were typed; `name`: of its folder, if that is not the recipe's."""
-    from recipe.core.stage import Run
+    from recipe.core.run import Run
 
     recipe_name, recipe = settings.load(invocation.recipe, invocation.overrides)
     return Run(

@@ -22,7 +22,7 @@ from recipe.cli.command import (  # fmt: skip
 from recipe.cli.run import load, only_fetches, reported
 from recipe.core import settings
 from recipe.core.errors import InputWrong
-from recipe.export.export import TARGETS
+from recipe.export.targets import TARGETS
 
 # Settings that no training depends on.
 INDEPENDENT = (

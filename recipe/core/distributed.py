@@ -13,8 +13,8 @@ from typing import List, NamedTuple, Optional, Tuple
 
 from recipe.core import hardware
 from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.host import gpus
 from recipe.core.settings import Settings
-from recipe.core.stage import gpus
 
 PORT = 29500  # torchrun's own default, for the node that the others look for
 BEAT = "Iteration {} of {} on this machine"  # hooks.Beat says it

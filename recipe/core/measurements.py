@@ -87,7 +87,7 @@ def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) ->
     only one that was measured on the card): the `answers` (tokens at most) to evaluation's questions take
     `answers_seconds` (on an H100) beside them; loading the model and the merge come on top.
     """
-    from recipe.core.stage import gpus
+    from recipe.core.host import gpus
 
     if not card:
         found = gpus()

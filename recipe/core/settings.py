@@ -116,8 +116,8 @@ class Train(Table):
     `deterministic`: the same seed gives the same adapter, byte for byte, also after an interruption; without it the
     losses agree to some digits only, and a run that went on draws other dropout. `speed`: XTuner's own step, or the
     same one faster (recipe/training/fast), or that in least memory; "auto" is what the card allows. `checkpointing`:
-    layers are computed again for their gradients, which takes a third longer and far less memory (default: the preset's,
-    where "fast" has the memory for it not). `guard`: stop when loss or gradient
+    layers are computed again for their gradients, which takes a third longer and far less memory (default: the
+    preset's, where "fast" has the memory for it not). `guard`: stop when loss or gradient
     leaves the run, write checkpoints beside and rename them, save on SIGTERM. `timeout`: minutes without a word from
     the trainer after which it counts as hung. `loggers`: what beside TensorBoard's files is written, offline.
     `evaluation_images`: what evaluation_inputs are about, one for all or one for each (default: the data's first).

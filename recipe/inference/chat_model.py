@@ -13,8 +13,8 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 from recipe.base_model import folder, model_code
 from recipe.core import hardware, imports
 from recipe.core.errors import HostLacks, InputWrong, RecipeError
-from recipe.core.stage import Run
-from recipe.intake.conversations import IMAGE
+from recipe.core.run import Run
+from recipe.intake.reader import IMAGE
 from recipe.xtuner import config, preset_facts
 
 MAX_NEW_TOKENS = 300

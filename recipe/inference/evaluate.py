@@ -18,10 +18,14 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from recipe.base_model import folder
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
-from recipe.core.stage import Run, digest, key_of, output_digest, versions, write_text
+from recipe.core.files import write_text
+from recipe.core.hashing import digest, key_of
+from recipe.core.host import versions
+from recipe.core.run import Run
+from recipe.core.stage import output_digest
 from recipe.inference import chat_model, scores
-from recipe.intake import conversations as data
-from recipe.intake import split
+from recipe.intake import dataset, files, split
+from recipe.intake.reader import IMAGE
 from recipe.planning import plan
 from recipe.weights import llava
 from recipe.xtuner import config, preset_facts
@@ -111,9 +115,9 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
             f"data.eval_share=0.05 and train again (30 conversations give {split.FEWEST}), or name questions and "
             f"answers of your own: data.eval_files=data/exam.xlsx."
         )
-    lines = list(data.lines(run.held_out))
+    lines = list(dataset.lines(run.held_out))
     for line in lines if preset_facts.pictures(run.settings) else ():
-        image = data.image_folder(run) / line["image"]
+        image = files.image_folder(run) / line["image"]
         if digest(image) != line["sha256"]:
             raise InputWrong(
                 f"{run.shown(image)} is not the image that was held out (it was changed, or is gone). Put it back, or "
@@ -146,7 +150,7 @@ def _said(line: Dict[str, Any]) -> Any:
     turns = line["conversation"]
     if "image" not in line:
         return turns
-    return [{**turn, "input": turn["input"].replace(f"{data.IMAGE}\n", "")} for turn in turns]
+    return [{**turn, "input": turn["input"].replace(f"{IMAGE}\n", "")} for turn in turns]
 
 
 def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
@@ -212,7 +216,7 @@ def _seeing(
     run: Run, voice: chat_model.Talker, eyes: Tuple[Path, Path], lines: Any, square: bool
 ) -> Callable[[int], Any]:
     """Function that gives a held-out conversation's image as tokens, by its number."""
-    sight, folder = llava.Sight(*eyes, voice.model.device, voice.dtype), data.image_folder(run)
+    sight, folder = llava.Sight(*eyes, voice.model.device, voice.dtype), files.image_folder(run)
     return lambda number: sight.see(folder / lines[number]["image"], square)
 
 
@@ -287,7 +291,7 @@ def _known(run: Run, answers: Sequence[str]) -> Any:
     mine = set(filter(None, answers))
     return {
         turn["output"].strip()
-        for conversation in data.conversations(run.dataset)
+        for conversation in dataset.conversations(run.dataset)
         for turn in conversation
         if turn["output"].strip() in mine
     }

@@ -10,7 +10,9 @@ import click
 
 from recipe.base_model import folder
 from recipe.core.errors import InputWrong
-from recipe.core.stage import Run, key_of, output_digest
+from recipe.core.hashing import key_of
+from recipe.core.run import Run
+from recipe.core.stage import output_digest
 from recipe.inference import chat_model
 from recipe.inference.chat_model import Talker, template
 from recipe.xtuner import preset_facts

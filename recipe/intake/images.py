@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from recipe.core.stage import below, digest
+from recipe.core.hashing import below, digest
 from recipe.intake import columns
 from recipe.intake.records import Wrong
 

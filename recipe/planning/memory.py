@@ -12,7 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from recipe.base_model import folder
 from recipe.core import tensor_files
-from recipe.core.stage import Run
+from recipe.core.run import Run
 from recipe.xtuner import preset_editor, preset_facts
 
 GIB, MIB = 1 << 30, 1 << 20

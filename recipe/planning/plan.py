@@ -17,7 +17,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from recipe.base_model import folder
 from recipe.core import distributed, imports, measurements, settings
 from recipe.core.errors import InputWrong, PlanRefused
-from recipe.core.stage import Run, write_text
+from recipe.core.files import write_text
+from recipe.core.run import Run
 from recipe.planning import memory
 from recipe.weights import llava
 from recipe.xtuner import config, preset_facts

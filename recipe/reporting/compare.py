@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 from recipe.core import settings
-from recipe.core.stage import Run, key_of, write_text
+from recipe.core.files import write_text
+from recipe.core.hashing import key_of
+from recipe.core.run import Run
 from recipe.reporting import charts as curves
-from recipe.reporting import html, report
-from recipe.reporting.report import Seen
+from recipe.reporting import format, html, sections, verdict
+from recipe.reporting.collect import Seen
 from recipe.training import log
 from recipe.weights import adapter
 
@@ -30,21 +32,21 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
     run = seen.run
     entries, machine = run.manifest["stages"], run.manifest.get("host", {})
     data, model, trained, merged = (run.figures(name) for name in ("data", "model", "train", "merge"))
-    found: Dict[Tuple[str, str], Any] = {("result", "verdict"): report.verdict(seen).says}
+    found: Dict[Tuple[str, str], Any] = {("result", "verdict"): verdict.verdict(seen).says}
     if trained:
         found["result", "iterations"] = f"{trained['iterations']:,}"
         found["result", "updates"] = f"{trained['updates']:,}"
-        found["result", "peak learning rate logged"] = report.rate(trained["lr_peak_logged"])
+        found["result", "peak learning rate logged"] = format.rate(trained["lr_peak_logged"])
         for which in ("first", "last"):
-            found["result", f"training loss, {which}"] = report.number(trained[f"loss_{which}"], ".4f")
+            found["result", f"training loss, {which}"] = format.number(trained[f"loss_{which}"], ".4f")
         last = " (its last start)" if trained.get("resumed_from") else ""
-        found["result", "training took"] = f"{report.seconds(entries['train']['seconds'])}{last}"
-        found["result", "seconds of iterations"] = report.seconds(report.iterating(seen))
-        found["result", "GPU memory, MiB"] = report.number(seen.log["memory_mib"], ",.0f")
+        found["result", "training took"] = f"{format.seconds(entries['train']['seconds'])}{last}"
+        found["result", "seconds of iterations"] = format.seconds(sections.iterating(seen))
+        found["result", "GPU memory, MiB"] = format.number(seen.log["memory_mib"], ",.0f")
     if merged:
         found["result", "weights changed"] = f"{merged['weights_changed']:,} of {merged['weights']:,}"
     if seen.evaluation:
-        for what, _, tuned in report.measured(seen.evaluation):
+        for what, _, tuned in sections.measured(seen.evaluation):
             found["result", f"held out: {what}"] = tuned
     for name in adapter.BESIDE:
         if name in run.figures("adapter"):
@@ -135,7 +137,7 @@ def write(first: Seen, second: Seen, folder: Path) -> Path:
         "compare.html",
         names=called,
         folders=[seen.run.shown(seen.run.folder) for seen in (first, second)],
-        verdicts=[report.verdict(seen) for seen in (first, second)],
+        verdicts=[verdict.verdict(seen) for seen in (first, second)],
         pictures=pictures,
         differences=found,
         same=same,

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from recipe.core.stage import Run
+from recipe.core.run import Run
 
 BARS = "▁▂▃▄▅▆▇█"
 SHOWN = 120  # characters of an answer in the closing samples

@@ -19,8 +19,10 @@ from rich.text import Text
 from recipe.base_model import folder
 from recipe.core import imports
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.core.stage import Run, write_text
-from recipe.intake import conversations
+from recipe.core.files import write_text
+from recipe.core.run import Run
+from recipe.intake import dataset as intake_dataset
+from recipe.intake.reader import IMAGE, Progress
 from recipe.planning import plan
 from recipe.reporting import html
 from recipe.xtuner import config, preset_facts
@@ -186,7 +188,7 @@ def rendered(
     made = plan.encoded(conversation, template, tokenizer, max_length, pictures)
     pairs = zip(made["input_ids"], made["labels"])
     return [
-        (conversations.IMAGE if image else tokenizer.decode([token for token, _ in group]), loss)
+        (IMAGE if image else tokenizer.decode([token for token, _ in group]), loss)
         for (loss, image), group in groupby(pairs, lambda p: (p[1] >= 0, p[0] < 0))
     ]
 
@@ -212,7 +214,7 @@ class Sight:
 
 def _picked(dataset: Path, numbers: Sequence[int]) -> Iterator[Tuple[int, Conversation]]:
     wanted = set(numbers)
-    for number, conversation in enumerate(conversations.conversations(dataset), start=1):
+    for number, conversation in enumerate(intake_dataset.conversations(dataset), start=1):
         if number in wanted:
             yield number, conversation
 
@@ -248,11 +250,11 @@ def report(run: Run, console: Console) -> Path:
     except (HostLacks, InputWrong) as error:
         why_not = str(error)
     survey = Survey()
-    progress = conversations.Progress()
+    progress = Progress()
     chance = random.Random(0)
     count = max(1, figures["conversations"])
     try:
-        for number, line in enumerate(conversations.lines(run.dataset), start=1):
+        for number, line in enumerate(intake_dataset.lines(run.dataset), start=1):
             conversation = line["conversation"]
             survey.add(number, conversation, line.get("sha256", ""))
             if sight:
@@ -288,7 +290,7 @@ def report(run: Run, console: Console) -> Path:
 def brief(run: Run) -> Tuple[List[Tuple[str, str]], List[Tuple[str, Any]], List[Finding]]:
     """(counts, histograms, likely mistakes) of the data, without what needs the tokenizer: for the run's report."""
     survey = Survey()
-    for number, line in enumerate(conversations.lines(run.dataset), start=1):
+    for number, line in enumerate(intake_dataset.lines(run.dataset), start=1):
         survey.add(number, line["conversation"], line.get("sha256", ""))
     findings = survey.findings(lambda lines: _questions(run, lines))
     return _counts(run.figures("data"), survey, 0), _lengths(survey), findings

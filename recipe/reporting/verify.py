@@ -11,9 +11,12 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Set, Tuple
 
 from recipe.base_model import folder
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError
-from recipe.core.stage import Run, below, digest, digest_of, host, is_held, perform, sums, versions
-from recipe.intake import conversations
-from recipe.reporting import report
+from recipe.core.hashing import below, digest, digest_of, sums
+from recipe.core.host import host, versions
+from recipe.core.run import Run, is_held
+from recipe.core.stage import perform
+from recipe.intake import files
+from recipe.reporting import collect
 from recipe.stages import pipeline
 from recipe.training import process
 from recipe.weights import adapter, llava, merge
@@ -134,7 +137,7 @@ def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
         elif not mine.exists():
             return NOT_HERE, f"{name} was deleted: nothing to compare with"
         elif _text(mine) != _text(again):
-            if stage.name in report.stale(run):
+            if stage.name in collect.stale(run):
                 return DIFFERS, f"{name} is of other data or settings than the data that is there: it was made before"
             return DIFFERS, f"{name} is another one, made by this version of the recipe on this machine"
     return OK, f"{', '.join(stage.writes)}: the same"
@@ -148,7 +151,7 @@ def _pretrained(run: Run) -> List[str]:
 
 def _images(run: Run) -> Tuple[str, str]:
     """Every image that the run's rows name, by the sum that stands beside it."""
-    folder = conversations.image_folder(run)
+    folder = files.image_folder(run)
     named: Set[Tuple[str, str]] = set()
     for path in (run.dataset, run.held_out):
         if not path.exists():

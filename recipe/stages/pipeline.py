@@ -8,16 +8,17 @@ import click
 
 from recipe.base_model import folder, hub
 from recipe.core.errors import InputWrong, RecipeError, RunFailed
-from recipe.core.stage import Run, Stage, digest, is_current, key_of, perform
+from recipe.core.hashing import digest, key_of
+from recipe.core.run import Run
+from recipe.core.stage import Stage, is_current, perform
 from recipe.inference import evaluate, terminal
-from recipe.intake import conversations
 from recipe.planning import plan
-from recipe.stages import reproduce
+from recipe.stages import data, reproduce
 from recipe.training import process
 from recipe.weights import adapter, merge
 from recipe.xtuner import config, preset_facts
 
-DATA = Stage("data", conversations.work, conversations.reads, ("dataset.jsonl", "eval.jsonl"))
+DATA = Stage("data", data.work, data.reads, ("dataset.jsonl", "eval.jsonl"))
 PLAN = Stage("plan", plan.work, plan.reads, ("plan.json",))
 CONFIG = Stage("config", config.work, config.reads, ("config.py", "config.diff"))
 MODEL = Stage("model", folder.work, folder.reads, always=True)

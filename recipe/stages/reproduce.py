@@ -12,7 +12,8 @@ from typing import Any, Dict, List, Sequence, Tuple
 import tomli
 
 from recipe.core import settings
-from recipe.core.stage import Run, gpus
+from recipe.core.host import gpus
+from recipe.core.run import Run
 from recipe.planning import plan
 from recipe.training.process import logged
 from recipe.xtuner import config

@@ -20,8 +20,9 @@ from typing import Any, Callable, Dict, List, Optional
 
 from recipe.core import imports, measurements
 from recipe.core.errors import InputWrong
+from recipe.core.files import write_text
+from recipe.core.host import gpus, versions
 from recipe.core.settings import Settings
-from recipe.core.stage import gpus, versions, write_text
 from recipe.training.fast import compiler, verdict
 from recipe.xtuner import config
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 from recipe.core import hardware, measurements
-from recipe.core.stage import Run, gpus
+from recipe.core.host import gpus
+from recipe.core.run import Run
 from recipe.xtuner import config
 
 # The exception lines of a traceback, and our hooks' own.

@@ -26,8 +26,9 @@ from xtuner.engine.hooks import EvaluateChatHook
 
 from recipe.core import hardware
 from recipe.core.distributed import BEAT
-from recipe.core.stage import below, remove
-from recipe.intake.conversations import IMAGE
+from recipe.core.files import remove
+from recipe.core.hashing import below
+from recipe.intake.reader import IMAGE
 from recipe.training.failure import GONE
 from recipe.training.fast import attention
 from recipe.training.process import NAME, SAVED, WENT

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from recipe.core.errors import RecipeError
-from recipe.core.stage import Run
+from recipe.core.run import Run
 from recipe.training import process
 
 WINDOW = 10  # iterations: mmengine's log processor means loss and gradient norm over the last ten

@@ -25,7 +25,10 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from recipe.base_model import folder as model
 from recipe.core import distributed, tensor_files
 from recipe.core.errors import HostLacks, RunFailed, Stopped
-from recipe.core.stage import Run, below, gpus, key_of, write_text
+from recipe.core.files import write_text
+from recipe.core.hashing import below, key_of
+from recipe.core.host import gpus
+from recipe.core.run import Run
 from recipe.training import failure
 from recipe.training.fast import compiler, verdict
 from recipe.weights import llava

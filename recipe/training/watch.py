@@ -16,7 +16,8 @@ from typing import Any, Dict, Iterator, List, Optional
 import click
 
 from recipe.core.errors import InputWrong, NotFetched, RecipeError, Stopped
-from recipe.core.stage import Run, is_held, remove, write_text
+from recipe.core.files import remove, write_text
+from recipe.core.run import Run, is_held
 from recipe.training import log as trainlog
 from recipe.training import process
 

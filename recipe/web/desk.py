@@ -10,7 +10,7 @@ import threading
 from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Tuple
 
 from recipe.core.errors import RecipeError
-from recipe.core.stage import Run
+from recipe.core.run import Run
 from recipe.inference import chat_model
 
 PANES = ("base", "tuned")  # in the order in which they answer

@@ -3,9 +3,11 @@
 import threading
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from recipe.core.stage import is_held, stamp
+from recipe.core.hashing import stamp
+from recipe.core.run import is_held
 from recipe.reporting import charts as curves
-from recipe.reporting import report
+from recipe.reporting import collect, format, sections
+from recipe.reporting.collect import Seen
 from recipe.training import log
 from recipe.web import html, shared
 from recipe.web.words import CHARTS, say
@@ -34,13 +36,13 @@ def blocks(language: str) -> Found:
         working = is_held(run.folder)
         now = [[stamp(file) for file in files], working]
         if language not in _drawn or _drawn[language][0] != now:
-            _drawn[language] = (now, Found(_blocks(report.see(run, working), language), working))
+            _drawn[language] = (now, Found(_blocks(collect.see(run, working), language), working))
         return _drawn[language][1]
 
 
-def _blocks(seen: report.Seen, language: str) -> List[str]:
+def _blocks(seen: Seen, language: str) -> List[str]:
     found = [_head(seen, language)]
-    charts = report.charts(seen)
+    charts = sections.charts(seen)
     pictures = "".join(_figure(one, language) for one in curves.draw(charts)) if charts else ""
     found.append(f'<div class="charts">{pictures}</div>' if pictures else _note("no curve", language))
     found.append(html.heading(say("said", language), 2))
@@ -52,7 +54,7 @@ def _note(key: str, language: str) -> str:
     return f'<p class="note">{html.text(say(key, language))}</p>'
 
 
-def _state(seen: report.Seen) -> str:
+def _state(seen: Seen) -> str:
     if seen.figures("train"):
         return "trained"
     if seen.steps:
@@ -60,7 +62,7 @@ def _state(seen: report.Seen) -> str:
     return "begins" if seen.working and seen.run.figures("model") else "not yet"
 
 
-def _head(seen: report.Seen, language: str) -> str:
+def _head(seen: Seen, language: str) -> str:
     """State, progress and the figures of the last iteration."""
     reached, planned = seen.log["reached"], seen.plan.get("iterations", 0)
     state = _state(seen)
@@ -76,11 +78,11 @@ def _head(seen: report.Seen, language: str) -> str:
     if "loss" in last:
         rows[say("loss", language)] = f"{seen.log['loss_first']:.3f} → {last['loss']:.3f}"
     if "lr" in last:
-        rows[say("lr", language)] = report.rate(last["lr"])
+        rows[say("lr", language)] = format.rate(last["lr"])
     if seen.log["seconds"]:
-        rows[say("took", language)] = report.seconds(seen.log["seconds"])
+        rows[say("took", language)] = format.seconds(seen.log["seconds"])
         if state == "under way" and reached:
-            rows[say("left", language)] = report.seconds(seen.log["seconds"] / reached * (planned - reached))
+            rows[say("left", language)] = format.seconds(seen.log["seconds"] / reached * (planned - reached))
     if seen.log["memory_mib"]:
         rows[say("memory_mb", language)] = f"{seen.log['memory_mib']:,.0f} MiB"
     return line + bar + html.tiles(rows)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import click
 
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.core.stage import is_held
+from recipe.core.run import is_held
 
 HERE = Path(__file__).resolve().parent
 PORT = 8501  # Streamlit's own
@@ -273,14 +273,14 @@ def start(name: str, words: Sequence[str], root: Path, output: Path) -> None:
     """`just web`: the page of a run, which is only read. Its models are loaded at once, but while somebody is at work
     on it with the first question: a training may need the card. Raises InputWrong, HostLacks.
     """
-    from recipe.reporting import report
+    from recipe.reporting import collect
     from recipe.web import shared
     from recipe.web.desk import Desk, load
 
     where = place(words, os.environ.get("WEB_TOKEN", ""))
 
     def find() -> Any:
-        return report.find(name, root, output)
+        return collect.find(name, root, output)
 
     def trained() -> Any:
         made = find()

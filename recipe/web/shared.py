@@ -2,7 +2,7 @@
 
 from typing import Callable
 
-from recipe.core.stage import Run
+from recipe.core.run import Run
 from recipe.web.desk import Desk
 
 desk: Desk

@@ -14,7 +14,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from recipe.base_model import folder
 from recipe.core import tensor_files
 from recipe.core.errors import RunFailed
-from recipe.core.stage import Run, key_of
+from recipe.core.hashing import key_of
+from recipe.core.run import Run
 from recipe.xtuner import preset_facts
 
 # XTuner: llm.base_model.model.….lora_A.default.weight → PEFT: base_model.model.….lora_A.weight

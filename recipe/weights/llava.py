@@ -10,8 +10,9 @@ from typing import Any, Callable, Dict, Optional, Tuple
 
 from recipe.base_model import folder as model
 from recipe.core.errors import InputWrong, RunFailed
-from recipe.core.stage import Run, digest
-from recipe.intake import conversations
+from recipe.core.hashing import digest
+from recipe.core.run import Run
+from recipe.intake import files
 from recipe.planning import memory
 from recipe.weights import adapter
 
@@ -24,7 +25,7 @@ ADAPTERS = {"llm_adapter": ("llm", "lora"), "visual_encoder_adapter": ("visual_e
 
 def names(run: Run) -> Dict[str, Any]:
     """What the rendered config calls the images, the visual encoder and the projector. Raises InputWrong."""
-    folder = conversations.image_folder(run)
+    folder = files.image_folder(run)
     images = run.settings.train.evaluation_images
     if images is None:
         with run.dataset.open(encoding="utf-8") as stream:

@@ -14,7 +14,9 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from recipe.base_model import folder, model_code
 from recipe.core.errors import InputWrong
-from recipe.core.stage import Run, digest, digest_of, stamp, write_text
+from recipe.core.files import write_text
+from recipe.core.hashing import digest, digest_of, stamp
+from recipe.core.run import Run
 from recipe.weights.adapter import base_checksum
 from recipe.weights.merge_check import prove, trial
 from recipe.weights.merge_plan import CHECKSUMS, CODE, PROGRESS, Plan, check_disk, finished, kind_of, make_plan, size

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from recipe.base_model import folder, model_code
 from recipe.core import tensor_files
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.core.stage import digest, key_of, stamp
+from recipe.core.hashing import digest, key_of, stamp
 from recipe.core.tensor_files import Stored
 from recipe.weights import adapter, lora
 from recipe.weights.adapter import base_checksum

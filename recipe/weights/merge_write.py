@@ -17,7 +17,8 @@ from typing import Any, Dict, List, Tuple
 
 from recipe.core import tensor_files
 from recipe.core.errors import RunFailed
-from recipe.core.stage import digest, write_text
+from recipe.core.files import write_text
+from recipe.core.hashing import digest
 from recipe.core.tensor_files import Stored
 from recipe.weights import lora
 from recipe.weights.merge_plan import PROGRESS, Plan, Target, finished

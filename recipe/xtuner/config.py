@@ -12,8 +12,9 @@ from typing import Any, Dict, Optional, Tuple
 
 from recipe.core import distributed, imports, measurements
 from recipe.core.errors import InputWrong
+from recipe.core.host import gpus, versions
+from recipe.core.run import Run
 from recipe.core.settings import Settings
-from recipe.core.stage import Run, gpus, versions
 from recipe.training.fast import compiler
 from recipe.xtuner import loggers, preset_editor, preset_facts
 

@@ -12,7 +12,7 @@ from typing import Dict
 
 from recipe.core.errors import HostLacks, NotFetched
 from recipe.core.recipe_files import ROOT
-from recipe.core.stage import Run
+from recipe.core.run import Run
 
 PROJECT = "internlm2-recipe"
 # mmengine builds these by their names; TensorBoard's is its own.

@@ -1,0 +1,37 @@
+"""Files written beside and renamed into place."""
+
+import os
+import shutil
+from pathlib import Path
+
+from recipe.core.errors import RunFailed
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` beside `path`, then rename: a reader never sees half a file."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(str(part), str(path))
+
+
+def remove(path: Path) -> None:
+    """A file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(str(path))
+    elif path.exists():
+        path.unlink()
+
+
+def replace(new: Path, old: Path) -> None:
+    """Put `new` where `old` is. A folder cannot be renamed over another: the old one steps aside first."""
+    if not new.exists():
+        raise RunFailed(f"The stage ended without writing {old.name}.")
+    if new.is_file() and not old.is_dir():
+        os.replace(str(new), str(old))
+        return
+    aside = old.with_name(f".{old.name}.old")
+    remove(aside)
+    if old.exists():
+        os.replace(str(old), str(aside))
+    os.replace(str(new), str(old))
+    remove(aside)

@@ -1,0 +1,47 @@
+"""sha256 of files, folders and whatever else a stage depends on."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Dict, List
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, or of a folder's relative names and contents; "absent" if there is none."""
+    if path.is_dir():
+        return digest_of(sums(path))
+    if not path.is_file():
+        return "absent"
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            total.update(block)
+    return total.hexdigest()
+
+
+def sums(folder: Path) -> Dict[str, str]:
+    """Relative name → sha256 of every file of a folder and its folders."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {str(file.relative_to(folder)): digest(file) for file in found}
+
+
+def digest_of(found: Dict[str, str]) -> str:
+    """`digest` of the folder whose `sums` are these."""
+    return hashlib.sha256("".join(f"{name}\0{value}\0" for name, value in found.items()).encode()).hexdigest()
+
+
+def below(path: Path) -> List[Path]:
+    """All files of a folder and its folders, sorted; of a file itself."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def stamp(path: Path) -> List[Any]:
+    """Names, sizes and times below `path`: equal stamps mean untouched files, without reading them."""
+    files = [file for file in below(path) if file.exists()]
+    return [[str(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def key_of(reads: Dict[str, Any]) -> str:
+    """One sha256 for everything a stage depends on; paths count by content."""
+    flat = {name: digest(value) if isinstance(value, Path) else value for name, value in reads.items()}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()

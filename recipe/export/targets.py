@@ -1,0 +1,82 @@
+"""Hands the merged model over: what an engine needs beside it, and the command to type there.
+
+A target is a function `work(run, merged, place) -> figures`. It writes into the fresh folder `place`, which becomes
+output/<recipe>/export/<target>, and returns `commands` (to type, in order) and `notes` (what one must know).
+Before any of them the merged folder is checked: an incomplete one is refused here, not by an engine an hour later.
+The prompts are the ones the recipe trained with: everything is derived from XTuner's chat template.
+"""
+
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+import click
+
+from recipe.base_model import folder
+from recipe.core.run import Run
+from recipe.core.stage import Stage, perform
+from recipe.export.gguf import gguf
+from recipe.export.lmdeploy import lmdeploy
+from recipe.export.merged import JUST, Merged, check
+from recipe.export.ollama import ollama
+from recipe.export.opencompass import opencompass
+from recipe.export.upload import send, upload
+from recipe.export.vllm import vllm
+from recipe.export.vlmevalkit import vlmevalkit
+
+TARGETS: Dict[str, Callable[[Run, Merged, Path], Dict[str, Any]]] = {
+    "lmdeploy": lmdeploy,
+    "vllm": vllm,
+    "gguf": gguf,
+    "ollama": ollama,
+    "opencompass": opencompass,
+    "vlmevalkit": vlmevalkit,
+    "upload": upload,
+}
+
+NEEDS = {"ollama": "gguf"}  # target: the one that must have been made before
+
+
+# ---- around them
+
+
+def stage(target: str, merged: Merged) -> Stage:
+    """The target as a stage: skipped when nothing it depends on has changed, written beside, with figures."""
+
+    def work(run: Run, out: Path) -> Dict[str, Any]:
+        place = out / "export" / target
+        place.mkdir(parents=True)
+        (run.folder / "export").mkdir(exist_ok=True)
+        return TARGETS[target](run, merged, place)
+
+    return Stage(f"export-{target}", work, lambda run: _reads(run, merged), (f"export/{target}",))
+
+
+def _reads(run: Run, merged: Merged) -> Dict[str, Any]:
+    return {
+        "merged": folder.fingerprint(run.merged),
+        "named": [str(run.merged.resolve()), run.shown(run.merged), merged.recipe, JUST],
+        "config": run.config,
+        "settings": run.settings.export.model_dump(),
+        "system": run.settings.data.system,
+        "code": Path(__file__).parent,
+    }
+
+
+def hand_over(run: Run, target: str, recipe: str, yes: bool) -> None:
+    """Check the merged model, make `target`, say what was made and what to type; with `yes`, upload."""
+    merged = check(run, recipe)
+    for name in [*([NEEDS[target]] if target in NEEDS else []), target]:
+        entry, ran = perform(run, stage(name, merged))
+        took = click.style(f"{entry['seconds']:.1f} s" if ran else "unchanged", dim=True)
+        click.echo(f"{click.style(f'{name:11}', bold=True)} {run.shown(run.folder / 'export' / name)}  {took}")
+    figures = entry["figures"]
+    for name, size in figures.get("files", {}).items():
+        click.echo(f"  {size:>15,}  {name}")
+    if target == "upload" and yes:
+        click.echo(f"Sent: {send(run, merged)}")
+        return
+    for note in figures["notes"]:
+        click.echo(note)
+    click.echo("\nNext:")
+    for command in figures["commands"]:
+        click.echo(f"  {command}")

@@ -1,0 +1,51 @@
+"""For VLMEvalKit."""
+
+from pathlib import Path
+from typing import Any, Dict
+
+from recipe.core.run import Run
+from recipe.export.lmdeploy import PORT
+from recipe.export.merged import JUST, Merged, shown_path, write_json
+
+# Published by XTuner for VLMEvalKit: what makes InternLM2 of this width see. Width → folder on Hugging Face.
+LLAVA = {4096: "xtuner/llava-internlm2-7b", 6144: "xtuner/llava-internlm2-20b"}
+
+
+def vlmevalkit(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
+    """What VLMEvalKit, which asks about pictures, can do with a model of text: let it judge, or give it eyes.
+
+    judge.env: the model, served by LMDeploy, takes GPT's place in reading answers. config.json: XTuner's published
+    LLaVA with the merged model as its language part, for the widths that there are.
+    """
+    endpoint = f"http://127.0.0.1:{PORT}/v1/chat/completions"
+    (place / "judge.env").write_text(
+        f"OPENAI_API_KEY=sk-123456\nOPENAI_API_BASE={endpoint}\nLOCAL_LLM={merged.name}\n", encoding="utf-8"
+    )
+    notes = [
+        "VLMEvalKit scores models that see. This one reads only, so VLMEvalKit cannot score it by itself; "
+        f"{JUST} export opencompass {merged.recipe} can.",
+        f"As judge of other models' answers: serve it ({JUST} export lmdeploy {merged.recipe}) and copy "
+        f"{shown_path(run, 'vlmevalkit', 'judge.env')} to VLMEvalKit/.env",
+    ]
+    commands = [f"cp {shown_path(run, 'vlmevalkit', 'judge.env')} VLMEvalKit/.env"]
+    eyes = LLAVA.get(merged.config["hidden_size"])
+    if eyes is None or merged.config.get("model_type") != "internlm2":
+        notes.append(
+            f"No eyes are published for a model of width {merged.config['hidden_size']}: no config.json was written."
+        )
+        return {"commands": commands, "notes": notes}
+    llava = {
+        "class": "LLaVA_XTuner",
+        "llm_path": str(merged.place.resolve()),
+        "llava_path": eyes,
+        "visual_select_layer": -2,
+        "prompt_template": "internlm2_chat",
+    }
+    data = {"MMBench_DEV_CN": {"class": "ImageMCQDataset", "dataset": "MMBench_DEV_CN"}}
+    write_json(place / "config.json", {"model": {f"llava-{merged.name}": llava}, "data": data})
+    notes.append(
+        f"With eyes: {eyes} (XTuner's LLaVA) was trained on the base model. Its score with the merged one behind it, "
+        f"beside VLMEvalKit's own {eyes.split('/')[1]}, tells what fine-tuning did to its sight, not to its answers."
+    )
+    commands.append(f"python VLMEvalKit/run.py --config {shown_path(run, 'vlmevalkit', 'config.json')}")
+    return {"commands": commands, "notes": notes}

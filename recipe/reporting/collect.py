@@ -1,0 +1,172 @@
+"""Reads what a run's stages left, once, for report, comparison and verification."""
+
+import dataclasses
+import datetime
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from pydantic import ValidationError
+
+from recipe.core import settings
+from recipe.core.errors import InputWrong, RecipeError
+from recipe.core.hashing import digest, key_of
+from recipe.core.run import Run, is_held, unreadable
+from recipe.core.stage import Stage, is_current
+from recipe.stages import pipeline
+from recipe.training import log
+
+
+class Seen(NamedTuple):
+    """All that a report is made of, read once."""
+
+    run: Run
+    plan: Dict[str, Any]  # {} before there is one
+    steps: Dict[int, log.Step]
+    log: Dict[str, Any]  # trainlog.summary of them
+    answers: List[log.Answers]
+    evaluation: Dict[str, Any]  # eval.json; {} if there is none
+    samples: List[Dict[str, Any]]
+    working: bool  # another command is at work in the folder
+    left_out: List[str]  # stages whose results are of other settings or data than what now stands before them
+
+    def figures(self, stage: str) -> Dict[str, Any]:
+        return self.run.figures(stage)
+
+
+def find(word: str, root: Path, output: Path) -> Run:
+    """The run that `word` names: a recipe's name or file, or a run folder. Its folder is only read, not held.
+
+    Raises InputWrong if there is no such run.
+    """
+    folder = next((p for p in (Path(word), output / word) if (p / "run.json").is_file()), None)
+    if folder is None:
+        folder = output / (Path(word).stem if word.endswith(".toml") else word)
+    try:
+        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        made = settings.Settings.model_validate(manifest["settings"])
+        assert all("figures" in entry for entry in manifest["stages"].values())
+    except OSError:
+        there = sorted(path.parent.name for path in output.glob("*/run.json"))
+        others = f" Runs that are there: {', '.join(there)}." if there else ""
+        makes = command_line(word) if word in ("demo", "reproduce") else f"{command_line('train')} {shlex.quote(word)}"
+        raise InputWrong(
+            f"There is no run {word!r}: no {shown_path(folder / 'run.json', root)}. {makes} makes one.{others}"
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, ValidationError) as error:
+        raise unreadable(shown_path(folder / "run.json", root), error)
+    folder = folder.resolve()
+    return Run(name=folder.name, settings=made, root=root, output=folder.parent, manifest=manifest)
+
+
+def see(run: Run, working: Optional[bool] = None) -> Seen:
+    """Read what the stages of `run` left. `working`: whether another command holds the folder (None: look).
+
+    Results that do not belong to the settings and data in the folder are left out of the run's manifest.
+    """
+    left_out = stale(run)
+    if left_out:
+        kept = {name: entry for name, entry in run.manifest["stages"].items() if name not in left_out}
+        run = dataclasses.replace(run, manifest={**run.manifest, "stages": kept})
+    place = log.place(run)
+    steps = log.steps(place) if place else {}
+    asked = run.settings.train.evaluation_inputs or [s["question"] for s in run.figures("chat").get("samples", [])]
+    plan = _plan(run)
+    return Seen(
+        run=run,
+        plan=plan,
+        steps=steps,
+        log=log.summary(steps),
+        answers=log.answers(place, asked, plan.get("evaluations", [])) if place else [],
+        evaluation=_evaluation(run),
+        samples=_samples(run),
+        working=is_held(run.folder) if working is None else working,
+        left_out=left_out,
+    )
+
+
+def _plan(run: Run) -> Dict[str, Any]:
+    """plan.json where it is the manifest's, else what the manifest holds of it; where that has none, a refused one."""
+    entry, found = run.manifest["stages"].get("plan"), read_json(run.plan)
+    if entry:
+        return found if digest(run.plan) == entry["writes"].get("plan.json", {}).get("sha256") else entry["figures"]
+    return found if isinstance(found, dict) and is_refused(run, found) else {}
+
+
+def is_refused(run: Run, plan: Dict[str, Any]) -> bool:
+    """Whether a plan refuses the run for a fault that its recipe does not name as known."""
+    return any(one["fault"] not in run.settings.known_faults for one in plan.get("refusals", []))
+
+
+def stale(run: Run) -> List[str]:
+    """Stages of the manifest whose results are of another recipe or other data than the stage before them.
+
+    A stage that ended before the one before it did is looked at closely: by its key, as when it is asked to run.
+    """
+    entries = run.manifest["stages"]
+    chain = [stage for stage in pipeline.ORDER if isinstance(stage, Stage) and stage.name in entries]
+    chain = [stage for stage in chain if not stage.always]
+    for before, stage in zip(chain, chain[1:]):
+        if entries[stage.name]["finished"] >= entries[before.name]["finished"]:
+            continue
+        try:
+            current = is_current(run, stage, key_of(stage.reads(run)))
+        except (RecipeError, OSError, KeyError, ValueError):  # what it was made from is gone
+            current = False
+        if not current:
+            kept = [other.name for other in chain[: chain.index(stage)]]
+            return [name for name in entries if name not in [*kept, pipeline.MODEL.name]]
+    return []
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of the run's folder holds; None if there is none, or it is not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _evaluation(run: Run) -> Dict[str, Any]:
+    """eval.json, if it is whole, no older than the training, and of what is held out now; else {}."""
+    path = run.folder / "eval.json"
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"models", "difference", "verdict", "says"} <= set(found):
+        return {}
+    trained = run.manifest["stages"].get("train")
+    if not trained or not {"base", "tuned"} <= set(found["models"]):
+        return {}
+    held_out = run.manifest["stages"].get("data", {}).get("writes", {}).get("eval.jsonl", {}).get("sha256")
+    if found.get("measured_on", held_out) != held_out:
+        return {}
+    ended = datetime.datetime.strptime(trained["finished"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    return found if path.stat().st_mtime >= ended else {}
+
+
+def _samples(run: Run) -> List[Dict[str, Any]]:
+    """samples.json, of the merged model that is there; [] if there is none."""
+    found = read_json(run.folder / "samples.json") if "chat" in run.manifest["stages"] else None
+    wanted = {"question", "base", "merged", "base_ended", "merged_ended"}
+    return [one for one in found or [] if wanted <= set(one)]
+
+
+def command_line(stage: str) -> str:
+    return f"{os.environ.get('RECIPE_COMMAND', 'just')} {stage}"
+
+
+def shown_path(path: Path, root: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(root.resolve()))
+    except ValueError:
+        return str(path)
+
+
+def is_tiny(run: Run) -> bool:
+    return run.settings.model.source == "tiny" and not run.settings.model.path
+
+
+def base_model(run: Run) -> str:
+    model = run.settings.model
+    return model.path or ("a tiny InternLM2 of random weights" if is_tiny(run) else model.id)
