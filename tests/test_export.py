@@ -29,8 +29,8 @@ from recipe.cli.main import cli
 from recipe.core import imports, settings
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.run import Run
-from recipe.export import export, gguf_writer, upload, vllm, vlmevalkit
 from recipe.export import gguf as export_gguf
+from recipe.export import gguf_writer, targets, upload, vllm, vlmevalkit
 from recipe.export.merged import CHATML, check
 from recipe.inference import terminal
 from recipe.intake import dataset
@@ -91,7 +91,7 @@ def make(run, target, **more):
     place = run.folder / "export" / target
     shutil.rmtree(str(place), ignore_errors=True)
     place.mkdir(parents=True)
-    return export.TARGETS[target](changed, check(changed, "demo"), place), place
+    return targets.TARGETS[target](changed, check(changed, "demo"), place), place
 
 
 def llama(path, questions):
@@ -604,7 +604,7 @@ def test_upload_to_modelscope_goes_through_its_own_call(run, merged, monkeypatch
 
     monkeypatch.setattr(HubApi, "push_model", push)
     monkeypatch.setattr(HubApi, "login", lambda self, token: called.update(token=token))
-    monkeypatch.setattr(export, "has_git_lfs", lambda: True)
+    monkeypatch.setattr(upload, "has_git_lfs", lambda: True)
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-test")
     make(run, "upload")
     mine = Run(run.name, settings.replace(run.settings, "export", {"repo": "me/coach"}), ROOT, run.output)
@@ -615,7 +615,7 @@ def test_upload_to_modelscope_goes_through_its_own_call(run, merged, monkeypatch
     monkeypatch.setattr(HubApi, "push_model", lambda self, **given: 1 / 0)
     with pytest.raises(RunFailed, match="could not be sent to modelscope"):
         upload.send(mine, merged)
-    monkeypatch.setattr(export, "has_git_lfs", lambda: False)
+    monkeypatch.setattr(upload, "has_git_lfs", lambda: False)
     with pytest.raises(HostLacks, match="git-lfs"):
         upload.send(mine, merged)
     with pytest.raises(InputWrong, match="Where to"):
@@ -724,12 +724,12 @@ def test_the_command(run, exported, tmp_path):
     assert code == 0
     assert said.count("unchanged") == 2
     entries = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["stages"]
-    for target in export.TARGETS:
+    for target in targets.TARGETS:
         assert f"export/{target}" in entries[f"export-{target}"]["writes"], target
     assert entries["export-gguf"]["figures"]["bytes"] == (run.folder / "export/gguf/demo-f16.gguf").stat().st_size
     elsewhere = Run("demo", run.settings, ROOT, tmp_path)
     for where, words, told in (
-        (run, [], "|".join(sorted(export.TARGETS))),
+        (run, [], "|".join(sorted(targets.TARGETS))),
         (run, ["gguff", "demo"], "gguff: no such target"),
         (run, ["gguf", "demo", "more"], "Too many words: more"),
         (run, ["gguf", "demo", "train.lr=1e-4"], "only export."),

@@ -326,7 +326,8 @@ def test_a_tokenizer_that_asks_too_early_is_seen(tmp_path):
 @pytest.mark.parametrize("name", preset_facts.templates())
 def test_chat_and_engines_ask_as_training_did(name):
     """Two turns by XTuner's template_map_fn, as text, beside what chat asks and what the exported template makes."""
-    from recipe.export import export, merged
+    from recipe.export import merged
+    from recipe.inference import chat_model
 
     template = xtuners(name)
     tokens = merged._Tokens("</s>", "<s>")
@@ -340,7 +341,7 @@ def test_chat_and_engines_ask_as_training_did(name):
             text += said + template.get("SUFFIX", "")
             text += "" if template.get("SUFFIX_AS_EOS", False) else "</s>"
             text += template.get("SEP", "")
-    asked = export.chat.Talker.prompt(merged._Trained(template, tokens), "甲", [("一", "二")], "三")
+    asked = chat_model.Talker.prompt(merged._Trained(template, tokens), "甲", [("一", "二")], "三")
     assert "<s>" + asked == text
     if name == "chatglm2":
         with pytest.raises(InputWrong, match="numbers its turns"):

@@ -175,7 +175,7 @@ def web(
 @force_option
 def export(target: str, recipe: Optional[str], yes: bool, output: str, force: bool) -> None:
     """Hand the merged model to another engine."""
-    from recipe.export import export as exporting
+    from recipe.export import targets as exporting
 
     typed = invocation(recipe, output, force)
     run = load(typed)

@@ -118,6 +118,6 @@ def _data(seen: Seen) -> Tuple[Any, str]:
     if digest(run.dataset) != run.manifest["stages"]["data"]["writes"]["dataset.jsonl"]["sha256"]:
         return (
             None,
-            f"dataset.jsonl is not the one that this run was made from. Make it again: {command_line('data')} {run.name}",
+            f"dataset.jsonl is not that of this run. Make it again: {command_line('data')} {run.name}",
         )
     return data_report.brief(run), ""
