@@ -250,10 +250,10 @@ def losses(place: Path, conversations: Iterable[List[Dict[str, str]]]) -> List[T
     from xtuner.utils import PROMPT_TEMPLATE
 
     from recipe.inference.chat_model import Talker
-    from recipe.planning import plan
+    from recipe.planning import tokens
 
     talker = Talker(place, PROMPT_TEMPLATE.internlm2_chat, kind="fp32")
-    encoded = [plan.encoded(talk, talker.template, talker.tokenizer, MAX_LENGTH) for talk in conversations]
+    encoded = [tokens.encoded(talk, talker.template, talker.tokenizer, MAX_LENGTH) for talk in conversations]
     return [(total / count, count) for total, count in talker.losses(encoded, 8)]
 
 

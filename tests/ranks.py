@@ -195,8 +195,7 @@ def fixed(output: Path, overrides: Sequence[str]) -> None:
     """The stages up to the config, its schedules taken out, and the trainer."""
     from recipe.core import settings
     from recipe.core.run import Run
-    from recipe.stages import pipeline
-    from recipe.training import process
+    from recipe.stages import pipeline, train
 
     words = [word for word in overrides if word != "--force"]
     made = Run("demo", settings.load("demo", words)[1], ROOT, output, force=True)
@@ -206,14 +205,14 @@ def fixed(output: Path, overrides: Sequence[str]) -> None:
         start = text.index("param_scheduler = [")
         end = text.index("\n]\n", start) + 3
         made.config.write_text(text[:start] + "param_scheduler = None\n" + text[end:], encoding="utf-8")
-        process.work(made, output)
+        train.work(made, output)
 
 
 def _tensors(output: Path) -> Dict[str, Any]:
-    from recipe.training import process
+    from recipe.training import checkpoints
     from recipe.weights import adapter as stage
 
-    checkpoint = process.last_checkpoint(next(output.glob("demo/checkpoints/*")))
+    checkpoint = checkpoints.last_checkpoint(next(output.glob("demo/checkpoints/*")))
     assert checkpoint
     return stage.tensors(checkpoint)
 

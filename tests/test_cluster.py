@@ -13,7 +13,7 @@ from recipe import cluster
 from recipe.core import distributed, hardware, settings
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
-from recipe.planning import plan
+from recipe.planning import schedule
 
 WORDS = ("nodes=2", "gpus=8", "train.accumulative_counts=16")
 
@@ -187,7 +187,7 @@ def test_every_pack_is_seen_by_some_rank():
             made.num_samples = -(-packs // together)
             made.total_size = made.num_samples * together
             share = list(made)
-            assert plan.iterations_per_epoch(packs, 1, together) == len(share)
+            assert schedule.iterations_per_epoch(packs, 1, together) == len(share)
             seen += share
         assert set(seen) == set(range(packs))
         assert len(seen) - packs == -packs % together

@@ -289,5 +289,5 @@ def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
     for speed in ("fast", "stock"):
         monkeypatch.setattr(config, "speed", lambda settings, speed=speed: speed)
         with pytest.raises(KeyboardInterrupt):
-            process._train(run, tmp_path, tmp_path / "train.log", None, planned)
+            process.run_trainer(run, tmp_path, tmp_path / "train.log", None, planned)
         assert ("there is no C compiler" in capsys.readouterr().err) == (speed == "fast")

@@ -16,7 +16,7 @@ from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.inference import chat_model, evaluate, scores
 from recipe.intake import dataset, split
-from recipe.planning import plan
+from recipe.planning import tokens
 from recipe.stages import pipeline
 
 
@@ -112,7 +112,7 @@ def voice(run):
 
 @pytest.fixture(scope="module")
 def encoded(run, voice):
-    return [plan.encoded(one, voice.template, voice.tokenizer, 256) for one in dataset.conversations(run.held_out)]
+    return [tokens.encoded(one, voice.template, voice.tokenizer, 256) for one in dataset.conversations(run.held_out)]
 
 
 def measured(run, **more):

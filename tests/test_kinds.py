@@ -10,7 +10,7 @@ from recipe.core import imports, settings
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.intake import agent, documents
-from recipe.planning import plan
+from recipe.planning import tokens
 from recipe.stages import data
 from recipe.xtuner import config, preset_facts
 
@@ -155,11 +155,11 @@ def test_the_plan_counts_as_xtuner_does(tmp_path):
             template_map_fn=template_map_fn_factory(template) if template else None, split=None,
             remove_unused_columns=True, pack_to_max_length=True, map_num_proc=1,
         )  # fmt: skip
-        packed = plan.pack(cfg, run.dataset, tokenizer, 0)
+        packed = tokens.pack(cfg, run.dataset, tokenizer, 0)
         assert packed["packs"] == len(made)
         assert packed["tokens_kept"] == sum(map(len, made["input_ids"]))
         assert packed["answer_tokens_kept"] == sum(label >= 0 for labels in made["labels"] for label in labels)
-        counted = plan.count(found, template, tokenizer, 512)
+        counted = tokens.count(found, template, tokenizer, 512)
         assert 0 <= sum(counted["lengths"]) - packed["tokens_kept"] < 512
         if kind == "pretrain":  # everything but the first token of each text has loss
             assert counted["answers"] == [length - 1 for length in counted["lengths"]]

@@ -25,9 +25,11 @@ from recipe.inference import chat_model, evaluate, terminal
 from recipe.intake import dataset as intake_dataset
 from recipe.intake.files import image_folder
 from recipe.intake.reader import IMAGE
-from recipe.planning import memory, plan
+from recipe.planning import memory
+from recipe.planning import tokens as planning_tokens
 from recipe.reporting import collect, compare, report, verify
 from recipe.stages import data, pipeline
+from recipe.stages.plan import reads
 from recipe.weights import adapter, llava
 from recipe.xtuner import config, preset_facts
 
@@ -236,7 +238,7 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     monkeypatch.setenv("RECIPE_FETCH", "no")
     pipeline.run_stages(run, "plan")
     assert run.figures("plan")["image_tokens"] == 16
-    planned = key_of(plan.reads(run))
+    planned = key_of(reads(run))
     with pytest.raises(NotFetched, match="visual encoder") as told:
         folder.work(run, run.folder)
     assert told.value.code == NotFetched.CODES["model"]
@@ -245,7 +247,7 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     assert set(server.sent) == {*light, "pytorch_model.bin"}
     assert all(sent == len(encoder[name]) for name, sent in server.sent.items())
     assert figures["visual_encoder_commit"] == server.commit(0)
-    assert key_of(plan.reads(run)) == planned
+    assert key_of(reads(run)) == planned
     seen = CLIPVisionModel.from_pretrained(str(tmp_path / "models" / CLIP)).state_dict()
     same = torch.load(io.BytesIO(encoder["pytorch_model.bin"]))
     assert all(torch.equal(seen[name], tensor) for name, tensor in same.items())
@@ -656,7 +658,7 @@ def test_the_preview_shows_where_the_image_is(stages):
     conversation = next(intake_dataset.conversations(stages[0].dataset))
     pieces = data_report.Sight(stages[0]).pieces(conversation)
     assert IMAGE in [text for text, _ in pieces]
-    assert plan.count([conversation], None, folder.tokenizer(stages[0]), 99, True)["lengths"][0] > 5
+    assert planning_tokens.count([conversation], None, folder.tokenizer(stages[0]), 99, True)["lengths"][0] > 5
 
 
 def test_dtypes_of_the_first_stage(tmp_path, pairs):

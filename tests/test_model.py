@@ -19,8 +19,8 @@ from recipe.base_model import compatibility, folder, hub
 from recipe.core import hashing, settings
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
-from recipe.planning import plan
 from recipe.stages import pipeline
+from recipe.stages.plan import reads
 
 AT_HUGGING_FACE = 'model.source="huggingface"'
 BOTH = pytest.mark.parametrize("where", [(), (AT_HUGGING_FACE,)], ids=["modelscope", "huggingface"])
@@ -281,14 +281,14 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
     server.asked.clear()
     ids = folder.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids == [2047, 2046]
-    planned = hashing.key_of(plan.reads(asking()))
+    planned = hashing.key_of(reads(asking()))
     assert server.asked == []
     server.push({"generation_config.json": b"{}"}, "master")
     place = folder.ensure(asking())
     assert record(place)["commit"] == server.commit(0)
     assert is_whole(place, tiny)
     assert server.sent["tokenizer.model"] == len(tiny["tokenizer.model"])
-    assert hashing.key_of(plan.reads(asking())) == planned  # the plan made before the download still holds
+    assert hashing.key_of(reads(asking())) == planned  # the plan made before the download still holds
 
 
 @BOTH

@@ -6,7 +6,7 @@ import pytest
 from conftest import recipe
 
 from recipe.core import measurements
-from recipe.planning import plan
+from recipe.planning import schedule
 from recipe.reporting import console
 
 
@@ -49,12 +49,12 @@ def test_a_card_never_measured_gets_a_figure_for_memory_alone():
 def test_questions_are_reckoned_beside_the_iterations():
     asking = {"type": "EvaluateChatHook", "evaluation_inputs": ["a", "b", "c"], "max_new_tokens": 300}
     cfg = {"custom_hooks": [{"type": "DatasetInfoHook"}, asking]}
-    asked = plan.answers(cfg, [39], 78, once=True)
-    assert asked == plan.answers(cfg, [39, 78], 78, once=True) == 3 * (50 + 300 + 300)
-    assert plan.answers(cfg, [39, 78], 78, once=False) == 3 * (50 + 300 + 300 + 300)  # at its end again
+    asked = schedule.answers(cfg, [39], 78, once=True)
+    assert asked == schedule.answers(cfg, [39, 78], 78, once=True) == 3 * (50 + 300 + 300)
+    assert schedule.answers(cfg, [39, 78], 78, once=False) == 3 * (50 + 300 + 300 + 300)  # at its end again
     asking["max_new_tokens"] = 20
-    assert plan.answers(cfg, [], 78, once=True) == 3 * (50 + 20)  # the first ones have XTuner's own limit
-    assert plan.answers({"custom_hooks": []}, [39], 78, once=True) == plan.answers({}, [], 78, once=True) == 0
+    assert schedule.answers(cfg, [], 78, once=True) == 3 * (50 + 20)  # the first ones have XTuner's own limit
+    assert schedule.answers({"custom_hooks": []}, [39], 78, once=True) == schedule.answers({}, [], 78, once=True) == 0
     found = measurements.estimate(plan_of(2, 512, 78), "H100", 0, asked)
     assert (found["answers"], found["answers_seconds"]) == (asked, 287)  # 6.8 a second
 

@@ -7,7 +7,8 @@ import pytest
 from conftest import ROOT, recipe, refused
 
 from recipe.core import imports, settings
-from recipe.planning import plan
+from recipe.planning import schedule
+from recipe.planning.tokens import count
 from recipe.xtuner import config
 
 SYSTEM = settings.load("tutorial")[1].data.system
@@ -30,7 +31,7 @@ def real_tokens(real_workbook, real_tokenizer, cfg):
     from recipe.intake import dataset
 
     tokenizer = tokenizer_from_model(real_tokenizer)
-    return lambda system: plan.count(dataset.sample(real_workbook, system), cfg.prompt_template, tokenizer, 512)
+    return lambda system: count(dataset.sample(real_workbook, system), cfg.prompt_template, tokenizer, 512)
 
 
 # learning rates of the published log (an RTX 3090, 2024-03-17), iterations 10 to 50 of 51
@@ -38,31 +39,31 @@ PUBLISHED = {10: 1.8763e-09, 20: 1.4258e-09, 30: 8.1262e-10, 40: 2.7103e-10, 50:
 
 
 def test_published_learning_rates(cfg):
-    trace = plan.learning_rates(cfg.param_scheduler, cfg.lr, per_epoch=17, iterations=51)
+    trace = schedule.learning_rates(cfg.param_scheduler, cfg.lr, per_epoch=17, iterations=51)
     for iteration, rate in PUBLISHED.items():
         assert f"{trace[iteration - 1]:.4e}" == f"{rate:.4e}"
 
 
 def test_smallest_warmup_that_ramps():
-    assert plan.smallest_warmup(17, 3) == 0.04
+    assert schedule.smallest_warmup(17, 3) == 0.04
 
 
 @pytest.mark.parametrize(("ratio", "peak"), [(0.03, False), (0.04, True), (0.1, True)])
 def test_warmup_reaches_the_peak_or_not(cfg, ratio, peak):
     schedulers = [dict(item) for item in cfg.param_scheduler]
     schedulers[0]["end"] = schedulers[1]["begin"] = ratio * 3
-    trace = plan.learning_rates(schedulers, 2e-4, per_epoch=17, iterations=51)
+    trace = schedule.learning_rates(schedulers, 2e-4, per_epoch=17, iterations=51)
     assert (max(trace) > 0.99 * 2e-4) is peak
 
 
 def test_warmup_that_rounds_to_zero_is_what_mmengine_refuses(cfg):
     with pytest.raises(ValueError, match="end should be larger than begin"):
-        plan.learning_rates(cfg.param_scheduler, cfg.lr, per_epoch=11, iterations=33)
+        schedule.learning_rates(cfg.param_scheduler, cfg.lr, per_epoch=11, iterations=33)
 
 
 def test_updates_at_the_published_size():
-    assert plan.updates(51, 16, deepspeed=True) == 3
-    assert plan.updates(51, 16, deepspeed=False) == 4
+    assert schedule.updates(51, 16, deepspeed=True) == 3
+    assert schedule.updates(51, 16, deepspeed=False) == 4
 
 
 def test_token_counts_of_the_tutorials_workbook(real_tokens):

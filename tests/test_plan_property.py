@@ -17,7 +17,7 @@ from mmengine.runner import Runner, loops
 from recipe.base_model import folder
 from recipe.core import imports, settings
 from recipe.core.run import Run
-from recipe.planning import plan
+from recipe.planning import plan, schedule
 from recipe.xtuner import config
 
 COMBINATIONS = 36
@@ -112,16 +112,16 @@ def test_plan_equals_the_run(number, tokenizer, tmp_path, monkeypatch):
     expected = planned["by_gpus"][str(ranks)]
     text = config.render(recipe, "tiny", str(run.dataset), {})
     cfg = config.effective(recipe)
-    per_epoch = plan.iterations_per_epoch(planned["packs"], cfg.batch_size, ranks)
+    per_epoch = schedule.iterations_per_epoch(planned["packs"], cfg.batch_size, ranks)
     try:
-        trace = plan.learning_rates(cfg.param_scheduler, cfg.lr, per_epoch, expected["iterations"])
+        trace = schedule.learning_rates(cfg.param_scheduler, cfg.lr, per_epoch, expected["iterations"])
     except ValueError:
         with pytest.raises(ValueError, match="end should be larger than begin"):
             really_train(text, tmp_path, ranks, monkeypatch)
         return
     iterations, rates, updates, tokens = really_train(text, tmp_path, ranks, monkeypatch)
     assert iterations == expected["iterations"]
-    assert updates == plan.updates(iterations, cfg.accumulative_counts, deepspeed=False) == expected["updates"]
+    assert updates == schedule.updates(iterations, cfg.accumulative_counts, deepspeed=False) == expected["updates"]
     assert tokens == planned["tokens_kept"]
     assert rates == pytest.approx(trace, rel=1e-9)
     assert planned["lr_trace"] == trace

@@ -77,17 +77,17 @@ def test_what_is_said_by_machines_and_log(ended):
 
 
 def test_a_checkpoint_counts_only_with_every_ranks_part(ended):
-    from recipe.training import process
+    from recipe.training import checkpoints
 
     output, _ = ended
     place = next(output.glob("demo/checkpoints/*"))
-    newest = process.last_checkpoint(place)
+    newest = checkpoints.last_checkpoint(place)
     assert newest.name == "iter_17.pth"
     parts = sorted(newest.glob("*_optim_states.pt"))
     assert len(parts) == 2
     parts[1].rename(place / "aside")
     try:
-        assert process.last_checkpoint(place).name == "iter_16.pth"
+        assert checkpoints.last_checkpoint(place).name == "iter_16.pth"
     finally:
         (place / "aside").rename(parts[1])
-    assert process.last_checkpoint(place) == newest
+    assert checkpoints.last_checkpoint(place) == newest

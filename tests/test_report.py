@@ -20,8 +20,7 @@ from recipe.core import hashing, host, settings
 from recipe.reporting import charts, collect, compare, format, html, report, sections
 from recipe.reporting.sections import WENT
 from recipe.stages import reproduce
-from recipe.training import log
-from recipe.training import process as train_stage
+from recipe.training import log, log_lines
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PLANNED = 792  # the demo's iterations: 24 epochs of 33 packs
@@ -169,7 +168,7 @@ def test_the_curves_hold_what_the_trainer_logged(demo, manifest):
     place = (ROOT / train["log"]).parent
     steps = log.steps(place)
     assert list(steps) == list(range(1, train["iterations"] + 1))
-    for iteration, lr, loss in train_stage.read_log((place / "train.log").read_text("utf-8")):
+    for iteration, lr, loss in log_lines.read_log((place / "train.log").read_text("utf-8")):
         assert steps[iteration]["lr"] == pytest.approx(lr, rel=1e-4)
         assert steps[iteration]["loss"] == pytest.approx(loss, abs=1e-4)
     raw = log.single(steps)

@@ -8,7 +8,8 @@ from conftest import ROOT, recipe, refused
 
 from recipe.core import imports, settings
 from recipe.core.run import Run
-from recipe.planning import plan
+from recipe.planning import schedule
+from recipe.planning import tokens as planning_tokens
 from recipe.stages import reproduce
 from recipe.xtuner import config
 
@@ -22,16 +23,16 @@ def lengths(real_workbook, real_tokenizer):
     _, tutorial = settings.load("tutorial")
     conversations = dataset.sample(real_workbook, tutorial.data.system)
     template = config.effective(tutorial).prompt_template
-    return plan.count(conversations, template, tokenizer_from_model(real_tokenizer), 512)["lengths"]
+    return planning_tokens.count(conversations, template, tokenizer_from_model(real_tokenizer), 512)["lengths"]
 
 
 def test_published_figures_are_those_of_mmengines_schedulers():
     cfg = config.effective(settings.load("tutorial")[1])
     page = reproduce.published()
-    trace = plan.learning_rates(cfg.param_scheduler, cfg.lr, page["iterations_per_epoch"], page["iterations"])
+    trace = schedule.learning_rates(cfg.param_scheduler, cfg.lr, page["iterations_per_epoch"], page["iterations"])
     for entry in page["log"]:
         assert f"{trace[entry['iteration'] - 1]:.4e}" == f"{entry['lr']:.4e}"
-    assert plan.updates(page["iterations"], cfg.accumulative_counts, deepspeed=True) == page["updates"]
+    assert schedule.updates(page["iterations"], cfg.accumulative_counts, deepspeed=True) == page["updates"]
 
 
 def test_packs_over_the_shuffles(lengths):

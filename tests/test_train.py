@@ -22,7 +22,8 @@ from recipe.core import measurements, settings
 from recipe.core.errors import HostLacks
 from recipe.core.run import Run
 from recipe.planning import memory
-from recipe.training import failure, hooks, log
+from recipe.stages.train import _room, state, work
+from recipe.training import checkpoints, failure, hooks, log, log_lines
 from recipe.training import process as train
 
 # A run of half a minute: 2 epochs of 33 packs, a checkpoint after every iteration, two kept.
@@ -39,32 +40,32 @@ PUBLISHED = (
 
 
 def test_log_lines():
-    assert train.read_log(PUBLISHED) == [(10, 1.8763e-09, 2.0068), (20, 1.4258e-09, 1.9980)]
-    assert train.read_log(PUBLISHED + PUBLISHED.replace("2.0068", "3.5")) == [
+    assert log_lines.read_log(PUBLISHED) == [(10, 1.8763e-09, 2.0068), (20, 1.4258e-09, 1.9980)]
+    assert log_lines.read_log(PUBLISHED + PUBLISHED.replace("2.0068", "3.5")) == [
         (10, 1.8763e-09, 3.5),
         (20, 1.4258e-09, 1.998),
     ]
 
 
 def test_the_last_checkpoint_is_the_recorded_whole_one(tmp_path):
-    assert train.last_checkpoint(tmp_path) is None
+    assert checkpoints.last_checkpoint(tmp_path) is None
     import torch
 
     torch.save({"x": 1}, str(tmp_path / "iter_7.pth"))
     torch.save({"x": 1}, str(tmp_path / "iter_9.pth"))
     (tmp_path / "last_checkpoint").write_text("/elsewhere/checkpoints/iter_7.pth")
-    assert train.last_checkpoint(tmp_path) == tmp_path / "iter_7.pth"
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "iter_7.pth"
     (tmp_path / "last_checkpoint").write_text("iter_9.pth")
     whole = (tmp_path / "iter_9.pth").read_bytes()
     for damaged in (whole[: len(whole) // 2], whole[:100] + b"damage" + whole[106:], b""):
         (tmp_path / "iter_9.pth").write_bytes(damaged)
-        assert train.last_checkpoint(tmp_path) == tmp_path / "iter_7.pth"
+        assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "iter_7.pth"
     for note in ("", ".", "..", "iter_9999.pth"):
         (tmp_path / "last_checkpoint").write_text(note)
-        assert train.last_checkpoint(tmp_path) == tmp_path / "iter_7.pth"
+        assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "iter_7.pth"
     (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe")
     (tmp_path / "iter_7.pth").unlink()
-    assert train.last_checkpoint(tmp_path) is None
+    assert checkpoints.last_checkpoint(tmp_path) is None
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_figures_are_read_from_checkpoint_and_log(stopped_and_resumed):
     assert figures["updates"] == planned["updates"]
     assert figures["seed"] == planned["seed"] == 0
     trace = json.loads((folder / "plan.json").read_text(encoding="utf-8"))["lr_trace"]
-    steps = train.read_log((ROOT / figures["log"]).read_text(encoding="utf-8"))
+    steps = log_lines.read_log((ROOT / figures["log"]).read_text(encoding="utf-8"))
     assert [number for number, _, _ in steps] == list(range(1, 67))
     for number, rate, _ in steps:  # plan equals what mmengine did, at every iteration
         assert f"{rate:.4e}" == f"{trace[number - 1]:.4e}"
@@ -133,7 +134,7 @@ def test_updates_are_counted_as_each_optimizer_writes_them(tmp_path, step):
     """PyTorch's count in a tensor, bitsandbytes' in a number."""
     saved = {"meta": {"iter": 9, "seed": 1}, "optimizer": {"state": {0: {"step": step}, 1: {"step": step}}}}
     torch.save(saved, str(tmp_path / "iter_9.pth"))
-    assert train.state(tmp_path / "iter_9.pth") == {"iterations": 9, "seed": 1, "updates": 7}
+    assert state(tmp_path / "iter_9.pth") == {"iterations": 9, "seed": 1, "updates": 7}
 
 
 def test_a_damaged_checkpoint_never_becomes_an_adapter(stopped_and_resumed):
@@ -168,7 +169,7 @@ def test_a_trainer_that_crashes_fails_the_run_with_its_last_words(tmp_path):
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("path='json'", "path='no_such_loader'"))
         with pytest.raises(train.RunFailed) as caught:
-            train.work(run, tmp_path)
+            work(run, tmp_path)
     assert "The trainer failed" in str(caught.value)
     assert "no_such_loader" in str(caught.value)
     assert "train.log" in str(caught.value)
@@ -181,7 +182,7 @@ def test_a_trainer_that_plans_other_iterations_is_stopped_at_once(tmp_path):
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("max_epochs = 2", "max_epochs = 3"))
         with pytest.raises(train.RunFailed, match="going to make 99 iterations, the plan says 66"):
-            train.work(run, tmp_path)
+            work(run, tmp_path)
 
 
 def test_without_a_gpu_a_gpu_recipe_is_refused_before_the_download(tmp_path, real_workbook, real_tokenizer):
@@ -202,14 +203,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
             text.replace("dict(type='recipe.training.hooks.Guard')", "dict(type='poison.Poison'),\n" + GUARD)
         )
         with pytest.raises(train.RunFailed) as caught:
-            train.work(run, tmp_path)
+            work(run, tmp_path)
     told = str(caught.value)
     assert told.startswith("The loss is nan at iteration 5 of 66. Likely: the learning rate is too high")
     assert "train.lr=0.001" in told
     rows = [int(n) for n in told.split("something odd: ")[1].split(" of ")[0].split(", ")]
     assert 1 <= len(rows) <= 6
     assert set(rows) <= set(range(1, 105))
-    assert train.last_checkpoint(train.folder(run)).name == "iter_4.pth"
+    assert checkpoints.last_checkpoint(checkpoints.folder(run)).name == "iter_4.pth"
 
 
 GUARD = "dict(type='recipe.training.hooks.Guard')"
@@ -244,12 +245,12 @@ def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
     with (tmp_path / "iter_1.pth" / "part.pt").open("wb") as stream:
         stream.truncate(98_000_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 196_000_000_000))
-    train._room(run, tmp_path, planned)  # what is there already is not asked for again
+    _room(run, tmp_path, planned)  # what is there already is not asked for again
     (tmp_path / "iter_1.pth" / "part.pt").unlink()
     with pytest.raises(
         HostLacks, match=r"need 294.00 GB .*, 98.00 GB each, and 196.00 GB are free.*save_total_limit=1"
     ) as caught:
-        train._room(run, tmp_path, planned)
+        _room(run, tmp_path, planned)
     remedies = re.findall(r"train\.\w+=\S+", str(caught.value))
     assert len(remedies) == 2
     settings.load("demo", remedies)  # both can be typed
@@ -308,7 +309,7 @@ def test_the_loop_changes_no_byte(demo, tmp_path, monkeypatch):
                 sys, "argv", ["train", str(tmp_path / f"{name}.py"), "--work-dir", str(tmp_path / name)]
             )
             xtuners.main()
-            made[name] = torch.load(str(train.last_checkpoint(tmp_path / name)), weights_only=False)
+            made[name] = torch.load(str(checkpoints.last_checkpoint(tmp_path / name)), weights_only=False)
     finally:
         signal.signal(signal.SIGTERM, before)
         torch.use_deterministic_algorithms(strict)
@@ -355,8 +356,11 @@ def test_the_trainers_process_knows_when_it_began():
 
 def test_seconds_of_several_starts_are_added():
     log = "\n$ a\nx - Seconds: start 2.00, iterations 1.50\nx - Seconds: start 2.00, iterations 9.25\n\n$ b\nkilled\n"
-    assert train.went(f"{log}\n$ c\nx - Seconds: start 3.50, iterations 1.00\n") == {"start": 5.5, "iterations": 10.25}
-    assert train.went(PUBLISHED) == {}
+    assert log_lines.went(f"{log}\n$ c\nx - Seconds: start 3.50, iterations 1.00\n") == {
+        "start": 5.5,
+        "iterations": 10.25,
+    }
+    assert log_lines.went(PUBLISHED) == {}
 
 
 def process(*words):
@@ -485,7 +489,7 @@ def stand_in(tmp_path, monkeypatch):
     def train_with(script):
         monkeypatch.setattr(train, "command", lambda *_: ["sh", "-c", script])
         with pytest.raises(train.RunFailed) as caught:
-            train._train(run, run.folder, run.folder / "train.log", None, {**PLANNED, **WHOLE})
+            train.run_trainer(run, run.folder, run.folder / "train.log", None, {**PLANNED, **WHOLE})
         return str(caught.value)
 
     return train_with
@@ -755,7 +759,7 @@ def test_a_moved_output_folder_goes_on(demo, tmp_path):
     assert not said["config"].endswith("unchanged")  # it names the data where they lie now
     assert str(tmp_path) in (tmp_path / "demo" / "config.py").read_text(encoding="utf-8")
     before, after = (Run("demo", settings.load("demo")[1], ROOT, at) for at in (demo[1].parent, tmp_path))
-    assert train.folder(after).name == train.folder(before).name
+    assert checkpoints.folder(after).name == checkpoints.folder(before).name
     made = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (before, after)]
     assert made[0] == made[1]
 

@@ -71,11 +71,11 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
 def join_other_nodes(run: Any) -> bool:
     """Train as a further machine of a recipe with several nodes; False on the first one, which runs every stage."""
     from recipe.core import distributed
-    from recipe.training import process
+    from recipe.stages import train
 
     here = distributed.node(run.settings)
     if here and here.rank:
-        click.echo(process.join(run))
+        click.echo(train.join(run))
         return True
     return False
 

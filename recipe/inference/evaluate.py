@@ -27,6 +27,7 @@ from recipe.inference import chat_model, scores
 from recipe.intake import dataset, files, split
 from recipe.intake.reader import IMAGE
 from recipe.planning import plan
+from recipe.planning import tokens as planning_tokens
 from recipe.weights import llava
 from recipe.xtuner import config, preset_facts
 
@@ -183,7 +184,8 @@ def _measured(run: Run, of: chat_model.Found, lines: Any, asked: Dict[str, Any],
         voice = chat_model.Talker(of.place, template, of.adapter, kind, preset_facts.tokenizer(run.settings, of.place))
     trained = None if preset_facts.kind(run.settings) == "pretrain" else voice.template
     encoded = [
-        plan.encoded(line["conversation"], trained, voice.tokenizer, asked["max_length"], pictures) for line in lines
+        planning_tokens.encoded(line["conversation"], trained, voice.tokenizer, asked["max_length"], pictures)
+        for line in lines
     ]
     questions = []
     for number in _answered(len(lines), chosen["answers"]):

@@ -23,7 +23,8 @@ from recipe.core.files import write_text
 from recipe.core.run import Run
 from recipe.intake import dataset as intake_dataset
 from recipe.intake.reader import IMAGE, Progress
-from recipe.planning import plan
+from recipe.planning import tokens as planning_tokens
+from recipe.planning.tokens import encoded
 from recipe.reporting import html
 from recipe.xtuner import config, preset_facts
 
@@ -185,7 +186,7 @@ def rendered(
 
     What is cut at `max_length` is not there. With `pictures` the sign for an image is a piece of its own.
     """
-    made = plan.encoded(conversation, template, tokenizer, max_length, pictures)
+    made = encoded(conversation, template, tokenizer, max_length, pictures)
     pairs = zip(made["input_ids"], made["labels"])
     return [
         (IMAGE if image else tokenizer.decode([token for token, _ in group]), loss)
@@ -205,7 +206,7 @@ class Sight:
 
     def count(self, conversation: Conversation) -> Tuple[int, int]:
         """(tokens, tokens with loss) before any cut."""
-        counted = plan.count([conversation], self.template, self.tokenizer, 10**9, self.pictures)
+        counted = planning_tokens.count([conversation], self.template, self.tokenizer, 10**9, self.pictures)
         return counted["lengths"][0], counted["answers"][0]
 
     def pieces(self, conversation: Conversation) -> List[Piece]:

@@ -17,8 +17,8 @@ from recipe.core.run import Run, is_held
 from recipe.core.stage import perform
 from recipe.intake import files
 from recipe.reporting import collect
-from recipe.stages import pipeline
-from recipe.training import process
+from recipe.stages import pipeline, train
+from recipe.training import checkpoints, log_lines
 from recipe.weights import adapter, llava, merge
 from recipe.weights.merge_check import prove
 from recipe.weights.merge_plan import CHECKSUMS
@@ -210,9 +210,9 @@ def _began_from(run: Run) -> Tuple[str, str]:
 def _checkpoint(run: Run) -> Tuple[str, str]:
     if not run.checkpoint.exists():
         return NOT_HERE, "deleted"
-    if not process.is_whole(run.checkpoint):
+    if not checkpoints.is_whole(run.checkpoint):
         return DIFFERS, f"{run.shown(run.checkpoint)} is cut short or damaged"
-    found, figures = process.state(run.checkpoint), run.figures("train")
+    found, figures = train.state(run.checkpoint), run.figures("train")
     other = [f"{name} {found[name]}, was {figures[name]}" for name in found if found[name] != figures[name]]
     return (DIFFERS, "; ".join(other)) if other else (OK, ", ".join(f"{name} {found[name]}" for name in found))
 
@@ -221,8 +221,8 @@ def _log(run: Run) -> Tuple[str, str]:
     log = run.checkpoint.parent / "train.log"
     if not log.is_file():
         return NOT_HERE, "deleted"
-    steps, figures = process.read_log(log.read_text(encoding="utf-8", errors="replace")), run.figures("train")
-    found = process.curve_figures(steps)
+    steps, figures = log_lines.read_log(log.read_text(encoding="utf-8", errors="replace")), run.figures("train")
+    found = log_lines.curve_figures(steps)
     other = [f"{name} {value}, was {figures[name]}" for name, value in found.items() if value != figures[name]]
     return (DIFFERS, "; ".join(other)) if other else (OK, f"{len(steps)} lines, loss and rate as in run.json")
 

@@ -12,24 +12,24 @@ from recipe.core.hashing import digest, key_of
 from recipe.core.run import Run
 from recipe.core.stage import Stage, is_current, perform
 from recipe.inference import evaluate, terminal
-from recipe.planning import plan
-from recipe.stages import data, reproduce
-from recipe.training import process
+from recipe.stages import data, reproduce, train
+from recipe.stages.plan import reads, work
+from recipe.training import checkpoints
 from recipe.weights import adapter, merge
 from recipe.xtuner import config, preset_facts
 
 DATA = Stage("data", data.work, data.reads, ("dataset.jsonl", "eval.jsonl"))
-PLAN = Stage("plan", plan.work, plan.reads, ("plan.json",))
+PLAN = Stage("plan", work, reads, ("plan.json",))
 CONFIG = Stage("config", config.work, config.reads, ("config.py", "config.diff"))
 MODEL = Stage("model", folder.work, folder.reads, always=True)
-TRAIN = Stage("train", process.work, process.reads)
+TRAIN = Stage("train", train.work, checkpoints.reads)
 ADAPTER = Stage("adapter", adapter.work, adapter.reads, ("adapter",))
 MERGE = Stage("merge", merge.work, merge.reads, ("merged",))
 SAMPLES = Stage("chat", terminal.work, terminal.reads, ("samples.json",))
 EVAL = Stage("eval", evaluate.work, evaluate.reads, ("eval.json",))
 
 # The check of the machine and the plan come before the model: it is 15 GB, and mistakes are cheap until then.
-ORDER: Tuple[Any, ...] = (DATA, process.preflight, PLAN, CONFIG, MODEL, TRAIN, ADAPTER, MERGE, SAMPLES)
+ORDER: Tuple[Any, ...] = (DATA, train.preflight, PLAN, CONFIG, MODEL, TRAIN, ADAPTER, MERGE, SAMPLES)
 COMMANDS: Dict[str, Tuple[Any, ...]] = {
     "data": (DATA,),
     "data-report": (DATA,),

@@ -14,8 +14,9 @@ import tomli
 from recipe.core import settings
 from recipe.core.host import gpus
 from recipe.core.run import Run
-from recipe.planning import plan
-from recipe.training.process import logged
+from recipe.planning import schedule
+from recipe.planning.tokens import count
+from recipe.training.log_lines import logged
 from recipe.xtuner import config
 
 PUBLISHED = Path(__file__).with_name("published.toml")
@@ -49,7 +50,7 @@ def find_seed(lengths: Sequence[int], cfg: Any, per_epoch: int) -> int:
     """Smallest seed with which the data give `per_epoch` iterations an epoch; 0 if there is none."""
     for seed in range(SEEDS):
         packs = packs_of(lengths, seed, config.dataset(cfg).get("map_num_proc", 32), cfg.max_length)
-        if plan.iterations_per_epoch(packs, cfg.batch_size) == per_epoch:
+        if schedule.iterations_per_epoch(packs, cfg.batch_size) == per_epoch:
             return seed
     return 0
 
@@ -69,7 +70,7 @@ def with_seed(run: Run) -> None:
     with run.dataset.open(encoding="utf-8") as stream:
         conversations = [json.loads(line)["conversation"] for line in stream]
     cfg = config.effective(run.settings)
-    tokens = plan.count(conversations, cfg.prompt_template, folder.tokenizer(run), cfg.max_length)
+    tokens = count(conversations, cfg.prompt_template, folder.tokenizer(run), cfg.max_length)
     seed = find_seed(tokens["lengths"], cfg, published()["iterations_per_epoch"])
     run.settings = settings.replace(run.settings, "train.seed", seed)
 

@@ -31,7 +31,7 @@ from recipe.core.hashing import below
 from recipe.intake.reader import IMAGE
 from recipe.training.failure import GONE
 from recipe.training.fast import attention
-from recipe.training.process import NAME, SAVED, WENT
+from recipe.training.log_lines import NAME, SAVED, WENT
 
 # Seconds after SIGTERM within which the accumulation under way is finished; spot instances give 30.
 GRACE = 20

@@ -12,7 +12,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from recipe.core.errors import RecipeError
 from recipe.core.run import Run
-from recipe.training import process
+from recipe.training import checkpoints, log_lines
+from recipe.training.log_lines import LINE, NAMES
 
 WINDOW = 10  # iterations: mmengine's log processor means loss and gradient norm over the last ten
 BEGINS = re.compile(r"(before_train|after_train_iter|after_train) in EvaluateChatHook")
@@ -40,7 +41,7 @@ def place(run: Run) -> Optional[Path]:
     if not (run.figures("config") and run.config.is_file() and run.plan.is_file()):
         return None
     try:
-        begun = process.folder(run)
+        begun = checkpoints.folder(run)
     except (RecipeError, OSError, KeyError, ValueError):
         return None
     return begun if (begun / "train.log").is_file() else None
@@ -56,16 +57,14 @@ def steps(folder: Path) -> Dict[int, Step]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-                part[int(entry["step"])] = {
-                    name: float(entry[key]) for key, name in process.NAMES.items() if key in entry
-                }
+                part[int(entry["step"])] = {name: float(entry[key]) for key, name in NAMES.items() if key in entry}
             except (ValueError, TypeError, KeyError):
                 continue  # the line that is just being written
         if part:
             found = {n: step for n, step in found.items() if n < min(part)}
             found.update(part)
     if not found and (folder / "train.log").is_file():
-        found = process.logged((folder / "train.log").read_text(encoding="utf-8", errors="replace"))
+        found = log_lines.logged((folder / "train.log").read_text(encoding="utf-8", errors="replace"))
     return dict(sorted(found.items()))
 
 
@@ -101,7 +100,7 @@ def answers(folder: Path, questions: Sequence[str], planned: Sequence[int]) -> L
     into: Optional[List[str]] = None  # the answers that the hook is writing
     open_block = False
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        step = process.LINE.search(line)
+        step = LINE.search(line)
         if line.startswith("$ "):  # the command line: training begins, or goes on from a checkpoint
             step = re.search(r"--resume \S*iter_(\d+)", line)
             resumed, at, into = bool(step), 0, None

@@ -18,8 +18,10 @@ import click
 from recipe.core.errors import InputWrong, NotFetched, RecipeError, Stopped
 from recipe.core.files import remove, write_text
 from recipe.core.run import Run, is_held
+from recipe.training import checkpoints, log_lines, process
 from recipe.training import log as trainlog
-from recipe.training import process
+from recipe.training.log_lines import LINE
+from recipe.training.progress import Progress
 
 STOP = ".stop"  # asks the run in whose folder it lies to stop, as SIGTERM does
 EVERY = 0.5  # seconds between two looks
@@ -119,7 +121,7 @@ def _follow(folder: Path, log: Path) -> None:
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]["train"]
     questions = settings["evaluation_inputs"] or []
-    bar = process.Progress(plan["iterations"], plan["tokens_kept"] / plan["iterations_per_epoch"])
+    bar = Progress(plan["iterations"], plan["tokens_kept"] / plan["iterations_per_epoch"])
     answered, pending = -1, True
     with bar as show, log.open(encoding="utf-8", errors="replace") as stream:
         rest = ""
@@ -127,9 +129,9 @@ def _follow(folder: Path, log: Path) -> None:
             over = now(folder).get("stage") != "train" or not is_at_work(folder)
             text = rest + stream.read()
             lines, _, rest = text.rpartition("\n")
-            steps: List[Any] = [step for line in lines.splitlines() for step in [process.LINE.search(line)] if step]
+            steps: List[Any] = [step for line in lines.splitlines() for step in [LINE.search(line)] if step]
             for step in steps[-1:]:
-                show(int(step[1]), process.logged(step[0])[int(step[1])])
+                show(int(step[1]), log_lines.logged(step[0])[int(step[1])])
             pending = pending or "Sample output:" in lines
             if pending and (steps or over):  # the next logged iteration tells that what was said is whole
                 pending = False
@@ -158,9 +160,9 @@ def _ended(folder: Path, shown: str) -> int:
         return 1
     if code is None:
         log = folder / str(state.get("log", ""))
-        kept = process.last_checkpoint(log.parent) if log.is_file() else None
+        kept = checkpoints.last_checkpoint(log.parent) if log.is_file() else None
         at = (
-            f"The checkpoint of iteration {process.iteration_of(kept)} is kept"
+            f"The checkpoint of iteration {checkpoints.iteration_of(kept)} is kept"
             if kept
             else "There is no checkpoint yet"
         )

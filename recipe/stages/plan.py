@@ -1,0 +1,78 @@
+"""Plan stage: predicts the run and refuses one that cannot learn."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict
+
+from recipe.base_model import folder
+from recipe.core import imports, measurements
+from recipe.core.errors import PlanRefused
+from recipe.core.files import write_text
+from recipe.core.run import Run
+from recipe.planning.plan import SMALL, drawn_seed, make, together, unknown
+from recipe.xtuner import config, preset_facts
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    preset_facts.check(run.settings)  # before a tokenizer is fetched
+    chosen = run.settings.model.tokenizer
+    tiny = run.settings.model.source == "tiny" and not run.settings.model.path
+    # A tiny model's folder is named after what it is made of, and may not be there yet.
+    tokenizer = Path(chosen) if chosen else folder.tokenizer_file(folder.folder(run))
+    if not (chosen or tiny or run.settings.model.path or folder.folder(run).exists()):
+        tokenizer = folder.fetch_tokenizer(run)  # the same file, so that the plan still holds when the model is there
+        tokenizer = folder.tokenizer_file(tokenizer) if tokenizer.is_dir() else tokenizer
+    return {
+        "settings": run.settings.model_dump(
+            exclude={
+                "data": {"files", "sheet", "columns", "skip_blank", "dedupe", "eval_share", "eval_files"},
+                "lora": True,
+                "adapter": True,
+                "merge": True,
+                "eval": True,
+                "export": True,
+                "cluster": True,
+            }
+        ),
+        "dataset": run.dataset,
+        "held_out": run.figures("data").get("held_out", 0),
+        "tokenizer": folder.folder(run).name if tiny else tokenizer,
+        **({"eyes": folder.visual_facts(run) / "config.json"} if preset_facts.pictures(run.settings) else {}),
+        "force": run.force,
+        "speed": config.speed(run.settings),
+        "dtype": config.training_dtype(run.settings),
+        "deepspeed": config.deepspeed_text(run.settings),  # a file that is wrong is refused here
+        "bench": measurements.BENCH,
+        "code": Path(__file__),
+    }
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Write plan.json; its fields are the figures. Raises PlanRefused for a run that cannot learn."""
+    imports.load()
+    with run.dataset.open(encoding="utf-8") as stream:
+        lines = [json.loads(line) for line in stream]
+    cfg = config.effective(run.settings)
+    tokenizer = folder.tokenizer(run)
+    seed = run.settings.train.seed
+    if seed is None:
+        # XTuner would draw one itself; drawn here, the plan is exact and the run can be repeated.
+        seed = drawn_seed(run)
+    images = [line.get("sha256", "") for line in lines]
+    conversations = [line["conversation"] for line in lines]
+    figures = make(run, cfg, conversations, tokenizer, seed, images)
+    text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
+    stopping = unknown(run, figures)
+    if stopping and not run.force:
+        # The refused plan is kept for reading; no later stage takes it, since this one is not done.
+        write_text(run.plan, text)
+        lines = "\n".join(f"- {refusal['why']}" for refusal in stopping)
+
+        def remake(trial: Run) -> Dict[str, Any]:
+            return make(trial, config.effective(trial.settings), conversations, tokenizer, seed, images)
+
+        if len(conversations) <= SMALL:
+            lines += together(run, stopping, remake)
+        raise PlanRefused(f"Recipe {run.name} would not learn:\n{lines}\n--force trains all the same.", figures)
+    (out / "plan.json").write_text(text, encoding="utf-8")
+    return {name: value for name, value in figures.items() if name != "lr_trace"}

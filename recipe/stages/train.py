@@ -1,0 +1,134 @@
+"""Train stage: starts or resumes XTuner's trainer on the rendered config."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from recipe.core import distributed, tensor_files
+from recipe.core.errors import HostLacks, RunFailed, Stopped
+from recipe.core.hashing import below
+from recipe.core.host import gpus
+from recipe.core.run import Run
+from recipe.training.checkpoints import folder, iteration_of, last_checkpoint
+from recipe.training.fast import verdict
+from recipe.training.log_lines import BEAT, curve_figures, read_log, went
+from recipe.training.process import failed, opens, run_trainer, started
+from recipe.weights import llava
+from recipe.xtuner import config, loggers, preset_facts
+
+
+def preflight(run: Run) -> None:
+    """Raise HostLacks for a machine that cannot train this recipe: before the model is downloaded."""
+    loggers.preflight(run)
+    kind = config.dtype(run.settings)
+    if kind != "fp32" and not gpus():
+        hidden = ", or CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
+        raise HostLacks(
+            f"Recipe {run.name} trains in {kind} ({preset_facts.method(run.settings)}) and needs an NVIDIA GPU; "
+            f"nvidia-smi finds none{hidden}. Without a GPU `just demo` runs everything on a tiny model."
+        )
+    if kind != "fp32" or run.settings.gpus > 1:
+        distributed.enough(run.settings)
+
+
+def state(checkpoint: Path) -> Dict[str, Any]:
+    """Iteration, seed and optimizer updates as the checkpoint itself records them."""
+    path = checkpoint
+    if checkpoint.is_dir():  # DeepSpeed's: the first rank's model states carry mmengine's meta
+        path = sorted(checkpoint.glob("*model_states.pt"))[0]
+    saved = tensor_files.torch_file(path)  # of full fine-tuning it has 12 bytes a weight: nothing of them is read
+    if checkpoint.is_dir():
+        made = saved["global_steps"]
+    else:
+        steps = [entry["step"] for entry in saved["optimizer"]["state"].values()]  # bitsandbytes' are plain numbers
+        made = max((int(step if isinstance(step, int) else step.read()) for step in steps), default=0)
+    return {"iterations": saved["meta"]["iter"], "seed": saved["meta"]["seed"], "updates": made}
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Train to the end. Figures: iterations, updates, peak rate, first and last loss, the checkpoint.
+
+    Raises RunFailed with the trainer's own last words if it ends before the planned last iteration.
+    """
+    planned = json.loads(run.plan.read_text(encoding="utf-8"))
+    place = folder(run)
+    place.mkdir(parents=True, exist_ok=True)
+    log = place / "train.log"
+    start = last_checkpoint(place)
+    if start is None or iteration_of(start) < planned["iterations"]:
+        _room(run, place, planned)
+        run_trainer(run, place, log, start, planned)
+    checkpoint = last_checkpoint(place)
+    if checkpoint is None or iteration_of(checkpoint) != planned["iterations"]:
+        at = f"stopped at {checkpoint.name}" if checkpoint else "left no checkpoint"
+        raise RunFailed(f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.shown(log)}")
+    found = state(checkpoint)
+    said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    compared = verdict.of_log(said)
+    return {
+        "checkpoint": run.shown(checkpoint),
+        "resumed_from": iteration_of(start) if start else 0,
+        "iterations": found["iterations"],
+        "updates": found["updates"],
+        "seed": found["seed"],
+        "ranks": distributed.count(run.settings),
+        **({"pretrained_pth": llava.began_from(run)} if preset_facts.pictures(run.settings) else {}),
+        **curve_figures(read_log(said)),
+        "went": went(said),
+        **({"fast_step": compared} if compared else {}),
+        "log": run.shown(log),
+        "made": [str(checkpoint.relative_to(run.folder))],
+    }
+
+
+def _room(run: Run, place: Path, planned: Dict[str, Any]) -> None:
+    """Raise HostLacks if the disk cannot hold the checkpoints that the plan reckons with."""
+    disk = (planned["memory"] or {}).get("disk")
+    if not disk:
+        return
+    there = sum(file.stat().st_size for checkpoint in place.glob("iter_*") for file in below(checkpoint))
+    needed, free = disk["checkpoints"] - there, shutil.disk_usage(str(place)).free
+    if free < needed:
+        raise HostLacks(
+            f"The checkpoints need {needed / 1e9:.2f} GB in {place}, {disk['checkpoint'] / 1e9:.2f} GB each, and "
+            f"{free / 1e9:.2f} GB are free. train.save_total_limit=1 keeps one and needs room for two, "
+            f"train.save_steps={planned['iterations']} --force makes one at the end alone; else free some, or name "
+            "another folder with --output."
+        )
+
+
+def join(run: Run) -> str:
+    """On a machine other than the first: train with it, by what it says; a word on how that ended.
+
+    Nothing but this machine's log is written here: the first runs all stages, in a folder that both see.
+    """
+    preflight(run)
+    here = distributed.node(run.settings)
+    assert here is not None
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = run.folder / f"node-{here.rank}.log"
+    words = [sys.executable, "-m", *distributed.launcher(run.settings)]
+    print(f"node     {here.rank} of {run.settings.nodes}: waits for {here.address}, port {here.port}", flush=True)
+    if not opens(run, here):
+        return f"{here.address} has ended without training: nothing to join."
+    said: List[Tuple[int, int]] = []
+
+    def look(line: str) -> bool:
+        found = BEAT.search(line)
+        if found:
+            now, total = int(found[1]), int(found[2])
+            if not said or now * 10 // total > said[-1][0] * 10 // total:
+                print(f"  iteration {now}/{total}", flush=True)
+            said.append((now, total))
+        return False
+
+    code, asked, faulted = started(run, words, log, look)
+    reached = f"iteration {said[-1][0]} of {said[-1][1]}" if said else "no iteration"
+    if asked:
+        raise Stopped(f"Stopped as asked (SIGTERM) at {reached}: resume by typing the same command on all machines.")
+    if code:
+        raise RunFailed(failed(run, code, log, {}, faulted))
+    return f"Ended at {reached}. What became of it is said by {here.address}, which also makes the adapter."
