@@ -325,7 +325,7 @@ def test_the_need_is_what_the_plan_reckons(machine, monkeypatch):
     machine.has(nvidia_smi=nvidia_smi(RTX_3090))
     told(machine.doctor("train.speed=stock")[0]["gpu memory"], "ok", "10,580")
     from recipe.core import measurements, settings
-    from recipe.xtuner import config
+    from recipe.xtuner import step_choice
 
     # Nothing is recomputed where the card has room for it; a card that was never measured is no exception.
     for card in (RTX_3060, RTX_3090, H200):
@@ -333,9 +333,9 @@ def test_the_need_is_what_the_plan_reckons(machine, monkeypatch):
         monkeypatch.setenv("PATH", str(machine.programs))
         for words in ((), ("train.checkpointing=true",), ("train.batch_size=4", "train.max_length=2048")):
             chosen = settings.load("coach", list(words))[1]
-            batch, length = config.sequences(chosen)
+            batch, length = step_choice.sequences(chosen)
             plan = {"batch_size": batch, "max_length": length, "iterations": 1}
-            plan["way"] = config.way(chosen, batch * length)
+            plan["way"] = step_choice.way(chosen, batch * length)
             planned = measurements.estimate(plan, "", 0)
             assert planned["card"] == card[0]
             line = machine.doctor("coach", *words, TORCH="cu118")[0]["gpu memory"]

@@ -207,8 +207,8 @@ def test_training_needs_no_toolkit_and_no_compiler(bare):
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """recipe.training.fast.compiler on a machine that has none; what else may be missing is the test's."""
-    from recipe.training.fast import compiler
+    """recipe.core.compiler on a machine that has none; what else may be missing is the test's."""
+    from recipe.core import compiler
 
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
@@ -273,8 +273,8 @@ def test_the_fast_step_does_without_a_compiler(compiler, monkeypatch):
 
 
 def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
+    from recipe.core import compiler
     from recipe.training import process
-    from recipe.training.fast import compiler
     from recipe.xtuner import config
 
     def started(*words):

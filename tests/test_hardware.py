@@ -17,7 +17,7 @@ from recipe.core.errors import HostLacks, InputWrong
 from recipe.inference import chat_model
 from recipe.planning import plan
 from recipe.training import failure, hooks
-from recipe.xtuner import config, preset_editor
+from recipe.xtuner import config, preset_editor, step_choice
 
 A100 = ("NVIDIA A100-SXM4-40GB", 40960, 40536, "525.60.13", "8.0")
 # As nvidia-smi -L prints it since driver 470, and before (GPU, GPU instance, compute instance).
@@ -98,12 +98,12 @@ def test_the_first_row_of_nvidia_smi_is_not_the_card(machine, monkeypatch):
         ("0,1", RTX_3090[0], "bf16"), ("1,0", T4[0], "fp16"),
     ):  # fmt: skip
         machine(RTX_3090, T4, visible=visible)
-        assert config.dtype(chosen) == kind
-        assert (config.way(chosen, 1024) == "stock") == (name == T4[0])
+        assert step_choice.dtype(chosen) == kind
+        assert (step_choice.way(chosen, 1024) == "stock") == (name == T4[0])
         assert measurements.estimate(planned, "", 0)["card"] == name
         assert name in failure.explain(1, "OutOfMemoryError: x", run, {**planned, "batch_size": 64}, False)
         assert failure._others() == {RTX_3090[0]: 24576 - 24247, T4[0]: 15360 - 15101}[name]
-    assert config.dtype(settings.load("coach", ["gpus=2"])[1]) == "fp16"  # the other one has no bf16
+    assert step_choice.dtype(settings.load("coach", ["gpus=2"])[1]) == "fp16"  # the other one has no bf16
 
 
 def test_cuda_counts_cards_as_nvidia_smi_does():
@@ -143,20 +143,20 @@ def test_each_generation_trains_evaluates_and_answers_in_the_type_that_is_named(
     getattr(torch.cuda.is_bf16_supported, "cache_clear", lambda: None)()
 
     def trained(chosen):
-        found = fill(json.loads(config.deepspeed_text(chosen)))
+        found = fill(json.loads(step_choice.deepspeed_text(chosen)))
         return [kind for kind in ("fp16", "bf16") if found[kind]["enabled"]]
 
     best = "bf16" if major >= 8 else "fp16"
     for asked in ("auto", "fp16", "bf16"):
         chosen = settings.load("coach", [f"train.dtype={asked}", "train.speed=stock"])[1]
         named = best if asked == "auto" else asked
-        assert config.dtype(chosen) == config.training_dtype(chosen) == named
+        assert step_choice.dtype(chosen) == step_choice.training_dtype(chosen) == named
         assert trained(chosen) == [named]
         text = config.render(chosen, "model", "dataset", {})
         assert ("dtype='bfloat16'" in text) == ("compute_dtype=torch.bfloat16" in text) == (named == "bf16")
     shipped = settings.load("tutorial")[1]
-    assert config.deepspeed_text(shipped) == preset_editor.deepspeed_config("deepspeed_zero2").read_text("utf-8")
-    assert trained(shipped) == [config.training_dtype(shipped)]  # what the plan says
+    assert step_choice.deepspeed_text(shipped) == preset_editor.deepspeed_config("deepspeed_zero2").read_text("utf-8")
+    assert trained(shipped) == [step_choice.training_dtype(shipped)]  # what the plan says
     if major < 8:
         assert torch.cuda.is_bf16_supported() == (sys.version_info >= (3, 12)), "else this shows nothing"
     (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
@@ -197,8 +197,8 @@ def test_zero_1_and_2_do_not_sum_gradients_while_they_are_made(stage):
 def test_plan_says_which_type_trains(machine):
     """The tutorial names fp16, as XTuner ships it; DeepSpeed's "auto" takes bf16 on the card."""
     machine(RTX_3090)
-    assert config.training_dtype(settings.load("tutorial")[1]) == "bf16"
-    assert config.dtype(settings.load("tutorial")[1]) == "fp16"
+    assert step_choice.training_dtype(settings.load("tutorial")[1]) == "bf16"
+    assert step_choice.dtype(settings.load("tutorial")[1]) == "fp16"
     assert plan.of_type(settings.load("coach")[1]) == []
     assert "in bf16, not in the recipe's fp16" in plan.of_type(settings.load("tutorial")[1])[0]
 

@@ -773,9 +773,7 @@ def test_the_image_has_what_training_needs(bare):
 
 def test_the_image_of_cu13_compiles(podman):
     """What Triton compiles when it first runs: C, with Python's headers. Whichever variant is tested here."""
-    trial = (
-        "from recipe.training.fast import compiler; compiler.find_spec = lambda name: name; print([compiler.fault()])"
-    )
+    trial = "from recipe.core import compiler; compiler.find_spec = lambda name: name; print([compiler.fault()])"
     assert in_image(built(podman, VARIANT="cu13"), "python3", "-c", trial).strip() == "['']"
 
 

@@ -32,7 +32,7 @@ def check_bitsandbytes(torch):
 
 def check_compiler(torch):
     """Triton's: a warning, for the fast step does without."""
-    from recipe.training.fast import compiler
+    from recipe.core import compiler
 
     if find_spec("liger_kernel") is None:
         return ok("compiler", "not needed: nothing in this variant is compiled here")

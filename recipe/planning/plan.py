@@ -21,7 +21,7 @@ from recipe.planning.refusals import next_length, refusals, warnings, words
 from recipe.planning.schedule import answers, events, grouped, interval, iterations_per_epoch, learning_rates, updates
 from recipe.planning.tokens import count, pack
 from recipe.weights import llava
-from recipe.xtuner import config, preset_facts
+from recipe.xtuner import config, preset_facts, step_choice
 
 SMALL = 5000  # conversations that are planned again in seconds
 
@@ -77,7 +77,7 @@ def make(
     """The plan of a run whose effective config is `cfg`; see the module's text. `images`: of each conversation the sum
     of what it is about; one question about two images is no duplicate.
     """
-    train, engine = run.settings.train, bool(config.deepspeed(run.settings))
+    train, engine = run.settings.train, bool(step_choice.deepspeed(run.settings))
     pictures = preset_facts.pictures(run.settings)
     tokens = count(conversations, config.template(cfg), tokenizer, cfg.max_length, pictures)
     if len(tokens["masked"]) == len(conversations):
@@ -148,15 +148,15 @@ def make(
         "evaluations": [],
         "checkpoints": events(every, iterations, also=(iterations,)),
         "checkpoints_kept": cfg.save_total_limit,
-        "way": config.way(run.settings, cfg.batch_size * cfg.max_length),
-        "dtype": config.training_dtype(run.settings),
+        "way": step_choice.way(run.settings, cfg.batch_size * cfg.max_length),
+        "dtype": step_choice.training_dtype(run.settings),
     }
     # XTuner's hook also evaluates at every checkpoint that the interval makes.
     within = events(every, iterations, events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations))
     figures["evaluations"] = sorted({0, *within, iterations})
     figures["memory"] = memory.of_run(run, cfg, engine, len(figures["checkpoints"]), eyes, figures["longest_row"])
     if run.settings.model.source != "tiny" and measurements.is_measured(run.settings):
-        asked = answers(cfg, within, iterations, config.hooked(train))
+        asked = answers(cfg, within, iterations, step_choice.hooked(train))
         figures["cost"] = measurements.estimate(
             figures, run.settings.plan.card, run.settings.plan.price_per_hour, asked
         )
@@ -183,7 +183,7 @@ def by_gpus(packs: int, cfg: Any, together: int, deepspeed: bool, by_length: boo
 
 def of_type(settings: settings.Settings) -> List[str]:
     """A warning where another type trains than the recipe names."""
-    named, trains = config.dtype(settings), config.training_dtype(settings)
+    named, trains = step_choice.dtype(settings), step_choice.training_dtype(settings)
     if named == trains:
         return []
     return [

@@ -12,15 +12,16 @@ from recipe.core.hashing import digest, key_of
 from recipe.core.run import Run
 from recipe.core.stage import Stage, is_current, perform
 from recipe.inference import evaluate, terminal
+from recipe.stages import config as stages_config
 from recipe.stages import data, reproduce, train
 from recipe.stages.plan import reads, work
 from recipe.training import checkpoints
 from recipe.weights import adapter, merge
-from recipe.xtuner import config, preset_facts
+from recipe.xtuner import preset_facts
 
 DATA = Stage("data", data.work, data.reads, ("dataset.jsonl", "eval.jsonl"))
 PLAN = Stage("plan", work, reads, ("plan.json",))
-CONFIG = Stage("config", config.work, config.reads, ("config.py", "config.diff"))
+CONFIG = Stage("config", stages_config.work, stages_config.reads, ("config.py", "config.diff"))
 MODEL = Stage("model", folder.work, folder.reads, always=True)
 TRAIN = Stage("train", train.work, checkpoints.reads)
 ADAPTER = Stage("adapter", adapter.work, adapter.reads, ("adapter",))

@@ -10,7 +10,7 @@ from recipe.core.errors import PlanRefused
 from recipe.core.files import write_text
 from recipe.core.run import Run
 from recipe.planning.plan import SMALL, drawn_seed, make, together, unknown
-from recipe.xtuner import config, preset_facts
+from recipe.xtuner import config, preset_facts, step_choice
 
 
 def reads(run: Run) -> Dict[str, Any]:
@@ -39,9 +39,9 @@ def reads(run: Run) -> Dict[str, Any]:
         "tokenizer": folder.folder(run).name if tiny else tokenizer,
         **({"eyes": folder.visual_facts(run) / "config.json"} if preset_facts.pictures(run.settings) else {}),
         "force": run.force,
-        "speed": config.speed(run.settings),
-        "dtype": config.training_dtype(run.settings),
-        "deepspeed": config.deepspeed_text(run.settings),  # a file that is wrong is refused here
+        "speed": step_choice.speed(run.settings),
+        "dtype": step_choice.training_dtype(run.settings),
+        "deepspeed": step_choice.deepspeed_text(run.settings),  # a file that is wrong is refused here
         "bench": measurements.BENCH,
         "code": Path(__file__),
     }

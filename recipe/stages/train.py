@@ -17,13 +17,13 @@ from recipe.training.fast import verdict
 from recipe.training.log_lines import BEAT, curve_figures, read_log, went
 from recipe.training.process import failed, opens, run_trainer, started
 from recipe.weights import llava
-from recipe.xtuner import config, loggers, preset_facts
+from recipe.xtuner import loggers, preset_facts, step_choice
 
 
 def preflight(run: Run) -> None:
     """Raise HostLacks for a machine that cannot train this recipe: before the model is downloaded."""
     loggers.preflight(run)
-    kind = config.dtype(run.settings)
+    kind = step_choice.dtype(run.settings)
     if kind != "fp32" and not gpus():
         hidden = ", or CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
         raise HostLacks(

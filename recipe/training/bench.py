@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
-from recipe.core import imports, measurements
+from recipe.core import compiler, imports, measurements
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.core.host import gpus, versions
 from recipe.core.settings import Settings
-from recipe.training.fast import compiler, verdict
-from recipe.xtuner import config
+from recipe.training.fast import verdict
+from recipe.xtuner import config, step_choice
 
 SEVEN = dict(
     vocab_size=92544, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
@@ -193,7 +193,7 @@ def measure(way: str, sizes: Dict[str, int], settings: Settings, device: str, ki
     """
     import torch
 
-    batch, length = config.sequences(settings)
+    batch, length = step_choice.sequences(settings)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # a line for each layer
         model = build(way, sizes, settings, device, kind)
     ids = torch.randint(5, sizes["vocab_size"], (batch, length), device=device)
@@ -245,9 +245,9 @@ def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[st
     if not re.match(r"internlm2_.*7b", settings.base):
         raise InputWrong(f"base = {settings.base!r}: just bench has the shapes of InternLM2-7B alone.")
     sizes = SEVEN if device == "cuda" else TINY
-    half = torch.bfloat16 if config.dtype(settings) == "bf16" else torch.float16
+    half = torch.bfloat16 if step_choice.dtype(settings) == "bf16" else torch.float16
     kind = half if device == "cuda" else torch.float32
-    batch, length = config.sequences(settings)
+    batch, length = step_choice.sequences(settings)
     card = cards[0]["name"] if device == "cuda" and cards else "CPU"
     say(f"{card}, {'7B' if device == 'cuda' else 'tiny'} model, {batch} × {length} tokens, torch {torch.__version__}")
     found = ceilings(sizes, device, kind, batch * length)
@@ -279,7 +279,7 @@ def _entry(
 ) -> Optional[Dict[str, Any]]:  # fmt: skip
     import torch
 
-    tokens = math.prod(config.sequences(settings))
+    tokens = math.prod(step_choice.sequences(settings))
     try:
         took = measure(way, sizes, settings, device, kind)
     except torch.cuda.OutOfMemoryError:

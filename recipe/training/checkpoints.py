@@ -11,7 +11,7 @@ from recipe.core.hashing import key_of
 from recipe.core.run import Run
 from recipe.training.log_lines import NAME
 from recipe.weights import llava
-from recipe.xtuner import config, preset_facts
+from recipe.xtuner import config, preset_facts, step_choice
 
 
 def folder(run: Run) -> Path:
@@ -66,7 +66,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "config": config.without_places(run.config.read_text(encoding="utf-8")),
         "dataset": run.dataset,
         "model": model.fingerprint(place) if place.is_dir() else "absent",
-        "deepspeed": config.deepspeed_text(run.settings),
+        "deepspeed": step_choice.deepspeed_text(run.settings),
         "seed": seed,
         # A checkpoint has a part for each rank and goes on with as many.
         **({"ranks": distributed.count(run.settings)} if distributed.count(run.settings) > 1 else {}),

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, Tuple
 from recipe.core import hardware, measurements
 from recipe.core.host import gpus
 from recipe.core.run import Run
-from recipe.xtuner import config
+from recipe.xtuner import step_choice
 
 # The exception lines of a traceback, and our hooks' own.
 ERROR = re.compile(r"(?m)^(?:\[rank\d+\]: ?)?((?:[\w.]*(?:Error|Exception|Interrupt|Fault)\b).*)$")
@@ -78,7 +78,7 @@ def _memory(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     smaller = [(way, *one) for one in _smaller(batch, length, planned)]
     if way == "kept":
         smaller.insert(0, ("fast", batch * length, "train.checkpointing=true"))
-    if way != "small" and config.has_fast(run.settings):
+    if way != "small" and step_choice.has_fast(run.settings):
         smaller.append(("small", batch * length, "train.speed=small"))
         smaller += [("small", tokens, f"train.speed=small {words}") for _, tokens, words in smaller[:-1]]
     for one, tokens, words in smaller:

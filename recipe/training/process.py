@@ -18,17 +18,17 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from recipe.core import distributed
+from recipe.core import compiler, distributed
 from recipe.core.errors import HostLacks, RunFailed, Stopped
 from recipe.core.files import write_text
 from recipe.core.host import gpus
 from recipe.core.run import Run
 from recipe.training import failure
 from recipe.training.checkpoints import iteration_of, last_checkpoint
-from recipe.training.fast import compiler, verdict
+from recipe.training.fast import verdict
 from recipe.training.log_lines import LINE, logged
 from recipe.training.progress import Progress
-from recipe.xtuner import config, loggers
+from recipe.xtuner import loggers, step_choice
 
 DEEPSPEED = "deepspeed.json"  # beside the checkpoints: what DeepSpeed is given
 
@@ -48,7 +48,7 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
     words += [run.shown(run.config), "--work-dir", run.shown(place)]
     if distributed.count(run.settings) > 1:
         words += ["--launcher", "pytorch"]
-    if config.deepspeed(run.settings):
+    if step_choice.deepspeed(run.settings):
         words += ["--deepspeed", run.shown(place / DEEPSPEED)]
     if start is not None:
         words += ["--resume", run.shown(start)]
@@ -77,7 +77,7 @@ def environment(run: Run) -> Dict[str, str]:
         # torchrun tells each rank the rest, and warns if it has to choose the number of threads
         threads = max(1, (os.cpu_count() or 1) // run.settings.gpus)
         return {"OMP_NUM_THREADS": str(threads), **os.environ, **own}
-    if not config.deepspeed(run.settings) or "RANK" in os.environ:
+    if not step_choice.deepspeed(run.settings) or "RANK" in os.environ:
         return {**os.environ, **own}
     port = str(distributed.free_port())
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -91,11 +91,11 @@ def _die_with_parent() -> None:
 
 def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:
     words = command(run, place, start, planned["seed"])
-    if config.deepspeed(run.settings):
-        write_text(place / DEEPSPEED, config.deepspeed_text(run.settings))
+    if step_choice.deepspeed(run.settings):
+        write_text(place / DEEPSPEED, step_choice.deepspeed_text(run.settings))
     total, tokens = planned["iterations"], planned["tokens_kept"] / planned["iterations_per_epoch"]
     run.tell(log=str(log.relative_to(run.folder)))
-    if config.speed(run.settings) != "stock" and gpus() and compiler.fault():
+    if step_choice.speed(run.settings) != "stock" and gpus() and compiler.fault():
         print(compiler.notice(), file=sys.stderr, flush=True)
     wrong: List[int] = []
 

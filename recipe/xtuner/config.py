@@ -4,49 +4,26 @@ The result is an ordinary XTuner config: open it, read it, change it, run it wit
 PYTHONPATH: InternLM2 is loaded with recipe.base_model.internlm2's classes).
 """
 
-import json
 import math
 import re
-from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional
 
-from recipe.core import distributed, imports, measurements
+from recipe.core import distributed, imports
 from recipe.core.errors import InputWrong
-from recipe.core.host import gpus, versions
-from recipe.core.run import Run
 from recipe.core.settings import Settings
-from recipe.training.fast import compiler
 from recipe.xtuner import loggers, preset_editor, preset_facts
+from recipe.xtuner.step_choice import checkpointing, dtype, hooked, sequences, speed
 
 # Settings that are plain names at the top of every preset.
 TOP_LEVEL = (
     *("max_length", "pack_to_max_length", "batch_size", "accumulative_counts", "max_epochs"),
     *("lr", "weight_decay", "max_norm", "warmup_ratio", "save_total_limit"),
 )
+
 PLACES = re.compile(
     r"(?m)^\+?((pretrained_model|llm|visual_encoder)_name_or_path|data_path|image_folder|pretrained_pth|evaluation_images)"
     r" = .*$"
 )
-
-
-def dtype(settings: Settings) -> str:
-    """The compute type: as set, or for "auto" bf16 where every GPU of the run has it (capability 8.0), else fp16.
-
-    Without any GPU "auto" is bf16: then the config is being looked at, not trained with.
-    """
-    if settings.train.dtype != "auto":
-        return settings.train.dtype
-    return "fp16" if any(float(card["capability"]) < 8 for card in gpus()[: settings.gpus]) else "bf16"
-
-
-def training_dtype(settings: Settings) -> str:
-    """The type that trains: the recipe's, unless it trains by XTuner's own classes alone. Then XTuner puts what PyTorch
-    supports on the card in place of DeepSpeed's "auto": from PyTorch 2.4 on that is bf16 everywhere, by emulation too.
-    """
-    if hooked(settings.train) or not deepspeed(settings):
-        return dtype(settings)
-    emulates = tuple(map(int, re.findall(r"\d+", versions()["torch"] or "")[:2])) >= (2, 4)
-    return "fp16" if not emulates and any(float(card["capability"]) < 8 for card in gpus()[:1]) else "bf16"
 
 
 # What transformers' Trainer calls them; the three presets with framework = 'huggingface'.
@@ -57,6 +34,7 @@ TRAINING_ARGS = {
     "warmup_ratio": "warmup_ratio", "save_total_limit": "save_total_limit", "save_steps": "save_steps",
     "log_interval": "logging_steps", "seed": "seed",
 }  # fmt: skip
+
 # XTuner's own, of the presets that have it.
 DATASET = """dict(
     type=process_hf_dataset,
@@ -70,6 +48,7 @@ DATASET = """dict(
     shuffle_before_pack=True,
     pack_to_max_length={pack},
     use_varlen_attn=use_varlen_attn)"""
+
 LORA = """dict(
         type=LoraConfig,
         r=64,
@@ -77,6 +56,7 @@ LORA = """dict(
         lora_dropout=0.1,
         bias='none',
         task_type='CAUSAL_LM')"""
+
 NF4 = """dict(
             type=BitsAndBytesConfig,
             load_in_4bit=True,
@@ -86,7 +66,9 @@ NF4 = """dict(
             bnb_4bit_compute_dtype=torch.float16,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_quant_type='nf4')"""
+
 PAIRS = "llava_dataset"  # what all of LLaVA's presets call it
+
 FULL_LR = 2e-5  # as XTuner's own presets of full fine-tuning; its adapters train at 2e-4
 
 
@@ -94,73 +76,11 @@ FULL_LR = 2e-5  # as XTuner's own presets of full fine-tuning; its adapters trai
 # PyTorch 2.1.1 on transformers takes that attention itself, which it makes causal, and then gives no mask: by XTuner's
 # every token would see those to come. Asked for the plain attention, transformers gives the mask to XTuner's.
 MASKLESS = ("llama",)
+
 LINEARS = ("wqkv", "wo", "w1", "w2", "w3")  # InternLM2's, but for the output head
 
 
-def sequences(settings: Settings) -> Tuple[int, int]:
-    """(batch size, length) of an iteration; where the recipe says neither, 1 × 2048 as in XTuner's presets."""
-    return settings.train.batch_size or 1, settings.train.max_length or 2048
-
-
-def has_fast(settings: Settings) -> bool:
-    """Whether fast and small know the recipe: InternLM2's presets and adapters alone, and weights that lie whole on
-    each card.
-    """
-    known = settings.base.startswith("internlm2_") and preset_facts.method(settings) != "full"
-    return known and "zero3" not in settings.train.deepspeed
-
-
-def speed(settings: Settings) -> str:
-    """stock, fast or small: as set, or for "auto" what the first GPU allows; without any it is fast, as for dtype.
-
-    "auto" takes fast and small in bf16 and on one GPU only: no card without bf16 was tried, and two together but once.
-    Whatever the stack, no update is made before recipe/training/fast/check.py has compared the step with XTuner's own.
-    """
-    known = has_fast(settings)
-    if settings.train.speed != "auto":
-        if settings.train.speed != "stock" and not known:
-            raise InputWrong(
-                f"train.speed={settings.train.speed} knows adapters of InternLM2 alone, without ZeRO-3, not base = "
-                f"{settings.base!r} by {preset_facts.method(settings)} with "
-                f"{settings.train.deepspeed or 'no DeepSpeed'}: train.speed=stock trains everything that XTuner does."
-            )
-        return settings.train.speed
-    if not known or distributed.count(settings) > 1 or dtype(settings) != "bf16":
-        return "stock"
-    found = gpus()
-    return "small" if found and found[0]["memory_mib"] < measurements.SMALL else "fast"
-
-
-def deepspeed(settings: Settings) -> str:
-    """train.deepspeed, but none for "small": its buffers are what there is no memory for."""
-    return "" if speed(settings) == "small" else settings.train.deepspeed
-
-
-def deepspeed_text(settings: Settings) -> str:
-    """DeepSpeed's configuration file: it names the type that trains, but where a recipe trains by XTuner's own classes
-    alone. "" without DeepSpeed.
-    """
-    name = deepspeed(settings)
-    return preset_editor.deepspeed_text(name, dtype(settings) if hooked(settings.train) else "") if name else ""
-
-
-def checkpointing(settings: Settings, tokens: int) -> bool:
-    """Whether layers are computed again for their gradients; `tokens`: of an iteration."""
-    if settings.train.checkpointing is not None:
-        return settings.train.checkpointing
-    found = gpus()[: settings.gpus]
-    if speed(settings) != "fast" or not found or compiler.fault():  # PyTorch's own operations keep more
-        return True
-    return not all(measurements.fits_kept(tokens, card["name"], card["memory_mib"]) for card in found)
-
-
-def way(settings: Settings, tokens: int) -> str:
-    """How an iteration of `tokens` is reckoned, in measured.toml's words: stock, fast, kept or small."""
-    kind = speed(settings)
-    return "kept" if kind == "fast" and not checkpointing(settings, tokens) else kind
-
-
-def _speed(settings: Settings, tokens: int) -> Dict[str, Optional[str]]:
+def speed_changes(settings: Settings, tokens: int) -> Dict[str, Optional[str]]:
     """What names the fast way. Its LoRA leaves out the output head, which XTuner's trains too, and has no dropout but
     what the recipe asks for.
     """
@@ -265,11 +185,6 @@ def edits(
     return changes
 
 
-def hooked(train: Any) -> bool:
-    """Whether our hooks are in the config: with neither of these a recipe trains by XTuner's own classes alone."""
-    return bool(train.guard or train.deterministic)
-
-
 def _runner(settings: Settings) -> Dict[str, Optional[str]]:
     """What the recipe asks of mmengine's runner."""
     train = settings.train
@@ -290,7 +205,7 @@ def _runner(settings: Settings) -> Dict[str, Optional[str]]:
     backends = ["LocalVisBackend", "TensorboardVisBackend", *(loggers.BACKENDS[name] for name in train.loggers)]
     listed = ", ".join(f"dict(type='{name}')" for name in backends)
     changes["visualizer"] = f"dict(type='Visualizer', vis_backends=[{listed}])"
-    changes.update(_speed(settings, math.prod(sequences(settings))))
+    changes.update(speed_changes(settings, math.prod(sequences(settings))))
     return changes
 
 
@@ -448,68 +363,3 @@ def template(cfg: Any) -> Any:
     """The chat template that the config trains with, XTuner's own; None where texts are learnt as they are."""
     found = dataset(cfg).get("template_map_fn")
     return found.template if found else None
-
-
-def reads(run: Run) -> Dict[str, Any]:
-    from recipe.base_model import folder
-    from recipe.weights import llava
-
-    return {
-        **({"sight": llava.names(run)} if preset_facts.pictures(run.settings) else {}),
-        "settings": run.settings.model_dump(
-            exclude={
-                "data": {"files", "skip_blank", "eval_share", "eval_files"},
-                "adapter": True,
-                "merge": True,
-                "eval": True,
-                "export": True,
-                "plan": True,
-                "cluster": True,
-            }
-        ),
-        "dtype": dtype(run.settings),
-        "speed": _speed(run.settings, 0),
-        "plan": run.plan,
-        "model": run.shown(folder.folder(run)),
-        "own_code": folder.has_own_code(run),
-        "dataset": run.shown(run.dataset),
-        "code": Path(__file__),
-        "editor": Path(preset_editor.__file__),
-    }
-
-
-def _lora(cfg: Any, name: str) -> Dict[str, Any]:
-    """The settings of one of the model's adapters, {} where it has none."""
-    return {key: value for key, value in (cfg.model.get(name) or {}).items() if key != "type"}
-
-
-def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Write config.py and config.diff (against the preset). Figures: lines changed, LoRA settings, stop words."""
-    from recipe.base_model import folder
-    from recipe.weights import llava
-
-    plan = json.loads(run.plan.read_text(encoding="utf-8"))
-    sight = llava.names(run) if preset_facts.pictures(run.settings) else None
-    ours = folder.has_own_code(run)
-    text = render(run.settings, run.shown(folder.folder(run)), run.shown(run.dataset), plan["intervals"], sight, ours)
-    diff = preset_editor.difference(
-        preset_editor.source(run.settings.base), text, f"{run.settings.base}.py", "config.py"
-    )
-    (out / "config.py").write_text(text, encoding="utf-8")
-    (out / "config.diff").write_text(diff, encoding="utf-8")
-    imports.load()
-    from mmengine.config import Config
-
-    cfg = Config.fromfile(str(out / "config.py"))
-    added = sum(line.startswith("+") and not line.startswith("+++") for line in diff.splitlines())
-    return {
-        "base": run.settings.base,
-        "method": preset_facts.method(run.settings),
-        "lines_changed": added,
-        "dtype": training_dtype(run.settings),
-        "speed": speed(run.settings),
-        # What adapter and merge need of the config, without loading the libraries that reading it takes.
-        "lora": _lora(cfg, "llm_lora" if sight else "lora"),
-        **({"visual_encoder_lora": _lora(cfg, "visual_encoder_lora")} if sight else {}),
-        "stop_words": list((template(cfg) or {}).get("STOP_WORDS", [])),
-    }

@@ -7,7 +7,7 @@ from typing import Any, Tuple
 import torch
 from torch.nn import functional as F
 
-from recipe.training.fast import compiler
+from recipe.core import compiler
 from recipe.training.fast.attention import attention  # noqa: F401
 
 try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from recipe.training.fast import compiler
+from recipe.core import compiler
 
 try:
     import triton

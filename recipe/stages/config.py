@@ -1,0 +1,76 @@
+"""Config stage: renders the XTuner config and its difference from the preset."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict
+
+from recipe.core import imports
+from recipe.core.run import Run
+from recipe.xtuner import preset_editor, preset_facts
+from recipe.xtuner.config import render, speed_changes, template
+from recipe.xtuner.step_choice import dtype, speed, training_dtype
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    from recipe.base_model import folder
+    from recipe.weights import llava
+
+    return {
+        **({"sight": llava.names(run)} if preset_facts.pictures(run.settings) else {}),
+        "settings": run.settings.model_dump(
+            exclude={
+                "data": {"files", "skip_blank", "eval_share", "eval_files"},
+                "adapter": True,
+                "merge": True,
+                "eval": True,
+                "export": True,
+                "plan": True,
+                "cluster": True,
+            }
+        ),
+        "dtype": dtype(run.settings),
+        "speed": speed_changes(run.settings, 0),
+        "plan": run.plan,
+        "model": run.shown(folder.folder(run)),
+        "own_code": folder.has_own_code(run),
+        "dataset": run.shown(run.dataset),
+        "code": Path(__file__),
+        "editor": Path(preset_editor.__file__),
+    }
+
+
+def _lora(cfg: Any, name: str) -> Dict[str, Any]:
+    """The settings of one of the model's adapters, {} where it has none."""
+    return {key: value for key, value in (cfg.model.get(name) or {}).items() if key != "type"}
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Write config.py and config.diff (against the preset). Figures: lines changed, LoRA settings, stop words."""
+    from recipe.base_model import folder
+    from recipe.weights import llava
+
+    plan = json.loads(run.plan.read_text(encoding="utf-8"))
+    sight = llava.names(run) if preset_facts.pictures(run.settings) else None
+    ours = folder.has_own_code(run)
+    text = render(run.settings, run.shown(folder.folder(run)), run.shown(run.dataset), plan["intervals"], sight, ours)
+    diff = preset_editor.difference(
+        preset_editor.source(run.settings.base), text, f"{run.settings.base}.py", "config.py"
+    )
+    (out / "config.py").write_text(text, encoding="utf-8")
+    (out / "config.diff").write_text(diff, encoding="utf-8")
+    imports.load()
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(str(out / "config.py"))
+    added = sum(line.startswith("+") and not line.startswith("+++") for line in diff.splitlines())
+    return {
+        "base": run.settings.base,
+        "method": preset_facts.method(run.settings),
+        "lines_changed": added,
+        "dtype": training_dtype(run.settings),
+        "speed": speed(run.settings),
+        # What adapter and merge need of the config, without loading the libraries that reading it takes.
+        "lora": _lora(cfg, "llm_lora" if sight else "lora"),
+        **({"visual_encoder_lora": _lora(cfg, "visual_encoder_lora")} if sight else {}),
+        "stop_words": list((template(cfg) or {}).get("STOP_WORDS", [])),
+    }
