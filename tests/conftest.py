@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hub_server import Hub, certificate
 
-from recipe.base_model import folder, hub
+from recipe.base_model import download, hub
 from recipe.core import settings
 from recipe.core.run import Run
 
@@ -138,7 +138,7 @@ def sharded(place, layers):
 def tiny(tmp_path_factory):
     """The files of a tiny InternLM2: path → bytes."""
     root = tmp_path_factory.mktemp("tiny")
-    place = folder.ensure(Run("demo", settings.load("demo")[1], root, root))
+    place = download.ensure(Run("demo", settings.load("demo")[1], root, root))
     return {path.name: path.read_bytes() for path in place.iterdir()}
 
 

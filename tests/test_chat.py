@@ -17,7 +17,7 @@ from conftest import ROOT, recipe, refused
 from recipe.core import settings
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
-from recipe.inference import chat_model
+from recipe.inference import chat_model, loading
 from recipe.inference import terminal as chat
 
 QUESTION = "面试前特别紧张，怎么调整？"
@@ -204,15 +204,15 @@ def test_turns_and_commands(run, capsys):
 
 
 def test_which_model_is_meant(run, tmp_path):
-    assert chat_model.find(run)[:3] == ("merged", run.merged, None)
-    assert chat_model.find(run, "adapter").adapter == run.adapter
-    assert chat_model.find(run, "base").place.name.startswith("tiny-internlm2-")
+    assert loading.find(run)[:3] == ("merged", run.merged, None)
+    assert loading.find(run, "adapter").adapter == run.adapter
+    assert loading.find(run, "base").place.name.startswith("tiny-internlm2-")
     stages = {name: dict(entry) for name, entry in run.manifest["stages"].items()}
     stages["adapter"]["finished"] = "2999-01-01T00:00:00+0000"  # trained again since it was merged
     newer = Run("demo", run.settings, run.root, run.output, manifest={"stages": stages})
-    assert chat_model.find(newer).what == "adapter"
+    assert loading.find(newer).what == "adapter"
     with pytest.raises(InputWrong, match=r"no adapter model .* just train demo"):
-        chat_model.find(Run("demo", run.settings, run.root, tmp_path))
+        loading.find(Run("demo", run.settings, run.root, tmp_path))
     refused(
         recipe("chat", "demo", "model=best", "--output", run.output),
         2,
@@ -231,15 +231,15 @@ def test_precision_by_what_fits(run, monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}', encoding="utf-8")
     with (tmp_path / "model.safetensors").open("wb") as stream:
         stream.truncate(15_500_000_000)  # a file of nothing, as long as the 7B model's weights
-    assert chat_model.precision(run.merged) == "fp32"
+    assert loading.precision(run.merged) == "fp32"
     for free, kind in ((64e9, "fp32"), (20e9, "bf16")):
         monkeypatch.setattr(chat_model, "_memory", lambda free=free: free)
-        assert chat_model.precision(tmp_path) == kind
+        assert loading.precision(tmp_path) == kind
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for free, new, kind in ((24e9, True, "bf16"), (24e9, False, "fp16"), (16e9, True, "nf4"), (8e9, True, "nf4")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (int(free), 0))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda new=new: (8, 0) if new else (7, 5))
-        assert chat_model.precision(tmp_path) == kind
+        assert loading.precision(tmp_path) == kind
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(6e9), 0))
     with pytest.raises(chat_model.HostLacks, match=r"even in 4 bits, and 6\.0 GB are free"):
-        chat_model.precision(tmp_path)
+        loading.precision(tmp_path)

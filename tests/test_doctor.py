@@ -1057,7 +1057,7 @@ def test_it_is_quick(machine, measured):
 
 def test_what_is_fetched_already_is_looked_for_where_it_gathers(monkeypatch, tmp_path):
     """By the doctor as by the model stage, for both hubs: what is there is not reckoned again."""
-    from recipe.base_model import folder
+    from recipe.base_model import record
     from recipe.core import settings
     from recipe.core.run import Run
 
@@ -1068,4 +1068,4 @@ def test_what_is_fetched_already_is_looked_for_where_it_gathers(monkeypatch, tmp
     for source in ("modelscope", "huggingface"):
         recipe = settings.replace(coach, "model.source", source)
         found = needs.Need("coach", recipe.model_dump(), "train", "output").partly
-        assert found == folder._staging(Run("coach", recipe, ROOT, ROOT / "output"))
+        assert found == record.staging_folder(Run("coach", recipe, ROOT, ROOT / "output"))

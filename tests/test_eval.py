@@ -14,7 +14,7 @@ from conftest import ROOT, recipe, refused
 from recipe.core import settings
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
-from recipe.inference import chat_model, evaluate, scores
+from recipe.inference import chat_model, evaluate, loading, prompt, scores
 from recipe.intake import dataset, split
 from recipe.planning import tokens
 from recipe.stages import pipeline
@@ -107,7 +107,7 @@ def run(demo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def voice(run):
-    return chat_model.Talker(run.merged, chat_model.template(run))
+    return chat_model.Talker(run.merged, prompt.template(run))
 
 
 @pytest.fixture(scope="module")
@@ -329,5 +329,5 @@ def test_a_damaged_model_is_one_clear_error(run):
 
 def test_what_the_machine_lacks_is_no_damage(run):
     for error in (MemoryError(), RuntimeError("CUDA error: no kernel image is available"), ImportError("x")):
-        with pytest.raises(type(error)), chat_model.loading(run, chat_model.find(run, "base")):
+        with pytest.raises(type(error)), loading.loading(run, loading.find(run, "base")):
             raise error

@@ -14,7 +14,7 @@ from test_doctor import RTX_3090, T4, nvidia_smi
 
 from recipe.core import distributed, hardware, imports, measurements, settings
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.inference import chat_model
+from recipe.inference import loading
 from recipe.planning import plan
 from recipe.training import failure, hooks
 from recipe.xtuner import config, preset_editor, step_choice
@@ -160,7 +160,7 @@ def test_each_generation_trains_evaluates_and_answers_in_the_type_that_is_named(
     if major < 8:
         assert torch.cuda.is_bf16_supported() == (sys.version_info >= (3, 12)), "else this shows nothing"
     (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
-    assert chat_model.precision(tmp_path) == best
+    assert loading.precision(tmp_path) == best
     assert hardware.has_bf16() == (best == "bf16")
 
 

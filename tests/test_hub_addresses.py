@@ -7,9 +7,9 @@ import struct
 import pytest
 from test_model import AT_HUGGING_FACE, BOTH, heavy, is_whole, record
 
-from recipe.base_model import folder, hub
+from recipe.base_model import download, hub
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.stages import pipeline
+from recipe.stages import model, pipeline
 
 LIST = "/repo/files"
 
@@ -34,11 +34,11 @@ def entries(hub, **names):
 )
 def test_modelscopes_list_is_read_in_every_shape(server, asking, tiny, tmp_path, answer):
     server.body = {LIST: answer}
-    place = folder.ensure(asking())
+    place = download.ensure(asking())
     assert is_whole(place, tiny)
     made = record(place)
     assert made["listed_by"].startswith("its list of files, as the client failed (")
-    said = pipeline.says("model", folder.work(asking(), tmp_path))
+    said = pipeline.says("model", model.work(asking(), tmp_path))
     assert "the hub was asked by its list of files, as the client failed" in said
 
 
@@ -63,12 +63,12 @@ def test_without_a_list_modelscope_is_asked_for_each_file(server, asking, tiny, 
         files["model.safetensors"] = joined(tiny)
     server.history[0] = files
     behave(server)
-    place = folder.ensure(asking())
+    place = download.ensure(asking())
     assert is_whole(place, files)
     made = record(place)
     assert (made["commit"], made["revision"]) == ("", "master")
     assert made["listed_by"].startswith("the addresses of its files, as the client failed (")
-    assert folder.ensure(asking()) == place
+    assert download.ensure(asking()) == place
 
 
 def joined(files):
@@ -84,7 +84,7 @@ def joined(files):
 @pytest.mark.parametrize("status", [401, 404, 500])
 def test_hugging_face_is_asked_by_addresses_where_its_api_fails(server, asking, tiny, status):
     server.status = {"/api/": status}
-    place = folder.ensure(asking(AT_HUGGING_FACE))
+    place = download.ensure(asking(AT_HUGGING_FACE))
     assert is_whole(place, tiny)
     made = record(place)
     assert made["commit"] == server.commit(0)  # in the answers' headers
@@ -94,17 +94,17 @@ def test_hugging_face_is_asked_by_addresses_where_its_api_fails(server, asking, 
     shutil.rmtree(str(place))
     server.corrupt = {sorted(heavy(tiny))[0]}
     with pytest.raises(HostLacks, match="arrived damaged"):
-        folder.ensure(asking(AT_HUGGING_FACE))
+        download.ensure(asking(AT_HUGGING_FACE))
 
 
 def test_a_client_that_cannot_even_start_is_done_without(server, asking, tiny, monkeypatch):
     monkeypatch.setattr(hub, "_api", lambda: 1 / 0)
-    assert is_whole(folder.ensure(asking()), tiny)
+    assert is_whole(download.ensure(asking()), tiny)
 
 
 def test_one_file_that_the_api_does_not_give_comes_from_its_plain_address(server, asking, tiny):
     server.status = {"FilePath=model-00001": 404, "FilePath=tokenizer.model": 404}
-    assert is_whole(folder.ensure(asking()), tiny)
+    assert is_whole(download.ensure(asking()), tiny)
     assert server.paths("/models/org/tiny/resolve/")
 
 
@@ -112,21 +112,21 @@ def test_one_file_that_the_api_does_not_give_comes_from_its_plain_address(server
 def test_what_is_nowhere_is_told_as_before(server, asking, where):
     server.status = {"/": 404}
     with pytest.raises(InputWrong, match="has no org/tiny"):
-        folder.ensure(asking(*where))
+        download.ensure(asking(*where))
 
 
 @BOTH
 def test_pages_in_place_of_answers_are_told(server, asking, where):
     server.page = {"/": "<html>Log in to this hotel's network</html>"}
     with pytest.raises(HostLacks, match=r"localhost:\d+ does not answer as .*\(a page to log in") as told:
-        folder.ensure(asking(*where))
+        download.ensure(asking(*where))
     assert "\n" not in str(told.value)
 
 
 def test_a_mirror_that_only_redirects_is_told(server, asking):
     server.redirect = "https://localhost:9"
     with pytest.raises(HostLacks, match=r"localhost:\d+ redirects to localhost:9, .*mirror that holds the files"):
-        folder.ensure(asking(AT_HUGGING_FACE))
+        download.ensure(asking(AT_HUGGING_FACE))
 
 
 def test_a_mirror_that_redirects_to_a_hub_within_reach_serves(server, asking, tiny, tls):
@@ -136,7 +136,7 @@ def test_a_mirror_that_redirects_to_a_hub_within_reach_serves(server, asking, ti
     mirror.redirect = f"https://{server.address}"
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HF_ENDPOINT", f"https://{mirror.address}")
-        assert is_whole(folder.ensure(asking(AT_HUGGING_FACE)), tiny)
+        assert is_whole(download.ensure(asking(AT_HUGGING_FACE)), tiny)
     mirror.close()
 
 
@@ -157,7 +157,7 @@ def test_weights_of_other_shapes_are_refused_before_they_are_fetched(server, ask
     config = json.loads(tiny["config.json"])
     server.push({"config.json": json.dumps({**config, "intermediate_size": 1024}).encode()}, "master", "main")
     with pytest.raises(InputWrong, match=r"w1\.weight is \[704, 256\], config\.json says \[1024, 256\].*not fetched"):
-        folder.ensure(asking(*where))
+        download.ensure(asking(*where))
     assert not heavy(server.sent)
 
 
@@ -171,7 +171,7 @@ def test_weights_of_other_names_are_refused_by_the_index_alone(server, asking, t
     light = {path: text for path, text in tiny.items() if path not in heavy(tiny) and path != name}
     server.history[0] = {**light, **bins, "pytorch_model.bin.index.json": body}
     with pytest.raises(InputWrong, match=r"missing model\.layers\.0\.feed_forward\.w1.*unknown model\.layers\.0\.mlp"):
-        folder.ensure(asking(*where))
+        download.ensure(asking(*where))
     assert not any(path.endswith(".bin") for path in server.sent)
 
 
@@ -182,7 +182,7 @@ def test_weights_of_another_size_are_refused_by_the_index_alone(server, asking, 
     light = {path: text for path, text in tiny.items() if path not in heavy(tiny) and "index" not in path}
     server.history[0] = {**light, **bins, "pytorch_model.bin.index.json": json.dumps(index).encode()}
     with pytest.raises(InputWrong, match=r"the weights are [\d,]+ bytes, and [\d,]+ numbers are expected"):
-        folder.ensure(asking())
+        download.ensure(asking())
     assert not any(path.endswith(".bin") for path in server.sent)
 
 
@@ -190,11 +190,11 @@ def test_a_header_longer_than_what_is_first_asked_for_is_read_whole(server, aski
     shard = sorted(heavy(tiny))[0]
     longer = header(tiny[shard], lambda named: named.update(__metadata__={"format": "pt", "more": "x" * 70_000}))
     server.push({shard: longer}, "master")
-    assert is_whole(folder.ensure(asking()), {**tiny, shard: longer})
+    assert is_whole(download.ensure(asking()), {**tiny, shard: longer})
 
 
 def test_what_is_no_safetensors_file_is_told_before_it_is_fetched(server, asking, tiny):
     shard = sorted(heavy(tiny))[0]
     server.push({shard: b"version https://git-lfs.github.com/spec/v1\n" * 99}, "master")
     with pytest.raises(InputWrong, match=f"{shard} of org/tiny is no safetensors file"):
-        folder.ensure(asking())
+        download.ensure(asking())

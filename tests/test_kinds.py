@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT, recipe, refused
 
-from recipe.base_model import folder
+from recipe.base_model import tokenizer as base_model_tokenizer
 from recipe.core import imports, settings
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
@@ -146,7 +146,7 @@ def test_the_plan_counts_as_xtuner_does(tmp_path):
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in raw[kind]), encoding="utf-8")
         run = run_of(tmp_path, kind, [str(path)], train__max_length=512, data__piece=512)
         _, found = read(run)
-        cfg, tokenizer = config.effective(run.settings), folder.tokenizer(run)
+        cfg, tokenizer = config.effective(run.settings), base_model_tokenizer.tokenizer(run)
         template = config.template(cfg)
         assert (template is None) == (kind == "pretrain")
         numpy.random.seed(0)

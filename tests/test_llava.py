@@ -15,13 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
-from recipe.base_model import folder, hub
+from recipe.base_model import download, folder, hub, tokenizer
 from recipe.cli.main import cli
 from recipe.core import imports, settings
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RunFailed
 from recipe.core.hashing import below, digest, key_of, stamp
 from recipe.core.run import Run
-from recipe.inference import chat_model, evaluate, terminal
+from recipe.inference import chat_model, evaluate, loading, prompt, terminal
 from recipe.intake import dataset as intake_dataset
 from recipe.intake.files import image_folder
 from recipe.intake.reader import IMAGE
@@ -29,6 +29,7 @@ from recipe.planning import memory
 from recipe.planning import tokens as planning_tokens
 from recipe.reporting import collect, compare, report, verify
 from recipe.stages import data, pipeline
+from recipe.stages.model import work
 from recipe.stages.plan import reads
 from recipe.weights import adapter, llava
 from recipe.xtuner import config, preset_facts
@@ -181,7 +182,7 @@ def encoder(tmp_path_factory):
     """Files of a tiny CLIP as the hubs have it, path → bytes: PyTorch's weights beside TensorFlow's and JAX's."""
     root = tmp_path_factory.mktemp("clip")
     run = Run("x", settings.load("demo", ["model.visual_encoder=tiny"])[1], root, root)
-    place = folder.ensure(folder.visual(run))
+    place = download.ensure(folder.visual(run))
     files = {path.name: path.read_bytes() for path in place.iterdir() if path.suffix == ".json"}
     torch.save(load_file(str(place / "model.safetensors")), str(root / "pytorch_model.bin"))
     files["pytorch_model.bin"] = (root / "pytorch_model.bin").read_bytes()
@@ -213,7 +214,7 @@ def asking(pairs, tmp_path):
     """Function: a run of the first stage whose base model is here and whose CLIP is at a hub."""
 
     def make(where="huggingface", encoder=CLIP):
-        tiny = folder.ensure(run_of(tmp_path, "base", FIRST, pairs))
+        tiny = download.ensure(run_of(tmp_path, "base", FIRST, pairs))
         words = [f"model.source={where}", f"model.path={tiny}", f"model.visual_encoder={encoder}"]
         return dataclasses.replace(run_of(tmp_path, "asked", FIRST, pairs, *words), root=tmp_path)
 
@@ -228,10 +229,10 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     run = asking(where)
     monkeypatch.setenv("RECIPE_FETCH", "no")
     with pytest.raises(NotFetched, match="visual encoder is not here yet") as told:
-        folder.visual_facts(run)
+        download.visual_facts(run)
     assert told.value.code == NotFetched.CODES["tokenizer"]
     monkeypatch.delenv("RECIPE_FETCH")
-    [(what, place)] = folder.fetch_for_plan(run)  # what docker/run asks for then
+    [(what, place)] = download.fetch_for_plan(run)  # what docker/run asks for then
     assert (what, place) == ("visual encoder", tmp_path / "models" / ".download" / where / CLIP)
     light = {name for name in encoder if name.endswith((".json", ".md"))}
     assert set(server.sent) == light
@@ -240,10 +241,10 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     assert run.figures("plan")["image_tokens"] == 16
     planned = key_of(reads(run))
     with pytest.raises(NotFetched, match="visual encoder") as told:
-        folder.work(run, run.folder)
+        work(run, run.folder)
     assert told.value.code == NotFetched.CODES["model"]
     monkeypatch.delenv("RECIPE_FETCH")
-    figures = folder.work(run, run.folder)
+    figures = work(run, run.folder)
     assert set(server.sent) == {*light, "pytorch_model.bin"}
     assert all(sent == len(encoder[name]) for name, sent in server.sent.items())
     assert figures["visual_encoder_commit"] == server.commit(0)
@@ -275,7 +276,7 @@ def test_a_clip_that_does_not_come_is_told(server, asking, status, left_out, kin
 def test_a_clip_that_comes_damaged_is_told(server, asking):
     server.corrupt.add("pytorch_model.bin")
     with pytest.raises(HostLacks, match=r"pytorch_model\.bin of org/clip arrived damaged"):
-        folder.ensure(folder.visual(asking()))
+        download.ensure(folder.visual(asking()))
     with pytest.raises(InputWrong, match=r"model\.visual_encoder: there is no folder \./gone"):
         llava.eyes(asking(encoder="./gone"))
 
@@ -384,9 +385,9 @@ def test_a_checkpoint_with_more_than_the_recipe_trains_is_refused(stages, tmp_pa
 def test_the_image_is_seen(stages):
     """Another image gives other logits; before the image nothing changes."""
     for run in stages:
-        found, folder = chat_model.find(run), image_folder(run) / "seen"
+        found, folder = loading.find(run), image_folder(run) / "seen"
         voice = chat_model.Talker(
-            found.place, chat_model.template(run), found.adapter, eyes=found.eyes, image=folder / "red.png"
+            found.place, prompt.template(run), found.adapter, eyes=found.eyes, image=folder / "red.png"
         )
         sight, made = llava.Sight(*found.eyes, "cpu", torch.float32), []
         for name in ("red", "blue"):
@@ -432,7 +433,7 @@ def test_merge_takes_the_language_model_and_not_the_projector_alone(stages):
         pipeline.run_stages(first, "merge")
     pipeline.run_stages(second, "merge", (pipeline.MERGE,))
     assert second.figures("merge")["tensors_changed"] > 0
-    assert chat_model.find(second, "merged").eyes[1] == second.adapter
+    assert loading.find(second, "merged").eyes[1] == second.adapter
 
 
 @pytest.fixture
@@ -658,7 +659,7 @@ def test_the_preview_shows_where_the_image_is(stages):
     conversation = next(intake_dataset.conversations(stages[0].dataset))
     pieces = data_report.Sight(stages[0]).pieces(conversation)
     assert IMAGE in [text for text, _ in pieces]
-    assert planning_tokens.count([conversation], None, folder.tokenizer(stages[0]), 99, True)["lengths"][0] > 5
+    assert planning_tokens.count([conversation], None, tokenizer.tokenizer(stages[0]), 99, True)["lengths"][0] > 5
 
 
 def test_dtypes_of_the_first_stage(tmp_path, pairs):

@@ -15,11 +15,12 @@ import pytest
 from conftest import HUB_ID as ID
 from conftest import ROOT, recipe, refused
 
-from recipe.base_model import compatibility, folder, hub
+from recipe.base_model import compatibility, download, folder, hub, tokenizer
+from recipe.base_model.record import RECORD
 from recipe.core import hashing, settings
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
-from recipe.stages import pipeline
+from recipe.stages import model, pipeline
 from recipe.stages.plan import reads
 
 AT_HUGGING_FACE = 'model.source="huggingface"'
@@ -40,7 +41,7 @@ def run(tmp_path):
 
 
 def record(place):
-    return json.loads((place / folder.RECORD).read_text())
+    return json.loads((place / RECORD).read_text())
 
 
 def is_whole(place, files):
@@ -55,15 +56,15 @@ def heavy(files):
 
 
 def test_a_tiny_model_is_made_whole_and_named_after_what_it_is_made_of(run):
-    place = folder.ensure(run)
+    place = download.ensure(run)
     assert place == folder.folder(run)
     assert place.name.startswith("tiny-internlm2-")
-    assert folder.ensure(run) == place
+    assert download.ensure(run) == place
     assert [p.name for p in place.parent.iterdir() if "part" in p.name] == []
 
 
 def test_other_weights_of_the_same_size_are_another_model(run):
-    place = folder.ensure(run)
+    place = download.ensure(run)
     before = folder.fingerprint(place)
     shard = next(iter(folder.weights(place)))
     data = shard.read_bytes()
@@ -116,7 +117,7 @@ def test_a_model_is_fetched_whole_and_pinned(server, asking, tiny, tmp_path, mon
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     server.push({"README.md": b"later", "folder/more.txt": b"below"}, "master", "main")
     asked = asking(*where)
-    place = folder.ensure(asked)
+    place = download.ensure(asked)
     assert place == tmp_path / "models" / "org" / "tiny"
     assert is_whole(place, {**tiny, "README.md": b"later"})
     assert (place / "folder/more.txt").read_bytes() == b"below"
@@ -133,15 +134,15 @@ def test_a_model_is_fetched_whole_and_pinned(server, asking, tiny, tmp_path, mon
     # From now on the hub is not asked: what was pinned stays.
     server.push({"README.md": b"newer still"}, "master", "main")
     server.asked.clear()
-    assert folder.ensure(asked) == place
-    assert folder.work(asked, tmp_path)["commit"] == server.commit(1)
+    assert download.ensure(asked) == place
+    assert model.work(asked, tmp_path)["commit"] == server.commit(1)
     assert server.asked == []
 
 
 @BOTH
 def test_a_cut_transfer_goes_on_where_it_stopped(server, asking, tiny, where):
     server.cut = 500_000
-    place = folder.ensure(asking(*where))
+    place = download.ensure(asking(*where))
     assert is_whole(place, tiny)
     resumed = [headers for _, headers in server.asked if "Range" in headers]
     again = sum(server.sent.values()) - sum(map(len, tiny.values()))
@@ -164,14 +165,14 @@ def test_modelscopes_own_downloader_loses_what_was_cut(server, tmp_path, monkeyp
 
 def test_a_server_without_ranges_starts_a_cut_file_again(server, asking, tiny):
     server.cut, server.cuts, server.ranges = 500_000, 2, False
-    assert is_whole(folder.ensure(asking()), tiny)
+    assert is_whole(download.ensure(asking()), tiny)
     assert sum(server.sent.values()) == sum(map(len, tiny.values())) + 2 * server.cut
 
 
 def test_a_server_that_always_cuts_and_knows_no_ranges_is_given_up(server, asking, tmp_path):
     server.cut, server.ranges = 500_000, False
     with pytest.raises(HostLacks, match=r"could not be fetched from ModelScope: .*Type the same command again"):
-        folder.ensure(asking())
+        download.ensure(asking())
     assert not (tmp_path / "models" / "org").exists()
 
 
@@ -181,7 +182,7 @@ def test_a_throttled_transfer_is_taken_up_again(server, asking, tiny, monkeypatc
     server.pause = 0.05
     slow = iter([1.0, 1.0])
     server.file, quick = lambda *given: (time.sleep(next(slow, 0)), quick(*given)), server.file
-    assert is_whole(folder.ensure(asking()), tiny)
+    assert is_whole(download.ensure(asking()), tiny)
 
 
 def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
@@ -203,7 +204,7 @@ def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
     server.pause = 0
     time.sleep(0.5)
     server.sent.clear()
-    said = pipeline.says("model", folder.work(asking(), tmp_path))
+    said = pipeline.says("model", model.work(asking(), tmp_path))
     assert is_whole(tmp_path / "models" / "org" / "tiny", tiny)
     assert sum(server.sent.values()) == sum(len(tiny[name]) for name in heavy(tiny)) - here
     assert f"master is commit {server.commit(0)[:12]} at ModelScope" in said
@@ -216,12 +217,12 @@ def test_a_corrupted_file_is_deleted_and_named_and_only_it_is_fetched_again(serv
     for name in (shard, "config.json"):  # with sha256, and at Hugging Face with git's own checksum
         server.corrupt = {name}
         with pytest.raises(HostLacks, match=f"{name} of org/tiny arrived damaged.*deleted"):
-            folder.ensure(asking(*where))
+            download.ensure(asking(*where))
         time.sleep(0.3)  # transfers beside it end
         server.corrupt = set()
         server.sent.clear()
         if name == shard:
-            place = folder.ensure(asking(*where))
+            place = download.ensure(asking(*where))
             assert server.sent[shard] == len(tiny[shard])
             assert not set(server.sent) - heavy(tiny)
             assert is_whole(place, tiny)
@@ -230,7 +231,7 @@ def test_a_corrupted_file_is_deleted_and_named_and_only_it_is_fetched_again(serv
 
 def test_safetensors_are_enough(server, asking, tiny):
     server.push({"pytorch_model-00001-of-00001.bin": b"x" * 1000, "pytorch_model.bin.index.json": b"{}"}, "master")
-    assert is_whole(folder.ensure(asking()), tiny)
+    assert is_whole(download.ensure(asking()), tiny)
 
 
 # What the hub has
@@ -240,38 +241,38 @@ def test_safetensors_are_enough(server, asking, tiny):
 def test_an_unknown_revision_is_told_with_the_known_ones(server, asking, where):
     server.push({}, "v1.0.3")
     with pytest.raises(InputWrong, match=r"has no revision v9 at .*it has (master|main), v1\.0\.3.*model\.revision="):
-        folder.ensure(asking("model.revision=v9", *where))
+        download.ensure(asking("model.revision=v9", *where))
 
 
 @BOTH
 def test_tags_and_commits_are_revisions(server, asking, where):
     server.push({"README.md": b"second"}, "v2")
     server.push({"README.md": b"third"}, "master", "main")
-    place = folder.ensure(asking("model.revision=v2", *where))
+    place = download.ensure(asking("model.revision=v2", *where))
     assert (place / "README.md").read_bytes() == b"second"
-    assert folder.ensure(asking(f"model.revision={server.commit(1)}", *where)) == place  # the same, said otherwise
+    assert download.ensure(asking(f"model.revision={server.commit(1)}", *where)) == place  # the same, said otherwise
     shutil.rmtree(str(place))
-    place = folder.ensure(asking(f"model.revision={server.commit(1)}", *where))
+    place = download.ensure(asking(f"model.revision={server.commit(1)}", *where))
     assert (place / "README.md").read_bytes() == b"second"
     assert record(place)["files"]["README.md"]["sha256"] == hashlib.sha256(b"second").hexdigest()
 
 
 def test_another_revision_or_hub_than_what_is_here_is_told(server, asking, tmp_path):
-    folder.ensure(asking())
+    download.ensure(asking())
     for words, wanted in (
         (["model.revision=v1.0.0"], r"v1\.0\.0 from ModelScope"),
         ([AT_HUGGING_FACE], "main from Hugging Face"),
     ):
-        for use in (folder.ensure, folder.tokenizer):
+        for use in (download.ensure, tokenizer.tokenizer):
             with pytest.raises(InputWrong, match=f"holds revision master .*the recipe asks for {wanted}.*model.path="):
                 use(asking(*words))
     # Renamed and named, it is taken, and still compared with its record.
     (tmp_path / "models/org/tiny").rename(tmp_path / "models/mine")
-    assert folder.ensure(asking("model.path=models/mine", "model.revision=v1.0.0")).name == "mine"
+    assert download.ensure(asking("model.path=models/mine", "model.revision=v1.0.0")).name == "mine"
     (tmp_path / "models/mine/README.md").write_text("not in the record")
     (tmp_path / "models/mine/generation_config.json").write_text("{}")
     with pytest.raises(HostLacks, match=r"generation_config\.json in models/mine: not what was fetched"):
-        folder.ensure(asking("model.path=models/mine"))
+        download.ensure(asking("model.path=models/mine"))
 
 
 def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, tiny, tmp_path):
@@ -279,12 +280,12 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
     assert done.stdout.split() == ["tokenizer", "models/.download/modelscope/org/tiny/tokenizer.model"], done.stderr
     assert set(server.sent) == {"tokenizer.model", "config.json"}
     server.asked.clear()
-    ids = folder.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    ids = tokenizer.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids == [2047, 2046]
     planned = hashing.key_of(reads(asking()))
     assert server.asked == []
     server.push({"generation_config.json": b"{}"}, "master")
-    place = folder.ensure(asking())
+    place = download.ensure(asking())
     assert record(place)["commit"] == server.commit(0)
     assert is_whole(place, tiny)
     assert server.sent["tokenizer.model"] == len(tiny["tokenizer.model"])
@@ -304,17 +305,17 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
 def test_refusals_of_a_hub_are_told(server, asking, where, status, kind, words):
     server.status = {"/": status}
     with pytest.raises(kind, match=words) as told:
-        folder.ensure(asking(*where))
+        download.ensure(asking(*where))
     assert "\n" not in str(told.value)
 
 
 def test_an_error_in_the_middle_is_no_part_of_a_file(server, asking, tiny):
     server.status = {"model-00002": 503}
     with pytest.raises(HostLacks, match=r"answers HTTP 503.*what has arrived is kept.*MODELSCOPE_DOMAIN"):
-        folder.ensure(asking())
+        download.ensure(asking())
     time.sleep(0.3)
     server.status = {}
-    assert is_whole(folder.ensure(asking()), tiny)
+    assert is_whole(download.ensure(asking()), tiny)
 
 
 @pytest.mark.parametrize(
@@ -331,14 +332,14 @@ def test_a_broken_way_to_the_hub_is_told(server, asking, monkeypatch, environmen
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(HostLacks, match=words) as told:
-        folder.ensure(asking(AT_HUGGING_FACE))
+        download.ensure(asking(AT_HUGGING_FACE))
     assert "\n" not in str(told.value)
 
 
 def test_no_network_with_modelscope(server, asking, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_DOMAIN", "hub.invalid")
     with pytest.raises(HostLacks, match=r"ModelScope's name cannot be resolved.*MODELSCOPE_DOMAIN=host.*model\.path="):
-        folder.ensure(asking())
+        download.ensure(asking())
 
 
 def test_a_disk_too_small_is_told_before_anything_is_fetched(server, asking, monkeypatch, tiny):
@@ -346,7 +347,7 @@ def test_a_disk_too_small_is_told_before_anything_is_fetched(server, asking, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     needed = sum(map(len, tiny.values())) / 1e9
     with pytest.raises(HostLacks, match=f"needs {needed:.1f} GB more in models; 0.0 GB are free"):
-        folder.ensure(asking())
+        download.ensure(asking())
     assert not server.sent
 
 
@@ -355,43 +356,43 @@ def test_a_disk_that_fills_up_is_told(server, asking, monkeypatch):
     full = Path("/dev/full")
     monkeypatch.setattr(hub, "part_of", lambda place, name: full if name in heavy([name]) else part_of(place, name))
     with pytest.raises(HostLacks, match=r"The disk is full while org/tiny is being fetched.*what has arrived is kept"):
-        folder.ensure(asking())
+        download.ensure(asking())
 
 
 # Kept
 
 
 def test_what_was_fetched_is_checked_ever_after(server, asking, tiny, tmp_path):
-    place = folder.ensure(asking())
+    place = download.ensure(asking())
     shard = place / sorted(heavy(tiny))[0]
     stored = record(place)["files"][shard.name]
     os.utime(str(shard))  # touched: read again, found equal, the new time noted
     before = folder.fingerprint(place)
-    folder.ensure(asking())
+    download.ensure(asking())
     assert record(place)["files"][shard.name]["time"] == shard.stat().st_mtime_ns != stored["time"]
     assert folder.fingerprint(place) == before
     # A change that leaves size and time is found by --verify alone.
     data = shard.read_bytes()
     shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     os.utime(str(shard), ns=(stored["time"], record(place)["files"][shard.name]["time"]))
-    folder.ensure(asking())
+    download.ensure(asking())
     done = recipe("model", "coach", ID, "--verify", cwd=tmp_path, RECIPE_CACHE=str(tmp_path / "cache"))
     refused(done, 3, shard.name, "not what was fetched", "Remove it and type just model")
     # Removed, it alone is fetched again.
     shard.unlink()
     server.sent.clear()
-    assert is_whole(folder.ensure(asking()), tiny)
+    assert is_whole(download.ensure(asking()), tiny)
     assert server.sent == {shard.name: len(data)}
     verifying = asking()
     verifying.verify = True
-    assert folder.work(verifying, tmp_path)["verified"]
+    assert model.work(verifying, tmp_path)["verified"]
     assert server.sent == {shard.name: len(data)}
 
 
 def test_read_only_models_are_checked_without_writing_and_never_fetched(server, asking, tmp_path, tiny):
-    place = folder.ensure(asking())
+    place = download.ensure(asking())
     os.utime(str(place / "config.json"))
-    before = (place / folder.RECORD).read_bytes()
+    before = (place / RECORD).read_bytes()
     everything = [tmp_path, *tmp_path.rglob("*")]
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -402,11 +403,11 @@ def test_read_only_models_are_checked_without_writing_and_never_fetched(server, 
     try:
         if root:  # who may write anywhere
             os.seteuid(65534)
-        assert folder.ensure(asking()) == place
+        assert download.ensure(asking()) == place
         with pytest.raises(HostLacks, match=r"The base model is not in models, and nothing can be written.*just model"):
-            folder.ensure(asking("model.id=org/other"))
+            download.ensure(asking("model.id=org/other"))
         with pytest.raises(HostLacks, match=r"The base model is not in models, and nothing can be written.*just model"):
-            folder.tokenizer(asking("model.id=org/other"))
+            tokenizer.tokenizer(asking("model.id=org/other"))
     finally:
         if root:
             os.seteuid(0)
@@ -414,7 +415,7 @@ def test_read_only_models_are_checked_without_writing_and_never_fetched(server, 
             path.chmod(0o755 if path.is_dir() else 0o644)
         for path, mode in above.items():
             path.chmod(mode)
-    assert (place / folder.RECORD).read_bytes() == before
+    assert (place / RECORD).read_bytes() == before
     assert not server.paths("other")
 
 
@@ -430,28 +431,28 @@ def test_code_newer_than_this_stack_is_refused_before_the_weights(server, asking
     server.push(newer, "master", "main", "v2.0.0", date=date)
     older = server.commit(0) if where else "v1.0.0"
     with pytest.raises(InputWrong) as told:
-        folder.ensure(asking(*where))
+        download.ensure(asking(*where))
     for words in (
         "modeling_internlm2.py needs StaticCache of transformers.cache_utils", "This stack has transformers 4.36.2",
         "saved with 4.41.0", f"model.revision={older} is the newest from before 2024-03-18",
     ):  # fmt: skip
         assert words in str(told.value)
     assert not heavy(server.sent)
-    assert is_whole(folder.ensure(asking(f"model.revision={older}", *where)), old)
+    assert is_whole(download.ensure(asking(f"model.revision={older}", *where)), old)
 
 
 def test_files_of_a_refused_revision_do_not_get_into_another(server, asking, tiny):
     server.push({}, "v1.0.0")
     server.push({**other_family(tiny), "newer.py": b"pass"}, "master", date=datetime(2024, 7, 1))
     with pytest.raises(InputWrong, match="StaticCache"):
-        folder.ensure(asking())
-    assert is_whole(folder.ensure(asking("model.revision=v1.0.0")), tiny)
+        download.ensure(asking())
+    assert is_whole(download.ensure(asking("model.revision=v1.0.0")), tiny)
 
 
 def test_where_the_hub_has_no_old_revision_by_name_the_message_says_where_to_look(server, asking, tiny):
     server.push(other_family(tiny), "master")
     with pytest.raises(InputWrong, match=r"Name a revision from before 2024-03-18, .* lists master; .*huggingface"):
-        folder.ensure(asking())
+        download.ensure(asking())
     assert f'"{hub.STACK_DAY:%Y-%m-%d}T00:00:00Z"' in (ROOT / "docker/lock.py").read_text()
 
 
@@ -537,20 +538,20 @@ def test_the_published_tokenizer_needs_its_configuration(real_tokenizer, tmp_pat
     ],
 )
 def test_config_and_weights_must_agree(run, change, words):
-    place = folder.ensure(run)
+    place = download.ensure(run)
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(InputWrong, match=words):
-        folder.ensure(run)
+        download.ensure(run)
 
 
 def test_a_folder_of_ones_own_with_a_weight_file_cut_short(run, tmp_path):
-    place = folder.ensure(run)
+    place = download.ensure(run)
     shard = next(iter(folder.weights(place)))
     shard.write_bytes(shard.read_bytes()[:-100])
     own = Run("x", settings.load("demo", [f"model.path={place}"])[1], tmp_path, tmp_path / "output")
     with pytest.raises(InputWrong, match=f"{shard.name} is damaged or cut short.*model.path"):
-        folder.ensure(own)
+        download.ensure(own)
 
 
 def test_caches_and_home_lie_below_ours_where_there_is_no_home(tmp_path):

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, loops
 
-from recipe.base_model import folder
+from recipe.base_model import tokenizer as base_model_tokenizer
 from recipe.core import imports, settings
 from recipe.core.run import Run
 from recipe.planning import plan, schedule
@@ -71,7 +71,7 @@ def tokenizer():
     _, recipe = settings.load("demo")
     from conftest import ROOT
 
-    return folder.tokenizer(Run("demo", recipe, ROOT, ROOT / "output"))
+    return base_model_tokenizer.tokenizer(Run("demo", recipe, ROOT, ROOT / "output"))
 
 
 def really_train(text, work_dir, ranks, monkeypatch):

@@ -122,7 +122,7 @@ def chat(
 ) -> None:
     """Talk to the model, or ask one QUESTION. A pipe is read line by line."""
     from recipe.base_model import folder as base
-    from recipe.inference import chat_model
+    from recipe.inference import loading
     from recipe.inference.terminal import talk
     from recipe.stages import pipeline
 
@@ -136,7 +136,7 @@ def chat(
     with run.open():  # what is there is used, whatever has changed since; the base needs no training
         if _is_trained(run) and (which != "base" or not typed.overrides):
             use_trained_settings(run, typed)
-        if not base.folder(run).is_dir() and (which == "base" or chat_model.find(run, which).adapter):
+        if not base.folder(run).is_dir() and (which == "base" or loading.find(run, which).adapter):
             pipeline.run_stages(run, "model")
     talk(run, question, which, image or "")
 

@@ -45,3 +45,8 @@ def key_of(reads: Dict[str, Any]) -> str:
     """One sha256 for everything a stage depends on; paths count by content."""
     flat = {name: digest(value) if isinstance(value, Path) else value for name, value in reads.items()}
     return hashlib.sha256(json.dumps(flat, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
+
+
+def source(*places: Path) -> str:
+    """One sha256 of the code on which a stage's result depends: module files, and folders of packages."""
+    return key_of({str(number): place for number, place in enumerate(places)})

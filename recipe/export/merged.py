@@ -12,7 +12,8 @@ from recipe.base_model import folder
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.export import gguf_writer
-from recipe.inference import chat_model, terminal
+from recipe.inference import terminal
+from recipe.inference.prompt import separator
 from recipe.stages import pipeline
 
 JUST = os.environ.get("RECIPE_COMMAND", "just")
@@ -100,7 +101,7 @@ def check(run: Run, recipe: str) -> Merged:
         )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name).strip("-.") or "model"
     own = bool(settings.get("chat_template"))
-    after = chat_model.separator(template, _Trained(template, _Tokens(eos, bos)))
+    after = separator(template, _Trained(template, _Tokens(eos, bos)))
     return Merged(place, name, recipe, config, template, jinja, own, stops, run.settings.data.system, after)
 
 
@@ -122,7 +123,7 @@ def in_jinja(template: Any, eos: str, bos: str) -> str:
     if template.SYSTEM:  # texts that are learnt as they are have none
         system = said(*template.SYSTEM.format(system="\0").split("\0"))
     asked, answer = template.INSTRUCTION.format(input="\0", round=1).split("\0")
-    end = chat_model.separator(template, _Trained(template, _Tokens(eos, bos)))
+    end = separator(template, _Trained(template, _Tokens(eos, bos)))
     return (
         "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
         f"{system}{{% elif message['role'] == 'user' %}}{said(asked, answer)}"

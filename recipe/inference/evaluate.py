@@ -19,14 +19,14 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 from recipe.base_model import folder
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.files import write_text
-from recipe.core.hashing import digest, key_of
+from recipe.core.hashing import digest, key_of, source
 from recipe.core.host import versions
 from recipe.core.run import Run
 from recipe.core.stage import output_digest
-from recipe.inference import chat_model, scores
+from recipe.inference import chat_model, loading, prompt, scores
+from recipe.inference.loading import Found
 from recipe.intake import dataset, files, split
 from recipe.intake.reader import IMAGE
-from recipe.planning import plan
 from recipe.planning import tokens as planning_tokens
 from recipe.weights import llava
 from recipe.xtuner import config, preset_facts
@@ -63,7 +63,7 @@ def compared(base: Losses, tuned: Losses) -> Dict[str, Any]:
 
 def is_quick(run: Run) -> bool:
     """Whether this machine evaluates the model in minutes: a GPU, or a small model."""
-    if chat_model.nbytes(folder.folder(run)) < QUICK:
+    if loading.nbytes(folder.folder(run)) < QUICK:
         return True
     import torch
 
@@ -76,7 +76,7 @@ def is_there(run: Run) -> bool:
 
 
 def reads(run: Run) -> Dict[str, Any]:
-    what = chat_model.find(run).what
+    what = loading.find(run).what
     made_by = {"merged": "merge", "adapter": "adapter"}
     # LLaVA's other parts lie beside the language model's adapter, also when that is merged.
     parts = {"parts": output_digest(run, "adapter", "adapter")} if preset_facts.pictures(run.settings) else {}
@@ -95,7 +95,7 @@ def _asked(run: Run) -> Dict[str, Any]:
         "template": dict(config.template(cfg) or {}),
         "max_length": cfg.max_length,
         **({**llava.reads(run), "square": _square(cfg)} if preset_facts.pictures(settings) else {}),
-        "code": [key_of({"file": Path(one)}) for one in (__file__, chat_model.__file__, plan.__file__, llava.__file__)],
+        "code": source(Path(__file__).parent, Path(planning_tokens.__file__), Path(llava.__file__)),
         "versions": {name: versions()[name] for name in ("torch", "transformers", "xtuner")},
     }
 
@@ -125,9 +125,9 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
                 f"train again."
             )
     asked = _asked(run)
-    new = chat_model.find(run)
+    new = loading.find(run)
     try:
-        kind = chat_model.precision(folder.folder(run))
+        kind = loading.precision(folder.folder(run))
         base = _of_base(run, lines, asked, kind)
         after = _measured(run, new, lines, asked, kind)
     except RuntimeError as error:
@@ -167,7 +167,7 @@ def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str
         pass  # not there, or damaged: made anew
     with tempfile.TemporaryDirectory() as place:
         eyes = llava.began(run, Path(place)) if preset_facts.pictures(run.settings) else None
-        made = _measured(run, chat_model.find(run, "base")._replace(eyes=eyes), lines, asked, kind)
+        made = _measured(run, loading.find(run, "base")._replace(eyes=eyes), lines, asked, kind)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(made, ensure_ascii=False))
@@ -176,11 +176,11 @@ def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str
     return made
 
 
-def _measured(run: Run, of: chat_model.Found, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
+def _measured(run: Run, of: Found, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
     """`losses` of every conversation and `answers` ([text, ended]) of those that `_answered` names."""
     chosen, pictures = asked["settings"], preset_facts.pictures(run.settings)
-    template = chat_model.template(run)
-    with chat_model.loading(run, of):
+    template = prompt.template(run)
+    with loading.loading(run, of):
         voice = chat_model.Talker(of.place, template, of.adapter, kind, preset_facts.tokenizer(run.settings, of.place))
     trained = None if preset_facts.kind(run.settings) == "pretrain" else voice.template
     encoded = [

@@ -8,17 +8,17 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import click
 
-from recipe.base_model import folder
 from recipe.core.errors import InputWrong
-from recipe.core.hashing import key_of
 from recipe.core.run import Run
-from recipe.core.stage import output_digest
-from recipe.inference import chat_model
-from recipe.inference.chat_model import Talker, template
+from recipe.inference import loading
+from recipe.inference.chat_model import Talker
+from recipe.inference.prompt import template
 from recipe.xtuner import preset_facts
 
 SAMPLED = 2  # evaluation questions asked after a merge
+
 LONGEST = 512  # tokens of an answer in a conversation
+
 DRAWN = {"do_sample": True, "temperature": 0.8, "top_p": 0.8}  # for an answer that shall be another one
 
 
@@ -26,37 +26,6 @@ def questions(run: Run) -> List[str]:
     from mmengine.config import Config
 
     return list(Config.fromfile(str(run.config)).evaluation_inputs)
-
-
-def reads(run: Run) -> Dict[str, Any]:
-    return {
-        "merged": output_digest(run, "merge", "merged"),
-        "base": folder.fingerprint(folder.folder(run)),
-        "questions": questions(run)[:SAMPLED],
-        "system": run.settings.data.system,
-        "code": [key_of({"file": Path(file)}) for file in (__file__, chat_model.__file__)],
-    }
-
-
-def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Write samples.json: evaluation questions with the base's and the merged model's answers."""
-    asked = questions(run)[:SAMPLED]
-    answers = {}
-    for name, place in (("base", folder.folder(run)), ("merged", run.merged)):
-        voice = Talker(place, template(run), tokenizer=preset_facts.tokenizer(run.settings, place))
-        answers[name] = [voice.answer(run.settings.data.system, [], question) for question in asked]
-    samples = [
-        {
-            "question": question,
-            "base": before[0],
-            "base_ended": before[1],
-            "merged": after[0],
-            "merged_ended": after[1],
-        }
-        for question, before, after in zip(asked, answers["base"], answers["merged"])
-    ]
-    (out / "samples.json").write_text(json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return {"samples": samples}
 
 
 class Conversation:
@@ -167,7 +136,7 @@ def talk(run: Run, question: Optional[str], which: str = "", image: str = "") ->
     `which`: base, adapter or merged; by default the tuned one that is there. `image`: a file that it is all about.
     Raises InputWrong.
     """
-    found = chat_model.find(run, which)
+    found = loading.find(run, which)
     place = run.root / image if image else None
     if place and not found.eyes:
         what = "the base has no projector" if which == "base" else f"{run.name} was not trained on images"
@@ -175,7 +144,7 @@ def talk(run: Run, question: Optional[str], which: str = "", image: str = "") ->
     if place and not place.is_file():
         raise InputWrong(f"image={image}: there is no such file.")
     asking = template(run)
-    with chat_model.loading(run, found):
+    with loading.loading(run, found):
         voice = Talker(
             found.place, asking, found.adapter, tokenizer=preset_facts.tokenizer(run.settings, found.place),
             eyes=found.eyes, image=place,

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipe.base_model import folder
+from recipe.base_model import tokenizer as base_model_tokenizer
 from recipe.core import imports
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
@@ -201,7 +201,7 @@ class Sight:
         imports.load()
         cfg = config.effective(run.settings)
         self.template, self.max_length = config.template(cfg), cfg.max_length
-        self.tokenizer = folder.tokenizer(run)
+        self.tokenizer = base_model_tokenizer.tokenizer(run)
         self.pictures = preset_facts.pictures(run.settings)
 
     def count(self, conversation: Conversation) -> Tuple[int, int]:

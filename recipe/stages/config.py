@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from recipe.core import imports
+from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.xtuner import preset_editor, preset_facts
 from recipe.xtuner.config import render, speed_changes, template
@@ -34,8 +35,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "model": run.shown(folder.folder(run)),
         "own_code": folder.has_own_code(run),
         "dataset": run.shown(run.dataset),
-        "code": Path(__file__),
-        "editor": Path(preset_editor.__file__),
+        "code": source(Path(__file__), Path(preset_editor.__file__).parent),
     }
 
 

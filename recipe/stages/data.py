@@ -6,7 +6,7 @@ from typing import Any, Dict
 
 from recipe.core import imports
 from recipe.core.errors import InputWrong
-from recipe.core.hashing import digest
+from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.intake import images, split
 from recipe.intake.checks import CONTROL, NO_TEXT
@@ -26,7 +26,7 @@ def reads(run: Run) -> Dict[str, Any]:
         "kind": preset_facts.kind(run.settings),
         "piece": _piece(run) if preset_facts.kind(run.settings) == "pretrain" else 0,
         "seed": _seed(run) if run.settings.data.eval_share else None,
-        "code": [digest(Path(__file__)), digest(Path(split.__file__).parent)],
+        "code": source(Path(__file__), Path(split.__file__).parent),
         **{f"file{i}": path for i, (path, _) in enumerate(found)},
     }  # fmt: skip
 

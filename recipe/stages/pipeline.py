@@ -6,27 +6,26 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import click
 
-from recipe.base_model import folder, hub
+from recipe.base_model import hub
 from recipe.core.errors import InputWrong, RecipeError, RunFailed
 from recipe.core.hashing import digest, key_of
 from recipe.core.run import Run
 from recipe.core.stage import Stage, is_current, perform
-from recipe.inference import evaluate, terminal
-from recipe.stages import config as stages_config
-from recipe.stages import data, reproduce, train
-from recipe.stages.plan import reads, work
+from recipe.inference import evaluate
+from recipe.stages import adapter, config, data, merge, model, plan, reproduce, samples, train
 from recipe.training import checkpoints
-from recipe.weights import adapter, merge
+from recipe.weights.adapter import says as adapter_says
+from recipe.weights.merge import says as merge_says
 from recipe.xtuner import preset_facts
 
 DATA = Stage("data", data.work, data.reads, ("dataset.jsonl", "eval.jsonl"))
-PLAN = Stage("plan", work, reads, ("plan.json",))
-CONFIG = Stage("config", stages_config.work, stages_config.reads, ("config.py", "config.diff"))
-MODEL = Stage("model", folder.work, folder.reads, always=True)
+PLAN = Stage("plan", plan.work, plan.reads, ("plan.json",))
+CONFIG = Stage("config", config.work, config.reads, ("config.py", "config.diff"))
+MODEL = Stage("model", model.work, model.reads, always=True)
 TRAIN = Stage("train", train.work, checkpoints.reads)
 ADAPTER = Stage("adapter", adapter.work, adapter.reads, ("adapter",))
 MERGE = Stage("merge", merge.work, merge.reads, ("merged",))
-SAMPLES = Stage("chat", terminal.work, terminal.reads, ("samples.json",))
+SAMPLES = Stage("chat", samples.work, samples.reads, ("samples.json",))
 EVAL = Stage("eval", evaluate.work, evaluate.reads, ("eval.json",))
 
 # The check of the machine and the plan come before the model: it is 15 GB, and mistakes are cheap until then.
@@ -66,8 +65,8 @@ def says(name: str, figures: Dict[str, Any]) -> str:
         "config": lambda: f"{f['base']} with {f['lines_changed']} lines changed (config.diff), {f['dtype']}",
         "model": lambda: _model_says(f),
         "train": lambda: f"{f['iterations']} iterations, loss {f['loss_first']:.3f} → {f['loss_last']:.3f}",
-        "adapter": lambda: adapter.says(f),
-        "merge": lambda: merge.says(f),
+        "adapter": lambda: adapter_says(f),
+        "merge": lambda: merge_says(f),
         "chat": lambda: f"{len(f['samples'])} questions asked of base and merged model",
         "eval": lambda: f["says"],
     }

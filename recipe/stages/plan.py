@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any, Dict
 
-from recipe.base_model import folder
+from recipe.base_model import download, folder
+from recipe.base_model import tokenizer as base_model_tokenizer
 from recipe.core import imports, measurements
 from recipe.core.errors import PlanRefused
 from recipe.core.files import write_text
+from recipe.core.hashing import source
 from recipe.core.run import Run
+from recipe.planning import memory
 from recipe.planning.plan import SMALL, drawn_seed, make, together, unknown
 from recipe.xtuner import config, preset_facts, step_choice
 
@@ -20,7 +23,7 @@ def reads(run: Run) -> Dict[str, Any]:
     # A tiny model's folder is named after what it is made of, and may not be there yet.
     tokenizer = Path(chosen) if chosen else folder.tokenizer_file(folder.folder(run))
     if not (chosen or tiny or run.settings.model.path or folder.folder(run).exists()):
-        tokenizer = folder.fetch_tokenizer(run)  # the same file, so that the plan still holds when the model is there
+        tokenizer = download.fetch_tokenizer(run)  # the same file, so that the plan still holds when the model is there
         tokenizer = folder.tokenizer_file(tokenizer) if tokenizer.is_dir() else tokenizer
     return {
         "settings": run.settings.model_dump(
@@ -37,13 +40,13 @@ def reads(run: Run) -> Dict[str, Any]:
         "dataset": run.dataset,
         "held_out": run.figures("data").get("held_out", 0),
         "tokenizer": folder.folder(run).name if tiny else tokenizer,
-        **({"eyes": folder.visual_facts(run) / "config.json"} if preset_facts.pictures(run.settings) else {}),
+        **({"eyes": download.visual_facts(run) / "config.json"} if preset_facts.pictures(run.settings) else {}),
         "force": run.force,
         "speed": step_choice.speed(run.settings),
         "dtype": step_choice.training_dtype(run.settings),
         "deepspeed": step_choice.deepspeed_text(run.settings),  # a file that is wrong is refused here
         "bench": measurements.BENCH,
-        "code": Path(__file__),
+        "code": source(Path(__file__), Path(memory.__file__).parent),
     }
 
 
@@ -53,7 +56,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     with run.dataset.open(encoding="utf-8") as stream:
         lines = [json.loads(line) for line in stream]
     cfg = config.effective(run.settings)
-    tokenizer = folder.tokenizer(run)
+    tokenizer = base_model_tokenizer.tokenizer(run)
     seed = run.settings.train.seed
     if seed is None:
         # XTuner would draw one itself; drawn here, the plan is exact and the run can be repeated.

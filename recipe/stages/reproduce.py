@@ -62,7 +62,7 @@ def overrides(given: List[str]) -> List[str]:
 
 def with_seed(run: Run) -> None:
     """Set the run's seed to one that gives the published number of iterations (needs the dataset)."""
-    from recipe.base_model import folder
+    from recipe.base_model import tokenizer
     from recipe.core import imports
     from recipe.xtuner import config
 
@@ -70,7 +70,7 @@ def with_seed(run: Run) -> None:
     with run.dataset.open(encoding="utf-8") as stream:
         conversations = [json.loads(line)["conversation"] for line in stream]
     cfg = config.effective(run.settings)
-    tokens = count(conversations, cfg.prompt_template, folder.tokenizer(run), cfg.max_length)
+    tokens = count(conversations, cfg.prompt_template, tokenizer.tokenizer(run), cfg.max_length)
     seed = find_seed(tokens["lengths"], cfg, published()["iterations_per_epoch"])
     run.settings = settings.replace(run.settings, "train.seed", seed)
 

@@ -14,7 +14,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.web.server.websocket_headers import _get_websocket_headers
 
 from recipe.core.errors import InputWrong
-from recipe.inference import chat_model
+from recipe.inference import loading
 from recipe.reporting import data_report
 from recipe.reporting import html as webpage
 from recipe.web import html, live, shared
@@ -92,7 +92,7 @@ def talk(run: Any, spoken: str) -> None:
         settle()
     try:
         run = dataclasses.replace(run, settings=run.trained_with())
-        chat_model.find(run)
+        loading.find(run)
     except InputWrong as error:
         st.info(str(error))
         return

@@ -11,7 +11,7 @@ from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Tuple
 
 from recipe.core.errors import RecipeError
 from recipe.core.run import Run
-from recipe.inference import chat_model
+from recipe.inference import chat_model, loading, prompt
 
 PANES = ("base", "tuned")  # in the order in which they answer
 Load = Callable[[], Dict[str, "Voice"]]
@@ -157,12 +157,12 @@ def load(run: Run, which: str) -> Dict[str, Voice]:
     """Base and tuned voice of a run. `which`: adapter (one set of weights serves both), merged (two), "": the adapter
     if it is there. Raises InputWrong where there is no such model, HostLacks where two find no room.
     """
-    found = chat_model.find(run, which or ("adapter" if run.adapter.is_dir() else ""))
-    template = chat_model.template(run)
+    found = loading.find(run, which or ("adapter" if run.adapter.is_dir() else ""))
+    template = prompt.template(run)
     if found.adapter:
         one = chat_model.Talker(found.place, template, found.adapter)
         return {"base": Voice(one, one.model.disable_adapter), "tuned": Voice(one, contextlib.nullcontext)}
-    base = chat_model.find(run, "base")
+    base = loading.find(run, "base")
     return {
         "base": Voice(chat_model.Talker(base.place, template), contextlib.nullcontext),
         "tuned": Voice(chat_model.Talker(found.place, template), contextlib.nullcontext),

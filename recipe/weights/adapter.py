@@ -20,8 +20,11 @@ from recipe.xtuner import preset_facts
 
 # XTuner: llm.base_model.model.….lora_A.default.weight → PEFT: base_model.model.….lora_A.weight
 WHOLE = "llm."  # XTuner: llm.model.layers.… → the model's own model.layers.…
+
 TRAINED = r"\.base_model\.model\..+\.(lora_\w+|modules_to_save)\."
+
 BESIDE = ("projector", "visual_encoder_adapter")  # LLaVA's parts, in the figures by their numbers of parameters
+
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -137,29 +140,6 @@ def base_checksum(place: Path) -> str:
     """sha256 over size and samples of a base model's weight files: which weights an adapter was trained on."""
     heavy = {path.name for path in folder.weights(place)}
     return key_of({name: digest for name, digest in folder.fingerprint(place).items() if name in heavy})
-
-
-def reads(run: Run) -> Dict[str, Any]:
-    return {
-        "checkpoint": run.checkpoint,
-        "config": run.config,
-        "base": base_checksum(folder.folder(run)),
-        "settings": run.settings.adapter.model_dump(),
-        "code": Path(__file__),
-    }
-
-
-def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Write adapter/ (adapter_config.json, adapter_model.safetensors in adapter.dtype, README.md).
-
-    Figures: tensors, parameters, and what the type does to them: `vanished`, the share of trained lora_B values that
-    are not zero in fp32 and are in adapter.dtype. Raises RunFailed for values that are not finite.
-    """
-    base = folder.folder(run)
-    metadata = {"base_model": run.shown(base), "base_sha256": base_checksum(base)}
-    figures = write(run, out / "adapter", run.settings.adapter.dtype, metadata)
-    (out / "adapter" / "README.md").write_text(card(run, figures, out / "adapter"), encoding="utf-8")
-    return figures
 
 
 def write(run: Run, place: Path, dtype: str, metadata: Dict[str, str]) -> Dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Tuple
 
+from recipe.base_model import download
 from recipe.base_model import folder as model
 from recipe.core.errors import InputWrong, RunFailed
 from recipe.core.hashing import digest
@@ -84,7 +85,7 @@ def eyes(run: Run) -> memory.Eyes:
     """CLIP's shape; its class token, which XTuner leaves out, is no patch. Raises InputWrong for what is no CLIP."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig
 
-    place = model.visual_facts(run)
+    place = download.visual_facts(run)
     try:
         config = CLIPVisionConfig.from_pretrained(str(place))
         cut = CLIPImageProcessor.from_pretrained(str(place)).crop_size

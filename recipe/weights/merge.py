@@ -15,11 +15,11 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from recipe.base_model import folder, model_code
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
-from recipe.core.hashing import digest, digest_of, stamp
+from recipe.core.hashing import digest, digest_of
 from recipe.core.run import Run
 from recipe.weights.adapter import base_checksum
 from recipe.weights.merge_check import prove, trial
-from recipe.weights.merge_plan import CHECKSUMS, CODE, PROGRESS, Plan, check_disk, finished, kind_of, make_plan, size
+from recipe.weights.merge_plan import CHECKSUMS, PROGRESS, Plan, check_disk, finished, kind_of, make_plan, size
 from recipe.weights.merge_write import write_shards
 from recipe.xtuner import preset_facts
 
@@ -141,26 +141,6 @@ def dry_run(run: Run) -> List[str]:
         f"disk      {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
         "Nothing was written.",
     ]
-
-
-def reads(run: Run) -> Dict[str, Any]:
-    return {
-        "adapters": [[digest(place), weight] for place, weight in adapters(run)],
-        **({"checkpoint": stamp(checkpoint(run))} if checkpoint(run) else {}),  # type: ignore[arg-type]
-        "base": folder.fingerprint(folder.folder(run)),
-        "settings": run.settings.merge.model_dump(exclude={"adapters", "weights", "device"}),
-        "stop_words": run.figures("config").get("stop_words", []),
-        "code": [digest(path) for path in (Path(__file__), *CODE, *model_code.FILES)],
-    }
-
-
-def work(run: Run, out: Path) -> Dict[str, Any]:
-    """Write merged/; see `merge`."""
-    figures = merge(
-        plan_of(run), out / "merged", run.folder / PART, run.figures("config").get("stop_words", []),
-        lambda figures: card_of(run, figures), run.settings.merge.device,
-    )  # fmt: skip
-    return {**figures, "digests": {"merged": digest_of_sums(out / "merged")}}
 
 
 def digest_of_sums(place: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from recipe.base_model import folder, model_code
+from recipe.base_model.download import HEAVY
 from recipe.core import tensor_files
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.hashing import digest, key_of, stamp
@@ -67,7 +68,7 @@ class Plan(NamedTuple):
 
 def is_weight(name: str) -> bool:
     """Whether a file of a model folder holds weights, in whatever form, or is their index."""
-    return name.endswith((*folder.HEAVY, ".ckpt", ".index.json"))
+    return name.endswith((*HEAVY, ".ckpt", ".index.json"))
 
 
 def base_tensors(place: Path) -> Dict[str, Stored]:

@@ -1,0 +1,33 @@
+"""Adapter stage: turns the last checkpoint into a PEFT adapter, without the base model or a GPU."""
+
+from pathlib import Path
+from typing import Any, Dict
+
+from recipe.base_model import folder
+from recipe.core.hashing import source
+from recipe.core.run import Run
+from recipe.weights import adapter
+from recipe.weights.adapter import base_checksum, card, write
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    return {
+        "checkpoint": run.checkpoint,
+        "config": run.config,
+        "base": base_checksum(folder.folder(run)),
+        "settings": run.settings.adapter.model_dump(),
+        "code": source(Path(__file__), Path(adapter.__file__)),
+    }
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Write adapter/ (adapter_config.json, adapter_model.safetensors in adapter.dtype, README.md).
+
+    Figures: tensors, parameters, and what the type does to them: `vanished`, the share of trained lora_B values that
+    are not zero in fp32 and are in adapter.dtype. Raises RunFailed for values that are not finite.
+    """
+    base = folder.folder(run)
+    metadata = {"base_model": run.shown(base), "base_sha256": base_checksum(base)}
+    figures = write(run, out / "adapter", run.settings.adapter.dtype, metadata)
+    (out / "adapter" / "README.md").write_text(card(run, figures, out / "adapter"), encoding="utf-8")
+    return figures

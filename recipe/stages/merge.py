@@ -1,0 +1,30 @@
+"""Merge stage: adapter and base become a model folder."""
+
+from pathlib import Path
+from typing import Any, Dict
+
+from recipe.base_model import folder, model_code
+from recipe.core.hashing import digest, source, stamp
+from recipe.core.run import Run
+from recipe.weights.merge import PART, adapters, card_of, checkpoint, digest_of_sums, merge, plan_of
+from recipe.weights.merge_plan import CODE
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    return {
+        "adapters": [[digest(place), weight] for place, weight in adapters(run)],
+        **({"checkpoint": stamp(checkpoint(run))} if checkpoint(run) else {}),  # type: ignore[arg-type]
+        "base": folder.fingerprint(folder.folder(run)),
+        "settings": run.settings.merge.model_dump(exclude={"adapters", "weights", "device"}),
+        "stop_words": run.figures("config").get("stop_words", []),
+        "code": source(Path(__file__), *CODE, *model_code.FILES),
+    }
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Write merged/; see `merge`."""
+    figures = merge(
+        plan_of(run), out / "merged", run.folder / PART, run.figures("config").get("stop_words", []),
+        lambda figures: card_of(run, figures), run.settings.merge.device,
+    )  # fmt: skip
+    return {**figures, "digests": {"merged": digest_of_sums(out / "merged")}}

@@ -1,0 +1,34 @@
+"""Model stage: the base model's folder, made, fetched or checked."""
+
+from pathlib import Path
+from typing import Any, Dict
+
+from recipe.base_model import model_code
+from recipe.base_model.download import commit, ensure
+from recipe.base_model.folder import fingerprint, visual
+from recipe.base_model.record import ORIGIN, read_record
+from recipe.core.run import Run
+from recipe.xtuner import preset_facts
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    return {"settings": run.settings.model.model_dump()}
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Make sure of the base model. Figures: its folder, files, bytes, and what its record says of its origin."""
+    place = ensure(run)
+    seeing = visual(run) if preset_facts.pictures(run.settings) else None
+    sizes = [p.stat().st_size for p in place.iterdir() if p.is_file()]
+    record, model = read_record(place), run.settings.model
+    return {
+        "folder": run.shown(place),
+        "files": len(sizes),
+        "bytes": sum(sizes),
+        "fingerprint": fingerprint(place),
+        **({"visual_encoder": fingerprint(ensure(seeing)), "visual_encoder_commit": commit(seeing)} if seeing else {}),
+        **{name: (record or {}).get(name, "") for name in ORIGIN},
+        "code": model_code.describe(place),
+        "verified": run.verify,
+        "unknown_revision": record is None and not model.path and model.source != "tiny",
+    }

@@ -1,0 +1,46 @@
+"""Samples stage: the evaluation's questions asked of base and merged model."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict
+
+from recipe.base_model import folder
+from recipe.core.hashing import source
+from recipe.core.run import Run
+from recipe.core.stage import output_digest
+from recipe.inference import chat_model
+from recipe.inference.chat_model import Talker
+from recipe.inference.prompt import template
+from recipe.inference.terminal import SAMPLED, questions
+from recipe.xtuner import preset_facts
+
+
+def reads(run: Run) -> Dict[str, Any]:
+    return {
+        "merged": output_digest(run, "merge", "merged"),
+        "base": folder.fingerprint(folder.folder(run)),
+        "questions": questions(run)[:SAMPLED],
+        "system": run.settings.data.system,
+        "code": source(Path(__file__), Path(chat_model.__file__).parent),
+    }
+
+
+def work(run: Run, out: Path) -> Dict[str, Any]:
+    """Write samples.json: evaluation questions with the base's and the merged model's answers."""
+    asked = questions(run)[:SAMPLED]
+    answers = {}
+    for name, place in (("base", folder.folder(run)), ("merged", run.merged)):
+        voice = Talker(place, template(run), tokenizer=preset_facts.tokenizer(run.settings, place))
+        answers[name] = [voice.answer(run.settings.data.system, [], question) for question in asked]
+    samples = [
+        {
+            "question": question,
+            "base": before[0],
+            "base_ended": before[1],
+            "merged": after[0],
+            "merged_ended": after[1],
+        }
+        for question, before, after in zip(asked, answers["base"], answers["merged"])
+    ]
+    (out / "samples.json").write_text(json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return {"samples": samples}
