@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from recipe.core import settings
 from recipe.core.errors import InputWrong
-from recipe.xtuner import config, preset_editor
+from recipe.xtuner import config, preset_editor, step_choice
 
 PRESET = "internlm2_chat_7b_qlora_oasst1_e3"
 
@@ -103,12 +103,14 @@ def test_demo_needs_no_gpu():
 
 
 def test_bf16_reaches_model_quantization_and_autocast(monkeypatch):
-    monkeypatch.setattr(config, "gpus", lambda: [{"name": "NVIDIA RTX 3090", "memory_mib": 24576, "capability": "8.6"}])
+    monkeypatch.setattr(
+        step_choice, "gpus", lambda: [{"name": "NVIDIA RTX 3090", "memory_mib": 24576, "capability": "8.6"}]
+    )
     text = rendered("coach")
     assert "bnb_4bit_compute_dtype=torch.bfloat16" in text
     assert "torch_dtype=torch.bfloat16" in text
     assert "dtype='bfloat16')" in text
-    monkeypatch.setattr(config, "gpus", lambda: [{"capability": "7.5"}])
+    monkeypatch.setattr(step_choice, "gpus", lambda: [{"capability": "7.5"}])
     assert "bfloat16" not in rendered("coach")
 
 

@@ -275,19 +275,19 @@ def test_the_fast_step_does_without_a_compiler(compiler, monkeypatch):
 def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
     from recipe.core import compiler
     from recipe.training import process
-    from recipe.xtuner import config
+    from recipe.xtuner import step_choice
 
     def started(*words):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(process, "gpus", lambda: [{"name": "one"}])
     monkeypatch.setattr(process, "command", lambda *words: [])
-    monkeypatch.setattr(process, "_started", started)
+    monkeypatch.setattr(process, "started", started)
     monkeypatch.setattr(compiler, "fault", lambda: "there is no C compiler")
     run = SimpleNamespace(settings=None, folder=tmp_path, tell=lambda **words: None)
     planned = {"seed": 0, "iterations": 1, "iterations_per_epoch": 1, "tokens_kept": 1}
     for speed in ("fast", "stock"):
-        monkeypatch.setattr(config, "speed", lambda settings, speed=speed: speed)
+        monkeypatch.setattr(step_choice, "speed", lambda settings, speed=speed: speed)
         with pytest.raises(KeyboardInterrupt):
             process.run_trainer(run, tmp_path, tmp_path / "train.log", None, planned)
         assert ("there is no C compiler" in capsys.readouterr().err) == (speed == "fast")

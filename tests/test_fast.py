@@ -18,7 +18,7 @@ from recipe.base_model.tiny.modeling_internlm2 import InternLM2ForCausalLM, addi
 from recipe.core import imports, measurements, settings
 from recipe.core.errors import InputWrong
 from recipe.training import bench
-from recipe.xtuner import config
+from recipe.xtuner import config, step_choice
 
 imports.load()
 
@@ -196,7 +196,7 @@ def rendered(*overrides):
 
 def test_speed_is_named_by_the_config(monkeypatch):
     card = dict(name="NVIDIA H100", memory_mib=81559, capability="9.0")
-    monkeypatch.setattr(config, "gpus", lambda: [card])
+    monkeypatch.setattr(step_choice, "gpus", lambda: [card])
     cfg = rendered()
     assert cfg.model.type == "recipe.training.fast.finetune.Finetune"
     assert sorted(cfg.model.lora.target_modules) == sorted(TARGETS)  # not the output head, as XTuner's own

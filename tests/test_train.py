@@ -652,7 +652,7 @@ import math, sys, types
 import torch, deepspeed
 from mmengine.config import Config
 from deepspeed.accelerator import get_accelerator
-from recipe import hooks
+from recipe.training import hooks
 
 type(get_accelerator()).is_fp16_supported = lambda self: True  # the few operations here are, on every CPU
 deepspeed.init_distributed("gloo", False, init_method=f"file://{sys.argv[1]}/rendezvous", rank=0, world_size=1)

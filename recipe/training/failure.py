@@ -208,7 +208,7 @@ def _lacking(found: Any, run: Run, planned: Dict[str, Any]) -> str:
 
 
 KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
-    (r"(?m)^(?:\[rank\d+\]: ?)?recipe\.hooks\.Fault: (.*)$", _own),
+    (r"(?m)^(?:\[rank\d+\]: ?)?recipe\.training\.hooks\.Fault: (.*)$", _own),
     # PyTorch's own words, the CUDA runtime's, bitsandbytes' and NCCL's; cuBLAS cannot start where no memory is left.
     (
         r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|Error out of memory at line|"
