@@ -269,7 +269,7 @@ def test_a_clip_that_does_not_come_is_told(server, asking, status, left_out, kin
     for name in left_out:
         del server.history[0][name]
     with pytest.raises(kind, match=said) as told:
-        llava.eyes(asking())
+        memory.eyes(asking())
     assert "\n" not in str(told.value)
 
 
@@ -278,7 +278,7 @@ def test_a_clip_that_comes_damaged_is_told(server, asking):
     with pytest.raises(HostLacks, match=r"pytorch_model\.bin of org/clip arrived damaged"):
         download.ensure(folder.visual(asking()))
     with pytest.raises(InputWrong, match=r"model\.visual_encoder: there is no folder \./gone"):
-        llava.eyes(asking(encoder="./gone"))
+        memory.eyes(asking(encoder="./gone"))
 
 
 # ---- both stages
@@ -319,7 +319,7 @@ def test_the_plan_is_what_xtuner_does(stages, monkeypatch):
 def test_the_memory_is_reckoned_of_all_parts(stages):
     """What it counts is what is there: CLIP's parameters, those that are trained, an image's tokens in the length."""
     first = stages[0]
-    eyes = llava.eyes(first)
+    eyes = memory.eyes(first)
     encoder = CLIPVisionModel.from_pretrained(str(folder.folder(folder.visual(first))))
     assert eyes.parameters == sum(weight.numel() for weight in encoder.parameters())
     assert memory.LARGE.parameters == 303_507_456  # of openai/clip-vit-large-patch14-336, by its own config

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from recipe.base_model import model_code
 from recipe.base_model.download import ensure, fetch_tokenizer
 from recipe.base_model.folder import folder
 from recipe.base_model.record import check_source
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
+from recipe.core.settings import Settings
 from recipe.xtuner import preset_facts
 
 
@@ -31,10 +33,16 @@ def tokenizer(run: Run) -> Any:
     try:
         if place.is_file():
             return tokenizer_from_model(place)
-        return preset_facts.tokenizer(run.settings, place, padding_side="right")
+        return load(run.settings, place, padding_side="right")
     except Exception as error:  # sentencepiece, tokenizers and remote code raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputWrong(
             f"{run.shown(place)} is no tokenizer ({reason[:200]}). model.tokenizer takes a tokenizer.model file or a "
             f"folder with one, model.path a whole model folder."
         )
+
+
+def load(settings: Settings, place: Path, **more: Any) -> Any:
+    """The tokenizer in a model folder as the recipe's preset loads it."""
+    kind, own = preset_facts.tokenizer_settings(settings)
+    return model_code.load_tokenizer(place, kind, **more, **own)

@@ -28,16 +28,6 @@ def of_way(way: str) -> List[Dict[str, Any]]:
     return [entry for entry in measurements()["measurement"] if entry.get("way", "stock") == way]
 
 
-def is_measured(settings: Any) -> bool:
-    """Whether it is InternLM2's 7B model by QLoRA, which is what was measured."""
-    from recipe.xtuner import preset_facts
-
-    shipped = preset_facts.facts(settings.base).model.lower()
-    if preset_facts.pictures(settings):
-        return False
-    return preset_facts.method(settings) == "qlora" and "internlm2" in shipped and "7b" in shipped
-
-
 def nearest(card: str, tokens: int, way: str = "stock") -> Optional[Dict[str, Any]]:
     """The measurement of `card` (its name holds the measured name or the other way round) nearest in tokens."""
     wanted = card.lower().replace(" ", "")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from recipe.base_model import folder
+from recipe.base_model.tokenizer import load as load_tokenizer
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.files import write_text
 from recipe.core.hashing import digest, key_of, source
@@ -27,6 +28,7 @@ from recipe.inference import chat_model, loading, prompt, scores
 from recipe.inference.loading import Found
 from recipe.intake import dataset, files, split
 from recipe.intake.reader import IMAGE
+from recipe.planning import memory
 from recipe.planning import tokens as planning_tokens
 from recipe.weights import llava
 from recipe.xtuner import config, preset_facts
@@ -181,7 +183,7 @@ def _measured(run: Run, of: Found, lines: Any, asked: Dict[str, Any], kind: str)
     chosen, pictures = asked["settings"], preset_facts.pictures(run.settings)
     template = prompt.template(run)
     with loading.loading(run, of):
-        voice = chat_model.Talker(of.place, template, of.adapter, kind, preset_facts.tokenizer(run.settings, of.place))
+        voice = chat_model.Talker(of.place, template, of.adapter, kind, load_tokenizer(run.settings, of.place))
     trained = None if preset_facts.kind(run.settings) == "pretrain" else voice.template
     encoded = [
         planning_tokens.encoded(line["conversation"], trained, voice.tokenizer, asked["max_length"], pictures)
@@ -195,7 +197,7 @@ def _measured(run: Run, of: Found, lines: Any, asked: Dict[str, Any], kind: str)
         questions.append((number, said[0].get("system", ""), turns, question))
     if of.eyes:
         see = _seeing(run, voice, of.eyes, lines, asked["square"])
-        losses = voice.losses(encoded, chosen["batch_size"], see, llava.eyes(run).patches)
+        losses = voice.losses(encoded, chosen["batch_size"], see, memory.eyes(run).patches)
         answers = []
         for number, *asking in questions:  # one by one: each has an image of its own
             voice.seen = see(number)

@@ -8,12 +8,12 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import click
 
+from recipe.base_model.tokenizer import load as load_tokenizer
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.inference import loading
 from recipe.inference.chat_model import Talker
 from recipe.inference.prompt import template
-from recipe.xtuner import preset_facts
 
 SAMPLED = 2  # evaluation questions asked after a merge
 
@@ -146,7 +146,7 @@ def talk(run: Run, question: Optional[str], which: str = "", image: str = "") ->
     asking = template(run)
     with loading.loading(run, found):
         voice = Talker(
-            found.place, asking, found.adapter, tokenizer=preset_facts.tokenizer(run.settings, found.place),
+            found.place, asking, found.adapter, tokenizer=load_tokenizer(run.settings, found.place),
             eyes=found.eyes, image=place,
         )  # fmt: skip
     conversation = Conversation(voice, run.settings.data.system)

@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from recipe.base_model import folder
+from recipe.base_model import download, folder
 from recipe.core import tensor_files
+from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.xtuner import preset_editor, preset_facts
 
@@ -248,3 +249,24 @@ def of_zero(
             row["host"][str(gpus)] = host
         table.append(row)
     return table
+
+
+def eyes(run: Run) -> Eyes:
+    """CLIP's shape; its class token, which XTuner leaves out, is no patch. Raises InputWrong for what is no CLIP."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig
+
+    place = download.visual_facts(run)
+    try:
+        config = CLIPVisionConfig.from_pretrained(str(place))
+        cut = CLIPImageProcessor.from_pretrained(str(place)).crop_size
+    except (OSError, ValueError, TypeError) as error:
+        raise InputWrong(f"model.visual_encoder: {run.shown(place)} is no CLIP ({str(error).splitlines()[0][:200]}).")
+    if {cut.get("height"), cut.get("width")} != {config.image_size}:
+        raise InputWrong(
+            f"model.visual_encoder: {run.shown(place)} cuts images to {cut}, and its model takes {config.image_size} "
+            f"pixels."
+        )
+    return Eyes(
+        config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.patch_size,
+        (config.image_size // config.patch_size) ** 2,
+    )  # fmt: skip

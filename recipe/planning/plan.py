@@ -20,7 +20,6 @@ from recipe.planning import memory
 from recipe.planning.refusals import next_length, refusals, warnings, words
 from recipe.planning.schedule import answers, events, grouped, interval, iterations_per_epoch, learning_rates, updates
 from recipe.planning.tokens import count, pack
-from recipe.weights import llava
 from recipe.xtuner import config, preset_facts, step_choice
 
 SMALL = 5000  # conversations that are planned again in seconds
@@ -87,7 +86,7 @@ def make(
             f"train.max_length={next_length(max(tokens['lengths']))}."
         )
     packed = pack(cfg, run.dataset, tokenizer, seed, pictures)
-    more, eyes = 0, llava.eyes(run) if pictures else None
+    more, eyes = 0, memory.eyes(run) if pictures else None
     if eyes:  # each takes the place of the one token that stands for it, behind the cut at max_length
         more = eyes.patches - 1
         packed["tokens_kept"] += more * packed["packs"]
@@ -155,7 +154,7 @@ def make(
     within = events(every, iterations, events(intervals.get("evaluation_freq", cfg.evaluation_freq), iterations))
     figures["evaluations"] = sorted({0, *within, iterations})
     figures["memory"] = memory.of_run(run, cfg, engine, len(figures["checkpoints"]), eyes, figures["longest_row"])
-    if run.settings.model.source != "tiny" and measurements.is_measured(run.settings):
+    if run.settings.model.source != "tiny" and preset_facts.is_measured(run.settings):
         asked = answers(cfg, within, iterations, step_choice.hooked(train))
         figures["cost"] = measurements.estimate(
             figures, run.settings.plan.card, run.settings.plan.price_per_hour, asked

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from recipe.base_model import folder
+from recipe.base_model.tokenizer import load as load_tokenizer
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.core.stage import output_digest
@@ -12,7 +13,6 @@ from recipe.inference import chat_model
 from recipe.inference.chat_model import Talker
 from recipe.inference.prompt import template
 from recipe.inference.terminal import SAMPLED, questions
-from recipe.xtuner import preset_facts
 
 
 def reads(run: Run) -> Dict[str, Any]:
@@ -30,7 +30,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     asked = questions(run)[:SAMPLED]
     answers = {}
     for name, place in (("base", folder.folder(run)), ("merged", run.merged)):
-        voice = Talker(place, template(run), tokenizer=preset_facts.tokenizer(run.settings, place))
+        voice = Talker(place, template(run), tokenizer=load_tokenizer(run.settings, place))
         answers[name] = [voice.answer(run.settings.data.system, [], question) for question in asked]
     samples = [
         {

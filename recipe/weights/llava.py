@@ -8,13 +8,11 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Tuple
 
-from recipe.base_model import download
 from recipe.base_model import folder as model
 from recipe.core.errors import InputWrong, RunFailed
 from recipe.core.hashing import digest
 from recipe.core.run import Run
 from recipe.intake import files
-from recipe.planning import memory
 from recipe.weights import adapter
 
 NONE = "none"  # model.pretrained_pth: a random projector
@@ -79,27 +77,6 @@ def began_from(run: Run) -> str:
     """sha256 of the checkpoint with the first stage's projector; NONE where it began with a random one."""
     checkpoint = pretrained(run)
     return digest(checkpoint) if checkpoint else NONE
-
-
-def eyes(run: Run) -> memory.Eyes:
-    """CLIP's shape; its class token, which XTuner leaves out, is no patch. Raises InputWrong for what is no CLIP."""
-    from transformers import CLIPImageProcessor, CLIPVisionConfig
-
-    place = download.visual_facts(run)
-    try:
-        config = CLIPVisionConfig.from_pretrained(str(place))
-        cut = CLIPImageProcessor.from_pretrained(str(place)).crop_size
-    except (OSError, ValueError, TypeError) as error:
-        raise InputWrong(f"model.visual_encoder: {run.shown(place)} is no CLIP ({str(error).splitlines()[0][:200]}).")
-    if {cut.get("height"), cut.get("width")} != {config.image_size}:
-        raise InputWrong(
-            f"model.visual_encoder: {run.shown(place)} cuts images to {cut}, and its model takes {config.image_size} "
-            f"pixels."
-        )
-    return memory.Eyes(
-        config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.patch_size,
-        (config.image_size // config.patch_size) ** 2,
-    )  # fmt: skip
 
 
 def write(checkpoint: Path, place: Path, settings: Dict[str, Any], dtype: str, base: Dict[str, str]) -> Dict[str, Any]:

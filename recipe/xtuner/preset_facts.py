@@ -10,9 +10,8 @@ import functools
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
-from recipe.base_model import architecture, model_code
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Settings
 from recipe.xtuner import preset_editor
@@ -221,20 +220,28 @@ def pictures(settings: Settings) -> bool:
     return kind(settings) == "image"
 
 
-def tokenizer(settings: Settings, place: Path, **more: Any) -> Any:
-    """The tokenizer in a model folder as the preset loads it: by its class (Mistral's pre-training takes Llama's slow
-    one, which cuts otherwise than the fast one), with its settings (Qwen's end token, ChatGLM's special tokens).
+def tokenizer_settings(settings: Settings) -> Tuple[str, Dict[str, Any]]:
+    """transformers' class and the arguments with which the preset loads a tokenizer (Mistral's pre-training takes
+    Llama's slow one, which cuts otherwise than the fast one; Qwen's end token, ChatGLM's special tokens).
     """
     names = facts(settings.base).names
     own = ("type", "pretrained_model_name_or_path", "trust_remote_code", "padding_side")
     told = {key[len("tokenizer.") :]: value for key, value in names.items() if key.startswith("tokenizer.")}
-    more.update({key: ast.literal_eval(value) for key, value in told.items() if key not in own})
-    return model_code.load_tokenizer(place, told["type"].split(".")[0], **more)
+    more = {key: ast.literal_eval(value) for key, value in told.items() if key not in own}
+    return told["type"].split(".")[0], more
 
 
 def is_internlm2(name: str) -> bool:
     """Whether a preset is made for InternLM2."""
-    return architecture.MODEL_TYPE in facts(name).model.lower()
+    return "internlm2" in facts(name).model.lower()
+
+
+def is_measured(settings: Any) -> bool:
+    """Whether it is InternLM2's 7B model by QLoRA, which is what was measured."""
+    shipped = facts(settings.base).model.lower()
+    if pictures(settings):
+        return False
+    return method(settings) == "qlora" and "internlm2" in shipped and "7b" in shipped
 
 
 def check(settings: Settings) -> None:
