@@ -14,7 +14,7 @@ manual:
 [group('start')]
 [no-exit-message]
 help *args:
-    @docker/words help "$@" || [ $? = 10 ]
+    @docker/words help "$@" || { code=$?; [ $code = 10 ] || exit $code; }
 
 # Everything on a tiny model: no GPU, no Docker, a few minutes. Proves the machine and the recipe
 [group('start')]
@@ -142,8 +142,9 @@ new *args:
 
 # A shell where the tutorial's own folders resolve: paste the page's commands
 [group('start')]
-shell:
-    @docker/run shell
+[no-exit-message]
+shell *args:
+    @docker/run shell "$@"
 
 # Workbook, CSV, JSON or Parquet to dataset.jsonl; every fault by its row
 [group('one stage')]

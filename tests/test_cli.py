@@ -102,6 +102,7 @@ def test_a_recipe_file_is_checked_by_line(tmp_path):
         ("chat", ["--recipe", "demo", "how?"], [], [], ["demo", "how?"]),
         ("export", ["coach", "vllm"], [], [], ["vllm", "coach"]),
         ("web", ["coach", "port=8502"], ["--port=8502"], [], ["coach"]),
+        ("chat", ["coach", "--", "-5 + 3?"], [], [], ["coach", "-5 + 3?"]),
         ("cluster", ["coach", "nodes=2", "slurm"], [], ["nodes=2"], ["slurm", "coach"]),
     ],
 )
@@ -119,6 +120,7 @@ def test_settings_are_checked_as_the_recipe_checks_them():
         "train.max_epochs": (1, 0, 1.5, True, "3"),
         "train.lr": (1e-4, 0, 1, "x", True), "data.files": ("a", ["a"], [], 1),
         "train.speed": ("fast", "fats"), "train.evaluation_freq": (0.5, 3, 0, 1.5), "train.deterministic": (True, 1),
+        "train.evaluation_images": ("a.png", ["a.png"], 3),
         "export.repo": ("a/b", "", "a b"), "data.sheet": ([], "x", 7), "merge.weights": ([], ["a"], [11]),
     }  # fmt: skip
     for key, tried in values.items():
@@ -130,3 +132,34 @@ def test_settings_are_checked_as_the_recipe_checks_them():
             except InputWrong:
                 refused_there = True
             assert refused_here == refused_there, (key, value)
+
+
+def test_words_are_checked_from_any_folder(tmp_path):
+    """Python imports from the current folder first: what lies there is not ours."""
+    (tmp_path / "json.py").write_text("raise SystemExit('not ours')")
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe/__init__.py").write_text("")
+    done = subprocess.run(
+        [str(ROOT / "docker/words"), "train", "coach"], cwd=str(tmp_path), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_run_is_named_although_its_recipe_is_being_edited(tmp_path):
+    (tmp_path / "mine.toml").write_text("base = ", encoding="utf-8")
+    for name in ("stop", "watch", "verify", "report", "web"):
+        assert grammar.check(name, [str(tmp_path / "mine.toml")]).recipe == str(tmp_path / "mine.toml")
+    with pytest.raises(InputWrong, match="not valid TOML"):
+        grammar.check("train", [str(tmp_path / "mine.toml")])
+
+
+def test_a_name_that_no_file_can_have_is_told():
+    with pytest.raises(InputWrong, match="There is no recipe"):
+        grammar.check("chat", ["我最近压力很大" * 60])
+
+
+def test_options_of_just_itself_are_justs(tmp_path):
+    done, _ = justw("--show", "train", cache=os.environ.get("RECIPE_CACHE") or ROOT / ".cache")
+    assert "docker/run train" in done.stdout, done.stderr
+    done, _ = justw("help", "trian", cache=tmp_path / "none")
+    refused(done, 2, "Did you mean train?")

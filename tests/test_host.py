@@ -203,7 +203,7 @@ def test_pythons_that_uv_fetches_stay_beside_the_environment(host):
 
 
 def test_a_networks_certificate_by_any_of_its_names(host):
-    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE", "PIP_CERT"):
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"):
         shutil.rmtree(str(host.cache), ignore_errors=True)
         named = {"SSL_CERT_FILE": "/nowhere/ca.pem", name: str(host.certificate)}  # a name without a file is none
         host.works(host.run("run", "plan", **named))

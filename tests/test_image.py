@@ -912,7 +912,7 @@ def engines(tmp_path):
         (tmp_path / name).chmod(0o755)
     (tmp_path / "ca.pem").touch()
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "BUILDX_NO_DEFAULT_ATTESTATIONS")
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "BUILDX_NO_DEFAULT_ATTESTATIONS")
     return {**dict.fromkeys(names, ""), "SSL_CERT_FILE": f"{tmp_path}/ca.pem", "PATH": path, "TORCH": "pypi",
             "RECIPE_IMAGE": "", "RECIPE_CACHE": str(tmp_path / "cache"), "GPUS": "none"}  # fmt: skip
 

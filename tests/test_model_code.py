@@ -281,3 +281,24 @@ def test_a_dry_run_names_the_code_that_will_be_written(run_of_demo):
     plan = merge.make_plan(run_of_demo, [], merge.size("1MB"))
     assert plan.code == model_code.FILES
     assert not [path for path in plan.copied if path.suffix == ".py"]
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_pickle_that_holds_code_is_not_run(tiny, tmp_path, bomb):
+    """Weights as .bin are pickles; transformers 4.36 loads them with what they call."""
+    place = tmp_path / "model"
+    place.mkdir()
+    for name, body in tiny.items():
+        if not name.endswith(".safetensors"):
+            (place / name).write_bytes(body)
+    torch.save({"model.norm.weight": Bomb(str(bomb))}, str(place / "pytorch_model.bin"))
+    with pytest.raises(Exception, match="pytorch_model.bin"):
+        model_code.load_model(place)
+    assert not bomb.exists()

@@ -205,9 +205,9 @@ def _check_loopback(need, choice, image):
 
 def _image(engine):
     """Our image's name where `engine` has it, else "". RECIPE_IMAGE names another."""
-    wanted = os.environ.get("RECIPE_IMAGE", "internlm2-recipe")
+    wanted = os.environ.get("RECIPE_IMAGE") or ask(ROOT / "docker" / "image", "name").text
     names = ask(engine, "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").text.splitlines()
-    return next((name for name in names if wanted in (name, name.rpartition(":")[0].rpartition("/")[2])), "")
+    return next((name for name in names if wanted in (name, name.rpartition("/")[2])), "")
 
 
 def _hands_gpu_on(engine, host, need, fault, inspected, image):

@@ -193,7 +193,7 @@ def _memory(card, need, cards):
         return ok("gpu memory", f"{total or '?'} MiB, {free or '?'} free; what is needed is not known: {why}")
     way = need.way(card)
     wanted = cost().memory_mib(need.tokens, name, way)
-    shown = f"{name}: {total:,} MiB, {free:,} free; {need.name} takes about {wanted:,}, as the plan reckons"
+    shown = f"{name}: {total:,} MiB, {free:,} free; {need.name} takes about {wanted:,}, as the plan estimates"
     merged = round(cost().measurements()["disk"]["merged"] * 1e9 / 2**20)
     if total < merged + HEADROOM // 2:
         shown += f" ({JUST} chat loads the merged model whole: {merged:,} and more)"

@@ -276,7 +276,7 @@ def check_proxies(host, need, runtime):
 
 def check_certificates(host, need, runtime):
     """Variables that name the certificates of a closed network (docker/flavour, justw): whether the file is there."""
-    names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE", "PIP_CERT")
+    names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
     wrong = {name: path for name, path in given.items() if not os.path.exists(path)}
     if wrong:

@@ -6,6 +6,7 @@ from typing import Any, Dict
 
 import click
 from pydantic import BeforeValidator
+from typing_extensions import get_args
 
 from recipe.cli import command, grammar, main
 from recipe.core import settings
@@ -40,7 +41,8 @@ def schemas() -> Dict[str, Any]:
                 walk(field.annotation, schema["$defs"][place.rpartition("/")[2]], f"{above}{name}.")
                 continue
             found[above + name] = _plain(one)
-            if any(isinstance(part, BeforeValidator) for part in field.metadata):
+            nested = [part for one in get_args(field.annotation) for part in getattr(one, "__metadata__", ())]
+            if any(isinstance(part, BeforeValidator) for part in [*field.metadata, *nested]):
                 found[above + name]["bare"] = True  # one text in place of a list of texts
 
     walk(settings.Settings, schema, "")

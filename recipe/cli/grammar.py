@@ -65,6 +65,9 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
+        if word == "--":
+            found.arguments.extend(rest)
+            break
         if name == "--recipe" and command["recipe"]:
             if not equals and not rest:
                 raise InputWrong(f"--recipe wants the name of a recipe. {usage(command)}")
@@ -160,6 +163,8 @@ def mistakes(values: Dict[str, Any], schemas: Dict[str, Any]) -> List[Tuple[str,
 
 def mistake(value: Any, schema: Dict[str, Any]) -> str:
     """What of a JSON schema a value breaks, "" for nothing. Of JSON Schema it knows what settings.py uses."""
+    if schema.get("bare") and isinstance(value, str):  # one text in place of a list of texts
+        value = [value]
     if "anyOf" in schema:
         whys = [mistake(value, one) for one in schema["anyOf"] if one.get("type") != "null"]
         return "" if "" in whys else " or ".join(dict.fromkeys(whys))
@@ -175,8 +180,6 @@ def mistake(value: Any, schema: Dict[str, Any]) -> str:
         "integer": isinstance(value, int) and not isinstance(value, bool),
         "number": isinstance(value, (int, float)) and not isinstance(value, bool),
     }  # fmt: skip
-    if kind == "array" and isinstance(value, str) and schema.get("bare"):  # one text in place of a list of texts
-        return mistake([value], schema)
     if not fits.get(kind, True):
         return f"should be {names[kind]}"
     if kind == "array":
@@ -224,7 +227,7 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     recipe = found.arguments[index] if len(found.arguments) > index else command["recipe"]
     if name == "preview" and len(found.arguments) == 1 and recipe.isdecimal():
         recipe = command["recipe"]
-    if command["runs"] and not _is_recipe(recipe, folder):  # a run's folder may be named instead
+    if command["runs"]:  # of what was run: the recipe's file may have been edited since, or be gone
         return Checked(found, recipe, None)
     path = find_recipe(recipe, folder)
     reader = toml()
@@ -246,13 +249,6 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     if lines:
         raise InputWrong("\n".join(lines[:20] + [f"… and {len(lines) - 20} more."] * (len(lines) > 20)))
     return Checked(found, path.stem, values)
-
-
-def _is_recipe(name: str, folder: Optional[Path]) -> bool:
-    try:
-        return bool(find_recipe(name, folder))
-    except InputWrong:
-        return False
 
 
 def names(known: Dict[str, Any]) -> List[str]:
@@ -311,4 +307,7 @@ def main(words: Sequence[str]) -> int:
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BrokenPipeError:  # `help | head`
+        os._exit(0)

@@ -1,6 +1,6 @@
 """The NVIDIA GPUs of this machine, as nvidia-smi reports them, and those of them that CUDA shows to this process.
 
-The only reader of cards, for the stages and for docker/diagnosis. The latter runs on a bare machine: Python 3.7 and its
+The only reader of cards, for the stages and for docker/diagnosis. The latter runs on a bare machine: Python 3.8 and its
 standard library are all that this module may use.
 """
 

@@ -53,12 +53,12 @@ def find_recipe(name: str, folder: Optional[Path] = None) -> Path:
     """
     here = folder or Path.cwd()
     if name.endswith(".toml"):
-        if (here / name).is_file():
+        if os.path.isfile(here / name):  # False also for a name or a folder that cannot be looked at
             return Path(name) if folder is None else here / name
         raise InputWrong(f"There is no recipe file {name}. Shipped recipes: {', '.join(recipes())}.")
     for place in (RECIPES, here):
         path = place / f"{name}.toml"
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     raise InputWrong(
         f"There is no recipe {name!r}.{did_you_mean(name, recipes())} Shipped: {', '.join(recipes())}; "
