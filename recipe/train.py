@@ -207,8 +207,8 @@ def _room(run: Run, place: Path, planned: Dict[str, Any]) -> None:
         raise HostLacks(
             f"The checkpoints need {needed / 1e9:.2f} GB in {place}, {disk['checkpoint'] / 1e9:.2f} GB each, and "
             f"{free / 1e9:.2f} GB are free. train.save_total_limit=1 keeps one and needs room for two, "
-            f"train.save_steps={planned['iterations']} --force makes one at the end alone; else free some, or name another "
-            "folder with --output."
+            f"train.save_steps={planned['iterations']} --force makes one at the end alone; else free some, or "
+            "name another folder with --output."
         )
 
 
