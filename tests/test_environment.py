@@ -273,7 +273,7 @@ def test_the_fast_step_does_without_a_compiler(compiler, monkeypatch):
 
 
 def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
-    from recipe import config, train
+    from recipe import config, settings, train
     from recipe.fast import compiler
 
     def started(*words):
@@ -283,7 +283,7 @@ def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(train, "command", lambda *words: [])
     monkeypatch.setattr(train, "_started", started)
     monkeypatch.setattr(compiler, "fault", lambda: "there is no C compiler")
-    run = SimpleNamespace(settings=None, folder=tmp_path, tell=lambda **words: None)
+    run = SimpleNamespace(settings=settings.load("demo")[1], folder=tmp_path, tell=lambda **words: None)
     planned = {"seed": 0, "iterations": 1, "iterations_per_epoch": 1, "tokens_kept": 1}
     for speed in ("fast", "stock"):
         monkeypatch.setattr(config, "speed", lambda settings, speed=speed: speed)
