@@ -213,15 +213,8 @@ def test_which_model_is_meant(run, tmp_path):
     assert loading.find(newer).what == "adapter"
     with pytest.raises(InputWrong, match=r"no adapter model .* just train demo"):
         loading.find(Run("demo", run.settings, run.root, tmp_path))
-    refused(
-        recipe("chat", "demo", "model=best", "--output", run.output),
-        2,
-        "--model",
-        "'best'",
-        "base",
-        "adapter",
-        "merged",
-    )
+    done = recipe("chat", "demo", "model=best", "--output", run.output)
+    refused(done, 2, "--model", "'best'", "base", "adapter", "merged")
 
 
 def test_precision_by_what_fits(run, monkeypatch, tmp_path):

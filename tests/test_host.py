@@ -306,8 +306,8 @@ def test_pips_variables_do_not_change_what_justw_fetches(host, tmp_path):
     }  # fmt: skip
     config = "[global]\nrequire-virtualenv = true\n[install]\nuser = true\nprefix = /nowhere\ntarget = /nowhere\n"
     (tmp_path / "pip.conf").write_text(config)
-    done = host.run("data", "x", script="justw", **others)
-    assert done.stdout == "just data x\n", done.stderr
+    done = host.run("--list", script="justw", **others)  # nothing that docker/words checks: it is not in this clone
+    assert done.stdout == "just --list\n", done.stderr
     assert not Path("/nowhere").exists()
     assert not (tmp_path / "root").exists()
 

@@ -265,7 +265,7 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     ],
 )
 def test_a_clip_that_does_not_come_is_told(server, asking, status, left_out, kind, said):
-    server.status = {"/api/": status} if status else {}
+    server.status = {"/": status} if status else {}
     for name in left_out:
         del server.history[0][name]
     with pytest.raises(kind, match=said) as told:

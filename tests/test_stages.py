@@ -160,18 +160,18 @@ def test_digest_of_a_folder_sees_names_and_contents(tmp_path):
 
 def test_details_of_an_unexpected_error_lie_below_output(tmp_path, monkeypatch):
     """In a container nothing else outlives the command. Where output cannot be written, in the system's own folder."""
-    from recipe import __main__ as front
+    from recipe.cli import main as front
 
     def fails(*_):
         raise KeyError("what nobody thought of")
 
-    monkeypatch.setattr(front, "go", fails)
-    monkeypatch.setattr(front, "ROOT", tmp_path)
+    monkeypatch.setattr("recipe.cli.stages.invocation", fails)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(front.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     (tmp_path / "file").touch()
     for output, place in (("output", "output"), ("mine/runs", "mine/runs"), ("file", "tmp")):
-        done = runner().invoke(front.main, ["plan", "demo", "--output", output])
+        done = runner().invoke(front.cli, ["plan", "demo", "--output", output])
         assert done.exit_code == 1
         [report] = (tmp_path / place).glob("error-*.log")
         assert "KeyError: 'what nobody thought of'" in report.read_text(encoding="utf-8")

@@ -25,6 +25,7 @@ from recipe.planning import memory
 from recipe.stages.train import _room, state, work
 from recipe.training import checkpoints, failure, hooks, log, log_lines
 from recipe.training import process as train
+from recipe.training.fast import attention
 
 # A run of half a minute: 2 epochs of 33 packs, a checkpoint after every iteration, two kept.
 SHORT = ("train.save_total_limit=2",)
@@ -779,6 +780,8 @@ def test_iterations_repeat_and_what_lies_between_may_not(monkeypatch, strict):
     torch.backends.cuda.enable_flash_sdp(True)  # as PyTorch begins, whatever this process did before
     torch.backends.cuda.enable_mem_efficient_sdp(True)
     monkeypatch.setattr(hooks, "STRICT", strict)
+    monkeypatch.setattr(attention, "REPEATS", strict)
+    monkeypatch.setattr(attention, "VERSION", (2, 5) if strict else (2, 4))
     runner = SimpleNamespace(seed=3, iter=0)
     try:
         hooks.Repeat().before_run(runner)
