@@ -106,7 +106,7 @@ def test_plan_equals_the_run(number, tokenizer, tmp_path, monkeypatch):
     conversations = [[{"input": question, "output": answer}] for question, answer in rows]
     run.dataset.write_text("".join(json.dumps({"conversation": c}) + "\n" for c in conversations), encoding="utf-8")
     # The tokenizer object stands in for the folder that the config names.
-    monkeypatch.setattr("recipe.internlm2.InternLM2Tokenizer.from_pretrained", lambda *a, **k: tokenizer)
+    monkeypatch.setattr("recipe.base_model.internlm2.InternLM2Tokenizer.from_pretrained", lambda *a, **k: tokenizer)
 
     planned = plan.make(run, config.effective(recipe), conversations, tokenizer, recipe.training.process.seed)
     expected = planned["by_gpus"][str(ranks)]
