@@ -1,8 +1,6 @@
-"""Workbook in, fine-tuned InternLM2-chat-7B out: one module per stage, in the order data flows.
+"""Workbook in, fine-tuned InternLM2-chat-7B out. docs/architecture.md says which package does what.
 
-data → plan → config → model → train → adapter → merge → eval → chat, export. `pipeline` runs stages in order, `stages`
-holds what surrounds every one of them (skip when unchanged, atomic outputs, timing, manifest), `settings`
-reads the recipe files (*.toml beside this file), `errors` says how a failure is told.
+The recipes that ship (*.toml) lie beside this file.
 """
 
 import os
