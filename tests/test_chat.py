@@ -1,5 +1,6 @@
 """Talking to the models: at a terminal, which a pseudo-terminal stands in for, and through a pipe."""
 
+import io
 import json
 import os
 import pty
@@ -201,6 +202,19 @@ def test_turns_and_commands(run, capsys):
     assert len(voice.tokenizer(told("甲", kept, "早"))["input_ids"]) <= 300
     assert len(voice.tokenizer(told("甲", long[-len(kept) - 1 :], "早"))["input_ids"]) > 300
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("你好\n", "你好"), ("你好\n".encode("gb18030"), "你好"), (b"\xff\n", "Line 1")]
+)
+def test_a_pipe_is_read_in_utf8_and_gb18030(monkeypatch, given, said):
+    given = given.encode() if isinstance(given, str) else given
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), encoding="ascii"))
+    if said == "Line 1":
+        with pytest.raises(InputWrong, match="Line 1 of standard input is neither UTF-8 nor GB18030"):
+            list(chat.piped_lines())
+    else:
+        assert [line.strip() for line in chat.piped_lines()] == [said]
 
 
 def test_which_model_is_meant(run, tmp_path):

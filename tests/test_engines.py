@@ -334,12 +334,15 @@ def test_apptainers_temporary_files_have_a_disk(called, tmp_path):
     """Its own /tmp lies in memory, with room for 64 MiB."""
     said = called("docker/apptainer", "run", "plan", "demo")
     work = said.split("\n--workdir\n")[1].split("\n")[0]
-    assert work.startswith(f"{tmp_path}/cache/apptainer-work/{os.uname().nodename}/")
+    assert work.startswith(f"{tmp_path}/cache/apptainer-work/{os.getuid()}-{os.uname().nodename}/")
     assert os.path.isdir(work)
     (tmp_path / "cache/apptainer-work/elsewhere/1").mkdir(parents=True)
     again = called("docker/apptainer", "run", "plan", "demo").split("\n--workdir\n")[1].split("\n")[0]
     assert os.path.isdir(again)
-    assert not os.path.exists(work)  # of a run that is over
+    assert os.path.isdir(work)  # another PID namespace's runs cannot be told from ended ones
+    os.utime(work, (0, 0))
+    called("docker/apptainer", "run", "plan", "demo")
+    assert not os.path.exists(work)
     assert (tmp_path / "cache/apptainer-work/elsewhere/1").is_dir()  # another machine's
 
 

@@ -204,10 +204,14 @@ def _check_loopback(need, choice, image):
 
 
 def _image(engine):
-    """Our image's name where `engine` has it, else "". RECIPE_IMAGE names another."""
-    wanted = os.environ.get("RECIPE_IMAGE") or ask(ROOT / "docker" / "image", "name").text
+    """Our image's name where `engine` has it, the one of this clone and variant first, else "". RECIPE_IMAGE names
+    another.
+    """
+    wanted = os.environ.get("RECIPE_IMAGE", "internlm2-recipe")
     names = ask(engine, "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").text.splitlines()
-    return next((name for name in names if wanted in (name, name.rpartition("/")[2])), "")
+    ours = [name for name in names if wanted in (name, name.rpartition(":")[0].rpartition("/")[2])]
+    exact = ask(ROOT / "docker" / "image", "name").text if len(ours) > 1 else ""
+    return next((name for name in ours if name.rpartition("/")[2] == exact), ours[0] if ours else "")
 
 
 def _hands_gpu_on(engine, host, need, fault, inspected, image):

@@ -132,7 +132,7 @@ def chat(
         return
     which = model or ""
     if which != "base":
-        _refuse_untrained(run, typed, " The base model can be talked to: model=base")
+        _refuse_untrained(run, typed, " The base model can be talked to: model=base.")
     with run.open():  # what is there is used, whatever has changed since; the base needs no training
         if _is_trained(run) and (which != "base" or not typed.overrides):
             use_trained_settings(run, typed)

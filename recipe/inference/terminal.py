@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import click
 
@@ -151,7 +151,7 @@ def talk(run: Run, question: Optional[str], which: str = "", image: str = "") ->
         )  # fmt: skip
     conversation = Conversation(voice, run.settings.data.system)
     if question is not None or not sys.stdin.isatty():
-        asked = [question] if question is not None else sys.stdin
+        asked = [question] if question is not None else piped_lines()
         for line in filter(None, map(str.strip, asked)):
             conversation.turns = []
             conversation.ask(line)
@@ -167,6 +167,20 @@ def talk(run: Run, question: Optional[str], which: str = "", image: str = "") ->
         except EOFError:
             print()
             return
+
+
+def piped_lines() -> Iterator[str]:
+    """Lines of standard input: UTF-8, or GB18030 as Chinese Windows writes. Raises InputWrong."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    for number, line in enumerate(sys.stdin, start=1):
+        try:
+            yield line.encode("utf-8", "surrogateescape").decode("utf-8")
+        except UnicodeDecodeError:
+            try:
+                yield line.encode("utf-8", "surrogateescape").decode("gb18030")
+            except UnicodeDecodeError:
+                raise InputWrong(f"Line {number} of standard input is neither UTF-8 nor GB18030. Convert it to UTF-8.")
 
 
 def hold(conversation: Conversation) -> None:

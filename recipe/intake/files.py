@@ -42,7 +42,7 @@ def files(run: Run, of: str = "files") -> List[Tuple[Path, str]]:
             no_sum = " data.sha256=" if data.sha256 and of == "files" else ""
             raise InputWrong(
                 f"There is no workbook {name} (data.{of} of recipe {run.name}).{there}{fetch} "
-                f"name yours: data.{of}='[\"data/mine.xlsx\"]'{no_sum}."
+                f"name yours: data.{of}=data/mine.xlsx{no_sum}"
             )
         if data.sha256 and of == "files" and not found and digest(path) != data.sha256:
             raise InputWrong(

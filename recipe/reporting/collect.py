@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from recipe.core import settings
 from recipe.core.errors import InputWrong, RecipeError
 from recipe.core.hashing import digest, key_of
+from recipe.core.recipe_files import find_recipe
 from recipe.core.run import Run, is_held, unreadable
 from recipe.core.stage import Stage, is_current
 from recipe.stages import pipeline
@@ -52,9 +53,11 @@ def find(word: str, root: Path, output: Path) -> Run:
         there = sorted(path.parent.name for path in output.glob("*/run.json"))
         others = f" Runs that are there: {', '.join(there)}." if there else ""
         makes = command_line(word) if word in ("demo", "reproduce") else f"{command_line('train')} {shlex.quote(word)}"
-        raise InputWrong(
-            f"There is no run {word!r}: no {shown_path(folder / 'run.json', root)}. {makes} makes one.{others}"
-        )
+        try:
+            hint = f" {makes} makes one." if find_recipe(word) else ""
+        except InputWrong:
+            hint = ""
+        raise InputWrong(f"There is no run {word!r}: no {shown_path(folder / 'run.json', root)}.{hint}{others}")
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, ValidationError) as error:
         raise unreadable(shown_path(folder / "run.json", root), error)
     folder = folder.resolve()
