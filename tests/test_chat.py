@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, recipe, refused
 
 from recipe.core import settings
-from recipe.core.errors import InputWrong
+from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.inference import chat_model, loading
 from recipe.inference import terminal as chat
@@ -248,5 +248,5 @@ def test_precision_by_what_fits(run, monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda new=new: (8, 0) if new else (7, 5))
         assert loading.precision(tmp_path) == kind
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(6e9), 0))
-    with pytest.raises(chat_model.HostLacks, match=r"even in 4 bits, and 6\.0 GB are free"):
+    with pytest.raises(HostLacks, match=r"even in 4 bits, and 6\.0 GB are free"):
         loading.precision(tmp_path)

@@ -92,7 +92,7 @@ def test_corrected_recipes(name):
     assert cfg.accumulative_counts == 1
     assert cfg.warmup_ratio == 0.1
     assert cfg.randomness.seed == 0
-    assert recipe.intake.conversations.system == cfg.SYSTEM == cfg.custom_hooks[1].system
+    assert recipe.data.system == cfg.SYSTEM == cfg.custom_hooks[1].system
 
 
 def test_demo_needs_no_gpu():

@@ -75,9 +75,9 @@ def test_other_weights_of_the_same_size_are_another_model(run):
 
 def test_two_at_once_make_one_model(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from recipe.base_model import folder as model; "
-        "from recipe.core import settings, stage as stages; "
-        "root = Path(sys.argv[1]); print(model.ensure(stages.Run('demo', settings.load('demo')[1], root, root)))"
+        "import sys; from pathlib import Path; from recipe.base_model import download; "
+        "from recipe.core import run, settings; "
+        "root = Path(sys.argv[1]); print(download.ensure(run.Run('demo', settings.load('demo')[1], root, root)))"
     )
     both = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=str(ROOT), stdout=subprocess.PIPE, text=True)

@@ -17,7 +17,7 @@ from conftest import ROOT, recipe, refused
 from filelock import FileLock
 
 from recipe.core import hashing, host, settings
-from recipe.reporting import charts, collect, compare, format, html, report, sections
+from recipe.reporting import charts, collect, compare, format, pages, report, sections
 from recipe.reporting.sections import WENT
 from recipe.stages import reproduce
 from recipe.training import log, log_lines
@@ -160,7 +160,7 @@ def test_every_figure_is_the_manifests(demo, manifest):
         assert figure in head
     assert page.first_line().startswith("It learned what it was trained on")
     for sample in entries["chat"]["figures"]["samples"]:
-        assert html.clean(sample["merged"]) in page.classes["tuned"]
+        assert pages.clean(sample["merged"]) in page.classes["tuned"]
 
 
 def test_the_curves_hold_what_the_trainer_logged(demo, manifest):

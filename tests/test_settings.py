@@ -35,8 +35,8 @@ def test_overrides_are_typed(tmp_path):
     _, recipe = settings.load(
         "coach", ["train.max_epochs=5", "train.lr=1e-4", "model.path=/some/folder", 'data.files=["a.xlsx"]']
     )
-    assert (recipe.training.process.max_epochs, recipe.training.process.lr) == (5, 1e-4)
-    assert (recipe.base_model.folder.path, recipe.intake.conversations.files) == ("/some/folder", ["a.xlsx"])
+    assert (recipe.train.max_epochs, recipe.train.lr) == (5, 1e-4)
+    assert (recipe.model.path, recipe.data.files) == ("/some/folder", ["a.xlsx"])
 
 
 @pytest.mark.parametrize(

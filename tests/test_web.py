@@ -30,7 +30,7 @@ from recipe.core import files
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.inference import chat_model
-from recipe.reporting import collect, html
+from recipe.reporting import collect
 from recipe.web import desk, live, serve, shared, words
 
 SESSIONS = 20
@@ -208,7 +208,7 @@ def test_in_a_browser(site, demo, axe, tmp_path):
         answered(tab, 1)
         base, tuned = said(tab)
         assert tuned == samples[0]["merged"]
-        assert base.startswith(html.clean(samples[0]["base"])[:60])
+        assert base.startswith(pages.clean(samples[0]["base"])[:60])
 
         # A question that is typed; Enter that ends an input method's word does not send it, Enter does; then Stop.
         tab.run("document.querySelector('textarea').focus()")
@@ -258,7 +258,7 @@ def test_in_a_browser(site, demo, axe, tmp_path):
             time.sleep(0.05)
         kept = json.loads(file.read_text(encoding="utf-8"))
         assert [turn["question"] for turn in kept["turns"]] == [samples[0]["question"], TYPED, "然后呢？"]
-        assert [html.clean(turn[pane]) for turn in kept["turns"] for pane in desk.PANES if pane in turn] == [
+        assert [pages.clean(turn[pane]) for turn in kept["turns"] for pane in desk.PANES if pane in turn] == [
             text for text in before if text
         ]
         assert kept["system"] == "你是一位有心理学背景的职场教练。"

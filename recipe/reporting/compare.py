@@ -11,7 +11,7 @@ from recipe.core.files import write_text
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
 from recipe.reporting import charts as curves
-from recipe.reporting import format, html, sections, verdict
+from recipe.reporting import format, pages, sections, verdict
 from recipe.reporting.collect import Seen
 from recipe.training import log
 from recipe.weights import adapter
@@ -117,7 +117,7 @@ def show(first: Seen, second: Seen, console: Any) -> None:
     for one in found:
         if one.group != group and group:
             table.add_section()
-        cells = (html.short(html.clean(value), 100) for value in (one.what, one.first, one.second))
+        cells = (pages.short(pages.clean(value), 100) for value in (one.what, one.first, one.second))
         table.add_row(one.group if one.group != group else "", *map(Text, cells))
         group = one.group
     console.print(table)
@@ -133,7 +133,7 @@ def write(first: Seen, second: Seen, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         (folder / f"{stem}-{picture.name}.png").write_bytes(picture.png)
-    page = html.render(
+    page = pages.render(
         "compare.html",
         names=called,
         folders=[seen.run.shown(seen.run.folder) for seen in (first, second)],

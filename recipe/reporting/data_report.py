@@ -25,7 +25,7 @@ from recipe.intake import dataset as intake_dataset
 from recipe.intake.reader import IMAGE, Progress
 from recipe.planning import tokens as planning_tokens
 from recipe.planning.tokens import encoded
-from recipe.reporting import html
+from recipe.reporting import pages
 from recipe.xtuner import config, preset_facts
 
 SHORT, LONG = 5, 2000  # characters of an answer
@@ -68,7 +68,7 @@ def personal(text: str) -> Optional[str]:
 
 def language(text: str) -> str:
     """Chinese, Latin or "" for what has neither letters enough: by the share of signs, a word counting as one."""
-    han, latin = len(html.HAN.findall(text)), len(re.findall(f"{LATIN.pattern}+", text))
+    han, latin = len(pages.HAN.findall(text)), len(re.findall(f"{LATIN.pattern}+", text))
     if han + latin < 2:
         return ""
     return "Chinese" if han >= latin else "Latin letters"
@@ -281,7 +281,7 @@ def report(run: Run, console: Console) -> Path:
     path = run.folder / "data-report.html"
     write_text(
         path,
-        html.render(
+        pages.render(
             "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, shown=shown
         ),
     )
@@ -342,7 +342,7 @@ def _print(rows: Any, histograms: Any, findings: Sequence[Finding], shown: Any, 
     for finding in findings:
         console.print(f"  [yellow]{finding.count:,}[/] {finding.what}", highlight=False)
         for number, text in finding.examples:
-            console.print(Text(f"     line {number}: {html.short(text, 60)}"))
+            console.print(Text(f"     line {number}: {pages.short(text, 60)}"))
     if shown:
         console.print("\n[bold]as the model will see them[/] (loss between ⟦ and ⟧)")
     for number, pieces in shown:

@@ -13,7 +13,7 @@ from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.run import Run
 from recipe.reporting import charts as curves
-from recipe.reporting import data_report, html
+from recipe.reporting import data_report, pages
 from recipe.reporting.collect import Seen, base_model, command_line, is_tiny, see
 from recipe.reporting.format import percent, seconds
 from recipe.reporting.sections import (
@@ -100,8 +100,8 @@ def write(run: Run, price: Optional[float] = None, working: Optional[bool] = Non
         (place / f"{picture.name}.png.part").write_bytes(picture.png)
         os.replace(str(place / f"{picture.name}.png.part"), str(place / f"{picture.name}.png"))
     write_text(place / f"{run.name}.toml", values["recipe_file"])
-    write_text(place / "README.md", html.render("card.md", **values))
-    write_text(place / "index.html", html.render("report.html", **values))
+    write_text(place / "README.md", pages.render("card.md", **values))
+    write_text(place / "index.html", pages.render("report.html", **values))
     return place / "index.html"
 
 

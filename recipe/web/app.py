@@ -16,7 +16,7 @@ from streamlit.web.server.websocket_headers import _get_websocket_headers
 from recipe.core.errors import InputWrong
 from recipe.inference import loading
 from recipe.reporting import data_report
-from recipe.reporting import html as webpage
+from recipe.reporting import pages as webpage
 from recipe.web import html, live, shared
 from recipe.web.desk import PANES, Ticket
 from recipe.web.words import LANGUAGES, say

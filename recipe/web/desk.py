@@ -20,7 +20,7 @@ Load = Callable[[], Dict[str, "Voice"]]
 class Voice(NamedTuple):
     """What answers in a pane, and how one set of weights is made to speak as it."""
 
-    chat_model: Any
+    talker: Any
     speaking: Callable[[], ContextManager]
 
 

@@ -7,7 +7,7 @@ import html
 import re
 from typing import Dict, Optional, Sequence
 
-from recipe.reporting.html import HAN, clean
+from recipe.reporting.pages import HAN, clean
 from recipe.web.words import say
 
 
