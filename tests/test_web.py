@@ -30,7 +30,7 @@ from recipe.core import files
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.inference import chat_model
-from recipe.reporting import collect
+from recipe.reporting import collect, pages
 from recipe.web import desk, live, serve, shared, words
 
 SESSIONS = 20
