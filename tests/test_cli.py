@@ -61,6 +61,7 @@ def test_every_command_has_help_with_two_examples():
         (["doctor", "coach", "train.speed=fsat"], "did you mean fast (found 'fsat')"),
         (["train", "coach", "train.max_epoch=3"], "unknown key; did you mean train.max_epochs"),
         (["train", "coach", "train.max_epochs=three"], "should be a whole number (found 'three')"),
+        (["plan", "trian.lr=1"], "override trian.lr=1: trian: unknown key; did you mean train."),
         (["plan", "train.lr=1"], "should be at most 0.01 (found 1)"),
         (["merge", "train.lr＝1e-4"], "Type = in its place"),
         (["verify", "coach", "train.lr=1e-4"], "verify takes no settings"),

@@ -157,7 +157,7 @@ def mistakes(values: Dict[str, Any], schemas: Dict[str, Any]) -> List[Tuple[str,
             else:
                 found.append((key, f"is a table, not a value (found {value!r})"))
         else:
-            found.append((key, unknown_key(key, list(schemas))))
+            found.append((key, unknown_key(key, list(schemas) if "." in key else [*tables, *schemas])))
     return found
 
 
@@ -242,7 +242,9 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     choose_hub(values, [tuple(key.split(".")) for key in overridden])
     lines = []
     for key, why in mistakes(values, known["settings"]):
-        override = next((word for one, word in overridden.items() if one == key or key.startswith(f"{one}.")), None)
+        given = {f"{one}.": word for one, word in overridden.items()}
+        near = (word for one, word in given.items() if f"{key}.".startswith(one) or one.startswith(f"{key}."))
+        override = next(near, None)
         line = 0 if override else line_of(text, key.split("."), reader)
         where = f"override {override}" if override else f"{path}, line {line}" if line else str(path)
         lines.append(f"{where}: {key}: {why}.")
