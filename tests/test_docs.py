@@ -287,7 +287,7 @@ def test_keys_and_variables_are_known():
     """Overrides that the text names by themselves, and environment variables, are those that something reads."""
     keys = settings.known_keys()
     keys += [f"data.columns.{name}" for name in settings.Columns.model_fields]
-    files = [ROOT / "justw", *ROOT.glob("docker/*"), *ROOT.glob("docker/diagnosis/*.py"), *ROOT.glob("recipe/*.py")]
+    files = [ROOT / "justw", *ROOT.glob("docker/*"), *ROOT.glob("docker/diagnosis/*.py"), *ROOT.glob("recipe/**/*.py")]
     sources = "".join(text(path) for path in files if path.is_file() and path.suffix != ".lock")
     others = {"UV_CACHE_DIR", "REAL_DATA", "NCCL_DEBUG", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "SYSTEM"}
     for path in ENGLISH:
