@@ -144,7 +144,8 @@ def test_what_is_not_here_is_not_called_ok(folder, look, monkeypatch):
     run = collect.find(str(folder), ROOT, folder.parent)
     shutil.rmtree(str(folder / "checkpoints"))
     shutil.rmtree(str(folder / "merged"))
-    monkeypatch.setattr(verify.folder, "folder", lambda run: folder / "none")
+    for module in ("folder", "tokenizer", "download"):
+        monkeypatch.setattr(f"recipe.base_model.{module}.folder", lambda run: folder / "none")
     found = look(folder)
     checkpoint = str(run.checkpoint.relative_to(folder))
     for what in (checkpoint, "checkpoint, read", "train.log", "merged", "adapter, made again", "merged less base",
