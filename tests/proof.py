@@ -212,7 +212,7 @@ def convert(source: Path, place: Path) -> Tuple[Tensors, Dict[str, Any]]:
     model.half().save_pretrained(str(place), safe_serialization=True)
     tokenizer(metadata).save_pretrained(str(place))
     for name in CODE[:2]:  # the tokenizer is transformers' own
-        shutil.copyfile(str(ROOT / "recipe" / "tiny" / f"{name}.py"), str(place / f"{name}.py"))
+        shutil.copyfile(str(ROOT / "recipe" / "base_model" / "tiny" / f"{name}.py"), str(place / f"{name}.py"))
     return llama, shared
 
 

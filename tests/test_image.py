@@ -780,7 +780,7 @@ def test_the_image_of_cu13_compiles(podman):
 @pytest.mark.parametrize(
     ("words", "env", "said"),
     [
-        (["nonsense"], {}, "is not known"),
+        (["nonsense"], {}, "no such action"),
         (["load", "none.tar.gz"], {}, "There is no file"),
         (["save"], {}, "just image save internlm2-recipe.tar.gz"),
         (["build"], {"RUNTIME": "host"}, "not by RUNTIME=host"),
@@ -791,7 +791,7 @@ def test_the_image_of_cu13_compiles(podman):
 def test_the_image_commands_mistakes(words, env, said):
     stub = {"RUNTIME": "podman", **env}
     done = run([ROOT / "docker/image", *words], env=stub)
-    assert done.returncode == 3, done.stderr
+    assert done.returncode == (2 if words == ["nonsense"] else 3), done.stderr
     assert said in done.stderr, done.stderr
 
 

@@ -75,7 +75,7 @@ def test_what_loggers_need_is_fetched_when_first_asked_for(monkeypatch):
 
 
 def test_loggers_that_cannot_be_fetched(monkeypatch, tmp_path):
-    monkeypatch.setattr(loggers, "__file__", str(tmp_path / "recipe" / "loggers.py"))
+    monkeypatch.setattr(loggers, "ROOT", tmp_path)
     (tmp_path / "docker").mkdir()
     (tmp_path / "docker" / "host").write_text("#!/bin/sh\necho no network >&2\nexit 3\n")
     (tmp_path / "docker" / "host").chmod(0o755)

@@ -17,6 +17,7 @@ from conftest import ROOT, recipe, refused
 from filelock import FileLock
 
 from recipe.core import hashing, host, settings
+from recipe.core.errors import InputWrong
 from recipe.reporting import charts, collect, compare, format, pages, report, sections
 from recipe.reporting.sections import WENT
 from recipe.stages import reproduce
@@ -422,14 +423,14 @@ def test_the_recipe_beside_the_report_and_the_command_repeat_the_run(folder, und
     assert settings.load("demo", words[2:])[1] == run.settings
     mine = folder.rename(folder.with_name("我的 recipe"))
     command = sections.command(collect.see(collect.find(str(mine), ROOT, ROOT)))
-    assert command.endswith("我的 recipe/reporting/report/我的 recipe.toml'")
+    assert command.endswith("我的 recipe/report/我的 recipe.toml'")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"stages": {}}', '{"settings": {"base": 1}, "stages": {}}', "[]"])
 def test_a_damaged_manifest(tmp_path, text):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/run.json").write_text(text)
-    with pytest.raises(report.InputWrong, match="cannot be read"):
+    with pytest.raises(InputWrong, match="cannot be read"):
         collect.find("x", tmp_path, tmp_path)
 
 

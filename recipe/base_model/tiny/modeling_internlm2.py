@@ -14,7 +14,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config
+from .configuration_internlm2 import InternLM2Config
 
 
 class InternLM2RMSNorm(nn.Module):
