@@ -442,7 +442,7 @@ ENDS = [
 ]
 
 
-# What else the drivers and libraries say, and what is told: see faults.KNOWN. `fits`: with the overrides that do.
+# What else the drivers and libraries say, and what is told: see failure.KNOWN. `fits`: with the overrides that do.
 OTHER_WORDS = [
     ("RuntimeError: CUDA error: out of memory\nCUDA kernel errors might be", "(CUDA error: out of memory)", True),
     ("Error out of memory at line 380 in file /src/csrc/ops.cu\n", "(Error out of memory at line)", True),

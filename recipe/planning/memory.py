@@ -2,7 +2,7 @@
 measured.
 
 What is summed of memory: the weights as XTuner holds them, gradients and Adam's moments of what is trained, the
-checkpointed activations and the logits. `cost.py` has what was measured, of InternLM2-chat-7B alone.
+checkpointed activations and the logits. `core/measurements.py` has what was measured, of InternLM2-chat-7B alone.
 """
 
 import json

@@ -26,7 +26,7 @@ class Seen(NamedTuple):
     run: Run
     plan: Dict[str, Any]  # {} before there is one
     steps: Dict[int, log.Step]
-    log: Dict[str, Any]  # trainlog.summary of them
+    log: Dict[str, Any]  # log.summary of them
     answers: List[log.Answers]
     evaluation: Dict[str, Any]  # eval.json; {} if there is none
     samples: List[Dict[str, Any]]
