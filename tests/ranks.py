@@ -205,7 +205,7 @@ def fixed(output: Path, overrides: Sequence[str]) -> None:
         start = text.index("param_scheduler = [")
         end = text.index("\n]\n", start) + 3
         made.config.write_text(text[:start] + "param_scheduler = None\n" + text[end:], encoding="utf-8")
-        train.work(made, output)
+        train.make(made, output)
 
 
 def _tensors(output: Path) -> Dict[str, Any]:

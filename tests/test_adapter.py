@@ -209,7 +209,7 @@ def test_the_type_is_chosen_and_its_underflow_said(tmp_path):
         assert {tensor.dtype for tensor in found.values()} == {kind}
         assert figures["vanished"] == vanished
         assert figures["largest_b"] == pytest.approx(2.2e-9)
-        said = adapter.says(figures)
+        said = adapter.summary(figures)
         assert f"(largest 2.2e-09) {vanished:.1%} vanish in {dtype}" in said
         assert ("adapter.dtype=fp32 keeps" in said) == bool(vanished)
 

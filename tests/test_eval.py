@@ -138,7 +138,7 @@ def test_the_demo_measures_what_it_held_out(demo, found):
     assert after["rouge_l"] > before["rouge_l"]
     manifest = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))
     assert manifest["stages"]["eval"]["figures"] == {k: v for k, v in found.items() if k != "samples"}
-    assert found["says"] in demo[0].stdout
+    assert found["summary"] in demo[0].stdout
     held = [one[-1] for one in dataset.conversations(demo[1] / "eval.jsonl")]
     assert [(s["question"], s["reference"]) for s in found["samples"]] == [(t["input"], t["output"]) for t in held]
 
@@ -238,13 +238,13 @@ def test_the_base_is_measured_once_for_all_recipes(run, found, monkeypatch, tmp_
     assert first["models"]["base"] == found["models"]["base"]
     assert first["models"]["tuned"]["loss"] == pytest.approx(found["models"]["tuned"]["loss"], abs=1e-3)
     assert "Held out: 10 conversations" in said
-    assert first["says"] in said
+    assert first["summary"] in said
     [kept] = (tmp_path / "eval").iterdir()
     monkeypatch.setenv("RECIPE_CACHE", str(tmp_path))
-    cached = evaluate.work(run, tmp_path)
+    cached = evaluate.make(run, tmp_path)
     assert cached == {**{name: value for name, value in first.items() if name != "samples"}, "base_cached": True}
     kept.write_text(kept.read_text(encoding="utf-8")[:500], encoding="utf-8")
-    assert evaluate.work(run, tmp_path)["base_cached"] is False
+    assert evaluate.make(run, tmp_path)["base_cached"] is False
     assert json.loads(kept.read_text(encoding="utf-8"))["losses"]
 
 
@@ -262,7 +262,7 @@ def test_what_cannot_be_measured_is_told_and_loses_nothing(run, demo, monkeypatc
     pipeline.run_stages(run, "merge", (pipeline.EVAL,))
     assert capsys.readouterr().out == ""
     with pytest.raises(InputWrong, match=r"Nothing is held out of training in .*data.eval_share.*eval_files"):
-        evaluate.work(run, run.folder)
+        evaluate.make(run, run.folder)
 
 
 def test_what_was_looked_at_since_changes_no_verdict(run, found, monkeypatch, tmp_path):

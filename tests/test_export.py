@@ -725,7 +725,7 @@ def test_the_command(run, exported, tmp_path):
     assert said.count("unchanged") == 2
     entries = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["stages"]
     for target in targets.TARGETS:
-        assert f"export/{target}" in entries[f"export-{target}"]["writes"], target
+        assert f"export/{target}" in entries[f"export-{target}"]["outputs"], target
     assert entries["export-gguf"]["figures"]["bytes"] == (run.folder / "export/gguf/demo-f16.gguf").stat().st_size
     elsewhere = Run("demo", run.settings, ROOT, tmp_path)
     for where, words, told in (

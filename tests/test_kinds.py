@@ -42,7 +42,7 @@ def run_of(tmp_path, kind, files, **more):
 
 
 def read(run):
-    figures = data.work(run, run.folder)
+    figures = data.make(run, run.folder)
     return figures, [json.loads(line)["conversation"] for line in run.dataset.read_text("utf-8").splitlines()]
 
 

@@ -54,7 +54,7 @@ def run_of(place, name, base, files, *more):
 
 
 def read(run):
-    figures = data.work(run, run.folder)
+    figures = data.make(run, run.folder)
     return figures, [json.loads(line) for line in run.dataset.read_text("utf-8").splitlines()]
 
 
@@ -481,7 +481,7 @@ def test_verify_names_every_damaged_file(finished):
     for name in ("first", "second"):
         run = finished(name)
         for entry in run.manifest["stages"].values():
-            for what, made in entry["writes"].items():
+            for what, made in entry["outputs"].items():
                 for path in below(run.folder / what):
                     whole = path.read_bytes()
                     path.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1 if whole else 1])
@@ -504,7 +504,7 @@ def test_verify_finds_what_the_images_were_seen_by(finished, look, tmp_path):
     [weights] = (second.adapter / "projector").glob("*.safetensors")
     flip(weights)
     manifest = second.manifest
-    manifest["stages"]["adapter"]["writes"]["adapter"] = {"sha256": digest(second.adapter), "stamp": []}
+    manifest["stages"]["adapter"]["outputs"]["adapter"] = {"sha256": digest(second.adapter), "stamp": []}
     manifest["stages"]["model"]["figures"]["visual_encoder"]["config.json"] = "0" * 64
     (second.folder / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
     found = look("second")
@@ -565,7 +565,7 @@ def held(name, finished, tmp_path, monkeypatch):
     run.force = True
     lines = run.dataset.read_text(encoding="utf-8").splitlines(keepends=True)
     run.held_out.write_text("".join(lines[:4]), encoding="utf-8")
-    run.manifest["stages"]["data"]["writes"]["eval.jsonl"]["sha256"] = digest(run.held_out)
+    run.manifest["stages"]["data"]["outputs"]["eval.jsonl"]["sha256"] = digest(run.held_out)
     run.settings = settings.replace(run.settings, "eval", {"answers": 2, "max_new_tokens": 4})
     return run
 
@@ -602,7 +602,7 @@ def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, mo
     built = BUILDER.build(cfg.model)
     before = loss(built, blind=name == "first")
     built.load_state_dict(torch.load(str(run.checkpoint), map_location="cpu")["state_dict"], strict=False)
-    models = evaluate.work(run, run.folder)["models"]
+    models = evaluate.make(run, run.folder)["models"]
     assert models["base"]["loss"] == pytest.approx(before, abs=1e-4)
     assert models["tuned"]["loss"] == pytest.approx(loss(built), abs=2e-3 if name == "second" else 1e-4)  # merged: fp16
     told = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
@@ -632,7 +632,7 @@ def test_an_image_that_was_changed_is_not_measured(finished, tmp_path, monkeypat
     run = held("first", finished, tmp_path, monkeypatch)
     flip(tmp_path / "pairs" / "seen" / "red.png")
     with pytest.raises(InputWrong, match=r"seen/red\.png is not the image that was held out"):
-        evaluate.work(run, run.folder)
+        evaluate.make(run, run.folder)
 
 
 def test_an_image_that_changed_trains_again(stages, pairs):
@@ -642,11 +642,11 @@ def test_an_image_that_changed_trains_again(stages, pairs):
     before = second.dataset.read_bytes()
     path = pairs.parent / rows[0]["image"]
     held, times = path.read_bytes(), stamp(path)
-    key = data.reads(second)["images"]
+    key = data.inputs(second)["images"]
     try:
         Image.new("RGB", (50, 50), "orange").save(str(path))
         assert stamp(path) != times
-        assert data.reads(second)["images"] != key
+        assert data.inputs(second)["images"] != key
         read(second)
         assert second.dataset.read_bytes() != before
     finally:

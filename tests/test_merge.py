@@ -519,7 +519,7 @@ def test_the_stage_goes_on_where_it_was_stopped(base, adapter, tmp_path, monkeyp
     entry, ran = stage.perform(run, pipeline.MERGE)
     assert ran
     assert entry["figures"]["shards_reused"] >= 1
-    assert entry["writes"]["merged"]["sha256"] == hashing.digest(run.merged)
+    assert entry["outputs"]["merged"]["sha256"] == hashing.digest(run.merged)
     assert sorted(path.name for path in run.folder.iterdir()) == ["adapter", "merged", "run.json"]
     card = (run.merged / "README.md").read_text(encoding="utf-8")
     for word in ("base_model: a base", "0" * 64, "adapter × 1", "token 2 or 92542"):
@@ -544,7 +544,7 @@ def test_the_demos_merge(demo):
     """Figures in run.json, one line a module kind on the screen, and the cards."""
     manifest = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))
     entry = manifest["stages"]["merge"]
-    assert entry["writes"]["merged"]["sha256"] == hashing.digest(demo[1] / "merged")
+    assert entry["outputs"]["merged"]["sha256"] == hashing.digest(demo[1] / "merged")
     assert set(entry["figures"]["kinds"]) == set(LINEAR)
     assert re.search(r"wqkv +\d+\.\d% of the weights", demo[0].stdout)
     card = (demo[1] / "merged" / "README.md").read_text(encoding="utf-8")

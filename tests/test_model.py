@@ -135,7 +135,7 @@ def test_a_model_is_fetched_whole_and_pinned(server, asking, tiny, tmp_path, mon
     server.push({"README.md": b"newer still"}, "master", "main")
     server.asked.clear()
     assert download.ensure(asked) == place
-    assert model.work(asked, tmp_path)["commit"] == server.commit(1)
+    assert model.make(asked, tmp_path)["commit"] == server.commit(1)
     assert server.asked == []
 
 
@@ -204,7 +204,7 @@ def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
     server.pause = 0
     time.sleep(0.5)
     server.sent.clear()
-    said = pipeline.says("model", model.work(asking(), tmp_path))
+    said = pipeline.says("model", model.make(asking(), tmp_path))
     assert is_whole(tmp_path / "models" / "org" / "tiny", tiny)
     assert sum(server.sent.values()) == sum(len(tiny[name]) for name in heavy(tiny)) - here
     assert f"master is commit {server.commit(0)[:12]} at ModelScope" in said
@@ -385,7 +385,7 @@ def test_what_was_fetched_is_checked_ever_after(server, asking, tiny, tmp_path):
     assert server.sent == {shard.name: len(data)}
     verifying = asking()
     verifying.verify = True
-    assert model.work(verifying, tmp_path)["verified"]
+    assert model.make(verifying, tmp_path)["verified"]
     assert server.sent == {shard.name: len(data)}
 
 

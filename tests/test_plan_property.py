@@ -108,7 +108,7 @@ def test_plan_equals_the_run(number, tokenizer, tmp_path, monkeypatch):
     # The tokenizer object stands in for the folder that the config names.
     monkeypatch.setattr("recipe.base_model.internlm2.InternLM2Tokenizer.from_pretrained", lambda *a, **k: tokenizer)
 
-    planned = plan.make(run, config.effective(recipe), conversations, tokenizer, recipe.train.seed)
+    planned = plan.predict(run, config.effective(recipe), conversations, tokenizer, recipe.train.seed)
     expected = planned["by_gpus"][str(ranks)]
     text = config.render(recipe, "tiny", str(run.dataset), {})
     cfg = config.effective(recipe)

@@ -61,7 +61,7 @@ class Page(html.parser.HTMLParser):
         return next([cell.strip() for cell in row] for row in self.rows if row and row[0].strip() == what)
 
     def first_line(self):
-        return self.classes["says"].strip()
+        return self.classes["summary"].strip()
 
 
 def numbers(text):
@@ -147,7 +147,7 @@ def test_every_figure_is_the_manifests(demo, manifest):
         shown = sum(n * unit for n, unit in zip(reversed(numbers(row[2])), (1, 60)))
         assert shown == pytest.approx(entry["seconds"], abs=0.51, rel=0.06)
         assert numbers(row[3]) == [entry["peak_memory_mb"]]
-        for output, written in entry["writes"].items():
+        for output, written in entry["outputs"].items():
             assert [output, f"sha256 {written['sha256']}"] in page.rows
     for name, what in WENT.items():
         (shown,) = (row[1] for row in page.rows if len(row) == 2 and row[0] == what)
@@ -325,7 +325,7 @@ def evaluation(**more):
               "base_ended": False, "tuned_ended": True}  # fmt: skip
     difference = {"loss": -0.5639, "interval": [-0.62, -0.51], "lower_in": 16}
     return {"conversations": 16, "tokens": 1234, "models": {"base": model, "tuned": tuned}, "difference": difference,
-            "verdict": "better", "says": "loss lower by 0.5639", "samples": [sample], **more}  # fmt: skip
+            "verdict": "better", "summary": "loss lower by 0.5639", "samples": [sample], **more}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_hostile_text_stays_text(folder, undrawn):
     assert text.count("&lt;script&gt;alert(1)") >= 8
     assert "\u202e" not in text
     assert "\x00" not in text
-    assert "49" not in page.classes["says"]
+    assert "49" not in page.classes["summary"]
     card = (folder / "report/README.md").read_text(encoding="utf-8")
     fenced = re.sub(r"(?ms)^(`{3,})text\n.*?^\1$", "", card)
     assert "<script" not in fenced.replace("\\<script", "")
@@ -445,7 +445,7 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
         found["settings"]["train"]["lr"] = 1e-3
         found["versions"]["torch"] = "2.0.1"
         found["host"]["gpus"] = [{"name": "RTX 3090", "memory_mib": 24576, "driver": "535", "capability": "8.6"}]
-        found["stages"]["data"]["writes"]["dataset.jsonl"]["sha256"] = "0" * 64
+        found["stages"]["data"]["outputs"]["dataset.jsonl"]["sha256"] = "0" * 64
         found["stages"]["merge"]["figures"]["weights_changed"] = 1234567
 
     change(folder, how)

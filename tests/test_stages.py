@@ -22,12 +22,12 @@ class Counter:
     def __init__(self, run, source):
         self.count, self.run, self.source = 0, run, source
         self.fail = False
-        self.stage = stages.Stage("copy", self.work, self.reads, ("copy.txt", "folder"))
+        self.stage = stages.Stage("copy", self.make, self.inputs, ("copy.txt", "folder"))
 
-    def reads(self, run):
+    def inputs(self, run):
         return {"source": self.source, "setting": run.settings.base}
 
-    def work(self, run, out):
+    def make(self, run, out):
         self.count += 1
         (out / "copy.txt").write_text(self.source.read_text())
         (out / "folder").mkdir()
@@ -88,7 +88,7 @@ def test_manifest(run, counter):
     manifest = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
     entry = manifest["stages"]["copy"]
     assert entry["figures"] == {"count": 1}
-    assert entry["writes"]["copy.txt"]["sha256"] == hashing.digest(run.folder / "copy.txt")
+    assert entry["outputs"]["copy.txt"]["sha256"] == hashing.digest(run.folder / "copy.txt")
     assert entry["seconds"] >= 0
     assert entry["peak_memory_mb"] > 10
     assert manifest["versions"]["xtuner"] == "0.1.14"
@@ -116,16 +116,16 @@ def test_a_manifest_of_another_shape_proves_nothing(run, text):
 
 def test_an_entry_without_its_outputs_proves_nothing(run, counter):
     stages.perform(run, counter.stage)
-    run.manifest["stages"]["copy"]["writes"] = {}
+    run.manifest["stages"]["copy"]["outputs"] = {}
     assert stages.perform(run, counter.stage)[1]
 
 
 def test_what_a_stage_made_in_place_is_watched_too(run, tmp_path):
-    def work(run, out):
+    def make(run, out):
         (run.folder / "made.bin").write_bytes(b"12345")
         return {"made": ["made.bin"]}
 
-    stage = stages.Stage("train", work, lambda run: {})
+    stage = stages.Stage("train", make, lambda run: {})
     with run.open():
         assert stages.perform(run, stage)[1]
         assert not stages.perform(run, stage)[1]

@@ -17,7 +17,7 @@ def folder(demo, tmp_path):
     shutil.copytree(str(demo[1]), str(place))
     manifest = json.loads((place / "run.json").read_text(encoding="utf-8"))
     for stage, name in (("chat", "samples.json"), ("eval", "eval.json")):
-        manifest["stages"][stage]["writes"][name]["sha256"] = hashing.digest(place / name)
+        manifest["stages"][stage]["outputs"][name]["sha256"] = hashing.digest(place / name)
     save(place, manifest)
     return place
 
@@ -42,7 +42,7 @@ def look(tmp_path, monkeypatch):
 def forge(place, stage, name):
     """As if the manifest had been written of what now lies there."""
     manifest = json.loads((place / "run.json").read_text(encoding="utf-8"))
-    made = manifest["stages"][stage]["writes"][name]
+    made = manifest["stages"][stage]["outputs"][name]
     made["sha256"] = hashing.digest(place / name)
     if "files" in made:
         made["files"] = hashing.sums(place / name)
@@ -79,7 +79,7 @@ def test_a_damaged_byte_in_any_file_of_any_output_is_found(folder):
     manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     files = 0
     for entry in manifest["stages"].values():
-        for name, made in entry["writes"].items():
+        for name, made in entry["outputs"].items():
             place = folder / name
             for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
                 whole = path.read_bytes()

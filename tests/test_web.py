@@ -549,7 +549,7 @@ def test_one_set_of_weights_or_two(demo, capfd):
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "summary"),
     [
         (["host=0.0.0.0"], "there is no token"),
         (["host=192.168.1.5", "port=80"], "there is no token"),

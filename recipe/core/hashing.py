@@ -41,9 +41,9 @@ def stamp(path: Path) -> List[Any]:
     return [[str(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
-def key_of(reads: Dict[str, Any]) -> str:
+def key_of(inputs: Dict[str, Any]) -> str:
     """One sha256 for everything a stage depends on; paths count by content."""
-    flat = {name: digest(value) if isinstance(value, Path) else value for name, value in reads.items()}
+    flat = {name: digest(value) if isinstance(value, Path) else value for name, value in inputs.items()}
     return hashlib.sha256(json.dumps(flat, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
 
 

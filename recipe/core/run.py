@@ -16,7 +16,7 @@ from recipe.core.hashing import digest
 from recipe.core.host import host, versions
 from recipe.core.settings import Settings, differences, load
 
-ENTRY = ("key", "figures", "writes", "seconds", "peak_memory_mb")  # what every stage's entry holds
+ENTRY = ("key", "figures", "outputs", "seconds", "peak_memory_mb")  # what every stage's entry holds
 
 
 @dataclasses.dataclass
@@ -61,7 +61,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The one that the finished training left: below the run's folder, which may have been moved since."""
-        [made] = self.manifest["stages"]["train"]["writes"]
+        [made] = self.manifest["stages"]["train"]["outputs"]
         return self.folder / made
 
     @property
@@ -137,7 +137,7 @@ class Run:
 
     def remember(self) -> None:
         """Note what the training that is there was made of: other settings may be planned or looked at afterwards."""
-        files = self.manifest["stages"].get("data", {}).get("writes", {})
+        files = self.manifest["stages"].get("data", {}).get("outputs", {})
         made = {"settings": self.settings.model_dump(), "forced": self.force, "config": digest(self.config)}
         made["data"] = {name: entry["sha256"] for name, entry in files.items()}
         before = self.manifest.get("trained")

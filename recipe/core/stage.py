@@ -1,8 +1,8 @@
 """What surrounds every stage, once: skip when unchanged, outputs renamed into place, timing, the manifest.
 
-A stage is a function `work(run, out) -> figures`. It writes into the fresh folder `out` the files or folders
-named by `Stage.writes`; they are renamed into the run's folder when it returns. What it depends on is what
-`Stage.reads` returns: settings (values) and files (paths, which count by content). If neither that nor the
+A stage is a function `make(run, output) -> figures`. It writes into the fresh folder `output` the files or folders
+named by `Stage.outputs`; they are renamed into the run's folder when it returns. What it depends on is what
+`Stage.inputs` returns: settings (values) and files (paths, which count by content). If neither that nor the
 outputs have changed since the manifest's entry was written, the stage is skipped.
 """
 
@@ -19,21 +19,21 @@ from recipe.core.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """`work` makes `writes` from what `reads` names; see the module's text."""
+    """`make` makes `outputs` from what `inputs` names; see the module's text."""
 
     name: str
-    work: Callable[[Run, Path], Dict[str, Any]]
-    reads: Callable[[Run], Dict[str, Any]]
-    writes: Tuple[str, ...] = ()
+    make: Callable[[Run, Path], Dict[str, Any]]
+    inputs: Callable[[Run], Dict[str, Any]]
+    outputs: Tuple[str, ...] = ()
     always: bool = False  # cheap, and looks at what lies outside the run's folder
 
 
 def is_current(run: Run, stage: Stage, key: str) -> bool:
     """Whether the manifest's entry for `stage` was made from the same things and its outputs still stand."""
     entry = run.manifest.get("stages", {}).get(stage.name)
-    if not entry or entry["key"] != key or (stage.writes and set(entry["writes"]) != set(stage.writes)):
+    if not entry or entry["key"] != key or (stage.outputs and set(entry["outputs"]) != set(stage.outputs)):
         return False
-    for name, made in entry["writes"].items():
+    for name, made in entry["outputs"].items():
         path = run.folder / name
         if stamp(path) != made["stamp"] and digest(path) != made["sha256"]:
             return False
@@ -45,7 +45,7 @@ def output_digest(run: Run, stage: str, name: str) -> str:
     15 GB).
     """
     path = run.folder / name
-    made = run.manifest.get("stages", {}).get(stage, {}).get("writes", {}).get(name)
+    made = run.manifest.get("stages", {}).get(stage, {}).get("outputs", {}).get(name)
     return made["sha256"] if made and made["stamp"] == stamp(path) else digest(path)
 
 
@@ -54,7 +54,7 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
 
     Raises what the stage raises; then nothing it had made before is touched.
     """
-    key = key_of(stage.reads(run))
+    key = key_of(stage.inputs(run))
     if not stage.always and is_current(run, stage, key):
         return run.manifest["stages"][stage.name], False
     run.tell(stage=stage.name)
@@ -63,18 +63,18 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
     out.mkdir()
     began = time.monotonic()
     try:
-        figures = stage.work(run, out)
-        for name in stage.writes:
+        figures = stage.make(run, out)
+        for name in stage.outputs:
             replace(out / name, run.folder / name)
     finally:
         remove(out)
     # A stage that writes in place (training) names what it made; one that has hashed its output says so (merge).
-    made = [*stage.writes, *figures.pop("made", [])]
+    made = [*stage.outputs, *figures.pop("made", [])]
     digests = figures.pop("digests", {})
     entry = {
         "key": key,
         "figures": figures,
-        "writes": {name: _made(run.folder / name, digests.get(name, "")) for name in made},
+        "outputs": {name: _made(run.folder / name, digests.get(name, "")) for name in made},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(time.monotonic() - began, 2),
         "peak_memory_mb": peak_memory_mb(),

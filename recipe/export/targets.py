@@ -42,16 +42,16 @@ NEEDS = {"ollama": "gguf"}  # target: the one that must have been made before
 def stage(target: str, merged: Merged) -> Stage:
     """The target as a stage: skipped when nothing it depends on has changed, written beside, with figures."""
 
-    def work(run: Run, out: Path) -> Dict[str, Any]:
-        place = out / "export" / target
+    def make(run: Run, output: Path) -> Dict[str, Any]:
+        place = output / "export" / target
         place.mkdir(parents=True)
         (run.folder / "export").mkdir(exist_ok=True)
         return TARGETS[target](run, merged, place)
 
-    return Stage(f"export-{target}", work, lambda run: _reads(run, merged), (f"export/{target}",))
+    return Stage(f"export-{target}", make, lambda run: _inputs(run, merged), (f"export/{target}",))
 
 
-def _reads(run: Run, merged: Merged) -> Dict[str, Any]:
+def _inputs(run: Run, merged: Merged) -> Dict[str, Any]:
     return {
         "merged": folder.fingerprint(run.merged),
         "named": [str(run.merged.resolve()), run.shown(run.merged), merged.recipe, JUST],

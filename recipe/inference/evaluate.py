@@ -77,7 +77,7 @@ def is_there(run: Run) -> bool:
     return run.held_out.is_file() and run.held_out.stat().st_size > 0
 
 
-def reads(run: Run) -> Dict[str, Any]:
+def inputs(run: Run) -> Dict[str, Any]:
     what = loading.find(run).what
     made_by = {"merged": "merge", "adapter": "adapter"}
     # LLaVA's other parts lie beside the language model's adapter, also when that is merged.
@@ -96,7 +96,7 @@ def _asked(run: Run) -> Dict[str, Any]:
         "settings": {**settings.eval.model_dump(), "max_new_tokens": limit},
         "template": dict(config.template(cfg) or {}),
         "max_length": cfg.max_length,
-        **({**llava.reads(run), "square": _square(cfg)} if preset_facts.pictures(settings) else {}),
+        **({**llava.inputs(run), "square": _square(cfg)} if preset_facts.pictures(settings) else {}),
         "code": source(Path(__file__).parent, Path(planning_tokens.__file__), Path(llava.__file__)),
         "versions": {name: versions()[name] for name in ("torch", "transformers", "xtuner")},
     }
@@ -107,7 +107,7 @@ def _square(cfg: Any) -> bool:
     return bool(config.dataset(cfg).get("pad_image_to_square", False))
 
 
-def work(run: Run, out: Path) -> Dict[str, Any]:
+def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write eval.json: losses, scores and the verdict (the figures), and the answers side by side.
 
     Raises InputWrong if nothing is held out, HostLacks if the model does not fit.
@@ -144,7 +144,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     figures.update(tuned=new.what, precision=kind, measured_on=digest(run.held_out))
     samples = _samples(conversations, [line.get("image", "") for line in lines], base, after)
     text = json.dumps({**figures, "samples": samples}, ensure_ascii=False, indent=1)
-    write_text(out / "eval.json", text + "\n")
+    write_text(output / "eval.json", text + "\n")
     return figures
 
 
@@ -287,7 +287,7 @@ def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str
         **compared(losses["base"], losses["tuned"]),
         "base_cached": bool(measured["base"].get("cached")),
     }
-    return {**figures, "says": says(figures)}
+    return {**figures, "summary": summary(figures)}
 
 
 def _known(run: Run, answers: Sequence[str]) -> Any:
@@ -319,7 +319,7 @@ def _samples(
     ]
 
 
-def says(figures: Dict[str, Any]) -> str:
+def summary(figures: Dict[str, Any]) -> str:
     """The verdict in one line."""
     models, found = figures["models"], figures["difference"]
     low, high = found["interval"]

@@ -70,7 +70,7 @@ def drawn_seed(run: Run) -> int:
     return int(path.read_text(encoding="utf-8"))
 
 
-def make(
+def predict(
     run: Run, cfg: Any, conversations: Sequence[Any], tokenizer: Any, seed: int, images: Sequence[str] = ()
 ) -> Dict[str, Any]:
     """The plan of a run whose effective config is `cfg`; see the module's text. `images`: of each conversation the sum

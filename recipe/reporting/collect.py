@@ -94,7 +94,7 @@ def _plan(run: Run) -> Dict[str, Any]:
     """plan.json where it is the manifest's, else what the manifest holds of it; where that has none, a refused one."""
     entry, found = run.manifest["stages"].get("plan"), read_json(run.plan)
     if entry:
-        return found if digest(run.plan) == entry["writes"].get("plan.json", {}).get("sha256") else entry["figures"]
+        return found if digest(run.plan) == entry["outputs"].get("plan.json", {}).get("sha256") else entry["figures"]
     return found if isinstance(found, dict) and is_refused(run, found) else {}
 
 
@@ -115,7 +115,7 @@ def stale(run: Run) -> List[str]:
         if entries[stage.name]["finished"] >= entries[before.name]["finished"]:
             continue
         try:
-            current = is_current(run, stage, key_of(stage.reads(run)))
+            current = is_current(run, stage, key_of(stage.inputs(run)))
         except (RecipeError, OSError, KeyError, ValueError):  # what it was made from is gone
             current = False
         if not current:
@@ -136,12 +136,12 @@ def _evaluation(run: Run) -> Dict[str, Any]:
     """eval.json, if it is whole, no older than the training, and of what is held out now; else {}."""
     path = run.folder / "eval.json"
     found = read_json(path)
-    if not isinstance(found, dict) or not {"models", "difference", "verdict", "says"} <= set(found):
+    if not isinstance(found, dict) or not {"models", "difference", "verdict", "summary"} <= set(found):
         return {}
     trained = run.manifest["stages"].get("train")
     if not trained or not {"base", "tuned"} <= set(found["models"]):
         return {}
-    held_out = run.manifest["stages"].get("data", {}).get("writes", {}).get("eval.jsonl", {}).get("sha256")
+    held_out = run.manifest["stages"].get("data", {}).get("outputs", {}).get("eval.jsonl", {}).get("sha256")
     if found.get("measured_on", held_out) != held_out:
         return {}
     ended = datetime.datetime.strptime(trained["finished"], "%Y-%m-%dT%H:%M:%S%z").timestamp()

@@ -52,7 +52,7 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
         if name in run.figures("adapter"):
             found["result", f"{name.replace('_', ' ')}, parameters"] = f"{run.figures('adapter')[name]:,}"
     last = "merge" if "merge" in entries else "adapter"  # LLaVA's first stage has nothing to merge
-    for name, made in entries.get(last, {}).get("writes", {}).items():
+    for name, made in entries.get(last, {}).get("outputs", {}).items():
         found["result", f"{name}, sha256"] = made["sha256"]
     for key, value in settings.flat(run.settings.model_dump()).items():
         found["recipe", key] = "the preset's" if value is None else NOT if value in ("", []) else _text(value)
@@ -62,7 +62,7 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
     for key in ("rows", "conversations", "duplicates", "images"):
         if key in data:
             found["data", key] = f"{data[key]:,}"
-    for name, made in entries.get("data", {}).get("writes", {}).items():
+    for name, made in entries.get("data", {}).get("outputs", {}).items():
         found["data", f"{name}, sha256"] = made["sha256"]
     if model:
         found["model", "bytes"] = f"{model['bytes']:,}"

@@ -204,7 +204,7 @@ def judged(run: Run) -> str:
     figures = run.figures("eval")
     tiny = run.settings.model.source == "tiny" and figures["verdict"] == "worse"
     why = "\nThat is to be expected here: from random weights it learns its training data by heart, and nothing else."
-    return click.style(figures["says"], bold=True) + (why if tiny else "")
+    return click.style(figures["summary"], bold=True) + (why if tiny else "")
 
 
 MEASURED = (

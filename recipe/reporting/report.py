@@ -115,7 +115,7 @@ def _data(seen: Seen) -> Tuple[Any, str]:
             None,
             f"{figures['conversations']:,} conversations: {command_line('data-report')} {run.name} looks through them.",
         )
-    if digest(run.dataset) != run.manifest["stages"]["data"]["writes"]["dataset.jsonl"]["sha256"]:
+    if digest(run.dataset) != run.manifest["stages"]["data"]["outputs"]["dataset.jsonl"]["sha256"]:
         return (
             None,
             f"dataset.jsonl is not that of this run. Make it again: {command_line('data')} {run.name}",

@@ -281,7 +281,7 @@ def provenance(seen: Seen) -> Rows:
     if s.data.sha256:
         rows.append((Path(s.data.files[0]).name, f"sha256 {s.data.sha256}"))
     for entry in entries.values():
-        rows += [(name, f"sha256 {made['sha256']}") for name, made in entry["writes"].items()]
+        rows += [(name, f"sha256 {made['sha256']}") for name, made in entry["outputs"].items()]
     seed = run.figures("train").get("seed", seen.plan.get("seed"))
     rows.append(("seed", f"{seed}" if seed is not None else "none yet"))
     for gpu in machine.get("gpus", []):

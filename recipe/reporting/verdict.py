@@ -47,7 +47,7 @@ def verdict(seen: Seen) -> Verdict:
     if seen.evaluation:
         kind = {"better": "good", "worse": "bad"}.get(seen.evaluation["verdict"], "flat")
         word = {"good": "Better than before", "bad": "Worse than before"}.get(kind, "No difference from before")
-        says = seen.evaluation["says"].replace(f"{seen.evaluation['verdict']}: ", "", 1)
+        says = seen.evaluation["summary"].replace(f"{seen.evaluation['verdict']}: ", "", 1)
         if not is_tiny(run):
             return Verdict(kind, f"{word}: {says}", f"{updates}. {changed}{loss}")
         # A model of random weights learns by heart and nothing that holds: what was held out judges no recipe.

@@ -43,7 +43,7 @@ def check(run: Run, beside: Path) -> Iterator[Line]:
     os.environ["RECIPE_FETCH"] = "no"  # nothing is fetched, nor made in models/
     entries = run.manifest["stages"]
     for entry in entries.values():
-        for name, made in entry["writes"].items():
+        for name, made in entry["outputs"].items():
             yield _written(run.folder / name, name, made)
     checks: List[Tuple[str, str, Callable[[], Tuple[str, str]]]] = [
         ("model", "base model", lambda: _model(run, folder.folder(run), "fingerprint")),
@@ -129,10 +129,10 @@ def _made_again(run: Run, beside: Path) -> Iterator[Line]:
 
 def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
     perform(shadow, stage)
-    for name in stage.writes:
+    for name in stage.outputs:
         mine, again = run.folder / name, shadow.folder / name
         if stage is pipeline.DATA:
-            if digest(again) != run.manifest["stages"]["data"]["writes"][name]["sha256"]:
+            if digest(again) != run.manifest["stages"]["data"]["outputs"][name]["sha256"]:
                 return DIFFERS, f"{name} is another one, made of what now lies in {', '.join(run.settings.data.files)}"
         elif not mine.exists():
             return NOT_HERE, f"{name} was deleted: nothing to compare with"
@@ -140,7 +140,7 @@ def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
             if stage.name in collect.stale(run):
                 return DIFFERS, f"{name} is of other data or settings than the data that is there: it was made before"
             return DIFFERS, f"{name} is another one, made by this version of the recipe on this machine"
-    return OK, f"{', '.join(stage.writes)}: the same"
+    return OK, f"{', '.join(stage.outputs)}: the same"
 
 
 def _pretrained(run: Run) -> List[str]:

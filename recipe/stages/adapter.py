@@ -10,7 +10,7 @@ from recipe.weights import adapter
 from recipe.weights.adapter import base_checksum, card, write
 
 
-def reads(run: Run) -> Dict[str, Any]:
+def inputs(run: Run) -> Dict[str, Any]:
     return {
         "checkpoint": run.checkpoint,
         "config": run.config,
@@ -20,7 +20,7 @@ def reads(run: Run) -> Dict[str, Any]:
     }
 
 
-def work(run: Run, out: Path) -> Dict[str, Any]:
+def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write adapter/ (adapter_config.json, adapter_model.safetensors in adapter.dtype, README.md).
 
     Figures: tensors, parameters, and what the type does to them: `vanished`, the share of trained lora_B values that
@@ -28,6 +28,6 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     """
     base = folder.folder(run)
     metadata = {"base_model": run.shown(base), "base_sha256": base_checksum(base)}
-    figures = write(run, out / "adapter", run.settings.adapter.dtype, metadata)
-    (out / "adapter" / "README.md").write_text(card(run, figures, out / "adapter"), encoding="utf-8")
+    figures = write(run, output / "adapter", run.settings.adapter.dtype, metadata)
+    (output / "adapter" / "README.md").write_text(card(run, figures, output / "adapter"), encoding="utf-8")
     return figures

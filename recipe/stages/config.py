@@ -12,7 +12,7 @@ from recipe.xtuner.config import render, speed_changes, template
 from recipe.xtuner.step_choice import dtype, speed, training_dtype
 
 
-def reads(run: Run) -> Dict[str, Any]:
+def inputs(run: Run) -> Dict[str, Any]:
     from recipe.base_model import folder
     from recipe.weights import llava
 
@@ -44,7 +44,7 @@ def _lora(cfg: Any, name: str) -> Dict[str, Any]:
     return {key: value for key, value in (cfg.model.get(name) or {}).items() if key != "type"}
 
 
-def work(run: Run, out: Path) -> Dict[str, Any]:
+def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write config.py and config.diff (against the preset). Figures: lines changed, LoRA settings, stop words."""
     from recipe.base_model import folder
     from recipe.weights import llava
@@ -56,12 +56,12 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
     diff = preset_editor.difference(
         preset_editor.source(run.settings.base), text, f"{run.settings.base}.py", "config.py"
     )
-    (out / "config.py").write_text(text, encoding="utf-8")
-    (out / "config.diff").write_text(diff, encoding="utf-8")
+    (output / "config.py").write_text(text, encoding="utf-8")
+    (output / "config.diff").write_text(diff, encoding="utf-8")
     imports.load()
     from mmengine.config import Config
 
-    cfg = Config.fromfile(str(out / "config.py"))
+    cfg = Config.fromfile(str(output / "config.py"))
     added = sum(line.startswith("+") and not line.startswith("+++") for line in diff.splitlines())
     return {
         "base": run.settings.base,

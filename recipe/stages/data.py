@@ -17,7 +17,7 @@ from recipe.intake.writer import Writer, drop_duplicates
 from recipe.xtuner import preset_facts
 
 
-def reads(run: Run) -> Dict[str, Any]:
+def inputs(run: Run) -> Dict[str, Any]:
     found = [*files(run), *files(run, "eval_files")]
     pictures = preset_facts.pictures(run.settings)
     return {
@@ -36,7 +36,7 @@ def _seed(run: Run) -> int:
     return run.settings.train.seed or 0
 
 
-def work(run: Run, out: Path) -> Dict[str, Any]:
+def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write dataset.jsonl, and what is held out of it into eval.jsonl. Figures, of what is trained on: rows,
     conversations, longest in turns, exact duplicates; what was dropped or changed, what was found in which file, and
     how many conversations are held out.
@@ -49,7 +49,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         raise InputWrong(
             f"data.system of recipe {run.name} holds {control.group()!r}, which the model takes for a sign of its own."
         )
-    target, evaluation = out / "dataset.jsonl", out / "eval.jsonl"
+    target, evaluation = output / "dataset.jsonl", output / "eval.jsonl"
     intake = _read(run, "files", target)
     writer = intake.writer
     if not writer.turns:

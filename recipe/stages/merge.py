@@ -10,7 +10,7 @@ from recipe.weights.merge import PART, adapters, card_of, checkpoint, digest_of_
 from recipe.weights.merge_plan import CODE
 
 
-def reads(run: Run) -> Dict[str, Any]:
+def inputs(run: Run) -> Dict[str, Any]:
     return {
         "adapters": [[digest(place), weight] for place, weight in adapters(run)],
         **({"checkpoint": stamp(checkpoint(run))} if checkpoint(run) else {}),  # type: ignore[arg-type]
@@ -21,10 +21,10 @@ def reads(run: Run) -> Dict[str, Any]:
     }
 
 
-def work(run: Run, out: Path) -> Dict[str, Any]:
+def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write merged/; see `merge`."""
     figures = merge(
-        plan_of(run), out / "merged", run.folder / PART, run.figures("config").get("stop_words", []),
+        plan_of(run), output / "merged", run.folder / PART, run.figures("config").get("stop_words", []),
         lambda figures: card_of(run, figures), run.settings.merge.device,
     )  # fmt: skip
-    return {**figures, "digests": {"merged": digest_of_sums(out / "merged")}}
+    return {**figures, "digests": {"merged": digest_of_sums(output / "merged")}}

@@ -11,11 +11,11 @@ from recipe.core.run import Run
 from recipe.xtuner import preset_facts
 
 
-def reads(run: Run) -> Dict[str, Any]:
+def inputs(run: Run) -> Dict[str, Any]:
     return {"settings": run.settings.model.model_dump()}
 
 
-def work(run: Run, out: Path) -> Dict[str, Any]:
+def make(run: Run, output: Path) -> Dict[str, Any]:
     """Make sure of the base model. Figures: its folder, files, bytes, and what its record says of its origin."""
     place = ensure(run)
     seeing = visual(run) if preset_facts.pictures(run.settings) else None

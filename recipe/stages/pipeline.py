@@ -14,19 +14,19 @@ from recipe.core.stage import Stage, is_current, perform
 from recipe.inference import evaluate
 from recipe.stages import adapter, config, data, merge, model, plan, reproduce, samples, train
 from recipe.training import checkpoints
-from recipe.weights.adapter import says as adapter_says
-from recipe.weights.merge import says as merge_says
+from recipe.weights.adapter import summary as adapter_summary
+from recipe.weights.merge import summary as merge_summary
 from recipe.xtuner import preset_facts
 
-DATA = Stage("data", data.work, data.reads, ("dataset.jsonl", "eval.jsonl"))
-PLAN = Stage("plan", plan.work, plan.reads, ("plan.json",))
-CONFIG = Stage("config", config.work, config.reads, ("config.py", "config.diff"))
-MODEL = Stage("model", model.work, model.reads, always=True)
-TRAIN = Stage("train", train.work, checkpoints.reads)
-ADAPTER = Stage("adapter", adapter.work, adapter.reads, ("adapter",))
-MERGE = Stage("merge", merge.work, merge.reads, ("merged",))
-SAMPLES = Stage("chat", samples.work, samples.reads, ("samples.json",))
-EVAL = Stage("eval", evaluate.work, evaluate.reads, ("eval.json",))
+DATA = Stage("data", data.make, data.inputs, ("dataset.jsonl", "eval.jsonl"))
+PLAN = Stage("plan", plan.make, plan.inputs, ("plan.json",))
+CONFIG = Stage("config", config.make, config.inputs, ("config.py", "config.diff"))
+MODEL = Stage("model", model.make, model.inputs, always=True)
+TRAIN = Stage("train", train.make, checkpoints.inputs)
+ADAPTER = Stage("adapter", adapter.make, adapter.inputs, ("adapter",))
+MERGE = Stage("merge", merge.make, merge.inputs, ("merged",))
+SAMPLES = Stage("chat", samples.make, samples.inputs, ("samples.json",))
+EVAL = Stage("eval", evaluate.make, evaluate.inputs, ("eval.json",))
 
 # The check of the machine and the plan come before the model: it is 15 GB, and mistakes are cheap until then.
 ORDER: Tuple[Any, ...] = (DATA, train.preflight, PLAN, CONFIG, MODEL, TRAIN, ADAPTER, MERGE, SAMPLES)
@@ -52,28 +52,28 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
 }
 
 
-def says(name: str, figures: Dict[str, Any]) -> str:
+def summary(name: str, figures: Dict[str, Any]) -> str:
     """One line on what a stage did; the merge has one more for each kind of module."""
     f = figures
     lines: Dict[str, Callable[[], str]] = {
-        "data": lambda: _data_says(f),
+        "data": lambda: _data_summary(f),
         "plan": lambda: (
             f"{f['tokens']:,} tokens, {f['tokens_kept'] / f['tokens']:.1%} kept in {f['packs']} packs; "
             f"{f['iterations']} iterations, {f['updates']} updates"
             + (f" of {f['update_sequences']} sequences, shared by {f['ranks']} GPUs" if f["ranks"] > 1 else "")
         ),
         "config": lambda: f"{f['base']} with {f['lines_changed']} lines changed (config.diff), {f['dtype']}",
-        "model": lambda: _model_says(f),
+        "model": lambda: _model_summary(f),
         "train": lambda: f"{f['iterations']} iterations, loss {f['loss_first']:.3f} → {f['loss_last']:.3f}",
-        "adapter": lambda: adapter_says(f),
-        "merge": lambda: merge_says(f),
+        "adapter": lambda: adapter_summary(f),
+        "merge": lambda: merge_summary(f),
         "chat": lambda: f"{len(f['samples'])} questions asked of base and merged model",
-        "eval": lambda: f["says"],
+        "eval": lambda: f["summary"],
     }
     return lines[name]()
 
 
-def _model_says(f: Dict[str, Any]) -> str:
+def _model_summary(f: Dict[str, Any]) -> str:
     origin = f"; {f['revision']} is commit {f['commit'][:12]} at {hub.NAMES[f['source']]}" if f["commit"] else ""
     if f["source"] and not f["commit"]:
         origin = f"; {f['revision']} of {hub.NAMES[f['source']]}, which states no commit"
@@ -85,7 +85,7 @@ def _model_says(f: Dict[str, Any]) -> str:
     return f"{f['folder']}, {f['bytes'] / 1e6:,.1f} MB{origin}{checked}; loaded with {f['code']} code"
 
 
-def _data_says(f: Dict[str, Any]) -> str:
+def _data_summary(f: Dict[str, Any]) -> str:
     """Counts; and what a user would not expect: other encodings, what was dropped, sheets that were not read."""
     parts = [f"{f['rows']} rows, {f['conversations']} conversations, {f['duplicates']} duplicates"]
     if f["held_out"]:
@@ -146,7 +146,7 @@ def run_stages(run: Run, command: str, items: Optional[Tuple[Any, ...]] = None) 
         for refusal in entry["figures"].get("refusals", []):
             why = "forced" if run.force else "known"
             click.echo(f"{click.style(f'{why}:', fg='yellow')} {refusal['why']}")
-        first, *more = says(item.name, entry["figures"]).splitlines()
+        first, *more = summary(item.name, entry["figures"]).splitlines()
         name, took = click.style(f"{item.name:8}", bold=True), click.style(took, dim=True)
         click.echo("\n".join([f"{name} {first}  {took}", *more]))
         if item is MERGE and not entry["figures"]["tensors_changed"] and command != "reproduce":
@@ -192,7 +192,7 @@ def is_outdated(run: Run) -> bool:
     """Whether the merged model that is there is of another training: one that ended later and made other weights."""
     ended = {name: entry.get("finished", "") for name, entry in run.manifest.get("stages", {}).items()}
     later = [name for name in ("train", "adapter") if ended.get(name, "") > ended.get("merge", "")]
-    return bool(later) and not is_current(run, MERGE, key_of(MERGE.reads(run)))
+    return bool(later) and not is_current(run, MERGE, key_of(MERGE.inputs(run)))
 
 
 def places(run: Run) -> List[Tuple[str, str]]:

@@ -12,11 +12,11 @@ from recipe.core.files import write_text
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.planning import memory
-from recipe.planning.plan import SMALL, drawn_seed, make, together, unknown
+from recipe.planning.plan import SMALL, drawn_seed, predict, together, unknown
 from recipe.xtuner import config, preset_facts, step_choice
 
 
-def reads(run: Run) -> Dict[str, Any]:
+def inputs(run: Run) -> Dict[str, Any]:
     preset_facts.check(run.settings)  # before a tokenizer is fetched
     chosen = run.settings.model.tokenizer
     tiny = run.settings.model.source == "tiny" and not run.settings.model.path
@@ -50,7 +50,7 @@ def reads(run: Run) -> Dict[str, Any]:
     }
 
 
-def work(run: Run, out: Path) -> Dict[str, Any]:
+def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write plan.json; its fields are the figures. Raises PlanRefused for a run that cannot learn."""
     imports.load()
     with run.dataset.open(encoding="utf-8") as stream:
@@ -63,7 +63,7 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         seed = drawn_seed(run)
     images = [line.get("sha256", "") for line in lines]
     conversations = [line["conversation"] for line in lines]
-    figures = make(run, cfg, conversations, tokenizer, seed, images)
+    figures = predict(run, cfg, conversations, tokenizer, seed, images)
     text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
     stopping = unknown(run, figures)
     if stopping and not run.force:
@@ -72,10 +72,10 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         lines = "\n".join(f"- {refusal['why']}" for refusal in stopping)
 
         def remake(trial: Run) -> Dict[str, Any]:
-            return make(trial, config.effective(trial.settings), conversations, tokenizer, seed, images)
+            return predict(trial, config.effective(trial.settings), conversations, tokenizer, seed, images)
 
         if len(conversations) <= SMALL:
             lines += together(run, stopping, remake)
         raise PlanRefused(f"Recipe {run.name} would not learn:\n{lines}\n--force trains all the same.", figures)
-    (out / "plan.json").write_text(text, encoding="utf-8")
+    (output / "plan.json").write_text(text, encoding="utf-8")
     return {name: value for name, value in figures.items() if name != "lr_trace"}

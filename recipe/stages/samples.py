@@ -15,7 +15,7 @@ from recipe.inference.prompt import template
 from recipe.inference.terminal import SAMPLED, questions
 
 
-def reads(run: Run) -> Dict[str, Any]:
+def inputs(run: Run) -> Dict[str, Any]:
     return {
         "merged": output_digest(run, "merge", "merged"),
         "base": folder.fingerprint(folder.folder(run)),
@@ -25,7 +25,7 @@ def reads(run: Run) -> Dict[str, Any]:
     }
 
 
-def work(run: Run, out: Path) -> Dict[str, Any]:
+def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write samples.json: evaluation questions with the base's and the merged model's answers."""
     asked = questions(run)[:SAMPLED]
     answers = {}
@@ -42,5 +42,5 @@ def work(run: Run, out: Path) -> Dict[str, Any]:
         }
         for question, before, after in zip(asked, answers["base"], answers["merged"])
     ]
-    (out / "samples.json").write_text(json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (output / "samples.json").write_text(json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return {"samples": samples}

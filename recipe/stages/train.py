@@ -48,7 +48,7 @@ def state(checkpoint: Path) -> Dict[str, Any]:
     return {"iterations": saved["meta"]["iter"], "seed": saved["meta"]["seed"], "updates": made}
 
 
-def work(run: Run, out: Path) -> Dict[str, Any]:
+def make(run: Run, output: Path) -> Dict[str, Any]:
     """Train to the end. Figures: iterations, updates, peak rate, first and last loss, the checkpoint.
 
     Raises RunFailed with the trainer's own last words if it ends before the planned last iteration.

@@ -16,7 +16,7 @@ from recipe.xtuner import config, preset_facts, step_choice
 
 def folder(run: Run) -> Path:
     """Where this run's checkpoints lie: one folder for each config, data and base model."""
-    return run.checkpoints / key_of(reads(run))[:12]
+    return run.checkpoints / key_of(inputs(run))[:12]
 
 
 def last_checkpoint(place: Path) -> Optional[Path]:
@@ -57,12 +57,12 @@ def iteration_of(checkpoint: Path) -> int:
     return int(found[1])
 
 
-def reads(run: Run) -> Dict[str, Any]:
+def inputs(run: Run) -> Dict[str, Any]:
     """Where data and model lie is no part of it: what they hold is. So a folder that was moved goes on."""
     place = model.folder(run)
     seed = json.loads(run.plan.read_text(encoding="utf-8"))["seed"]
     return {
-        **(llava.reads(run) if preset_facts.pictures(run.settings) else {}),
+        **(llava.inputs(run) if preset_facts.pictures(run.settings) else {}),
         "config": config.without_places(run.config.read_text(encoding="utf-8")),
         "dataset": run.dataset,
         "model": model.fingerprint(place) if place.is_dir() else "absent",

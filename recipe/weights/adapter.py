@@ -199,7 +199,7 @@ def convert(
     }
 
 
-def says(figures: Dict[str, Any]) -> str:
+def summary(figures: Dict[str, Any]) -> str:
     """One line: how much was trained, and what its type does to it."""
     parts = [f"{name} {figures[name]:,} parameters" for name in BESIDE if name in figures]
     if not figures["tensors"]:
@@ -216,7 +216,7 @@ def card(run: Run, figures: Dict[str, Any], place: Path) -> str:
     config, train = run.figures("config"), run.figures("train")
     if "projector" in figures:
         return LLAVA_CARD.format(
-            name=run.name, base=figures["base_model"], config=config["base"], says=says(figures),
+            name=run.name, base=figures["base_model"], config=config["base"], summary=summary(figures),
             eyes=run.settings.model.visual_encoder, checksum=figures["base_sha256"], updates=train["updates"],
             parts=", ".join(sorted(path.name for path in place.iterdir() if path.is_dir())),
         )  # fmt: skip

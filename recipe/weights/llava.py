@@ -51,7 +51,7 @@ def pretrained(run: Run) -> Optional[Path]:
     place = run.root / given
     try:
         if (place / "run.json").is_file():
-            [made] = json.loads((place / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["writes"]
+            [made] = json.loads((place / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["outputs"]
             place = place / made
         held = adapter.saved(place)
     except (ValueError, KeyError, RunFailed) as error:
@@ -64,7 +64,7 @@ def pretrained(run: Run) -> Optional[Path]:
     return place
 
 
-def reads(run: Run) -> Dict[str, Any]:
+def inputs(run: Run) -> Dict[str, Any]:
     """What training depends on beside what it does without images. The images' own sums stand in dataset.jsonl."""
     place = model.folder(model.visual(run))
     return {

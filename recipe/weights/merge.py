@@ -155,7 +155,7 @@ def sums_of(place: Path) -> Dict[str, str]:
     return dict(sorted(sums.items()))
 
 
-def says(figures: Dict[str, Any]) -> str:
+def summary(figures: Dict[str, Any]) -> str:
     """How much was changed, in all and by module kind."""
     reused = f", {figures['shards_reused']} of them kept from before" if figures["shards_reused"] else ""
     lines = [
