@@ -101,7 +101,7 @@ def convert(checkpoint, out):
     told = {name: int(re.search(rf"{name}:\s+(\d+)", status)[1]) * 1024 for name in ("VmHWM",)}
     heavy = [name for name in ("mmengine", "deepspeed", "transformers", "peft", "xtuner") if name in sys.modules]
     print(json.dumps({"work": done - imported, "torch": imported - light, "recipe": light - began, "heavy": heavy,
-                      "parameters": figures["parameters"], "vanished": figures["vanished"], **told}))  # fmt: skip
+                      "parameters": figures["parameters"], **told}))  # fmt: skip
 
 
 def main(layers=32, folder=None):

@@ -158,16 +158,16 @@ def ours(base, adapter, out, device, checks):
     from recipe.weights import merge, merge_write
 
     if checks == "no":
-        merge.trial = lambda _: contextlib.nullcontext(lambda *_: {})
+        merge.check_loads = lambda _: contextlib.nullcontext(lambda *_: {})
     spans = {}
     for owner, name in (
-        (merge, "make_plan"), (merge, "write_shards"), (merge, "prove"), (merge_write, "_task"),
+        (merge, "make_plan"), (merge, "write_shards"), (merge, "check_weights"), (merge_write, "_task"),
         (merge_write, "_change"),
         (merge_write, "_finish"), (tensor_files, "read_into"), (tensor_files, "write_from"),
-        (merge_write.lora, "Applied"),
+        (merge_write.lora, "LoadedChange"),
     ):  # fmt: skip
         timed(owner, name, spans)
-    plan = merge.make_plan(Path(base), [(Path(adapter), 1.0)], merge.size("2GB"))
+    plan = merge.make_plan(Path(base), [(Path(adapter), 1.0)], merge.parse_size("2GB"))
     timed(merge, "merge", spans)
     figures = merge.merge(plan, Path(out), stop_words=["<|im_end|>"], device=device)
     marks = {
@@ -176,7 +176,7 @@ def ours(base, adapter, out, device, checks):
         for name in [line.split(":")[0]]
         if name in ("VmHWM", "RssAnon")
     }
-    keys = ("tensors_changed", "tensors", "share_changed", "shards", "bytes", "proof", "trial")
+    keys = ("tensors_changed", "tensors", "share_changed", "shards", "bytes", "weights_check", "load_check")
     print(json.dumps({"spans": spans, **marks, **{key: figures[key] for key in keys}}))
 
 
@@ -247,7 +247,7 @@ def round_of(place, devices):
         )
         for name, (began, ended, total) in told["spans"].items():
             print(f"  {name:12} {began:6.2f} to {ended:6.2f} s, {total:7.2f} in all")
-        print(f"  {told['trial'].get('seconds', '')}", flush=True)
+        print(f"  {told['load_check'].get('seconds', '')}", flush=True)
         if checks == "yes":
             *_, same = child(__file__, "compare", base, place / "ours", place / "theirs")
             print(

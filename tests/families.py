@@ -194,8 +194,9 @@ def go(name, place, evaluate=True):
         "updates": figures["train"]["updates"], "planned": figures["plan"]["updates"],
         **({} if first else {
             "changed": figures["merge"]["share_changed"], "tensors": figures["merge"]["tensors"],
-            "tensors_changed": figures["merge"]["tensors_changed"], "arrived": figures["merge"]["proof"]["arrived"],
-            "stops": figures["merge"]["trial"]["stops"],
+            "tensors_changed": figures["merge"]["tensors_changed"],
+            "arrived": figures["merge"]["weights_check"]["arrived"],
+            "stops": figures["merge"]["load_check"]["stops"],
         }),
         "loss": losses,
         "loss_first": figures["train"]["loss_first"], "loss_last": figures["train"]["loss_last"],

@@ -15,7 +15,7 @@ from recipe.base_model import folder
 from recipe.core import imports, settings, tensor_files
 from recipe.core.errors import RunFailed
 from recipe.core.run import Run
-from recipe.weights import adapter
+from recipe.weights import adapter, checkpoint_reader
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ def test_figures(run, demo):
     figures = run.figures("adapter")
     assert figures["tensors"] == 2 * (2 * 5 + 1)  # A and B of five matrices in two layers, and of the output head
     assert figures["targets"] == ["output", "w1", "w2", "w3", "wo", "wqkv"]
-    assert figures["vanished"] < 0.01
+    assert figures["underflow_share"] < 0.01
     assert figures["largest_b"] > 1e-3
-    assert "vanish in fp16" in demo[0].stdout
+    assert "underflow in fp16" in demo[0].stdout
 
 
 def test_peft_reads_it_as_xtuners(run):
@@ -179,10 +179,10 @@ def test_a_folder_that_lacks_a_part_is_refused(tmp_path):
     write_zero(tmp_path / "iter_81.pth", [state()], 2, 3)
     next((tmp_path / "iter_81.pth").glob("*rank_1*")).unlink()
     with pytest.raises(RunFailed, match=r"saved by 3 processes, 2 \*_optim_states.pt"):
-        adapter.tensors(tmp_path / "iter_81.pth")
+        checkpoint_reader.lora_tensors(tmp_path / "iter_81.pth")
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunFailed, match=r"no \*_optim_states\.pt"):
-        adapter.tensors(tmp_path / "empty")
+        checkpoint_reader.lora_tensors(tmp_path / "empty")
 
 
 def test_only_what_was_trained_is_read(tmp_path):
@@ -207,15 +207,15 @@ def test_the_type_is_chosen_and_its_underflow_said(tmp_path):
     for dtype, kind, vanished in (("fp16", torch.float16, 1), ("bf16", torch.bfloat16, 0), ("fp32", torch.float32, 0)):
         figures, found = converted(tmp_path / "iter_1.pth", tmp_path / dtype, dtype)
         assert {tensor.dtype for tensor in found.values()} == {kind}
-        assert figures["vanished"] == vanished
+        assert figures["underflow_share"] == vanished
         assert figures["largest_b"] == pytest.approx(2.2e-9)
         said = adapter.summary(figures)
-        assert f"(largest 2.2e-09) {vanished:.1%} vanish in {dtype}" in said
-        assert ("adapter.dtype=fp32 keeps" in said) == bool(vanished)
+        assert f"(largest 2.2e-09) {vanished:.1%} underflow in {dtype}" in said
+        assert ("adapter.dtype=fp32 keeps them" in said) == bool(vanished)
 
 
 def test_values_that_are_no_numbers_or_too_large_are_refused(tmp_path):
-    for value, said in ((float("nan"), "no numbers"), (float("inf"), "no numbers"), (1e6, "more than fp16 can")):
+    for value, said in ((float("nan"), "non-finite"), (float("inf"), "non-finite"), (1e6, "overflows fp16")):
         weights = state()
         next(iter(weights.values()))[0, 0] = value
         torch.save({"state_dict": weights}, str(tmp_path / "iter_1.pth"))
@@ -228,10 +228,10 @@ def test_a_checkpoint_without_lora_or_cut_short_is_refused(tmp_path):
     path = tmp_path / "iter_1.pth"
     torch.save({"state_dict": {"llm.model.x.weight": torch.zeros(1)}}, str(path))
     with pytest.raises(RunFailed, match="no LoRA weights"):
-        adapter.tensors(path)
+        checkpoint_reader.lora_tensors(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RunFailed, match="cut short"):
-        adapter.tensors(path)
+        checkpoint_reader.lora_tensors(path)
 
 
 def test_modules_to_save_keep_their_names(tmp_path):

@@ -14,7 +14,7 @@ from recipe.core.errors import InputWrong, RunFailed
 from recipe.core.run import Run
 from recipe.export import gguf_writer
 from recipe.stages import pipeline
-from recipe.weights import adapter, merge
+from recipe.weights import checkpoint_reader, merge
 from recipe.weights import merge_plan as plans
 
 
@@ -33,9 +33,9 @@ def trained(base):
 
 
 def whole(base, checkpoint, place, **more):
-    plan = merge.make_plan(base, [], merge.size("100KB"), checkpoint=checkpoint, **more)
+    plan = merge.make_plan(base, [], merge.parse_size("100KB"), checkpoint=checkpoint, **more)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge, "trial", lambda _: contextlib.nullcontext(lambda *_: {"stops": [2]}))
+        patch.setattr(merge, "check_loads", lambda _: contextlib.nullcontext(lambda *_: {"stops": [2]}))
         return merge.merge(plan, place)
 
 
@@ -60,7 +60,7 @@ def test_the_checkpoint_becomes_the_model(base, trained, tmp_path, form):
 def test_rows_of_a_weight_that_lies_in_parts(tmp_path):
     weights = {"llm.a": torch.randn(7, 5), "llm.b": torch.randn(11), "llm.c": torch.randn(3, 2)}
     write_zero(tmp_path / "iter_1.pth", [weights], 2, 4)
-    held = adapter.whole(tmp_path / "iter_1.pth")
+    held = checkpoint_reader.full_weights(tmp_path / "iter_1.pth")
     for name, tensor in weights.items():
         one = held[name[len("llm.") :]]
         assert (one.shape, one.numel) == (tuple(tensor.shape), tensor.numel())

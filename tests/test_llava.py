@@ -31,7 +31,7 @@ from recipe.reporting import collect, compare, report, verify
 from recipe.stages import data, pipeline
 from recipe.stages.model import work
 from recipe.stages.plan import reads
-from recipe.weights import adapter, llava
+from recipe.weights import checkpoint_reader, llava
 from recipe.xtuner import config, preset_facts
 
 FIRST = "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain"
@@ -169,7 +169,7 @@ def test_what_is_no_projector_is_refused(tmp_path, pairs):
     ):
         run = run_of(tmp_path, "x", SECOND, pairs, f"model.pretrained_pth={given}")
         with pytest.raises(InputWrong, match=said):
-            llava.pretrained(run)
+            llava.pretrained_checkpoint(run)
 
 
 # ---- CLIP, from a hub
@@ -343,7 +343,10 @@ def test_the_memory_is_reckoned_of_all_parts(stages):
 
 
 def test_what_is_trained_is_what_the_preset_says(stages):
-    first, second = ({name: held.read() for name, held in adapter.saved(run.checkpoint).items()} for run in stages)
+    first, second = (
+        {name: held.read() for name, held in checkpoint_reader.read_checkpoint(run.checkpoint).items()}
+        for run in stages
+    )
     assert {name.split(".")[0] for name in first} == {"projector"}
     assert [run.figures("train")["lr_peak_logged"] for run in stages] == [0.004, 0.004]
     assert {name.split(".")[0] for name in second} == {"projector", "llm", "visual_encoder"}
@@ -379,7 +382,7 @@ def test_a_checkpoint_with_more_than_the_recipe_trains_is_refused(stages, tmp_pa
     first, second = stages
     base = {"base_model": "x", "base_sha256": "y"}
     with pytest.raises(RunFailed, match="not of this recipe"):
-        llava.write(second.checkpoint, tmp_path / "x", first.figures("config"), "fp16", base)
+        llava.write_parts(second.checkpoint, tmp_path / "x", first.figures("config"), "fp16", base)
 
 
 def test_the_image_is_seen(stages):
@@ -389,9 +392,9 @@ def test_the_image_is_seen(stages):
         voice = chat_model.Talker(
             found.place, prompt.template(run), found.adapter, eyes=found.eyes, image=folder / "red.png"
         )
-        sight, made = llava.Sight(*found.eyes, "cpu", torch.float32), []
+        sight, made = llava.VisionTower(*found.eyes, "cpu", torch.float32), []
         for name in ("red", "blue"):
-            voice.seen = sight.see(folder / f"{name}.png")
+            voice.seen = sight.embed(folder / f"{name}.png")
             made.append(voice.embedded("", [("一", "二")], "三<image>"))
         assert made[0].shape == made[1].shape
         with torch.no_grad():
@@ -401,7 +404,7 @@ def test_the_image_is_seen(stages):
         assert not torch.allclose(red[:, -1], blue[:, -1])
     said = []
     for image in ("red", "blue"):
-        voice.seen = sight.see(folder / f"{image}.png")
+        voice.seen = sight.embed(folder / f"{image}.png")
         said.append(voice.answer("", [], "什么颜色？", limit=2))
     assert all(isinstance(one.text, str) for one in said)
 

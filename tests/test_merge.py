@@ -62,10 +62,10 @@ def join(base, adapters, place, limit="130KB", monkeypatch=None, **more):
     """A merge without its last check in a fresh process, which takes 5 s."""
     chosen = {key: more.pop(key) for key in ("safe", "force") if key in more}
     plan = merge.make_plan(
-        base, [a if isinstance(a, tuple) else (a, 1.0) for a in adapters], merge.size(limit), **chosen
+        base, [a if isinstance(a, tuple) else (a, 1.0) for a in adapters], merge.parse_size(limit), **chosen
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge, "trial", lambda _: contextlib.nullcontext(lambda *_: {"stops": [2]}))
+        patch.setattr(merge, "check_loads", lambda _: contextlib.nullcontext(lambda *_: {"stops": [2]}))
         return merge.merge(plan, place, **more)
 
 
@@ -77,7 +77,7 @@ def weights(place):
 def merged(base, adapter, tmp_path_factory):
     """(folder, figures) of a whole merge, last check included."""
     place = tmp_path_factory.mktemp("merged") / "merged"
-    plan = merge.make_plan(base, [(adapter, 1.0)], merge.size("130KB"))
+    plan = merge.make_plan(base, [(adapter, 1.0)], merge.parse_size("130KB"))
     return place, merge.merge(plan, place, stop_words=["<|im_end|>", "two tokens"], card=lambda f: f"# {f['shards']}\n")
 
 
@@ -176,7 +176,7 @@ def test_the_folder_is_whole_and_loads_offline(base, merged):
     assert checked.returncode == 0, checked.stderr
     listed = (place / "SHA256SUMS").read_text().split()[1::2]
     assert sorted([*listed, "SHA256SUMS"]) == sorted(p.name for p in place.iterdir())
-    assert merge.digest_of_sums(place) == hashing.digest(place)
+    assert merge.checksum_digest(place) == hashing.digest(place)
     index = json.loads((place / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) == figures["shards"] >= 3
     assert index["metadata"]["total_size"] == figures["bytes"] == sum(t.numel() * 2 for t in weights(place).values())
@@ -191,12 +191,12 @@ def test_the_folder_is_whole_and_loads_offline(base, merged):
 
 
 def test_the_last_check_says_what_it_did(merged, base):
-    told = merged[1]["trial"]
+    told = merged[1]["load_check"]
     assert told["stops"] == json.loads((base / "generation_config.json").read_text())["eos_token_id"]
     assert len(told["layers"]) == 2
     assert told["logits"] > 64
-    assert merged[1]["proof"]["arrived"] == pytest.approx(1, abs=0.01)
-    assert merged[1]["proof"]["weights_checked"] > 5_000
+    assert merged[1]["weights_check"]["arrived"] == pytest.approx(1, abs=0.01)
+    assert merged[1]["weights_check"]["weights_checked"] > 5_000
 
 
 def test_stop_tokens_come_from_the_folder_and_its_template(base, tmp_path):
@@ -205,11 +205,11 @@ def test_stop_tokens_come_from_the_folder_and_its_template(base, tmp_path):
     from transformers import AutoTokenizer, PretrainedConfig
 
     tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=True)
-    load_check.rehearse(base)  # whose errors would not be told
+    load_check.preload(base)  # whose errors would not be told
     config = PretrainedConfig(eos_token_id=7)
-    assert load_check.stops(tmp_path, tokenizer, config, []) == [7]
+    assert load_check.write_stop_tokens(tmp_path, tokenizer, config, []) == [7]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert load_check.stops(tmp_path, tokenizer, config, ["<|im_end|>", "两个词"]) == [7, end]
+    assert load_check.write_stop_tokens(tmp_path, tokenizer, config, ["<|im_end|>", "两个词"]) == [7, end]
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [7, end]
 
 
@@ -217,8 +217,8 @@ def test_a_folder_that_does_not_load_is_told(merged, tmp_path):
     shutil.copytree(str(merged[0]), str(tmp_path / "m"))
     for path in (tmp_path / "m").glob("*.safetensors"):
         save_file({n: t * float("nan") for n, t in load_file(str(path)).items()}, str(path), {"format": "pt"})
-    with pytest.raises(RunFailed, match="no numbers"), merge.trial(merged[0]) as try_out:
-        try_out(tmp_path / "m", [])
+    with pytest.raises(RunFailed, match="not finite"), merge.check_loads(merged[0]) as check:
+        check(tmp_path / "m", [])
 
 
 def test_bin_bases_and_bin_shards(base, adapter, merged, tmp_path):
@@ -240,8 +240,8 @@ def test_bin_bases_and_bin_shards(base, adapter, merged, tmp_path):
     assert not theirs
     again = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"), trust_remote_code=True, torch_dtype="auto")
     assert all(torch.equal(t, weights(merged[0])[n]) for n, t in again.state_dict().items())
-    with merge.trial(tmp_path / "bin") as try_out:
-        assert try_out(tmp_path / "out", ["<|im_end|>"])["stops"] == merged[1]["trial"]["stops"]
+    with merge.check_loads(tmp_path / "bin") as check:
+        assert check(tmp_path / "out", ["<|im_end|>"])["stops"] == merged[1]["load_check"]["stops"]
 
 
 def test_an_adapter_that_changes_nothing_is_measured(base, adapter, tmp_path):
@@ -251,7 +251,7 @@ def test_an_adapter_that_changes_nothing_is_measured(base, adapter, tmp_path):
     save_file(found, str(tmp_path / "adapter" / "adapter_model.safetensors"))
     figures = join(base, [tmp_path / "adapter"], tmp_path / "out")
     assert figures["tensors_changed"] == figures["weights_changed"] == figures["share_changed"] == 0
-    assert figures["kinds"]["wqkv"]["largest"] == figures["proof"]["arrived"] == 0
+    assert figures["kinds"]["wqkv"]["largest"] == figures["weights_check"]["arrived"] == 0
 
 
 def test_what_changed_is_told_by_module_kind(base, adapter, merged):
@@ -303,7 +303,7 @@ def test_several_adapters_are_added_up_and_rounded_once(base, adapter, tmp_path)
     with pytest.raises(InputWrong, match=r"cannot be taken 0\.5 times"):
         join(base, [(tmp_path / "dora", 0.5)], tmp_path / "out2")
     config.unlink()
-    with pytest.raises(InputWrong, match="is no adapter"):
+    with pytest.raises(InputWrong, match="is not an adapter"):
         join(base, both, tmp_path / "out2")
 
 
@@ -411,7 +411,7 @@ def test_bases_that_are_not_whole_are_refused(base, adapter, tmp_path):
 def test_too_little_disk_is_refused(base, adapter, tmp_path, monkeypatch):
     usage = shutil.disk_usage(str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000_000))
-    refuses(base, adapter, tmp_path, HostLacks, "needs 0.06 GB", "0.05 GB are free", "0.01 GB too little", "--output")
+    refuses(base, adapter, tmp_path, HostLacks, "needs 0.06 GB", "0.05 GB are free", "0.01 GB", "--output")
 
 
 def interrupt(monkeypatch, after, error):
@@ -482,16 +482,16 @@ def test_a_wrong_weight_in_the_written_file_is_found(base, adapter, tmp_path):
     """Taking the base away again must leave the adapter: wrong arithmetic and copied weights that differ are seen."""
     plan = merge.make_plan(base, [(adapter, 1.0)], 10**9)
     join(base, [adapter], tmp_path / "out", "1GB")
-    assert merge.prove(plan, tmp_path / "out")["arrived"] == pytest.approx(1, abs=0.01)
+    assert merge.check_weights(plan, tmp_path / "out")["arrived"] == pytest.approx(1, abs=0.01)
     path = next((tmp_path / "out").glob("*.safetensors"))
     right = {name: tensor.clone() for name, tensor in load_file(str(path)).items()}  # not a view of the file
     for name in ("model.layers.1.feed_forward.w2.weight", "model.norm.weight"):
         save_file({n: t * 1.01 if n == name else t for n, t in right.items()}, str(path), {"format": "pt"})
         with pytest.raises(RunFailed, match=name):
-            merge.prove(plan, tmp_path / "out")
+            merge.check_weights(plan, tmp_path / "out")
     save_file(weights(base), str(path), {"format": "pt"})  # nothing was merged
     with pytest.raises(RunFailed, match="are not base"):
-        merge.prove(plan, tmp_path / "out")
+        merge.check_weights(plan, tmp_path / "out")
 
 
 def test_values_that_the_type_cannot_hold_are_told(base, adapter, tmp_path):
@@ -506,14 +506,14 @@ def test_the_stage_goes_on_where_it_was_stopped(base, adapter, tmp_path, monkeyp
     run = Run("demo", settings.load("demo", words)[1], ROOT, tmp_path)
     shutil.copytree(str(adapter), str(run.adapter))
     run.manifest = {"stages": {"adapter": {"figures": {"base_sha256": "0" * 64, "base_model": "a base"}}}}
-    monkeypatch.setattr(merge, "trial", lambda _: contextlib.nullcontext(lambda *_: {"stops": [2, 92542]}))
+    monkeypatch.setattr(merge, "check_loads", lambda _: contextlib.nullcontext(lambda *_: {"stops": [2, 92542]}))
     with monkeypatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda _: {0})
         interrupt(patch, 20, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             stage.perform(run, pipeline.MERGE)
     assert not run.merged.exists()
-    assert f"goes on   from {len(list((run.folder / merge.PART).glob('*.bin')))} finished" in "\n".join(
+    assert f"resumes   after {len(list((run.folder / merge.PART).glob('*.bin')))} finished" in "\n".join(
         merge.dry_run(run)
     )
     entry, ran = stage.perform(run, pipeline.MERGE)
@@ -553,5 +553,5 @@ def test_the_demos_merge(demo):
 
 
 def test_sizes():
-    assert merge.size("2GB") == 2_000_000_000
-    assert merge.size("500KB") == 500_000
+    assert merge.parse_size("2GB") == 2_000_000_000
+    assert merge.parse_size("500KB") == 500_000

@@ -278,7 +278,7 @@ def test_a_tokenizer_that_adds_otherwise_is_refused(run_of_demo):
 
 def test_a_dry_run_names_the_code_that_will_be_written(run_of_demo):
     (run_of_demo / "tokenization_internlm2_fast.py").write_text("raise SystemExit")
-    plan = merge.make_plan(run_of_demo, [], merge.size("1MB"))
+    plan = merge.make_plan(run_of_demo, [], merge.parse_size("1MB"))
     assert plan.code == model_code.FILES
     assert not [path for path in plan.copied if path.suffix == ".py"]
 

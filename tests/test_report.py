@@ -289,7 +289,7 @@ def tutorial(folder, **train):
             iterations=51, updates=3, lr_peak_logged=1.8763e-9, loss_first=2.0068, loss_last=2.0157,
             log="output/tutorial/checkpoints/page/train.log",
         )  # fmt: skip
-        found["stages"]["adapter"]["figures"]["vanished"] = 1.0
+        found["stages"]["adapter"]["figures"]["underflow_share"] = 1.0
         found["stages"]["merge"]["figures"].update(weights_changed=0, share_changed=0.0, tensors_changed=0)
 
     change(folder, how)

@@ -125,7 +125,7 @@ def test_the_published_run_digit_for_digit(real_workbook, real_tokenizer, tmp_pa
     assert figures["train"]["updates"] == 4
     assert figures["plan"]["updates_with_deepspeed"] == 3
     assert figures["merge"]["tensors_changed"] == figures["merge"]["weights_changed"] == 0
-    assert figures["adapter"]["vanished"] == 1.0
+    assert figures["adapter"]["underflow_share"] == 1.0
     assert "It trained nothing." in done.stdout
     assert "DIFFERS" not in done.stdout
     steps = reproduce.logged((ROOT / figures["train"]["log"]).read_text(encoding="utf-8"))

@@ -62,9 +62,9 @@ class Talker:
         self.model.eval()
         self.seen = None  # the image that the conversation is about, as tokens
         if eyes is not None and image is not None:
-            from recipe.weights.llava import Sight
+            from recipe.weights.llava import VisionTower
 
-            self.seen = Sight(*eyes, self.model.device, self.dtype).see(image)
+            self.seen = VisionTower(*eyes, self.model.device, self.dtype).embed(image)
         self.template = template
         stops = config.eos_token_id
         self.stops = set(stops if isinstance(stops, list) else [stops])

@@ -168,7 +168,7 @@ def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: made anew
     with tempfile.TemporaryDirectory() as place:
-        eyes = llava.began(run, Path(place)) if preset_facts.pictures(run.settings) else None
+        eyes = llava.prepare_untrained(run, Path(place)) if preset_facts.pictures(run.settings) else None
         made = _measured(run, loading.find(run, "base")._replace(eyes=eyes), lines, asked, kind)
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -220,8 +220,8 @@ def _seeing(
     run: Run, voice: chat_model.Talker, eyes: Tuple[Path, Path], lines: Any, square: bool
 ) -> Callable[[int], Any]:
     """Function that gives a held-out conversation's image as tokens, by its number."""
-    sight, folder = llava.Sight(*eyes, voice.model.device, voice.dtype), files.image_folder(run)
-    return lambda number: sight.see(folder / lines[number]["image"], square)
+    sight, folder = llava.VisionTower(*eyes, voice.model.device, voice.dtype), files.image_folder(run)
+    return lambda number: sight.embed(folder / lines[number]["image"], square)
 
 
 def _blind(encoded: Dict[str, List[int]]) -> Dict[str, List[int]]:

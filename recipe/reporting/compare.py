@@ -48,7 +48,7 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
     if seen.evaluation:
         for what, _, tuned in sections.measured(seen.evaluation):
             found["result", f"held out: {what}"] = tuned
-    for name in adapter.BESIDE:
+    for name in adapter.LLAVA_PARTS:
         if name in run.figures("adapter"):
             found["result", f"{name.replace('_', ' ')}, parameters"] = f"{run.figures('adapter')[name]:,}"
     last = "merge" if "merge" in entries else "adapter"  # LLaVA's first stage has nothing to merge

@@ -16,7 +16,7 @@ from recipe.reporting.format import Rows, number, rate, seconds
 from recipe.stages import reproduce
 from recipe.training import log
 from recipe.training.fast.verdict import summary as step_summary
-from recipe.weights.adapter import BESIDE
+from recipe.weights.adapter import LLAVA_PARTS
 from recipe.weights.llava import NONE
 from recipe.xtuner import preset_facts
 
@@ -105,7 +105,7 @@ def _seeing(seen: Seen) -> Rows:
     chosen, adapter = run.settings.model, run.figures("adapter")
     tokens = f", {seen.plan['image_tokens']} tokens an image" if "image_tokens" in seen.plan else ""
     rows: Rows = [("sees by", f"{chosen.visual_encoder}{tokens}")]
-    parts = [f"{name.replace('_', ' ')}, {adapter[name]:,} parameters" for name in BESIDE if name in adapter]
+    parts = [f"{name.replace('_', ' ')}, {adapter[name]:,} parameters" for name in LLAVA_PARTS if name in adapter]
     if parts:
         rows.append(("trained to see", "; ".join(parts)))
     if chosen.pretrained_pth:

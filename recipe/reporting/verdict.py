@@ -75,7 +75,7 @@ def learned_nothing(seen: Seen) -> bool:
     if seen.figures("merge"):
         return not seen.figures("merge")["weights_changed"]
     if seen.figures("adapter"):
-        return seen.figures("adapter")["vanished"] == 1.0
+        return seen.figures("adapter")["underflow_share"] == 1.0
     return any(refusal["fault"] == "peak-not-reached" for refusal in seen.plan.get("refusals", []))
 
 

@@ -20,7 +20,7 @@ from recipe.reporting import collect
 from recipe.stages import pipeline, train
 from recipe.training import checkpoints, log_lines
 from recipe.weights import adapter, llava, merge
-from recipe.weights.merge_check import prove
+from recipe.weights.merge_check import check_weights
 from recipe.weights.merge_plan import CHECKSUMS
 from recipe.xtuner import config, preset_facts
 
@@ -94,7 +94,7 @@ def _others(now: Dict[str, str], then: Dict[str, str]) -> List[str]:
 def _own_sums(folder: Path, wanted: str) -> Dict[str, str]:
     """The sums that a merged model's folder holds of its own files; of itself alone, if they are damaged."""
     try:
-        found = merge.sums_of(folder)
+        found = merge.read_checksums(folder)
     except (OSError, ValueError):
         return {}
     if digest_of(found) != wanted:  # they are not the ones of which the manifest has the sum
@@ -201,7 +201,8 @@ def _began_from(run: Run) -> Tuple[str, str]:
     [named] = _pretrained(run)
     if not (run.root / named).exists():
         return NOT_HERE, f"{named}: deleted, or elsewhere"
-    place, now, then = llava.pretrained(run), llava.began_from(run), run.figures("train")["pretrained_pth"]
+    place, now = llava.pretrained_checkpoint(run), llava.projector_checksum(run)
+    then = run.figures("train")["pretrained_pth"]
     if now != then:
         return DIFFERS, f"{run.shown(place)}: sha256 {now[:12]}…, was {then[:12]}…"  # type: ignore[arg-type]
     return OK, f"{run.shown(place)}: sha256 {now[:12]}…"  # type: ignore[arg-type]
@@ -233,7 +234,7 @@ def _adapter(run: Run, place: Path) -> Tuple[str, str]:
         return NOT_HERE, "the checkpoint was deleted"
     figures = run.figures("adapter")
     metadata = {name: figures[name] for name in ("base_model", "base_sha256")}
-    adapter.write(run, place, figures["dtype"], metadata)
+    adapter.write_adapter(run, place, figures["dtype"], metadata)
     names = [str(path.relative_to(place)) for path in below(place)]
     gone = [name for name in names if not (run.adapter / name).is_file()]
     other = [name for name in names if name not in gone and digest(run.adapter / name) != digest(place / name)]
@@ -242,7 +243,7 @@ def _adapter(run: Run, place: Path) -> Tuple[str, str]:
     if gone:
         return NOT_HERE, f"{', '.join(gone)}: deleted"
     what = [f"{figures['tensors']} tensors"] if figures["tensors"] else []
-    what += [name.replace("_", " ") for name in adapter.BESIDE if name in figures]
+    what += [name.replace("_", " ") for name in adapter.LLAVA_PARTS if name in figures]
     return OK, f"{', '.join(what)} from the checkpoint, byte for byte"
 
 
@@ -254,8 +255,8 @@ def _merged(run: Run) -> Tuple[str, str]:
     for what, place in parts:
         if not place.exists():
             return NOT_HERE, f"the {what} is not here"
-    found, figures = prove(merge.plan_of(run), run.merged), run.figures("merge")
-    if found != figures["proof"]:
+    found, figures = check_weights(merge.plan_merge(run), run.merged), run.figures("merge")
+    if found != figures["weights_check"]:
         return DIFFERS, f"{found}, was {figures['proof']}"
     return OK, f"{found['weights_checked']:,} weights are base + adapter; {figures['share_changed']:.1%} were changed"
 

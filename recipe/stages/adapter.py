@@ -6,8 +6,8 @@ from typing import Any, Dict
 from recipe.base_model import folder
 from recipe.core.hashing import source
 from recipe.core.run import Run
-from recipe.weights import adapter
-from recipe.weights.adapter import base_checksum, card, write
+from recipe.weights import adapter, checkpoint_reader
+from recipe.weights.adapter import base_checksum, card, write_adapter
 
 
 def inputs(run: Run) -> Dict[str, Any]:
@@ -16,18 +16,18 @@ def inputs(run: Run) -> Dict[str, Any]:
         "config": run.config,
         "base": base_checksum(folder.folder(run)),
         "settings": run.settings.adapter.model_dump(),
-        "code": source(Path(__file__), Path(adapter.__file__)),
+        "code": source(Path(__file__), Path(adapter.__file__), Path(checkpoint_reader.__file__)),
     }
 
 
 def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write adapter/ (adapter_config.json, adapter_model.safetensors in adapter.dtype, README.md).
 
-    Figures: tensors, parameters, and what the type does to them: `vanished`, the share of trained lora_B values that
-    are not zero in fp32 and are in adapter.dtype. Raises RunFailed for values that are not finite.
+    Figures: tensors, parameters, and `underflow_share`, the share of trained lora_B values that adapter.dtype rounds
+    to zero. Raises RunFailed for values that are not finite.
     """
     base = folder.folder(run)
     metadata = {"base_model": run.shown(base), "base_sha256": base_checksum(base)}
-    figures = write(run, output / "adapter", run.settings.adapter.dtype, metadata)
+    figures = write_adapter(run, output / "adapter", run.settings.adapter.dtype, metadata)
     (output / "adapter" / "README.md").write_text(card(run, figures, output / "adapter"), encoding="utf-8")
     return figures

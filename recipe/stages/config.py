@@ -17,7 +17,7 @@ def inputs(run: Run) -> Dict[str, Any]:
     from recipe.weights import llava
 
     return {
-        **({"sight": llava.names(run)} if preset_facts.pictures(run.settings) else {}),
+        **({"sight": llava.config_values(run)} if preset_facts.pictures(run.settings) else {}),
         "settings": run.settings.model_dump(
             exclude={
                 "data": {"files", "skip_blank", "eval_share", "eval_files"},
@@ -50,7 +50,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     from recipe.weights import llava
 
     plan = json.loads(run.plan.read_text(encoding="utf-8"))
-    sight = llava.names(run) if preset_facts.pictures(run.settings) else None
+    sight = llava.config_values(run) if preset_facts.pictures(run.settings) else None
     ours = folder.has_own_code(run)
     text = render(run.settings, run.shown(folder.folder(run)), run.shown(run.dataset), plan["intervals"], sight, ours)
     diff = preset_editor.difference(

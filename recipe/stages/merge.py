@@ -6,7 +6,7 @@ from typing import Any, Dict
 from recipe.base_model import folder, model_code
 from recipe.core.hashing import digest, source, stamp
 from recipe.core.run import Run
-from recipe.weights.merge import PART, adapters, card_of, checkpoint, digest_of_sums, merge, plan_of
+from recipe.weights.merge import PART, adapters, checkpoint, checksum_digest, merge, model_card, plan_merge
 from recipe.weights.merge_plan import CODE
 
 
@@ -24,7 +24,7 @@ def inputs(run: Run) -> Dict[str, Any]:
 def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write merged/; see `merge`."""
     figures = merge(
-        plan_of(run), output / "merged", run.folder / PART, run.figures("config").get("stop_words", []),
-        lambda figures: card_of(run, figures), run.settings.merge.device,
+        plan_merge(run), output / "merged", run.folder / PART, run.figures("config").get("stop_words", []),
+        lambda figures: model_card(run, figures), run.settings.merge.device,
     )  # fmt: skip
-    return {**figures, "digests": {"merged": digest_of_sums(output / "merged")}}
+    return {**figures, "digests": {"merged": checksum_digest(output / "merged")}}

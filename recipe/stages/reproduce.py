@@ -125,8 +125,8 @@ def show(run: Run, console: Any) -> bool:
     merged = run.figures("merge")
     console.print(
         f"Verdict: the run changed {merged['weights_changed']:,} of {merged['weights']:,} weights "
-        f"({merged['share_changed']:.2%}); fp16 loses {run.figures('adapter')['vanished']:.0%} of what it trained. "
-        + ("It trained nothing." if not merged["weights_changed"] else "It trained something."),
+        f"({merged['share_changed']:.2%}); fp16 loses {run.figures('adapter')['underflow_share']:.0%} of what it "
+        "trained. " + ("It trained nothing." if not merged["weights_changed"] else "It trained something."),
         highlight=False,
     )
     return equal

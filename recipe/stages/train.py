@@ -75,7 +75,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         "updates": found["updates"],
         "seed": found["seed"],
         "ranks": distributed.count(run.settings),
-        **({"pretrained_pth": llava.began_from(run)} if preset_facts.pictures(run.settings) else {}),
+        **({"pretrained_pth": llava.projector_checksum(run)} if preset_facts.pictures(run.settings) else {}),
         **curve_figures(read_log(said)),
         "went": went(said),
         **({"fast_step": compared} if compared else {}),

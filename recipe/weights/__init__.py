@@ -1,1 +1,1 @@
-"""What the merge stage is made of: LoRA's arithmetic, the plan, the writing of shards, the proof of the result."""
+"""Trained weights: reading checkpoints, writing adapters, merging them into a base model and checking the result."""

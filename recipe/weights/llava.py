@@ -1,6 +1,6 @@
-"""LLaVA's parts beside the language model: the visual encoder, the projector, and the images they see.
+"""LLaVA: visual encoder, projector and images.
 
-`adapter/` holds what `xtuner convert pth_to_hf` would: projector/ (XTuner's ProjectorModel), and where they are trained
+adapter/ holds what `xtuner convert pth_to_hf` writes: projector/ (XTuner's ProjectorModel) and, where trained,
 llm_adapter/ and visual_encoder_adapter/ (PEFT).
 """
 
@@ -8,43 +8,43 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Tuple
 
-from recipe.base_model import folder as model
+from recipe.base_model import folder
 from recipe.core.errors import InputWrong, RunFailed
 from recipe.core.hashing import digest
 from recipe.core.run import Run
 from recipe.intake import files
-from recipe.weights import adapter
+from recipe.weights import adapter, checkpoint_reader
 
-NONE = "none"  # model.pretrained_pth: a random projector
+NONE = "none"  # model.pretrained_pth: start from a random projector
 PROJECTOR = "projector."
-SELECTED = -2  # the layer whose output is projected: LLaVAModel's visual_select_layer, which no preset changes
-# Folder of an adapter → what the trainer calls its model, and its settings in the config stage's figures
+SELECTED = -2  # LLaVAModel's visual_select_layer, the same in every preset
+# Adapter folder → (XTuner's name of the adapted model, key of its settings in the config stage's figures)
 ADAPTERS = {"llm_adapter": ("llm", "lora"), "visual_encoder_adapter": ("visual_encoder", "visual_encoder_lora")}
 
 
-def names(run: Run) -> Dict[str, Any]:
-    """What the rendered config calls the images, the visual encoder and the projector. Raises InputWrong."""
-    folder = files.image_folder(run)
+def config_values(run: Run) -> Dict[str, Any]:
+    """Values of the rendered config for images, visual encoder and projector. Raises InputWrong."""
+    images_folder = files.image_folder(run)
     images = run.settings.train.evaluation_images
     if images is None:
         with run.dataset.open(encoding="utf-8") as stream:
-            images = [str(folder / json.loads(next(stream))["image"])]
+            images = [str(images_folder / json.loads(next(stream))["image"])]
     missing = [image for image in images if not (run.root / image).is_file()]
     if missing:
-        raise InputWrong(f"train.evaluation_images: there is no {missing[0]}.")
-    found: Dict[str, Any] = {
-        "visual_encoder_name_or_path": run.shown(model.folder(model.visual(run))),
-        "image_folder": run.shown(folder),
+        raise InputWrong(f"train.evaluation_images: {missing[0]} does not exist.")
+    values: Dict[str, Any] = {
+        "visual_encoder_name_or_path": run.shown(folder.folder(folder.visual(run))),
+        "image_folder": run.shown(images_folder),
         "evaluation_images": [run.shown(run.root / image) for image in images],
     }
     if run.settings.model.pretrained_pth:
-        checkpoint = pretrained(run)
-        found["pretrained_pth"] = run.shown(checkpoint) if checkpoint else None
-    return found
+        checkpoint = pretrained_checkpoint(run)
+        values["pretrained_pth"] = run.shown(checkpoint) if checkpoint else None
+    return values
 
 
-def pretrained(run: Run) -> Optional[Path]:
-    """The checkpoint with the first stage's projector; None for a random one. Raises InputWrong."""
+def pretrained_checkpoint(run: Run) -> Optional[Path]:
+    """Checkpoint that holds the pre-trained projector; None for a random one. Raises InputWrong."""
     given = run.settings.model.pretrained_pth
     if given in ("", NONE):
         return None
@@ -53,96 +53,100 @@ def pretrained(run: Run) -> Optional[Path]:
         if (place / "run.json").is_file():
             [made] = json.loads((place / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["outputs"]
             place = place / made
-        held = adapter.saved(place)
+        weights = checkpoint_reader.read_checkpoint(place)
     except (ValueError, KeyError, RunFailed) as error:
         raise InputWrong(
-            f"model.pretrained_pth={given}: neither a checkpoint (iter_N.pth) nor the folder of a run that is trained "
+            f"model.pretrained_pth={given}: neither a checkpoint (iter_N.pth) nor the folder of a trained run "
             f"({error})."
         )
-    if not any(name.startswith(PROJECTOR) for name in held):
+    if not any(name.startswith(PROJECTOR) for name in weights):
         raise InputWrong(f"model.pretrained_pth={given}: the checkpoint {place} holds no projector.")
     return place
 
 
 def inputs(run: Run) -> Dict[str, Any]:
-    """What training depends on beside what it does without images. The images' own sums stand in dataset.jsonl."""
-    place = model.folder(model.visual(run))
+    """Additional inputs of training with images. dataset.jsonl holds the checksums of the images."""
+    place = folder.folder(folder.visual(run))
     return {
-        "visual_encoder": model.fingerprint(place) if place.is_dir() else "absent",
-        "pretrained_pth": began_from(run),
+        "visual_encoder": folder.fingerprint(place) if place.is_dir() else "absent",
+        "pretrained_pth": projector_checksum(run),
     }
 
 
-def began_from(run: Run) -> str:
-    """sha256 of the checkpoint with the first stage's projector; NONE where it began with a random one."""
-    checkpoint = pretrained(run)
+def projector_checksum(run: Run) -> str:
+    """sha256 of the checkpoint that holds the pre-trained projector, or NONE."""
+    checkpoint = pretrained_checkpoint(run)
     return digest(checkpoint) if checkpoint else NONE
 
 
-def write(checkpoint: Path, place: Path, settings: Dict[str, Any], dtype: str, base: Dict[str, str]) -> Dict[str, Any]:
-    """Write the parts of a checkpoint that are trained, but for a whole language model, into the fresh folder `place`.
+def write_parts(
+    checkpoint: Path, place: Path, settings: Dict[str, Any], dtype: str, base: Dict[str, str]
+) -> Dict[str, Any]:
+    """Write a checkpoint's adapters and projector into the new folder `place`.
 
-    `settings`: the config stage's figures. The language model's adapter in `dtype`, the rest fp32, as `pth_to_hf`. The
-    figures are the language model's adapter's, with `projector` and `visual_encoder_adapter`, numbers of parameters.
-    Raises RunFailed for a part that belongs nowhere, values that are no numbers, files that are not the checkpoint's.
+    `settings` are the config stage's figures. As with `pth_to_hf`, the language model's adapter has `dtype`, the rest
+    is fp32. Returns the figures of the language model's adapter, plus the parameter counts `projector` and
+    `visual_encoder_adapter`. Raises RunFailed for unknown parts and non-finite values.
     """
-    found = adapter.saved(checkpoint)
-    own = {name: held.read for name, held in found.items() if name.startswith(PROJECTOR)}
-    whole = (adapter.WHOLE,) if settings["method"] == "full" else ()
-    places = tuple(f"{who}.base_model." for folder, (who, key) in ADAPTERS.items() if settings[key])
-    astray = [name for name in found if name not in own and not name.startswith((*places, *whole))]
-    if astray or not own:
-        raise RunFailed(f"The checkpoint {checkpoint} is not of this recipe: {(astray or ['it has no projector'])[0]}.")
+    found = checkpoint_reader.read_checkpoint(checkpoint)
+    projector = {name: stored.read for name, stored in found.items() if name.startswith(PROJECTOR)}
+    llm = (checkpoint_reader.LLM,) if settings["method"] == "full" else ()
+    adapted = tuple(f"{model}.base_model." for model, key in ADAPTERS.values() if settings[key])
+    unknown = [name for name in found if name not in projector and not name.startswith((*adapted, *llm))]
+    if unknown or not projector:
+        raise RunFailed(
+            f"The checkpoint {checkpoint} is not of this recipe: {(unknown or ['it has no projector'])[0]}."
+        )
     figures: Dict[str, Any] = {
-        "tensors": 0, "parameters": 0, "targets": [], "dtype": dtype, "largest_b": 0.0, "vanished": 0.0, **base,
+        "tensors": 0, "parameters": 0, "targets": [], "dtype": dtype, "largest_b": 0.0, "underflow_share": 0.0, **base,
     }  # fmt: skip
-    for folder, (who, key) in ADAPTERS.items():
+    for name, (model, key) in ADAPTERS.items():
         if settings[key]:
-            kind = dtype if who == "llm" else "fp32"
-            made = adapter.convert(checkpoint, place / folder, settings[key], kind, base, who)
-            figures.update(made if who == "llm" else {folder: made["parameters"]})
-    figures["projector"] = _projector(own, place / "projector")
+            kind = dtype if model == "llm" else "fp32"
+            made = adapter.convert(checkpoint, place / name, settings[key], kind, base, model)
+            figures.update(made if model == "llm" else {name: made["parameters"]})
+    figures["projector"] = _write_projector(projector, place / "projector")
     return figures
 
 
-def began(run: Run, place: Path) -> Optional[Tuple[Path, Path]]:
-    """The visual encoder's folder and `place`, into which the first stage's projector is written: by what the second
-    stage saw before it was trained. None where the recipe began with a random projector, by which nothing is seen.
+def prepare_untrained(run: Run, place: Path) -> Optional[Tuple[Path, Path]]:
+    """Write the pre-trained projector into `place`; return (visual encoder's folder, `place`).
+
+    None if training started from a random projector: the untrained model then cannot read images.
     """
-    checkpoint = pretrained(run)
+    checkpoint = pretrained_checkpoint(run)
     if checkpoint is None:
         return None
-    own = {name: held.read for name, held in adapter.saved(checkpoint).items() if name.startswith(PROJECTOR)}
-    _projector(own, place / "projector")
-    return model.folder(model.visual(run)), place
+    weights = checkpoint_reader.read_checkpoint(checkpoint)
+    projector = {name: stored.read for name, stored in weights.items() if name.startswith(PROJECTOR)}
+    _write_projector(projector, place / "projector")
+    return folder.folder(folder.visual(run)), place
 
 
-def _projector(weights: Dict[str, Callable[[], Any]], place: Path) -> int:
-    """Write XTuner's ProjectorModel with these weights, load it again and compare; how many parameters it has."""
+def _write_projector(weights: Dict[str, Callable[[], Any]], place: Path) -> int:
+    """Write `weights` as XTuner's ProjectorModel, read it back and compare; return the number of parameters."""
     import torch
     from xtuner.model.modules import ProjectorConfig, ProjectorModel
 
-    held = {name[len(PROJECTOR) :]: read().float() for name, read in weights.items()}
-    odd = [name for name, tensor in held.items() if not bool(torch.isfinite(tensor).all())]
-    if odd:
+    tensors = {name[len(PROJECTOR) :]: read().float() for name, read in weights.items()}
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
         raise RunFailed(
-            f"projector.{odd[0]} holds values that are no numbers: training diverged. Lower train.lr and train again."
+            f"projector.{bad[0]} holds non-finite values: training diverged. Lower train.lr and train again."
         )
-    linear = sorted(name for name in held if name.endswith(".weight"))
-    wide, narrow = held[linear[0]].shape
-    made = ProjectorModel(ProjectorConfig(visual_hidden_size=narrow, llm_hidden_size=wide, depth=len(linear)))
-    made.load_state_dict(held)
-    made.save_pretrained(str(place))
-    again = ProjectorModel.from_pretrained(str(place)).state_dict()
-    if set(again) != set(held) or not all(torch.equal(again[name], held[name]) for name in held):
-        raise RunFailed(f"What was written to {place} is not what the checkpoint holds.")
-    return sum(tensor.numel() for tensor in held.values())
+    linear = sorted(name for name in tensors if name.endswith(".weight"))
+    wide, narrow = tensors[linear[0]].shape
+    model = ProjectorModel(ProjectorConfig(visual_hidden_size=narrow, llm_hidden_size=wide, depth=len(linear)))
+    model.load_state_dict(tensors)
+    model.save_pretrained(str(place))
+    written = ProjectorModel.from_pretrained(str(place)).state_dict()
+    if set(written) != set(tensors) or not all(torch.equal(written[name], tensors[name]) for name in tensors):
+        raise RunFailed(f"The projector in {place} differs from the checkpoint. Check the disk and train again.")
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
-class Sight:
-    """The visual encoder and the projector of a run, for a language model that is loaded: `see` makes tokens of an
-    image.
-    """
+class VisionTower:
+    """Visual encoder and projector of a run; `embed` turns an image into embeddings of the language model."""
 
     def __init__(self, encoder: Path, parts: Path, device: Any, dtype: Any) -> None:
         from transformers import CLIPImageProcessor, CLIPVisionModel
@@ -158,9 +162,9 @@ class Sight:
         self.encoder.eval()
         self.projector.eval()
 
-    def see(self, image: Path, square: bool = True) -> Any:
-        """[1, patches, width] of the language model. `square`: made one first, as XTuner's evaluation does; else what
-        stands out is cut off, as some presets train. Raises InputWrong.
+    def embed(self, image: Path, square: bool = True) -> Any:
+        """Return [1, patches, hidden size]. The image is padded to a square if `square`, as in XTuner's evaluation,
+        else center-cropped, as in the training of some presets. Raises InputWrong.
         """
         import torch
         from xtuner.dataset.utils import expand2square, load_image
@@ -173,5 +177,5 @@ class Sight:
             opened = expand2square(opened, tuple(int(x * 255) for x in self.processor.image_mean))
         pixels = self.processor.preprocess(opened, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            seen = self.encoder(pixels.to(self.encoder.device, self.encoder.dtype), output_hidden_states=True)
-            return self.projector(seen.hidden_states[SELECTED][:, 1:])
+            outputs = self.encoder(pixels.to(self.encoder.device, self.encoder.dtype), output_hidden_states=True)
+            return self.projector(outputs.hidden_states[SELECTED][:, 1:])

@@ -1,9 +1,8 @@
-"""The last check of a merged folder, in a process of its own without a network: `-m recipe.weights.load_check …`.
+"""Loads a merged folder offline in its own process: python -m recipe.weights.load_check MERGED BASE.
 
-Rehearses with the base, whose libraries and code the merged model will need, and waits for a line on standard input, a
-JSON list of stop words: the folder is there then. Loads config and tokenizer, writes generation_config.json with every
-token that ends an answer, and runs one forward pass through two layers drawn at random and a small part of the
-vocabulary: two layers of the 7B model are 0.9 GB in bf16, whatever the size of the whole. Prints one line of JSON.
+Preloads the libraries with the base, then waits for a JSON list of stop words on standard input, which says that the
+folder is complete. Loads config and tokenizer, writes generation_config.json with every stop token, and runs a forward
+pass through two random layers and a part of the vocabulary (0.9 GB for the 7B model in bf16). Prints a line of JSON.
 """
 
 import contextlib
@@ -24,14 +23,14 @@ LAYERS = 2
 LAYER = re.compile(r"(?<=\.)(\d+)(?=\.)")  # model.layers.7.attention.wqkv.weight
 
 
-def stops(place: Path, tokenizer: Any, config: Any, stop_words: Sequence[str]) -> List[int]:
-    """Every token that ends an answer: the generation config's, the config's, and stop words that are one token."""
+def write_stop_tokens(place: Path, tokenizer: Any, config: Any, stop_words: Sequence[str]) -> List[int]:
+    """Write every stop token to generation_config.json: the configs' own and stop words of one token. Return them."""
     from transformers import GenerationConfig
 
     found: List[int] = []
     try:
         generation = GenerationConfig.from_pretrained(str(place))
-    except OSError:  # there is none
+    except OSError:  # the folder has none
         generation = GenerationConfig.from_model_config(config)
     for value in (config.eos_token_id, generation.eos_token_id):
         found += value if isinstance(value, list) else [value] if value is not None else []
@@ -39,16 +38,16 @@ def stops(place: Path, tokenizer: Any, config: Any, stop_words: Sequence[str]) -
         ids = tokenizer.encode(word, add_special_tokens=False)
         found += ids if len(ids) == 1 else []
     generation.eos_token_id = sorted(set(found))
-    # Afresh: one derived from the model's config is derived again when used, and would forget the stop tokens.
+    # transformers derives it again from the model's config, losing the stop tokens, unless this flag is off.
     generation = GenerationConfig.from_dict({**generation.to_diff_dict(), "_from_model_config": False})
     generation.save_pretrained(str(place))
-    told = GenerationConfig.from_pretrained(str(place)).eos_token_id
-    assert told == sorted(set(found)), told
-    return told
+    written = GenerationConfig.from_pretrained(str(place)).eos_token_id
+    assert written == sorted(set(found)), written
+    return written
 
 
 def load(place: Path) -> Tuple[Any, Any]:
-    """(tokenizer, config) of a merged folder, by the code that lies in it: of InternLM2 that is a copy of ours."""
+    """Load (tokenizer, config) of a merged folder with the code in it; for InternLM2 that is a copy of ours."""
     from transformers import AutoConfig, AutoTokenizer
 
     return (
@@ -57,79 +56,79 @@ def load(place: Path) -> Tuple[Any, Any]:
     )
 
 
-def skeleton(config: Any, layers: int, rows: int) -> Any:
-    """The model that the config's code makes, of so many layers and rows of the vocabulary, without weights."""
+def empty_model(config: Any, layers: int, rows: int) -> Any:
+    """Model of the config's class without weights, with `layers` layers and `rows` rows of the vocabulary."""
     import torch
     from accelerate import init_empty_weights
 
     config.num_hidden_layers, config.vocab_size = layers, rows
-    config.pad_token_id = None  # may lie beyond the rows that are kept
+    config.pad_token_id = None  # may be outside the kept rows
     config.use_cache = False
     with init_empty_weights(include_buffers=False):
         return model_code.make_model(config, torch_dtype=torch.bfloat16).eval()
 
 
 def forward(place: Path, tokenizer: Any, config: Any) -> Dict[str, Any]:
-    """Figures of a forward pass of a short text through LAYERS random layers: layers and number of logits.
+    """Run a short text through LAYERS random layers; return their numbers and the number of logits.
 
-    Raises ValueError if a weight is missing or a logit is no number.
+    Raises ValueError for a missing weight or a non-finite logit.
     """
     import torch
     from accelerate.utils import set_module_tensor_to_device
 
     stored = base_tensors(place)
     ids = tokenizer.encode(TEXT)
-    kept = sorted({*ids, *range(64)})  # the only rows of the vocabulary that are read
+    kept = sorted({*ids, *range(64)})  # the only rows of the vocabulary to load
     vocabulary = config.vocab_size
     if max(ids) >= vocabulary:
-        raise ValueError(f"the tokenizer makes token {max(ids)}, the model has {vocabulary}")
+        raise ValueError(f"the tokenizer yields token {max(ids)}, but the model's vocabulary has {vocabulary}")
     layers = sorted(random.sample(range(config.num_hidden_layers), min(LAYERS, config.num_hidden_layers)))
-    model = skeleton(config, len(layers), len(kept))
+    model = empty_model(config, len(layers), len(kept))
     tied = config.tie_word_embeddings and model.get_output_embeddings() is not None
     for name, parameter in list(model.named_parameters()):
         if tied and name not in stored and parameter is model.get_output_embeddings().weight:
-            continue  # the folder holds the one matrix under its other name
+            continue  # stored under its other name
         tensor = stored[LAYER.sub(lambda m: str(layers[int(m[1])]), name, count=1)]
         if tensor.shape[0] == vocabulary and parameter.shape[0] == len(kept):
             value = torch.cat([tensor.read(row, row + 1) for row in kept])
         else:
             value = tensor.read()
         if value.shape != parameter.shape:
-            raise ValueError(f"{name} is {tuple(value.shape)}, the model's code wants {tuple(parameter.shape)}")
+            raise ValueError(f"{name} is {tuple(value.shape)}, the model's code expects {tuple(parameter.shape)}")
         set_module_tensor_to_device(model, name, "cpu", value, torch.bfloat16)
     if tied:
         model.tie_weights()
     with torch.inference_mode():
         logits = model(torch.tensor([[kept.index(token) for token in ids]])).logits
     if not bool(torch.isfinite(logits).all()):
-        raise ValueError(f"logits of layers {layers} are no numbers")
+        raise ValueError(f"the logits of layers {layers} are not finite")
     return {"layers": layers, "logits": logits.numel()}
 
 
-def rehearse(base: Path) -> None:
-    """Import what the check will need, by loading what it will load, but for the weights. The base's own code is run
-    only where no code of ours loads it.
+def preload(base: Path) -> None:
+    """Import what the check needs by loading the base without weights. Runs the base's own code only for model families
+    that we have no code for.
     """
     model_code.load_tokenizer(base)
     config = model_code.load_config(base)
-    skeleton(config, layers=1, rows=1)
+    empty_model(config, layers=1, rows=1)
 
 
 def main(folder: str, base: str) -> None:
     began = time.monotonic()
-    with contextlib.suppress(Exception):  # what is wrong with it is wrong with the merged model too, and told of that
-        rehearse(Path(base))
+    with contextlib.suppress(Exception):  # an error shows again with the merged model
+        preload(Path(base))
     ready = time.monotonic()
     stop_words = json.loads(sys.stdin.readline())
-    called = time.monotonic()
+    started = time.monotonic()
     tokenizer, config = load(Path(folder))
-    told = {
-        "stops": stops(Path(folder), tokenizer, config, stop_words),
+    figures = {
+        "stops": write_stop_tokens(Path(folder), tokenizer, config, stop_words),
         **forward(Path(folder), tokenizer, config),
-        "seconds": {"rehearsal": round(ready - began, 2), "check": round(time.monotonic() - called, 2)},
+        "seconds": {"preload": round(ready - began, 2), "check": round(time.monotonic() - started, 2)},
     }
-    print(json.dumps(told), flush=True)
-    os._exit(0)  # taking the libraries down takes time
+    print(json.dumps(figures), flush=True)
+    os._exit(0)  # skips the libraries' slow shutdown
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A PEFT adapter as what it does to each weight of a base model: W + scaling·B·A, and its variants.
+"""What a PEFT adapter does to each weight of a base model: W + scaling·B·A and its variants.
 
-The arithmetic is PEFT's: rank and alpha patterns, rsLoRA (alpha/√r), DoRA (rows scaled to trained lengths), LoRA on
-embeddings, modules_to_save (whole weights). What is not known here is refused by its name.
+Follows PEFT's arithmetic: rank and alpha patterns, rsLoRA (alpha/√r), DoRA (rows scaled to trained norms), LoRA on
+embeddings, modules_to_save (replaced weights). Anything else is refused by name.
 """
 
 import dataclasses
@@ -16,59 +16,57 @@ from recipe.core.errors import InputWrong
 from recipe.core.tensor_files import Stored
 
 PREFIX = "base_model.model."
-# Settings under which an adapter is something else than what is computed here.
+# Settings that change what an adapter computes in ways not supported here.
 REFUSED = (
     "fan_in_fan_out", "layer_replication", "megatron_config", "lora_bias", "use_qalora", "alora_invocation_tokens",
     "trainable_token_indices", "target_parameters", "arrow_config", "use_bdlora",
 )  # fmt: skip
-# These start from another base than the one on disk: what they trained belongs to a base they changed.
+# Initializations that modify the base weights: the adapter belongs to the modified base, not to the one on disk.
 OTHER_BASE = ("loftq", "pissa", "olora", "corda", "lora_ga")
 
 
 @dataclasses.dataclass
-class Part:
-    """What one adapter does to one weight [out, in]: adds scaling · b [out, r] @ a [r, in], or takes its place."""
+class WeightChange:
+    """One adapter's change of one weight [out, in]: adds scaling · b [out, r] @ a [r, in], or replaces it."""
 
     scaling: float = 1.0
     a: Optional[Stored] = None
     b: Optional[Stored] = None
-    embedding: bool = False  # a is [r, out] and b [in, r]: an embedding's, to be turned round
-    magnitude: Optional[Stored] = None  # DoRA's lengths of rows [out]
-    instead: Any = None  # modules_to_save's, or what full fine-tuning trained: a Stored, or what reads like one
+    embedding: bool = False  # an embedding's a is [r, out] and b [in, r]: transpose both
+    magnitude: Optional[Stored] = None  # DoRA's row norms [out]
+    replacement: Any = None  # of modules_to_save or full fine-tuning; a Stored or anything with its `read`
 
     @property
     def shape(self) -> Tuple[int, ...]:
-        if self.instead is not None:
-            return self.instead.shape
+        if self.replacement is not None:
+            return self.replacement.shape
         assert self.a is not None
         assert self.b is not None
         return (self.a.shape[1], self.b.shape[0]) if self.embedding else (self.b.shape[0], self.a.shape[1])
 
 
-Changes = Dict[str, List[Part]]  # weight name → parts, to be added up
+Changes = Dict[str, List[WeightChange]]  # weight name → changes to be summed
 
 
 def file_of(place: Path) -> Path:
-    """An adapter folder's weights. Raises InputWrong if it is none."""
+    """Weights file of an adapter folder. Raises InputWrong if the folder is not an adapter."""
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (place / name).is_file() and (place / "adapter_config.json").is_file():
             return place / name
     raise InputWrong(
-        f"{place} is no adapter: it needs adapter_config.json and adapter_model.safetensors or adapter_model.bin."
+        f"{place} is not an adapter folder: it needs adapter_config.json and adapter_model.safetensors "
+        "or adapter_model.bin."
     )
 
 
 def metadata(place: Path) -> Dict[str, str]:
-    """What the adapter's file says of itself (`base_sha256` among it, if the adapter stage made it)."""
+    """Metadata in the header of the adapter's file; the adapter stage puts `base_sha256` there."""
     path = file_of(place)
     return tensor_files.safetensors(path)[1] if path.suffix == ".safetensors" else {}
 
 
 def load(place: Path, weight: float = 1.0) -> Changes:
-    """What the adapter in `place`, times `weight`, does to each weight of its base.
-
-    Raises InputWrong, naming it, for whatever cannot be merged by the arithmetic above.
-    """
+    """Changes that the adapter in `place`, scaled by `weight`, makes. Raises InputWrong for what cannot be merged."""
     path = file_of(place)
     try:
         config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
@@ -76,7 +74,7 @@ def load(place: Path, weight: float = 1.0) -> Changes:
     except ValueError as error:  # JSON's and tensor_files.Damaged
         raise InputWrong(f"{place}: {error}.")
     _check(place, config)
-    parts: Dict[str, Part] = {}
+    parts: Dict[str, WeightChange] = {}
     unknown = []
     for name, tensor in sorted(stored.items()):
         if not name.startswith(PREFIX):
@@ -85,19 +83,19 @@ def load(place: Path, weight: float = 1.0) -> Changes:
         name = name[len(PREFIX) :]
         found = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?", name)
         if found:
-            part = parts.setdefault(found[1] + ".weight", Part())
+            part = parts.setdefault(found[1] + ".weight", WeightChange())
             part.embedding = bool(found[2])
             setattr(part, found[3].lower(), tensor)
         elif re.fullmatch(r"(.+)\.lora_magnitude_vector(\.weight)?", name):
-            parts.setdefault(name.split(".lora_magnitude_vector")[0] + ".weight", Part()).magnitude = tensor
+            parts.setdefault(name.split(".lora_magnitude_vector")[0] + ".weight", WeightChange()).magnitude = tensor
         elif name.endswith(".base_layer.weight"):
             continue  # PEFT saves an embedding's own weights, untouched, along with its LoRA
         elif config.get("modules_to_save") and any(f".{m}." in f".{name}" for m in config["modules_to_save"]):
-            parts[name] = Part(instead=tensor)
+            parts[name] = WeightChange(replacement=tensor)
         else:
             unknown.append(name)
     if unknown:
-        raise InputWrong(f"{path}: {tensor_files.listing(unknown)}: no LoRA weights that are known here.")
+        raise InputWrong(f"{path}: {tensor_files.listing(unknown)}: not supported as LoRA weights.")
     if not parts:
         raise InputWrong(f"{path} holds no LoRA weights.")
     for name, part in parts.items():
@@ -115,9 +113,7 @@ def _check(place: Path, config: Dict[str, Any]) -> None:
         )
     for key in REFUSED:
         if config.get(key):
-            raise InputWrong(
-                f"{place}: adapters with {key} ({config[key]!r}) cannot be merged here; PEFT's own merge can."
-            )
+            raise InputWrong(f"{place}: adapters with {key} ({config[key]!r}) cannot be merged here. Use PEFT's merge.")
     start = str(config.get("init_lora_weights", True))
     if start.startswith(OTHER_BASE):
         raise InputWrong(
@@ -126,59 +122,63 @@ def _check(place: Path, config: Dict[str, Any]) -> None:
         )
 
 
-def _finish(what: str, part: Part, config: Dict[str, Any], module: str, weight: float) -> None:
-    """Complete and check one part: both matrices, their rank, the scaling."""
-    if part.instead is not None:
+def _finish(what: str, part: WeightChange, config: Dict[str, Any], module: str, weight: float) -> None:
+    """Check a change's matrices and rank, and set its scaling. Raises InputWrong."""
+    if part.replacement is not None:
         if weight != 1:
-            raise InputWrong(f"{what} is saved whole (modules_to_save), which cannot be taken {weight} times.")
+            raise InputWrong(f"{what} is replaced (modules_to_save), which cannot be scaled by {weight}.")
         return
     if part.a is None or part.b is None:
         raise InputWrong(f"{what}: lora_{'A' if part.a is None else 'B'} is missing.")
     if len(part.a.shape) != 2 or len(part.b.shape) != 2:
-        raise InputWrong(f"{what}: LoRA on convolutions ({part.a.shape}) cannot be merged here; PEFT's own merge can.")
+        raise InputWrong(f"{what}: LoRA on convolutions ({part.a.shape}) cannot be merged here. Use PEFT's merge.")
     rank = part.a.shape[0]
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    # PEFT: the first key of either pattern that the module's name ends in decides both
+    # As in PEFT, the first key of either pattern that matches the end of the module's name decides both
     key = next((k for k in (*ranks, *alphas) if re.match(rf".*\.{k}$", module)), module)
-    told = ranks.get(key, config["r"])
-    if {rank, part.b.shape[1]} != {told}:
-        raise InputWrong(f"{what}: rank {told} in adapter_config.json, {rank} and {part.b.shape[1]} in the weights.")
+    expected = ranks.get(key, config["r"])
+    if {rank, part.b.shape[1]} != {expected}:
+        raise InputWrong(
+            f"{what}: rank {expected} in adapter_config.json, but {rank} and {part.b.shape[1]} in the weights."
+        )
     alpha = alphas.get(key, config["lora_alpha"])
     part.scaling = weight * alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if (part.magnitude is not None) != bool(config.get("use_dora")):
-        raise InputWrong(f"{what}: DoRA's lora_magnitude_vector and use_dora in adapter_config.json do not agree.")
+        raise InputWrong(f"{what}: lora_magnitude_vector (DoRA) contradicts use_dora in adapter_config.json.")
     if part.magnitude is not None and (weight != 1 or part.embedding):
-        raise InputWrong(f"{what}: DoRA cannot be taken {weight} times, nor on embeddings.")
+        raise InputWrong(f"{what}: DoRA cannot be scaled by {weight} or used on embeddings.")
 
 
-def together(changes: List[Changes]) -> Changes:
-    """Several adapters' changes as one, added up. Raises InputWrong where adding has no meaning."""
+def combine(changes: List[Changes]) -> Changes:
+    """Sum the changes of several adapters. Raises InputWrong for changes that cannot be summed."""
     total: Changes = {}
     for one in changes:
         for name, parts in one.items():
             total.setdefault(name, []).extend(parts)
     for name, parts in total.items():
         for part in parts:
-            if len(parts) > 1 and (part.instead is not None or part.magnitude is not None):
-                kind = "modules_to_save" if part.instead is not None else "DoRA"
-                raise InputWrong(f"{name}: {len(parts)} adapters change it, one by {kind}: they cannot be added up.")
+            if len(parts) > 1 and (part.replacement is not None or part.magnitude is not None):
+                kind = "modules_to_save" if part.replacement is not None else "DoRA"
+                raise InputWrong(f"{name}: {len(parts)} adapters change it, one by {kind}. They cannot be combined.")
     return total
 
 
-class Applied:
-    """The changes of one weight, ready for rows first … last-1 of it: matrices in memory, fp32 on `device`."""
+class LoadedChange:
+    """Changes of rows first … last-1 of one weight, with its matrices in memory on `device`."""
 
-    def __init__(self, parts: List[Part], first: int, last: int, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(
+        self, parts: List[WeightChange], first: int, last: int, device: str = "cpu", dtype: str = "float32"
+    ) -> None:
         import torch
 
         self.first = first
         kind = getattr(torch, dtype)
         self.matrices: List[Tuple[float, Any, Any]] = []
-        self.instead: Optional[Any] = None
+        self.replacement: Optional[Any] = None
         self.magnitude: Optional[Any] = None
         for part in parts:
-            if part.instead is not None:
-                self.instead = part.instead.read(first, last).to(device, kind)
+            if part.replacement is not None:
+                self.replacement = part.replacement.read(first, last).to(device, kind)
                 continue
             assert part.a is not None
             assert part.b is not None
@@ -192,12 +192,12 @@ class Applied:
                 self.magnitude = flat.read(first, last).to(device, kind)
 
     def __call__(self, old: Any, first: int, out: Any) -> Any:
-        """Put the changed weights of `old` [rows, in], which begin at row `first`, into `out`; return it."""
+        """Write the changed `old` [rows, in], which starts at row `first`, into `out`; return `out`."""
         import torch
 
         rows = slice(first - self.first, first - self.first + old.shape[0])
-        if self.instead is not None:
-            return out.copy_(self.instead[rows])
+        if self.replacement is not None:
+            return out.copy_(self.replacement[rows])
         for number, (scaling, a, b) in enumerate(self.matrices):
             torch.addmm(out if number else old, b[rows], a, alpha=scaling, out=out)
         if self.magnitude is not None:
@@ -205,12 +205,12 @@ class Applied:
         return out
 
     def bound(self, old: Any, first: int) -> Any:
-        """Size of the terms that a call adds up, which bounds what it loses to rounding: |W| + |scaling|·|B|·|A|."""
+        """|W| + |scaling|·|B|·|A| for `old`: bounds the rounding error of a call."""
         import torch
 
         rows = slice(first - self.first, first - self.first + old.shape[0])
-        if self.instead is not None:
-            return self.instead[rows].abs()
+        if self.replacement is not None:
+            return self.replacement[rows].abs()
         total, plain = old.abs(), old.clone()
         for scaling, a, b in self.matrices:
             total = total + abs(scaling) * (b[rows].abs() @ a.abs())

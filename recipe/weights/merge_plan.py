@@ -1,6 +1,4 @@
-"""What a merge will do, looked at before anything is written: every tensor's place in the base's files and in the
-adapters', whether they fit, the new shards, the disk.
-"""
+"""Plans a merge before anything is written: sources and changes of tensors, compatibility, shards, disk space."""
 
 import json
 import shutil
@@ -13,7 +11,7 @@ from recipe.core import tensor_files
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.hashing import digest, key_of, stamp
 from recipe.core.tensor_files import Stored
-from recipe.weights import adapter, lora
+from recipe.weights import checkpoint_reader, lora
 from recipe.weights.adapter import base_checksum
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -24,37 +22,37 @@ CHECKSUMS = "SHA256SUMS"
 CODE = sorted([*Path(__file__).parent.glob("*.py"), Path(tensor_files.__file__)])
 
 
-def size(text: str) -> int:
-    """Bytes of a size such as "2GB" (decimal units, as transformers counts them)."""
+def parse_size(text: str) -> int:
+    """Bytes of a size such as "2GB" (decimal units, as in transformers)."""
     return int(text[:-2]) * UNITS[text[-2:]]
 
 
 class Target(NamedTuple):
-    """One tensor of the merged model: where it comes from, what is added, where it goes."""
+    """One tensor of the merged model: its source, its changes and its place in the new shards."""
 
     name: str
     source: Stored
-    parts: List[lora.Part]
+    parts: List[lora.WeightChange]
     shard: int
     offset: int  # in the shard's data
 
 
-class Plan(NamedTuple):
-    """What a merge will do; made without writing anything."""
+class MergePlan(NamedTuple):
+    """What a merge will write."""
 
     base: Path
     targets: List[Target]
     shards: int
-    safe: bool  # safetensors, or else PyTorch's .bin
-    copied: List[Path]  # the base's other files; not its code where ours stands in its place
-    code: Sequence[Path]  # our code; none for a family that keeps its own
-    key: str  # of base, adapters and settings: a half-made folder of another key is of no use
+    safe: bool  # safetensors; else PyTorch's .bin
+    copied: List[Path]  # other files of the base, without its code where ours replaces it
+    code: Sequence[Path]  # our model code; empty for other model families
+    key: str  # hash of base, adapters and settings; finished shards are reused only under the same key
 
-    def name(self, shard: int) -> str:
+    def shard_name(self, shard: int) -> str:
         kind = "model-{:05d}-of-{:05d}.safetensors" if self.safe else "pytorch_model-{:05d}-of-{:05d}.bin"
         return kind.format(shard + 1, self.shards)
 
-    def of(self, shard: int) -> List[Target]:
+    def targets_of(self, shard: int) -> List[Target]:
         return [target for target in self.targets if target.shard == shard]
 
     @property
@@ -67,15 +65,12 @@ class Plan(NamedTuple):
 
 
 def is_weight(name: str) -> bool:
-    """Whether a file of a model folder holds weights, in whatever form, or is their index."""
+    """Whether a file of a model folder holds weights in any format, or their index."""
     return name.endswith((*HEAVY, ".ckpt", ".index.json"))
 
 
 def base_tensors(place: Path) -> Dict[str, Stored]:
-    """name → tensor of every weight of a model folder, in the order of its files.
-
-    Raises HostLacks, with names and numbers, for a missing, damaged or truncated file.
-    """
+    """Name → tensor of every weight of a model folder, in file order. Raises HostLacks for missing or damaged files."""
     folder.complete(place, str(place))
     found: Dict[str, Stored] = {}
     for path in folder.weights(place):
@@ -84,12 +79,12 @@ def base_tensors(place: Path) -> Dict[str, Stored]:
         except tensor_files.Damaged as error:
             raise HostLacks(f"{error}. Fetch the base model again: remove the folder, then just model.")
         found.update(sorted(stored.items(), key=lambda item: item[1].offset))
-    index, told = folder.index(place, str(place))
-    lost = sorted(name for name, file in told.items() if name not in found or found[name].path.name != file)
-    if lost:
+    index, weight_map = folder.index(place, str(place))
+    missing = sorted(name for name, file in weight_map.items() if name not in found or found[name].path.name != file)
+    if missing:
         raise HostLacks(
-            f"{place / index} names {len(lost)} weights that {told[lost[0]]} does not hold: "
-            f"{tensor_files.listing(lost)}. Fetch the base model again: remove the folder, then just model."
+            f"{place / index} lists {len(missing)} weights that {weight_map[missing[0]]} does not hold: "
+            f"{tensor_files.listing(missing)}. Fetch the base model again: remove the folder, then just model."
         )
     return found
 
@@ -97,38 +92,39 @@ def base_tensors(place: Path) -> Dict[str, Stored]:
 def make_plan(
     base: Path, adapters: Sequence[Tuple[Path, float]], limit: int, safe: bool = True, force: bool = False,
     checkpoint: Optional[Path] = None,
-) -> Plan:  # fmt: skip
-    """Look at everything and decide what goes where; `adapters` are (folder, weight), `limit` bytes of a shard.
+) -> MergePlan:  # fmt: skip
+    """Plan the merge of `adapters` (folder, weight) into shards of at most `limit` bytes.
 
-    With `checkpoint`, of full fine-tuning, its weights take the place of the base's. Raises InputWrong if an adapter or
-    it does not belong to this base, HostLacks if a file of the base is not whole.
+    The weights of `checkpoint` (full fine-tuning) replace the base's. Raises InputWrong if an adapter or the checkpoint
+    does not fit this base, HostLacks if files of the base are missing or damaged.
     """
     stored = base_tensors(base)
     checksum = base_checksum(base)
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config"):
         raise InputWrong(
-            f"{base} is quantized ({config['quantization_config'].get('quant_method')}): merge into the original."
+            f"{base} is quantized ({config['quantization_config'].get('quant_method')}). Merge into the original model."
         )
     changes = []
     for place, weight in adapters:
         one = lora.load(place, weight)
         _check_fit(place, one, base, stored)
-        told = lora.metadata(place).get("base_sha256", checksum)
-        if told != checksum and not force:
+        trained_on = lora.metadata(place).get("base_sha256", checksum)
+        if trained_on != checksum and not force:
             raise InputWrong(
-                f"{place} was trained on a base with checksum {told[:12]}…, {base} has {checksum[:12]}…: it is another "
-                f"model, or another version of it. --force merges all the same."
+                f"{place} was trained on a base with checksum {trained_on[:12]}…, but {base} has {checksum[:12]}…: "
+                f"it is another model or version. Use --force to merge anyway."
             )
         changes.append(one)
     if checkpoint is not None:
-        changes.append(_whole(checkpoint, base, stored, config))
-    total = lora.together(changes)
+        changes.append(_checkpoint_changes(checkpoint, base, stored, config))
+    total = lora.combine(changes)
     if config.get("tie_word_embeddings") and checkpoint is None:
         tied = sorted(n for n in total if "embed" in n or n.startswith(("output.", "lm_head.")))
         if tied:
             raise InputWrong(
-                f"{base} ties input and output embeddings (tie_word_embeddings): {tied[0]} cannot be changed alone."
+                f"{base} ties input and output embeddings (tie_word_embeddings): {tied[0]} cannot be changed "
+                "on its own."
             )
     targets = []
     shard = used = 0
@@ -139,7 +135,7 @@ def make_plan(
         used += source.nbytes
     others = sorted(p for p in base.iterdir() if p.is_file() and not is_weight(p.name) and p.name[0] != ".")
     code = model_code.FILES if model_code.is_ours(base) else ()
-    copied = [path for path in others if path.name not in ("README.md", CHECKSUMS)]  # the merge writes its own
+    copied = [path for path in others if path.name not in ("README.md", CHECKSUMS)]  # the merge writes new ones
     copied = [path for path in copied if not (code and path.suffix == ".py")]
     key = key_of(
         {
@@ -152,26 +148,31 @@ def make_plan(
             "code": [digest(path) for path in CODE],
         }
     )
-    return Plan(base, targets, shard + 1, safe, copied, code, key)
+    return MergePlan(base, targets, shard + 1, safe, copied, code, key)
 
 
-def _whole(checkpoint: Path, base: Path, stored: Dict[str, Stored], config: Dict[str, Any]) -> lora.Changes:
-    """Every weight of a checkpoint of full fine-tuning, instead of the base's. Raises InputWrong if they are not of
-    one model.
-    """
-    found: lora.Changes = {name: [lora.Part(instead=held)] for name, held in adapter.whole(checkpoint).items()}
-    if config.get("tie_word_embeddings"):  # the checkpoint holds the one matrix under both its names
+def _checkpoint_changes(
+    checkpoint: Path, base: Path, stored: Dict[str, Stored], config: Dict[str, Any]
+) -> lora.Changes:
+    """Every weight of a full fine-tuning checkpoint, as a replacement. Raises InputWrong if it is of another model."""
+    found: lora.Changes = {
+        name: [lora.WeightChange(replacement=stored)]
+        for name, stored in checkpoint_reader.full_weights(checkpoint).items()
+    }
+    if config.get("tie_word_embeddings"):  # the checkpoint holds the shared matrix under both names
         found = {name: parts for name, parts in found.items() if name in stored}
     _check_fit(checkpoint, found, base, stored)
-    lost = sorted(name for name, tensor in stored.items() if name not in found and tensor.dtype in FLOATS)
-    lost = [name for name in lost if not name.endswith("inv_freq")]  # of old models: computed, not trained
-    if lost:
-        raise InputWrong(f"{checkpoint} lacks {tensor_files.listing(lost)} of {base}: it is not of this model.")
+    missing = sorted(name for name, tensor in stored.items() if name not in found and tensor.dtype in FLOATS)
+    missing = [name for name in missing if not name.endswith("inv_freq")]  # old models: computed, not trained
+    if missing:
+        raise InputWrong(
+            f"{checkpoint} does not hold {tensor_files.listing(missing)} of {base}: it was trained on another model."
+        )
     return found
 
 
 def kind_of(name: str) -> str:
-    """wqkv of model.layers.0.attention.wqkv.weight."""
+    """Module kind of a weight: wqkv for model.layers.0.attention.wqkv.weight."""
     return name.split(".")[-2] if "." in name else name
 
 
@@ -182,7 +183,7 @@ def _check_fit(place: Path, changes: lora.Changes, base: Path, stored: Dict[str,
         ours = sorted({kind_of(name) for name, tensor in stored.items() if len(tensor.shape) == 2})
         raise InputWrong(
             f"{place} does not fit {base}: the base has no {tensor_files.listing(missing)} ({len(missing)} of the "
-            f"{len(changes)} weights it changes). It is for a model with {', '.join(theirs)}; this one has "
+            f"{len(changes)} weights it changes). It changes {', '.join(theirs)}; the base has "
             f"{', '.join(ours)}. It was trained on another model."
         )
     for name, parts in changes.items():
@@ -194,33 +195,31 @@ def _check_fit(place: Path, changes: lora.Changes, base: Path, stored: Dict[str,
             )
         if tensor.dtype not in FLOATS or tensor.stride is not None:
             how = "not stored row by row" if tensor.stride is not None else tensor.dtype
-            raise InputWrong(
-                f"{base}: {name} is {how}; a merge needs {', '.join(FLOATS)}, as the original model has them."
-            )
+            raise InputWrong(f"{base}: {name} is {how}. A merge needs {', '.join(FLOATS)}: use the original model.")
 
 
-def check_disk(plan: Plan, part: Path) -> Tuple[int, int]:
-    """(bytes still to write, bytes free) where `part` lies. Raises HostLacks if that is too little."""
+def check_disk(plan: MergePlan, part: Path) -> Tuple[int, int]:
+    """Return (bytes still to write, bytes free) for the disk of `part`. Raises HostLacks if there is not enough."""
     done = set(finished(plan, part))
-    sizes = [sum(t.source.nbytes for t in plan.of(shard)) for shard in range(plan.shards)]
-    left = sum(nbytes for shard, nbytes in enumerate(sizes) if plan.name(shard) not in done)
+    sizes = [sum(t.source.nbytes for t in plan.targets_of(shard)) for shard in range(plan.shards)]
+    left = sum(nbytes for shard, nbytes in enumerate(sizes) if plan.shard_name(shard) not in done)
     needed = left + sum(path.stat().st_size for path in plan.copied) + MARGIN
     if not plan.safe:
-        needed += max(sizes)  # a shard is written twice, one after the other
+        needed += max(sizes)  # each shard is written twice
     place = part if part.exists() else part.parent
     free = shutil.disk_usage(str(place)).free
     if free < needed:
         raise HostLacks(
-            f"The merged model needs {needed / 1e9:.2f} GB in {place}, {free / 1e9:.2f} GB are free: "
-            f"{(needed - free) / 1e9:.2f} GB too little. Free some, or name another folder with --output."
+            f"The merged model needs {needed / 1e9:.2f} GB in {place}, but only {free / 1e9:.2f} GB are free. "
+            f"Free {(needed - free) / 1e9:.2f} GB, or choose another folder with --output."
         )
     return needed, free
 
 
-def finished(plan: Plan, part: Path) -> Dict[str, Any]:
-    """Shards of a half-made folder that belong to this plan: name → their entry. What is there is not yet checked."""
+def finished(plan: MergePlan, part: Path) -> Dict[str, Any]:
+    """Finished shards of an interrupted merge of this plan: name → entry. The files are not verified here."""
     try:
-        noted = json.loads((part / PROGRESS).read_text(encoding="utf-8"))
-        return noted["shards"] if noted["key"] == plan.key else {}
+        progress = json.loads((part / PROGRESS).read_text(encoding="utf-8"))
+        return progress["shards"] if progress["key"] == plan.key else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -1,7 +1,7 @@
-"""Writes the shards of a planned merge: one thread a core, blocks of rows that fit its cache.
+"""Writes the shards of a planned merge: one thread per core, in blocks of rows that fit its cache.
 
-A block is read, changed in fp32, rounded once to the base's type and written to its place in the new shard. Memory
-holds a few blocks and the adapter's matrices being used, whatever the size of the model.
+Each block is read, changed in fp32, rounded once to the base's dtype and written to its place in the new shard. Memory
+use does not depend on the model's size: a few blocks and the adapter matrices in use.
 """
 
 import concurrent.futures
@@ -21,28 +21,28 @@ from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.tensor_files import Stored
 from recipe.weights import lora
-from recipe.weights.merge_plan import PROGRESS, Plan, Target, finished
+from recipe.weights.merge_plan import PROGRESS, MergePlan, Target, finished
 
-BLOCK = 1 << 19  # weights of a block: 2 MB in fp32, small enough for a core's cache, large enough for many cores
-ROWS = 64  # of a block at least: with fewer, B·A takes half as long again a weight
-GPU_BLOCK = 1 << 22  # there each copy to and fro costs more than what it carries
-TASK = 1 << 25  # weights that a thread takes at once
+BLOCK = 1 << 19  # weights per block: 2 MB in fp32, fits a core's cache
+ROWS = 64  # minimum per block: with fewer, B·A takes 1.5 times as long per weight
+GPU_BLOCK = 1 << 22  # on a GPU, the fixed cost of a copy outweighs its size
+TASK = 1 << 25  # weights per task
 
 
-def _is_whole(path: Path, entry: Dict[str, Any]) -> bool:
+def _is_intact(path: Path, entry: Dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == entry["bytes"] and digest(path) == entry["sha256"]
 
 
-class _Stopped(Exception):
-    """Another thread has failed, or the user has stopped the run."""
+class _Aborted(Exception):
+    """Another thread failed, or the user interrupted the merge."""
 
 
-def write_shards(plan: Plan, part: Path, device: str = "cpu") -> Tuple[Dict[str, Any], int]:
-    """Write the plan's shards into `part`, going on from those that are there; return (name → entry, how many were).
+def write_shards(plan: MergePlan, part: Path, device: str = "cpu") -> Tuple[Dict[str, Any], int]:
+    """Write the plan's shards into `part`, reusing finished ones; return (name → entry, number of reused shards).
 
-    An entry holds sha256, bytes, and for each changed tensor [weights changed, Σ(new − old)², Σ old²].
+    An entry holds sha256, bytes and, for each changed tensor, [weights changed, Σ(new − old)², Σ old²].
     """
-    done = {name: entry for name, entry in finished(plan, part).items() if _is_whole(part / name, entry)}
+    done = {name: entry for name, entry in finished(plan, part).items() if _is_intact(part / name, entry)}
     if not done:
         shutil.rmtree(str(part), ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
@@ -53,20 +53,20 @@ def write_shards(plan: Plan, part: Path, device: str = "cpu") -> Tuple[Dict[str,
     return progress["shards"], reused
 
 
-def _stream(plan: Plan, part: Path, progress: Dict[str, Any], device: str) -> None:
-    """Write the shards that are not in `progress`; each is entered there, with its sha256, when it is whole."""
+def _stream(plan: MergePlan, part: Path, progress: Dict[str, Any], device: str) -> None:
+    """Write the shards that are missing from `progress` and record each there when it is complete."""
     threads = len(os.sched_getaffinity(0))
-    # Shards at once: who writes to a file waits for whoever else does. They end one after the other all the same.
-    beside = max(1, threads // 2)
+    # Writers of one file block each other, so several shards are written at once, staggered.
+    concurrent_shards = max(1, threads // 2)
     stop, lock = threading.Event(), threading.Lock()
     workers = concurrent.futures.ThreadPoolExecutor(threads)
-    finishers = concurrent.futures.ThreadPoolExecutor(beside)  # they wait and hash
-    jobs: List[Tuple[float, int, int, Any]] = []  # when it is its turn, shard, last byte written, what to call
+    finishers = concurrent.futures.ThreadPoolExecutor(concurrent_shards)  # they wait and hash
+    jobs: List[Tuple[float, int, int, Any]] = []  # order, shard, end of the written bytes, arguments of _task
     try:
-        left = [shard for shard in range(plan.shards) if plan.name(shard) not in progress["shards"]]
+        left = [shard for shard in range(plan.shards) if plan.shard_name(shard) not in progress["shards"]]
         for number, shard in enumerate(left):
-            targets = plan.of(shard)
-            path = part / f"{plan.name(shard)}.part"
+            targets = plan.targets_of(shard)
+            path = part / f"{plan.shard_name(shard)}.part"
             entries = {t.name: (t.source.dtype, t.source.shape, t.offset) for t in targets}
             header = tensor_files.safetensors_header(entries, {"format": "pt"})
             size = len(header) + sum(t.source.nbytes for t in targets)
@@ -78,38 +78,38 @@ def _stream(plan: Plan, part: Path, progress: Dict[str, Any], device: str) -> No
                 for first, last in _tasks(target.source):
                     end = start + (last * target.source.row_bytes if last else target.source.nbytes)
                     call = (target, first, last, path, start, device, stop)
-                    jobs.append((number / beside + end / size, shard, end, call))
+                    jobs.append((number / concurrent_shards + end / size, shard, end, call))
         work: Dict[int, List[Any]] = {shard: [] for shard in left}
         for _, shard, end, call in sorted(jobs, key=lambda job: job[0]):
             work[shard].append((call[0], end, workers.submit(_task, *call)))
         ends = [finishers.submit(_finish, plan, shard, work[shard], part, progress, lock, stop) for shard in left]
-        import torch  # only now: it takes 2 s, in which what no adapter changes is copied
+        import torch  # takes 2 s, in which the workers already copy unchanged tensors
 
         before = torch.get_num_threads()
         errors = [error for error in (end.exception() for end in ends) if error is not None]
         if errors:
-            raise next((error for error in errors if not isinstance(error, _Stopped)), errors[0])
+            raise next((error for error in errors if not isinstance(error, _Aborted)), errors[0])
     except BaseException:
         stop.set()
         raise
     finally:
         finishers.shutdown()
         workers.shutdown()
-    torch.set_num_threads(before)  # the workers had set their own
+    torch.set_num_threads(before)  # the workers changed it
 
 
 def _tasks(source: Stored) -> List[Tuple[int, int]]:
     if not source.shape or source.stride is not None:
-        return [(0, 0)]  # at once
+        return [(0, 0)]  # in one piece
     return list(tensor_files.pieces(source, TASK * tensor_files.SIZES[source.dtype]))
 
 
 def _task(
     target: Target, first: int, last: int, path: Path, start: int, device: str, stop: threading.Event
 ) -> Tuple[int, float, float]:
-    """Write rows first … last-1 of a tensor whose data begin at byte `start` of the new file.
+    """Write rows first … last-1 of a tensor whose data starts at byte `start` of the new file.
 
-    Returns (weights that differ from the base, sum of their squared differences, sum of the base's squares).
+    Returns (weights that differ from the base, Σ(new − old)², Σ old²).
     """
     source = target.source
     with source.path.open("rb", buffering=0) as old_file, path.open("r+b", buffering=0) as new_file:
@@ -121,12 +121,12 @@ def _task(
             return 0, 0.0, 0.0
         at, end = first * source.row_bytes, last * source.row_bytes
         new_file.seek(start + at)
-        while at < end:  # from page cache to page cache
+        while at < end:  # copied within the page cache
             if stop.is_set():
-                raise _Stopped
+                raise _Aborted
             sent = os.sendfile(files[1], files[0], source.offset + at, min(16 << 20, end - at))
             if not sent:
-                raise tensor_files.Damaged(f"{source.path} ends in the middle of {target.name}")
+                raise tensor_files.Damaged(f"{source.path} is truncated: it ends within {target.name}")
             at += sent
         return 0, 0.0, 0.0
 
@@ -136,9 +136,9 @@ def _change(
 ) -> Tuple[int, float, float]:
     import torch
 
-    torch.set_num_threads(1)  # in this thread: each core has a block of its own
+    torch.set_num_threads(1)  # per thread: every core works on its own block
     source = target.source
-    applied = lora.Applied(target.parts, first, last, device)
+    change = lora.LoadedChange(target.parts, first, last, device)
     columns = max(1, tensor_files.count(source.shape[1:]))
     rows = min(last - first, max(ROWS, (BLOCK if device == "cpu" else GPU_BLOCK) // columns))
     raw = torch.empty((rows, *source.shape[1:]), dtype=getattr(torch, source.dtype))
@@ -147,33 +147,31 @@ def _change(
     changed, difference, size = 0, 0.0, 0.0
     for row in range(first, last, rows):
         if stop.is_set():
-            raise _Stopped
+            raise _Aborted
         if last - row < rows:
             raw, old, new = (tensor[: last - row] for tensor in (raw, old, new))
             buffer = tensor_files.as_bytes(raw)
         at = row * source.row_bytes
         tensor_files.read_into(old_file, buffer, source.offset + at)
-        held = raw.to(device)  # on the CPU itself
-        old.copy_(held)
-        held.copy_(applied(old, row, new))  # the one rounding
-        raw.copy_(held)
+        rounded = raw.to(device)  # the same tensor on the CPU
+        old.copy_(rounded)
+        rounded.copy_(change(old, row, new))  # the only rounding
+        raw.copy_(rounded)
         tensor_files.write_from(new_file, buffer, start + at)
-        new.copy_(held).sub_(old)
+        new.copy_(rounded).sub_(old)
         difference += float(torch.dot(new.view(-1), new.view(-1)))
         size += float(torch.dot(old.view(-1), old.view(-1)))
-        changed += int(new.ne_(0).sum())  # exact up to 2^24, and five times as fast as counting
+        changed += int(new.ne_(0).sum())  # exact up to 2^24, five times as fast as count_nonzero
     if not math.isfinite(difference):
-        raise RunFailed(
-            f"{target.name}: base + adapter holds values that {source.dtype} cannot: the adapter is broken."
-        )
+        raise RunFailed(f"{target.name}: base + adapter overflows {source.dtype}. Train again with a lower train.lr.")
     return changed, difference, size
 
 
 def _finish(
-    plan: Plan, shard: int, work: List[Any], part: Path, progress: Dict[str, Any], lock: Any, stop: threading.Event
+    plan: MergePlan, shard: int, work: List[Any], part: Path, progress: Dict[str, Any], lock: Any, stop: threading.Event
 ) -> None:
-    """Hash a shard while its tasks write it, give it its form and name, and enter it into the progress."""
-    name = plan.name(shard)
+    """Hash a shard while its tasks write it, convert and rename it, and record it in the progress file."""
+    name = plan.shard_name(shard)
     path = part / f"{name}.part"
     buffer = memoryview(bytearray(1 << 20))
     sums: Dict[str, List[float]] = {}
@@ -188,7 +186,7 @@ def _finish(
                 while stream.tell() < end:
                     hashed.update(buffer[: stream.readinto(buffer[: end - stream.tell()])])
         if not plan.safe:
-            with lock:  # one at a time: the disk was asked for no more than one shard twice
+            with lock:  # one at a time: the disk check allows for one duplicate shard
                 path = _as_bin(path)
         sha256 = hashed.hexdigest() if plan.safe else digest(path)
         entry = {"sha256": sha256, "bytes": path.stat().st_size, "sums": sums}
@@ -202,7 +200,7 @@ def _finish(
 
 
 def _as_bin(path: Path) -> Path:
-    """A safetensors file as torch.save writes it; through a mapping, so that memory does not hold the shard."""
+    """Rewrite a safetensors file with torch.save; memory-mapped, so the shard is not loaded into memory."""
     import torch
 
     place = path.with_suffix(".bin.part")

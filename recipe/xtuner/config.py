@@ -120,7 +120,7 @@ def edits(
     """The recipe's changes to its preset, path → Python source (see `preset.edit`).
 
     `model` and `dataset` are paths as the config shall name them; `intervals` holds evaluation_freq and
-    save_steps in iterations, where the recipe sets them; `sight` what LLaVA's presets name beside (`llava.names`);
+    save_steps in iterations, where the recipe sets them; `sight` LLaVA's values (`llava.config_values`);
     `ours`: whether our own code loads the model (default: as for the preset's model).
     """
     train, found = settings.train, preset_facts.facts(settings.base)
