@@ -232,7 +232,7 @@ def check(place: Path, llama: Tensors, shared: Dict[str, Any]) -> Dict[str, Any]
     from transformers import LlamaConfig, LlamaForCausalLM
     from xtuner.utils import PROMPT_TEMPLATE
 
-    from recipe.inference.chat_model import Talker
+    from recipe.inference.chat_model import ChatModel
 
     model, words = load(place)
     reference = LlamaForCausalLM(LlamaConfig(**shared, tie_word_embeddings=True)).eval()
@@ -241,7 +241,7 @@ def check(place: Path, llama: Tensors, shared: Dict[str, Any]) -> Dict[str, Any]
     with torch.inference_mode():
         made = model(input_ids=ids, labels=ids)
         error = float((made.logits - reference(input_ids=ids).logits).abs().max())
-    answer, _ = Talker(place, PROMPT_TEMPLATE.internlm2_chat).answer("", [], QUESTION, limit=40)
+    answer, _ = ChatModel(place, PROMPT_TEMPLATE.internlm2_chat).answer("", [], QUESTION, limit=40)
     return {"perplexity": math.exp(float(made.loss)), "logit_error": error, "question": QUESTION, "answer": answer}
 
 
@@ -249,10 +249,10 @@ def losses(place: Path, conversations: Iterable[List[Dict[str, str]]]) -> List[T
     """(mean loss in nats, tokens) of each conversation's answer tokens, as `just eval` measures them."""
     from xtuner.utils import PROMPT_TEMPLATE
 
-    from recipe.inference.chat_model import Talker
+    from recipe.inference.chat_model import ChatModel
     from recipe.planning import tokens
 
-    talker = Talker(place, PROMPT_TEMPLATE.internlm2_chat, kind="fp32")
+    talker = ChatModel(place, PROMPT_TEMPLATE.internlm2_chat, kind="fp32")
     encoded = [tokens.encoded(talk, talker.template, talker.tokenizer, MAX_LENGTH) for talk in conversations]
     return [(total / count, count) for total, count in talker.losses(encoded, 8)]
 

@@ -161,46 +161,46 @@ def test_the_adapter_on_its_base_says_what_the_merged_model_says(run, answered, 
 
 def test_turns_and_commands(run, capsys):
     """History reaches the model, /retry draws another answer, /system changes what it is told."""
-    voice = chat_model.Talker(run.merged, chat.template(run))
+    model = chat_model.ChatModel(run.merged, chat.template(run))
     asked = []
-    told = voice.prompt
-    voice.prompt = lambda system, turns, question: (
+    told = model.prompt
+    model.prompt = lambda system, turns, question: (
         asked.append((system, list(turns), question)) or told(system, turns, question)
     )
-    talk = chat.Conversation(voice, "甲")
-    talk.do("早")
-    talk.do("然后呢？")
+    talk = chat.Conversation(model, "甲")
+    talk.handle("早")
+    talk.handle("然后呢？")
     (_, first), (_, second) = talk.turns
     assert asked[-1] == ("甲", [("早", first)], "然后呢？")
     drawn = set()
     for _ in range(3):
-        talk.do("/retry")
+        talk.handle("/retry")
         assert asked[-1] == ("甲", [("早", first)], "然后呢？")
         drawn.add(talk.turns[1][1])
     assert len(talk.turns) == 2
     assert drawn != {second}
-    talk.do("/undo")
+    talk.handle("/undo")
     assert talk.turns == [("早", first)]
-    talk.do("/system 乙")
-    talk.do("/clear")
-    talk.do("早")
+    talk.handle("/system 乙")
+    talk.handle("/clear")
+    talk.handle("早")
     assert asked[-1] == ("乙", [], "早")
-    talk.do("/clear")
+    talk.handle("/clear")
     for line, said in (
         ("/undo", "Nothing was asked"),
         ("/retry", "Nothing was asked"),
         ("/save x", "when there is one"),
     ):
         with pytest.raises(InputWrong, match=said):
-            talk.do(line)
+            talk.handle(line)
     # More than the model has positions for: the first turns go.
-    voice.model.config.max_position_embeddings = 400
+    model.model.config.max_position_embeddings = 400
     long = [(f"问{number}", "答" * 20) for number in range(20)]
-    kept = voice.fitting("甲", long, "早", 100)
+    kept = model.fit_history("甲", long, "早", 100)
     assert 0 < len(kept) < 20
     assert kept == long[-len(kept) :]
-    assert len(voice.tokenizer(told("甲", kept, "早"))["input_ids"]) <= 300
-    assert len(voice.tokenizer(told("甲", long[-len(kept) - 1 :], "早"))["input_ids"]) > 300
+    assert len(model.tokenizer(told("甲", kept, "早"))["input_ids"]) <= 300
+    assert len(model.tokenizer(told("甲", long[-len(kept) - 1 :], "早"))["input_ids"]) > 300
     capsys.readouterr()
 
 
@@ -218,15 +218,15 @@ def test_a_pipe_is_read_in_utf8_and_gb18030(monkeypatch, given, said):
 
 
 def test_which_model_is_meant(run, tmp_path):
-    assert loading.find(run)[:3] == ("merged", run.merged, None)
-    assert loading.find(run, "adapter").adapter == run.adapter
-    assert loading.find(run, "base").place.name.startswith("tiny-internlm2-")
+    assert loading.find_model(run)[:3] == ("merged", run.merged, None)
+    assert loading.find_model(run, "adapter").adapter == run.adapter
+    assert loading.find_model(run, "base").folder.name.startswith("tiny-internlm2-")
     stages = {name: dict(entry) for name, entry in run.manifest["stages"].items()}
     stages["adapter"]["finished"] = "2999-01-01T00:00:00+0000"  # trained again since it was merged
     newer = Run("demo", run.settings, run.root, run.output, manifest={"stages": stages})
-    assert loading.find(newer).what == "adapter"
+    assert loading.find_model(newer).kind == "adapter"
     with pytest.raises(InputWrong, match=r"no adapter model .* just train demo"):
-        loading.find(Run("demo", run.settings, run.root, tmp_path))
+        loading.find_model(Run("demo", run.settings, run.root, tmp_path))
     done = recipe("chat", "demo", "model=best", "--output", run.output)
     refused(done, 2, "--model", "'best'", "base", "adapter", "merged")
 
@@ -238,15 +238,15 @@ def test_precision_by_what_fits(run, monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}', encoding="utf-8")
     with (tmp_path / "model.safetensors").open("wb") as stream:
         stream.truncate(15_500_000_000)  # a file of nothing, as long as the 7B model's weights
-    assert loading.precision(run.merged) == "fp32"
+    assert loading.choose_precision(run.merged) == "fp32"
     for free, kind in ((64e9, "fp32"), (20e9, "bf16")):
-        monkeypatch.setattr(loading, "_memory", lambda free=free: free)
-        assert loading.precision(tmp_path) == kind
+        monkeypatch.setattr(loading, "_available_memory", lambda free=free: free)
+        assert loading.choose_precision(tmp_path) == kind
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for free, new, kind in ((24e9, True, "bf16"), (24e9, False, "fp16"), (16e9, True, "nf4"), (8e9, True, "nf4")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (int(free), 0))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda new=new: (8, 0) if new else (7, 5))
-        assert loading.precision(tmp_path) == kind
+        assert loading.choose_precision(tmp_path) == kind
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(6e9), 0))
     with pytest.raises(HostLacks, match=r"even in 4 bits, and 6\.0 GB are free"):
-        loading.precision(tmp_path)
+        loading.choose_precision(tmp_path)

@@ -104,9 +104,9 @@ def test_multi_turn_prompt_equals_what_was_trained(demo):
     """chat builds the text that training made of the same turns."""
     from mmengine.config import Config
 
-    from recipe.inference.terminal import Talker
+    from recipe.inference.terminal import ChatModel
 
-    talker = Talker.__new__(Talker)
+    talker = ChatModel.__new__(ChatModel)
     talker.template = Config.fromfile(str(demo[1] / "config.py")).prompt_template
     assert talker.prompt("系统", [("问一", "答一")], "问二") == (
         "<|im_start|>system\n系统<|im_end|>\n<|im_start|>user\n问一<|im_end|>\n<|im_start|>assistant\n答一<|im_end|>\n"

@@ -107,7 +107,7 @@ def run(demo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def voice(run):
-    return chat_model.Talker(run.merged, prompt.template(run))
+    return chat_model.ChatModel(run.merged, prompt.template(run))
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +166,16 @@ def test_batches_hold_no_more_than_they_may():
     assert sorted(number for batch in batches for number in batch) == list(range(200))
     for batch in batches:
         assert len(batch) <= 8
-        assert len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= chat_model.PADDED
+        assert len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= chat_model.MAX_BATCH_TOKENS
 
 
 def test_answers_in_a_batch_are_those_asked_alone(found, run, voice):
     system = run.settings.data.system
     questions = ["压力大怎么办？", "面试前特别紧张，怎么调整？", "早"]
     prompts = [voice.prompt(system, [], question) for question in questions]
-    together = voice.answers(prompts, 40, 8)
+    together = voice.answer_batch(prompts, 40, 8)
     assert together == [voice.answer(system, [], question, limit=40) for question in questions]
-    assert together[::-1] == voice.answers(prompts[::-1], 40, 2)
+    assert together[::-1] == voice.answer_batch(prompts[::-1], 40, 2)
     assert any(answer.ended for answer in together)
     assert voice.answer(system, [], questions[0], limit=2).ended is False
 
@@ -214,9 +214,9 @@ def test_verdicts():
 
 
 def test_scores():
-    assert scores.is_loop("先休息，先休息，先休息，先休息，")
-    assert scores.is_loop("好好好好好好好好好好")
-    assert not scores.is_loop("先休息，再休息，先说出来，再说清楚。哈哈哈")
+    assert scores.is_repetitive("先休息，先休息，先休息，先休息，")
+    assert scores.is_repetitive("好好好好好好好好好好")
+    assert not scores.is_repetitive("先休息，再休息，先说出来，再说清楚。哈哈哈")
     texts = ["先睡够，再慢慢想。", "找一个人说说你的感受吧。"]
     assert scores.overlap(texts, texts) == pytest.approx({"bleu4": 100, "rouge_l": 100, "chrf": 100})
     assert scores.overlap(["", "天"], texts) == pytest.approx({"bleu4": 0, "rouge_l": 0, "chrf": 0}, abs=1)
@@ -329,5 +329,5 @@ def test_a_damaged_model_is_one_clear_error(run):
 
 def test_what_the_machine_lacks_is_no_damage(run):
     for error in (MemoryError(), RuntimeError("CUDA error: no kernel image is available"), ImportError("x")):
-        with pytest.raises(type(error)), loading.loading(run, loading.find(run, "base")):
+        with pytest.raises(type(error)), loading.explain_load_errors(run, loading.find_model(run, "base")):
             raise error

@@ -123,8 +123,8 @@ def prompts(template):
     asked = [question for question, _ in pairs()]
     talker = types.SimpleNamespace(template=template)
     return [
-        *(terminal.Talker.prompt(talker, system, [], question) for question in asked[:6] for system in (SYSTEM, "")),
-        terminal.Talker.prompt(talker, SYSTEM, [(asked[0], "好的。")], asked[1]),
+        *(terminal.ChatModel.prompt(talker, system, [], question) for question in asked[:6] for system in (SYSTEM, "")),
+        terminal.ChatModel.prompt(talker, SYSTEM, [(asked[0], "好的。")], asked[1]),
         "职场焦虑",
         "Hello,  world!\n\n1234",
     ]
@@ -205,7 +205,7 @@ def test_llama_cpp_stops_and_asks_as_trained(run, merged):
         assert end["stop_type"] == "eos"
         assert end["content"] == ""
     talker = types.SimpleNamespace(template=merged.template)
-    assert shown["prompt"].replace("<s>", "") == terminal.Talker.prompt(talker, SYSTEM, [], QUESTION)
+    assert shown["prompt"].replace("<s>", "") == terminal.ChatModel.prompt(talker, SYSTEM, [], QUESTION)
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert "<|im" not in answer["choices"][0]["message"]["content"]
 
@@ -347,7 +347,7 @@ def test_the_modelfile_reads_back(run, merged, exported):
 
     asked = turn(System=SYSTEM, Prompt="问一", Response="答一") + turn(Prompt="问二", Response="\0").split("\0")[0]
     talker = types.SimpleNamespace(template=merged.template)
-    assert asked == terminal.Talker.prompt(talker, SYSTEM, [("问一", "答一")], "问二")
+    assert asked == terminal.ChatModel.prompt(talker, SYSTEM, [("问一", "答一")], "问二")
     create, talk = commands(exported["ollama"])
     assert create == ["ollama", "create", "demo", "-q", "q4_K_M", "-f", str(run.folder / "export/ollama/Modelfile")]
     assert talk == ["ollama", "run", "demo"]
@@ -375,8 +375,8 @@ def test_lmdeploys_template_class_makes_the_trained_prompt(run, merged, exported
     talker = types.SimpleNamespace(template=merged.template)
     turns = [("user", "问一"), ("assistant", "答一"), ("user", "问二")]
     messages = [{"role": role, "content": content} for role, content in turns]
-    assert template.messages2prompt(messages) == terminal.Talker.prompt(talker, SYSTEM, [("问一", "答一")], "问二")
-    assert template.get_prompt("问一") == terminal.Talker.prompt(talker, SYSTEM, [], "问一")
+    assert template.messages2prompt(messages) == terminal.ChatModel.prompt(talker, SYSTEM, [("问一", "答一")], "问二")
+    assert template.get_prompt("问一") == terminal.ChatModel.prompt(talker, SYSTEM, [], "问一")
     # and its own defaults are the same but for the system prompt
     own = space["InternLM2Chat7B"](meta_instruction=SYSTEM)
     assert all(getattr(own, key) == fields[key] for key in ("system", "eosys", "user", "eoh", "assistant", "eoa"))
@@ -468,7 +468,7 @@ def test_opencompass_runs_the_config(run, merged, exported, opencompass):
         model = opencompass(**given, model_kwargs=dict(device_map=None, torch_dtype="float32"))  # no GPU here
         assert set(model.stop_words) == {"</s>", "<|im_end|>"}
         answers += model.generate([PromptList([dict(role="HUMAN", prompt=QUESTION)])], max_out_len=60)
-    ours, ended = terminal.Talker(run.merged, merged.template).answer("", [], QUESTION, limit=60)
+    ours, ended = terminal.ChatModel(run.merged, merged.template).answer("", [], QUESTION, limit=60)
     assert ended
     assert answers[0].strip() == ours
     assert answers[1] != answers[0]

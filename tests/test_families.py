@@ -341,7 +341,7 @@ def test_chat_and_engines_ask_as_training_did(name):
             text += said + template.get("SUFFIX", "")
             text += "" if template.get("SUFFIX_AS_EOS", False) else "</s>"
             text += template.get("SEP", "")
-    asked = chat_model.Talker.prompt(merged._Trained(template, tokens), "甲", [("一", "二")], "三")
+    asked = chat_model.ChatModel.prompt(merged._Trained(template, tokens), "甲", [("一", "二")], "三")
     assert "<s>" + asked == text
     if name == "chatglm2":
         with pytest.raises(InputWrong, match="numbers its turns"):

@@ -160,7 +160,7 @@ def test_each_generation_trains_evaluates_and_answers_in_the_type_that_is_named(
     if major < 8:
         assert torch.cuda.is_bf16_supported() == (sys.version_info >= (3, 12)), "else this shows nothing"
     (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
-    assert loading.precision(tmp_path) == best
+    assert loading.choose_precision(tmp_path) == best
     assert hardware.has_bf16() == (best == "bf16")
 
 

@@ -388,24 +388,24 @@ def test_a_checkpoint_with_more_than_the_recipe_trains_is_refused(stages, tmp_pa
 def test_the_image_is_seen(stages):
     """Another image gives other logits; before the image nothing changes."""
     for run in stages:
-        found, folder = loading.find(run), image_folder(run) / "seen"
-        voice = chat_model.Talker(
-            found.place, prompt.template(run), found.adapter, eyes=found.eyes, image=folder / "red.png"
+        found, folder = loading.find_model(run), image_folder(run) / "seen"
+        model = chat_model.ChatModel(
+            found.folder, prompt.template(run), found.adapter, vision=found.vision, image=folder / "red.png"
         )
-        sight, made = llava.VisionTower(*found.eyes, "cpu", torch.float32), []
+        sight, made = llava.VisionTower(*found.vision, "cpu", torch.float32), []
         for name in ("red", "blue"):
-            voice.seen = sight.embed(folder / f"{name}.png")
-            made.append(voice.embedded("", [("一", "二")], "三<image>"))
+            model.image = sight.embed(folder / f"{name}.png")
+            made.append(model.embed_prompt("", [("一", "二")], "三<image>"))
         assert made[0].shape == made[1].shape
         with torch.no_grad():
-            red, blue = (voice.model(inputs_embeds=embeds).logits for embeds in made)
-        start = len(voice.tokenizer(voice.template.INSTRUCTION.split("{input}")[0])["input_ids"])
+            red, blue = (model.model(inputs_embeds=embeds).logits for embeds in made)
+        start = len(model.tokenizer(model.template.INSTRUCTION.split("{input}")[0])["input_ids"])
         assert torch.equal(red[:, :start], blue[:, :start])
         assert not torch.allclose(red[:, -1], blue[:, -1])
     said = []
     for image in ("red", "blue"):
-        voice.seen = sight.embed(folder / f"{image}.png")
-        said.append(voice.answer("", [], "什么颜色？", limit=2))
+        model.image = sight.embed(folder / f"{image}.png")
+        said.append(model.answer("", [], "什么颜色？", limit=2))
     assert all(isinstance(one.text, str) for one in said)
 
 
@@ -436,7 +436,7 @@ def test_merge_takes_the_language_model_and_not_the_projector_alone(stages):
         pipeline.run_stages(first, "merge")
     pipeline.run_stages(second, "merge", (pipeline.MERGE,))
     assert second.figures("merge")["tensors_changed"] > 0
-    assert loading.find(second, "merged").eyes[1] == second.adapter
+    assert loading.find_model(second, "merged").vision[1] == second.adapter
 
 
 @pytest.fixture

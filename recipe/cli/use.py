@@ -136,7 +136,7 @@ def chat(
     with run.open():  # what is there is used, whatever has changed since; the base needs no training
         if _is_trained(run) and (which != "base" or not typed.overrides):
             use_trained_settings(run, typed)
-        if not base.folder(run).is_dir() and (which == "base" or loading.find(run, which).adapter):
+        if not base.folder(run).is_dir() and (which == "base" or loading.find_model(run, which).adapter):
             pipeline.run_stages(run, "model")
     talk(run, question, which, image or "")
 

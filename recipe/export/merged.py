@@ -216,7 +216,7 @@ def _agrees(jinja: str, template: Any, settings: Dict[str, Any]) -> bool:
     except TemplateError:
         return False
     talker_of = _Trained(template, _Tokens(_token(settings, "eos_token"), bos))
-    trained = terminal.Talker.prompt(talker_of, "甲", [("乙 1", "丙")], "丁")  # type: ignore[arg-type]
+    trained = terminal.ChatModel.prompt(talker_of, "甲", [("乙 1", "丙")], "丁")  # type: ignore[arg-type]
     return asked == bos + trained or asked == trained
 
 
@@ -228,7 +228,7 @@ class _Tokens:
 
 @dataclasses.dataclass
 class _Trained:
-    """What `Talker.prompt` needs of a talker."""
+    """What `ChatModel.prompt` needs of a talker."""
 
     template: Any
     tokenizer: _Tokens

@@ -25,7 +25,7 @@ from recipe.core.host import versions
 from recipe.core.run import Run
 from recipe.core.stage import output_digest
 from recipe.inference import chat_model, loading, prompt, scores
-from recipe.inference.loading import Found
+from recipe.inference.loading import ModelFiles
 from recipe.intake import dataset, files, split
 from recipe.intake.reader import IMAGE
 from recipe.planning import memory
@@ -65,7 +65,7 @@ def compared(base: Losses, tuned: Losses) -> Dict[str, Any]:
 
 def is_quick(run: Run) -> bool:
     """Whether this machine evaluates the model in minutes: a GPU, or a small model."""
-    if loading.nbytes(folder.folder(run)) < QUICK:
+    if loading.weights_bytes(folder.folder(run)) < QUICK:
         return True
     import torch
 
@@ -78,7 +78,7 @@ def is_there(run: Run) -> bool:
 
 
 def inputs(run: Run) -> Dict[str, Any]:
-    what = loading.find(run).what
+    what = loading.find_model(run).kind
     made_by = {"merged": "merge", "adapter": "adapter"}
     # LLaVA's other parts lie beside the language model's adapter, also when that is merged.
     parts = {"parts": output_digest(run, "adapter", "adapter")} if preset_facts.pictures(run.settings) else {}
@@ -127,9 +127,9 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
                 f"train again."
             )
     asked = _asked(run)
-    new = loading.find(run)
+    new = loading.find_model(run)
     try:
-        kind = loading.precision(folder.folder(run))
+        kind = loading.choose_precision(folder.folder(run))
         base = _of_base(run, lines, asked, kind)
         after = _measured(run, new, lines, asked, kind)
     except RuntimeError as error:
@@ -141,7 +141,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         )
     conversations = [_said(line) for line in lines]
     figures = _figures(run, conversations, {"base": base, "tuned": after})
-    figures.update(tuned=new.what, precision=kind, measured_on=digest(run.held_out))
+    figures.update(tuned=new.kind, precision=kind, measured_on=digest(run.held_out))
     samples = _samples(conversations, [line.get("image", "") for line in lines], base, after)
     text = json.dumps({**figures, "samples": samples}, ensure_ascii=False, indent=1)
     write_text(output / "eval.json", text + "\n")
@@ -168,8 +168,8 @@ def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: made anew
     with tempfile.TemporaryDirectory() as place:
-        eyes = llava.prepare_untrained(run, Path(place)) if preset_facts.pictures(run.settings) else None
-        made = _measured(run, loading.find(run, "base")._replace(eyes=eyes), lines, asked, kind)
+        vision = llava.prepare_untrained(run, Path(place)) if preset_facts.pictures(run.settings) else None
+        made = _measured(run, loading.find_model(run, "base")._replace(vision=vision), lines, asked, kind)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(made, ensure_ascii=False))
@@ -178,15 +178,15 @@ def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str
     return made
 
 
-def _measured(run: Run, of: Found, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
+def _measured(run: Run, of: ModelFiles, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
     """`losses` of every conversation and `answers` ([text, ended]) of those that `_answered` names."""
     chosen, pictures = asked["settings"], preset_facts.pictures(run.settings)
     template = prompt.template(run)
-    with loading.loading(run, of):
-        voice = chat_model.Talker(of.place, template, of.adapter, kind, load_tokenizer(run.settings, of.place))
-    trained = None if preset_facts.kind(run.settings) == "pretrain" else voice.template
+    with loading.explain_load_errors(run, of):
+        model = chat_model.ChatModel(of.folder, template, of.adapter, kind, load_tokenizer(run.settings, of.folder))
+    trained = None if preset_facts.kind(run.settings) == "pretrain" else model.template
     encoded = [
-        planning_tokens.encoded(line["conversation"], trained, voice.tokenizer, asked["max_length"], pictures)
+        planning_tokens.encoded(line["conversation"], trained, model.tokenizer, asked["max_length"], pictures)
         for line in lines
     ]
     questions = []
@@ -195,19 +195,19 @@ def _measured(run: Run, of: Found, lines: Any, asked: Dict[str, Any], kind: str)
         before, question, _ = _asking(said)
         turns = [(turn["input"], turn["output"]) for turn in before]
         questions.append((number, said[0].get("system", ""), turns, question))
-    if of.eyes:
-        see = _seeing(run, voice, of.eyes, lines, asked["square"])
-        losses = voice.losses(encoded, chosen["batch_size"], see, memory.eyes(run).patches)
+    if of.vision:
+        see = _seeing(run, model, of.vision, lines, asked["square"])
+        losses = model.losses(encoded, chosen["batch_size"], see, memory.eyes(run).patches)
         answers = []
         for number, *asking in questions:  # one by one: each has an image of its own
-            voice.seen = see(number)
-            answers.append(voice.answer(*asking, limit=chosen["max_new_tokens"]))
+            model.image = see(number)
+            answers.append(model.answer(*asking, limit=chosen["max_new_tokens"]))
         del see
     else:
-        losses = voice.losses([_blind(one) for one in encoded], chosen["batch_size"])
-        prompts = [voice.prompt(*asking) for _, *asking in questions]
-        answers = voice.answers(prompts, chosen["max_new_tokens"], chosen["batch_size"])
-    del voice
+        losses = model.losses([_blind(one) for one in encoded], chosen["batch_size"])
+        prompts = [model.prompt(*asking) for _, *asking in questions]
+        answers = model.answer_batch(prompts, chosen["max_new_tokens"], chosen["batch_size"])
+    del model
     gc.collect()
     import torch
 
@@ -217,10 +217,10 @@ def _measured(run: Run, of: Found, lines: Any, asked: Dict[str, Any], kind: str)
 
 
 def _seeing(
-    run: Run, voice: chat_model.Talker, eyes: Tuple[Path, Path], lines: Any, square: bool
+    run: Run, model: chat_model.ChatModel, eyes: Tuple[Path, Path], lines: Any, square: bool
 ) -> Callable[[int], Any]:
     """Function that gives a held-out conversation's image as tokens, by its number."""
-    sight, folder = llava.VisionTower(*eyes, voice.model.device, voice.dtype), files.image_folder(run)
+    sight, folder = llava.VisionTower(*eyes, model.model.device, model.dtype), files.image_folder(run)
     return lambda number: sight.embed(folder / lines[number]["image"], square)
 
 
@@ -273,7 +273,7 @@ def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str
             "loss_interval": list(interval),
             "perplexity": math.exp(min(loss, 700)),
             **scores.overlap(answers, references),
-            "repetition": sum(map(scores.is_loop, answers)) / len(answers),
+            "repetition": sum(map(scores.is_repetitive, answers)) / len(answers),
             "copied": sum(text in known for text in answers) / len(answers),
             "never_stops": sum(not ended for _, ended in found["answers"]) / len(answers),
             "answer_length": sum(map(len, answers)) / len(answers),

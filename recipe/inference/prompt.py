@@ -1,4 +1,4 @@
-"""The prompt that a conversation becomes, by XTuner's template."""
+"""Chat templates: the recipe's, and what separates turns."""
 
 from typing import Any
 
@@ -9,16 +9,17 @@ PLAIN = {"SYSTEM": "", "INSTRUCTION": "{input}"}
 
 
 def template(run: Run) -> Any:
-    """The recipe's chat template, XTuner's own; for texts learnt as they are, one that adds nothing."""
+    """The recipe's chat template, from XTuner; an empty one for recipes that train on plain text."""
     from mmengine.config import ConfigDict
 
-    # By the settings, not by the config that lies in the folder: that may have been made of others since.
+    # From the settings: the config in the folder may have been rendered from others since.
     return config.template(config.effective(run.settings)) or ConfigDict(PLAIN)
 
 
 def separator(template: Any, of: Any) -> str:
-    """What stands between an answer and the next question in training: the template's suffix where that ends an answer,
-    else the end of the tokenizer of `of`, and its start again.
+    """What separates an answer from the next question in training: the template's suffix, or end and start token.
+
+    `of` is anything with a `tokenizer`.
     """
     suffix, sep = template.get("SUFFIX", ""), template.get("SEP", "")
     if template.get("SUFFIX_AS_EOS", False):

@@ -1,4 +1,4 @@
-"""Asks a model: the recipe's evaluation questions beside the base, one question, or a conversation at the terminal."""
+"""Chat at the terminal: a conversation, one question, or a question per line of a pipe."""
 
 import contextlib
 import json
@@ -12,14 +12,14 @@ from recipe.base_model.tokenizer import load as load_tokenizer
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.inference import loading
-from recipe.inference.chat_model import Talker
+from recipe.inference.chat_model import ChatModel
 from recipe.inference.prompt import template
 
-SAMPLED = 2  # evaluation questions asked after a merge
+SAMPLE_QUESTIONS = 2  # asked after a merge
 
-LONGEST = 512  # tokens of an answer in a conversation
+MAX_NEW_TOKENS = 512  # of an answer in a conversation
 
-DRAWN = {"do_sample": True, "temperature": 0.8, "top_p": 0.8}  # for an answer that shall be another one
+RETRY_SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.8}
 
 
 def questions(run: Run) -> List[str]:
@@ -29,60 +29,60 @@ def questions(run: Run) -> List[str]:
 
 
 class Conversation:
-    """What was said so far with one model; `Conversation.do` takes a line as it was typed."""
+    """A conversation with one model; `handle` takes a line as typed."""
 
-    def __init__(self, voice: Talker, system: str) -> None:
-        self.voice, self.system = voice, system
+    def __init__(self, model: ChatModel, system: str) -> None:
+        self.model, self.system = model, system
         self.turns: List[Tuple[str, str]] = []
 
     def ask(self, question: str, sampling: Optional[Dict[str, Any]] = None) -> None:
-        """Print the answer as it comes, and keep it; Ctrl-C ends it early."""
-        fitting = self.voice.fitting(self.system, self.turns, question, LONGEST)
-        if len(fitting) < len(self.turns):
-            note(f"(the model sees the last {len(fitting)} of {len(self.turns)} turns: more do not fit)")
-        said = printer(self.voice.tokenizer)
+        """Print the answer as it is generated and keep it; Ctrl-C cuts it short."""
+        history = self.model.fit_history(self.system, self.turns, question, MAX_NEW_TOKENS)
+        if len(history) < len(self.turns):
+            note(f"(the model sees the last {len(history)} of {len(self.turns)} turns; more do not fit)")
+        streamer = answer_printer(self.model.tokenizer)
         try:
-            ended = self.voice.answer(self.system, fitting, question, said, LONGEST, sampling).ended
+            ended = self.model.answer(self.system, history, question, streamer, MAX_NEW_TOKENS, sampling).ended
             if not ended:
-                note(f"(cut at {LONGEST} tokens)")
+                note(f"(cut at {MAX_NEW_TOKENS} tokens)")
         except KeyboardInterrupt:  # stops the answer, not the program
             print()
-            note("(stopped; /undo takes it back)")
-        self.turns.append((question, said.text.strip()))
+            note("(stopped; /undo removes it)")
+        self.turns.append((question, streamer.text.strip()))
 
-    def do(self, line: str) -> None:
-        """A command, or a question. Raises InputWrong for a command that cannot be done."""
+    def handle(self, line: str) -> None:
+        """Run a command or ask a question. Raises InputWrong for an unknown or impossible command."""
         word, _, rest = line.partition(" ")
         if not word.startswith("/"):
             self.ask(line)
         elif word in COMMANDS:
             COMMANDS[word][0](self, rest.strip())
         else:
-            raise InputWrong(f"{word} is no command. {', '.join(COMMANDS)}")
+            raise InputWrong(f"{word} is not a command. Commands: {', '.join(COMMANDS)}")
 
     def undo(self, _: str = "") -> None:
         if not self.turns:
-            raise InputWrong("Nothing was asked yet.")
+            raise InputWrong("There is no question yet.")
         question, _ = self.turns.pop()
-        note(f"(taken back: {question})")
+        note(f"(removed: {question})")
 
     def retry(self, _: str) -> None:
         if not self.turns:
-            raise InputWrong("Nothing was asked yet.")
-        self.ask(self.turns.pop()[0], DRAWN)
+            raise InputWrong("There is no question yet.")
+        self.ask(self.turns.pop()[0], RETRY_SAMPLING)
 
     def clear(self, _: str) -> None:
         self.turns = []
         note("(a new conversation)")
 
-    def prompt(self, text: str) -> None:
+    def set_system(self, text: str) -> None:
         self.system = text or self.system
         note(f"({self.system or 'no system prompt'})")
 
     def save(self, name: str) -> None:
-        """As a line of dataset.jsonl: corrected, it can be trained on."""
+        """Write a line of dataset.jsonl, which can be corrected and trained on."""
         if not name or not self.turns:
-            raise InputWrong("/save FILE writes the conversation, when there is one.")
+            raise InputWrong("/save FILE saves the conversation: give a file name, and ask something first.")
         first = {"system": self.system} if self.system else {}
         turns = [{"input": question, "output": answer} for question, answer in self.turns]
         line = json.dumps({"conversation": [{**first, **turns[0]}, *turns[1:]]}, ensure_ascii=False)
@@ -90,34 +90,34 @@ class Conversation:
             with Path(name).expanduser().open("x", encoding="utf-8") as stream:
                 stream.write(line + "\n")
         except FileExistsError:
-            raise InputWrong(f"{name} is there already: another name.")
+            raise InputWrong(f"{name} exists. Choose another name.")
         except OSError as error:
-            raise InputWrong(f"{name} cannot be written ({error.strerror}): a place below output/ can.")
-        note(f"({len(turns)} turns in {name})")
+            raise InputWrong(f"Cannot write {name} ({error.strerror}). Choose a path below output/.")
+        note(f"({len(turns)} turns saved to {name})")
 
     def help(self, _: str) -> None:
-        for name, (_, what) in COMMANDS.items():
-            print(f"  {name:14} {what}")
-        print("  Ctrl-C         stops an answer; Ctrl-D ends; arrow up: what you typed before")
+        for name, (_, description) in COMMANDS.items():
+            print(f"  {name:14} {description}")
+        print("  Ctrl-C         stops an answer; Ctrl-D ends the chat; arrow up recalls earlier lines")
 
 
 COMMANDS: Dict[str, Tuple[Callable[[Conversation, str], None], str]] = {
-    "/undo": (Conversation.undo, "takes the last question and its answer back"),
-    "/retry": (Conversation.retry, "asks it again; the answer is drawn, not the likeliest one"),
-    "/clear": (Conversation.clear, "begins a new conversation"),
-    "/system": (Conversation.prompt, "shows the system prompt; /system TEXT sets another"),
-    "/save": (Conversation.save, "/save FILE writes the conversation as a line of dataset.jsonl"),
-    "/help": (Conversation.help, "this"),
+    "/undo": (Conversation.undo, "removes the last question and its answer"),
+    "/retry": (Conversation.retry, "asks the last question again with sampling"),
+    "/clear": (Conversation.clear, "starts a new conversation"),
+    "/system": (Conversation.set_system, "shows the system prompt; /system TEXT changes it"),
+    "/save": (Conversation.save, "/save FILE saves the conversation as a line of dataset.jsonl"),
+    "/help": (Conversation.help, "shows this list"),
 }
 
 
 def note(text: str) -> None:
-    """What is not the model's: on the other stream, so that a pipe gets answers alone."""
+    """Print to stderr, so that a pipe receives only answers."""
     click.secho(text, dim=True, err=True)
 
 
-def printer(tokenizer: Any) -> Any:
-    """Prints an answer as it comes, and keeps it as `text`. One for each: an interrupted one holds a rest."""
+def answer_printer(tokenizer: Any) -> Any:
+    """Streamer that prints one answer and collects it in `text`. Not reusable: an interrupted one keeps a remainder."""
     from transformers import TextStreamer
 
     class Printer(TextStreamer):
@@ -131,38 +131,40 @@ def printer(tokenizer: Any) -> Any:
 
 
 def talk(run: Run, question: Optional[str], which: str = "", image: str = "") -> None:
-    """Answer `question`, or every line of a pipe by itself, or hold a conversation at the terminal until Ctrl-D.
+    """Answer `question`, or each line of a pipe on its own, or hold a conversation until Ctrl-D.
 
-    `which`: base, adapter or merged; by default the tuned one that is there. `image`: a file that it is all about.
-    Raises InputWrong.
+    `which`: base, adapter or merged; by default the tuned model. `image`: a file to talk about. Raises InputWrong.
     """
-    found = loading.find(run, which)
+    files = loading.find_model(run, which)
     place = run.root / image if image else None
-    if place and not found.eyes:
-        what = "the base has no projector" if which == "base" else f"{run.name} was not trained on images"
-        raise InputWrong(f"image={image}: {what}, so it sees none.")
+    if place and not files.vision:
+        reason = "the base model has no projector" if which == "base" else f"{run.name} was not trained on images"
+        raise InputWrong(f"image={image}: {reason}. Leave image= out.")
     if place and not place.is_file():
-        raise InputWrong(f"image={image}: there is no such file.")
-    asking = template(run)
-    with loading.loading(run, found):
-        voice = Talker(
-            found.place, asking, found.adapter, tokenizer=load_tokenizer(run.settings, found.place),
-            eyes=found.eyes, image=place,
+        raise InputWrong(f"image={image} does not exist.")
+    chat_template = template(run)
+    with loading.explain_load_errors(run, files):
+        model = ChatModel(
+            files.folder, chat_template, files.adapter, tokenizer=load_tokenizer(run.settings, files.folder),
+            vision=files.vision, image=place,
         )  # fmt: skip
-    conversation = Conversation(voice, run.settings.data.system)
+    conversation = Conversation(model, run.settings.data.system)
     if question is not None or not sys.stdin.isatty():
-        asked = [question] if question is not None else piped_lines()
-        for line in filter(None, map(str.strip, asked)):
+        lines = [question] if question is not None else piped_lines()
+        for line in filter(None, map(str.strip, lines)):
             conversation.turns = []
             conversation.ask(line)
         return
-    with contextlib.suppress(ImportError):  # arrow keys; nothing typed is kept when the program ends
+    with contextlib.suppress(ImportError):  # arrow keys; the history is not saved
         import readline  # noqa: F401
-    note(f"{found.what} model of {run.name}, {voice.kind} on {voice.model.device.type}. /help: commands, Ctrl-D ends.")
+    note(
+        f"{files.kind} model of {run.name}, {model.precision} on {model.model.device.type}. "
+        "/help lists commands, Ctrl-D ends."
+    )
     while True:
         try:
-            hold(conversation)
-        except KeyboardInterrupt:  # at the prompt it takes back what was typed
+            read_lines(conversation)
+        except KeyboardInterrupt:  # at the prompt it discards the line
             print()
         except EOFError:
             print()
@@ -170,7 +172,7 @@ def talk(run: Run, question: Optional[str], which: str = "", image: str = "") ->
 
 
 def piped_lines() -> Iterator[str]:
-    """Lines of standard input: UTF-8, or GB18030 as Chinese Windows writes. Raises InputWrong."""
+    """Lines of standard input in UTF-8 or GB18030 (Chinese Windows). Raises InputWrong."""
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     for number, line in enumerate(sys.stdin, start=1):
@@ -183,12 +185,12 @@ def piped_lines() -> Iterator[str]:
                 raise InputWrong(f"Line {number} of standard input is neither UTF-8 nor GB18030. Convert it to UTF-8.")
 
 
-def hold(conversation: Conversation) -> None:
-    """Take lines for ever. Raises EOFError, KeyboardInterrupt."""
+def read_lines(conversation: Conversation) -> None:
+    """Read lines until EOFError or KeyboardInterrupt."""
     while True:
         line = input("> ").strip()
         try:
             if line:
-                conversation.do(line)
+                conversation.handle(line)
         except InputWrong as error:
             note(str(error))

@@ -10,16 +10,16 @@ from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.core.stage import output_digest
 from recipe.inference import chat_model
-from recipe.inference.chat_model import Talker
+from recipe.inference.chat_model import ChatModel
 from recipe.inference.prompt import template
-from recipe.inference.terminal import SAMPLED, questions
+from recipe.inference.terminal import SAMPLE_QUESTIONS, questions
 
 
 def inputs(run: Run) -> Dict[str, Any]:
     return {
         "merged": output_digest(run, "merge", "merged"),
         "base": folder.fingerprint(folder.folder(run)),
-        "questions": questions(run)[:SAMPLED],
+        "questions": questions(run)[:SAMPLE_QUESTIONS],
         "system": run.settings.data.system,
         "code": source(Path(__file__), Path(chat_model.__file__).parent),
     }
@@ -27,11 +27,11 @@ def inputs(run: Run) -> Dict[str, Any]:
 
 def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write samples.json: evaluation questions with the base's and the merged model's answers."""
-    asked = questions(run)[:SAMPLED]
+    asked = questions(run)[:SAMPLE_QUESTIONS]
     answers = {}
     for name, place in (("base", folder.folder(run)), ("merged", run.merged)):
-        voice = Talker(place, template(run), tokenizer=load_tokenizer(run.settings, place))
-        answers[name] = [voice.answer(run.settings.data.system, [], question) for question in asked]
+        model = ChatModel(place, template(run), tokenizer=load_tokenizer(run.settings, place))
+        answers[name] = [model.answer(run.settings.data.system, [], question) for question in asked]
     samples = [
         {
             "question": question,

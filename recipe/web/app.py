@@ -92,7 +92,7 @@ def talk(run: Any, spoken: str) -> None:
         settle()
     try:
         run = dataclasses.replace(run, settings=run.trained_with())
-        loading.find(run)
+        loading.find_model(run)
     except InputWrong as error:
         st.info(str(error))
         return

@@ -124,7 +124,7 @@ class Desk:
         import torch
 
         how, turns = ticket.sampling, ticket.turns[pane]
-        fitting = voice.fitting(ticket.system, turns, ticket.question, how["limit"])
+        fitting = voice.fit_history(ticket.system, turns, ticket.question, how["limit"])
         ticket.unseen = max(ticket.unseen, len(turns) - len(fitting))
         drawn = {"do_sample": True, "temperature": how["temperature"], "top_p": how["top_p"], "top_k": 0}
         torch.manual_seed(how["seed"])
@@ -157,13 +157,13 @@ def load(run: Run, which: str) -> Dict[str, Voice]:
     """Base and tuned voice of a run. `which`: adapter (one set of weights serves both), merged (two), "": the adapter
     if it is there. Raises InputWrong where there is no such model, HostLacks where two find no room.
     """
-    found = loading.find(run, which or ("adapter" if run.adapter.is_dir() else ""))
+    found = loading.find_model(run, which or ("adapter" if run.adapter.is_dir() else ""))
     template = prompt.template(run)
     if found.adapter:
-        one = chat_model.Talker(found.place, template, found.adapter)
+        one = chat_model.ChatModel(found.folder, template, found.adapter)
         return {"base": Voice(one, one.model.disable_adapter), "tuned": Voice(one, contextlib.nullcontext)}
-    base = loading.find(run, "base")
+    base = loading.find_model(run, "base")
     return {
-        "base": Voice(chat_model.Talker(base.place, template), contextlib.nullcontext),
-        "tuned": Voice(chat_model.Talker(found.place, template), contextlib.nullcontext),
+        "base": Voice(chat_model.ChatModel(base.folder, template), contextlib.nullcontext),
+        "tuned": Voice(chat_model.ChatModel(found.folder, template), contextlib.nullcontext),
     }
