@@ -75,7 +75,7 @@ class Terminal:
         self.type("/x\n")
         said = self.until(r"\n> $")
         self.type("/y\n")
-        return said + self.until(r"/y is no command[^>]*\n> $")
+        return said + self.until(r"/y is not a command[^>]*\n> $")
 
     def end(self):
         """Its exit code, after Ctrl-D."""
@@ -130,13 +130,13 @@ def test_a_conversation_at_a_terminal(terminal, demo, run, tmp_path):
     assert (first["system"], first["input"]) == (run.settings.data.system, "你好")
     assert len(first["output"]) >= 4
     at.type(f"/save {tmp_path / 'said.jsonl'}\n")
-    assert "is there already" in at.until(r"\n> $")
+    assert "exists" in at.until(r"\n> $")
     at.type("/undo\n")
-    assert "(taken back: 你好)" in at.until(r"\n> $")
+    assert "(removed: 你好)" in at.until(r"\n> $")
     at.type("\x1b[A\n")  # arrow up: what was typed last
-    assert "Nothing was asked yet." in at.until(r"\n> $")
+    assert "There is no question yet." in at.until(r"\n> $")
     at.type("/nothing\n")
-    assert "/nothing is no command. /undo, /retry, /clear, /system, /save, /help" in at.until(r"\n> $")
+    assert "/nothing is not a command. Commands: /undo, /retry, /clear, /system, /save, /help" in at.until(r"\n> $")
     at.type("/help\n")
     assert "Ctrl-C" in at.until(r"\n> $")
     assert at.end() == 0
@@ -187,9 +187,9 @@ def test_turns_and_commands(run, capsys):
     assert asked[-1] == ("乙", [], "早")
     talk.handle("/clear")
     for line, said in (
-        ("/undo", "Nothing was asked"),
-        ("/retry", "Nothing was asked"),
-        ("/save x", "when there is one"),
+        ("/undo", "There is no question"),
+        ("/retry", "There is no question"),
+        ("/save x", "give a file name"),
     ):
         with pytest.raises(InputWrong, match=said):
             talk.handle(line)

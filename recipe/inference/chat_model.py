@@ -28,7 +28,7 @@ class Answer(NamedTuple):
 
 
 class ChatModel:
-    """A model folder, optionally with a PEFT adapter. `precision`: see `choose_precision`; `tokenizer`: the preset's, where
+    """A model folder, optionally with a PEFT adapter. `precision`: see `choose_precision`; `tokenizer`: the preset's if
     it is not the folder's own. `vision`: folders of visual encoder and projector, with which `image` is read.
     """
 
