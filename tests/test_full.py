@@ -53,7 +53,7 @@ def test_the_checkpoint_becomes_the_model(base, trained, tmp_path, form):
     for name, tensor in found.items():
         assert torch.equal(tensor.read(), trained[f"llm.{name}"].half()), name
     assert figures["tensors_changed"] == figures["tensors"] == len(trained)
-    assert figures["proof"]["arrived"] == pytest.approx(1, abs=1e-2)
+    assert figures["weights_check"]["arrived"] == pytest.approx(1, abs=1e-2)
     assert figures["shards"] > 1
 
 
@@ -74,7 +74,7 @@ def test_what_is_not_this_model_is_refused(base, trained, tmp_path):
     less = {name: trained[name] for name in names[1:]}
     lora = {"llm.base_model.model.wo.lora_A.default.weight": torch.zeros(2, 2)}
     for number, (state, said) in enumerate(
-        ((other, "does not fit"), (less, "lacks"), (lora, "not hold a whole model"))
+        ((other, "does not fit"), (less, "does not hold"), (lora, "not hold all of the model"))
     ):
         path = tmp_path / f"iter_{number + 1}.pth"
         torch.save({"state_dict": state}, str(path))
@@ -93,7 +93,7 @@ def test_no_adapter_is_made_and_none_is_added(tmp_path):
         assert len(set(map(id, items))) == len(items)
     run.settings = settings.replace(found, "merge.adapters", ["x"])
     run.manifest = {"stages": {"train": {"figures": {"checkpoint": "c"}}}}
-    with pytest.raises(InputWrong, match="to which none is added"):
+    with pytest.raises(InputWrong, match="no adapter to combine"):
         merge.adapters(run)
 
 
