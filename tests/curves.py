@@ -47,7 +47,7 @@ def made(way, device, kind):
     words = dict(r=64, lora_alpha=16, lora_dropout=0.0, target_modules=list(config.LINEARS), task_type="CAUSAL_LM")
     torch.manual_seed(1)
     with contextlib.redirect_stdout(io.StringIO()):
-        base = bench.llm(bench.SEVEN if device == "cuda" else bench.TINY, device, kind)
+        base = bench.build_llm(bench.SHAPES_7B if device == "cuda" else bench.SHAPES_TINY, device, kind)
         lora = LoraConfig(**words)
         model = SupervisedFinetune(base, lora) if way == "stock" else Finetune(base, lora, None, True)
     own = {name: one for name, one in model.to(device).train().named_parameters() if one.requires_grad}

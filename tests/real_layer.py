@@ -10,20 +10,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recipe.training import bench
 from recipe.training.fast import layers
 
-HIDDEN, HEADS = bench.SEVEN["hidden_size"], bench.SEVEN["num_attention_heads"]
+HIDDEN, HEADS = bench.SHAPES_7B["hidden_size"], bench.SHAPES_7B["num_attention_heads"]
 HALF = torch.bfloat16
 
 
 def make():
     """The fast step's layer, LoRA of rank 64 on its five products. Call it inside FakeTensorMode."""
-    made = [_linear(out, inner) for out, inner in bench.shapes(bench.SEVEN)]
+    made = [_linear(out, inner) for out, inner in bench.matrix_shapes(bench.SHAPES_7B)]
     norm = SimpleNamespace(weight=torch.ones(HIDDEN, dtype=HALF), variance_epsilon=1e-5)
     attention = SimpleNamespace(
-        num_heads=HEADS, num_key_value_heads=bench.SEVEN["num_key_value_heads"], head_dim=HIDDEN // HEADS,
+        num_heads=HEADS, num_key_value_heads=bench.SHAPES_7B["num_key_value_heads"], head_dim=HIDDEN // HEADS,
         wqkv=made[0], wo=made[1],
     )  # fmt: skip
     mlp = SimpleNamespace(w1=made[2], w3=made[3], w2=made[4])
-    return layers.Layer(SimpleNamespace(attention=attention, feed_forward=mlp, attention_norm=norm, ffn_norm=norm))
+    return layers.DecoderLayer(
+        SimpleNamespace(attention=attention, feed_forward=mlp, attention_norm=norm, ffn_norm=norm)
+    )
 
 
 def _linear(out, inner, rank=64):
@@ -58,7 +60,7 @@ def peak_mib(layer, batch, tokens):
     """MiB that one recomputed layer takes at most, forward and backward, its weights and input not counted."""
     given = inputs(batch, tokens)
     with _Peak(_weights(layer)) as peak:
-        out = layers.Recomputed.apply(layer, False, *given, *layer.parameters())
+        out = layers.RecomputedLayer.apply(layer, False, *given, *layer.parameters())
         torch.autograd.grad(out, (given[0], *layer.parameters()), torch.empty_like(out))
     return peak.most / 2**20
 

@@ -83,7 +83,17 @@ def test_the_rendered_config_is_an_ordinary_xtuner_config(demo):
     cfg = Config.fromfile(str(demo[1] / "config.py"))
     assert cfg.train_cfg.max_epochs == cfg.max_epochs
     text = (demo[1] / "config.py").read_text(encoding="utf-8")
-    hooks = {f"recipe.training.hooks.{name}" for name in ("Checkpoint", "Repeat", "Lenient", "Guard", "Once", "Clock")}
+    hooks = {
+        f"recipe.training.hooks.{name}"
+        for name in (
+            "AtomicCheckpointHook",
+            "DeterminismHook",
+            "RelaxDeterminismHook",
+            "DivergenceHook",
+            "DedupeEvalHook",
+            "TimingHook",
+        )
+    }
     assert set(re.findall(r"\brecipe\.[\w.]+", text)) == {
         *hooks,
         "recipe.training.loop.TrainLoop",

@@ -439,7 +439,7 @@ def test_the_source_still_says_every_quoted_error():
 def test_most_errors_of_the_recipe_are_in_the_page():
     """Nine of ten places at which a failure is raised for the user with words of its own."""
     quoted = re.findall(r"(?m)^\| `([^`]+)` \|", text(ROOT / "docs/troubleshooting.md"))
-    kinds = ("InputWrong", "HostLacks", "RunFailed", "Stopped", "Fault")
+    kinds = ("InputWrong", "HostLacks", "RunFailed", "Stopped", "TrainingError")
     raised = []
     for path in ROOT.glob("recipe/**/*.py"):
         for node in ast.walk(ast.parse(text(path))):

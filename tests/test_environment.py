@@ -263,10 +263,10 @@ def test_the_fast_step_does_without_a_compiler(compiler, monkeypatch):
         assert torch.equal(work(on_card(x), on_card(y)).as_subclass(torch.Tensor), work(x, y))
     packed, state = bitsandbytes.functional.quantize_4bit(x.reshape(-1, 64), quant_type="nf4")
     packed.quant_state = state
-    plain = nf4.full(packed, torch.float32)
+    plain = nf4.dequantize(packed, torch.float32)
     weight = on_card(packed)
     weight.quant_state = state
-    assert torch.equal(nf4.full(weight, torch.float32).as_subclass(torch.Tensor), plain)
+    assert torch.equal(nf4.dequantize(weight, torch.float32).as_subclass(torch.Tensor), plain)
     monkeypatch.setattr(compiler, "fault", lambda: "")
     with pytest.raises(Exception, match=r"(?i)triton|cuda|driver|pointer"):
         kernels.swiglu(on_card(x), on_card(y))
@@ -282,7 +282,7 @@ def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(process, "gpus", lambda: [{"name": "one"}])
     monkeypatch.setattr(process, "command", lambda *words: [])
-    monkeypatch.setattr(process, "started", started)
+    monkeypatch.setattr(process, "run_process", started)
     monkeypatch.setattr(compiler, "fault", lambda: "there is no C compiler")
     run = SimpleNamespace(settings=settings.load("demo")[1], folder=tmp_path, tell=lambda **words: None)
     planned = {"seed": 0, "iterations": 1, "iterations_per_epoch": 1, "tokens_kept": 1}

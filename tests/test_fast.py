@@ -163,14 +163,14 @@ def test_dropout_is_the_same_when_recomputed_and_right_on_average(seed):
 def test_a_step_is_recorded_with_parameters_of_its_own_on_the_same_memory():
     """A graph cannot wait for the stream that DeepSpeed's hooks tied a parameter to; what is trained is still read."""
     fast = models()[1]
-    held = fast.trained()
-    with check.fresh(fast.pairs()):
-        other = fast.trained()
+    held = fast.lora_parameters()
+    with check.detached_parameters(fast.lora_modules()):
+        other = fast.lora_parameters()
         assert not {id(one) for one in held} & {id(one) for one in other}
         assert [one.data_ptr() for one in held] == [one.data_ptr() for one in other]
         held[0].data.add_(1)
         assert torch.equal(held[0], other[0])
-    assert [id(one) for one in fast.trained()] == [id(one) for one in held]
+    assert [id(one) for one in fast.lora_parameters()] == [id(one) for one in held]
 
 
 def test_small_keeps_embeddings_in_the_machines_memory():
@@ -223,7 +223,7 @@ import json, sys
 from pathlib import Path
 from recipe.core import settings
 from recipe.training import bench
-bench.STEPS = bench.WARM = 1
+bench.TIMED_STEPS = bench.WARMUP_STEPS = 1
 said = []
 found = bench.run(settings.load("demo", ["train.max_length=32"])[1], Path(sys.argv[1]), said.append)
 print(json.dumps([found, said]))
@@ -259,13 +259,13 @@ def test_bench_measures_and_plan_reckons_with_it(tmp_path, monkeypatch):
 
 def test_the_floor_counts_what_must_be_done():
     """By hand for one layer: products of 2·tokens·out·in, twice, and all but the last once more; the head twice."""
-    sizes = {**bench.TINY, "num_hidden_layers": 1, "vocab_size": 10}
+    sizes = {**bench.SHAPES_TINY, "num_hidden_layers": 1, "vocab_size": 10}
     matrices = [(384, 256), (256, 256), (704, 256), (704, 256), (256, 704)]
-    assert bench.shapes(sizes) == matrices
+    assert bench.matrix_shapes(sizes) == matrices
     numbers = sum(out * inner for out, inner in matrices)
     ceilings = {"matmul": 1e9, "layout": 1e-3}
-    assert bench.floor(sizes, ceilings, 5, False) == pytest.approx(2 * 5 * (2 * numbers + 2 * 2560) / 1e9 + 2e-3)
-    more = bench.floor(sizes, ceilings, 5, True) - bench.floor(sizes, ceilings, 5, False)
+    assert bench.step_floor(sizes, ceilings, 5, False) == pytest.approx(2 * 5 * (2 * numbers + 2 * 2560) / 1e9 + 2e-3)
+    more = bench.step_floor(sizes, ceilings, 5, True) - bench.step_floor(sizes, ceilings, 5, False)
     assert more == pytest.approx(2 * 5 * (numbers - 704 * 256) / 1e9)
 
 
@@ -287,15 +287,15 @@ def test_the_layout_of_weights_is_timed_without_pythons_waiting(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
-    took = bench.recorded(lambda: done.append("work"), 20)
+    took = bench.graph_seconds(lambda: done.append("work"), 20)
     assert done[:2] == ["work", "wait"]
     assert done[2:24] == ["record", *["work"] * 20, "recorded"]
-    assert done[24:] == ["replay"] * (bench.WARM + bench.STEPS)
+    assert done[24:] == ["replay"] * (bench.WARMUP_STEPS + bench.TIMED_STEPS)
     assert 0.001 <= took < 0.005
     steps = iter([0.0, 10.0, 13.0, 20.0, 22.0])  # of a clock: the warm-up begins, then two steps
-    monkeypatch.setattr(bench, "WARM", 1)
+    monkeypatch.setattr(bench, "WARMUP_STEPS", 1)
     monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(steps)))
-    assert bench.timed(lambda: None, 2) == [3.0, 2.0]
+    assert bench.time_calls(lambda: None, 2) == [3.0, 2.0]
 
 
 def test_the_trainer_takes_it_saves_it_and_goes_on(tmp_path):

@@ -27,7 +27,7 @@ def tensors(kind, batch=2, heads=8, groups=2, tokens=100, size=16):
 
 @pytest.mark.parametrize("tokens", [1, 16, 37, 100])
 def test_chunks_give_the_formulas_values_and_gradients(monkeypatch, tokens):
-    monkeypatch.setattr(attention, "SCORES", 1)  # 16 queries at a time
+    monkeypatch.setattr(attention, "SCORE_BYTES", 1)  # 16 queries at a time
     given, upon = tensors(torch.float64, tokens=tokens)
     found = [torch.autograd.grad(way(*given), given, upon) for way in (attention._Chunked.apply, plain)]
     assert torch.allclose(attention._Chunked.apply(*given), plain(*given), atol=1e-6)
@@ -38,7 +38,7 @@ def test_chunks_give_the_formulas_values_and_gradients(monkeypatch, tokens):
 
 
 def test_chunks_in_bf16_are_no_further_off_than_the_formula_was(monkeypatch):
-    monkeypatch.setattr(attention, "SCORES", 1)
+    monkeypatch.setattr(attention, "SCORE_BYTES", 1)
     given, upon = tensors(torch.bfloat16)
     wide = [one.detach().double().requires_grad_() for one in given]
     right = torch.autograd.grad(plain(*wide), wide, upon.double())
@@ -54,7 +54,7 @@ def test_no_tensor_holds_all_scores(monkeypatch):
     given, upon = tensors(torch.float32, heads=2, groups=1, tokens=1024)
     sizes = []
     real = attention._scores
-    monkeypatch.setattr(attention, "SCORES", 1 << 18)
+    monkeypatch.setattr(attention, "SCORE_BYTES", 1 << 18)
     monkeypatch.setattr(
         attention, "_scores", lambda *words: (lambda made: sizes.append(made.numel()) or made)(real(*words))
     )
@@ -68,10 +68,10 @@ def test_a_layer_asks_the_card_for_nothing_and_sums_in_no_order():
     layer = models()[1].fast_layers()[0]
     x = torch.randn(2, 40, 64, requires_grad=True)
     cos = torch.randn(40, 8)
-    for way in ("chunked", "expanded", "grouped") if attention.GROUPED else ("chunked", "expanded"):
+    for way in ("chunked", "expanded", "grouped") if attention.HAS_GROUPED else ("chunked", "expanded"):
         with pytest.MonkeyPatch.context() as forced, torch.profiler.profile() as profile:
             forced.setattr(attention, "choose_kernel", lambda query, way=way: way)
-            layers.Recomputed.apply(layer, False, x, cos, cos, *layer.parameters()).sum().backward()
+            layers.RecomputedLayer.apply(layer, False, x, cos, cos, *layer.parameters()).sum().backward()
             layer(x, cos, cos).sum().backward()
         names = {event.key for event in profile.key_averages()}
         assert "aten::mm" in names
@@ -105,8 +105,8 @@ def test_which_kernel_on_which_card(monkeypatch, card, version, deterministic, o
         monkeypatch.setattr(torch.backends.cuda, f"{name}_sdp_enabled", lambda name=name: on[name])
         monkeypatch.setattr(torch.backends.cuda, f"enable_{name}_sdp", lambda to, name=name: on.update({name: to}))
     monkeypatch.setattr(attention, "VERSION", version)
-    monkeypatch.setattr(attention, "GROUPED", version >= (2, 5))
-    monkeypatch.setattr(attention, "REPEATS", version >= (2, 5))
+    monkeypatch.setattr(attention, "HAS_GROUPED", version >= (2, 5))
+    monkeypatch.setattr(attention, "IS_DETERMINISTIC", version >= (2, 5))
     monkeypatch.setattr(attention, "_capability", lambda device: CARDS[card])
     attention.restrict_kernels(deterministic)
     assert all(on.values()) == (version >= (2, 5) or (version >= (2, 1) and not deterministic))
@@ -122,7 +122,7 @@ def test_kernels_are_restricted_wherever_the_step_is_built(monkeypatch):
     models()
     assert asked == [False]
     settings = SimpleNamespace(train=SimpleNamespace(deterministic=True, accumulative_counts=1), lora=_Any())
-    bench.build("stock", bench.TINY, settings, "cpu", torch.float32)
+    bench.build_model("stock", bench.SHAPES_TINY, settings, "cpu", torch.float32)
     assert asked == [False, True]
 
 

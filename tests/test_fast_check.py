@@ -60,15 +60,15 @@ def test_it_passes_and_training_is_the_same_with_it(more, padded):
 def test_a_piece_of_the_batch_is_compared_in_which_something_is_learned():
     data = batch(rows=3, tokens=400)
     data["labels"][0] = data["labels"][1, :350] = -100
-    piece = check.excerpt(data, 2, 64)
+    piece = check.select_excerpt(data, 2, 64)
     assert {tuple(one.shape) for one in piece.values()} == {(2, 64)}
     assert (piece["labels"] != -100).any(1).all()
     data["labels"][:] = -100
-    assert (check.excerpt(data, 1, 64)["labels"] != -100).all()
+    assert (check.select_excerpt(data, 1, 64)["labels"] != -100).all()
 
 
 def planted_layout(monkeypatch, model):
-    monkeypatch.setattr(layers.Lora, "weight", swapped(layers.Lora.weight))
+    monkeypatch.setattr(layers.LoraLinear, "weight", swapped(layers.LoraLinear.weight))
 
 
 def planted_stale_weight(monkeypatch, model):
@@ -108,16 +108,16 @@ def test_a_wrong_step_is_caught_and_xtuners_own_taken(monkeypatch, running, plan
     assert same(found, loss_and_gradients(stock, data))
     assert fast.llm.is_gradient_checkpointing  # a stock step that keeps everything may not fit
     assert len(logged) == 1
-    assert "XTuner's own" in verdict.failure(verdict.of_line(logged[0]))
+    assert "XTuner's own" in verdict.failure_message(verdict.parse_line(logged[0]))
 
 
 def test_what_is_no_number_is_the_worst():
-    worst = check.Worst()
+    worst = check.WorstDifference()
     for where, got in (("a", 1.5), ("b", float("nan")), ("c", 3.0)):
         worst.add(where, torch.tensor([got]), torch.ones(1))
     assert worst.where == "b"
-    assert check.difference(torch.zeros(2), torch.zeros(2)) == 0
-    assert check.difference(torch.ones(2), torch.zeros(2)) == float("inf")
+    assert check.relative_difference(torch.zeros(2), torch.zeros(2)) == 0
+    assert check.relative_difference(torch.ones(2), torch.zeros(2)) == float("inf")
 
 
 def test_all_ranks_take_the_same_step(monkeypatch):
@@ -151,26 +151,26 @@ class Recording:
     def __init__(self, model, inputs):
         self.model, self.inputs, self.gradients = model, [one.detach().clone() for one in inputs], None
 
-    def play(self, inputs):
+    def replay(self, inputs):
         self.inputs = inputs
-        return self.replay()
+        return self._run()
 
-    def replay(self):
-        with check.fresh(self.model.pairs()), torch.enable_grad():
+    def _run(self):
+        with check.detached_parameters(self.model.lora_modules()), torch.enable_grad():
             loss = self.model.step(*self.inputs)
-            self.gradients = list(torch.autograd.grad(loss, self.model.trained()))
+            self.gradients = list(torch.autograd.grad(loss, self.model.lora_parameters()))
         return loss.detach()
 
 
 class StaleInputs(Recording):
-    def play(self, inputs):
-        return self.replay()
+    def replay(self, inputs):
+        return self._run()
 
 
 class StaleLabels(Recording):
-    def play(self, inputs):
+    def replay(self, inputs):
         self.inputs = (*inputs[:3], self.inputs[3])
-        return self.replay()
+        return self._run()
 
 
 class StaleLora(Recording):
@@ -178,36 +178,36 @@ class StaleLora(Recording):
 
     def __init__(self, model, inputs):
         super().__init__(model, inputs)
-        self.held = [one.weight.detach().clone() for one in model.pairs()]
+        self.held = [one.weight.detach().clone() for one in model.lora_modules()]
 
-    def replay(self):
-        now = [one.weight.detach().clone() for one in self.model.pairs()]
+    def _run(self):
+        now = [one.weight.detach().clone() for one in self.model.lora_modules()]
         self._put(self.held)
         try:
-            return super().replay()
+            return super()._run()
         finally:
             self._put(now)
 
     def _put(self, values):
-        for one, value in zip(self.model.pairs(), values):
+        for one, value in zip(self.model.lora_modules(), values):
             one.weight.data.copy_(value)
 
 
 class StaleWeight(Recording):
     """Reads the weight that was laid out last, as bitsandbytes 0.43 does in a replay."""
 
-    def replay(self):
-        plain = layers.Lora.weight
-        layers.Lora.weight = neighbours(self.model, plain)
+    def _run(self):
+        plain = layers.LoraLinear.weight
+        layers.LoraLinear.weight = neighbours(self.model, plain)
         try:
-            return super().replay()
+            return super()._run()
         finally:
-            layers.Lora.weight = plain
+            layers.LoraLinear.weight = plain
 
 
 class OneStaleGradient(Recording):
-    def replay(self):
-        loss = super().replay()
+    def _run(self):
+        loss = super()._run()
         self.gradients[7] = torch.ones_like(self.gradients[7])
         return loss
 
@@ -215,18 +215,18 @@ class OneStaleGradient(Recording):
 @pytest.mark.parametrize("kind", [Recording, StaleInputs, StaleLabels, StaleLora, StaleWeight, OneStaleGradient])
 def test_a_wrong_replay_is_caught_and_the_step_not_recorded(monkeypatch, running, kind):
     made = []
-    monkeypatch.setattr(finetune, "_Recorded", lambda *words: made.append(kind(*words)) or made[-1])
-    monkeypatch.setattr(finetune.Finetune, "_may_be_recorded", lambda self, x: self.graph)
+    monkeypatch.setattr(finetune, "_RecordedStep", lambda *words: made.append(kind(*words)) or made[-1])
+    monkeypatch.setattr(finetune.Finetune, "_can_use_graph", lambda self, x: self.graph)
     said = []
-    monkeypatch.setattr(check, "say", said.append)
+    monkeypatch.setattr(check, "log_figures", said.append)
     _, fast = models(use_activation_checkpointing=True)
     alone = copy.deepcopy(fast)
     alone.graph, alone.checked = False, {"passed": True}
-    for number in range(finetune.SEEN + 3):
+    for number in range(finetune.EAGER_STEPS + 3):
         data = batch(rows=2)
-        before = [one.detach().clone() for one in fast.trained()]
+        before = [one.detach().clone() for one in fast.lora_parameters()]
         assert same(loss_and_gradients(fast, data), loss_and_gradients(alone, data)), number
-        assert all(map(torch.equal, before, fast.trained()))
+        assert all(map(torch.equal, before, fast.lora_parameters()))
         for model in (fast, alone):
             with torch.no_grad():
                 for one in trained(model).values():
@@ -244,7 +244,7 @@ def test_a_replay_is_compared_where_a_batch_has_nothing_to_learn():
     _, fast = models()
     data = batch()
     data["labels"][:] = -100
-    found = check.Replay(fast, fast.step_inputs(data)).compare(Recording(fast, fast.step_inputs(data)))
+    found = check.ReplayCheck(fast, fast.step_inputs(data)).compare(Recording(fast, fast.step_inputs(data)))
     assert found["passed"]
     assert found["gradient_difference"] == 0
 
@@ -258,20 +258,20 @@ def test_what_is_recorded_follows_from_who_lays_the_weights_out(monkeypatch):
         nf4.uses_legacy_stream.cache_clear()
         monkeypatch.setattr(nf4.metadata, "version", lambda name, release=release: release)
         for ours in (True, False):
-            monkeypatch.setattr(nf4, "FUSED", ours)
-            assert (nf4.why_not_recorded(weight) == "") == (records and ours)
+            monkeypatch.setattr(nf4, "HAS_KERNEL", ours)
+            assert (nf4.graph_obstacle(weight) == "") == (records and ours)
     nf4.uses_legacy_stream.cache_clear()
-    assert nf4.why_not_recorded(torch.zeros(2)) == ""  # 16-bit weights are nobody's to lay out
+    assert nf4.graph_obstacle(torch.zeros(2)) == ""  # 16-bit weights are nobody's to lay out
 
 
 def test_a_step_that_may_not_be_recorded_says_why_once(monkeypatch, running):
     said = []
-    monkeypatch.setattr(check, "say", said.append)
-    monkeypatch.setattr(nf4, "why_not_recorded", lambda weight: "bitsandbytes is too old")
+    monkeypatch.setattr(check, "log_figures", said.append)
+    monkeypatch.setattr(nf4, "graph_obstacle", lambda weight: "bitsandbytes is too old")
     _, fast = models()
     x = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(2, 512))
-    assert not fast._may_be_recorded(x)
-    assert not fast._may_be_recorded(x)
+    assert not fast._can_use_graph(x)
+    assert not fast._can_use_graph(x)
     assert [one["error"] for one in said] == ["bitsandbytes is too old"]
 
 
@@ -286,8 +286,8 @@ def test_the_log_of_the_last_start_that_compared_counts():
     }
     stamp = "11/29 07:00:00 - mmengine - INFO - " + verdict.MARK
     log = f"\n$ python\n{stamp}{json.dumps(first)}\n\n$ python --resume\n{stamp}{json.dumps(later)}\nIter(train) …\n"
-    assert verdict.of_log(log) == {"against_stock": later}
-    assert verdict.of_log(log + "\n$ python --resume\nended at once\n") == {"against_stock": later}
-    assert verdict.of_log("nothing") == {}
+    assert verdict.parse_log(log) == {"against_stock": later}
+    assert verdict.parse_log(log + "\n$ python --resume\nended at once\n") == {"against_stock": later}
+    assert verdict.parse_log("nothing") == {}
     assert "no number" in verdict.summary({"against_stock": later})
     assert "kernel gone" in verdict.summary({"against_stock": first})

@@ -102,7 +102,7 @@ def test_the_first_row_of_nvidia_smi_is_not_the_card(machine, monkeypatch):
         assert (step_choice.way(chosen, 1024) == "stock") == (name == T4[0])
         assert measurements.estimate(planned, "", 0)["card"] == name
         assert name in failure.explain(1, "OutOfMemoryError: x", run, {**planned, "batch_size": 64}, False)
-        assert failure._others() == {RTX_3090[0]: 24576 - 24247, T4[0]: 15360 - 15101}[name]
+        assert failure._memory_of_others() == {RTX_3090[0]: 24576 - 24247, T4[0]: 15360 - 15101}[name]
     assert step_choice.dtype(settings.load("coach", ["gpus=2"])[1]) == "fp16"  # the other one has no bf16
 
 
@@ -213,4 +213,4 @@ def test_the_guard_asks_the_card(machine, monkeypatch):
             optim_wrapper=SimpleNamespace(get_lr=lambda: {"lr": [1]}),
         )  # fmt: skip
         monkeypatch.setattr(hooks, "_kind", lambda _: "fp16")
-        assert told in hooks.Guard()._text(runner, "x", None)
+        assert told in hooks.DivergenceHook()._text(runner, "x", None)

@@ -682,7 +682,7 @@ def test_the_trainers_questions_meet_16_bit_weights_and_an_fp32_projector(stages
     from xtuner.engine.hooks import EvaluateChatHook
     from xtuner.registry import BUILDER
 
-    from recipe.training.hooks import Pictures
+    from recipe.training.hooks import ImageChatHook
 
     first, _ = stages
     monkeypatch.chdir(first.root)
@@ -690,7 +690,7 @@ def test_the_trainers_questions_meet_16_bit_weights_and_an_fp32_projector(stages
     cfg.model.llm.torch_dtype = torch.bfloat16
     model = BUILDER.build(cfg.model)
     asked = cfg.custom_hooks[1]
-    assert asked.pop("type") == "recipe.training.hooks.Pictures"
+    assert asked.pop("type") == "recipe.training.hooks.ImageChatHook"
     said = []
     runner = SimpleNamespace(
         model=model, cfg=cfg, logger=SimpleNamespace(info=said.append),
@@ -699,6 +699,6 @@ def test_the_trainers_questions_meet_16_bit_weights_and_an_fp32_projector(stages
     with pytest.raises(RuntimeError, match=r"dtype|scalar type"):
         EvaluateChatHook(**asked).before_train(runner)
     said.clear()
-    Pictures(**asked).before_train(runner)
+    ImageChatHook(**asked).before_train(runner)
     assert len(said) == 1 + len(asked.evaluation_inputs)
     assert all("Sample output" in line for line in said[1:])

@@ -33,7 +33,7 @@ def test_tensorboards_files_hold_the_curves_of_every_run(demo):
     [events] = place.glob("*/vis_data/events.out.tfevents.*")
     told = EventAccumulator(str(events))
     told.Reload()
-    steps = log.steps(place)
+    steps = log.read_iterations(place)
     for name in ("loss", "lr", "time"):
         assert {e.step: e.value for e in told.Scalars(name)} == pytest.approx(
             {n: step[{"time": "seconds"}.get(name, name)] for n, step in steps.items()}

@@ -19,7 +19,7 @@ from filelock import FileLock
 from recipe.core import hashing, host, settings
 from recipe.core.errors import InputWrong
 from recipe.reporting import charts, collect, compare, format, pages, report, sections
-from recipe.reporting.sections import WENT
+from recipe.reporting.sections import TIME_BREAKDOWN
 from recipe.stages import reproduce
 from recipe.training import log, log_lines
 
@@ -149,10 +149,12 @@ def test_every_figure_is_the_manifests(demo, manifest):
         assert numbers(row[3]) == [entry["peak_memory_mb"]]
         for output, written in entry["outputs"].items():
             assert [output, f"sha256 {written['sha256']}"] in page.rows
-    for name, what in WENT.items():
+    for name, what in TIME_BREAKDOWN.items():
         (shown,) = (row[1] for row in page.rows if len(row) == 2 and row[0] == what)
-        assert shown == format.seconds(train["went"][name])
-    assert page.row("seconds of iterations")[2] == format.seconds(train["went"]["iterations"])  # answers are not in it
+        assert shown == format.seconds(train["time_breakdown"][name])
+    assert page.row("seconds of iterations")[2] == format.seconds(
+        train["time_breakdown"]["iterations"]
+    )  # answers are not in it
     assert page.row("seed")[1] == str(train["seed"])
     for name, version in manifest["versions"].items():
         assert f"{name} {version}" in page.row("versions")[1]
@@ -167,14 +169,14 @@ def test_every_figure_is_the_manifests(demo, manifest):
 def test_the_curves_hold_what_the_trainer_logged(demo, manifest):
     train = manifest["stages"]["train"]["figures"]
     place = (ROOT / train["log"]).parent
-    steps = log.steps(place)
+    steps = log.read_iterations(place)
     assert list(steps) == list(range(1, train["iterations"] + 1))
     for iteration, lr, loss in log_lines.read_log((place / "train.log").read_text("utf-8")):
         assert steps[iteration]["lr"] == pytest.approx(lr, rel=1e-4)
         assert steps[iteration]["loss"] == pytest.approx(loss, abs=1e-4)
-    raw = log.single(steps)
+    raw = log.per_iteration(steps)
     assert min(raw.values()) > 0  # a loss; what is undone wrongly drifts below
-    said = log.answers(place, manifest["settings"]["train"]["evaluation_inputs"], [])
+    said = log.read_answers(place, manifest["settings"]["train"]["evaluation_inputs"], [])
     assert [one.iteration for one in said] == manifest["stages"]["plan"]["figures"]["evaluations"]
     assert all(ended and answer for _, answer, ended in said[-1].said)
     assert all("<|" not in answer for one in said for _, answer, _ in one.said)
@@ -187,9 +189,9 @@ def test_single_values_come_back_from_mmengines_means():
     for n, value in enumerate(values, start=1):
         buffer.update(value)
         steps[n] = {"loss": buffer.mean(log.WINDOW)}
-    assert list(log.single(steps).values()) == pytest.approx(values, abs=1e-9)
-    assert log.single({n: steps[n] for n in range(10, 200, 10)}) == {}  # logged every tenth: not in the log
-    assert log.single({1: {"loss": float("nan")}}) == {}
+    assert list(log.per_iteration(steps).values()) == pytest.approx(values, abs=1e-9)
+    assert log.per_iteration({n: steps[n] for n in range(10, 200, 10)}) == {}  # logged every tenth: not in the log
+    assert log.per_iteration({1: {"loss": float("nan")}}) == {}
 
 
 def test_a_run_that_went_on_counts_from_its_checkpoint(tmp_path):
@@ -198,11 +200,11 @@ def test_a_run_that_went_on_counts_from_its_checkpoint(tmp_path):
         place.mkdir(parents=True)
         lines = [json.dumps({"step": n, "loss": int(hour), "lr": 1e-4, "time": 1}) for n in numbered]
         (place / "scalars.json").write_text("\n".join([*lines, '{"step": 9, "lo']))
-    steps = log.steps(tmp_path)
+    steps = log.read_iterations(tmp_path)
     assert [int(step["loss"]) for step in steps.values()] == [1] * 4 + [2] * 2 + [3] * 6
     # Begun anew from iteration 5, and stopped at 6: 7 and 8 of the first try are not part of it.
     shutil.rmtree(str(tmp_path / "3"))
-    assert list(log.steps(tmp_path)) == [*range(1, 8)]
+    assert list(log.read_iterations(tmp_path)) == [*range(1, 8)]
 
 
 def test_at_every_stage(folder, undrawn, demo):

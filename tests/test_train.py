@@ -95,7 +95,7 @@ def test_interrupted_training_gives_the_same_bytes(stopped_and_resumed):
     log = (ROOT / figures["log"]).read_text(encoding="utf-8")
     assert log.count("\n$ ") == 4
     starts = [float(seconds) for seconds in re.findall(r"Seconds: start ([\d.]+)", log)]
-    assert figures["went"]["start"] > 2 * min(starts), "those of all its starts"
+    assert figures["time_breakdown"]["start"] > 2 * min(starts), "those of all its starts"
     assert f"resumed epoch: 0, iter: {figures['resumed_from']}" in log
 
 
@@ -201,7 +201,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
     with run.open():
         text = run.config.read_text(encoding="utf-8")
         run.config.write_text(
-            text.replace("dict(type='recipe.training.hooks.Guard')", "dict(type='poison.Poison'),\n" + GUARD)
+            text.replace("dict(type='recipe.training.hooks.DivergenceHook')", "dict(type='poison.Poison'),\n" + GUARD)
         )
         with pytest.raises(train.RunFailed) as caught:
             work(run, tmp_path)
@@ -214,7 +214,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
     assert checkpoints.last_checkpoint(checkpoints.folder(run)).name == "iter_4.pth"
 
 
-GUARD = "dict(type='recipe.training.hooks.Guard')"
+GUARD = "dict(type='recipe.training.hooks.DivergenceHook')"
 
 
 def test_a_disk_that_fills_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path):
@@ -333,17 +333,19 @@ def test_the_trainers_libraries_come_in_the_order_that_is_soonest():
 
 def test_where_the_trainers_seconds_went(demo):
     entry = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))["stages"]["train"]
-    went = entry["figures"]["went"]
-    assert set(went) == {"start", "iterations", "checkpoints", "answers"}
-    assert min(went.values()) > 0
+    seconds = entry["figures"]["time_breakdown"]
+    assert set(seconds) == {"start", "iterations", "checkpoints", "answers"}
+    assert min(seconds.values()) > 0
     # Five roundings to 0.01 and the kernel's clock tick. How long the process takes to end is not told: 1 to 3 s of
     # this run, and 18 where two of them ended at once on a busy machine.
     ended = time.mktime(time.strptime(entry["finished"][:19], "%Y-%m-%dT%H:%M:%S"))
     spoke = entry["seconds"] - (ended - (ROOT / entry["figures"]["log"]).stat().st_mtime)
-    assert 0.9 * spoke < sum(went.values()) < entry["seconds"] + 0.04
-    steps = log.summary(log.steps((ROOT / entry["figures"]["log"]).parent))
+    assert 0.9 * spoke < sum(seconds.values()) < entry["seconds"] + 0.04
+    steps = log.curve_summary(log.read_iterations((ROOT / entry["figures"]["log"]).parent))
     # mmengine's own sum of what iterations take has what lies between them too
-    assert went["iterations"] < steps["seconds"] < went["iterations"] + went["checkpoints"] + went["answers"]
+    assert (
+        seconds["iterations"] < steps["seconds"] < seconds["iterations"] + seconds["checkpoints"] + seconds["answers"]
+    )
 
 
 def test_the_trainers_process_knows_when_it_began():
@@ -357,11 +359,11 @@ def test_the_trainers_process_knows_when_it_began():
 
 def test_seconds_of_several_starts_are_added():
     log = "\n$ a\nx - Seconds: start 2.00, iterations 1.50\nx - Seconds: start 2.00, iterations 9.25\n\n$ b\nkilled\n"
-    assert log_lines.went(f"{log}\n$ c\nx - Seconds: start 3.50, iterations 1.00\n") == {
+    assert log_lines.time_breakdown(f"{log}\n$ c\nx - Seconds: start 3.50, iterations 1.00\n") == {
         "start": 5.5,
         "iterations": 10.25,
     }
-    assert log_lines.went(PUBLISHED) == {}
+    assert log_lines.time_breakdown(PUBLISHED) == {}
 
 
 def process(*words):
@@ -371,7 +373,7 @@ def process(*words):
 def test_a_trainer_that_says_nothing_is_ended(tmp_path):
     child = process("sh", "-c", "echo one; sleep 60")
     with (tmp_path / "log").open("w") as log, pytest.raises(train.RunFailed) as caught:
-        list(train._lines(child, log, 1.0, []))
+        list(train._read_lines(child, log, 1.0, []))
     assert "said nothing for 0.0167 minutes" in str(caught.value)
     assert child.wait() == -9
     assert (tmp_path / "log").read_text() == "one\n"
@@ -381,7 +383,7 @@ def test_a_trainer_that_does_not_stop_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SAVING", 1)
     child = process("sh", "-c", "trap '' TERM; echo one; sleep 60 & wait; sleep 60")
     with (tmp_path / "log").open("w") as log:
-        list(train._lines(child, log, 100.0, [1.0]))
+        list(train._read_lines(child, log, 100.0, [1.0]))
     assert child.wait() == -9
 
 
@@ -389,8 +391,8 @@ PLANNED = {"batch_size": 2, "max_length": 512, "accumulative_counts": 1}
 OOM = "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 7.79 GiB total capacity)"
 TORCHRUN = "torch.distributed.elastic.multiprocessing.api:failed "
 ENDS = [
-    (1, "x\nrecipe.hooks.Fault: The loss is nan at iteration 3.\n", False, "The loss is nan at iteration 3."),
-    (1, "[rank1]: recipe.training.hooks.Fault: The loss is inf.\n", False, "The loss is inf."),
+    (1, "x\nrecipe.hooks.TrainingError: The loss is nan at iteration 3.\n", False, "The loss is nan at iteration 3."),
+    (1, "[rank1]: recipe.training.hooks.TrainingError: The loss is inf.\n", False, "The loss is inf."),
     (
         1,
         "RuntimeError: Failed to initialize NVML: Unknown Error\n",
@@ -471,7 +473,7 @@ OTHER_WORDS = [
 def test_other_words_for_the_same_are_known(monkeypatch, said, told, fits):
     card = {"name": "NVIDIA GeForce RTX 3090", "memory_mib": 12288, "capability": "8.6"}
     monkeypatch.setattr(failure, "gpus", lambda: [card])
-    monkeypatch.setattr(failure, "_others", lambda: 0)
+    monkeypatch.setattr(failure, "_memory_of_others", lambda: 0)
     run = SimpleNamespace(settings=settings.load("coach")[1])
     text = failure.explain(1, f"Iter(train)\n{said}", run, {**PLANNED, "batch_size": 4}, False)
     assert told in text
@@ -515,8 +517,8 @@ def test_the_end_names_the_checkpoint_that_is_there(stand_in, monkeypatch, tmp_p
     (tmp_path / "demo" / "iter_9.pth").write_bytes(b"half of it")
     kept = "The checkpoint of iteration 7 is kept; the same command goes on from it."
     assert stand_in("exit 1").endswith(kept)
-    lines = train._lines
-    monkeypatch.setattr(train, "_lines", lambda child, copy, patience, asked: lines(child, copy, 0.1, asked))
+    lines = train._read_lines
+    monkeypatch.setattr(train, "_read_lines", lambda child, copy, patience, asked: lines(child, copy, 0.1, asked))
     text = stand_in("sleep 60")
     assert "has said nothing" in text
     assert text.endswith(kept)
@@ -547,9 +549,11 @@ def test_the_questions_are_asked_once_at_the_end(every, asked):
     evaluation, made = EvaluateChatHook.__new__(EvaluateChatHook), []
     evaluation.every_n_iters = every
     runner = SimpleNamespace(
-        hooks=[evaluation, hooks.Once()], iter=0, cfg=Config(dict(default_hooks=dict(checkpoint=dict(interval=99)))),
+        hooks=[evaluation, hooks.DedupeEvalHook()],
+        iter=0,
+        cfg=Config(dict(default_hooks=dict(checkpoint=dict(interval=99)))),
         logger=SimpleNamespace(info=lambda _: None),
-    )  # fmt: skip
+    )
     evaluation._generate_samples = lambda runner, **_: made.append(runner.iter)
     for hook in runner.hooks:
         hook.before_train(runner)
@@ -563,7 +567,7 @@ def test_the_questions_are_asked_once_at_the_end(every, asked):
 
 
 class Watched:
-    """What hooks.Guard looks at of a trainer, without one."""
+    """What hooks.DivergenceHook looks at of a trainer, without one."""
 
     def __init__(self, dtype=None):
         self.iter, self.max_iters, self.hooks, self.model = 0, 66, [], None
@@ -573,7 +577,7 @@ class Watched:
         self.optim_wrapper = SimpleNamespace(_accumulative_counts=1, get_lr=lambda: {"lr": [2e-3]})
         if dtype:
             self.optim_wrapper.loss_scaler = None
-        self.guard = hooks.Guard()
+        self.guard = hooks.DivergenceHook()
 
     def goes_on(self, losses, norms):
         for loss, self.norm in zip(losses, norms):
@@ -591,7 +595,7 @@ def test_a_loss_that_jumps_and_a_gradient_that_explodes_stop_the_run():
     ):
         trainer = Watched()
         trainer.goes_on(usual, [1.0] * len(usual))
-        with pytest.raises(hooks.Fault) as caught:
+        with pytest.raises(hooks.TrainingError) as caught:
             trainer.goes_on(losses, norms)
         assert str(caught.value).startswith(f"{told} Likely: the learning rate is too high (0.002 now): train.lr=0.001")
     trainer = Watched()
@@ -608,10 +612,12 @@ def test_fp16_is_named_as_the_likely_cause(monkeypatch):
         trainer = Watched("float16")
         trainer.goes_on([2.0] * 20, skips)
         trainer.goes_on([2.0], [1.0])
-        with pytest.raises(hooks.Fault, match="The gradient is inf in 21 updates in a row at iteration 42") as caught:
+        with pytest.raises(
+            hooks.TrainingError, match="The gradient is inf in 21 updates in a row at iteration 42"
+        ) as caught:
             trainer.goes_on([2.0] * 21, [*skips, float("inf")])
         assert f"fp16 overflows above 65504, {told}" in str(caught.value)
-    with pytest.raises(hooks.Fault, match="The gradient is inf at iteration 1 of 66"):
+    with pytest.raises(hooks.TrainingError, match="The gradient is inf at iteration 1 of 66"):
         Watched("bfloat16").goes_on([2.0], [float("inf")])
 
 
@@ -644,7 +650,7 @@ def test_an_update_that_deepspeed_skips_is_seen():
     goes_on(hooks.SKIPPED, 0.0, True)
     goes_on(12, 1.5, False)  # no explosion: zeros are no norms
     assert trainer.guard.norms == [1.5] * 12
-    with pytest.raises(hooks.Fault, match="The gradient is inf in 21 updates in a row at iteration 53"):
+    with pytest.raises(hooks.TrainingError, match="The gradient is inf in 21 updates in a row at iteration 53"):
         goes_on(60, 1.5, True)
 
 
@@ -677,14 +683,14 @@ runner = types.SimpleNamespace(
     iter=0, max_iters=99, hooks=[], model=types.SimpleNamespace(model=engine), cfg=Config(dict(lr=1e-3)),
     optim_wrapper=types.SimpleNamespace(get_lr=lambda: {"lr": [1e-3]}),
 )
-guard = hooks.Guard()
+guard = hooks.DivergenceHook()
 for step in range(99):
     x = torch.full((8,), math.inf if step >= 30 else 1.0, dtype=torch.half)
     engine.backward(engine(x))
     engine.step()
     try:
         guard.after_train_iter(runner, 0, None, {"loss": torch.tensor(2.0)})
-    except hooks.Fault as fault:
+    except hooks.TrainingError as fault:
         print("told", step, engine.skipped_steps, fault)
         break
     runner.iter += 1
@@ -720,7 +726,7 @@ def test_the_guard_sees_what_deepspeeds_own_fp16_skips(tmp_path):
 )
 def test_out_of_memory_offers_what_fits_by_measurement(monkeypatch, card, batch, length, told):
     monkeypatch.setattr(failure, "gpus", lambda: [{"name": card[0], "memory_mib": card[1]}])
-    monkeypatch.setattr(failure, "_others", lambda: 0)
+    monkeypatch.setattr(failure, "_memory_of_others", lambda: 0)
     run = SimpleNamespace(settings=settings.load("coach")[1])
     several = failure.explain(1, OOM, run, {**PLANNED, "batch_size": 64, "max_length": 2048, "ranks": 2}, False)
     assert "train.accumulative_counts=4" in several or card[0] != "NVIDIA H100"
@@ -728,7 +734,7 @@ def test_out_of_memory_offers_what_fits_by_measurement(monkeypatch, card, batch,
     assert text.startswith(f"The GPU's memory does not hold {batch} × {length} tokens an iteration")
     assert told in text
     assert measurements.memory_mib(128, card[0]) > 8192 or "fits" in text
-    monkeypatch.setattr(failure, "_others", lambda: card[1] - 1000)
+    monkeypatch.setattr(failure, "_memory_of_others", lambda: card[1] - 1000)
     held = failure.explain(1, OOM, run, {**PLANNED, "batch_size": batch, "max_length": length}, False)
     assert f"{card[1] - 1000} MiB of it are held by other processes" in held
 
@@ -768,9 +774,9 @@ def test_a_moved_output_folder_goes_on(demo, tmp_path):
 def test_memory_is_kept_between_iterations_where_a_cpu_trains(monkeypatch):
     run = Run("demo", settings.load("demo")[1], ROOT, ROOT / "output")
     monkeypatch.setattr(train, "gpus", lambda: [])
-    assert train.HEAP.items() <= train.environment(run).items()
+    assert train.MALLOC_SETTINGS.items() <= train.environment(run).items()
     monkeypatch.setattr(train, "gpus", lambda: [{"name": "H100"}])
-    assert not train.HEAP.keys() & train.environment(run).keys()
+    assert not train.MALLOC_SETTINGS.keys() & train.environment(run).keys()
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -780,16 +786,16 @@ def test_iterations_repeat_and_what_lies_between_may_not(monkeypatch, strict):
     torch.backends.cuda.enable_flash_sdp(True)  # as PyTorch begins, whatever this process did before
     torch.backends.cuda.enable_mem_efficient_sdp(True)
     monkeypatch.setattr(hooks, "STRICT", strict)
-    monkeypatch.setattr(attention, "REPEATS", strict)
+    monkeypatch.setattr(attention, "IS_DETERMINISTIC", strict)
     monkeypatch.setattr(attention, "VERSION", (2, 5) if strict else (2, 4))
     runner = SimpleNamespace(seed=3, iter=0)
     try:
-        hooks.Repeat().before_run(runner)
-        hooks.Repeat().before_train_iter(runner, 0)
+        hooks.DeterminismHook().before_run(runner)
+        hooks.DeterminismHook().before_train_iter(runner, 0)
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled() != strict
         assert torch.backends.cuda.flash_sdp_enabled() == torch.backends.cuda.mem_efficient_sdp_enabled() == strict
-        hooks.Lenient().after_train_iter(runner, 0)
+        hooks.RelaxDeterminismHook().after_train_iter(runner, 0)
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:

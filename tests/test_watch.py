@@ -113,7 +113,7 @@ def test_watch_follows_to_the_end(detached):
 
 
 def test_when_nothing_runs_the_last_state_is_said(detached, tmp_path):
-    state = watch.now(detached["folder"])
+    state = watch.read_status(detached["folder"])
     folder = tmp_path / "demo"
     folder.mkdir()
 
@@ -139,21 +139,21 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
     folder = tmp_path / "demo"
     folder.mkdir()
     files.write_text(folder / ".now.json", json.dumps({"command": "train", "code": 0, "said": "old", "at": 1.0}))
-    assert not watch.is_at_work(folder)
+    assert not watch.is_active(folder)
     words = (*WORDS, "--output", tmp_path)
     done = recipe(*words, "--checks")  # what docker/detach does first
     assert done.returncode == 0, done.stderr
-    state = watch.now(folder)
+    state = watch.read_status(folder)
     assert state["starting"]
     assert "code" not in state
-    assert watch.is_at_work(folder)
-    files.write_text(folder / watch.STOP, "")
+    assert watch.is_active(folder)
+    files.write_text(folder / watch.STOP_FILE, "")
     stopped = recipe(*words)
     assert (stopped.returncode, "Stopped as asked" in stopped.stderr) == (0, True), stopped.stderr
-    assert "Stopped as asked" in watch.now(folder)["said"]
-    assert not watch.is_at_work(folder)
-    files.write_text(folder / ".now.json", json.dumps({**state, "at": state["at"] - watch.COMING}))
-    assert not watch.is_at_work(folder)  # it never came
+    assert "Stopped as asked" in watch.read_status(folder)["said"]
+    assert not watch.is_active(folder)
+    files.write_text(folder / ".now.json", json.dumps({**state, "at": state["at"] - watch.STARTUP_SECONDS}))
+    assert not watch.is_active(folder)  # it never came
     assert f"has said nothing since: {folder}/detached.log tells why" in recipe("watch", folder).stdout
 
 
@@ -161,7 +161,7 @@ def announced(folder):
     """A run in `folder` that has been announced, and of which nothing else is known."""
     run = SimpleNamespace(folder=folder, now={})
     run.tell = lambda **more: Run.tell(run, **more)
-    watch.announce(run, "train")
+    watch.mark_starting(run, "train")
     return run
 
 
@@ -169,13 +169,13 @@ def test_a_fetch_that_fails_is_not_waited_for(tmp_path, monkeypatch):
     """Of a detached run's two containers the first fetches the model; where it cannot, the second never comes."""
     monkeypatch.setenv("RECIPE_FETCH", "model")
     run = announced(tmp_path)
-    with watch.telling(run, "train"):
+    with watch.report_status(run, "train"):
         pass
-    assert watch.is_at_work(tmp_path)  # the second is coming
-    with pytest.raises(InputWrong), watch.telling(run, "train"):
+    assert watch.is_active(tmp_path)  # the second is coming
+    with pytest.raises(InputWrong), watch.report_status(run, "train"):
         raise InputWrong("No such model.")
-    assert not watch.is_at_work(tmp_path)
-    assert watch.now(tmp_path)["said"] == "No such model."
+    assert not watch.is_active(tmp_path)
+    assert watch.read_status(tmp_path)["said"] == "No such model."
 
 
 @pytest.mark.parametrize(
@@ -203,15 +203,15 @@ def test_a_run_that_fails_at_once_is_not_hidden(tmp_path):
     runs = tmp_path / "docker" / "run"
     (tmp_path / "run.json").write_text("{}")
     announced(tmp_path)
-    (tmp_path / watch.STOP).touch()
+    (tmp_path / watch.STOP_FILE).touch()
     runs.write_text(f'#!/bin/sh\n[ "$3" != --checks ] || exec echo "{tmp_path}"\necho no GPU "$@"\nexit 3\n')
     runs.chmod(0o755)
-    assert watch.is_at_work(tmp_path)
+    assert watch.is_active(tmp_path)
     words = [str(tmp_path / "docker" / "detach"), "train", "--detach", "a b"]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "DETACH": "abc"})
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "DETACH=abc is no number of seconds.\n")
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "no GPU train a b\n")
     assert (tmp_path / "detached.log").read_text() == done.stdout
-    assert not watch.is_at_work(tmp_path)  # else watch and stop would wait for it
-    assert not (tmp_path / watch.STOP).exists()  # else it would stop the next run
+    assert not watch.is_active(tmp_path)  # else watch and stop would wait for it
+    assert not (tmp_path / watch.STOP_FILE).exists()  # else it would stop the next run

@@ -16,7 +16,7 @@ def watch(recipe: Optional[str], output: str) -> None:
     from recipe.training import watch as watching
 
     typed = invocation(recipe, output)
-    folder = watching.place_of(typed.recipe, typed.folder)
+    folder = watching.find_run_folder(typed.recipe, typed.folder)
     sys.exit(watching.watch(folder, shown_path(folder)))
 
 
@@ -27,5 +27,5 @@ def stop(recipe: Optional[str], output: str) -> None:
     from recipe.training import watch as watching
 
     typed = invocation(recipe, output)
-    folder = watching.place_of(typed.recipe, typed.folder)
+    folder = watching.find_run_folder(typed.recipe, typed.folder)
     sys.exit(watching.stop(folder, shown_path(folder)))

@@ -50,7 +50,7 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
     from recipe.stages import pipeline
     from recipe.training import watch
 
-    with run.open(), watch.telling(run, command):
+    with run.open(), watch.report_status(run, command):
         try:
             pipeline.run_stages(run, command)
         except PlanRefused as refused:
@@ -87,7 +87,7 @@ def check_before_detaching(run: Any, command: str) -> None:
 
     with run.open(), contextlib.redirect_stdout(sys.stderr):
         pipeline.run_stages(run, command, pipeline.COMMANDS[command][:4])
-        watch.announce(run, command)
+        watch.mark_starting(run, command)
     print(run.folder)
 
 

@@ -17,7 +17,7 @@ from recipe.core.host import gpus
 from recipe.core.settings import Settings
 
 PORT = 29500  # torchrun's own default, for the node that the others look for
-BEAT = "Iteration {} of {} on this machine"  # hooks.Beat says it
+HEARTBEAT = "Iteration {} of {} on this machine"  # hooks.HeartbeatHook says it
 
 
 class Node(NamedTuple):
@@ -121,7 +121,7 @@ def enough(settings: Settings) -> None:
         raise HostLacks(f"gpus={settings.gpus}: {here}. gpus={len(found) or 1} learns the same, in more time.")
 
 
-def whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether DeepSpeed's folder holds the part of every rank that saved it."""
     from recipe.core import tensor_files
 

@@ -47,7 +47,7 @@ def iterations_per_epoch(packs: int, batch_size: int, together: int = 1, grouped
 
 def answers(cfg: Any, within: Sequence[int], iterations: int, once: bool) -> int:
     """Tokens, at most, of the answers that XTuner's hook generates: before training (cut at 50), after the iterations
-    `within` the run, and at its end; `once`: unless the same model has then been asked already (hooks.Once).
+    `within` the run, and at its end; `once`: unless the same model has then been asked already (hooks.DedupeEvalHook).
     """
     hook = next((one for one in cfg.get("custom_hooks", ()) if "evaluation_inputs" in one), None)
     if hook is None:

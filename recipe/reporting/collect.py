@@ -26,7 +26,7 @@ class Seen(NamedTuple):
     run: Run
     plan: Dict[str, Any]  # {} before there is one
     steps: Dict[int, log.Step]
-    log: Dict[str, Any]  # log.summary of them
+    log: Dict[str, Any]  # log.curve_summary of them
     answers: List[log.Answers]
     evaluation: Dict[str, Any]  # eval.json; {} if there is none
     samples: List[Dict[str, Any]]
@@ -73,16 +73,16 @@ def see(run: Run, working: Optional[bool] = None) -> Seen:
     if left_out:
         kept = {name: entry for name, entry in run.manifest["stages"].items() if name not in left_out}
         run = dataclasses.replace(run, manifest={**run.manifest, "stages": kept})
-    place = log.place(run)
-    steps = log.steps(place) if place else {}
+    place = log.training_folder(run)
+    steps = log.read_iterations(place) if place else {}
     asked = run.settings.train.evaluation_inputs or [s["question"] for s in run.figures("chat").get("samples", [])]
     plan = _plan(run)
     return Seen(
         run=run,
         plan=plan,
         steps=steps,
-        log=log.summary(steps),
-        answers=log.answers(place, asked, plan.get("evaluations", [])) if place else [],
+        log=log.curve_summary(steps),
+        answers=log.read_answers(place, asked, plan.get("evaluations", [])) if place else [],
         evaluation=_evaluation(run),
         samples=_samples(run),
         working=is_held(run.folder) if working is None else working,

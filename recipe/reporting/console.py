@@ -172,9 +172,9 @@ def closing(run: Run) -> Table:
             ("weights changed", f"{m['share_changed']:.1%}, in {m['tensors_changed']} of {m['tensors']} tensors")
         )
     lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
-    if t.get("went"):
+    if t.get("time_breakdown"):
         starts = "of all its starts" if t.get("resumed_from") else "of training"
-        lines.append((starts, ", ".join(f"{what} {value:.0f}" for what, value in t["went"].items())))
+        lines.append((starts, ", ".join(f"{what} {value:.0f}" for what, value in t["time_breakdown"].items())))
     lines.append(("peak memory (RAM)", f"{max(e['peak_memory_mb'] for e in run.manifest['stages'].values()):,} MB"))
     table = Table(title=f"Recipe {run.name}", show_header=False, title_justify="left")
     for name, value in lines:

@@ -25,9 +25,9 @@ from recipe.reporting.sections import (
     provenance,
     subject,
     tiles,
+    time_breakdown,
     times,
     toml,
-    went,
 )
 from recipe.reporting.verdict import verdict
 from recipe.xtuner import preset_facts
@@ -75,7 +75,7 @@ def write(run: Run, price: Optional[float] = None, working: Optional[bool] = Non
         "data_page": (run.folder / "data-report.html").is_file(),
         "stages": stages,
         "total": total,
-        "went": went(seen),
+        "time_breakdown": time_breakdown(seen),
         "price": price,
         "seconds": seconds,
         "percent": percent,

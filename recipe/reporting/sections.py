@@ -22,7 +22,7 @@ from recipe.xtuner import preset_facts
 
 FULL = ("data", "plan", "config", "model", "train", "adapter", "merge", "chat")
 
-WENT = {
+TIME_BREAKDOWN = {
     "start": "its start: libraries, model, data", "iterations": "iterations", "checkpoints": "checkpoints",
     "answers": "answers to the evaluation's questions",
 }  # fmt: skip
@@ -170,7 +170,7 @@ def charts(seen: Seen) -> List[curves.Chart]:
     found: List[curves.Chart] = []
     for name, title in (("loss", "Training loss"), ("grad_norm", "Gradient norm")):
         # Gradients of several iterations make one norm: then the window counts updates, and cannot be undone.
-        raw = log.single(steps, name) if name == "loss" or plan.get("accumulative_counts") == 1 else {}
+        raw = log.per_iteration(steps, name) if name == "loss" or plan.get("accumulative_counts") == 1 else {}
         lines = [curves.Line("each iteration", raw, "thin")] if raw else []
         lines.append(curves.Line(f"mean over {log.WINDOW}", of(name)))
         note = (
@@ -188,7 +188,7 @@ def charts(seen: Seen) -> List[curves.Chart]:
     if of("memory_mb"):
         found.append(curves.Chart("memory", "GPU memory, MiB", [curves.Line("peak so far", of("memory_mb"))]))
     else:
-        whole = log.single(steps, "seconds")
+        whole = log.per_iteration(steps, "seconds")
         lines = [curves.Line("each iteration", whole, "thin")] if whole else []
         lines.append(curves.Line(f"mean over {log.WINDOW}", of("seconds")))
         note = "The log holds no GPU memory: the run had no GPU."
@@ -217,13 +217,13 @@ def iterating(seen: Seen) -> Optional[float]:
     """Seconds of the iterations, by our own clock where it ran: in mmengine's figure an iteration also has what lay
     before it, answers and checkpoints too.
     """
-    return seen.figures("train").get("went", {}).get("iterations", seen.log["seconds"])
+    return seen.figures("train").get("time_breakdown", {}).get("iterations", seen.log["seconds"])
 
 
-def went(seen: Seen) -> Rows:
+def time_breakdown(seen: Seen) -> Rows:
     """(what, seconds) of the trainer's own, as text; [] where its log does not tell, or it has not come to its end."""
-    found = seen.figures("train").get("went", {})
-    return [(what, seconds(found[name])) for name, what in WENT.items() if name in found]
+    found = seen.figures("train").get("time_breakdown", {})
+    return [(what, seconds(found[name])) for name, what in TIME_BREAKDOWN.items() if name in found]
 
 
 def measured(evaluation: Dict[str, Any]) -> List[Tuple[str, str, str]]:

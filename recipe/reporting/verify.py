@@ -211,7 +211,7 @@ def _began_from(run: Run) -> Tuple[str, str]:
 def _checkpoint(run: Run) -> Tuple[str, str]:
     if not run.checkpoint.exists():
         return NOT_HERE, "deleted"
-    if not checkpoints.is_whole(run.checkpoint):
+    if not checkpoints.is_complete(run.checkpoint):
         return DIFFERS, f"{run.shown(run.checkpoint)} is cut short or damaged"
     found, figures = train.state(run.checkpoint), run.figures("train")
     other = [f"{name} {found[name]}, was {figures[name]}" for name in found if found[name] != figures[name]]

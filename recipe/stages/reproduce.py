@@ -16,7 +16,7 @@ from recipe.core.host import gpus
 from recipe.core.run import Run
 from recipe.planning import schedule
 from recipe.planning.tokens import count
-from recipe.training.log_lines import logged
+from recipe.training.log_lines import parse_iterations
 from recipe.xtuner import config
 
 PUBLISHED = Path(__file__).with_name("published.toml")
@@ -81,7 +81,7 @@ def compare(run: Run) -> Tuple[List[Tuple[str, str, str, str]], bool]:
     planned, trained = run.figures("plan"), run.figures("train")
     real_model = run.settings.model.source != "tiny"
     on_card = bool(gpus()) and page["card"] in gpus()[0]["name"]
-    steps = logged((run.root / trained["log"]).read_text(encoding="utf-8", errors="replace"))
+    steps = parse_iterations((run.root / trained["log"]).read_text(encoding="utf-8", errors="replace"))
     lines: List[Tuple[str, str, str, str]] = []
 
     def line(what: str, theirs: Any, ours: Any, comparable: bool = True, why: str = "") -> None:

@@ -14,8 +14,8 @@ from recipe.core.host import gpus
 from recipe.core.run import Run
 from recipe.training.checkpoints import folder, iteration_of, last_checkpoint
 from recipe.training.fast import verdict
-from recipe.training.log_lines import BEAT, curve_figures, read_log, went
-from recipe.training.process import failed, opens, run_trainer, started
+from recipe.training.log_lines import HEARTBEAT, curve_figures, read_log, time_breakdown
+from recipe.training.process import failure_message, run_process, run_trainer, wait_for_first_node
 from recipe.weights import llava
 from recipe.xtuner import loggers, preset_facts, step_choice
 
@@ -67,7 +67,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         raise RunFailed(f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.shown(log)}")
     found = state(checkpoint)
     said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    compared = verdict.of_log(said)
+    compared = verdict.parse_log(said)
     return {
         "checkpoint": run.shown(checkpoint),
         "resumed_from": iteration_of(start) if start else 0,
@@ -77,7 +77,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         "ranks": distributed.count(run.settings),
         **({"pretrained_pth": llava.projector_checksum(run)} if preset_facts.pictures(run.settings) else {}),
         **curve_figures(read_log(said)),
-        "went": went(said),
+        "time_breakdown": time_breakdown(said),
         **({"fast_step": compared} if compared else {}),
         "log": run.shown(log),
         "made": [str(checkpoint.relative_to(run.folder))],
@@ -112,12 +112,12 @@ def join(run: Run) -> str:
     log = run.folder / f"node-{here.rank}.log"
     words = [sys.executable, "-m", *distributed.launcher(run.settings)]
     print(f"node     {here.rank} of {run.settings.nodes}: waits for {here.address}, port {here.port}", flush=True)
-    if not opens(run, here):
+    if not wait_for_first_node(run, here):
         return f"{here.address} has ended without training: nothing to join."
     said: List[Tuple[int, int]] = []
 
     def look(line: str) -> bool:
-        found = BEAT.search(line)
+        found = HEARTBEAT.search(line)
         if found:
             now, total = int(found[1]), int(found[2])
             if not said or now * 10 // total > said[-1][0] * 10 // total:
@@ -125,10 +125,10 @@ def join(run: Run) -> str:
             said.append((now, total))
         return False
 
-    code, asked, faulted = started(run, words, log, look)
+    code, asked, faulted = run_process(run, words, log, look)
     reached = f"iteration {said[-1][0]} of {said[-1][1]}" if said else "no iteration"
     if asked:
         raise Stopped(f"Stopped as asked (SIGTERM) at {reached}: resume by typing the same command on all machines.")
     if code:
-        raise RunFailed(failed(run, code, log, {}, faulted))
+        raise RunFailed(failure_message(run, code, log, {}, faulted))
     return f"Ended at {reached}. What became of it is said by {here.address}, which also makes the adapter."

@@ -26,15 +26,15 @@ from recipe.core.settings import Settings
 from recipe.training.fast import verdict
 from recipe.xtuner import config, step_choice
 
-SEVEN = dict(
+SHAPES_7B = dict(
     vocab_size=92544, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8,
 )  # fmt: skip
-TINY = dict(
+SHAPES_TINY = dict(
     vocab_size=2048, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=8,
     num_key_value_heads=2,
 )  # fmt: skip
-STEPS, WARM = 10, 4  # timed, and before them (the first ones compile, record and fill)
+TIMED_STEPS, WARMUP_STEPS = 10, 4  # timed, and before them (the first ones compile, record and fill)
 WAYS = {
     "stock": "XTuner's own step",
     "fast": "fast, layers recomputed",
@@ -43,11 +43,11 @@ WAYS = {
 }
 
 
-class Differs(Exception):
+class StepMismatch(Exception):
     """A fast step that is not XTuner's own within rounding; the text says how far apart they are."""
 
 
-def shapes(sizes: Dict[str, int]) -> List[Any]:
+def matrix_shapes(sizes: Dict[str, int]) -> List[Any]:
     """(out, in) of a layer's matrices: wqkv, wo, w1, w3, w2."""
     hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
     fused = hidden + 2 * hidden // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
@@ -56,26 +56,26 @@ def shapes(sizes: Dict[str, int]) -> List[Any]:
 
 def seconds(work: Callable[[], Any], times: int) -> float:
     """Median seconds of `work`, after a warm-up."""
-    return statistics.median(timed(work, times))
+    return statistics.median(time_calls(work, times))
 
 
-def timed(work: Callable[[], Any], times: int) -> List[float]:
+def time_calls(work: Callable[[], Any], times: int) -> List[float]:
     """Seconds of each `work`, after a warm-up."""
     import torch
 
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     found = []
-    for number in range(WARM + times):
+    for number in range(WARMUP_STEPS + times):
         wait()
         began = time.perf_counter()
         work()
         wait()
-        if number >= WARM:
+        if number >= WARMUP_STEPS:
             found.append(time.perf_counter() - began)
     return found
 
 
-def recorded(work: Callable[[], Any], many: int) -> float:
+def graph_seconds(work: Callable[[], Any], many: int) -> float:
     """Seconds of `work` on the card alone: `many` of it replayed as a CUDA graph, without Python's time in between."""
     import torch
 
@@ -85,10 +85,10 @@ def recorded(work: Callable[[], Any], many: int) -> float:
     with torch.cuda.graph(graph):
         for _ in range(many):
             work()
-    return seconds(graph.replay, STEPS) / many
+    return seconds(graph.replay, TIMED_STEPS) / many
 
 
-def llm(sizes: Dict[str, int], device: str, kind: Any) -> Any:
+def build_llm(sizes: Dict[str, int], device: str, kind: Any) -> Any:
     """InternLM2 of these sizes with random weights; on a GPU its layers in NF4 as bitsandbytes makes them."""
     import torch
     from torch import nn
@@ -128,7 +128,7 @@ def _quantized(layer: Any, weight: Any, kind: Any) -> Any:
     return made
 
 
-def ceilings(sizes: Dict[str, int], device: str, kind: Any, tokens: int) -> Dict[str, float]:
+def measure_ceilings(sizes: Dict[str, int], device: str, kind: Any, tokens: int) -> Dict[str, float]:
     """`matmul`: multiplications and additions a second in products of the model's shapes with this many tokens;
     `layout`: seconds to lay out a layer's 4-bit weights, 0 without a GPU.
     """
@@ -139,27 +139,27 @@ def ceilings(sizes: Dict[str, int], device: str, kind: Any, tokens: int) -> Dict
     many = 20 if device == "cuda" else 1  # at a time: the card must not wait for Python
 
     def each(work: Callable[[], Any]) -> float:
-        return seconds(lambda: [work() for _ in range(many)] and None, STEPS) / many
+        return seconds(lambda: [work() for _ in range(many)] and None, TIMED_STEPS) / many
 
     took = done = laid = 0.0
-    for out, inner in shapes(sizes):
+    for out, inner in matrix_shapes(sizes):
         x, weight = (torch.randn(rows, inner, device=device, dtype=kind) for rows in (tokens, out))
         took += each(lambda x=x, weight=weight: x @ weight.t())
         done += 2.0 * tokens * out * inner
         if device == "cuda":
             layer = _quantized(torch.nn.Linear(inner, out, device="meta"), weight, kind)
             # A kernel of bitsandbytes' may run while it is recorded, not in the replay: only ours is.
-            clock = (lambda work: recorded(work, many)) if nf4.FUSED else each
-            laid += clock(lambda layer=layer: nf4.full(layer.weight, kind))
+            clock = (lambda work: graph_seconds(work, many)) if nf4.HAS_KERNEL else each
+            laid += clock(lambda layer=layer: nf4.dequantize(layer.weight, kind))
     return {"matmul": done / took, "layout": laid}
 
 
-def floor(sizes: Dict[str, int], found: Dict[str, float], tokens: int, recomputed: bool) -> float:
+def step_floor(sizes: Dict[str, int], found: Dict[str, float], tokens: int, recomputed: bool) -> float:
     """Seconds below which no step comes: its matrix products at the measured rate, its weights laid out as often as
     they are read. Products with a layer's weights: forward, backward, and once more if recomputed (but for the last,
     whose result nobody reads); the output head's: twice. LoRA, attention and all else are left out.
     """
-    matrices = shapes(sizes)
+    matrices = matrix_shapes(sizes)
     layer = sum(out * inner for out, inner in matrices)
     again = layer - matrices[-1][0] * matrices[-1][1] if recomputed else 0
     work = 2.0 * tokens * (sizes["num_hidden_layers"] * (2 * layer + again))
@@ -167,7 +167,7 @@ def floor(sizes: Dict[str, int], found: Dict[str, float], tokens: int, recompute
     return work / found["matmul"] + sizes["num_hidden_layers"] * 2 * found["layout"]
 
 
-def build(way: str, sizes: Dict[str, int], settings: Settings, device: str, kind: Any) -> Any:
+def build_model(way: str, sizes: Dict[str, int], settings: Settings, device: str, kind: Any) -> Any:
     """The model class that a config of this way names, with the recipe's LoRA."""
     from peft import LoraConfig
     from xtuner.model import SupervisedFinetune
@@ -177,7 +177,7 @@ def build(way: str, sizes: Dict[str, int], settings: Settings, device: str, kind
 
     attention.restrict_kernels(bool(settings.train.deterministic))  # as in training, for XTuner's own step too
     words = dict(r=settings.lora.r or 64, lora_alpha=settings.lora.lora_alpha or 16, bias="none", task_type="CAUSAL_LM")
-    base = llm(sizes, device, kind)
+    base = build_llm(sizes, device, kind)
     if way == "stock":
         dropout = 0.1 if settings.lora.lora_dropout is None else settings.lora.lora_dropout
         return SupervisedFinetune(base, LoraConfig(lora_dropout=dropout, **words)).to(device).train()
@@ -185,17 +185,17 @@ def build(way: str, sizes: Dict[str, int], settings: Settings, device: str, kind
     return Finetune(base, lora, None, way != "kept", small=way == "small").to(device).train()
 
 
-def measure(way: str, sizes: Dict[str, int], settings: Settings, device: str, kind: Any) -> Dict[str, float]:
+def measure_step(way: str, sizes: Dict[str, int], settings: Settings, device: str, kind: Any) -> Dict[str, float]:
     """{step: median seconds forward and backward, least: their minimum, update: seconds of the optimizer, memory_mib:
     what PyTorch reserves}.
 
-    Raises torch.cuda.OutOfMemoryError where the card does not hold it, Differs where it is not XTuner's step.
+    Raises torch.cuda.OutOfMemoryError where the card does not hold it, StepMismatch where it is not XTuner's step.
     """
     import torch
 
     batch, length = step_choice.sequences(settings)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # a line for each layer
-        model = build(way, sizes, settings, device, kind)
+        model = build_model(way, sizes, settings, device, kind)
     ids = torch.randint(5, sizes["vocab_size"], (batch, length), device=device)
     data = dict(input_ids=ids, attention_mask=ids.ne(0), labels=ids.clone())
     trained = [one for one in model.parameters() if one.requires_grad]
@@ -218,8 +218,8 @@ def measure(way: str, sizes: Dict[str, int], settings: Settings, device: str, ki
     step()
     update()
     if not getattr(model, "checked", {}).get("passed", True):
-        raise Differs(verdict.reason(model.checked))
-    steps = timed(step, STEPS)
+        raise StepMismatch(verdict.describe(model.checked))
+    steps = time_calls(step, TIMED_STEPS)
     found = {"step": statistics.median(steps), "least": min(steps), "update": seconds(update, 3)}
     found["memory_mib"] = torch.cuda.max_memory_reserved() / 2**20 if device == "cuda" else 0
     return found
@@ -244,20 +244,20 @@ def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[st
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.match(r"internlm2_.*7b", settings.base):
         raise InputWrong(f"base = {settings.base!r}: just bench has the shapes of InternLM2-7B alone.")
-    sizes = SEVEN if device == "cuda" else TINY
+    sizes = SHAPES_7B if device == "cuda" else SHAPES_TINY
     half = torch.bfloat16 if step_choice.dtype(settings) == "bf16" else torch.float16
     kind = half if device == "cuda" else torch.float32
     batch, length = step_choice.sequences(settings)
     card = cards[0]["name"] if device == "cuda" and cards else "CPU"
     say(f"{card}, {'7B' if device == 'cuda' else 'tiny'} model, {batch} × {length} tokens, torch {torch.__version__}")
-    found = ceilings(sizes, device, kind, batch * length)
+    found = measure_ceilings(sizes, device, kind, batch * length)
     laid = f"; a layer's 4-bit weights in {found['layout'] * 1e6:,.0f} µs" if found["layout"] else ""
     say(f"matrix products {found['matmul'] / 1e12:,.2f} TFLOP/s{laid}")
     if device == "cuda" and compiler.fault():
         say(compiler.notice())
     made = []
     for way in WAYS:
-        entry = _entry(way, sizes, settings, device, kind, found, say)
+        entry = _measure_way(way, sizes, settings, device, kind, found, say)
         if entry:
             made.append({"card": card, "batch_size": batch, "max_length": length, **entry})
         gc.collect()
@@ -273,7 +273,7 @@ def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[st
     return whole
 
 
-def _entry(
+def _measure_way(
     way: str, sizes: Dict[str, int], settings: Settings, device: str, kind: Any, found: Dict[str, float],
     say: Callable[[str], None],
 ) -> Optional[Dict[str, Any]]:  # fmt: skip
@@ -281,14 +281,14 @@ def _entry(
 
     tokens = math.prod(step_choice.sequences(settings))
     try:
-        took = measure(way, sizes, settings, device, kind)
+        took = measure_step(way, sizes, settings, device, kind)
     except torch.cuda.OutOfMemoryError:
         say(f"{WAYS[way]:26} does not fit this card")
         return None
-    except Differs as error:
+    except StepMismatch as error:
         say(f"{WAYS[way]:26} differs from XTuner's own step here and is not measured: {error}")
         return None
-    least = floor(sizes, found, tokens, way != "kept")
+    least = step_floor(sizes, found, tokens, way != "kept")
     whole = took["step"] + took["update"] / (settings.train.accumulative_counts or 1)
     say(
         f"{WAYS[way]:26} {1e3 * took['step']:8.1f} ms a step (at least {1e3 * took['least']:.1f}; "

@@ -9,7 +9,7 @@ from recipe.base_model import folder as model
 from recipe.core import distributed
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
-from recipe.training.log_lines import NAME
+from recipe.training.log_lines import CHECKPOINT_NAME
 from recipe.weights import llava
 from recipe.xtuner import config, preset_facts, step_choice
 
@@ -25,17 +25,19 @@ def last_checkpoint(place: Path) -> Optional[Path]:
     The trainer's own note (last_checkpoint) bounds the search: a file newer than it may be half written.
     """
     note = place / "last_checkpoint"
-    noted = NAME.search(note.read_text(encoding="utf-8", errors="replace").strip()) if note.is_file() else None
-    found = {iteration_of(path): path for path in place.glob("iter_*") if NAME.search(path.name)}
+    noted = (
+        CHECKPOINT_NAME.search(note.read_text(encoding="utf-8", errors="replace").strip()) if note.is_file() else None
+    )
+    found = {iteration_of(path): path for path in place.glob("iter_*") if CHECKPOINT_NAME.search(path.name)}
     for iteration in sorted(found, reverse=True):
         if noted and iteration > int(noted[1]):
             continue
-        if is_whole(found[iteration]):
+        if is_complete(found[iteration]):
             return found[iteration]
     return None
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether every part of a file of torch.save (a zip file) has its checksum; of DeepSpeed's folder, of all files,
     and whether every rank's are there.
     """
@@ -47,12 +49,12 @@ def is_whole(checkpoint: Path) -> bool:
                     return False
     except (zipfile.BadZipFile, OSError, EOFError):
         return False
-    return distributed.whole(checkpoint) if checkpoint.is_dir() else True
+    return distributed.is_complete(checkpoint) if checkpoint.is_dir() else True
 
 
 def iteration_of(checkpoint: Path) -> int:
     """Iterations done at `checkpoint` (named iter_N.pth by the trainer)."""
-    found = NAME.search(checkpoint.name)
+    found = CHECKPOINT_NAME.search(checkpoint.name)
     assert found, checkpoint
     return int(found[1])
 

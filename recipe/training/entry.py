@@ -10,13 +10,13 @@ from typing import List
 
 # Four of its modules look for their importer's name in the source of every frame above: nothing to speak of here, eight
 # seconds below XTuner's, mmengine's and DeepSpeed's own imports.
-FIRST = "torch.distributed.elastic.agent.server"
+SLOW_IMPORT = "torch.distributed.elastic.agent.server"
 
 
-def main(words: List[str]) -> None:
-    """Train by these words of `xtuner train`."""
-    importlib.import_module(FIRST)
-    sys.argv[1:] = words
+def main(arguments: List[str]) -> None:
+    """Train by these arguments of `xtuner train`."""
+    importlib.import_module(SLOW_IMPORT)
+    sys.argv[1:] = arguments
     runpy.run_module("xtuner.tools.train", run_name="__main__", alter_sys=True)
 
 

@@ -12,10 +12,10 @@ from recipe.core.run import Run
 from recipe.xtuner import step_choice
 
 # The exception lines of a traceback, and our hooks' own.
-ERROR = re.compile(r"(?m)^(?:\[rank\d+\]: ?)?((?:[\w.]*(?:Error|Exception|Interrupt|Fault)\b).*)$")
+ERROR = re.compile(r"(?m)^(?:\[rank\d+\]: ?)?((?:[\w.]*(?:Error|Exception|Interrupt)\b).*)$")
 
 # What a rank says that another has left.
-GONE = (
+PEER_LOST = (
     r"Connection closed by peer[^\n]*|Connection reset by peer[^\n]*|remote process exited or there was a network|"
     r"\bBroken pipe\b|Socket Timeout|Connect timeout|failed to connect to|No route to host"
 )
@@ -55,7 +55,7 @@ def explain(code: int, said: str, run: Run, planned: Dict[str, Any], oom_killed:
 
 
 def _own(found: Any, run: Run, planned: Dict[str, Any]) -> str:
-    """hooks.Fault: already a text for the user."""
+    """hooks.TrainingError: already a text for the user."""
     return str(found[1]).strip()
 
 
@@ -70,7 +70,7 @@ def _memory(found: Any, run: Run, planned: Dict[str, Any]) -> str:
     if not cards:
         return f"{what} Smaller: {_smaller(batch, length, planned)[0][1]}."
     card = cards[0]
-    others = _others()
+    others = _memory_of_others()
     held = f" {others} MiB of it are held by other processes (nvidia-smi names them): end them." if others > 500 else ""
     if run.settings.model.source == "tiny":
         return f"{what}{held}"
@@ -110,7 +110,7 @@ def _smaller(batch: int, length: int, planned: Dict[str, Any]) -> List[Tuple[int
     return ways or [(batch * length, "lora.r=8")]
 
 
-def _others() -> int:
+def _memory_of_others() -> int:
     """MiB of the first card that are held now: the trainer has ended, so they are others'."""
     cards = hardware.visible(hardware.query()[0])
     return hardware.memory_used(cards[0]) if cards else 0
@@ -208,7 +208,7 @@ def _lacking(found: Any, run: Run, planned: Dict[str, Any]) -> str:
 
 
 KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
-    (r"(?m)^(?:\[rank\d+\]: ?)?recipe\.training\.hooks\.Fault: (.*)$", _own),
+    (r"(?m)^(?:\[rank\d+\]: ?)?recipe\.training\.hooks\.TrainingError: (.*)$", _own),
     # PyTorch's own words, the CUDA runtime's, bitsandbytes' and NCCL's; cuBLAS cannot start where no memory is left.
     (
         r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|Error out of memory at line|"
@@ -232,7 +232,7 @@ KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
     (r"RuntimeError: (\w+) does not have a deterministic implementation", _undetermined),
     # PyTorch 2.0's torchrun and newer ones'
     (r"(?s)_share_and_gather.{,2000}Socket Timeout|waiting for clients\. \d+/\d+ clients joined", _absent),
-    (GONE, _gone),
+    (PEER_LOST, _gone),
     (r"insufficient shared memory|bus error.*shared memory", _shared_memory),
     (r"MissingCUDAException[^\n]*|Failed to find C compiler|CUDA Setup failed despite GPU being available", _lacking),
     (r"No space left on device|\[enforce fail at inline_container", _disk),

@@ -25,13 +25,13 @@ from mmengine.visualization import WandbVisBackend
 from xtuner.engine.hooks import EvaluateChatHook
 
 from recipe.core import hardware
-from recipe.core.distributed import BEAT
+from recipe.core.distributed import HEARTBEAT
 from recipe.core.files import remove
 from recipe.core.hashing import below
 from recipe.intake.reader import IMAGE
-from recipe.training.failure import GONE
+from recipe.training.failure import PEER_LOST
 from recipe.training.fast import attention
-from recipe.training.log_lines import NAME, SAVED, WENT
+from recipe.training.log_lines import CHECKPOINT_NAME, SAVED, TIME_BREAKDOWN
 
 # Seconds after SIGTERM within which the accumulation under way is finished; spot instances give 30.
 GRACE = 20
@@ -40,14 +40,14 @@ SPIKE, EXPLOSION, WINDOW = 3, 1000, 20
 # Updates that fp16's loss scaling may skip in a row: from 2^16 it halves its scale once for each.
 SKIPPED = 20
 # Attention repeats in newer PyTorch if that is strictly asked for: a warning alone leaves it as it is.
-STRICT = attention.REPEATS
+STRICT = attention.IS_DETERMINISTIC
 
 
-class Fault(RuntimeError):
+class TrainingError(RuntimeError):
     """Training must not go on. The text is one line for the user: what, where, what to do."""
 
 
-class Repeat(Hook):
+class DeterminismHook(Hook):
     """Makes each iteration's random numbers follow from seed, iteration and rank alone.
 
     So nothing has to be kept of the generators: a run that was stopped anywhere goes on with the numbers that it
@@ -71,7 +71,7 @@ class Repeat(Hook):
         torch.manual_seed(int.from_bytes(drawn[8:16], "big") >> 1)  # every GPU's generator too
 
 
-class Lenient(Hook):
+class RelaxDeterminismHook(Hook):
     """Between iterations what cannot be repeated is allowed again: the sampling of evaluation's answers, for one."""
 
     priority = "VERY_HIGH"  # the first after the iteration
@@ -87,7 +87,7 @@ def _determined(strictly: bool) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-class Checkpoint(CheckpointHook):
+class AtomicCheckpointHook(CheckpointHook):
     """mmengine's, but written beside and renamed, pruned only when the new one stands, and made on SIGTERM too."""
 
     def __init__(self, *words: Any, **more: Any) -> None:
@@ -144,7 +144,7 @@ class Checkpoint(CheckpointHook):
         )
         free = shutil.disk_usage(str(folder)).free
         if free < 1.05 * wanted:
-            raise Fault(
+            raise TrainingError(
                 f"The disk is full at iteration {step}: a checkpoint takes {_size(wanted)}, {_size(free)} are free in "
                 f"{folder}. Free some."
             )
@@ -161,9 +161,9 @@ class Checkpoint(CheckpointHook):
             )  # fmt: skip
         except (OSError, RuntimeError) as error:  # torch.save tells a full disk by a RuntimeError
             remove(part)
-            if re.search(GONE, str(error)):  # DeepSpeed's ranks wait for each other here
+            if re.search(PEER_LOST, str(error)):  # DeepSpeed's ranks wait for each other here
                 raise
-            raise Fault(f"The checkpoint of iteration {step} could not be written to {folder}: {error}.")
+            raise TrainingError(f"The checkpoint of iteration {step} could not be written to {folder}: {error}.")
         barrier()
         if not is_main_process():
             return
@@ -174,19 +174,21 @@ class Checkpoint(CheckpointHook):
         note.with_name(".last_checkpoint.part").write_text(self.last_ckpt, encoding="utf-8")
         os.replace(str(note.with_name(".last_checkpoint.part")), str(note))
         if self.max_keep_ckpts > 0:
-            made = sorted((int(m[1]), path) for path in folder.glob("iter_*") for m in [NAME.search(path.name)] if m)
+            made = sorted(
+                (int(m[1]), path) for path in folder.glob("iter_*") for m in [CHECKPOINT_NAME.search(path.name)] if m
+            )
             for _, path in made[: -self.max_keep_ckpts]:
                 remove(path)
 
 
-class Wandb(WandbVisBackend):
+class WandbBackend(WandbVisBackend):
     """mmengine's, but without the code: it would take every Python file below the working folder, environments too."""
 
     def add_config(self, config: Any, **_: Any) -> None:
         self.experiment.config.update(config.to_dict())
 
 
-class Pictures(EvaluateChatHook):
+class ImageChatHook(EvaluateChatHook):
     """XTuner's questions about images, answered in the type that is trained in. Without DeepSpeed its projector is fp32
     and the frozen language model's output head is not, which meet in training's autocast alone.
     """
@@ -198,17 +200,17 @@ class Pictures(EvaluateChatHook):
             super()._generate_samples(runner, *words, **more)
 
 
-class Beat(Hook):
+class HeartbeatHook(Hook):
     """On machines other than the first: a word for each iteration. All that mmengine logs is rank 0's, and a trainer
     that says nothing counts as hung.
     """
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if get_rank() and os.environ.get("LOCAL_RANK") == "0":
-            print(BEAT.format(runner.iter + 1, runner.max_iters), flush=True)
+            print(HEARTBEAT.format(runner.iter + 1, runner.max_iters), flush=True)
 
 
-class Clock(Hook):
+class TimingHook(Hook):
     """Says in the log where the trainer's seconds have gone since its process began: whenever a checkpoint stands, and
     at the end.
     """
@@ -245,8 +247,10 @@ class Clock(Hook):
 
     def _say(self, runner: Any) -> None:
         rest = time.monotonic() - self.began - sum(self.spent.values())
-        went = {**self.spent, "iterations": rest}
-        runner.logger.info(f"{WENT}{', '.join(f'{what} {seconds:.2f}' for what, seconds in went.items())}")
+        breakdown = {**self.spent, "iterations": rest}
+        runner.logger.info(
+            f"{TIME_BREAKDOWN}{', '.join(f'{what} {seconds:.2f}' for what, seconds in breakdown.items())}"
+        )
 
 
 def _age() -> float:
@@ -257,7 +261,7 @@ def _age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
-class Once(Hook):
+class DedupeEvalHook(Hook):
     """XTuner asks its questions after the last iteration, and at the end of training once more, of the same model: once
     will do. With 7 billion parameters that takes longer than many iterations.
     """
@@ -280,7 +284,7 @@ class Once(Hook):
         hook.after_train = lambda runner: None if runner.iter in asked else at_the_end(runner)
 
 
-class Guard(Hook):
+class DivergenceHook(Hook):
     """Stops within one iteration when loss or gradient is no number, or has left the run."""
 
     priority = "HIGH"  # before evaluation, which fails on weights that are no numbers, and before a checkpoint is made
@@ -301,10 +305,10 @@ class Guard(Hook):
 
     def _look_at_loss(self, runner: Any, loss: float, batch: Any) -> None:
         if not math.isfinite(loss):
-            raise Fault(self._text(runner, f"The loss is {loss}", batch))
+            raise TrainingError(self._text(runner, f"The loss is {loss}", batch))
         usual = statistics.median(self.losses) if len(self.losses) >= WINDOW // 2 else math.inf
         if loss > SPIKE * usual and loss > usual + 2:
-            raise Fault(self._text(runner, f"The loss jumped to {loss:.4g} from {usual:.4g}", batch))
+            raise TrainingError(self._text(runner, f"The loss jumped to {loss:.4g} from {usual:.4g}", batch))
 
     def _look_at_gradient(self, runner: Any, norm: Optional[float], batch: Any) -> None:
         if norm is None:
@@ -313,12 +317,14 @@ class Guard(Hook):
             self.skipped += 1
             if _kind(runner) != "fp16" or self.skipped > SKIPPED or _is_scale_spent(runner):
                 times = f" in {self.skipped} updates in a row" if self.skipped > 1 else ""
-                raise Fault(self._text(runner, f"The gradient is {norm}{times}", batch))
+                raise TrainingError(self._text(runner, f"The gradient is {norm}{times}", batch))
             return
         self.skipped = 0
         usual = statistics.median(self.norms) if len(self.norms) >= WINDOW // 2 else math.inf
         if norm > EXPLOSION * usual and norm > 1:
-            raise Fault(self._text(runner, f"The gradient exploded: its norm is {norm:.4g}, was {usual:.4g}", batch))
+            raise TrainingError(
+                self._text(runner, f"The gradient exploded: its norm is {norm:.4g}, was {usual:.4g}", batch)
+            )
 
     def _text(self, runner: Any, what: str, batch: Any) -> str:
         rate = max(max(values) for values in runner.optim_wrapper.get_lr().values())

@@ -13,14 +13,14 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from recipe.core.errors import RecipeError
 from recipe.core.run import Run
 from recipe.training import checkpoints, log_lines
-from recipe.training.log_lines import LINE, NAMES
+from recipe.training.log_lines import FIELDS, ITERATION
 
 WINDOW = 10  # iterations: mmengine's log processor means loss and gradient norm over the last ten
-BEGINS = re.compile(r"(before_train|after_train_iter|after_train) in EvaluateChatHook")
+HOOK_CALL = re.compile(r"(before_train|after_train_iter|after_train) in EvaluateChatHook")
 # What transformers says of InternLM2's code whenever XTuner's hook switches recomputing off and on, between answers
-SAID = "You are using an old version of the checkpointing format"
-STAMP = re.compile(r"^\d\d/\d\d \d\d:\d\d:\d\d - mmengine - ")
-MARKER = re.compile(r"<\|[^|<>]*\|>(?:assistant|bot|Bot)?:?")  # what a chat template puts around an answer
+RECOMPUTE_WARNING = "You are using an old version of the checkpointing format"
+LOG_PREFIX = re.compile(r"^\d\d/\d\d \d\d:\d\d:\d\d - mmengine - ")
+TEMPLATE_MARK = re.compile(r"<\|[^|<>]*\|>(?:assistant|bot|Bot)?:?")  # what a chat template puts around an answer
 
 Step = Dict[str, float]  # lr, loss, seconds, grad_norm, memory_mb, each where it was logged
 
@@ -32,7 +32,7 @@ class Answers(NamedTuple):
     said: List[Tuple[str, str, bool]]
 
 
-def place(run: Run) -> Optional[Path]:
+def training_folder(run: Run) -> Optional[Path]:
     """Where the training's checkpoints and logs lie: the finished training's, else of one that was begun, else None."""
     done = run.figures("train").get("log")
     if done:
@@ -47,7 +47,7 @@ def place(run: Run) -> Optional[Path]:
     return begun if (begun / "train.log").is_file() else None
 
 
-def steps(folder: Path) -> Dict[int, Step]:
+def read_iterations(folder: Path) -> Dict[int, Step]:
     """iteration → what was logged. A run that went on counts from where it did: what an earlier one had logged
     beyond its last checkpoint is not part of what became of the model.
     """
@@ -57,18 +57,18 @@ def steps(folder: Path) -> Dict[int, Step]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-                part[int(entry["step"])] = {name: float(entry[key]) for key, name in NAMES.items() if key in entry}
+                part[int(entry["step"])] = {name: float(entry[key]) for key, name in FIELDS.items() if key in entry}
             except (ValueError, TypeError, KeyError):
                 continue  # the line that is just being written
         if part:
             found = {n: step for n, step in found.items() if n < min(part)}
             found.update(part)
     if not found and (folder / "train.log").is_file():
-        found = log_lines.logged((folder / "train.log").read_text(encoding="utf-8", errors="replace"))
+        found = log_lines.parse_iterations((folder / "train.log").read_text(encoding="utf-8", errors="replace"))
     return dict(sorted(found.items()))
 
 
-def single(made: Dict[int, Step], name: str = "loss") -> Dict[int, float]:
+def per_iteration(made: Dict[int, Step], name: str = "loss") -> Dict[int, float]:
     """Each iteration's own value, undone from the means over the last ten that mmengine logs; {} where it logged not
     every iteration.
 
@@ -87,7 +87,7 @@ def single(made: Dict[int, Step], name: str = "loss") -> Dict[int, float]:
     return values
 
 
-def answers(folder: Path, questions: Sequence[str], planned: Sequence[int]) -> List[Answers]:
+def read_answers(folder: Path, questions: Sequence[str], planned: Sequence[int]) -> List[Answers]:
     """What XTuner's evaluation hook wrote into train.log, by iteration; before training it asks for 50 tokens only.
 
     The log tells the iteration only where it logs a loss: between two of these the next one `planned` it was.
@@ -100,46 +100,46 @@ def answers(folder: Path, questions: Sequence[str], planned: Sequence[int]) -> L
     into: Optional[List[str]] = None  # the answers that the hook is writing
     open_block = False
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        step = LINE.search(line)
+        step = ITERATION.search(line)
         if line.startswith("$ "):  # the command line: training begins, or goes on from a checkpoint
             step = re.search(r"--resume \S*iter_(\d+)", line)
             resumed, at, into = bool(step), 0, None
         if step:
             at = int(step[1])
-        if step or STAMP.match(line):
+        if step or LOG_PREFIX.match(line):
             open_block = False
-        hook = BEGINS.search(line)
+        hook = HOOK_CALL.search(line)
         if hook:
             # What a resumed run says at its start was said at that checkpoint already, in full.
             into = None if resumed and hook[1] == "before_train" else []
             if into is not None:
                 found[next((n for n in planned if n >= at), at)] = into
-        elif into is not None and line.endswith("Sample output:") and STAMP.match(line):
+        elif into is not None and line.endswith("Sample output:") and LOG_PREFIX.match(line):
             into.append("")
             open_block = True
-        elif into and open_block and not line.startswith(SAID):
+        elif into and open_block and not line.startswith(RECOMPUTE_WARNING):
             into[-1] += line + "\n"
     return [
-        Answers(n, [_said(text, question) for text, question in zip(texts, questions)])
+        Answers(n, [_split_answer(text, question) for text, question in zip(texts, questions)])
         for n, texts in sorted(found.items())
         if texts and questions
     ]
 
 
-def _said(text: str, question: str) -> Tuple[str, str, bool]:
+def _split_answer(text: str, question: str) -> Tuple[str, str, bool]:
     """(question, the answer alone, whether it ended): the hook writes prompt and answer, with the template's marks."""
     _, asked, rest = text.rpartition(question)
     rest = (rest if asked else text).strip()
     ended = bool(re.search(r"(?:<\|[^|<>]*\|>|</s>)$", rest))
-    return question, MARKER.sub("", re.sub(r"</?s>", "", rest)).strip(), ended
+    return question, TEMPLATE_MARK.sub("", re.sub(r"</?s>", "", rest)).strip(), ended
 
 
-def summary(made: Dict[int, Step]) -> Dict[str, Any]:
+def curve_summary(made: Dict[int, Step]) -> Dict[str, Any]:
     """Figures of the curves: iterations logged, first and last mean loss, its fall, peaks, seconds of training."""
     losses = [step["loss"] for step in made.values() if "loss" in step]
     numbers = sorted(made)
     every = min((b - a for a, b in zip(numbers, numbers[1:])), default=1)
-    whole = single(made, "seconds")
+    whole = per_iteration(made, "seconds")
     seconds = sum(whole.values()) if whole else sum(step.get("seconds", 0) for step in made.values()) * every
     finite = bool(losses) and all(map(math.isfinite, losses))
     return {

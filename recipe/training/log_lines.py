@@ -6,28 +6,28 @@ from typing import Any, Dict, List, Tuple
 from recipe.core import distributed
 
 # mmengine's log line: Iter(train) [10/51]  lr: 1.8763e-09  eta: 0:00:49  time: 1.2010  …  loss: 2.0068
-LINE = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?\blr: ([-+.\deE]+).*?\bloss: ([-+.\deE]+|nan|inf)")
+ITERATION = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?\blr: ([-+.\deE]+).*?\bloss: ([-+.\deE]+|nan|inf)")
 
 # What we call what mmengine logs, in such a line and in scalars.json: seconds an iteration, MiB of GPU memory
-NAMES = {"lr": "lr", "loss": "loss", "time": "seconds", "grad_norm": "grad_norm", "memory": "memory_mb"}
+FIELDS = {"lr": "lr", "loss": "loss", "time": "seconds", "grad_norm": "grad_norm", "memory": "memory_mb"}
 
-BEAT = re.compile(distributed.BEAT.format(r"(\d+)", r"(\d+)"))
+HEARTBEAT = re.compile(distributed.HEARTBEAT.format(r"(\d+)", r"(\d+)"))
 
-NAME = re.compile(r"iter_(\d+)(?:\.pth)?$")
+CHECKPOINT_NAME = re.compile(r"iter_(\d+)(?:\.pth)?$")
 
-SAVED = "Stopped by SIGTERM, saved: iteration "  # hooks.Checkpoint says it, with the iteration or "none"
+SAVED = "Stopped by SIGTERM, saved: iteration "  # hooks.AtomicCheckpointHook says it, with the iteration or "none"
 
-WENT = "Seconds: "  # hooks.Clock says it, with what took how many
+TIME_BREAKDOWN = "Seconds: "  # hooks.TimingHook says it, with what took how many
 
 
-def logged(text: str) -> Dict[int, Dict[str, float]]:
+def parse_iterations(text: str) -> Dict[int, Dict[str, float]]:
     """iteration → {lr, loss, seconds, grad_norm, memory_mb (each absent where it was not logged)}."""
     found = {}
     for line in text.splitlines():
         step = re.search(r"Iter\(train\) \[\s*(\d+)/\d+\]", line)
         if step:
             words = dict(re.findall(r"(\blr|\bloss|\btime|grad_norm|memory): +(\S+)", line))
-            found[int(step[1])] = {NAMES[word]: float(value) for word, value in words.items()}
+            found[int(step[1])] = {FIELDS[word]: float(value) for word, value in words.items()}
     return found
 
 
@@ -37,17 +37,17 @@ def read_log(text: str) -> List[Tuple[int, float, float]]:
     The loss is mmengine's: the mean over the last 10 iterations. A resumed run logs some iterations again;
     the later line counts.
     """
-    found = {int(m[1]): (int(m[1]), float(m[3]), float(m[4])) for m in LINE.finditer(text)}
+    found = {int(m[1]): (int(m[1]), float(m[3]), float(m[4])) for m in ITERATION.finditer(text)}
     return [found[number] for number in sorted(found)]
 
 
-def went(text: str) -> Dict[str, float]:
+def time_breakdown(text: str) -> Dict[str, float]:
     """Seconds of the trainer by what took them (start, answers, checkpoints, iterations), all its starts together; {}
     where its log does not tell. Of a start that was killed, those until its last checkpoint.
     """
     total: Dict[str, float] = {}
     for start in text.split("\n$ "):
-        for line in re.findall(rf"{WENT}(.*)", start)[-1:]:
+        for line in re.findall(rf"{TIME_BREAKDOWN}(.*)", start)[-1:]:
             for what, seconds in re.findall(r"(\w+) ([\d.]+)", line):
                 total[what] = round(total.get(what, 0.0) + float(seconds), 2)
     return total

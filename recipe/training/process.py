@@ -26,13 +26,13 @@ from recipe.core.run import Run
 from recipe.training import failure
 from recipe.training.checkpoints import iteration_of, last_checkpoint
 from recipe.training.fast import verdict
-from recipe.training.log_lines import LINE, logged
+from recipe.training.log_lines import ITERATION, parse_iterations
 from recipe.training.progress import Progress
 from recipe.xtuner import loggers, step_choice
 
-DEEPSPEED = "deepspeed.json"  # beside the checkpoints: what DeepSpeed is given
+DEEPSPEED_FILE = "deepspeed.json"  # beside the checkpoints: what DeepSpeed is given
 
-SAVING = 30  # seconds that a stopped trainer gets before it is ended
+STOP_TIMEOUT = 30  # seconds that a stopped trainer gets before it is ended
 
 PR_SET_PDEATHSIG = 1
 
@@ -49,7 +49,7 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
     if distributed.count(run.settings) > 1:
         words += ["--launcher", "pytorch"]
     if step_choice.deepspeed(run.settings):
-        words += ["--deepspeed", run.shown(place / DEEPSPEED)]
+        words += ["--deepspeed", run.shown(place / DEEPSPEED_FILE)]
     if start is not None:
         words += ["--resume", run.shown(start)]
     elif run.settings.train.seed is None:
@@ -60,7 +60,7 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
 # On a CPU tensors of hundreds of MB come and go in every iteration. Unless told to keep their memory, glibc gives it
 # back to the kernel, which fills it with zeros again: half of an iteration's time where the vocabulary is InternLM2's
 # (5.0 s and 2.4 s side by side). In exchange the heap has gaps: half as much memory again.
-HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+MALLOC_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 
 def environment(run: Run) -> Dict[str, str]:
@@ -70,7 +70,7 @@ def environment(run: Run) -> Dict[str, str]:
     """
     own = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
     if not gpus():
-        own.update(HEAP)
+        own.update(MALLOC_SETTINGS)
     if run.settings.train.deterministic:
         own["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if distributed.count(run.settings) > 1:
@@ -92,7 +92,7 @@ def _die_with_parent() -> None:
 def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:
     words = command(run, place, start, planned["seed"])
     if step_choice.deepspeed(run.settings):
-        write_text(place / DEEPSPEED, step_choice.deepspeed_text(run.settings))
+        write_text(place / DEEPSPEED_FILE, step_choice.deepspeed_text(run.settings))
     total, tokens = planned["iterations"], planned["tokens_kept"] / planned["iterations_per_epoch"]
     run.tell(log=str(log.relative_to(run.folder)))
     if step_choice.speed(run.settings) != "stock" and gpus() and compiler.fault():
@@ -102,20 +102,20 @@ def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned
     progress = Progress(total, tokens)
     with progress as show:
 
-        def look(line: str) -> bool:
-            step, compared = LINE.search(line), verdict.of_line(line)
+        def on_line(line: str) -> bool:
+            step, compared = ITERATION.search(line), verdict.parse_line(line)
             if compared and not compared["passed"]:
-                progress.say(f"  {verdict.failure(compared)}")
+                progress.say(f"  {verdict.failure_message(compared)}")
             if step and int(step[2]) != total:
                 wrong.append(int(step[2]))
             elif step:
-                show(int(step[1]), logged(line)[int(step[1])])
+                show(int(step[1]), parse_iterations(line)[int(step[1])])
             return bool(wrong)
 
         try:
-            code, asked, faulted = started(run, words, log, look)
+            code, asked, faulted = run_process(run, words, log, on_line)
         except RunFailed as error:
-            raise RunFailed(f"{error} {_kept(place)}")
+            raise RunFailed(f"{error} {_resume_hint(place)}")
     if wrong:
         raise RunFailed(
             f"The trainer is going to make {wrong[0]} iterations, the plan says {total}: stopped at "
@@ -128,10 +128,10 @@ def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned
             kept = f"The checkpoint of iteration {done} of {total} is kept" if at else "There is no checkpoint yet"
             raise Stopped(f"Stopped as asked (SIGTERM). {kept}: resume by typing the same command.")
     if code:
-        raise RunFailed(f"{failed(run, code, log, planned, faulted)} {_kept(place)}")
+        raise RunFailed(f"{failure_message(run, code, log, planned, faulted)} {_resume_hint(place)}")
 
 
-def opens(run: Run, here: distributed.Node) -> bool:
+def wait_for_first_node(run: Run, here: distributed.Node) -> bool:
     """Wait until the first machine begins to train; False if it ended without. Raises RunFailed after train.timeout."""
     manifest = run.folder / "run.json"
     before = manifest.stat().st_mtime_ns if manifest.exists() else 0
@@ -149,13 +149,13 @@ def opens(run: Run, here: distributed.Node) -> bool:
     )
 
 
-def failed(run: Run, code: int, log: Path, planned: Dict[str, Any], faulted: Tuple[bool, List[str]]) -> str:
+def failure_message(run: Run, code: int, log: Path, planned: Dict[str, Any], faulted: Tuple[bool, List[str]]) -> str:
     oom_killed, xids = faulted
     said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2] + "".join(f"{x}\n" for x in xids)
     return f"{failure.explain(code, said, run, planned, oom_killed)} Full log: {run.shown(log)}."
 
 
-def _kept(place: Path) -> str:
+def _resume_hint(place: Path) -> str:
     """Where the same command goes on."""
     at = last_checkpoint(place)
     if at is None:
@@ -163,10 +163,10 @@ def _kept(place: Path) -> str:
     return f"The checkpoint of iteration {iteration_of(at)} is kept; the same command goes on from it."
 
 
-def started(
-    run: Run, words: List[str], log: Path, look: Callable[[str], bool]
+def run_process(
+    run: Run, words: List[str], log: Path, on_line: Callable[[str], bool]
 ) -> Tuple[int, List[float], Tuple[bool, List[str]]]:
-    """Run the trainer to its end, its lines copied to `log`; it is ended when `look`, which gets each, says True.
+    """Run the trainer to its end, its lines copied to `log`; it is ended when `on_line`, which gets each, says True.
 
     Returns its exit code, the time at which SIGTERM asked us to stop ([] if it did not), and of the kernel whether it
     ended a process for memory meanwhile and what it said of the GPU.
@@ -181,12 +181,12 @@ def started(
             env={**environment(run), **loggers.environment(run)},
         )  # fmt: skip
         try:
-            with _stopping(child) as asked:
-                for line in _lines(child, stream, run.settings.train.timeout * 60, asked):
+            with _forward_sigterm(child) as asked:
+                for line in _read_lines(child, stream, run.settings.train.timeout * 60, asked):
                     if run.settings.nodes > 1 and failure.RANK_ENDED.search(line):
                         # torchrun would wait 5 minutes for the other machines, and asked to end it may hang for good
                         child.kill()  # its ranks here end with it
-                    if look(line):
+                    if on_line(line):
                         child.kill()
                         break
             code = child.wait()
@@ -194,7 +194,7 @@ def started(
         except BaseException:
             child.terminate()
             try:
-                child.wait(timeout=SAVING)
+                child.wait(timeout=STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
@@ -202,7 +202,7 @@ def started(
 
 
 @contextlib.contextmanager
-def _stopping(child: Any) -> Iterator[List[float]]:
+def _forward_sigterm(child: Any) -> Iterator[List[float]]:
     """SIGTERM to us is told to the trainer, which saves and ends. Yields a list that holds the time of it."""
     asked: List[float] = []
 
@@ -221,7 +221,7 @@ def _stopping(child: Any) -> Iterator[List[float]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterator[str]:
+def _read_lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterator[str]:
     """The trainer's lines, copied to the log. Raises RunFailed after `patience` seconds without one; a trainer that
     was asked to stop and does not is ended.
     """
@@ -240,7 +240,7 @@ def _lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterat
         except queue.Empty:
             if child.poll() is not None:
                 return  # what it started may still hold the pipe
-            if asked and time.monotonic() - asked[0] > SAVING:
+            if asked and time.monotonic() - asked[0] > STOP_TIMEOUT:
                 child.kill()
             if time.monotonic() - heard > patience:
                 child.kill()

@@ -30,7 +30,7 @@ class Progress:
         return self.show
 
     def show(self, iteration: int, step: Dict[str, float]) -> None:
-        """`step`: as `logged` gives it."""
+        """`step`: as `parse_iterations` gives it."""
         self.last = iteration
         lr, loss, seconds = step["lr"], step["loss"], step.get("seconds", 0.0)
         speed = f"{self.tokens / seconds:,.0f} tokens/s" if seconds else ""

@@ -1,7 +1,7 @@
 """What torchrun starts for each GPU: XTuner's trainer, which ends when torchrun does.
 
-On machines other than the first torchrun is started before the run is known there: the words of the trainer come from
-rank 0, through torchrun's own store.
+On machines other than the first torchrun is started before the run is known there: the trainer's arguments
+come from rank 0, through torchrun's own store.
 """
 
 import ctypes
@@ -15,28 +15,28 @@ from typing import List
 from recipe.training import entry
 from recipe.training.process import PR_SET_PDEATHSIG
 
-KEY = "recipe/words"
-WAIT = datetime.timedelta(minutes=10)  # for a process that has been started already
+STORE_KEY = "recipe/arguments"
+STORE_TIMEOUT = datetime.timedelta(minutes=10)  # for a process that has been started already
 
 
-def told(words: List[str]) -> List[str]:
-    """The trainer's words: rank 0's own, which it tells the other machines."""
+def receive_arguments(arguments: List[str]) -> List[str]:
+    """The trainer's arguments: rank 0's own, which it tells the other machines."""
     if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
-        return words
+        return arguments
     from torch.distributed import TCPStore
 
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=WAIT)
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=STORE_TIMEOUT)
     if os.environ["RANK"] == "0":
-        store.set(KEY, json.dumps(words))
-    return list(json.loads(store.get(KEY)))
+        store.set(STORE_KEY, json.dumps(arguments))
+    return list(json.loads(store.get(STORE_KEY)))
 
 
-def main(words: List[str]) -> None:
+def main(arguments: List[str]) -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended just before
         sys.exit(1)
-    entry.main(told(words))
+    entry.main(receive_arguments(arguments))
 
 
 if __name__ == "__main__":

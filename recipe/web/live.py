@@ -30,7 +30,7 @@ def blocks(language: str) -> Found:
     """The run as it is now; drawn anew where its folder has changed. Raises InputWrong while there is no run."""
     run = shared.find()
     with _lock:
-        place = log.place(run)
+        place = log.training_folder(run)
         files = [run.folder / "run.json", *(sorted(place.glob("*/vis_data/scalars.json")) if place else [])]
         files += [place / "train.log"] if place else []
         working = is_held(run.folder)

@@ -169,7 +169,7 @@ def edits(
     if train.evaluation_max_new_tokens is not None and "custom_hooks" in there:
         changes["custom_hooks.1.max_new_tokens"] = repr(train.evaluation_max_new_tokens)
     if found.kind == "image":
-        changes["custom_hooks.1.type"] = "'recipe.training.hooks.Pictures'"
+        changes["custom_hooks.1.type"] = "'recipe.training.hooks.ImageChatHook'"
     if train.template:
         changes["prompt_template"] = f"PROMPT_TEMPLATE.{train.template}"
     changes.update(_method(settings, found))
@@ -194,11 +194,15 @@ def _runner(settings: Settings) -> Dict[str, Optional[str]]:
     if train.seed is not None:
         changes["randomness"] = f"dict(seed={train.seed}, deterministic=False)"
     if train.guard:
-        changes["default_hooks.checkpoint.type"] = "'recipe.training.hooks.Checkpoint'"
+        changes["default_hooks.checkpoint.type"] = "'recipe.training.hooks.AtomicCheckpointHook'"
     # mmengine's own `deterministic` would end the run at anything that has no such algorithm, evaluation too.
-    hooks = ["Repeat", "Lenient"] * train.deterministic + ["Guard"] * train.guard + ["Beat"] * (settings.nodes > 1)
+    hooks = (
+        ["DeterminismHook", "RelaxDeterminismHook"] * train.deterministic
+        + ["DivergenceHook"] * train.guard
+        + ["HeartbeatHook"] * (settings.nodes > 1)
+    )
     if hooked(train):
-        hooks += ["Once", "Clock"]
+        hooks += ["DedupeEvalHook", "TimingHook"]
         changes["train_cfg.type"] = "'recipe.training.loop.TrainLoop'"
     if hooks:
         changes["custom_hooks.+"] = ",\n    ".join(f"dict(type='recipe.training.hooks.{name}')" for name in hooks)

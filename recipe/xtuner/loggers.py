@@ -16,7 +16,7 @@ from recipe.core.run import Run
 
 PROJECT = "internlm2-recipe"
 # mmengine builds these by their names; TensorBoard's is its own.
-BACKENDS = {"wandb": "recipe.training.hooks.Wandb", "swanlab": "swanlab.integration.mmengine.SwanlabVisBackend"}
+BACKENDS = {"wandb": "recipe.training.hooks.WandbBackend", "swanlab": "swanlab.integration.mmengine.SwanlabVisBackend"}
 
 
 def preflight(run: Run) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 
 VERSION = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-GROUPED = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")  # from PyTorch 2.5 on
+HAS_GROUPED = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")  # from PyTorch 2.5 on
 # From PyTorch 2.5 on the fused kernels repeat bit for bit when that is strictly asked for.
-REPEATS = hasattr(torch.backends.cuda, "enable_cudnn_sdp")
-SCORES = 1 << 25  # bytes of fp32 attention scores that a chunk of queries takes, or as many as all queries in fp32
+IS_DETERMINISTIC = hasattr(torch.backends.cuda, "enable_cudnn_sdp")
+SCORE_BYTES = 1 << 25  # bytes of fp32 attention scores that a chunk of queries takes, or as many as all queries in fp32
 
 
 def restrict_kernels(deterministic: bool) -> None:
@@ -20,7 +20,7 @@ def restrict_kernels(deterministic: bool) -> None:
     In PyTorch 2.0 the backward pass of flash attention fails on capability 8.6 and 8.9 with heads of 128
     (pytorch#98140), and memory-efficient attention's reads illegal memory on Hopper (pytorch#104766).
     """
-    if VERSION < (2, 1) or (deterministic and not REPEATS):
+    if VERSION < (2, 1) or (deterministic and not IS_DETERMINISTIC):
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
 
@@ -47,10 +47,10 @@ def choose_kernel(query: torch.Tensor) -> str:
     kernel that wants as many keys as queries), or chunked.
     """
     if query.device.type != "cuda":
-        return "grouped" if GROUPED else "chunked"
+        return "grouped" if HAS_GROUPED else "chunked"
     half = query.dtype in (torch.float16, torch.bfloat16)
     flash = torch.backends.cuda.flash_sdp_enabled() and half and _capability(query.device) >= (8, 0)
-    if flash and GROUPED:
+    if flash and HAS_GROUPED:
         return "grouped"
     # Memory-efficient attention, which serves every card but no groups: without it PyTorch takes the plain formula.
     if VERSION >= (2, 1) and (flash or torch.backends.cuda.mem_efficient_sdp_enabled()):
@@ -107,7 +107,7 @@ class _Chunked(torch.autograd.Function):
 def _chunks(query: torch.Tensor) -> Iterator[Tuple[int, int]]:
     """(first, last + 1) of the queries whose scores are computed together."""
     batch, heads, tokens, size = query.shape
-    rows = max(size, SCORES // (4 * batch * heads * tokens))
+    rows = max(size, SCORE_BYTES // (4 * batch * heads * tokens))
     return ((first, min(first + rows, tokens)) for first in range(0, tokens, rows))
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from recipe.training.fast import layers
 from recipe.training.fast.verdict import MARK
 
-REMEMBERED = "recipe_fast_step"  # in mmengine's message hub, which checkpoints hold
+MESSAGE_KEY = "recipe_fast_step"  # in mmengine's message hub, which checkpoints hold
 NOISE = 0.01
 
 
@@ -35,28 +35,28 @@ class Tolerance(NamedTuple):
 
 
 # Both sides compute alike in fp32; the project's tests hold 1e-5 of the largest value.
-FP32 = Tolerance(1e-4, 1e-3, 1e-2)
+FP32_TOLERANCE = Tolerance(1e-4, 1e-3, 1e-2)
 # In bf16 one to eight layers' gradients are 1.4 to 2.9 % off fp32, XTuner's as well as ours (docs/speed.md): a single
 # matrix may be several times that, a wrong weight is 100 % and more. Through 32 layers of random weights rounding grows
 # to 19 %, and moves the loss of 1,024 tokens by up to 0.13 %, of 64 tokens by four times that.
-HALF = Tolerance(0.02, 0.2, 0.5)
+HALF_TOLERANCE = Tolerance(0.02, 0.2, 0.5)
 # A replay runs the kernels that were recorded. Where training is deterministic it repeats the step bit for bit; else
 # flash attention sums its gradients in any order, which every layer hands on: some percent.
-REPLAY = Tolerance(1e-3, 0.1, 0.1)
+REPLAY_TOLERANCE = Tolerance(1e-3, 0.1, 0.1)
 
 
-def against_stock(model: Any, data: Dict[str, Any]) -> Dict[str, Any]:
+def compare_with_stock(model: Any, data: Dict[str, Any]) -> Dict[str, Any]:
     """Compare on a piece of `data`. Figures: passed, the differences and their tolerances, seconds.
 
     At most 64 tokens for `small`, 512 else: XTuner's own step, recomputing, then takes less than training does.
     """
     began = time.monotonic()
-    piece = excerpt(data, *((1, 64) if model.small else (2, 256)))
-    tolerance = FP32 if model.compute_dtype() == torch.float32 else HALF
+    piece = select_excerpt(data, *((1, 64) if model.small else (2, 256)))
+    tolerance = FP32_TOLERANCE if model.compute_dtype() == torch.float32 else HALF_TOLERANCE
     figures: Dict[str, Any] = {"compared": "against_stock", "passed": False}
-    with _undisturbed(model), _moved(model):
+    with _restoring_state(model), _perturbed_lora(model):
         try:
-            found = _fast(model, piece)
+            found = _fast_step(model, piece)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # whatever it is, XTuner's own step may do
@@ -70,7 +70,7 @@ def against_stock(model: Any, data: Dict[str, Any]) -> Dict[str, Any]:
     return figures
 
 
-class Replay:
+class ReplayCheck:
     """What the step gives for other inputs and weights than it is recorded with; `compare` asks the recording for it.
 
     Computed before the recording is made: afterwards the step's memory would be held twice.
@@ -79,63 +79,67 @@ class Replay:
     def __init__(self, model: Any, inputs: Tuple[torch.Tensor, ...]) -> None:
         self.model, began = model, time.monotonic()
         x, cos, sin, labels = inputs
-        ignored = labels == layers.IGNORED
+        ignored = labels == layers.IGNORE_INDEX
         if bool(ignored[:, 1:].all()):  # a loss of nothing is no number
             ignored = torch.zeros_like(ignored)
         others = torch.where(ignored, labels, (labels + 1) % model.vocabulary())
         self.inputs = (x.detach().flip(1), cos, sin, others)
-        with _undisturbed(model), _moved(model):
+        with _restoring_state(model), _perturbed_lora(model):
             loss = model.step(*self.inputs)
             self.loss = float(loss.detach())
-            self.gradients = [one.cpu() for one in torch.autograd.grad(loss, model.trained())]
+            self.gradients = [one.cpu() for one in torch.autograd.grad(loss, model.lora_parameters())]
         self.seconds = time.monotonic() - began
 
     def compare(self, recorded: Any) -> Dict[str, Any]:
         began = time.monotonic()
-        with _moved(self.model):
-            loss = float(recorded.play(self.inputs))
-            worst = Worst()
-            for name, got, wanted in zip(self.model.names(), recorded.gradients, self.gradients):
+        with _perturbed_lora(self.model):
+            loss = float(recorded.replay(self.inputs))
+            worst = WorstDifference()
+            for name, got, wanted in zip(self.model.parameter_names(), recorded.gradients, self.gradients):
                 worst.add(name, got, wanted)
         difference = abs(loss - self.loss) / abs(self.loss)
         self.seconds += time.monotonic() - began
         return {
             "compared": "recording",
-            "passed": difference <= REPLAY.loss and worst.difference <= REPLAY.layer,
+            "passed": difference <= REPLAY_TOLERANCE.loss and worst.difference <= REPLAY_TOLERANCE.layer,
             "loss": loss, "step_loss": self.loss, "loss_difference": difference,
             "gradient_difference": worst.difference, "worst": worst.where,
-            "tolerance": {"loss": REPLAY.loss, "gradient": REPLAY.layer}, "seconds": round(self.seconds, 2),
+            "tolerance": {"loss": REPLAY_TOLERANCE.loss, "gradient": REPLAY_TOLERANCE.layer},
+            "seconds": round(self.seconds, 2),
         }  # fmt: skip
 
 
-class Worst:
+class WorstDifference:
     """The largest of several relative differences, and where it was."""
 
     def __init__(self) -> None:
         self.difference, self.where = 0.0, ""
 
     def add(self, where: str, got: torch.Tensor, wanted: torch.Tensor) -> None:
-        found = float(difference(got, wanted))
+        found = float(relative_difference(got, wanted))
         is_worse = not found <= self.difference and not math.isnan(self.difference)  # NaN is the worst
         if is_worse or not self.where:
             self.difference, self.where = found, where
 
 
-def difference(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def relative_difference(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Norm of the difference over the norm of `wanted`; 0 where both are zero."""
     got, wanted = got.float(), wanted.to(got.device).float()
     apart = (got - wanted).norm()
     return torch.where(apart == 0, apart, apart / wanted.norm())
 
 
-def excerpt(data: Dict[str, Any], rows: int, tokens: int) -> Dict[str, torch.Tensor]:
+def select_excerpt(data: Dict[str, Any], rows: int, tokens: int) -> Dict[str, torch.Tensor]:
     """`rows` rows of at most `tokens` tokens, from half of that before the first one that is learned."""
     ids, labels = data["input_ids"], data["labels"]
-    learned = labels[:, 1:] != layers.IGNORED
+    learned = labels[:, 1:] != layers.IGNORE_INDEX
     row = int(learned.any(1).long().argmax())
     begin = max(0, min(int(learned[row].long().argmax()) - tokens // 2, ids.shape[1] - tokens))
     window = slice(begin, begin + tokens)
-    chosen = [row, *(n for n in range(len(ids)) if n != row and bool((labels[n, window][1:] != layers.IGNORED).any()))]
+    chosen = [
+        row,
+        *(n for n in range(len(ids)) if n != row and bool((labels[n, window][1:] != layers.IGNORE_INDEX).any())),
+    ]
     mask = data.get("attention_mask")
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     piece = {"input_ids": ids, "attention_mask": mask, "labels": labels}
@@ -145,7 +149,7 @@ def excerpt(data: Dict[str, Any], rows: int, tokens: int) -> Dict[str, torch.Ten
     return piece
 
 
-def agreed(passed: bool, device: torch.device) -> bool:
+def passed_on_all_ranks(passed: bool, device: torch.device) -> bool:
     """Whether it passed on every rank."""
     if get_world_size() == 1:
         return passed
@@ -154,27 +158,27 @@ def agreed(passed: bool, device: torch.device) -> bool:
     return not failed.item()
 
 
-def say(figures: Dict[str, Any]) -> None:
+def log_figures(figures: Dict[str, Any]) -> None:
     """One line in the trainer's log, from which run.json and the report have it."""
     if _is_training():
-        plain = {k: _plain(v) if isinstance(v, float) else v for k, v in figures.items()}
+        plain = {k: _rounded(v) if isinstance(v, float) else v for k, v in figures.items()}
         print_log(MARK + json.dumps(plain, ensure_ascii=False), logger="current")
 
 
-def _plain(value: float) -> Optional[float]:
+def _rounded(value: float) -> Optional[float]:
     """Four digits of it; None where JSON has no number for it."""
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def remember(what: str) -> None:
+def record_failure(what: str) -> None:
     """Note in the checkpoints that `what` failed: a run that goes on from one keeps the path that it was on."""
     if _is_training():
-        MessageHub.get_current_instance().update_info(f"{REMEMBERED}_{what}", "failed")
+        MessageHub.get_current_instance().update_info(f"{MESSAGE_KEY}_{what}", "failed")
 
 
 def has_failed(what: str) -> bool:
     """Whether `what` failed before the checkpoint that this run goes on from."""
-    return _is_training() and MessageHub.get_current_instance().get_info(f"{REMEMBERED}_{what}") is not None
+    return _is_training() and MessageHub.get_current_instance().get_info(f"{MESSAGE_KEY}_{what}") is not None
 
 
 def _is_training() -> bool:
@@ -182,11 +186,11 @@ def _is_training() -> bool:
     return MessageHub.get_current_instance().get_info("iter") is not None
 
 
-def _fast(model: Any, piece: Dict[str, Any]) -> Tuple[float, List[torch.Tensor]]:
+def _fast_step(model: Any, piece: Dict[str, Any]) -> Tuple[float, List[torch.Tensor]]:
     """The fast step's loss and LoRA gradients; these in the machine's memory, for the other step's need as much."""
     with torch.autocast(piece["input_ids"].device.type, enabled=False):
         loss = model.step(*model.step_inputs(piece))
-        found = torch.autograd.grad(loss * model.loss_scale(), model.trained())
+        found = torch.autograd.grad(loss * model.loss_scale(), model.lora_parameters())
     return float(loss.detach()), [one.cpu() for one in found]
 
 
@@ -194,8 +198,8 @@ def _compare(
     model: Any, piece: Dict[str, Any], found: Tuple[float, List[torch.Tensor]], tolerance: Tolerance
 ) -> Dict[str, Any]:
     """XTuner's forward and backward passes, and how far the fast ones are from them."""
-    scale, parameters = model.loss_scale(), model.trained()
-    with _observed(model) as seen, recomputing(model):
+    scale, parameters = model.loss_scale(), model.lora_parameters()
+    with _observed_layers(model) as seen, recomputing(model):
         torch.clear_autocast_cache()
         loss = model.stock_loss(piece)
         torch.clear_autocast_cache()  # weights that a pass without gradients cast have none when recomputed
@@ -219,9 +223,9 @@ def _compare(
     return {"passed": all(one <= most for one, most in zip(differences, tolerance)), **figures}
 
 
-def _compare_layers(model: Any, piece: Dict[str, Any], seen: List[Dict[str, torch.Tensor]]) -> Worst:
+def _compare_layers(model: Any, piece: Dict[str, Any], seen: List[Dict[str, torch.Tensor]]) -> WorstDifference:
     """Each layer given its input and its output's gradient in XTuner's model: nothing of one layer moves another."""
-    worst, names, real = Worst(), iter(model.names()), piece["attention_mask"].bool()
+    worst, names, real = WorstDifference(), iter(model.parameter_names()), piece["attention_mask"].bool()
     with torch.autocast(piece["input_ids"].device.type, enabled=False):
         like, cos, sin, _ = model.step_inputs(piece)
         for number, (layer, held) in enumerate(zip(model.fast_layers(), seen)):
@@ -238,7 +242,7 @@ def _compare_layers(model: Any, piece: Dict[str, Any], seen: List[Dict[str, torc
 
 
 @contextlib.contextmanager
-def _observed(model: Any) -> Iterator[List[Dict[str, torch.Tensor]]]:
+def _observed_layers(model: Any) -> Iterator[List[Dict[str, torch.Tensor]]]:
     """Of each decoder layer of XTuner's model: input x, output y and y's gradient, as they come by."""
     modules = model.stock_layers()
     seen: List[Dict[str, torch.Tensor]] = [{} for _ in modules]
@@ -280,12 +284,12 @@ def start_recomputing(model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _undisturbed(model: Any) -> Iterator[None]:
+def _restoring_state(model: Any) -> Iterator[None]:
     """Nothing is left of what happens inside: no random number drawn, no gradient, no dropout meanwhile."""
-    devices = [torch.cuda.current_device()] if model.trained()[0].is_cuda else []
+    devices = [torch.cuda.current_device()] if model.lora_parameters()[0].is_cuda else []
     dropouts = [one for one in model.modules() if isinstance(one, nn.Dropout) and one.training]
     linears = [(one, one.dropout) for layer in model.fast_layers() for one in layer.linears]
-    with torch.random.fork_rng(devices), torch.enable_grad(), fresh(model.pairs()):
+    with torch.random.fork_rng(devices), torch.enable_grad(), detached_parameters(model.lora_modules()):
         try:
             for dropout in dropouts:
                 dropout.training = False
@@ -302,9 +306,9 @@ def _undisturbed(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _moved(model: Any) -> Iterator[None]:
+def _perturbed_lora(model: Any) -> Iterator[None]:
     """LoRA's weights moved by fixed noise as large as they are; put back bit for bit."""
-    weights = [one.weight for one in model.pairs()]
+    weights = [one.weight for one in model.lora_modules()]
     held = [one.detach().to("cpu", copy=True) for one in weights]
     generator = torch.Generator(weights[0].device).manual_seed(0)
     with torch.no_grad():
@@ -320,7 +324,7 @@ def _moved(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fresh(modules: List[Any]) -> Iterator[None]:
+def detached_parameters(modules: List[Any]) -> Iterator[None]:
     """The modules' weights as other parameters of the same memory. Theirs are tied to the stream on which DeepSpeed
     first looked at them, and what waits for another stream cannot be recorded; nor do its hooks see these gradients.
     """

@@ -15,8 +15,8 @@ from xtuner.model import SupervisedFinetune
 from recipe.training.fast import attention, check, layers, nf4
 
 # Tokens an iteration up to which a card waits for Python: below it the step is recorded and played again.
-GRAPHED = 4096
-SEEN = 2  # steps of one shape after which it is recorded: the first compile what is played
+MAX_GRAPH_TOKENS = 4096
+EAGER_STEPS = 2  # steps of one shape after which it is recorded: the first compile what is played
 
 
 class HostEmbedding(nn.Module):
@@ -77,7 +77,7 @@ class Finetune(SupervisedFinetune):
         if peft_model is not None:
             load_checkpoint(self, peft_model)
         # Not a submodule: the same modules seen once more.
-        self._layers = [[layers.Layer(one) for one in self._causal().model.layers]]
+        self._layers = [[layers.DecoderLayer(one) for one in self._causal().model.layers]]
 
     def _causal(self) -> Any:
         return self.llm.get_base_model()
@@ -92,25 +92,25 @@ class Finetune(SupervisedFinetune):
             return super().compute_loss(data, data_samples)
         with torch.autocast(data["input_ids"].device.type, enabled=False):
             inputs = self.step_inputs(data)
-            recorded = self._record(inputs) if self._may_be_recorded(inputs[0]) else None
+            recorded = self._record(inputs) if self._can_use_graph(inputs[0]) else None
             if recorded is not None:
-                return {"loss": _Played.apply(recorded, inputs, *self.trained())}
+                return {"loss": _ReplayedStep.apply(recorded, inputs, *self.lora_parameters())}
             return {"loss": self.step(*inputs)}
 
     def _check(self, data: Dict[str, Any]) -> None:
         """Compare with XTuner's own step; take that from now on, recomputing, where the two differ."""
-        self.checked = check.against_stock(self, data)
-        passed = check.agreed(self.checked["passed"], data["input_ids"].device)
+        self.checked = check.compare_with_stock(self, data)
+        passed = check.passed_on_all_ranks(self.checked["passed"], data["input_ids"].device)
         if check.has_failed("step"):
             self.checked.update(passed=False, error="found when this run began")
         elif not passed and self.checked["passed"]:
             self.checked.update(passed=False, error="found by another rank")
-        check.say(self.checked)
+        check.log_figures(self.checked)
         if self.graph and check.has_failed("recording"):
             self.graph = False
-            check.say({"compared": "recording", "passed": False, "error": "found when this run began"})
+            check.log_figures({"compared": "recording", "passed": False, "error": "found when this run began"})
         if not self.checked["passed"]:
-            check.remember("step")
+            check.record_failure("step")
             self.stock = True
             check.start_recomputing(self)
 
@@ -144,10 +144,10 @@ class Finetune(SupervisedFinetune):
         """The decoder layers of XTuner's model."""
         return list(self._causal().model.layers)
 
-    def fast_layers(self) -> List[layers.Layer]:
+    def fast_layers(self) -> List[layers.DecoderLayer]:
         return self._layers[0]
 
-    def names(self) -> List[str]:
+    def parameter_names(self) -> List[str]:
         """What `trained` holds, in words."""
         return [
             f"layer {number + 1}, {name} {half}"
@@ -156,11 +156,11 @@ class Finetune(SupervisedFinetune):
             for half in "AB"[: 2 * bool(linear.pair)]
         ]
 
-    def trained(self) -> List[torch.Tensor]:
+    def lora_parameters(self) -> List[torch.Tensor]:
         """The LoRA weights, in the order of the layers."""
         return [one for layer in self._layers[0] for one in layer.parameters()]
 
-    def pairs(self) -> List[Any]:
+    def lora_modules(self) -> List[Any]:
         """The modules of these weights."""
         return [one for layer in self._layers[0] for linear in layer.linears for one in linear.pair]
 
@@ -169,31 +169,33 @@ class Finetune(SupervisedFinetune):
         causal = self._causal()
         for layer in self._layers[0]:
             x = self.run_layer(layer, x, cos, sin)
-        size = layers.LOGITS // 4 if self.small else layers.LOGITS
-        return layers.loss(layers.kernels.rms_norm(x, causal.model.norm), causal.output.weight, labels, size)
+        size = layers.LOGITS_BYTES // 4 if self.small else layers.LOGITS_BYTES
+        return layers.cross_entropy(layers.kernels.rms_norm(x, causal.model.norm), causal.output.weight, labels, size)
 
-    def run_layer(self, layer: layers.Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def run_layer(
+        self, layer: layers.DecoderLayer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
         if self.checkpointed:
-            return layers.Recomputed.apply(layer, not self.small, x, cos, sin, *layer.parameters())
+            return layers.RecomputedLayer.apply(layer, not self.small, x, cos, sin, *layer.parameters())
         return layer(x, cos, sin)
 
-    def _may_be_recorded(self, x: torch.Tensor) -> bool:
+    def _can_use_graph(self, x: torch.Tensor) -> bool:
         return (
             self.graph
             and x.is_cuda
             and x.dtype == torch.bfloat16  # fp16 scales its loss before the backward pass, which is recorded too
-            and x.shape[0] * x.shape[1] <= GRAPHED
+            and x.shape[0] * x.shape[1] <= MAX_GRAPH_TOKENS
             and not self._layers[0][0].has_dropout()
-            and not self._why_not_recorded()
+            and not self._graph_obstacle()
         )
 
-    def _why_not_recorded(self) -> str:
+    def _graph_obstacle(self) -> str:
         """Why these frozen weights must not be read by a CUDA graph, said once; "" where they may."""
         weights = (linear.base.weight for layer in self._layers[0] for linear in layer.linears)
-        why = next(filter(None, map(nf4.why_not_recorded, weights)), "")
+        why = next(filter(None, map(nf4.graph_obstacle, weights)), "")
         if why:
             self.graph = False
-            check.say({"compared": "recording", "passed": False, "error": why})
+            check.log_figures({"compared": "recording", "passed": False, "error": why})
         return why
 
     def _record(self, inputs: Tuple[torch.Tensor, ...]) -> Any:
@@ -207,21 +209,21 @@ class Finetune(SupervisedFinetune):
         if not all(isinstance(one, int) for one in self._recorded.values()):
             return None
         self._recorded[shape] = seen + 1
-        if seen < SEEN:
+        if seen < EAGER_STEPS:
             return None
-        replay = check.Replay(self, inputs)
-        recorded = _Recorded(self, inputs)
+        replay = check.ReplayCheck(self, inputs)
+        recorded = _RecordedStep(self, inputs)
         found = replay.compare(recorded)
-        check.say(found)
+        check.log_figures(found)
         if not found["passed"]:
-            check.remember("recording")
+            check.record_failure("recording")
             self.graph = False
             return None
         self._recorded[shape] = recorded
         return recorded
 
 
-class _Recorded:
+class _RecordedStep:
     """Loss and LoRA gradients of one step as a CUDA graph, with the memory that it reads and writes."""
 
     def __init__(self, model: Finetune, inputs: Tuple[torch.Tensor, ...]) -> None:
@@ -230,8 +232,8 @@ class _Recorded:
         torch.cuda.empty_cache()  # streams share no memory: what was freed here would be held twice
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with check.fresh(model.pairs()), torch.enable_grad():
-            parameters = model.trained()
+        with check.detached_parameters(model.lora_modules()), torch.enable_grad():
+            parameters = model.lora_parameters()
             with torch.cuda.stream(side):
                 torch.autograd.grad(model.step(*self.inputs), parameters)
             torch.cuda.current_stream().wait_stream(side)
@@ -242,20 +244,20 @@ class _Recorded:
                 self.gradients = list(torch.autograd.grad(self.loss, parameters))
         self.loss = self.loss.detach()
 
-    def play(self, inputs: Tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def replay(self, inputs: Tuple[torch.Tensor, ...]) -> torch.Tensor:
         for held, given in zip(self.inputs, inputs):
             held.copy_(given)
         self.graph.replay()
         return self.loss.clone()
 
 
-class _Played(torch.autograd.Function):
+class _ReplayedStep(torch.autograd.Function):
     """A played step: its gradients are there with its loss."""
 
     @staticmethod
     def forward(ctx, recorded, inputs, *parameters):
         ctx.recorded = recorded
-        return recorded.play(inputs)
+        return recorded.replay(inputs)
 
     @staticmethod
     def backward(ctx, grad):

@@ -8,11 +8,11 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from recipe.training.fast import kernels, nf4
 
-IGNORED = -100  # label of a token that is not learned
-LOGITS = 1 << 28  # bytes of fp32 logits at a time
+IGNORE_INDEX = -100  # label of a token that is not learned
+LOGITS_BYTES = 1 << 28  # bytes of fp32 logits at a time
 
 
-class Lora:
+class LoraLinear:
     """What one of PEFT's LoRA layers holds: the frozen layer, A (r, in), B (out, r), the scale and the dropout.
 
     A frozen layer without LoRA is one too, without A and B.
@@ -33,7 +33,7 @@ class Lora:
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         """The frozen weight in full, (out, in)."""
         weight = self.base.weight
-        return nf4.full(weight, dtype) if nf4.is_quantized(weight) else weight.to(dtype)
+        return nf4.dequantize(weight, dtype) if nf4.is_quantized(weight) else weight.to(dtype)
 
     def __call__(self, x: torch.Tensor, keep: bool = False, unread: bool = False) -> torch.Tensor:
         """x (…, in) → (…, out). `keep`: the weight laid out stays until the backward pass; `unread`: nobody reads the
@@ -90,7 +90,7 @@ class _Linear(torch.autograd.Function):
         return None if of_x is None else of_x.view(ctx.shape), of_dropped, of_a, of_b, None, None, None
 
 
-class Layer:
+class DecoderLayer:
     """A decoder layer of the model, read once; calls give the same as the module's, with only LoRA trained."""
 
     def __init__(self, module: Any) -> None:
@@ -101,11 +101,11 @@ class Layer:
             attention.num_key_value_heads,
             attention.head_dim,
         )
-        self.wqkv, self.wo = Lora(attention.wqkv), Lora(attention.wo)
-        self.w1, self.w3, self.w2 = Lora(mlp.w1), Lora(mlp.w3), Lora(mlp.w2)
+        self.wqkv, self.wo = LoraLinear(attention.wqkv), LoraLinear(attention.wo)
+        self.w1, self.w3, self.w2 = LoraLinear(mlp.w1), LoraLinear(mlp.w3), LoraLinear(mlp.w2)
         self.linears = [self.wqkv, self.wo, self.w1, self.w3, self.w2]
 
-    def named(self) -> Iterable[Tuple[str, Lora]]:
+    def named(self) -> Iterable[Tuple[str, LoraLinear]]:
         return zip(("wqkv", "wo", "w1", "w3", "w2"), self.linears)
 
     def parameters(self) -> List[torch.Tensor]:
@@ -133,7 +133,7 @@ class Layer:
         return x + self.w2(kernels.swiglu(self.w1(h, keep), self.w3(h, keep)), keep, unread=again)
 
 
-class Recomputed(torch.autograd.Function):
+class RecomputedLayer(torch.autograd.Function):
     """A layer that keeps its input alone and is computed again for the backward pass.
 
     PyTorch's own checkpoint gives gradients to .grad or holds what is laid out; here they are results, so that
@@ -141,7 +141,7 @@ class Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, layer: Layer, keep: bool, x, cos, sin, *parameters):
+    def forward(ctx, layer: DecoderLayer, keep: bool, x, cos, sin, *parameters):
         ctx.layer, ctx.keep, ctx.random = layer, keep, None
         if layer.has_dropout():
             ctx.random = (torch.get_rng_state(), *get_device_states(x))
@@ -163,13 +163,13 @@ class Recomputed(torch.autograd.Function):
         return (None, None, gradients[0], None, None, *gradients[1:])
 
 
-class _Loss(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of h·Wᵀ in pieces: a piece's gradient is made while its logits are there."""
 
     @staticmethod
     def forward(ctx, h, weight, labels, rows):
         wanted = ctx.needs_input_grad[0]
-        learned = labels != IGNORED
+        learned = labels != IGNORE_INDEX
         share = learned / learned.sum()  # NaN where nothing is learned, as everywhere
         total = h.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(h) if wanted else None
@@ -191,10 +191,12 @@ class _Loss(torch.autograd.Function):
         return (gradient * (share * grad)[:, None]).to(gradient.dtype), None, None, None
 
 
-def loss(h: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, size: int = LOGITS) -> torch.Tensor:
+def cross_entropy(
+    h: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, size: int = LOGITS_BYTES
+) -> torch.Tensor:
     """Mean cross-entropy of each next token, fp32. h (batch, tokens, hidden), weight (vocabulary, hidden), labels
-    (batch, tokens), IGNORED where nothing is learned; `size`: bytes of logits at a time.
+    (batch, tokens), IGNORE_INDEX where nothing is learned; `size`: bytes of logits at a time.
     """
-    following = F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).reshape(-1)
     rows = max(16, size // (4 * weight.shape[0]))
-    return _Loss.apply(h.reshape(-1, h.shape[-1]), weight, following, rows)
+    return _CrossEntropy.apply(h.reshape(-1, h.shape[-1]), weight, following, rows)

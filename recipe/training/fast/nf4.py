@@ -19,14 +19,14 @@ try:
     import triton
     import triton.language as tl
 
-    FUSED = hasattr(tl, "interleave")
+    HAS_KERNEL = hasattr(tl, "interleave")
 except ImportError:  # a PyTorch without Triton, and every CPU
-    FUSED = False
+    HAS_KERNEL = False
 
 BLOCK = 1024  # bytes, two values each, that one program of the kernel lays out
-SCALED = 64  # values that share a scale, bitsandbytes' block size
+SCALE_BLOCK = 64  # values that share a scale, bitsandbytes' block size
 
-if FUSED:
+if HAS_KERNEL:
 
     @triton.jit
     def _kernel(
@@ -62,15 +62,15 @@ def uses_legacy_stream() -> bool:
     return tuple(map(int, release[:2])) < (0, 44)
 
 
-def is_ours(weight: Any) -> bool:
+def uses_own_kernel(weight: Any) -> bool:
     """Whether our kernel lays out this 4-bit weight; else bitsandbytes does."""
     state = weight.quant_state
     inner = state.state2 if state.nested else None
-    fits = state.quant_type == "nf4" and state.blocksize == SCALED and (inner is None or inner.blocksize == 256)
-    return FUSED and weight.is_cuda and fits and not compiler.fault()
+    fits = state.quant_type == "nf4" and state.blocksize == SCALE_BLOCK and (inner is None or inner.blocksize == 256)
+    return HAS_KERNEL and weight.is_cuda and fits and not compiler.fault()
 
 
-def why_not_recorded(weight: Any) -> str:
+def graph_obstacle(weight: Any) -> str:
     """Why a step that reads `weight` must not become a CUDA graph; "" where it may."""
     if not is_quantized(weight):
         return ""
@@ -78,14 +78,14 @@ def why_not_recorded(weight: Any) -> str:
         return (
             f"bitsandbytes {metadata.version('bitsandbytes')} is older than 0.44: its kernels are missing in a replay"
         )
-    return "" if is_ours(weight) else "the 4-bit weights are laid out by bitsandbytes, not by our Triton kernel"
+    return "" if uses_own_kernel(weight) else "the 4-bit weights are laid out by bitsandbytes, not by our Triton kernel"
 
 
-def full(weight: Any, dtype: torch.dtype) -> torch.Tensor:
+def dequantize(weight: Any, dtype: torch.dtype) -> torch.Tensor:
     """The 4-bit `weight` as a (rows, columns) tensor of `dtype`, on its device."""
     state = weight.quant_state
     inner = state.state2 if state.nested else None
-    if not is_ours(weight):
+    if not uses_own_kernel(weight):
         import bitsandbytes
 
         if weight.is_cuda and uses_legacy_stream() and torch.cuda.current_stream() != torch.cuda.default_stream():
