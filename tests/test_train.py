@@ -22,7 +22,7 @@ from recipe.core import measurements, settings
 from recipe.core.errors import HostLacks
 from recipe.core.run import Run
 from recipe.planning import memory
-from recipe.stages.train import _room, state, work
+from recipe.stages.train import _room, make, state
 from recipe.training import checkpoints, failure, hooks, log, log_lines
 from recipe.training import process as train
 from recipe.training.fast import attention
@@ -170,7 +170,7 @@ def test_a_trainer_that_crashes_fails_the_run_with_its_last_words(tmp_path):
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("path='json'", "path='no_such_loader'"))
         with pytest.raises(train.RunFailed) as caught:
-            work(run, tmp_path)
+            make(run, tmp_path)
     assert "The trainer failed" in str(caught.value)
     assert "no_such_loader" in str(caught.value)
     assert "train.log" in str(caught.value)
@@ -183,7 +183,7 @@ def test_a_trainer_that_plans_other_iterations_is_stopped_at_once(tmp_path):
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("max_epochs = 2", "max_epochs = 3"))
         with pytest.raises(train.RunFailed, match="going to make 99 iterations, the plan says 66"):
-            work(run, tmp_path)
+            make(run, tmp_path)
 
 
 def test_without_a_gpu_a_gpu_recipe_is_refused_before_the_download(tmp_path, real_workbook, real_tokenizer):
@@ -204,7 +204,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
             text.replace("dict(type='recipe.training.hooks.DivergenceHook')", "dict(type='poison.Poison'),\n" + GUARD)
         )
         with pytest.raises(train.RunFailed) as caught:
-            work(run, tmp_path)
+            make(run, tmp_path)
     told = str(caught.value)
     assert told.startswith("The loss is nan at iteration 5 of 66. Likely: the learning rate is too high")
     assert "train.lr=0.001" in told
@@ -324,7 +324,7 @@ def test_the_trainers_libraries_come_in_the_order_that_is_soonest():
     """What looks through the source of all frames above it is imported where there are few."""
     script = (
         "import runpy, sys; from recipe.training import entry as trainer\n"
-        "def run(name, **more): print(trainer.FIRST in sys.modules, 'mmengine' in sys.modules, name, *sys.argv[1:])\n"
+        "def run(name, **more): print(trainer.SLOW_IMPORT in sys.modules, 'mmengine' in sys.modules, name, *sys.argv[1:])\n"
         "runpy.run_module = run; trainer.main(['a', 'b'])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=str(ROOT))
@@ -380,7 +380,7 @@ def test_a_trainer_that_says_nothing_is_ended(tmp_path):
 
 
 def test_a_trainer_that_does_not_stop_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SAVING", 1)
+    monkeypatch.setattr(train, "STOP_TIMEOUT", 1)
     child = process("sh", "-c", "trap '' TERM; echo one; sleep 60 & wait; sleep 60")
     with (tmp_path / "log").open("w") as log:
         list(train._read_lines(child, log, 100.0, [1.0]))
