@@ -17,6 +17,7 @@ from recipe.core.errors import HostLacks, InputWrong
 from recipe.inference import loading
 from recipe.planning import plan
 from recipe.training import failure, hooks
+from recipe.training.hooks import divergence
 from recipe.xtuner import config, preset_editor, step_choice
 
 A100 = ("NVIDIA A100-SXM4-40GB", 40960, 40536, "525.60.13", "8.0")
@@ -212,5 +213,5 @@ def test_the_guard_asks_the_card(machine, monkeypatch):
             iter=0, max_iters=1, hooks=[], model=None, cfg=SimpleNamespace(lr=1, get=lambda *_: ""),
             optim_wrapper=SimpleNamespace(get_lr=lambda: {"lr": [1]}),
         )  # fmt: skip
-        monkeypatch.setattr(hooks, "_kind", lambda _: "fp16")
+        monkeypatch.setattr(divergence, "compute_dtype", lambda _: "fp16")
         assert told in hooks.DivergenceHook()._text(runner, "x", None)

@@ -26,6 +26,7 @@ from recipe.stages.train import _room, make, state
 from recipe.training import checkpoints, failure, hooks, log, log_lines
 from recipe.training import process as train
 from recipe.training.fast import attention
+from recipe.training.hooks import divergence
 
 # A run of half a minute: 2 epochs of 33 packs, a checkpoint after every iteration, two kept.
 SHORT = ("train.save_total_limit=2",)
@@ -324,7 +325,8 @@ def test_the_trainers_libraries_come_in_the_order_that_is_soonest():
     """What looks through the source of all frames above it is imported where there are few."""
     script = (
         "import runpy, sys; from recipe.training import entry as trainer\n"
-        "def run(name, **more): print(trainer.SLOW_IMPORT in sys.modules, 'mmengine' in sys.modules, name, *sys.argv[1:])\n"
+        "def run(name, **more):\n"
+        "    print(trainer.SLOW_IMPORT in sys.modules, 'mmengine' in sys.modules, name, *sys.argv[1:])\n"
         "runpy.run_module = run; trainer.main(['a', 'b'])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=str(ROOT))
@@ -350,7 +352,7 @@ def test_where_the_trainers_seconds_went(demo):
 
 def test_the_trainers_process_knows_when_it_began():
     """Not up to a second before, as psutil has it: the kernel tells its boot in whole seconds."""
-    code = "import time; from recipe.training import hooks; print(time.monotonic() - hooks._age())"
+    code = "import time; from recipe.training import timing; print(time.monotonic() - timing.process_age())"
     before = time.monotonic()
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     after = time.monotonic()
@@ -391,8 +393,8 @@ PLANNED = {"batch_size": 2, "max_length": 512, "accumulative_counts": 1}
 OOM = "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 7.79 GiB total capacity)"
 TORCHRUN = "torch.distributed.elastic.multiprocessing.api:failed "
 ENDS = [
-    (1, "x\nrecipe.hooks.TrainingError: The loss is nan at iteration 3.\n", False, "The loss is nan at iteration 3."),
-    (1, "[rank1]: recipe.training.hooks.TrainingError: The loss is inf.\n", False, "The loss is inf."),
+    (1, "x\nrecipe.failure.TrainingError: The loss is nan at iteration 3.\n", False, "The loss is nan at iteration 3."),
+    (1, "[rank1]: recipe.training.failure.TrainingError: The loss is inf.\n", False, "The loss is inf."),
     (
         1,
         "RuntimeError: Failed to initialize NVML: Unknown Error\n",
@@ -595,7 +597,7 @@ def test_a_loss_that_jumps_and_a_gradient_that_explodes_stop_the_run():
     ):
         trainer = Watched()
         trainer.goes_on(usual, [1.0] * len(usual))
-        with pytest.raises(hooks.TrainingError) as caught:
+        with pytest.raises(failure.TrainingError) as caught:
             trainer.goes_on(losses, norms)
         assert str(caught.value).startswith(f"{told} Likely: the learning rate is too high (0.002 now): train.lr=0.001")
     trainer = Watched()
@@ -605,19 +607,19 @@ def test_a_loss_that_jumps_and_a_gradient_that_explodes_stop_the_run():
 
 def test_fp16_is_named_as_the_likely_cause(monkeypatch):
     """Its loss scaling may skip some updates: only when it skips them all is something wrong."""
-    skips = [float("inf")] * hooks.SKIPPED
+    skips = [float("inf")] * divergence.MAX_SKIPPED_UPDATES
     for has_bf16, told in ((True, "and this card has bf16: train.dtype=bf16"), (False, "and this card has no bf16")):
-        monkeypatch.setattr(hooks.torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(hooks.torch.cuda, "get_device_capability", lambda has=has_bf16: (8, 0) if has else (7, 5))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda has=has_bf16: (8, 0) if has else (7, 5))
         trainer = Watched("float16")
         trainer.goes_on([2.0] * 20, skips)
         trainer.goes_on([2.0], [1.0])
         with pytest.raises(
-            hooks.TrainingError, match="The gradient is inf in 21 updates in a row at iteration 42"
+            failure.TrainingError, match="The gradient is inf in 21 updates in a row at iteration 42"
         ) as caught:
             trainer.goes_on([2.0] * 21, [*skips, float("inf")])
         assert f"fp16 overflows above 65504, {told}" in str(caught.value)
-    with pytest.raises(hooks.TrainingError, match="The gradient is inf at iteration 1 of 66"):
+    with pytest.raises(failure.TrainingError, match="The gradient is inf at iteration 1 of 66"):
         Watched("bfloat16").goes_on([2.0], [float("inf")])
 
 
@@ -647,10 +649,10 @@ def test_an_update_that_deepspeed_skips_is_seen():
         engine.norm, engine.optimizer.overflow = norm, overflow
         trainer.goes_on([2.0] * steps, [norm] * steps)
 
-    goes_on(hooks.SKIPPED, 0.0, True)
+    goes_on(divergence.MAX_SKIPPED_UPDATES, 0.0, True)
     goes_on(12, 1.5, False)  # no explosion: zeros are no norms
     assert trainer.guard.norms == [1.5] * 12
-    with pytest.raises(hooks.TrainingError, match="The gradient is inf in 21 updates in a row at iteration 53"):
+    with pytest.raises(failure.TrainingError, match="The gradient is inf in 21 updates in a row at iteration 53"):
         goes_on(60, 1.5, True)
 
 
@@ -659,7 +661,7 @@ import math, sys, types
 import torch, deepspeed
 from mmengine.config import Config
 from deepspeed.accelerator import get_accelerator
-from recipe.training import hooks
+from recipe.training import failure, hooks
 
 type(get_accelerator()).is_fp16_supported = lambda self: True  # the few operations here are, on every CPU
 deepspeed.init_distributed("gloo", False, init_method=f"file://{sys.argv[1]}/rendezvous", rank=0, world_size=1)
@@ -690,7 +692,7 @@ for step in range(99):
     engine.step()
     try:
         guard.after_train_iter(runner, 0, None, {"loss": torch.tensor(2.0)})
-    except hooks.TrainingError as fault:
+    except failure.TrainingError as fault:
         print("told", step, engine.skipped_steps, fault)
         break
     runner.iter += 1
@@ -785,7 +787,6 @@ def test_iterations_repeat_and_what_lies_between_may_not(monkeypatch, strict):
     was = torch.are_deterministic_algorithms_enabled()
     torch.backends.cuda.enable_flash_sdp(True)  # as PyTorch begins, whatever this process did before
     torch.backends.cuda.enable_mem_efficient_sdp(True)
-    monkeypatch.setattr(hooks, "STRICT", strict)
     monkeypatch.setattr(attention, "IS_DETERMINISTIC", strict)
     monkeypatch.setattr(attention, "VERSION", (2, 5) if strict else (2, 4))
     runner = SimpleNamespace(seed=3, iter=0)

@@ -11,6 +11,11 @@ from recipe.core.host import gpus
 from recipe.core.run import Run
 from recipe.xtuner import step_choice
 
+
+class TrainingError(RuntimeError):
+    """Training must not go on. The text is one line for the user: what, where, what to do."""
+
+
 # The exception lines of a traceback, and our hooks' own.
 ERROR = re.compile(r"(?m)^(?:\[rank\d+\]: ?)?((?:[\w.]*(?:Error|Exception|Interrupt)\b).*)$")
 
@@ -208,7 +213,7 @@ def _lacking(found: Any, run: Run, planned: Dict[str, Any]) -> str:
 
 
 KNOWN: List[Tuple[str, Callable[[Any, Run, Dict[str, Any]], str]]] = [
-    (r"(?m)^(?:\[rank\d+\]: ?)?recipe\.training\.hooks\.TrainingError: (.*)$", _own),
+    (r"(?m)^(?:\[rank\d+\]: ?)?recipe\.training\.failure\.TrainingError: (.*)$", _own),
     # PyTorch's own words, the CUDA runtime's, bitsandbytes' and NCCL's; cuBLAS cannot start where no memory is left.
     (
         r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|Error out of memory at line|"

@@ -1,0 +1,20 @@
+"""mmengine hooks that the rendered config names as recipe.training.hooks.X; only the trainer's process imports them."""
+
+from recipe.training.hooks.checkpoint import AtomicCheckpointHook
+from recipe.training.hooks.determinism import DeterminismHook, RelaxDeterminismHook
+from recipe.training.hooks.divergence import DivergenceHook
+from recipe.training.hooks.evaluation import DedupeEvalHook, ImageChatHook
+from recipe.training.hooks.timing import HeartbeatHook, TimingHook
+from recipe.training.hooks.wandb_backend import WandbBackend
+
+__all__ = [
+    "AtomicCheckpointHook",
+    "DedupeEvalHook",
+    "DeterminismHook",
+    "DivergenceHook",
+    "HeartbeatHook",
+    "ImageChatHook",
+    "RelaxDeterminismHook",
+    "TimingHook",
+    "WandbBackend",
+]
