@@ -16,7 +16,7 @@ from recipe.core import distributed, hardware, imports, measurements, settings
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.inference import loading
 from recipe.planning import plan
-from recipe.training import failure, hooks
+from recipe.training import failure
 from recipe.training.hooks import divergence
 from recipe.xtuner import config, preset_editor, step_choice
 
@@ -214,4 +214,4 @@ def test_the_guard_asks_the_card(machine, monkeypatch):
             optim_wrapper=SimpleNamespace(get_lr=lambda: {"lr": [1]}),
         )  # fmt: skip
         monkeypatch.setattr(divergence, "compute_dtype", lambda _: "fp16")
-        assert told in hooks.DivergenceHook()._text(runner, "x", None)
+        assert told in divergence._message(runner, "x", None)

@@ -1,4 +1,4 @@
-"""mmengine hooks that the rendered config names as recipe.training.hooks.X; only the trainer's process imports them."""
+"""The hooks that the rendered config adds to mmengine's runner, by name: recipe.training.hooks.X."""
 
 from recipe.training.hooks.checkpoint import AtomicCheckpointHook
 from recipe.training.hooks.determinism import DeterminismHook, RelaxDeterminismHook

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent."""
+"""Saves checkpoints atomically, and once more when the trainer is asked to stop."""
 
 import os
 import re
@@ -6,83 +6,77 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import torch
 from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
 
-from recipe.core.files import remove
+from recipe.core.files import remove, write_text
 from recipe.core.hashing import below
 from recipe.training.failure import PEER_LOST, TrainingError
 from recipe.training.hooks.runner_state import accumulation_steps
 from recipe.training.log_lines import CHECKPOINT_NAME, SAVED
 
-# Seconds after SIGTERM within which the accumulation under way is finished; spot instances give 30.
+# Seconds after SIGTERM in which the current update may still be finished; spot instances give 30.
 GRACE_SECONDS = 20
+OPTIMIZER_BYTES = 16  # per trained parameter: an estimate until the first checkpoint has been saved
 
 
 class AtomicCheckpointHook(CheckpointHook):
-    """mmengine's, but written beside and renamed, pruned only when the new one stands, and made on SIGTERM too."""
+    """mmengine's hook, but it renames a finished checkpoint into place, prunes older ones only then, and saves on
+    SIGTERM.
+    """
 
-    def __init__(self, *words: Any, **more: Any) -> None:
-        super().__init__(*words, **more)
-        self.asked: Optional[float] = None  # when SIGTERM came
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stop_requested_at: Optional[float] = None
         self.size = 0  # bytes of the last checkpoint
 
     def before_run(self, runner: Any) -> None:
-        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGTERM, self._request_stop)
 
-    def _ask(self, *_: Any) -> None:
-        self.asked = self.asked or time.monotonic()
+    def _request_stop(self, *_: Any) -> None:
+        self.stop_requested_at = self.stop_requested_at or time.monotonic()
 
     def before_train(self, runner: Any) -> None:
         super().before_train(runner)
-        # Answers that evaluation is generating end with the next token when we are asked to stop.
+        # An evaluation in progress ends at its next token when a stop is requested.
         for hook in runner.hooks:
-            getattr(hook, "stop_criteria", []).append(lambda ids, scores, **_: self.asked is not None)
+            getattr(hook, "stop_criteria", []).append(lambda ids, scores, **_: self.stop_requested_at is not None)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        told = self._told()
+        is_requested, is_overdue = self._stop_state()
         step = runner.iter + 1
-        whole = step % accumulation_steps(runner) == 0  # gradients that wait for their update are in no checkpoint
-        if not told or (not whole and told == 1):
+        # A checkpoint does not hold accumulated gradients: it is only saved after an update.
+        is_updated = step % accumulation_steps(runner) == 0
+        if not is_requested or not (is_updated or is_overdue):
             return
-        if whole and self.last_ckpt != self._path(step):
+        if is_updated and self.last_ckpt != self._path(step):
             self._save_checkpoint(runner)
-        runner.logger.info(f"{SAVED}{step if whole else 'none'}")
+        runner.logger.info(f"{SAVED}{step if is_updated else 'none'}")
         raise SystemExit(0)
 
     def _path(self, step: int) -> str:
         return str(Path(self.out_dir, self.filename_tmpl.format(step)))
 
-    def _told(self) -> int:
-        """0: nobody was told to stop, 1: some rank was, 2: and the time to finish an accumulation is over. The same
-        on all ranks, since all must do the same.
-        """
-        told = 0 if self.asked is None else 1 + (time.monotonic() - self.asked > GRACE_SECONDS)
-        if get_world_size() == 1:
-            return told
-        most = torch.tensor(told, device="cuda" if torch.cuda.is_available() else "cpu")
-        all_reduce(most, "max")
-        if most.item():
-            self._ask()
-        return int(most.item())
+    def _stop_state(self) -> Tuple[bool, bool]:
+        """(whether any rank was asked to stop, whether its grace period is over), the same on all ranks."""
+        state = 0 if self.stop_requested_at is None else 1 + (time.monotonic() - self.stop_requested_at > GRACE_SECONDS)
+        if get_world_size() > 1:
+            highest = torch.tensor(state, device="cuda" if torch.cuda.is_available() else "cpu")
+            all_reduce(highest, "max")
+            state = int(highest.item())
+            if state:
+                self._request_stop()
+        return state > 0, state > 1
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: Any) -> None:
         folder = Path(self.out_dir)
         name = self.filename_tmpl.format(step)
         part = folder / f".{name}.part"
-        wanted = self.size or 16 * sum(
-            getattr(p, "ds_numel", p.numel()) for p in runner.model.parameters() if p.requires_grad
-        )
-        free = shutil.disk_usage(str(folder)).free
-        if free < 1.05 * wanted:
-            raise TrainingError(
-                f"The disk is full at iteration {step}: a checkpoint takes {_format_size(wanted)}, {_format_size(free)} are free in "
-                f"{folder}. Free some."
-            )
+        self._check_disk(runner, step)
         if is_main_process():
             remove(part)
         barrier()
@@ -94,30 +88,40 @@ class AtomicCheckpointHook(CheckpointHook):
                 save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
                 backend_args=self.backend_args, **self.args,
             )  # fmt: skip
-        except (OSError, RuntimeError) as error:  # torch.save tells a full disk by a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when the disk is full
             remove(part)
-            if re.search(PEER_LOST, str(error)):  # DeepSpeed's ranks wait for each other here
+            if re.search(PEER_LOST, str(error)):  # DeepSpeed's ranks synchronize while saving
                 raise
             raise TrainingError(f"The checkpoint of iteration {step} could not be written to {folder}: {error}.")
         barrier()
-        if not is_main_process():
-            return
-        self.size = _sync_to_disk(part)
-        remove(folder / name)  # one that was damaged: a whole one would not have been made again
-        os.replace(str(part), str(folder / name))
-        note = folder / "last_checkpoint"
-        note.with_name(".last_checkpoint.part").write_text(self.last_ckpt, encoding="utf-8")
-        os.replace(str(note.with_name(".last_checkpoint.part")), str(note))
-        if self.max_keep_ckpts > 0:
-            made = sorted(
-                (int(m[1]), path) for path in folder.glob("iter_*") for m in [CHECKPOINT_NAME.search(path.name)] if m
+        if is_main_process():
+            self.size = _sync_to_disk(part)
+            remove(folder / name)  # only a damaged one can be there: an intact one would have been resumed from
+            os.replace(str(part), str(folder / name))
+            write_text(folder / "last_checkpoint", self.last_ckpt)
+            self._prune(folder)
+
+    def _check_disk(self, runner: Any, step: int) -> None:
+        trained = (parameter for parameter in runner.model.parameters() if parameter.requires_grad)
+        # Under ZeRO-3 a parameter is empty and has its size in ds_numel.
+        needed = self.size or OPTIMIZER_BYTES * sum(getattr(one, "ds_numel", one.numel()) for one in trained)
+        free = shutil.disk_usage(self.out_dir).free
+        if free < 1.05 * needed:
+            raise TrainingError(
+                f"The disk is full at iteration {step}: a checkpoint needs {_format_size(needed)}, and {self.out_dir} "
+                f"has {_format_size(free)} free. Free some space."
             )
-            for _, path in made[: -self.max_keep_ckpts]:
+
+    def _prune(self, folder: Path) -> None:
+        if self.max_keep_ckpts > 0:
+            named = [(CHECKPOINT_NAME.search(path.name), path) for path in folder.glob("iter_*")]
+            saved = sorted((int(match[1]), path) for match, path in named if match)
+            for _, path in saved[: -self.max_keep_ckpts]:
                 remove(path)
 
 
 def _sync_to_disk(path: Path) -> int:
-    """Bring a file or folder to the disk before it gets its name; its size in bytes."""
+    """Flush a file or folder to disk before it is renamed; returns its size in bytes."""
     total = 0
     for file in below(path):
         total += file.stat().st_size

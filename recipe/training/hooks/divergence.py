@@ -1,4 +1,4 @@
-"""Stops a run that diverges."""
+"""Aborts diverged runs and names the likely causes."""
 
 import json
 import math
@@ -13,16 +13,17 @@ from recipe.intake.reader import IMAGE
 from recipe.training.failure import TrainingError
 from recipe.training.hooks.runner_state import compute_dtype, gradient_norm, is_loss_scale_at_minimum
 
-# A loss or a gradient this many times the median of the last WINDOW iterations has left the run.
+# A run has diverged at this multiple of the median loss or gradient norm of the last WINDOW iterations.
 LOSS_SPIKE, GRADIENT_EXPLOSION, WINDOW = 3, 1000, 20
-# Updates that fp16's loss scaling may skip in a row: from 2^16 it halves its scale once for each.
+# fp16's loss scaling starts at 2^16 and halves at each skipped update, so some skips in a row are normal.
 MAX_SKIPPED_UPDATES = 20
+SHOWN_ROWS = 20
 
 
 class DivergenceHook(Hook):
-    """Stops within one iteration when loss or gradient is no number, or has left the run."""
+    """Raises TrainingError in the iteration whose loss or gradient is nan, inf or far above the recent ones."""
 
-    priority = "HIGH"  # before evaluation, which fails on weights that are no numbers, and before a checkpoint is made
+    priority = "HIGH"  # before evaluation, which fails on nan weights, and before a checkpoint is saved
 
     def __init__(self) -> None:
         self.losses: List[float] = []
@@ -30,76 +31,81 @@ class DivergenceHook(Hook):
         self.skipped = 0
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        loss = float(outputs["loss"].detach())
-        norm = gradient_norm(runner)
-        self._look_at_loss(runner, loss, data_batch)
-        self._look_at_gradient(runner, norm, data_batch)
+        loss, norm = float(outputs["loss"].detach()), gradient_norm(runner)
+        problem = self._check_loss(loss) or (self._check_gradient(runner, norm) if norm is not None else "")
+        if problem:
+            raise TrainingError(_message(runner, problem, data_batch))
         self.losses = [*self.losses, loss][-WINDOW:]
         if norm is not None and math.isfinite(norm):
             self.norms = [*self.norms, norm][-WINDOW:]
 
-    def _look_at_loss(self, runner: Any, loss: float, batch: Any) -> None:
+    def _check_loss(self, loss: float) -> str:
+        """What is wrong with the loss, or ""."""
         if not math.isfinite(loss):
-            raise TrainingError(self._text(runner, f"The loss is {loss}", batch))
-        usual = statistics.median(self.losses) if len(self.losses) >= WINDOW // 2 else math.inf
+            return f"The loss is {loss}"
+        usual = _median(self.losses)
         if loss > LOSS_SPIKE * usual and loss > usual + 2:
-            raise TrainingError(self._text(runner, f"The loss jumped to {loss:.4g} from {usual:.4g}", batch))
+            return f"The loss jumped to {loss:.4g} from {usual:.4g}"
+        return ""
 
-    def _look_at_gradient(self, runner: Any, norm: Optional[float], batch: Any) -> None:
-        if norm is None:
-            return
+    def _check_gradient(self, runner: Any, norm: float) -> str:
+        """What is wrong with the gradient, or ""."""
         if not math.isfinite(norm):
             self.skipped += 1
-            if (
-                compute_dtype(runner) != "fp16"
-                or self.skipped > MAX_SKIPPED_UPDATES
-                or is_loss_scale_at_minimum(runner)
-            ):
-                times = f" in {self.skipped} updates in a row" if self.skipped > 1 else ""
-                raise TrainingError(self._text(runner, f"The gradient is {norm}{times}", batch))
-            return
+            is_scaled = compute_dtype(runner) == "fp16" and not is_loss_scale_at_minimum(runner)
+            if is_scaled and self.skipped <= MAX_SKIPPED_UPDATES:
+                return ""
+            times = f" in {self.skipped} updates in a row" if self.skipped > 1 else ""
+            return f"The gradient is {norm}{times}"
         self.skipped = 0
-        usual = statistics.median(self.norms) if len(self.norms) >= WINDOW // 2 else math.inf
+        usual = _median(self.norms)
         if norm > GRADIENT_EXPLOSION * usual and norm > 1:
-            raise TrainingError(
-                self._text(runner, f"The gradient exploded: its norm is {norm:.4g}, was {usual:.4g}", batch)
-            )
-
-    def _text(self, runner: Any, what: str, batch: Any) -> str:
-        rate = max(max(values) for values in runner.optim_wrapper.get_lr().values())
-        causes = []
-        if compute_dtype(runner) == "fp16":
-            has_bf16 = hardware.has_bf16()
-            causes.append(
-                "fp16 overflows above 65504, and this card has bf16: train.dtype=bf16"
-                if has_bf16
-                else "fp16 overflows above 65504, and this card has no bf16"
-            )
-        # The configured rate: the one of this iteration may be a warm-up's.
-        causes.append(f"the learning rate is too high ({rate:.3g} now): train.lr={runner.cfg.lr / 4:.3g}")
-        rows = dataset_lines(runner, batch)
-        causes.append(f"these rows hold something odd: {rows}" if rows else "a row holds something odd")
-        return (
-            f"{what} at iteration {runner.iter + 1} of {runner.max_iters}. Likely: {'; or '.join(causes)}. "
-            f"train.guard=false goes on regardless."
-        )
+            return f"The gradient exploded: its norm is {norm:.4g}, was {usual:.4g}"
+        return ""
 
 
-def dataset_lines(runner: Any, batch: Any) -> str:
-    """Which lines of the dataset stand in `batch` (packed, so often several), as text; "" if that cannot be told."""
-    tokenizer = next((hook.tokenizer for hook in runner.hooks if hasattr(hook, "tokenizer")), None)
+def _median(values: List[float]) -> float:
+    """The median, or inf while there are too few values to judge by."""
+    return statistics.median(values) if len(values) >= WINDOW // 2 else math.inf
+
+
+def _message(runner: Any, problem: str, batch: Any) -> str:
+    causes = []
+    if compute_dtype(runner) == "fp16":
+        remedy = "this card has bf16: train.dtype=bf16" if hardware.has_bf16() else "this card has no bf16"
+        causes.append(f"fp16 overflows above 65504, and {remedy}")
+    rate = max(max(values) for values in runner.optim_wrapper.get_lr().values())
+    # The remedy starts from the configured rate: the current one may belong to the warm-up.
+    causes.append(f"the learning rate is too high ({rate:.3g} now): train.lr={runner.cfg.lr / 4:.3g}")
+    rows = find_rows(runner, batch)
+    causes.append(f"unusual content in these rows: {rows}" if rows else "a row with unusual content")
+    return (
+        f"{problem} at iteration {runner.iter + 1} of {runner.max_iters}. Likely: {'; or '.join(causes)}. "
+        f"train.guard=false trains on regardless."
+    )
+
+
+def find_rows(runner: Any, batch: Any) -> str:
+    """Line numbers of the dataset's conversations in `batch` (several, if packed), as text; "" if unknown."""
+    tokenizer: Optional[Any] = next((hook.tokenizer for hook in runner.hooks if hasattr(hook, "tokenizer")), None)
     path = Path(str(runner.cfg.get("data_path", "")))
     if tokenizer is None or not path.is_file():
         return ""
-    # A sign below 0 stands for an image
-    rows = [[token for token in ids if token >= 0] for ids in batch["data"]["input_ids"].tolist()]
-    packs = ["".join(tokenizer.decode(ids).split()) for ids in rows]
+    # Ids below 0 stand for images.
+    packs = [[token for token in ids if token >= 0] for ids in batch["data"]["input_ids"].tolist()]
+    contents = [_without_spaces(tokenizer.decode(ids)) for ids in packs]
     found = []
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
-            texts = [turn[side] for turn in json.loads(line)["conversation"] for side in ("input", "output")]
-            whole = ["".join(text.replace(IMAGE, "").split()) for text in texts]
-            if any(text and text in pack for text in whole for pack in packs):
+            turns = json.loads(line)["conversation"]
+            texts = [_without_spaces(turn[side].replace(IMAGE, "")) for turn in turns for side in ("input", "output")]
+            if any(text and text in content for text in texts for content in contents):
                 found.append(number)
-    more = f" and {len(found) - 20} more" if len(found) > 20 else ""
-    return f"{', '.join(map(str, found[:20]))}{more} of {path}" if found else ""
+    if not found:
+        return ""
+    more = f" and {len(found) - SHOWN_ROWS} more" if len(found) > SHOWN_ROWS else ""
+    return f"{', '.join(map(str, found[:SHOWN_ROWS]))}{more} of {path}"
+
+
+def _without_spaces(text: str) -> str:
+    return "".join(text.split())

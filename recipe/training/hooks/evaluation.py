@@ -1,6 +1,6 @@
-"""Answers to the evaluation questions."""
+"""Corrections to XTuner's EvaluateChatHook, which answers the evaluation questions during training."""
 
-from typing import Any
+from typing import Any, List
 
 import torch
 from mmengine.hooks import Hook
@@ -8,35 +8,38 @@ from xtuner.engine.hooks import EvaluateChatHook
 
 
 class ImageChatHook(EvaluateChatHook):
-    """XTuner's questions about images, answered in the type that is trained in. Without DeepSpeed its projector is fp32
-    and the frozen language model's output head is not, which meet in training's autocast alone.
+    """Answers questions about images under the autocast of training.
+
+    Without DeepSpeed the projector is fp32 and the language model's output head is not: they only match in autocast.
     """
 
-    def _generate_samples(self, runner: Any, *words: Any, **more: Any) -> None:
-        kind = getattr(runner.optim_wrapper, "cast_dtype", None)
+    def _generate_samples(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        dtype = getattr(runner.optim_wrapper, "cast_dtype", None)
         device = next(runner.model.parameters()).device.type
-        with torch.autocast(device, dtype=kind, enabled=kind is not None):
-            super()._generate_samples(runner, *words, **more)
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            super()._generate_samples(runner, *args, **kwargs)
 
 
 class DedupeEvalHook(Hook):
-    """XTuner asks its questions after the last iteration, and at the end of training once more, of the same model: once
-    will do. With 7 billion parameters that takes longer than many iterations.
+    """Skips the questions at the end of training if the last iteration has just asked them.
+
+    On a 7B model they take longer than many iterations.
     """
 
-    priority = "VERY_LOW"  # what is asked before the first iteration does not count
+    priority = "VERY_LOW"  # after XTuner's hook has asked its questions before training
 
     def before_train(self, runner: Any) -> None:
         for hook in runner.hooks:
             if hasattr(hook, "_generate_samples"):
-                self._once(hook)
+                self._skip_repeat(hook)
 
-    def _once(self, hook: Any) -> None:
-        generate, at_the_end, asked = hook._generate_samples, hook.after_train, []
+    def _skip_repeat(self, hook: Any) -> None:
+        generate, after_train = hook._generate_samples, hook.after_train
+        evaluated: List[int] = []
 
-        def noted(runner: Any, *words: Any, **more: Any) -> None:
-            asked.append(runner.iter + 1)
-            generate(runner, *words, **more)
+        def generate_and_note(runner: Any, *args: Any, **kwargs: Any) -> None:
+            evaluated.append(runner.iter + 1)
+            generate(runner, *args, **kwargs)
 
-        hook._generate_samples = noted
-        hook.after_train = lambda runner: None if runner.iter in asked else at_the_end(runner)
+        hook._generate_samples = generate_and_note
+        hook.after_train = lambda runner: None if runner.iter in evaluated else after_train(runner)

@@ -1,4 +1,4 @@
-"""Where the trainer's seconds go."""
+"""Logs progress of machines other than the first, and where the trainer's time goes."""
 
 import os
 import time
@@ -13,9 +13,7 @@ from recipe.training.log_lines import TIME_BREAKDOWN
 
 
 class HeartbeatHook(Hook):
-    """On machines other than the first: a word for each iteration. All that mmengine logs is rank 0's, and a trainer
-    that says nothing counts as hung.
-    """
+    """Prints a line per iteration on the other machines, where mmengine logs nothing and silence counts as a hang."""
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if get_rank() and os.environ.get("LOCAL_RANK") == "0":
@@ -23,51 +21,54 @@ class HeartbeatHook(Hook):
 
 
 class TimingHook(Hook):
-    """Says in the log where the trainer's seconds have gone since its process began: whenever a checkpoint stands, and
-    at the end.
-    """
+    """Logs the seconds since the process started, by what took them, at every checkpoint and at the end."""
 
-    priority = "VERY_LOW"  # after evaluation's last answers
+    priority = "VERY_LOW"  # after the last evaluation
 
     def __init__(self) -> None:
-        self.began = time.monotonic() - process_age()
-        self.spent = {"start": 0.0, "answers": 0.0, "checkpoints": 0.0}
+        self.started = time.monotonic() - process_age()
+        self.seconds = {"start": 0.0, "answers": 0.0, "checkpoints": 0.0}
 
     def before_run(self, runner: Any) -> None:
         for hook in runner.hooks:
             if hasattr(hook, "_generate_samples"):  # XTuner's EvaluateChatHook
                 hook._generate_samples = self._timed("answers", hook._generate_samples)
             if isinstance(hook, CheckpointHook):
-                save = self._timed("checkpoints", hook._save_checkpoint)
-                hook._save_checkpoint = lambda *words, save=save, **more: (save(*words, **more), self._say(runner))[0]
+                hook._save_checkpoint = self._logged(runner, self._timed("checkpoints", hook._save_checkpoint))
 
     def before_train(self, runner: Any) -> None:
-        self.spent["start"] = time.monotonic() - self.began - self.spent["answers"]
+        self.seconds["start"] = time.monotonic() - self.started - self.seconds["answers"]
 
     def after_train(self, runner: Any) -> None:
-        self._say(runner)
+        self._log(runner)
 
-    def _timed(self, what: str, does: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*words: Any, **more: Any) -> Any:
+    def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             before = time.monotonic()
             try:
-                return does(*words, **more)
+                return function(*args, **kwargs)
             finally:
-                self.spent[what] += time.monotonic() - before
+                self.seconds[name] += time.monotonic() - before
 
         return timed
 
-    def _say(self, runner: Any) -> None:
-        rest = time.monotonic() - self.began - sum(self.spent.values())
-        breakdown = {**self.spent, "iterations": rest}
-        runner.logger.info(
-            f"{TIME_BREAKDOWN}{', '.join(f'{what} {seconds:.2f}' for what, seconds in breakdown.items())}"
-        )
+    def _logged(self, runner: Any, save: Callable[..., Any]) -> Callable[..., None]:
+        def logged(*args: Any, **kwargs: Any) -> None:
+            save(*args, **kwargs)
+            self._log(runner)
+
+        return logged
+
+    def _log(self, runner: Any) -> None:
+        rest = time.monotonic() - self.started - sum(self.seconds.values())
+        parts = {**self.seconds, "iterations": rest}
+        runner.logger.info(TIME_BREAKDOWN + ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items()))
 
 
 def process_age() -> float:
-    """Seconds since this process began, to 0.01 (proc(5), field 22 of stat). Not by the time of day: the kernel tells
-    in whole seconds when it booted, and what is reckoned from that is up to one second too old.
+    """Seconds since this process started, to 0.01 (field 22 of /proc/self/stat).
+
+    Not from the wall clock: the kernel gives its boot time in whole seconds, so that would be up to a second off.
     """
     ticks = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")

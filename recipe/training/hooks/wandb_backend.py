@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Weights & Biases without uploading code."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from mmengine.visualization import WandbVisBackend
 
 
 class WandbBackend(WandbVisBackend):
-    """mmengine's, but without the code: it would take every Python file below the working folder, environments too."""
+    """mmengine's backend would upload every Python file below the working folder, environments included."""
 
     def add_config(self, config: Any, **_: Any) -> None:
         self.experiment.config.update(config.to_dict())
