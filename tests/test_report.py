@@ -171,15 +171,15 @@ def test_the_curves_hold_what_the_trainer_logged(demo, manifest):
     place = (ROOT / train["log"]).parent
     steps = log.read_iterations(place)
     assert list(steps) == list(range(1, train["iterations"] + 1))
-    for iteration, lr, loss in log_lines.read_log((place / "train.log").read_text("utf-8")):
-        assert steps[iteration]["lr"] == pytest.approx(lr, rel=1e-4)
-        assert steps[iteration]["loss"] == pytest.approx(loss, abs=1e-4)
+    for iteration, logged in log_lines.parse_iterations((place / "train.log").read_text("utf-8")).items():
+        assert steps[iteration]["lr"] == pytest.approx(logged["lr"], rel=1e-4)
+        assert steps[iteration]["loss"] == pytest.approx(logged["loss"], abs=1e-4)
     raw = log.per_iteration(steps)
     assert min(raw.values()) > 0  # a loss; what is undone wrongly drifts below
     said = log.read_answers(place, manifest["settings"]["train"]["evaluation_inputs"], [])
     assert [one.iteration for one in said] == manifest["stages"]["plan"]["figures"]["evaluations"]
-    assert all(ended and answer for _, answer, ended in said[-1].said)
-    assert all("<|" not in answer for one in said for _, answer, _ in one.said)
+    assert all(ended and answer for _, answer, ended in said[-1].replies)
+    assert all("<|" not in answer for one in said for _, answer, _ in one.replies)
 
 
 def test_single_values_come_back_from_mmengines_means():

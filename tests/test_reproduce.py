@@ -128,6 +128,6 @@ def test_the_published_run_digit_for_digit(real_workbook, real_tokenizer, tmp_pa
     assert figures["adapter"]["underflow_share"] == 1.0
     assert "It trained nothing." in done.stdout
     assert "DIFFERS" not in done.stdout
-    steps = reproduce.logged((ROOT / figures["train"]["log"]).read_text(encoding="utf-8"))
+    steps = reproduce.parse_iterations((ROOT / figures["train"]["log"]).read_text(encoding="utf-8"))
     for entry in reproduce.published()["log"]:
         assert f"{steps[entry['iteration']]['lr']:.4e}" == f"{entry['lr']:.4e}"

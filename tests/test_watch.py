@@ -128,9 +128,9 @@ def test_when_nothing_runs_the_last_state_is_said(detached, tmp_path):
     assert "exit code 1: The loss is nan at iteration 5 of 72." in said
     code, said = last(command="train", stage="train", at=1.0)
     assert code == 1
-    assert "ended without a word at stage train: it was killed, or the machine went down." in said
+    assert "at stage train: it was killed, or the machine went down." in said
     done = recipe("stop", folder)
-    assert (done.returncode, done.stdout.strip()) == (0, f"Nothing is at work in {folder}.")
+    assert (done.returncode, done.stdout.strip()) == (0, f"No active run in {folder}.")
     refused(recipe("watch", "none", "--output", tmp_path), 2, "There is no run 'none'")
 
 
@@ -154,7 +154,7 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
     assert not watch.is_active(folder)
     files.write_text(folder / ".now.json", json.dumps({**state, "at": state["at"] - watch.STARTUP_SECONDS}))
     assert not watch.is_active(folder)  # it never came
-    assert f"has said nothing since: {folder}/detached.log tells why" in recipe("watch", folder).stdout
+    assert f"{folder}/detached.log" in recipe("watch", folder).stdout
 
 
 def announced(folder):

@@ -222,7 +222,7 @@ def _log(run: Run) -> Tuple[str, str]:
     log = run.checkpoint.parent / "train.log"
     if not log.is_file():
         return NOT_HERE, "deleted"
-    steps, figures = log_lines.read_log(log.read_text(encoding="utf-8", errors="replace")), run.figures("train")
+    steps, figures = log_lines.parse_iterations(log.read_text(encoding="utf-8", errors="replace")), run.figures("train")
     found = log_lines.curve_figures(steps)
     other = [f"{name} {value}, was {figures[name]}" for name, value in found.items() if value != figures[name]]
     return (DIFFERS, "; ".join(other)) if other else (OK, f"{len(steps)} lines, loss and rate as in run.json")

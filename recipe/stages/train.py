@@ -14,7 +14,7 @@ from recipe.core.host import gpus
 from recipe.core.run import Run
 from recipe.training.checkpoints import folder, iteration_of, last_checkpoint
 from recipe.training.fast import verdict
-from recipe.training.log_lines import HEARTBEAT, curve_figures, read_log, time_breakdown
+from recipe.training.log_lines import HEARTBEAT, curve_figures, parse_iterations, time_breakdown
 from recipe.training.process import failure_message, run_process, run_trainer, wait_for_first_node
 from recipe.weights import llava
 from recipe.xtuner import loggers, preset_facts, step_choice
@@ -76,7 +76,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         "seed": found["seed"],
         "ranks": distributed.count(run.settings),
         **({"pretrained_pth": llava.projector_checksum(run)} if preset_facts.pictures(run.settings) else {}),
-        **curve_figures(read_log(said)),
+        **curve_figures(parse_iterations(said)),
         "time_breakdown": time_breakdown(said),
         **({"fast_step": compared} if compared else {}),
         "log": run.shown(log),
@@ -116,19 +116,18 @@ def join(run: Run) -> str:
         return f"{here.address} has ended without training: nothing to join."
     said: List[Tuple[int, int]] = []
 
-    def look(line: str) -> bool:
+    def look(line: str) -> None:
         found = HEARTBEAT.search(line)
         if found:
             now, total = int(found[1]), int(found[2])
             if not said or now * 10 // total > said[-1][0] * 10 // total:
                 print(f"  iteration {now}/{total}", flush=True)
             said.append((now, total))
-        return False
 
-    code, asked, faulted = run_process(run, words, log, look)
+    end = run_process(run, words, log, look)
     reached = f"iteration {said[-1][0]} of {said[-1][1]}" if said else "no iteration"
-    if asked:
+    if end.is_stopped:
         raise Stopped(f"Stopped as asked (SIGTERM) at {reached}: resume by typing the same command on all machines.")
-    if code:
-        raise RunFailed(failure_message(run, code, log, {}, faulted))
+    if end.code:
+        raise RunFailed(failure_message(run, end, log, {}))
     return f"Ended at {reached}. What became of it is said by {here.address}, which also makes the adapter."

@@ -3,25 +3,30 @@
 from itertools import count
 from typing import Any, Iterator
 
-from xtuner.engine.runner import TrainLoop as XTunersLoop
+from xtuner.engine.runner import TrainLoop as XTunerTrainLoop
 
 
-class TrainLoop(XTunersLoop):
-    """The same batches in the same order. The pause is for processes that load data, which may hang when they are ended
-    and started again; where there are none, as in most presets, nothing can. A run that goes on from a checkpoint would
-    make every pause before it once more.
+class TrainLoop(XTunerTrainLoop):
+    """Gives the same batches in the same order as XTuner's loop.
+
+    The pause protects data loading processes, which may hang when they restart. Most presets have none. A resumed run
+    would also repeat the pause of every finished epoch.
     """
 
-    def __init__(self, *words: Any, **more: Any) -> None:
-        super().__init__(*words, **more)
+    dataloader_iterator: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if not self.dataloader.num_workers:
             self.dataloader_iterator = _batches(self.dataloader_iterator)
 
 
 def _batches(endless: Any) -> Iterator[Any]:
-    """What mmengine's _InfiniteDataloaderIterator gives; it has begun the first epoch already, by a random number."""
+    """The batches of mmengine's _InfiniteDataloaderIterator, which has already drawn the order of the first epoch."""
     loader, batches = endless._dataloader, endless._iterator
-    sampler = loader.sampler if hasattr(loader.sampler, "set_epoch") else getattr(loader.batch_sampler, "sampler", None)
+    sampler: Any = loader.sampler
+    if not hasattr(sampler, "set_epoch"):
+        sampler = getattr(loader.batch_sampler, "sampler", None)
     for epoch in count(1):
         yield from batches
         if hasattr(sampler, "set_epoch"):

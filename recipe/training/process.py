@@ -1,8 +1,6 @@
-"""Starts XTuner's own trainer in its own process, shows its progress, and believes only its checkpoint.
+"""Runs XTuner's trainer as a process: its command line, its output, its end.
 
-The `xtuner` command ends with 0 when its child crashed, so the trainer's file is started directly. Training
-that was stopped goes on from its last checkpoint: checkpoints of other settings or data lie in another
-folder (checkpoints/<key>), so they are never mixed.
+The `xtuner` command exits with 0 even when its child crashed, so the trainer's module is started directly.
 """
 
 import contextlib
@@ -16,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from recipe.core import compiler, distributed
 from recipe.core.errors import HostLacks, RunFailed, Stopped
@@ -27,26 +25,36 @@ from recipe.training import failure
 from recipe.training.checkpoints import iteration_of, last_checkpoint
 from recipe.training.fast import verdict
 from recipe.training.log_lines import ITERATION, parse_iterations
-from recipe.training.progress import Progress
+from recipe.training.progress import TrainingProgress
 from recipe.xtuner import loggers, step_choice
 
-DEEPSPEED_FILE = "deepspeed.json"  # beside the checkpoints: what DeepSpeed is given
+DEEPSPEED_FILE = "deepspeed.json"  # DeepSpeed's configuration, beside the checkpoints
 
-STOP_TIMEOUT = 30  # seconds that a stopped trainer gets before it is ended
+STOP_TIMEOUT = 30  # seconds from asking the trainer to stop until it is killed
 
 PR_SET_PDEATHSIG = 1
 
+# On a CPU, every iteration allocates and frees tensors of hundreds of MB. By default glibc returns that memory to the
+# kernel, which zeroes it again: with InternLM2's vocabulary half of an iteration's time (5.0 s instead of 2.4 s).
+# Keeping it fragments the heap, which takes half as much memory again.
+MALLOC_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+
+
+class TrainerEnd(NamedTuple):
+    """How the trainer's process ended."""
+
+    code: int  # negative: killed by that signal
+    is_stopped: bool  # whether we got SIGTERM and passed it on
+    oom_killed: bool  # whether the kernel killed a process for memory meanwhile
+    xids: List[str]  # the kernel's new messages about GPU faults
+
 
 def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str]:
-    """The trainer's command line: what `xtuner train` starts, without its blind exit code; for several ranks under
-    torchrun.
-    """
-    if distributed.count(run.settings) > 1:
-        words = [sys.executable, "-m", *distributed.launcher(run.settings)]
-    else:
-        words = [sys.executable, "-m", "recipe.training.entry"]
+    """The trainer's command line, through torchrun for several ranks. `start`: the checkpoint to resume from."""
+    several = distributed.count(run.settings) > 1
+    words = [sys.executable, "-m", *(distributed.launcher(run.settings) if several else ["recipe.training.entry"])]
     words += [run.shown(run.config), "--work-dir", run.shown(place)]
-    if distributed.count(run.settings) > 1:
+    if several:
         words += ["--launcher", "pytorch"]
     if step_choice.deepspeed(run.settings):
         words += ["--deepspeed", run.shown(place / DEEPSPEED_FILE)]
@@ -57,140 +65,125 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
     return words
 
 
-# On a CPU tensors of hundreds of MB come and go in every iteration. Unless told to keep their memory, glibc gives it
-# back to the kernel, which fills it with zeros again: half of an iteration's time where the vocabulary is InternLM2's
-# (5.0 s and 2.4 s side by side). In exchange the heap has gaps: half as much memory again.
-MALLOC_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
-
-
 def environment(run: Run) -> Dict[str, str]:
-    """For the trainer: what torchrun would tell a single process. Without it DeepSpeed asks MPI, which fails on a
-    machine or in a container that has no network. And what cuBLAS needs to sum in the same order every time; and that
-    the run's own checkpoints may be read, of which PyTorch 2.6 and newer read no more than tensors unless told.
-    """
+    """The trainer's environment variables."""
+    # PyTorch 2.6 and newer read only tensors from a checkpoint by default; these checkpoints are the run's own.
     own = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
     if not gpus():
         own.update(MALLOC_SETTINGS)
     if run.settings.train.deterministic:
         own["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if distributed.count(run.settings) > 1:
-        # torchrun tells each rank the rest, and warns if it has to choose the number of threads
+        # torchrun sets the rest for each rank, and warns if it has to choose the number of threads.
         threads = max(1, (os.cpu_count() or 1) // run.settings.gpus)
         return {"OMP_NUM_THREADS": str(threads), **os.environ, **own}
-    if not step_choice.deepspeed(run.settings) or "RANK" in os.environ:
-        return {**os.environ, **own}
-    port = str(distributed.free_port())
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {**os.environ, **own, **alone}
-
-
-def _die_with_parent() -> None:
-    """In the child, before it starts: if we are killed, it must not train on into a folder we have lost."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if step_choice.deepspeed(run.settings) and "RANK" not in os.environ:
+        # What torchrun would set. Without it DeepSpeed asks MPI, which fails without a network.
+        port = str(distributed.free_port())
+        own.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    return {**os.environ, **own}
 
 
 def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:
+    """Train from `start` to the end, or stop on SIGTERM. `planned`: plan.json.
+
+    Raises RunFailed with the cause, Stopped if asked to stop before the last iteration.
+    """
+    total = planned["iterations"]
     words = command(run, place, start, planned["seed"])
     if step_choice.deepspeed(run.settings):
         write_text(place / DEEPSPEED_FILE, step_choice.deepspeed_text(run.settings))
-    total, tokens = planned["iterations"], planned["tokens_kept"] / planned["iterations_per_epoch"]
     run.tell(log=str(log.relative_to(run.folder)))
     if step_choice.speed(run.settings) != "stock" and gpus() and compiler.fault():
         print(compiler.notice(), file=sys.stderr, flush=True)
-    wrong: List[int] = []
+    with TrainingProgress(total, planned["tokens_kept"] / planned["iterations_per_epoch"]) as progress:
 
-    progress = Progress(total, tokens)
-    with progress as show:
-
-        def on_line(line: str) -> bool:
-            step, compared = ITERATION.search(line), verdict.parse_line(line)
+        def on_line(line: str) -> None:
+            iteration, compared = ITERATION.search(line), verdict.parse_line(line)
             if compared and not compared["passed"]:
-                progress.say(f"  {verdict.failure_message(compared)}")
-            if step and int(step[2]) != total:
-                wrong.append(int(step[2]))
-            elif step:
-                show(int(step[1]), parse_iterations(line)[int(step[1])])
-            return bool(wrong)
+                progress.print(f"  {verdict.failure_message(compared)}")
+            if iteration and int(iteration[2]) != total:
+                raise RunFailed(
+                    f"The trainer is going to make {iteration[2]} iterations, but the plan has {total}: stopped. This "
+                    f"is a bug in this project; please report it with {run.shown(log)}."
+                )
+            if iteration:
+                progress.update(int(iteration[1]), parse_iterations(line)[int(iteration[1])])
 
         try:
-            code, asked, faulted = run_process(run, words, log, on_line)
-        except RunFailed as error:
+            end = run_process(run, words, log, on_line)
+        except SilentTrainer as error:
             raise RunFailed(f"{error} {_resume_hint(place)}")
-    if wrong:
-        raise RunFailed(
-            f"The trainer is going to make {wrong[0]} iterations, the plan says {total}: stopped at "
-            f"once. This is a fault of ours; please report it with {run.shown(log)}."
-        )
-    if asked:
+    if end.is_stopped:
         at = last_checkpoint(place)
         done = iteration_of(at) if at else 0
-        if code or done != total:
+        if end.code or done != total:
             kept = f"The checkpoint of iteration {done} of {total} is kept" if at else "There is no checkpoint yet"
             raise Stopped(f"Stopped as asked (SIGTERM). {kept}: resume by typing the same command.")
-    if code:
-        raise RunFailed(f"{failure_message(run, code, log, planned, faulted)} {_resume_hint(place)}")
+    if end.code:
+        raise RunFailed(f"{failure_message(run, end, log, planned)} {_resume_hint(place)}")
 
 
 def wait_for_first_node(run: Run, here: distributed.Node) -> bool:
-    """Wait until the first machine begins to train; False if it ended without. Raises RunFailed after train.timeout."""
+    """Wait until the first machine starts training; False if it ended before. Raises RunFailed after train.timeout."""
     manifest = run.folder / "run.json"
     before = manifest.stat().st_mtime_ns if manifest.exists() else 0
-    until = time.monotonic() + run.settings.train.timeout * 60
-    while time.monotonic() < until:
+    deadline = time.monotonic() + run.settings.train.timeout * 60
+    while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection((here.address, here.port), timeout=5):
             return True
-        if manifest.exists() and manifest.stat().st_mtime_ns != before:  # it was at work since: is it still?
+        if manifest.exists() and manifest.stat().st_mtime_ns != before:  # it has started: is it still running?
             with contextlib.suppress(HostLacks), run.open():
                 return False
         time.sleep(2)
     raise RunFailed(
-        f"{here.address} did not begin to train within {run.settings.train.timeout:g} minutes at port {here.port}. "
-        f"Start it there, look whether that port is reached from here, or give both more time: train.timeout=120."
+        f"{here.address} did not start training within {run.settings.train.timeout:g} minutes at port {here.port}. "
+        f"Start it there, check that this machine reaches that port, or give both more time: train.timeout=120."
     )
 
 
-def failure_message(run: Run, code: int, log: Path, planned: Dict[str, Any], faulted: Tuple[bool, List[str]]) -> str:
-    oom_killed, xids = faulted
-    said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2] + "".join(f"{x}\n" for x in xids)
-    return f"{failure.explain(code, said, run, planned, oom_killed)} Full log: {run.shown(log)}."
+def failure_message(run: Run, end: TrainerEnd, log: Path, planned: Dict[str, Any]) -> str:
+    """Why the trainer failed, and where its log is. `planned`: plan.json, {} on the other machines."""
+    said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2] + "".join(
+        f"{xid}\n" for xid in end.xids
+    )
+    return f"{failure.explain(end.code, said, run, planned, end.oom_killed)} Full log: {run.shown(log)}."
 
 
 def _resume_hint(place: Path) -> str:
-    """Where the same command goes on."""
     at = last_checkpoint(place)
     if at is None:
         return "There is no checkpoint yet: the same command starts from the beginning."
-    return f"The checkpoint of iteration {iteration_of(at)} is kept; the same command goes on from it."
+    return f"The checkpoint of iteration {iteration_of(at)} is kept; the same command continues from it."
 
 
-def run_process(
-    run: Run, words: List[str], log: Path, on_line: Callable[[str], bool]
-) -> Tuple[int, List[float], Tuple[bool, List[str]]]:
-    """Run the trainer to its end, its lines copied to `log`; it is ended when `on_line`, which gets each, says True.
+def run_process(run: Run, words: List[str], log: Path, on_line: Callable[[str], None]) -> TrainerEnd:
+    """Run the trainer to its end. Its output goes to `log` and, line by line, to `on_line`.
 
-    Returns its exit code, the time at which SIGTERM asked us to stop ([] if it did not), and of the kernel whether it
-    ended a process for memory meanwhile and what it said of the GPU.
+    Raises SilentTrainer, and what `on_line` raises. The trainer has ended then: a RunFailed kills it, else it may save.
     """
     with log.open("a", encoding="utf-8") as stream:
         stream.write(f"\n$ {' '.join(words)}\n")
         stream.flush()
-        killed, before = failure.oom_kills(), failure.xids()
+        kills, xids = failure.oom_kills(), failure.xids()
         child = subprocess.Popen(
             words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
             env={**environment(run), **loggers.environment(run)},
         )  # fmt: skip
         try:
-            with _forward_sigterm(child) as asked:
-                for line in _read_lines(child, stream, run.settings.train.timeout * 60, asked):
+            with _forward_sigterm(child) as stopped_at:
+                for line in _read_lines(child, stream, run.settings.train.timeout * 60, stopped_at):
                     if run.settings.nodes > 1 and failure.RANK_ENDED.search(line):
-                        # torchrun would wait 5 minutes for the other machines, and asked to end it may hang for good
-                        child.kill()  # its ranks here end with it
-                    if on_line(line):
+                        # torchrun would wait 5 minutes for the other machines and may hang when asked to stop. Killing
+                        # it ends its ranks here too.
                         child.kill()
-                        break
+                    on_line(line)
             code = child.wait()
-            return code, asked, (failure.oom_kills() > killed, [x for x in failure.xids() if x not in before])
+        except RunFailed:
+            child.kill()
+            child.wait()
+            raise
         except BaseException:
             child.terminate()
             try:
@@ -199,52 +192,67 @@ def run_process(
                 child.kill()
                 child.wait()
             raise
+        new = [xid for xid in failure.xids() if xid not in xids]
+        return TrainerEnd(code, bool(stopped_at), failure.oom_kills() > kills, new)
+
+
+def _die_with_parent() -> None:
+    """In the child: end when this process is killed, since nobody would hold the run folder's lock any more."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager
-def _forward_sigterm(child: Any) -> Iterator[List[float]]:
-    """SIGTERM to us is told to the trainer, which saves and ends. Yields a list that holds the time of it."""
-    asked: List[float] = []
+def _forward_sigterm(child: "subprocess.Popen[str]") -> Iterator[List[float]]:
+    """Pass SIGTERM on to the trainer, which then saves and ends. Yields a list that gets the time of the first one."""
+    stopped_at: List[float] = []
 
-    def ask(*_: Any) -> None:
-        if not asked:
-            asked.append(time.monotonic())
+    def forward(*_: Any) -> None:
+        if not stopped_at:
+            stopped_at.append(time.monotonic())
             child.terminate()
 
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
-        yield asked
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
+        yield stopped_at
         return
-    before = signal.signal(signal.SIGTERM, ask)
+    before = signal.signal(signal.SIGTERM, forward)
     try:
-        yield asked
+        yield stopped_at
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _read_lines(child: Any, copy: Any, patience: float, asked: List[float]) -> Iterator[str]:
-    """The trainer's lines, copied to the log. Raises RunFailed after `patience` seconds without one; a trainer that
-    was asked to stop and does not is ended.
+class SilentTrainer(RunFailed):
+    """The trainer wrote nothing for train.timeout minutes."""
+
+
+def _read_lines(
+    child: "subprocess.Popen[str]", log: IO[str], patience: float, stopped_at: List[float]
+) -> Iterator[str]:
+    """The trainer's lines, copied to `log`. Kills a trainer that was asked to stop and does not.
+
+    Raises SilentTrainer after `patience` seconds without a line.
     """
-    lines: Any = queue.Queue()
+    lines: queue.Queue[Optional[str]] = queue.Queue()
 
     def read() -> None:
+        assert child.stdout
         for line in child.stdout:
             lines.put(line)
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    heard = time.monotonic()
+    last = time.monotonic()
     while True:
         try:
             line = lines.get(timeout=0.5)
         except queue.Empty:
             if child.poll() is not None:
-                return  # what it started may still hold the pipe
-            if asked and time.monotonic() - asked[0] > STOP_TIMEOUT:
+                return  # its own children may still hold the pipe open
+            if stopped_at and time.monotonic() - stopped_at[0] > STOP_TIMEOUT:
                 child.kill()
-            if time.monotonic() - heard > patience:
+            if time.monotonic() - last > patience:
                 child.kill()
-                raise RunFailed(
+                raise SilentTrainer(
                     f"The trainer has said nothing for {patience / 60:.3g} minutes and was ended: a hung GPU, a lost "
                     f"disk or, on several GPUs or machines, ranks that wait for each other. "
                     f"train.timeout={patience / 30:.3g} waits twice as long."
@@ -252,7 +260,7 @@ def _read_lines(child: Any, copy: Any, patience: float, asked: List[float]) -> I
             continue
         if line is None:
             return
-        heard = time.monotonic()
-        copy.write(line)
-        copy.flush()
+        last = time.monotonic()
+        log.write(line)
+        log.flush()
         yield line

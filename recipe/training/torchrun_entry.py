@@ -1,7 +1,7 @@
-"""What torchrun starts for each GPU: XTuner's trainer, which ends when torchrun does.
+"""The program that torchrun starts for each GPU: XTuner's trainer, which ends when torchrun does.
 
-On machines other than the first torchrun is started before the run is known there: the trainer's arguments
-come from rank 0, through torchrun's own store.
+On the other machines torchrun starts before the run's files are known there, so rank 0 sends the trainer's arguments
+through torchrun's own store.
 """
 
 import ctypes
@@ -16,11 +16,11 @@ from recipe.training import entry
 from recipe.training.process import PR_SET_PDEATHSIG
 
 STORE_KEY = "recipe/arguments"
-STORE_TIMEOUT = datetime.timedelta(minutes=10)  # for a process that has been started already
+STORE_TIMEOUT = datetime.timedelta(minutes=10)  # for rank 0's process, which has already started
 
 
-def receive_arguments(arguments: List[str]) -> List[str]:
-    """The trainer's arguments: rank 0's own, which it tells the other machines."""
+def share_arguments(arguments: List[str]) -> List[str]:
+    """The trainer's arguments: rank 0's own, which it sends to the other machines."""
     if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
         return arguments
     from torch.distributed import TCPStore
@@ -34,9 +34,9 @@ def receive_arguments(arguments: List[str]) -> List[str]:
 def main(arguments: List[str]) -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended just before
+    if os.getppid() != parent:  # torchrun ended just before prctl
         sys.exit(1)
-    entry.main(receive_arguments(arguments))
+    entry.main(share_arguments(arguments))
 
 
 if __name__ == "__main__":

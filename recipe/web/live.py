@@ -101,7 +101,7 @@ def _figure(picture: curves.Picture, language: str) -> str:
 def _answers(one: log.Answers, language: str, shown: bool) -> str:
     summary = html.text(say("at", language, f"{one.iteration:,}"))
     said = ""
-    for question, answer, ended in one.said:
+    for question, answer, ended in one.replies:
         note = "" if ended else say("cut", language)
         box = html.said(say("tuned", language), answer or say("nothing", language), note, "tuned")
         said += html.turn(question, [box], language)
