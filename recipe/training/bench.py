@@ -1,10 +1,10 @@
-"""What a training iteration takes on this machine's card: `just bench [recipe]`, about two minutes.
+"""Times a training step on this machine's card, for `just bench`: about two minutes.
 
-Of the recipe's batch and length, in each way that this card can train: step time, memory, tokens a second, beside the
-floor that two measured ceilings set (the rate of matrix products, and laying out 4-bit weights). The model has the 7B
-model's shapes and random weights, made on the card: time and memory do not depend on them, and nothing is fetched.
-Without a GPU, the tiny model's shapes in fp32, unquantized. What was measured goes to output/bench.json, and plan and
-doctor reckon with it (recipe/core/measurements.py).
+For each way to train, with the recipe's batch and length: step time, memory and tokens per second, next to a lower
+bound from two measured rates (matrix products, and dequantizing 4-bit weights). The model has the 7B model's shapes and
+random weights, on which time and memory do not depend, so nothing is downloaded. Without a GPU: the tiny model's shapes
+in fp32, not quantized. The results go to output/bench.json, from which plan and doctor estimate
+(recipe/core/measurements.py).
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import re
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from recipe.core import compiler, imports, measurements
 from recipe.core.errors import InputWrong
@@ -26,15 +26,17 @@ from recipe.core.settings import Settings
 from recipe.training.fast import verdict
 from recipe.xtuner import config, step_choice
 
-SHAPES_7B = dict(
+Sizes = Dict[str, int]  # of InternLM2Config
+
+SHAPES_7B: Sizes = dict(
     vocab_size=92544, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8,
 )  # fmt: skip
-SHAPES_TINY = dict(
+SHAPES_TINY: Sizes = dict(
     vocab_size=2048, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=8,
     num_key_value_heads=2,
 )  # fmt: skip
-TIMED_STEPS, WARMUP_STEPS = 10, 4  # timed, and before them (the first ones compile, record and fill)
+TIMED_STEPS, WARMUP_STEPS = 10, 4  # the warm-up compiles kernels, records the CUDA graph and fills caches
 WAYS = {
     "stock": "XTuner's own step",
     "fast": "fast, layers recomputed",
@@ -44,167 +46,97 @@ WAYS = {
 
 
 class StepMismatch(Exception):
-    """A fast step that is not XTuner's own within rounding; the text says how far apart they are."""
+    """The fast step differs from XTuner's own by more than rounding; the text says by how much."""
 
 
-def matrix_shapes(sizes: Dict[str, int]) -> List[Any]:
-    """(out, in) of a layer's matrices: wqkv, wo, w1, w3, w2."""
-    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    fused = hidden + 2 * hidden // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
-    return [(fused, hidden), (hidden, hidden), (inner, hidden), (inner, hidden), (hidden, inner)]
+def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[str, Any]:
+    """Measure every way, report by `say`, write output/bench.json; returns its content.
 
-
-def seconds(work: Callable[[], Any], times: int) -> float:
-    """Median seconds of `work`, after a warm-up."""
-    return statistics.median(time_calls(work, times))
-
-
-def time_calls(work: Callable[[], Any], times: int) -> List[float]:
-    """Seconds of each `work`, after a warm-up."""
+    Raises InputWrong for a base model other than InternLM2-7B.
+    """
+    imports.load()
     import torch
 
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    found = []
-    for number in range(WARMUP_STEPS + times):
-        wait()
-        began = time.perf_counter()
-        work()
-        wait()
-        if number >= WARMUP_STEPS:
-            found.append(time.perf_counter() - began)
-    return found
+    if not re.match(r"internlm2_.*7b", settings.base):
+        raise InputWrong(f"base = {settings.base!r}: just bench has the shapes of InternLM2-7B alone.")
+    has_gpu, cards = torch.cuda.is_available(), gpus()
+    device = "cuda" if has_gpu else "cpu"
+    sizes = SHAPES_7B if has_gpu else SHAPES_TINY
+    dtype = torch.float32
+    if has_gpu:
+        dtype = torch.bfloat16 if step_choice.dtype(settings) == "bf16" else torch.float16
+    batch, length = step_choice.sequences(settings)
+    card = cards[0]["name"] if has_gpu and cards else "CPU"
+    say(f"{card}, {'7B' if has_gpu else 'tiny'} model, {batch} × {length} tokens, torch {torch.__version__}")
+    ceilings = measure_ceilings(sizes, device, dtype, batch * length)
+    layout = f"; a layer's 4-bit weights in {ceilings['layout'] * 1e6:,.0f} µs" if ceilings["layout"] else ""
+    say(f"matrix products {ceilings['matmul'] / 1e12:,.2f} TFLOP/s{layout}")
+    if has_gpu and compiler.fault():
+        say(compiler.notice())
+    source = f"just bench, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    measured = []
+    for way in WAYS:
+        entry = _measure_way(way, sizes, settings, device, dtype, ceilings, say)
+        if entry:
+            measured.append({"card": card, "batch_size": batch, "max_length": length, **entry, "source": source})
+        gc.collect()
+        if has_gpu:
+            torch.cuda.empty_cache()
+    # Nothing can be estimated for the 7B model from the tiny one: its results get another name.
+    results = {"measurement": measured} if has_gpu else {"measurement": [], "tiny": measured}
+    content = {"card": card, "ceilings": ceilings, "versions": versions(), **results}
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / measurements.BENCH.name, json.dumps(content, indent=1) + "\n")
+    return content
 
 
-def graph_seconds(work: Callable[[], Any], many: int) -> float:
-    """Seconds of `work` on the card alone: `many` of it replayed as a CUDA graph, without Python's time in between."""
+def _measure_way(
+    way: str, sizes: Sizes, settings: Settings, device: str, dtype: Any, ceilings: Dict[str, float],
+    say: Callable[[str], None],
+) -> Optional[Dict[str, Any]]:  # fmt: skip
+    """One way's entry in bench.json; None if it does not fit the card or its step is wrong here."""
     import torch
 
-    work()  # compiled before it is recorded
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(many):
-            work()
-    return seconds(graph.replay, TIMED_STEPS) / many
-
-
-def build_llm(sizes: Dict[str, int], device: str, kind: Any) -> Any:
-    """InternLM2 of these sizes with random weights; on a GPU its layers in NF4 as bitsandbytes makes them."""
-    import torch
-    from torch import nn
-
-    from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config
-    from recipe.base_model.tiny.modeling_internlm2 import InternLM2ForCausalLM
-
-    configuration = InternLM2Config(**sizes, rope_scaling={"type": "dynamic", "factor": 2.0})
-    with torch.device("meta"):
-        model = InternLM2ForCausalLM(configuration)
-
-    def draw(shape: Any) -> Any:
-        return torch.randn(shape, device=device, dtype=kind).mul_(shape[-1] ** -0.5)
-
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if device == "cuda" and type(child) is nn.Linear and name != "output":
-                setattr(parent, name, _quantized(child, draw(tuple(child.weight.shape)), kind))
-        for name, one in list(parent._parameters.items()):
-            if one is not None and one.device.type == "meta":
-                made = torch.ones(one.shape, device=device, dtype=kind) if one.dim() == 1 else draw(tuple(one.shape))
-                parent._parameters[name] = nn.Parameter(made, requires_grad=False)
-        for name, one in list(parent._buffers.items()):
-            if one is not None and one.device.type == "meta":  # the rotary positions' frequencies
-                parent._buffers[name] = parent.frequencies(parent.base, device)
-    model.is_loaded_in_4bit = model.is_quantized = device == "cuda"
-    return model
-
-
-def _quantized(layer: Any, weight: Any, kind: Any) -> Any:
-    import bitsandbytes
-
-    made = bitsandbytes.nn.Linear4bit(
-        layer.in_features, layer.out_features, bias=False, compute_dtype=kind, quant_type="nf4", device="meta"
+    try:
+        took = measure_step(way, sizes, settings, device, dtype)
+    except torch.cuda.OutOfMemoryError:
+        say(f"{WAYS[way]:26} does not fit this card")
+        return None
+    except StepMismatch as error:
+        say(f"{WAYS[way]:26} differs from XTuner's own step here and is not measured: {error}")
+        return None
+    tokens = math.prod(step_choice.sequences(settings))
+    floor = step_floor(sizes, ceilings, tokens, recomputed=way != "kept")
+    seconds = took["step"] + took["update"] / (settings.train.accumulative_counts or 1)
+    say(
+        f"{WAYS[way]:26} {1e3 * took['step']:8.1f} ms a step (at least {1e3 * took['least']:.1f}; "
+        f"{took['step'] / floor:.2f} × the floor of {1e3 * floor:.1f}), "
+        f"{1e3 * took['update']:6.1f} ms an update, {tokens / seconds:9,.0f} tokens/s, "
+        f"{took['memory_mib']:7,.0f} MiB"
     )
-    made.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=made).cuda()
-    return made
+    return {"way": way, "seconds": round(seconds, 5), "memory_mib": round(took["memory_mib"]), "floor": round(floor, 5)}
 
 
-def measure_ceilings(sizes: Dict[str, int], device: str, kind: Any, tokens: int) -> Dict[str, float]:
-    """`matmul`: multiplications and additions a second in products of the model's shapes with this many tokens;
-    `layout`: seconds to lay out a layer's 4-bit weights, 0 without a GPU.
-    """
-    import torch
+def measure_step(way: str, sizes: Sizes, settings: Settings, device: str, dtype: Any) -> Dict[str, float]:
+    """{step, least: median and minimum seconds of a forward and backward pass, update: seconds of the optimizer,
+    memory_mib: reserved by PyTorch}.
 
-    from recipe.training.fast import nf4
-
-    many = 20 if device == "cuda" else 1  # at a time: the card must not wait for Python
-
-    def each(work: Callable[[], Any]) -> float:
-        return seconds(lambda: [work() for _ in range(many)] and None, TIMED_STEPS) / many
-
-    took = done = laid = 0.0
-    for out, inner in matrix_shapes(sizes):
-        x, weight = (torch.randn(rows, inner, device=device, dtype=kind) for rows in (tokens, out))
-        took += each(lambda x=x, weight=weight: x @ weight.t())
-        done += 2.0 * tokens * out * inner
-        if device == "cuda":
-            layer = _quantized(torch.nn.Linear(inner, out, device="meta"), weight, kind)
-            # A kernel of bitsandbytes' may run while it is recorded, not in the replay: only ours is.
-            clock = (lambda work: graph_seconds(work, many)) if nf4.HAS_KERNEL else each
-            laid += clock(lambda layer=layer: nf4.dequantize(layer.weight, kind))
-    return {"matmul": done / took, "layout": laid}
-
-
-def step_floor(sizes: Dict[str, int], found: Dict[str, float], tokens: int, recomputed: bool) -> float:
-    """Seconds below which no step comes: its matrix products at the measured rate, its weights laid out as often as
-    they are read. Products with a layer's weights: forward, backward, and once more if recomputed (but for the last,
-    whose result nobody reads); the output head's: twice. LoRA, attention and all else are left out.
-    """
-    matrices = matrix_shapes(sizes)
-    layer = sum(out * inner for out, inner in matrices)
-    again = layer - matrices[-1][0] * matrices[-1][1] if recomputed else 0
-    work = 2.0 * tokens * (sizes["num_hidden_layers"] * (2 * layer + again))
-    work += 4.0 * tokens * sizes["vocab_size"] * sizes["hidden_size"]
-    return work / found["matmul"] + sizes["num_hidden_layers"] * 2 * found["layout"]
-
-
-def build_model(way: str, sizes: Dict[str, int], settings: Settings, device: str, kind: Any) -> Any:
-    """The model class that a config of this way names, with the recipe's LoRA."""
-    from peft import LoraConfig
-    from xtuner.model import SupervisedFinetune
-
-    from recipe.training.fast import attention
-    from recipe.training.fast.finetune import Finetune
-
-    attention.restrict_kernels(bool(settings.train.deterministic))  # as in training, for XTuner's own step too
-    words = dict(r=settings.lora.r or 64, lora_alpha=settings.lora.lora_alpha or 16, bias="none", task_type="CAUSAL_LM")
-    base = build_llm(sizes, device, kind)
-    if way == "stock":
-        dropout = 0.1 if settings.lora.lora_dropout is None else settings.lora.lora_dropout
-        return SupervisedFinetune(base, LoraConfig(lora_dropout=dropout, **words)).to(device).train()
-    lora = LoraConfig(lora_dropout=settings.lora.lora_dropout or 0.0, target_modules=list(config.LINEARS), **words)
-    return Finetune(base, lora, None, way != "kept", small=way == "small").to(device).train()
-
-
-def measure_step(way: str, sizes: Dict[str, int], settings: Settings, device: str, kind: Any) -> Dict[str, float]:
-    """{step: median seconds forward and backward, least: their minimum, update: seconds of the optimizer, memory_mib:
-    what PyTorch reserves}.
-
-    Raises torch.cuda.OutOfMemoryError where the card does not hold it, StepMismatch where it is not XTuner's step.
+    Raises torch.cuda.OutOfMemoryError if the card is too small, StepMismatch if the step differs from XTuner's.
     """
     import torch
 
     batch, length = step_choice.sequences(settings)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # a line for each layer
-        model = build_model(way, sizes, settings, device, kind)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # a line per layer
+        model = build_model(way, sizes, settings, device, dtype)
     ids = torch.randint(5, sizes["vocab_size"], (batch, length), device=device)
     data = dict(input_ids=ids, attention_mask=ids.ne(0), labels=ids.clone())
-    trained = [one for one in model.parameters() if one.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(way, device)(trained, lr=1e-4)
-    share = settings.train.accumulative_counts or 1
+    accumulation = settings.train.accumulative_counts or 1
 
     def step() -> None:
-        with torch.autocast(device, dtype=kind) if device == "cuda" else contextlib.nullcontext():
-            loss = model(data, mode="loss")["loss"] / share
+        with torch.autocast(device, dtype=dtype) if device == "cuda" else contextlib.nullcontext():
+            loss = model(data, mode="loss")["loss"] / accumulation
         loss.backward()
 
     def update() -> None:
@@ -220,9 +152,12 @@ def measure_step(way: str, sizes: Dict[str, int], settings: Settings, device: st
     if not getattr(model, "checked", {}).get("passed", True):
         raise StepMismatch(verdict.describe(model.checked))
     steps = time_calls(step, TIMED_STEPS)
-    found = {"step": statistics.median(steps), "least": min(steps), "update": seconds(update, 3)}
-    found["memory_mib"] = torch.cuda.max_memory_reserved() / 2**20 if device == "cuda" else 0
-    return found
+    return {
+        "step": statistics.median(steps),
+        "least": min(steps),
+        "update": median_seconds(update, 3),
+        "memory_mib": torch.cuda.max_memory_reserved() / 2**20 if device == "cuda" else 0,
+    }
 
 
 def _optimizer(way: str, device: str) -> Any:
@@ -235,65 +170,152 @@ def _optimizer(way: str, device: str) -> Any:
     return bitsandbytes.optim.AdamW8bit
 
 
-def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[str, Any]:
-    """Measure, tell by `say`, write output/bench.json; returns what is written there: {card, ceilings, measurement}."""
-    imports.load()
+def build_model(way: str, sizes: Sizes, settings: Settings, device: str, dtype: Any) -> Any:
+    """An instance of the model class that a config names for this way, with the recipe's LoRA."""
+    from peft import LoraConfig
+    from xtuner.model import SupervisedFinetune
+
+    from recipe.training.fast import attention
+    from recipe.training.fast.finetune import Finetune
+
+    attention.restrict_kernels(bool(settings.train.deterministic))  # training restricts XTuner's own step too
+    lora = settings.lora
+    common = dict(r=lora.r or 64, lora_alpha=lora.lora_alpha or 16, bias="none", task_type="CAUSAL_LM")
+    base = build_llm(sizes, device, dtype)
+    if way == "stock":
+        dropout = 0.1 if lora.lora_dropout is None else lora.lora_dropout
+        return SupervisedFinetune(base, LoraConfig(lora_dropout=dropout, **common)).to(device).train()
+    adapter = LoraConfig(lora_dropout=lora.lora_dropout or 0.0, target_modules=list(config.LINEARS), **common)
+    return Finetune(base, adapter, None, way != "kept", small=way == "small").to(device).train()
+
+
+def build_llm(sizes: Sizes, device: str, dtype: Any) -> Any:
+    """InternLM2 of these sizes with random weights; on a GPU with its layers in bitsandbytes' NF4."""
     import torch
+    from torch import nn
 
-    cards = gpus()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.match(r"internlm2_.*7b", settings.base):
-        raise InputWrong(f"base = {settings.base!r}: just bench has the shapes of InternLM2-7B alone.")
-    sizes = SHAPES_7B if device == "cuda" else SHAPES_TINY
-    half = torch.bfloat16 if step_choice.dtype(settings) == "bf16" else torch.float16
-    kind = half if device == "cuda" else torch.float32
-    batch, length = step_choice.sequences(settings)
-    card = cards[0]["name"] if device == "cuda" and cards else "CPU"
-    say(f"{card}, {'7B' if device == 'cuda' else 'tiny'} model, {batch} × {length} tokens, torch {torch.__version__}")
-    found = measure_ceilings(sizes, device, kind, batch * length)
-    laid = f"; a layer's 4-bit weights in {found['layout'] * 1e6:,.0f} µs" if found["layout"] else ""
-    say(f"matrix products {found['matmul'] / 1e12:,.2f} TFLOP/s{laid}")
-    if device == "cuda" and compiler.fault():
-        say(compiler.notice())
-    made = []
-    for way in WAYS:
-        entry = _measure_way(way, sizes, settings, device, kind, found, say)
-        if entry:
-            made.append({"card": card, "batch_size": batch, "max_length": length, **entry})
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
-    said = f"just bench, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
-    # Of the tiny model nothing can be reckoned for the 7B model: it is told and kept, but under another name.
-    name = "measurement" if device == "cuda" else "tiny"
-    whole = {"card": card, "ceilings": found, "measurement": [], "versions": versions()}
-    whole[name] = [{**one, "source": said} for one in made]
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / measurements.BENCH.name, json.dumps(whole, indent=1) + "\n")
-    return whole
+    from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config
+    from recipe.base_model.tiny.modeling_internlm2 import InternLM2ForCausalLM
+
+    with torch.device("meta"):
+        model = InternLM2ForCausalLM(InternLM2Config(**sizes, rope_scaling={"type": "dynamic", "factor": 2.0}))
+
+    def draw(shape: Tuple[int, ...]) -> Any:
+        return torch.randn(shape, device=device, dtype=dtype).mul_(shape[-1] ** -0.5)
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if device == "cuda" and type(child) is nn.Linear and name != "output":
+                setattr(parent, name, _quantize(child, draw(tuple(child.weight.shape)), dtype))
+        for name, parameter in list(parent._parameters.items()):
+            if parameter is not None and parameter.device.type == "meta":
+                shape = tuple(parameter.shape)
+                values = torch.ones(shape, device=device, dtype=dtype) if len(shape) == 1 else draw(shape)
+                parent._parameters[name] = nn.Parameter(values, requires_grad=False)
+        for name, buffer in list(parent._buffers.items()):
+            if buffer is not None and buffer.device.type == "meta":  # frequencies of the rotary embedding
+                parent._buffers[name] = parent.frequencies(parent.base, device)
+    model.is_loaded_in_4bit = model.is_quantized = device == "cuda"
+    return model
 
 
-def _measure_way(
-    way: str, sizes: Dict[str, int], settings: Settings, device: str, kind: Any, found: Dict[str, float],
-    say: Callable[[str], None],
-) -> Optional[Dict[str, Any]]:  # fmt: skip
-    import torch
+def _quantize(layer: Any, weight: Any, dtype: Any) -> Any:
+    import bitsandbytes
 
-    tokens = math.prod(step_choice.sequences(settings))
-    try:
-        took = measure_step(way, sizes, settings, device, kind)
-    except torch.cuda.OutOfMemoryError:
-        say(f"{WAYS[way]:26} does not fit this card")
-        return None
-    except StepMismatch as error:
-        say(f"{WAYS[way]:26} differs from XTuner's own step here and is not measured: {error}")
-        return None
-    least = step_floor(sizes, found, tokens, way != "kept")
-    whole = took["step"] + took["update"] / (settings.train.accumulative_counts or 1)
-    say(
-        f"{WAYS[way]:26} {1e3 * took['step']:8.1f} ms a step (at least {1e3 * took['least']:.1f}; "
-        f"{took['step'] / least:.2f} × the floor of {1e3 * least:.1f}), "
-        f"{1e3 * took['update']:6.1f} ms an update, {tokens / whole:9,.0f} tokens/s, "
-        f"{took['memory_mib']:7,.0f} MiB"
+    made = bitsandbytes.nn.Linear4bit(
+        layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
     )
-    return {"way": way, "seconds": round(whole, 5), "memory_mib": round(took["memory_mib"]), "floor": round(least, 5)}
+    made.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=made).cuda()
+    return made
+
+
+def measure_ceilings(sizes: Sizes, device: str, dtype: Any, tokens: int) -> Dict[str, float]:
+    """`matmul`: FLOP/s of products of the model's shapes with this many tokens; `layout`: seconds to dequantize one
+    layer's 4-bit weights, 0 without a GPU.
+    """
+    shapes = matrix_shapes(sizes)
+    timed = [_time_matrix(out, inner, device, dtype, tokens) for out, inner in shapes]
+    flop = sum(2.0 * tokens * out * inner for out, inner in shapes)
+    return {"matmul": flop / sum(matmul for matmul, _ in timed), "layout": sum((layout for _, layout in timed), 0.0)}
+
+
+def _time_matrix(out: int, inner: int, device: str, dtype: Any, tokens: int) -> Tuple[float, float]:
+    """Seconds of a product of `tokens` rows with an (out, inner) matrix, and to dequantize it (0 without a GPU)."""
+    import torch
+
+    from recipe.training.fast import nf4
+
+    repeats = 20 if device == "cuda" else 1  # enough that the card does not wait for Python
+
+    def seconds_per_call(work: Callable[[], Any]) -> float:
+        def repeat() -> None:
+            for _ in range(repeats):
+                work()
+
+        return median_seconds(repeat, TIMED_STEPS) / repeats
+
+    x, weight = (torch.randn(rows, inner, device=device, dtype=dtype) for rows in (tokens, out))
+    matmul = seconds_per_call(lambda: x @ weight.t())
+    if device != "cuda":
+        return matmul, 0.0
+    layer = _quantize(torch.nn.Linear(inner, out, device="meta"), weight, dtype)
+
+    def dequantize() -> None:
+        nf4.dequantize(layer.weight, dtype)
+
+    # bitsandbytes' kernel may run during the capture and be missing in the replay; ours does not.
+    return matmul, graph_seconds(dequantize, repeats) if nf4.HAS_KERNEL else seconds_per_call(dequantize)
+
+
+def matrix_shapes(sizes: Sizes) -> List[Tuple[int, int]]:
+    """(out, in) of a layer's matrices: wqkv, wo, w1, w3, w2."""
+    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    fused = hidden + 2 * hidden // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
+    return [(fused, hidden), (hidden, hidden), (inner, hidden), (inner, hidden), (hidden, inner)]
+
+
+def step_floor(sizes: Sizes, ceilings: Dict[str, float], tokens: int, recomputed: bool) -> float:
+    """Lower bound of a step's seconds: its matrix products at the measured rate, plus dequantizing the weights twice.
+
+    A layer's weights are multiplied forward, backward and, if recomputed, once more (but for the last one, whose
+    result nobody reads); the output head's twice. LoRA, attention and everything else are left out.
+    """
+    matrices = matrix_shapes(sizes)
+    layer = sum(out * inner for out, inner in matrices)
+    again = layer - matrices[-1][0] * matrices[-1][1] if recomputed else 0
+    work = 2.0 * tokens * (sizes["num_hidden_layers"] * (2 * layer + again))
+    work += 4.0 * tokens * sizes["vocab_size"] * sizes["hidden_size"]
+    return work / ceilings["matmul"] + sizes["num_hidden_layers"] * 2 * ceilings["layout"]
+
+
+def median_seconds(work: Callable[[], Any], times: int) -> float:
+    return statistics.median(time_calls(work, times))
+
+
+def time_calls(work: Callable[[], Any], times: int) -> List[float]:
+    """Seconds of each of `times` calls, after a warm-up."""
+    import torch
+
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    found = []
+    for number in range(WARMUP_STEPS + times):
+        synchronize()
+        before = time.perf_counter()
+        work()
+        synchronize()
+        if number >= WARMUP_STEPS:
+            found.append(time.perf_counter() - before)
+    return found
+
+
+def graph_seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Seconds of `work` without Python's overhead: `repeats` calls are replayed as a CUDA graph."""
+    import torch
+
+    work()  # compile before recording
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            work()
+    return median_seconds(graph.replay, TIMED_STEPS) / repeats
