@@ -1,7 +1,7 @@
-"""The fast way through InternLM2: XTuner's model class with a training step of its own (`finetune.Finetune`).
+"""A faster training step for InternLM2 with LoRA: XTuner's model class with a step of its own (`finetune.Finetune`).
 
-The rendered config names the class; trainer, checkpoints, adapter format and evaluation stay XTuner's. Reckoned in
-the base's own type (bf16), attention causal without a mask, LoRA and a frozen weight in one function, the loss in
-pieces that never hold all logits, and on a GPU kernels of liger-kernel and Triton, and a CUDA graph. Same function on a
-CPU, in plain PyTorch from 2.0 on.
+The rendered config names the class; trainer, checkpoints, adapter format and evaluation stay XTuner's. The step
+computes in the base model's dtype (bf16), uses causal attention without a mask, fuses LoRA with the frozen weight, and
+computes the loss in pieces that never hold all logits. On a GPU it uses liger-kernel, Triton and a CUDA graph; on a CPU
+the same functions are plain PyTorch (2.0 and newer).
 """

@@ -9,16 +9,16 @@ from torch.nn import functional as F
 
 VERSION = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 HAS_GROUPED = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")  # from PyTorch 2.5 on
-# From PyTorch 2.5 on the fused kernels repeat bit for bit when that is strictly asked for.
+# From PyTorch 2.5 on the fused kernels are deterministic in strict mode.
 IS_DETERMINISTIC = hasattr(torch.backends.cuda, "enable_cudnn_sdp")
-SCORE_BYTES = 1 << 25  # bytes of fp32 attention scores that a chunk of queries takes, or as many as all queries in fp32
+SCORE_BYTES = 1 << 25  # bytes of fp32 scores per chunk of queries, or as many as all queries take in fp32
 
 
 def restrict_kernels(deterministic: bool) -> None:
-    """Switch off PyTorch's fused attention kernels where they crash, or do not repeat and `deterministic` is asked.
+    """Switch off PyTorch's fused attention kernels where they crash, or where they are not `deterministic`.
 
     In PyTorch 2.0 the backward pass of flash attention fails on capability 8.6 and 8.9 with heads of 128
-    (pytorch#98140), and memory-efficient attention's reads illegal memory on Hopper (pytorch#104766).
+    (pytorch#98140), and that of memory-efficient attention reads illegal memory on Hopper (pytorch#104766).
     """
     if VERSION < (2, 1) or (deterministic and not IS_DETERMINISTIC):
         torch.backends.cuda.enable_flash_sdp(False)
@@ -26,9 +26,9 @@ def restrict_kernels(deterministic: bool) -> None:
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Causal attention, (batch, heads, tokens, head_dim); key and value may have fewer heads, one for a group.
+    """Causal attention of (batch, heads, tokens, head_dim); key and value may have one head per group of query heads.
 
-    No mask: rows are padded on the right alone, and no token sees a later one. No path holds all scores at once.
+    It needs no mask: rows are padded on the right, and no token sees a later one. No path holds all scores at once.
     """
     kernel = choose_kernel(query)
     if kernel == "chunked":
@@ -43,8 +43,8 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
 
 
 def choose_kernel(query: torch.Tensor) -> str:
-    """How attention is computed for `query`: grouped (a fused kernel that knows groups of heads), expanded (a fused
-    kernel that wants as many keys as queries), or chunked.
+    """How to compute attention: grouped (a fused kernel that supports groups of heads), expanded (a fused kernel that
+    needs as many key heads as query heads) or chunked.
     """
     if query.device.type != "cuda":
         return "grouped" if HAS_GROUPED else "chunked"
@@ -52,7 +52,7 @@ def choose_kernel(query: torch.Tensor) -> str:
     flash = torch.backends.cuda.flash_sdp_enabled() and half and _capability(query.device) >= (8, 0)
     if flash and HAS_GROUPED:
         return "grouped"
-    # Memory-efficient attention, which serves every card but no groups: without it PyTorch takes the plain formula.
+    # Memory-efficient attention works on every card, but without groups. Without it PyTorch would hold all scores.
     if VERSION >= (2, 1) and (flash or torch.backends.cuda.mem_efficient_sdp_enabled()):
         return "expanded"
     return "chunked"
@@ -64,9 +64,9 @@ def _capability(device: torch.device) -> Tuple[int, int]:
 
 
 class _Chunked(torch.autograd.Function):
-    """Attention by plain products, a chunk of queries at a time; the backward pass computes the scores again.
+    """Attention by plain matrix products, a chunk of queries at a time; the backward pass recomputes the scores.
 
-    Repeats bit for bit: no sum depends on the order of threads.
+    Deterministic: no sum depends on the order of threads.
     """
 
     @staticmethod
@@ -105,7 +105,7 @@ class _Chunked(torch.autograd.Function):
 
 
 def _chunks(query: torch.Tensor) -> Iterator[Tuple[int, int]]:
-    """(first, last + 1) of the queries whose scores are computed together."""
+    """(start, stop) of each chunk of queries."""
     batch, heads, tokens, size = query.shape
     rows = max(size, SCORE_BYTES // (4 * batch * heads * tokens))
     return ((first, min(first + rows, tokens)) for first in range(0, tokens, rows))
@@ -114,7 +114,7 @@ def _chunks(query: torch.Tensor) -> Iterator[Tuple[int, int]]:
 def _scores(query: torch.Tensor, key: torch.Tensor, first: int, last: int) -> torch.Tensor:
     """fp32 scores of queries `first` to `last` with all keys before `last`: (batch, kv heads, group x queries, last).
 
-    The queries of a group are rows of one product, so no key is copied. Keys after the query score minus infinity.
+    The queries of a group are rows of one product, so keys are not copied. Keys after the query score minus infinity.
     """
     batch, heads, _, size = query.shape
     asked = query[:, :, first:last].reshape(batch, key.shape[1], -1, size)

@@ -1,11 +1,11 @@
-"""Compares the fast step with XTuner's own, and a recorded step with the step itself, before a run trusts either.
+"""Compares the fast step with XTuner's own, and a recorded step with the fast step, before a run uses them.
 
-The first training batch is compared on a short piece of it: the loss, every layer's output and gradients given what
-that layer gets in XTuner's model, and all LoRA gradients of the whole step. A recording is replayed on other inputs
-than it was made with and after the LoRA weights changed.
+On an excerpt of the first batch, it compares the loss, every layer's output and gradients (given that layer's input in
+XTuner's model), and all LoRA gradients of the whole step. A recording is replayed with other inputs and other LoRA
+weights than it was recorded with.
 
-LoRA's weights are moved by fixed noise meanwhile (B starts at zero, which hides A) and put back bit for bit; dropout is
-off, since the two draw differently; random states are restored; gradients go to parameters of the check's own.
+During a comparison fixed noise is added to the LoRA weights (B starts at zero, which hides A) and dropout is off (the
+two steps draw it differently). Afterwards weights and random states are restored bit for bit.
 """
 
 import contextlib
@@ -22,33 +22,34 @@ from torch import nn
 from recipe.training.fast import layers
 from recipe.training.fast.verdict import MARK
 
-MESSAGE_KEY = "recipe_fast_step"  # in mmengine's message hub, which checkpoints hold
+MESSAGE_KEY = "recipe_fast_step"  # in mmengine's message hub, which is saved in checkpoints
 NOISE = 0.01
 
 
 class Tolerance(NamedTuple):
-    """Largest differences, relative, of tensors by their norm. An unrelated tensor of the same size is at 1.4."""
+    """Largest relative differences; of tensors, by their norm. Two unrelated tensors differ by 1.4."""
 
     loss: float
-    layer: float  # of a layer's output, or one of its gradients, from the same input
-    step: float  # of all LoRA gradients of the whole step together
+    layer: float  # of a layer's output, or of one of its gradients, for the same input
+    step: float  # of all LoRA gradients of the step together
 
 
-# Both sides compute alike in fp32; the project's tests hold 1e-5 of the largest value.
+# In fp32 both sides compute alike; the tests hold 1e-5 of the largest value.
 FP32_TOLERANCE = Tolerance(1e-4, 1e-3, 1e-2)
-# In bf16 one to eight layers' gradients are 1.4 to 2.9 % off fp32, XTuner's as well as ours (docs/speed.md): a single
-# matrix may be several times that, a wrong weight is 100 % and more. Through 32 layers of random weights rounding grows
-# to 19 %, and moves the loss of 1,024 tokens by up to 0.13 %, of 64 tokens by four times that.
+# In bf16 the gradients of one to eight layers differ from fp32 by 1.4 to 2.9 %, XTuner's as well as ours
+# (docs/speed.md). A single matrix may differ several times as much; a wrong weight makes 100 % and more. Over 32 layers
+# of random weights rounding grows to 19 %, and changes the loss of 1,024 tokens by up to 0.13 %, of 64 by 0.5 %.
 HALF_TOLERANCE = Tolerance(0.02, 0.2, 0.5)
-# A replay runs the kernels that were recorded. Where training is deterministic it repeats the step bit for bit; else
-# flash attention sums its gradients in any order, which every layer hands on: some percent.
+# A replay runs the recorded kernels. With deterministic training it repeats the step bit for bit. Otherwise flash
+# attention sums gradients in any order, and through the layers that grows to some percent.
 REPLAY_TOLERANCE = Tolerance(1e-3, 0.1, 0.1)
 
 
 def compare_with_stock(model: Any, data: Dict[str, Any]) -> Dict[str, Any]:
-    """Compare on a piece of `data`. Figures: passed, the differences and their tolerances, seconds.
+    """Compare on an excerpt of `data`. Figures: passed, the differences and their tolerances, seconds.
 
-    At most 64 tokens for `small`, 512 else: XTuner's own step, recomputing, then takes less than training does.
+    64 tokens for `small`, otherwise 512: so few that XTuner's own step, with checkpointing, needs less memory than
+    training.
     """
     began = time.monotonic()
     piece = select_excerpt(data, *((1, 64) if model.small else (2, 256)))
@@ -59,7 +60,7 @@ def compare_with_stock(model: Any, data: Dict[str, Any]) -> Dict[str, Any]:
             found = _fast_step(model, piece)
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever it is, XTuner's own step may do
+        except Exception as error:  # whatever it is, XTuner's own step may work
             figures["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         else:
             figures.update(_compare(model, piece, found, tolerance))
@@ -71,16 +72,16 @@ def compare_with_stock(model: Any, data: Dict[str, Any]) -> Dict[str, Any]:
 
 
 class ReplayCheck:
-    """What the step gives for other inputs and weights than it is recorded with; `compare` asks the recording for it.
+    """Results of the step for inputs and weights other than the recorded ones, to compare a replay with.
 
-    Computed before the recording is made: afterwards the step's memory would be held twice.
+    Create it before the recording: afterwards the step's memory would be needed twice.
     """
 
     def __init__(self, model: Any, inputs: Tuple[torch.Tensor, ...]) -> None:
         self.model, began = model, time.monotonic()
         x, cos, sin, labels = inputs
         ignored = labels == layers.IGNORE_INDEX
-        if bool(ignored[:, 1:].all()):  # a loss of nothing is no number
+        if bool(ignored[:, 1:].all()):  # the loss of no token is nan
             ignored = torch.zeros_like(ignored)
         others = torch.where(ignored, labels, (labels + 1) % model.vocabulary())
         self.inputs = (x.detach().flip(1), cos, sin, others)
@@ -110,7 +111,7 @@ class ReplayCheck:
 
 
 class WorstDifference:
-    """The largest of several relative differences, and where it was."""
+    """The largest of several relative differences, and where it is."""
 
     def __init__(self) -> None:
         self.difference, self.where = 0.0, ""
@@ -123,14 +124,14 @@ class WorstDifference:
 
 
 def relative_difference(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Norm of the difference over the norm of `wanted`; 0 where both are zero."""
+    """Norm of the difference over the norm of `wanted`; 0 if both are zero."""
     got, wanted = got.float(), wanted.to(got.device).float()
     apart = (got - wanted).norm()
     return torch.where(apart == 0, apart, apart / wanted.norm())
 
 
 def select_excerpt(data: Dict[str, Any], rows: int, tokens: int) -> Dict[str, torch.Tensor]:
-    """`rows` rows of at most `tokens` tokens, from half of that before the first one that is learned."""
+    """`rows` rows of at most `tokens` tokens around the batch's first token with a loss."""
     ids, labels = data["input_ids"], data["labels"]
     learned = labels[:, 1:] != layers.IGNORE_INDEX
     row = int(learned.any(1).long().argmax())
@@ -144,13 +145,13 @@ def select_excerpt(data: Dict[str, Any], rows: int, tokens: int) -> Dict[str, to
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     piece = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     piece = {name: one[chosen[:rows], window] for name, one in piece.items()}
-    if not bool(learned.any()):  # nothing of this batch is learned: then its own tokens
+    if not bool(learned.any()):  # no token of this batch has a loss: use them all
         piece["labels"] = torch.where(piece["attention_mask"].bool(), piece["input_ids"], piece["labels"])
     return piece
 
 
 def passed_on_all_ranks(passed: bool, device: torch.device) -> bool:
-    """Whether it passed on every rank."""
+    """Whether every rank passed."""
     if get_world_size() == 1:
         return passed
     failed = torch.tensor(int(not passed), device=device)
@@ -159,35 +160,35 @@ def passed_on_all_ranks(passed: bool, device: torch.device) -> bool:
 
 
 def log_figures(figures: Dict[str, Any]) -> None:
-    """One line in the trainer's log, from which run.json and the report have it."""
+    """Write one line to the trainer's log, from which run.json and the report take it."""
     if _is_training():
         plain = {k: _rounded(v) if isinstance(v, float) else v for k, v in figures.items()}
         print_log(MARK + json.dumps(plain, ensure_ascii=False), logger="current")
 
 
 def _rounded(value: float) -> Optional[float]:
-    """Four digits of it; None where JSON has no number for it."""
+    """Rounded to four digits; None for nan and inf, which JSON lacks."""
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def record_failure(what: str) -> None:
-    """Note in the checkpoints that `what` failed: a run that goes on from one keeps the path that it was on."""
+    """Note in the checkpoints that `what` failed, so that a resumed run trains the way it began."""
     if _is_training():
         MessageHub.get_current_instance().update_info(f"{MESSAGE_KEY}_{what}", "failed")
 
 
 def has_failed(what: str) -> bool:
-    """Whether `what` failed before the checkpoint that this run goes on from."""
+    """Whether `what` failed before the checkpoint that this run resumes from."""
     return _is_training() and MessageHub.get_current_instance().get_info(f"{MESSAGE_KEY}_{what}") is not None
 
 
 def _is_training() -> bool:
-    """Whether mmengine's runner drives the model, and not a test or `just bench`."""
+    """Whether mmengine's runner calls the model, rather than a test or `just bench`."""
     return MessageHub.get_current_instance().get_info("iter") is not None
 
 
 def _fast_step(model: Any, piece: Dict[str, Any]) -> Tuple[float, List[torch.Tensor]]:
-    """The fast step's loss and LoRA gradients; these in the machine's memory, for the other step's need as much."""
+    """The fast step's loss and LoRA gradients, the latter in host memory to leave the card to XTuner's step."""
     with torch.autocast(piece["input_ids"].device.type, enabled=False):
         loss = model.step(*model.step_inputs(piece))
         found = torch.autograd.grad(loss * model.loss_scale(), model.lora_parameters())
@@ -197,12 +198,12 @@ def _fast_step(model: Any, piece: Dict[str, Any]) -> Tuple[float, List[torch.Ten
 def _compare(
     model: Any, piece: Dict[str, Any], found: Tuple[float, List[torch.Tensor]], tolerance: Tolerance
 ) -> Dict[str, Any]:
-    """XTuner's forward and backward passes, and how far the fast ones are from them."""
+    """Run XTuner's forward and backward passes and compare the fast step's results with theirs."""
     scale, parameters = model.loss_scale(), model.lora_parameters()
     with _observed_layers(model) as seen, recomputing(model):
         torch.clear_autocast_cache()
         loss = model.stock_loss(piece)
-        torch.clear_autocast_cache()  # weights that a pass without gradients cast have none when recomputed
+        torch.clear_autocast_cache()  # else recomputing reuses casts without gradients
         (loss * scale).backward()
         torch.clear_autocast_cache()
     wanted = float(loss.detach())
@@ -214,7 +215,7 @@ def _compare(
     )
     whole = torch.stack([one.grad.float().norm() for one in parameters])
     worst = _compare_layers(model, piece, seen)
-    figures = {
+    figures: Dict[str, Any] = {
         "loss": found[0], "stock_loss": wanted, "loss_difference": abs(found[0] - wanted) / abs(wanted),
         "layer_difference": worst.difference, "worst": worst.where,
         "step_difference": float(apart.norm() / whole.norm()),
@@ -224,7 +225,7 @@ def _compare(
 
 
 def _compare_layers(model: Any, piece: Dict[str, Any], seen: List[Dict[str, torch.Tensor]]) -> WorstDifference:
-    """Each layer given its input and its output's gradient in XTuner's model: nothing of one layer moves another."""
+    """Compare each layer by itself, given its input and its output's gradient in XTuner's model."""
     worst, names, real = WorstDifference(), iter(model.parameter_names()), piece["attention_mask"].bool()
     with torch.autocast(piece["input_ids"].device.type, enabled=False):
         like, cos, sin, _ = model.step_inputs(piece)
@@ -233,7 +234,9 @@ def _compare_layers(model: Any, piece: Dict[str, Any], seen: List[Dict[str, torc
             out = model.run_layer(layer, x, cos, sin)
             parameters = layer.parameters()
             of_x, *gradients = torch.autograd.grad(out, (x, *parameters), held["gradient"].to(out.dtype))
-            worst.add(f"layer {number + 1}, output", out.detach()[real], held["y"][real])  # padding's is never read
+            worst.add(
+                f"layer {number + 1}, output", out.detach()[real], held["y"][real]
+            )  # the output of padding is never read
             if number:
                 worst.add(f"layer {number + 1}, input's gradient", of_x, seen[number - 1]["gradient"])
             for got, one in zip(gradients, parameters):
@@ -243,7 +246,7 @@ def _compare_layers(model: Any, piece: Dict[str, Any], seen: List[Dict[str, torc
 
 @contextlib.contextmanager
 def _observed_layers(model: Any) -> Iterator[List[Dict[str, torch.Tensor]]]:
-    """Of each decoder layer of XTuner's model: input x, output y and y's gradient, as they come by."""
+    """Collects input x, output y and the gradient of y of each decoder layer of XTuner's model."""
     modules = model.stock_layers()
     seen: List[Dict[str, torch.Tensor]] = [{} for _ in modules]
 
@@ -268,7 +271,7 @@ def _observed_layers(model: Any) -> Iterator[List[Dict[str, torch.Tensor]]]:
 
 @contextlib.contextmanager
 def recomputing(model: Any) -> Iterator[None]:
-    """XTuner's forward pass with its own gradient checkpointing."""
+    """Use XTuner's own gradient checkpointing."""
     hook = start_recomputing(model)
     try:
         yield
@@ -278,14 +281,14 @@ def recomputing(model: Any) -> Iterator[None]:
 
 
 def start_recomputing(model: Any) -> Any:
-    """Switch XTuner's gradient checkpointing on, for which embeddings must have gradients; returns the hook."""
+    """Switch on XTuner's gradient checkpointing, which needs embeddings with gradients; returns the hook for that."""
     model.gradient_checkpointing_enable()
     return model.embeddings().register_forward_hook(lambda _, words, out: out.requires_grad_())
 
 
 @contextlib.contextmanager
 def _restoring_state(model: Any) -> Iterator[None]:
-    """Nothing is left of what happens inside: no random number drawn, no gradient, no dropout meanwhile."""
+    """Switch off dropout; restore random states, and leave no gradients behind."""
     devices = [torch.cuda.current_device()] if model.lora_parameters()[0].is_cuda else []
     dropouts = [one for one in model.modules() if isinstance(one, nn.Dropout) and one.training]
     linears = [(one, one.dropout) for layer in model.fast_layers() for one in layer.linears]
@@ -302,12 +305,12 @@ def _restoring_state(model: Any) -> Iterator[None]:
             for linear, share in linears:
                 linear.dropout = share
     if devices:
-        torch.cuda.empty_cache()  # training's own pieces of memory have other sizes
+        torch.cuda.empty_cache()  # training allocates blocks of other sizes
 
 
 @contextlib.contextmanager
 def _perturbed_lora(model: Any) -> Iterator[None]:
-    """LoRA's weights moved by fixed noise as large as they are; put back bit for bit."""
+    """Add fixed noise as large as the weights to the LoRA weights; restore them bit for bit."""
     weights = [one.weight for one in model.lora_modules()]
     held = [one.detach().to("cpu", copy=True) for one in weights]
     generator = torch.Generator(weights[0].device).manual_seed(0)
@@ -325,8 +328,10 @@ def _perturbed_lora(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def detached_parameters(modules: List[Any]) -> Iterator[None]:
-    """The modules' weights as other parameters of the same memory. Theirs are tied to the stream on which DeepSpeed
-    first looked at them, and what waits for another stream cannot be recorded; nor do its hooks see these gradients.
+    """Give the modules other parameters that share their weights' memory.
+
+    DeepSpeed ties the original ones to the stream on which it first used them, and a recording cannot wait for another
+    stream. Its hooks do not see the gradients of these.
     """
     held = [one.weight for one in modules]
     try:

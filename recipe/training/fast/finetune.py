@@ -1,6 +1,6 @@
-"""XTuner's SupervisedFinetune with another training step; everything else (evaluation, checkpoints) is XTuner's.
+"""XTuner's SupervisedFinetune with a faster training step; evaluation and checkpoints stay XTuner's.
 
-Named by the rendered config: `model = dict(type='recipe.training.fast.finetune.Finetune', …)`.
+The rendered config names it: `model = dict(type='recipe.training.fast.finetune.Finetune', …)`.
 """
 
 from typing import Any, Dict, List, Optional, Tuple
@@ -14,17 +14,17 @@ from xtuner.model import SupervisedFinetune
 
 from recipe.training.fast import attention, check, layers, nf4
 
-# Tokens an iteration up to which a card waits for Python: below it the step is recorded and played again.
+# Tokens per iteration up to which the card waits for Python, so that recording the step pays.
 MAX_GRAPH_TOKENS = 4096
-EAGER_STEPS = 2  # steps of one shape after which it is recorded: the first compile what is played
+EAGER_STEPS = 2  # steps of one shape before it is recorded: the first ones compile its kernels
 
 
 class HostEmbedding(nn.Module):
-    """Token embeddings that stay in the machine's memory; what is looked up is handed to the card."""
+    """Token embeddings that stay in host memory; only the rows that are looked up go to the card."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
-        # No parameter: what moves the model to the card leaves it behind.
+        # In a list, so that it is not a parameter and does not move to the card with the model.
         self.table = [embedding.weight.detach().cpu()]
 
     @property
@@ -36,10 +36,14 @@ class HostEmbedding(nn.Module):
 
 
 class Finetune(SupervisedFinetune):
-    """`small`: least memory (embeddings stay in the machine's, no weight is kept laid out, no graph). `graph`: a CUDA
-    graph for steps of the same shape, in bf16 and without dropout. Frozen weights keep the type they were loaded in,
-    which is reckoned in; LoRA is fp32 unless DeepSpeed makes it bf16, whose optimizer then holds fp32 copies.
+    """`small`: least memory (embeddings in host memory, no dequantized weight is kept, no graph). `graph`: use a CUDA
+    graph for steps of the same shape, in bf16 and without dropout.
+
+    Frozen weights keep the dtype they were loaded in, which is also the compute dtype. LoRA is fp32, unless DeepSpeed
+    makes it bf16: its optimizer then holds fp32 copies.
     """
+
+    llm: Any
 
     def __init__(
         self,
@@ -56,15 +60,15 @@ class Finetune(SupervisedFinetune):
         nn.Module.__init__(self)
         attention.restrict_kernels(deterministic=False)
         self.small, self.graph = small, graph and not small
-        # XTuner's own checkpointing off: it is for its forward, which only evaluation uses here.
+        # XTuner's own checkpointing stays off: it applies to its forward pass, which only evaluation uses here.
         super().__init__(llm, lora, peft_model, False, use_varlen_attn)
         self.checkpointed = use_activation_checkpointing
         self._recorded: Dict[Tuple[int, ...], Any] = {}
-        self.checked: Dict[str, Any] = {}  # what the comparison with XTuner's own step found, once it was made
-        self.stock = False  # whether XTuner's own step is taken, because ours was found to differ
+        self.checked: Dict[str, Any] = {}  # figures of the comparison with XTuner's own step
+        self.stock = False  # whether XTuner's own step is used, because ours differs
 
     def _prepare_for_lora(self, peft_model: Optional[str] = None, use_activation_checkpointing: bool = True) -> None:
-        """XTuner's, without casting frozen weights to fp32: they are only read."""
+        """Like XTuner's, without casting frozen weights to fp32."""
         if type(self.llm).__name__ != "InternLM2ForCausalLM":
             raise ValueError(f"train.speed=fast knows InternLM2, not {type(self.llm).__name__}: train.speed=stock")
         self.llm.requires_grad_(False)
@@ -76,14 +80,14 @@ class Finetune(SupervisedFinetune):
                 parameter.data = parameter.data.float()
         if peft_model is not None:
             load_checkpoint(self, peft_model)
-        # Not a submodule: the same modules seen once more.
+        # In a list, so that they are not submodules: they view modules that the model already has.
         self._layers = [[layers.DecoderLayer(one) for one in self._causal().model.layers]]
 
     def _causal(self) -> Any:
         return self.llm.get_base_model()
 
     def compute_loss(self, data: Dict[str, Any], data_samples: Any = None) -> Dict[str, torch.Tensor]:
-        """{"loss": mean cross-entropy} of input_ids and labels, (batch, tokens), padded on the right if at all."""
+        """{"loss": mean cross-entropy} of input_ids and labels, both (batch, tokens) and padded on the right."""
         if not (self.training and torch.is_grad_enabled()):
             return super().compute_loss(data, data_samples)
         if not self.checked:
@@ -98,7 +102,7 @@ class Finetune(SupervisedFinetune):
             return {"loss": self.step(*inputs)}
 
     def _check(self, data: Dict[str, Any]) -> None:
-        """Compare with XTuner's own step; take that from now on, recomputing, where the two differ."""
+        """Compare with XTuner's own step; if they differ, use that one from now on, with checkpointing."""
         self.checked = check.compare_with_stock(self, data)
         passed = check.passed_on_all_ranks(self.checked["passed"], data["input_ids"].device)
         if check.has_failed("step"):
@@ -115,7 +119,7 @@ class Finetune(SupervisedFinetune):
             check.start_recomputing(self)
 
     def step_inputs(self, data: Dict[str, Any]) -> Tuple[torch.Tensor, ...]:
-        """What `step` takes: embeddings, the rotary positions' cosines and sines, labels."""
+        """The arguments of `step`: embeddings, cosines and sines of the rotary embedding, labels."""
         ids, model = data["input_ids"], self._causal().model
         x = model.tok_embeddings(ids)
         like = x.new_empty(1, 1, ids.shape[1], model.layers[0].attention.head_dim)
@@ -123,15 +127,15 @@ class Finetune(SupervisedFinetune):
         return x, cos.to(x.dtype), sin.to(x.dtype), data["labels"]
 
     def stock_loss(self, data: Dict[str, Any]) -> torch.Tensor:
-        """The loss by XTuner's own forward pass."""
+        """The loss from XTuner's own forward pass."""
         return super().compute_loss(data)["loss"]
 
     def compute_dtype(self) -> torch.dtype:
-        """The type that is computed in: the frozen weights' own."""
+        """The frozen weights' dtype."""
         return self.embeddings().weight.dtype
 
     def loss_scale(self) -> float:
-        """For gradients outside of training's own loss scaling, which fp16 needs."""
+        """Loss scale of the comparison, which runs outside of training's own loss scaling."""
         return 1024.0 if self.compute_dtype() == torch.float16 else 1.0
 
     def embeddings(self) -> Any:
@@ -148,7 +152,7 @@ class Finetune(SupervisedFinetune):
         return self._layers[0]
 
     def parameter_names(self) -> List[str]:
-        """What `trained` holds, in words."""
+        """Readable names of `lora_parameters`."""
         return [
             f"layer {number + 1}, {name} {half}"
             for number, layer in enumerate(self._layers[0])
@@ -157,11 +161,11 @@ class Finetune(SupervisedFinetune):
         ]
 
     def lora_parameters(self) -> List[torch.Tensor]:
-        """The LoRA weights, in the order of the layers."""
+        """The LoRA weights in the order of the layers."""
         return [one for layer in self._layers[0] for one in layer.parameters()]
 
     def lora_modules(self) -> List[Any]:
-        """The modules of these weights."""
+        """The modules of `lora_parameters`."""
         return [one for layer in self._layers[0] for linear in layer.linears for one in linear.pair]
 
     def step(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -183,14 +187,15 @@ class Finetune(SupervisedFinetune):
         return (
             self.graph
             and x.is_cuda
-            and x.dtype == torch.bfloat16  # fp16 scales its loss before the backward pass, which is recorded too
+            and x.dtype
+            == torch.bfloat16  # fp16 scales the loss before the backward pass, which is part of the recording
             and x.shape[0] * x.shape[1] <= MAX_GRAPH_TOKENS
             and not self._layers[0][0].has_dropout()
             and not self._graph_obstacle()
         )
 
     def _graph_obstacle(self) -> str:
-        """Why these frozen weights must not be read by a CUDA graph, said once; "" where they may."""
+        """Why a CUDA graph cannot read these frozen weights (logged once); "" if it can."""
         weights = (linear.base.weight for layer in self._layers[0] for linear in layer.linears)
         why = next(filter(None, map(nf4.graph_obstacle, weights)), "")
         if why:
@@ -199,8 +204,8 @@ class Finetune(SupervisedFinetune):
         return why
 
     def _record(self, inputs: Tuple[torch.Tensor, ...]) -> Any:
-        """The recorded step for inputs of this shape; None for a shape that came too seldom yet, or for a second one
-        (rows that are not packed have many: each recording holds memory).
+        """The recorded step for inputs of this shape; None until a shape has come often enough, and for a second shape
+        (rows that are not packed have many, and each recording holds memory).
         """
         shape = tuple(inputs[0].shape)
         seen = self._recorded.get(shape, 0)
@@ -224,12 +229,12 @@ class Finetune(SupervisedFinetune):
 
 
 class _RecordedStep:
-    """Loss and LoRA gradients of one step as a CUDA graph, with the memory that it reads and writes."""
+    """One step as a CUDA graph, with the memory that holds its inputs, loss and LoRA gradients."""
 
     def __init__(self, model: Finetune, inputs: Tuple[torch.Tensor, ...]) -> None:
         self.inputs = [one.detach().clone() for one in inputs]
         self.graph = torch.cuda.CUDAGraph()
-        torch.cuda.empty_cache()  # streams share no memory: what was freed here would be held twice
+        torch.cuda.empty_cache()  # streams do not share freed memory: it would be allocated twice
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with check.detached_parameters(model.lora_modules()), torch.enable_grad():
@@ -252,7 +257,7 @@ class _RecordedStep:
 
 
 class _ReplayedStep(torch.autograd.Function):
-    """A played step: its gradients are there with its loss."""
+    """Replays a recorded step. The replay computes loss and gradients at once; backward only scales the gradients."""
 
     @staticmethod
     def forward(ctx, recorded, inputs, *parameters):

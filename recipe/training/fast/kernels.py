@@ -1,5 +1,5 @@
-"""The small operations between the matrix products: liger-kernel's on a GPU where it is installed and can be compiled,
-else PyTorch's.
+"""The small operations between the matrix products: liger-kernel's on a GPU if it is installed and compiles, else
+PyTorch's.
 """
 
 from typing import Any, Tuple
@@ -25,14 +25,14 @@ def _has_kernels(x: torch.Tensor) -> bool:
 
 
 def rms_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    """`x` (…, hidden) by the reciprocal of its root mean square, that in fp32, times the norm's weight."""
+    """RMSNorm of `x` (…, hidden), normalized in fp32, times the weight of `norm`."""
     if _has_kernels(x):
         return LigerRMSNormFunction.apply(x, norm.weight, norm.variance_epsilon, 0.0, "llama", False)
     return _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Keeps its input alone for the backward pass, as liger-kernel's does; autograd would keep fp32 copies."""
+    """Saves only its input for the backward pass, like liger-kernel's; autograd would save fp32 copies."""
 
     @staticmethod
     def forward(ctx, x, weight, epsilon):
@@ -56,7 +56,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 class _SwiGlu(torch.autograd.Function):
-    """Keeps its two inputs alone for the backward pass."""
+    """Saves only its two inputs for the backward pass."""
 
     @staticmethod
     def forward(ctx, gate, up):
@@ -72,7 +72,7 @@ class _SwiGlu(torch.autograd.Function):
 def rotate(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Query and key, each (batch, heads, tokens, head_dim), turned to their positions; cos, sin: (tokens, head_dim)."""
+    """Rotary embedding of query and key, each (batch, heads, tokens, head_dim); cos, sin: (tokens, head_dim)."""
     if _has_kernels(query):
         return LigerRopeFunction.apply(query, key, cos[None], sin[None])
     return query * cos + _turned(query) * sin, key * cos + _turned(key) * sin

@@ -1,4 +1,4 @@
-"""InternLM2's decoder layer and loss, for training with LoRA on frozen weights: only LoRA gets gradients."""
+"""InternLM2's decoder layer and loss for training with LoRA: frozen weights get no gradients."""
 
 from typing import Any, Iterable, List, Tuple
 
@@ -8,22 +8,22 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from recipe.training.fast import kernels, nf4
 
-IGNORE_INDEX = -100  # label of a token that is not learned
+IGNORE_INDEX = -100  # label of a token without loss
 LOGITS_BYTES = 1 << 28  # bytes of fp32 logits at a time
 
 
 class LoraLinear:
-    """What one of PEFT's LoRA layers holds: the frozen layer, A (r, in), B (out, r), the scale and the dropout.
+    """A view of one of PEFT's LoRA layers: the frozen layer, A (r, in), B (out, r), scale and dropout.
 
-    A frozen layer without LoRA is one too, without A and B.
+    A frozen layer without LoRA works too: it has no A and B.
     """
 
     def __init__(self, layer: Any, name: str = "default") -> None:
         self.base = getattr(layer, "base_layer", layer)
         self.scale, self.dropout = 1.0, 0.0
-        self.pair = ()
+        self.pair: Tuple[Any, ...] = ()
         if hasattr(layer, "lora_A"):
-            self.pair = (layer.lora_A[name], layer.lora_B[name])  # what moves them may put other weights there
+            self.pair = (layer.lora_A[name], layer.lora_B[name])  # modules, since moving a model replaces weights
             self.scale = float(layer.scaling[name])
             self.dropout = float(getattr(layer.lora_dropout[name], "p", 0.0))
 
@@ -31,13 +31,15 @@ class LoraLinear:
         return [one.weight for one in self.pair]
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """The frozen weight in full, (out, in)."""
+        """The frozen weight, dequantized: (out, in)."""
         weight = self.base.weight
         return nf4.dequantize(weight, dtype) if nf4.is_quantized(weight) else weight.to(dtype)
 
     def __call__(self, x: torch.Tensor, keep: bool = False, unread: bool = False) -> torch.Tensor:
-        """x (…, in) → (…, out). `keep`: the weight laid out stays until the backward pass; `unread`: nobody reads the
-        result, only the backward pass counts (the last product of a layer that is recomputed).
+        """x (…, in) → (…, out).
+
+        `keep`: keep the dequantized weight until the backward pass. `unread`: nobody reads the result, so only what the
+        backward pass needs is computed (the last product of a recomputed layer).
         """
         dropped = F.dropout(x, self.dropout) if self.dropout and self.pair else None
         a, b = self.parameters() if self.pair else (None, None)
@@ -45,7 +47,7 @@ class LoraLinear:
 
 
 class _Linear(torch.autograd.Function):
-    """x·Wᵀ + s·(d·Aᵀ)·Bᵀ, d = x or what dropout left of it. W is laid out for the product and given up again."""
+    """x·Wᵀ + s·(d·Aᵀ)·Bᵀ, with d = dropout(x). W is dequantized for each product and freed afterwards."""
 
     @staticmethod
     def forward(ctx, x, dropped, a, b, lora, keep, unread):
@@ -91,7 +93,7 @@ class _Linear(torch.autograd.Function):
 
 
 class DecoderLayer:
-    """A decoder layer of the model, read once; calls give the same as the module's, with only LoRA trained."""
+    """A view of the model's decoder layer; a call computes what the module computes, with gradients only for LoRA."""
 
     def __init__(self, module: Any) -> None:
         attention, mlp = module.attention, module.feed_forward
@@ -117,12 +119,13 @@ class DecoderLayer:
     def __call__(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, keep: bool = False, again: bool = False
     ) -> torch.Tensor:
-        """x (batch, tokens, hidden) → the same shape; cos, sin (tokens, head_dim). `again`: recomputed for its
-        backward pass alone: the value that comes back is then not the layer's. `keep`: see Lora.
+        """x (batch, tokens, hidden) → the same shape; cos, sin (tokens, head_dim).
+
+        `again`: recompute for the backward pass only; the returned value is then undefined. `keep`: see LoraLinear.
         """
         batch, tokens, hidden = x.shape
         mixed = self.wqkv(kernels.rms_norm(x, self.norms[0]), keep)
-        # Rows of wqkv: for each key-value head its group of queries, then the key, then the value.
+        # Rows of wqkv: per key-value head its group of queries, then the key, then the value.
         mixed = mixed.view(batch, tokens, self.kv_heads, -1, self.head_dim)
         parts = mixed.split((self.heads // self.kv_heads, 1, 1), dim=3)
         query, key, value = (one.reshape(batch, tokens, -1, self.head_dim).transpose(1, 2) for one in parts)
@@ -134,10 +137,10 @@ class DecoderLayer:
 
 
 class RecomputedLayer(torch.autograd.Function):
-    """A layer that keeps its input alone and is computed again for the backward pass.
+    """Gradient checkpointing: saves only the layer's input and recomputes the layer for the backward pass.
 
-    PyTorch's own checkpoint gives gradients to .grad or holds what is laid out; here they are results, so that
-    torch.autograd.grad and CUDA graphs work, and the last product is left out of the second computation.
+    PyTorch's own checkpoint writes to .grad or holds the dequantized weights. This one returns the gradients, so that
+    torch.autograd.grad and CUDA graphs work, and skips the last product when it recomputes.
     """
 
     @staticmethod
@@ -164,13 +167,13 @@ class RecomputedLayer(torch.autograd.Function):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of h·Wᵀ in pieces: a piece's gradient is made while its logits are there."""
+    """Mean cross-entropy of h·Wᵀ in pieces; each piece's gradient is computed while its logits exist."""
 
     @staticmethod
     def forward(ctx, h, weight, labels, rows):
         wanted = ctx.needs_input_grad[0]
         learned = labels != IGNORE_INDEX
-        share = learned / learned.sum()  # NaN where nothing is learned, as everywhere
+        share = learned / learned.sum()  # NaN if no token has a loss, like PyTorch's
         total = h.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(h) if wanted else None
         for first in range(0, h.shape[0], rows):
@@ -194,8 +197,9 @@ class _CrossEntropy(torch.autograd.Function):
 def cross_entropy(
     h: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, size: int = LOGITS_BYTES
 ) -> torch.Tensor:
-    """Mean cross-entropy of each next token, fp32. h (batch, tokens, hidden), weight (vocabulary, hidden), labels
-    (batch, tokens), IGNORE_INDEX where nothing is learned; `size`: bytes of logits at a time.
+    """Mean cross-entropy of each next token, in fp32.
+
+    h (batch, tokens, hidden), weight (vocabulary, hidden), labels (batch, tokens); `size`: bytes of logits at a time.
     """
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).reshape(-1)
     rows = max(16, size // (4 * weight.shape[0]))

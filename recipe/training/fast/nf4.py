@@ -1,9 +1,10 @@
-"""A frozen weight of bitsandbytes' NF4, double quantization included, laid out in full in one pass over memory.
+"""Dequantizes bitsandbytes' NF4 weights, double quantization included, in one pass over memory.
 
-bitsandbytes needs two kernels and a copy of the scales; Triton from 3.0 on does it in one. Elsewhere bitsandbytes,
-which before 0.44 launches its kernels on CUDA's legacy stream whatever stream is current (bitsandbytes#1308). PyTorch's
-default stream is that stream, so training, evaluation and chat are right. A CUDA graph is not: such a kernel runs while
-the graph is recorded and is missing in every replay. Nor is a stream of PyTorch's own, which does not wait for it.
+bitsandbytes needs two kernels and a copy of the scales; with Triton 3.0 and newer one kernel does it. Without Triton
+bitsandbytes is used. Before 0.44 it launches its kernels on CUDA's legacy stream, whatever stream is current
+(bitsandbytes#1308). That is also PyTorch's default stream, so training, evaluation and chat are correct. CUDA graphs
+are not: the kernel runs during the capture and is missing in every replay. Neither are PyTorch's other streams, which
+do not wait for it.
 """
 
 import functools
@@ -20,11 +21,11 @@ try:
     import triton.language as tl
 
     HAS_KERNEL = hasattr(tl, "interleave")
-except ImportError:  # a PyTorch without Triton, and every CPU
+except ImportError:  # PyTorch without Triton, and on every CPU
     HAS_KERNEL = False
 
-BLOCK = 1024  # bytes, two values each, that one program of the kernel lays out
-SCALE_BLOCK = 64  # values that share a scale, bitsandbytes' block size
+BLOCK = 1024  # bytes, of two values each, per program of the kernel
+SCALE_BLOCK = 64  # values per scale: bitsandbytes' block size
 
 if HAS_KERNEL:
 
@@ -51,7 +52,7 @@ if HAS_KERNEL:
 
 
 def is_quantized(weight: torch.Tensor) -> bool:
-    """Whether `weight` is a parameter of bitsandbytes' 4-bit layer."""
+    """Whether `weight` belongs to one of bitsandbytes' 4-bit layers."""
     return getattr(weight, "quant_state", None) is not None
 
 
@@ -63,7 +64,7 @@ def uses_legacy_stream() -> bool:
 
 
 def uses_own_kernel(weight: Any) -> bool:
-    """Whether our kernel lays out this 4-bit weight; else bitsandbytes does."""
+    """Whether our kernel dequantizes this 4-bit weight; otherwise bitsandbytes does."""
     state = weight.quant_state
     inner = state.state2 if state.nested else None
     fits = state.quant_type == "nf4" and state.blocksize == SCALE_BLOCK and (inner is None or inner.blocksize == 256)
@@ -71,25 +72,25 @@ def uses_own_kernel(weight: Any) -> bool:
 
 
 def graph_obstacle(weight: Any) -> str:
-    """Why a step that reads `weight` must not become a CUDA graph; "" where it may."""
+    """Why a step that reads `weight` cannot be recorded as a CUDA graph; "" if it can."""
     if not is_quantized(weight):
         return ""
     if uses_legacy_stream():
         return (
             f"bitsandbytes {metadata.version('bitsandbytes')} is older than 0.44: its kernels are missing in a replay"
         )
-    return "" if uses_own_kernel(weight) else "the 4-bit weights are laid out by bitsandbytes, not by our Triton kernel"
+    return "" if uses_own_kernel(weight) else "bitsandbytes dequantizes the 4-bit weights, not our Triton kernel"
 
 
 def dequantize(weight: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The 4-bit `weight` as a (rows, columns) tensor of `dtype`, on its device."""
+    """The 4-bit `weight` as a (rows, columns) tensor of `dtype` on its device."""
     state = weight.quant_state
     inner = state.state2 if state.nested else None
     if not uses_own_kernel(weight):
         import bitsandbytes
 
         if weight.is_cuda and uses_legacy_stream() and torch.cuda.current_stream() != torch.cuda.default_stream():
-            raise RuntimeError("bitsandbytes before 0.44 lays out 4-bit weights on the default stream alone.")
+            raise RuntimeError("bitsandbytes before 0.44 dequantizes 4-bit weights only on the default stream.")
         return bitsandbytes.functional.dequantize_4bit(weight.data, state).to(dtype).reshape(state.shape)
     out = torch.empty(tuple(state.shape), dtype=dtype, device=weight.device)
     nested = (state.absmax, inner.code, inner.absmax, state.offset) if inner is not None else (state.absmax,) * 4
