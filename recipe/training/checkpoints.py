@@ -35,6 +35,12 @@ def last_checkpoint(place: Path) -> Optional[Path]:
     return None
 
 
+def describe_last(place: Path) -> str:
+    """A clause on what is left to resume from."""
+    last = last_checkpoint(place)
+    return f"The checkpoint of iteration {iteration_of(last)} is kept" if last else "There is no checkpoint yet"
+
+
 def is_complete(checkpoint: Path) -> bool:
     """Whether every zip file of torch.save is intact and, in DeepSpeed's folder, every rank's file exists."""
     files = sorted(checkpoint.glob("*.pt")) if checkpoint.is_dir() else [checkpoint]

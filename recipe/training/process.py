@@ -22,7 +22,7 @@ from recipe.core.files import write_text
 from recipe.core.host import gpus
 from recipe.core.run import Run
 from recipe.training import failure
-from recipe.training.checkpoints import iteration_of, last_checkpoint
+from recipe.training.checkpoints import describe_last, iteration_of, last_checkpoint
 from recipe.training.fast import verdict
 from recipe.training.log_lines import ITERATION, parse_iterations
 from recipe.training.progress import TrainingProgress
@@ -113,15 +113,15 @@ def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned
         try:
             end = run_process(run, words, log, on_line)
         except SilentTrainer as error:
-            raise RunFailed(f"{error} {_resume_hint(place)}")
+            raise RunFailed(f"{error} {describe_last(place)}: the same command resumes the run.")
     if end.is_stopped:
-        at = last_checkpoint(place)
-        done = iteration_of(at) if at else 0
-        if end.code or done != total:
-            kept = f"The checkpoint of iteration {done} of {total} is kept" if at else "There is no checkpoint yet"
-            raise Stopped(f"Stopped as asked (SIGTERM). {kept}: resume by typing the same command.")
+        last = last_checkpoint(place)
+        if end.code or last is None or iteration_of(last) != total:
+            raise Stopped(f"Stopped as asked (SIGTERM). {describe_last(place)}: resume by typing the same command.")
     if end.code:
-        raise RunFailed(f"{failure_message(run, end, log, planned)} {_resume_hint(place)}")
+        raise RunFailed(
+            f"{failure_message(run, end, log, planned)} {describe_last(place)}: the same command resumes the run."
+        )
 
 
 def wait_for_first_node(run: Run, here: distributed.Node) -> bool:
@@ -148,13 +148,6 @@ def failure_message(run: Run, end: TrainerEnd, log: Path, planned: Dict[str, Any
         f"{xid}\n" for xid in end.xids
     )
     return f"{failure.explain(end.code, said, run, planned, end.oom_killed)} Full log: {run.shown(log)}."
-
-
-def _resume_hint(place: Path) -> str:
-    at = last_checkpoint(place)
-    if at is None:
-        return "There is no checkpoint yet: the same command starts from the beginning."
-    return f"The checkpoint of iteration {iteration_of(at)} is kept; the same command continues from it."
 
 
 def run_process(run: Run, words: List[str], log: Path, on_line: Callable[[str], None]) -> TrainerEnd:

@@ -164,15 +164,10 @@ def _print_end(folder: Path, shown: str) -> int:
         )
         return 1
     log = folder / str(status.get("log", ""))
-    last = checkpoints.last_checkpoint(log.parent) if log.is_file() else None
-    kept = (
-        f"The checkpoint of iteration {checkpoints.iteration_of(last)} is kept"
-        if last
-        else "There is no checkpoint yet"
-    )
+    kept = checkpoints.describe_last(log.parent) if log.is_file() else "There is no checkpoint yet"
     click.echo(
         f"{name} ended without a message at stage {status.get('stage', 'data')}: it was killed, or the machine went "
-        f"down. {kept}: the same command resumes it."
+        f"down. {kept}: the same command resumes the run."
     )
     return 1
 

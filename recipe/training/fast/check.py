@@ -83,7 +83,7 @@ class ReplayCheck:
         ignored = labels == layers.IGNORE_INDEX
         if bool(ignored[:, 1:].all()):  # the loss of no token is nan
             ignored = torch.zeros_like(ignored)
-        others = torch.where(ignored, labels, (labels + 1) % model.vocabulary())
+        others = torch.where(ignored, labels, (labels + 1) % model.causal_lm().output.weight.shape[0])
         self.inputs = (x.detach().flip(1), cos, sin, others)
         with _restoring_state(model), _perturbed_lora(model):
             loss = model.step(*self.inputs)
@@ -234,9 +234,8 @@ def _compare_layers(model: Any, piece: Dict[str, Any], seen: List[Dict[str, torc
             out = model.run_layer(layer, x, cos, sin)
             parameters = layer.parameters()
             of_x, *gradients = torch.autograd.grad(out, (x, *parameters), held["gradient"].to(out.dtype))
-            worst.add(
-                f"layer {number + 1}, output", out.detach()[real], held["y"][real]
-            )  # the output of padding is never read
+            # Without padding, whose output is never read
+            worst.add(f"layer {number + 1}, output", out.detach()[real], held["y"][real])
             if number:
                 worst.add(f"layer {number + 1}, input's gradient", of_x, seen[number - 1]["gradient"])
             for got, one in zip(gradients, parameters):
@@ -247,7 +246,7 @@ def _compare_layers(model: Any, piece: Dict[str, Any], seen: List[Dict[str, torc
 @contextlib.contextmanager
 def _observed_layers(model: Any) -> Iterator[List[Dict[str, torch.Tensor]]]:
     """Collects input x, output y and the gradient of y of each decoder layer of XTuner's model."""
-    modules = model.stock_layers()
+    modules = model.causal_lm().model.layers
     seen: List[Dict[str, torch.Tensor]] = [{} for _ in modules]
 
     def observe(held: Dict[str, torch.Tensor], words: Any, more: Any, out: Any) -> None:
@@ -283,7 +282,7 @@ def recomputing(model: Any) -> Iterator[None]:
 def start_recomputing(model: Any) -> Any:
     """Switch on XTuner's gradient checkpointing, which needs embeddings with gradients; returns the hook for that."""
     model.gradient_checkpointing_enable()
-    return model.embeddings().register_forward_hook(lambda _, words, out: out.requires_grad_())
+    return model.causal_lm().model.tok_embeddings.register_forward_hook(lambda _, words, out: out.requires_grad_())
 
 
 @contextlib.contextmanager

@@ -81,9 +81,10 @@ class Finetune(SupervisedFinetune):
         if peft_model is not None:
             load_checkpoint(self, peft_model)
         # In a list, so that they are not submodules: they view modules that the model already has.
-        self._layers = [[layers.DecoderLayer(one) for one in self._causal().model.layers]]
+        self._layers = [[layers.DecoderLayer(one) for one in self.causal_lm().model.layers]]
 
-    def _causal(self) -> Any:
+    def causal_lm(self) -> Any:
+        """InternLM2ForCausalLM without PEFT's wrapper."""
         return self.llm.get_base_model()
 
     def compute_loss(self, data: Dict[str, Any], data_samples: Any = None) -> Dict[str, torch.Tensor]:
@@ -120,7 +121,7 @@ class Finetune(SupervisedFinetune):
 
     def step_inputs(self, data: Dict[str, Any]) -> Tuple[torch.Tensor, ...]:
         """The arguments of `step`: embeddings, cosines and sines of the rotary embedding, labels."""
-        ids, model = data["input_ids"], self._causal().model
+        ids, model = data["input_ids"], self.causal_lm().model
         x = model.tok_embeddings(ids)
         like = x.new_empty(1, 1, ids.shape[1], model.layers[0].attention.head_dim)
         cos, sin = model.layers[0].attention.rotary_emb(like, seq_len=ids.shape[1])
@@ -132,21 +133,11 @@ class Finetune(SupervisedFinetune):
 
     def compute_dtype(self) -> torch.dtype:
         """The frozen weights' dtype."""
-        return self.embeddings().weight.dtype
+        return self.causal_lm().model.tok_embeddings.weight.dtype
 
     def loss_scale(self) -> float:
         """Loss scale of the comparison, which runs outside of training's own loss scaling."""
         return 1024.0 if self.compute_dtype() == torch.float16 else 1.0
-
-    def embeddings(self) -> Any:
-        return self._causal().model.tok_embeddings
-
-    def vocabulary(self) -> int:
-        return int(self._causal().output.weight.shape[0])
-
-    def stock_layers(self) -> List[Any]:
-        """The decoder layers of XTuner's model."""
-        return list(self._causal().model.layers)
 
     def fast_layers(self) -> List[layers.DecoderLayer]:
         return self._layers[0]
@@ -170,11 +161,11 @@ class Finetune(SupervisedFinetune):
 
     def step(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss from embeddings x (batch, tokens, hidden)."""
-        causal = self._causal()
+        llm = self.causal_lm()
         for layer in self._layers[0]:
             x = self.run_layer(layer, x, cos, sin)
         size = layers.LOGITS_BYTES // 4 if self.small else layers.LOGITS_BYTES
-        return layers.cross_entropy(layers.kernels.rms_norm(x, causal.model.norm), causal.output.weight, labels, size)
+        return layers.cross_entropy(layers.kernels.rms_norm(x, llm.model.norm), llm.output.weight, labels, size)
 
     def run_layer(
         self, layer: layers.DecoderLayer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
