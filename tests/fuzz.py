@@ -1,4 +1,4 @@
-"""Damaged and strange files against the readers: `just fuzz [seconds] [seed]`.
+"""UnreadableFile and strange files against the readers: `just fuzz [seconds] [seed]`.
 
 Takes good files of every kind, changes bytes in them (in workbooks also inside the parts of the archive, then packed
 again) and reads each. A file may be read or be refused; anything else, a traceback above all, ends the run and names
@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from recipe.core.errors import InputWrong  # noqa: E402
 from recipe.core.settings import Data  # noqa: E402
 from recipe.intake import xlsx  # noqa: E402
-from recipe.intake.checks import CONTROL  # noqa: E402
+from recipe.intake.checks import CONTROL_TOKEN  # noqa: E402
 from recipe.intake.reader import Intake  # noqa: E402
 from recipe.intake.writer import Writer  # noqa: E402
 
@@ -113,7 +113,7 @@ def read(path, settings):
     intake.file(path, path.name)
     intake.writer.flush()
     try:
-        intake.faults.refuse()
+        intake.errors.raise_if_any()
     except InputWrong:
         return False
     for line in stream.getvalue().split("\n")[:-1]:
@@ -122,7 +122,7 @@ def read(path, settings):
             for text in turn.values():
                 text.encode("utf-8")
                 assert any(c.isprintable() and not c.isspace() for c in text)
-                assert not CONTROL.search(text)
+                assert not CONTROL_TOKEN.search(text)
     return True
 
 

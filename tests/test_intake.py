@@ -17,7 +17,7 @@ from openpyxl.utils.escape import unescape
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Columns, Data
 from recipe.intake import columns, formats, records, tables, xlsx
-from recipe.intake.cells import Damaged, Odd
+from recipe.intake.cells import InvalidCell, UnreadableFile
 from recipe.intake.reader import Intake, Progress
 from recipe.intake.writer import Writer
 
@@ -31,7 +31,7 @@ def intake(path, **settings):
     reading.file(path, path.name)
     reading.writer.flush()
     try:
-        reading.faults.refuse()
+        reading.errors.raise_if_any()
     except InputWrong as error:
         return str(error)
     lines = [json.loads(line)["conversation"] for line in stream.getvalue().split("\n")[:-1]]
@@ -227,7 +227,7 @@ def test_numbers_are_shown_as_their_format_shows_them(value, code, shown):
     made = formats.Formats(datetime.datetime(1899, 12, 30))
     made.styles, made.codes = [0, 200], {200: code}
     got = made[1](repr(value))
-    assert isinstance(got, Odd) if shown is None else got == shown
+    assert isinstance(got, InvalidCell) if shown is None else got == shown
 
 
 def test_dates_of_east_asian_and_old_mac_workbooks(workbook, tmp_path):
@@ -346,7 +346,7 @@ def test_header_below_a_title_hidden_sheets_and_sheets_by_name(tmp_path):
     ],
 )  # fmt: skip
 def test_columns_are_found_by_the_names_people_give_them(header, roles):
-    assert columns.find(header, {}).roles == roles
+    assert columns.find_columns(header, {}).roles == roles
 
 
 def test_doubtful_columns_are_settled_by_the_recipe(workbook):
@@ -471,7 +471,7 @@ def test_honest_gbk_is_read(tmp_path, text):
 def test_text_of_no_known_encoding_is_refused(tmp_path):
     path = tmp_path / "x.csv"
     path.write_bytes(b"q,a\ncaf\xe9,\xff\xff\n")
-    with pytest.raises(Damaged, match="none of UTF-8, UTF-16, GB18030"):
+    with pytest.raises(UnreadableFile, match="none of UTF-8, UTF-16, GB18030"):
         tables.encoding(path)
     path.write_bytes(b"PK\x03\x04 and so on")
     assert "it is no text" in intake(path)

@@ -115,7 +115,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     if not is_there(run):
         raise InputWrong(
             f"Nothing is held out of training in {run.shown(run.folder)}, so there is nothing to measure on: set "
-            f"data.eval_share=0.05 and train again (30 conversations give {split.FEWEST}), or name questions and "
+            f"data.eval_share=0.05 and train again (30 conversations give {split.MIN_HELD_OUT}), or name questions and "
             f"answers of your own: data.eval_files=data/exam.xlsx."
         )
     lines = list(dataset.lines(run.held_out))
@@ -250,10 +250,10 @@ def _answered(count: int, most: int) -> List[int]:
 def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str, Any]:
     # What lost its whole answer at max_length has no token with loss.
     counted = [number for number, (_, tokens) in enumerate(measured["base"]["losses"]) if tokens]
-    if len(counted) < split.FEWEST:
+    if len(counted) < split.MIN_HELD_OUT:
         raise InputWrong(
             f"{len(counted)} of {len(conversations)} held-out conversations have an answer within train.max_length: an "
-            f"interval needs {split.FEWEST}."
+            f"interval needs {split.MIN_HELD_OUT}."
         )
     losses = {name: [found["losses"][number] for number in counted] for name, found in measured.items()}
     counts = [tokens for _, tokens in losses["base"]]

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
-from recipe.intake.records import Wrong
+from recipe.intake.records import InvalidRecord
 
 ROLES = ("system", "user", "assistant")
 
@@ -34,25 +34,27 @@ def _map() -> Any:
 
 
 def conversation(record: Any) -> List[Dict[str, str]]:
-    """A record's turns, as XTuner trains on them; a later turn's `system` is what a tool returned. Raises Wrong."""
-    if isinstance(record, Wrong):
+    """A record's turns, as XTuner trains on them; a later turn's `system` is what a tool returned. Raises InvalidRecord."""
+    if isinstance(record, InvalidRecord):
         raise record
     said = record.get("conversations") if isinstance(record, dict) else None
     if isinstance(said, str):  # MSAgent-Bench holds a list as text
         said = _read(said)
     if not isinstance(said, list) or not said:
-        raise Wrong("conversations must be a list of {from, value}, as MSAgent-Bench has it")
+        raise InvalidRecord("conversations must be a list of {from, value}, as MSAgent-Bench has it")
     for at, one in enumerate(said, start=1):
         fits = isinstance(one, dict) and one.get("from") in ROLES and isinstance(one.get("value"), str)
         if not fits:
-            raise Wrong(f"message {at}: from must be one of {', '.join(ROLES)} and value a text")
+            raise InvalidRecord(f"message {at}: from must be one of {', '.join(ROLES)} and value a text")
     plain = [{"from": one["from"], "value": one["value"]} for one in said]
     try:
         turns = _map()({"conversations": repr(plain)})["conversation"]
     except Exception as error:  # whatever the map stumbles over
-        raise Wrong(f"XTuner's Agent map fails on it: {type(error).__name__}: {error}")
+        raise InvalidRecord(f"XTuner's Agent map fails on it: {type(error).__name__}: {error}")
     if not turns:
-        raise Wrong("XTuner's Agent map finds no call that can be read: is what stands in <|startofthink|> JSON?")
+        raise InvalidRecord(
+            "XTuner's Agent map finds no call that can be read: is what stands in <|startofthink|> JSON?"
+        )
     return [{key: turn.get(key) or "" for key in ("system", "input", "output")} for turn in turns]
 
 
@@ -62,4 +64,4 @@ def _read(text: str) -> Any:
             return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    raise Wrong("conversations is a text that is no list")
+    raise InvalidRecord("conversations is a text that is no list")

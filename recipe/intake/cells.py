@@ -3,25 +3,25 @@
 from typing import Optional
 
 # What Excel shows where a formula failed, also in what was exported from it.
-ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!")
+EXCEL_ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!")
 
 
-class Damaged(Exception):
+class UnreadableFile(Exception):
     """A file that cannot be read as what it should be; the text says what it is instead."""
 
 
-class Shown(str):
+class FormattedCell(str):
     """A cell that was no text (a number, a date, TRUE), as a person sees it."""
 
 
-class Odd(str):
+class InvalidCell(str):
     """A cell that cannot be taken as text; `why` says what it is."""
 
-    why: str
+    reason: str
 
-    def __new__(cls, text: str, why: str) -> "Odd":
+    def __new__(cls, text: str, reason: str) -> "InvalidCell":
         made = super().__new__(cls, text)
-        made.why = why
+        made.reason = reason
         return made
 
     def __bool__(self) -> bool:

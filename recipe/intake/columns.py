@@ -19,7 +19,7 @@ NAMES = {
 ROLES = {name: role for role, names in NAMES.items() for name in names.split()}
 
 
-class Doubt(Exception):
+class AmbiguousColumn(Exception):
     """More than one column could be meant; the text names them."""
 
 
@@ -30,26 +30,26 @@ class Columns(NamedTuple):
     unused: List[str]
 
 
-def fold(name: Any) -> str:
+def normalize(name: Any) -> str:
     """A header cell without what does not count: case, width, spaces, a remark in brackets, a colon or star."""
     text = unicodedata.normalize("NFKC", "" if name is None else str(name)).casefold()
     text = re.sub(r"[(\[（【].*[)\]）】]\s*$", "", text) or text
     return re.sub(r"[\s_\-:*\u200b\ufeff]+", "", text)
 
 
-def find(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
+def find_columns(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
     """The columns of a header. `chosen` (role → name) goes before all names known here.
 
-    Raises Doubt when two columns could be the same thing.
+    Raises AmbiguousColumn when two columns could be the same thing.
     """
-    folded = [fold(name) for name in header]
+    folded = [normalize(name) for name in header]
     roles: Dict[str, int] = {}
     taken: Dict[int, str] = {}
     for role, name in chosen.items():
         at = [index for index, one in enumerate(header) if str(one).strip() == name.strip()]
-        at = at or [index for index, one in enumerate(folded) if one and one == fold(name)]
+        at = at or [index for index, one in enumerate(folded) if one and one == normalize(name)]
         if len(at) > 1:
-            raise Doubt(f"the column {name} is there {len(at)} times. Rename or delete the others")
+            raise AmbiguousColumn(f"the column {name} is there {len(at)} times. Rename or delete the others")
         if at:
             roles[role] = at[0]
             taken[at[0]] = role
@@ -64,10 +64,10 @@ def find(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
             roles[QUESTION], roles[MORE] = at[names.index("instruction")], at[names.index("input")]
         elif len(set(names)) < len(names):
             double = next(str(header[index]).strip() for index, name in zip(at, names) if names.count(name) > 1)
-            raise Doubt(f"the column {double} is there twice. Rename or delete one")
+            raise AmbiguousColumn(f"the column {double} is there twice. Rename or delete one")
         elif len(at) > 1:
             found = " and ".join(str(header[index]).strip() for index in at)
-            raise Doubt(
+            raise AmbiguousColumn(
                 f"{found} could both be the {role}. Say which: data.columns.{role}={str(header[at[0]]).strip()}"
             )
         elif at:
@@ -75,22 +75,24 @@ def find(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
             if names == ["instruction"] and "context" in folded:  # Dolly
                 roles[MORE] = folded.index("context")
     used = set(roles.values())
-    unused = [str(name).strip() for index, name in enumerate(header) if index not in used and fold(name)]
+    unused = [str(name).strip() for index, name in enumerate(header) if index not in used and normalize(name)]
     return Columns(roles, unused)
 
 
 def is_header(header: Sequence[Any], chosen: Dict[str, str]) -> bool:
     """Whether a row names a question and an answer column, in doubt or not."""
     try:
-        return {QUESTION, ANSWER} <= set(find(header, chosen).roles)
-    except Doubt:
-        folded = {fold(name) for name in header}
-        known = {ROLES.get(name) for name in folded} | {role for role, name in chosen.items() if fold(name) in folded}
+        return {QUESTION, ANSWER} <= set(find_columns(header, chosen).roles)
+    except AmbiguousColumn:
+        folded = {normalize(name) for name in header}
+        known = {ROLES.get(name) for name in folded} | {
+            role for role, name in chosen.items() if normalize(name) in folded
+        }
         return {QUESTION, ANSWER} <= known
 
 
-def is_again(header: Sequence[Any], row: Sequence[Any]) -> bool:
+def is_repeated_header(header: Sequence[Any], row: Sequence[Any]) -> bool:
     """Whether a row below the header names question and answer again: by the same names, or by others as plain."""
-    names, again = sorted(map(fold, header)), sorted(map(fold, row))
+    names, again = sorted(map(normalize, header)), sorted(map(normalize, row))
     roles = {ROLES.get(name) for name in again}
     return names == again or (roles == {QUESTION, ANSWER} and all(len(name) > 1 for name in again))

@@ -16,7 +16,7 @@ def sample(path: Path, system: str = "") -> List[List[Dict[str, str]]]:
     intake = Intake(Data(files=[str(path)]), Writer(stream, system))
     intake.file(path, path.name)
     intake.writer.flush()
-    intake.faults.refuse()
+    intake.errors.raise_if_any()
     return [json.loads(line)["conversation"] for line in stream.getvalue().splitlines()]
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
 from recipe.intake import columns, records, tables
-from recipe.intake.cells import Cell, Damaged
+from recipe.intake.cells import Cell, UnreadableFile
 
 PROSE = (".txt", ".md", ".markdown")
 NAMES = {"text", "content", "document", "passage", "article", "正文", "内容", "文本", "文章", "段落", "原文"}
 HEADER_WITHIN = 20  # rows that hold anything, from the top
 # Where a text that is too long may be parted, best first: paragraphs, lines, sentences, words.
-BREAKS = ("\n\n", "\n", r"(?<=[。！？!?…])|(?<=[.;；]\s)", r"(?<=[，,、\s])")
+SPLIT_POINTS = ("\n\n", "\n", r"(?<=[。！？!?…])|(?<=[.;；]\s)", r"(?<=[，,、\s])")
 
 
 class Document(NamedTuple):
@@ -22,7 +22,7 @@ class Document(NamedTuple):
 
 
 def documents(path: Path, column: str, found: Dict[str, Any]) -> Iterator[Document]:
-    """The texts of one file; what was found out on opening it (encoding, column) goes into `found`. Raises Damaged."""
+    """The texts of one file; what was found out on opening it (encoding, column) goes into `found`. Raises UnreadableFile."""
     suffix = path.suffix.lower()
     if suffix in PROSE:
         name = tables.encoding(path)
@@ -37,21 +37,21 @@ def documents(path: Path, column: str, found: Dict[str, Any]) -> Iterator[Docume
 
 
 def _text_of(value: Any, column: str) -> str:
-    if isinstance(value, records.Wrong):
-        raise Damaged(str(value))
+    if isinstance(value, records.InvalidRecord):
+        raise UnreadableFile(str(value))
     if isinstance(value, str):
         return value
     key = column or "text"
     if not isinstance(value, dict) or not isinstance(value.get(key), str):
-        raise Damaged(f"a record has no text under {key!r}; data.columns.text names another key")
+        raise UnreadableFile(f"a record has no text under {key!r}; data.columns.text names another key")
     return value[key]
 
 
 def _cells(path: Path, column: str, found: Dict[str, Any]) -> Iterator[Document]:
-    wanted = {columns.fold(column)} if column else NAMES
+    wanted = {columns.normalize(column)} if column else NAMES
 
     def at(cells: Sequence[Cell]) -> List[int]:
-        return [index for index, cell in enumerate(cells) if columns.fold(cell) in wanted]
+        return [index for index, cell in enumerate(cells) if columns.normalize(cell) in wanted]
 
     headers, any_table = [], False
     for table in tables.tables(path, lambda cells: bool(at(cells))):
@@ -62,7 +62,9 @@ def _cells(path: Path, column: str, found: Dict[str, Any]) -> Iterator[Document]
             if index is None:
                 first = first or cells
                 if len(at(cells)) > 1:
-                    raise Damaged(f"{len(at(cells))} columns could hold the texts: name one, data.columns.text=…")
+                    raise UnreadableFile(
+                        f"{len(at(cells))} columns could hold the texts: name one, data.columns.text=…"
+                    )
                 index = at(cells)[0] if at(cells) else None
                 if index is None and number >= HEADER_WITHIN:
                     break
@@ -75,16 +77,16 @@ def _cells(path: Path, column: str, found: Dict[str, Any]) -> Iterator[Document]
         if index is None and first:
             headers.append(", ".join(str(cell).strip()[:20] for cell in first if cell))
     if not any_table:
-        raise Damaged(
+        raise UnreadableFile(
             f"no column of texts. Found: {'; '.join(headers) or 'nothing'}. Call its header text, or say what it is "
             f"called: data.columns.text=…"
         )
 
 
-def pieces(text: str, most: int) -> List[str]:
+def split_text(text: str, most: int) -> List[str]:
     """`text` in pieces of at most `most` characters, parted where it is best; the pieces joined are the text."""
     parts = [text]
-    for sign in BREAKS:
+    for sign in SPLIT_POINTS:
         if all(len(part) <= most for part in parts):
             break
         parts = [one for part in parts for one in (_parted(part, sign) if len(part) > most else [part])]

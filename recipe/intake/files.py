@@ -19,7 +19,7 @@ def files(run: Run, of: str = "files") -> List[Tuple[Path, str]]:
     be meant.
     """
     data = run.settings.data
-    kinds = kinds_of(run)
+    kinds = supported_suffixes(run)
     found: List[Tuple[Path, str]] = []
     for name in getattr(data, of):
         if not name.strip():
@@ -61,7 +61,7 @@ def files(run: Run, of: str = "files") -> List[Tuple[Path, str]]:
     return found
 
 
-def kinds_of(run: Run) -> Tuple[str, ...]:
+def supported_suffixes(run: Run) -> Tuple[str, ...]:
     """Endings of the files that are read for the recipe's kind of data."""
     kind = preset_facts.kind(run.settings)
     if kind == "agent":
@@ -78,7 +78,7 @@ def _is_meant(path: Path, kinds: Tuple[str, ...] = KINDS) -> bool:
     return path.is_file() and kind and not path.name.startswith((".", "~$"))
 
 
-def left_out(run: Run) -> List[str]:
+def skipped_files(run: Run) -> List[str]:
     """What lies in the recipe's folders and is not read: other kinds of files, folders. Hidden ones are not counted."""
     found = []
     for name in [*run.settings.data.files, *run.settings.data.eval_files]:
@@ -87,7 +87,7 @@ def left_out(run: Run) -> List[str]:
             others = [
                 p
                 for p in sorted(path.iterdir())
-                if not _is_meant(p, kinds_of(run)) and not p.name.startswith((".", "~$"))
+                if not _is_meant(p, supported_suffixes(run)) and not p.name.startswith((".", "~$"))
             ]
             found += [str(Path(name) / p.name) for p in others]
     return found

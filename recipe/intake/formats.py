@@ -9,7 +9,7 @@ import re
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from recipe.intake.cells import Cell, Odd, Shown
+from recipe.intake.cells import Cell, FormattedCell, InvalidCell
 
 # Formats that East Asian versions of Excel and WPS use by number alone (18.8.30, zh-cn).
 EAST_ASIAN = {
@@ -71,19 +71,19 @@ def _renderer(code: str, epoch: datetime.datetime) -> Callable[[str], Cell]:
 def _general(text: str) -> Cell:
     """A number with the 15 digits that Excel keeps: 52, 0.3 (stored as 0.30000000000000004), 1.5."""
     if text.isdigit() and len(text) < 16:
-        return Shown(int(text))
+        return FormattedCell(int(text))
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is no number")
     kept = format(value, ".15g")
     if value.is_integer() and abs(value) < 1e21:
-        return Shown(int(Decimal(kept)))
-    return Shown(kept.upper())
+        return FormattedCell(int(Decimal(kept)))
+    return FormattedCell(kept.upper())
 
 
 def _duration(days: float) -> Cell:
     seconds = round(abs(days) * 86400)
-    return Shown(f"{'-' * (days < 0)}{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}")
+    return FormattedCell(f"{'-' * (days < 0)}{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}")
 
 
 def _date(text: str, epoch: datetime.datetime, calendar: bool, clock: bool) -> Cell:
@@ -93,11 +93,13 @@ def _date(text: str, epoch: datetime.datetime, calendar: bool, clock: bool) -> C
         days = round(float(text) * 86400) / 86400  # to the second
         when = from_excel(days, epoch) if days >= 0 else None
         if isinstance(when, datetime.time):  # less than a day: a time, or the day before Excel's first
-            return Shown(iso(when)) if clock else Odd(text, f"{text} is formatted as a date and is none")
+            return (
+                FormattedCell(iso(when)) if clock else InvalidCell(text, f"{text} is formatted as a date and is none")
+            )
         when = when.time() if not calendar else when.date() if not clock else when
     except (OverflowError, ValueError, AttributeError):
-        return Odd(text, f"{text} is formatted as a date and is none")
-    return Shown(iso(when))
+        return InvalidCell(text, f"{text} is formatted as a date and is none")
+    return FormattedCell(iso(when))
 
 
 def _sections(code: str) -> List[str]:
@@ -169,7 +171,7 @@ def _formatted(text: str, sections: List[Optional[_Section]]) -> Cell:
     elif value == 0 and len(sections) > 2:
         section = sections[2]
         if section is None or (not section.zeros and not section.least and not section.general):
-            return Shown("-" if section and "-" in section.before else 0)  # an accountant's zero
+            return FormattedCell("-" if section and "-" in section.before else 0)  # an accountant's zero
     assert section is not None
     value = abs(value) * 100**section.percent / 1000**section.scale
     if section.general:
@@ -190,4 +192,4 @@ def _formatted(text: str, sections: List[Optional[_Section]]) -> Cell:
         number = whole.zfill(section.zeros) + (point + behind if behind else "")
     if not any(digit in "123456789" for digit in number):
         sign = ""
-    return Shown(f"{sign}{section.before}{number}{section.after}".strip())
+    return FormattedCell(f"{sign}{section.before}{number}{section.after}".strip())

@@ -5,7 +5,7 @@ import re
 import sqlite3
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
-from recipe.intake.checks import Faults
+from recipe.intake.checks import InputErrors
 from recipe.intake.records import Turn
 
 HALF_WIDTH = {0xFF01 + offset: 0x21 + offset for offset in range(94)}  # １ → 1
@@ -35,7 +35,7 @@ class GroupedRows:
         self.base.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", self.waiting)
         self.waiting.clear()
 
-    def all(self, faults: Faults, place: str) -> Iterator[Tuple[List[Optional[Turn]], str]]:
+    def all(self, errors: InputErrors, place: str) -> Iterator[Tuple[List[Optional[Turn]], str]]:
         """(turns, place) of every conversation, where it began; turns by their number, else as they stand."""
         self._flush()
         self.base.execute("CREATE INDEX by_id ON rows (id)")
@@ -51,20 +51,20 @@ class GroupedRows:
                     yield turns, where
                 key, turns, numbers, where = one, [], [], f"{place}, {row}"
             if turn is not None and turn in numbers:
-                faults.add(f"{place}, {row}", f"turn {turn:g} of conversation {key} is there twice")
+                errors.add(f"{place}, {row}", f"turn {turn:g} of conversation {key} is there twice")
             elif numbers and (turn is None) != (numbers[-1] is None):
-                faults.add(f"{place}, {row}", f"conversation {key} has turns with and without a number")
+                errors.add(f"{place}, {row}", f"conversation {key} has turns with and without a number")
             turns.append(Turn(*json.loads(text)) if text else None)
             numbers.append(turn)
         if turns:
             yield turns, where
 
 
-def with_one_system(turns: Sequence[Turn], faults: Faults, where: str) -> List[Turn]:
+def with_one_system(turns: Sequence[Turn], errors: InputErrors, where: str) -> List[Turn]:
     """The turns with the conversation's one system prompt in the first."""
     given = {turn.system for turn in turns if turn.system}
     if len(given) > 1:
         shown = " and ".join(f"{text[:20]!r}" for text in sorted(given)[:2])
-        faults.add(where, f"this conversation has several system prompts: {shown}")
+        errors.add(where, f"this conversation has several system prompts: {shown}")
     system = next(iter(given), "")
     return [turn._replace(system=system if at == 0 else "") for at, turn in enumerate(turns)]

@@ -12,8 +12,16 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 from recipe.core.settings import Data
 from recipe.intake import agent, documents, images, records, tables
 from recipe.intake import columns as names
-from recipe.intake.cells import ERRORS, Cell, Damaged, Odd, Shown
-from recipe.intake.checks import BREAKS, CONTROL, NO_TEXT, SUSPECT, Faults, is_visible, surroundings
+from recipe.intake.cells import EXCEL_ERRORS, Cell, FormattedCell, InvalidCell, UnreadableFile
+from recipe.intake.checks import (
+    CONTROL_TOKEN,
+    INVALID_CHARACTER,
+    LINE_BREAKS,
+    NEEDS_CHECK,
+    InputErrors,
+    excerpt,
+    is_visible,
+)
 from recipe.intake.columns import ANSWER, CONVERSATION, MORE, QUESTION, SYSTEM, TURN
 from recipe.intake.grouping import HALF_WIDTH, GroupedRows, with_one_system
 from recipe.intake.records import Turn
@@ -51,7 +59,7 @@ class Progress:
 
 
 class Intake:
-    """One reading of all files: `writer` gets the conversations, `faults` what is wrong. `pictures`: where each
+    """One reading of all files: `writer` gets the conversations, `errors` what is wrong. `pictures`: where each
     conversation is about an image.
     """
 
@@ -59,7 +67,7 @@ class Intake:
         self.data = data
         self.pictures = pictures
         self.writer = writer
-        self.faults = Faults()
+        self.errors = InputErrors()
         self.progress = Progress()
         self.chosen = {role: name for role, name in data.columns.model_dump(exclude={"text", "image"}).items() if name}
         self.blank_dropped = self.as_text = self.breaks = 0
@@ -79,9 +87,9 @@ class Intake:
                     self._records(name, "", values_or_none)
                 else:
                     self._tables(path, name)
-        except Damaged as damaged:
+        except UnreadableFile as damaged:
             remedy = " Save it again as .xlsx." if path.suffix.lower() in (".xlsx", ".xlsm") else ""
-            self.faults.add(name, f"cannot be opened: {damaged}.{remedy}")
+            self.errors.add(name, f"cannot be opened: {damaged}.{remedy}")
 
     def texts(self, path: Path, name: str, most: int) -> None:
         """Read one file of plain texts, in pieces of at most `most` characters; as XTuner's pretrain_map_fn."""
@@ -93,11 +101,11 @@ class Intake:
                 if text is None:
                     self.blank_dropped += 1
                     continue
-                for piece in documents.pieces(text, most):
+                for piece in documents.split_text(text, most):
                     if piece.strip():
                         self.writer.raw([{"input": "", "output": piece.strip()}])
-        except Damaged as damaged:
-            self.faults.add(name, f"cannot be read: {damaged}")
+        except UnreadableFile as damaged:
+            self.errors.add(name, f"cannot be read: {damaged}")
         self.read.append({"file": name, "rows": self.writer.turns - before, "unused": [], **found})
 
     def agent(self, path: Path, name: str) -> None:
@@ -109,61 +117,65 @@ class Intake:
                 where = f"{name}, {place}" if place else name
                 try:
                     turns = agent.conversation(value)
-                except records.Wrong as wrong:
-                    self.faults.add(where, str(wrong))
+                except records.InvalidRecord as wrong:
+                    self.errors.add(where, str(wrong))
                     continue
-                odd = [CONTROL.search(text) or NO_TEXT.search(text) for turn in turns for text in turn.values()]
+                odd = [
+                    CONTROL_TOKEN.search(text) or INVALID_CHARACTER.search(text)
+                    for turn in turns
+                    for text in turn.values()
+                ]
                 for one in filter(None, odd):
-                    self.faults.add(where, f"the sign {one.group()!r}, which the model takes for one of its own")
+                    self.errors.add(where, f"the sign {one.group()!r}, which the model takes for one of its own")
                 if turns[0]["system"] == "" and self.data.system:
                     turns[0]["system"] = self.data.system
                 self.writer.raw(turns)
-        except Damaged as damaged:
-            self.faults.add(name, f"cannot be opened: {damaged}.")
+        except UnreadableFile as damaged:
+            self.errors.add(name, f"cannot be opened: {damaged}.")
             return
         entry = {"file": name, "encoding": encoding, "rows": self.writer.turns - before, "unused": []}
         self.read.append(entry)
 
     def text(self, cell: Cell, place: str) -> Optional[str]:
         """A cell's or key's text; None, with a fault unless blanks are skipped, if it is none."""
-        if cell is None or not (is_visible(cell) or NO_TEXT.search(cell)):
-            if isinstance(cell, Odd):
-                self.faults.add(place, cell.why)
+        if cell is None or not (is_visible(cell) or INVALID_CHARACTER.search(cell)):
+            if isinstance(cell, InvalidCell):
+                self.errors.add(place, cell.reason)
             elif not self.data.skip_blank:
-                self.faults.blanks += 1
-                self.faults.add(place, "blank")
+                self.errors.blanks += 1
+                self.errors.add(place, "blank")
             return None
-        if isinstance(cell, Odd):
-            self.faults.add(place, cell.why)
+        if isinstance(cell, InvalidCell):
+            self.errors.add(place, cell.reason)
             return None
-        if isinstance(cell, Shown):
+        if isinstance(cell, FormattedCell):
             self.as_text += 1
             return str(cell)
-        if cell in ERRORS or re.fullmatch("#{4,}", cell):
-            self.faults.add(place, f"the error {cell}")
+        if cell in EXCEL_ERRORS or re.fullmatch("#{4,}", cell):
+            self.errors.add(place, f"the error {cell}")
             return None
         if cell.startswith("=DISPIMG("):
-            self.faults.add(place, "a picture, not a text")
+            self.errors.add(place, "a picture, not a text")
             return None
-        text, count = BREAKS.subn("\n", cell)
+        text, count = LINE_BREAKS.subn("\n", cell)
         self.breaks += count > 0
-        control = CONTROL.search(text)
+        control = CONTROL_TOKEN.search(text)
         if control:
-            self.faults.add(place, f"the chat control token {control.group()} in {surroundings(text, control)}")
+            self.errors.add(place, f"the chat control token {control.group()} in {excerpt(text, control)}")
             return None
-        odd = NO_TEXT.search(text)
+        odd = INVALID_CHARACTER.search(text)
         if odd:
             what = "a character lost in an earlier conversion (U+FFFD)" if odd.group() == "\ufffd" else (
                 f"a character that is no text (U+{ord(odd.group()):04X})")  # fmt: skip
-            self.faults.add(place, f"{what} in {surroundings(text, odd)}")
+            self.errors.add(place, f"{what} in {excerpt(text, odd)}")
             return None
         return text
 
     def optional(self, cell: Cell, place: str) -> str:
         """The same for a cell that may be blank: "" then."""
-        if cell is None or (not is_visible(cell) and not isinstance(cell, Odd)):
+        if cell is None or (not is_visible(cell) and not isinstance(cell, InvalidCell)):
             return ""
-        return str(cell) if isinstance(cell, Shown) else self.text(cell, place) or ""
+        return str(cell) if isinstance(cell, FormattedCell) else self.text(cell, place) or ""
 
     # JSON
 
@@ -174,8 +186,8 @@ class Intake:
 
         def columns(keys: List[str]) -> Optional[Dict[str, str]]:
             try:
-                found = names.find(keys, self.chosen)
-            except names.Doubt:
+                found = names.find_columns(keys, self.chosen)
+            except names.AmbiguousColumn:
                 return None
             if not {QUESTION, ANSWER} <= set(found.roles):
                 return None
@@ -191,12 +203,12 @@ class Intake:
             try:
                 image, value = self._parted(value) if self.pictures else ("", value)
                 turns = records.turns(value, columns, bool(self.chosen))
-            except records.Wrong as wrong:
-                self.faults.add(where, str(wrong))
+            except records.InvalidRecord as wrong:
+                self.errors.add(where, str(wrong))
                 continue
             self._conversation([turn._replace(image=image) for turn in turns] if image else turns, where)
         if not any_value:
-            self.faults.add(name, "there are no rows in it")
+            self.errors.add(name, "there are no rows in it")
         entry = {"file": name, "encoding": encoding, "rows": self.writer.turns - before, "unused": list(unused)}
         self.read.append(entry)
 
@@ -211,7 +223,7 @@ class Intake:
             if question is not None and answer is not None:
                 checked.append(Turn(question, answer, system, turn.image))
         if len(checked) == len(turns):
-            self._write(with_one_system(checked, self.faults, where), where)
+            self._write(with_one_system(checked, self.errors, where), where)
         else:
             self.blank_dropped += len(turns)
 
@@ -225,12 +237,12 @@ class Intake:
         named = sorted({turn.image for turn in turns if turn.image})
         if len(named) != 1:
             what = f"several images: {', '.join(named[:3])}. One to a conversation" if named else "blank"
-            self.faults.add(f"{where}, image", what)
+            self.errors.add(f"{where}, image", what)
             return
         try:
-            image, sha256 = self.pictures.look(named[0], self.path)
-        except records.Wrong as wrong:
-            self.faults.add(f"{where}, image {named[0]}", str(wrong))
+            image, sha256 = self.pictures.check(named[0], self.path)
+        except records.InvalidRecord as wrong:
+            self.errors.add(f"{where}, image {named[0]}", str(wrong))
             return
         said = []
         for turn in turns:
@@ -244,15 +256,15 @@ class Intake:
         self.writer.raw(made, image=image, sha256=sha256)
 
     def _parted(self, value: Any) -> Tuple[str, Any]:
-        """A record's image, and the record without it. Raises Wrong."""
+        """A record's image, and the record without it. Raises InvalidRecord."""
         if not isinstance(value, dict):
             return "", value
         try:
             key = list(value)[images.column(list(value), self.data.columns.image)]
-        except names.Doubt as doubt:
-            raise records.Wrong(str(doubt).replace("column", "key"))
+        except names.AmbiguousColumn as doubt:
+            raise records.InvalidRecord(str(doubt).replace("column", "key"))
         if not isinstance(value[key], str) or not value[key].strip():
-            raise records.Wrong(f"{key}: the path of an image is wanted, found {value[key]!r}")
+            raise records.InvalidRecord(f"{key}: the path of an image is wanted, found {value[key]!r}")
         return value[key].strip(), {name: held for name, held in value.items() if name != key}
 
     # rows and columns
@@ -273,15 +285,15 @@ class Intake:
             used += self._table(table, name)
         missing = [sheet for sheet in wanted if sheet not in seen] if any(seen) else []
         if missing:
-            self.faults.add(name, f"there is no sheet {', '.join(missing)} (data.sheet). It has: {', '.join(seen)}")
+            self.errors.add(name, f"there is no sheet {', '.join(missing)} (data.sheet). It has: {', '.join(seen)}")
         elif not used:
             mine, self.skipped = self.skipped[before:], self.skipped[:before]
             if not mine:
-                self.faults.add(name, "there are no rows in it")
+                self.errors.add(name, "there are no rows in it")
                 return
             found = "; ".join(part[len(name) :].lstrip(":, ") for part in mine)
             what = "no sheet with a row that names" if any(seen) else "no row that names"
-            self.faults.add(
+            self.errors.add(
                 name,
                 f"{what} the questions and the answers. Found: {found}. Call the header cells q and a, "
                 f"or say what they are called: data.columns.question=… data.columns.answer=…",
@@ -302,15 +314,15 @@ class Intake:
                 self.skipped.append(f"{place}: {shown}")
             return False
         try:
-            found = names.find(cells, self.chosen)
+            found = names.find_columns(cells, self.chosen)
             image_at = images.column(cells, self.data.columns.image) if self.pictures else None
-        except names.Doubt as doubt:
-            self.faults.add(place, f"{doubt}.")
+        except names.AmbiguousColumn as doubt:
+            self.errors.add(place, f"{doubt}.")
             return True
         roles = found.roles
         if TURN in roles and CONVERSATION not in roles:
             turn_name = str(cells[roles[TURN]]).strip()
-            self.faults.add(place, f"the column {turn_name} numbers turns, but no column names the conversation. Add "
+            self.errors.add(place, f"the column {turn_name} numbers turns, but no column names the conversation. Add "
                             "one, or rename it")  # fmt: skip
             return True
         before = self.writer.turns
@@ -318,9 +330,9 @@ class Intake:
         width = len(cells)
         question_at, answer_at, system_at = roles[QUESTION], roles[ANSWER], roles.get(SYSTEM)
         more_at, called = roles.get(MORE), {role: str(cells[index]).strip() for role, index in roles.items()}
-        text, plainly, suspect = self.text, self.writer.plain, SUSPECT.search
+        text, plainly, suspect = self.text, self.writer.plain, NEEDS_CHECK.search
         plain = image_at is None and not {SYSTEM, CONVERSATION, MORE} & set(roles)
-        nameless = [index for index, cell in enumerate(cells) if not names.fold(cell)]
+        nameless = [index for index, cell in enumerate(cells) if not names.normalize(cell)]
         header, lost = cells, set()
         again = {*names.ROLES, header[question_at], header[answer_at]}
         for number, (mark, cells) in enumerate(rows):
@@ -332,7 +344,7 @@ class Intake:
                 elif table.strict and any(cells[width:]):
                     extra = "".join(str(cell) for cell in cells[width:] if cell)
                     what = f"more cells than the header has: {extra[:40]!r}. Quote a cell that holds a separator"
-                    self.faults.add(f"{place}, {table.place(mark)}", what)
+                    self.errors.add(f"{place}, {table.place(mark)}", what)
                     continue
                 lost.update(i for i in [*nameless, *range(width, len(cells))] if cells[i])
             question, answer = cells[question_at], cells[answer_at]
@@ -349,20 +361,22 @@ class Intake:
                 continue  # nearly every row: what follows tells what is the matter with the others
             row = table.place(mark)
             at = f"{place}, {row}, column "
-            if names.is_again([header[question_at], header[answer_at]], [cells[question_at], cells[answer_at]]):
+            if names.is_repeated_header(
+                [header[question_at], header[answer_at]], [cells[question_at], cells[answer_at]]
+            ):
                 # Right below the header: it was two rows high, joined. Further down: another table.
                 if number or [cells[question_at], cells[answer_at]] != [header[question_at], header[answer_at]]:
                     what = (
                         f"another header ({question}, {answer}). Delete it, or put what is below into a file of its own"
                     )
-                    self.faults.add(f"{place}, {row}", what)
+                    self.errors.add(f"{place}, {row}", what)
                 continue
             if table.strict:
                 cells = [_unwrapped(cell) for cell in cells]
                 for index in (question_at, answer_at):
                     if re.match(r'\s+"[^"]*$', cells[index] or ""):
                         what = f"a quote behind a space quotes nothing: {cells[index][:20]!r}. Take the space out"
-                        self.faults.add(f"{place}, {row}", what)
+                        self.errors.add(f"{place}, {row}", what)
             question = text(cells[question_at], at + called[QUESTION])
             answer = text(cells[answer_at], at + called[ANSWER])
             whole = question is not None and answer is not None
@@ -375,7 +389,7 @@ class Intake:
                 group = self.optional(cells[roles[CONVERSATION]], at + called[CONVERSATION])
                 turn = self._turn(cells, roles, at, called)
                 if turn is not None and turn != 1 and not group:
-                    self.faults.add(
+                    self.errors.add(
                         at + called[CONVERSATION], f"blank, but this is turn {turn:g}: of which conversation?"
                     )
                 grouped.add(group, turn, row, Turn(question or "", answer or "", system, image) if whole else None)
@@ -384,11 +398,11 @@ class Intake:
             else:
                 self.blank_dropped += 1
         if grouped is not None:
-            for turns, where in grouped.all(self.faults, place):
+            for turns, where in grouped.all(self.errors, place):
                 if None in turns:
                     self.blank_dropped += len(turns)
                 else:
-                    self._write(with_one_system(turns, self.faults, where), where)  # type: ignore[arg-type]
+                    self._write(with_one_system(turns, self.errors, where), where)  # type: ignore[arg-type]
         entry = {"file": name, "sheet": table.sheet, "encoding": table.note, "rows": self.writer.turns - before}
         without = [f"{_letters(index)} (without a name)" for index in sorted(lost)]
         if image_at is not None:
@@ -405,7 +419,7 @@ class Intake:
         cell = self.optional(cells[roles[TURN]], at + called[TURN])
         digits = re.findall(r"\d+(?:\.\d+)?", cell.translate(HALF_WIDTH))
         if cell and len(digits) != 1:
-            self.faults.add(at + called[TURN], f"a number is wanted, found {cell[:20]!r}")
+            self.errors.add(at + called[TURN], f"a number is wanted, found {cell[:20]!r}")
         return float(digits[0]) if len(digits) == 1 else None
 
 

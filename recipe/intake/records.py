@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from recipe.intake.cells import Damaged
+from recipe.intake.cells import UnreadableFile
 from recipe.intake.tables import NAMES, encoding, errors, first_line
 
 USER = ("human", "user", "question", "prompter")
@@ -34,14 +34,14 @@ class Turn(NamedTuple):
     image: str = ""
 
 
-class Wrong(Exception):
+class InvalidRecord(Exception):
     """What is wrong with one record."""
 
 
 def records(path: Path) -> Tuple[str, Iterator[Tuple[str, Any]]]:
     """(encoding found, the file's JSON values with their places: "line 3" or "item 3").
 
-    A value that is no JSON comes as a Wrong with line and column. An array counts item by item. Raises Damaged.
+    A value that is no JSON comes as a InvalidRecord with line and column. An array counts item by item. Raises UnreadableFile.
     """
     name = encoding(path)
     return NAMES.get(name, name.upper()), _values(path, name)
@@ -63,7 +63,7 @@ def _values(path: Path, name: str) -> Iterator[Tuple[str, Any]]:
                 if line.strip():
                     yield f"line {number}", _loaded(line, number)
     except UnicodeDecodeError as error:
-        raise Damaged(f"it is not {NAMES.get(name, name)} throughout ({error.reason})") from None
+        raise UnreadableFile(f"it is not {NAMES.get(name, name)} throughout ({error.reason})") from None
 
 
 def _is_value(text: str) -> bool:
@@ -83,39 +83,41 @@ def _items(text: str) -> Iterator[Tuple[str, Any]]:
             lists == ["conversations"] and all(KNOWN & set(i) for i in value["conversations"])
         ):
             if len(lists) > 1:
-                yield "", Wrong(f"several lists: {', '.join(lists)}. Keep one in a file")
+                yield "", InvalidRecord(f"several lists: {', '.join(lists)}. Keep one in a file")
                 return
             value = value[lists[0]] if lists else value
     if not isinstance(value, list):
-        yield "line 1" if not isinstance(value, Wrong) else "", value
+        yield "line 1" if not isinstance(value, InvalidRecord) else "", value
         return
     for number, item in enumerate(value, start=1):
         yield f"item {number}", item
 
 
 def _loaded(text: str, line: int) -> Any:
-    """The JSON value of `text`, or a Wrong; `line` is the line's number, 0 for a whole file."""
+    """The JSON value of `text`, or a InvalidRecord; `line` is the line's number, 0 for a whole file."""
 
     def once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
         if len({key for key, _ in pairs}) != len(pairs):
             keys = [key for key, _ in pairs]
-            raise Wrong(f"the key {next(key for key in keys if keys.count(key) > 1)} stands twice in one object")
+            raise InvalidRecord(
+                f"the key {next(key for key in keys if keys.count(key) > 1)} stands twice in one object"
+            )
         return dict(pairs)
 
     def constant(name: str) -> Any:
-        raise Wrong(f"{name} is no JSON")
+        raise InvalidRecord(f"{name} is no JSON")
 
     try:
         return json.loads(text, object_pairs_hook=once, parse_constant=constant)
-    except Wrong as wrong:
+    except InvalidRecord as wrong:
         return wrong
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 12) : error.pos + 12].strip().replace("\n", " ")
         what = error.msg[0].lower() + error.msg[1:]
         place = f"column {error.colno}" if line else f"line {error.lineno}, column {error.colno}"
-        return Wrong(f"{place}: {what}, at …{near}…")
+        return InvalidRecord(f"{place}: {what}, at …{near}…")
     except (RecursionError, ValueError) as error:
-        return Wrong(f"no JSON that can be read ({error})")
+        return InvalidRecord(f"no JSON that can be read ({error})")
 
 
 def parquet(path: Path) -> Optional[Iterator[Tuple[str, Any]]]:
@@ -140,7 +142,7 @@ def parquet(path: Path) -> Optional[Iterator[Tuple[str, Any]]]:
                     # a key that a row does not have is None there
                     yield f"row {number}", _without_none(row)
         except (ArrowException, OSError, ValueError) as error:
-            raise Damaged(f"it is damaged behind row {number} ({first_line(error)})") from None
+            raise UnreadableFile(f"it is damaged behind row {number} ({first_line(error)})") from None
 
     return rows()
 
@@ -155,16 +157,16 @@ def turns(record: Any, columns: Any, chosen: bool = False) -> List[Turn]:
     """The turns of one record. `columns(names)` gives role → key of named columns, if there are question and answer;
     `chosen` says that the recipe names them, which goes before Alpaca's names.
 
-    Raises Wrong, which says what is wrong. Blank texts are not looked for here.
+    Raises InvalidRecord, which says what is wrong. Blank texts are not looked for here.
     """
-    if isinstance(record, Wrong):
+    if isinstance(record, InvalidRecord):
         raise record
     if isinstance(record, list) and record and all(isinstance(i, dict) and {"role", "from"} & set(i) for i in record):
         record = {"messages": record}
     if not isinstance(record, dict):
-        raise Wrong(f"an object is wanted, found {_kind(record)}")
+        raise InvalidRecord(f"an object is wanted, found {_kind(record)}")
     if record.get("tools"):
-        raise Wrong("tools are not supported: leave the record out, or take tools and tool calls out of it")
+        raise InvalidRecord("tools are not supported: leave the record out, or take tools and tool calls out of it")
     if isinstance(record.get("conversation"), list):
         return [_xtuner(turn, at) for at, turn in enumerate(_list(record, "conversation"), start=1)]
     for key, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
@@ -176,10 +178,10 @@ def turns(record: Any, columns: Any, chosen: bool = False) -> List[Turn]:
     if roles is None:
         if "conversation" in record:
             _list(record, "conversation")
-        raise Wrong(f"found {', '.join(map(str, record)) or 'no keys'}; wanted: {WANTED}")
+        raise InvalidRecord(f"found {', '.join(map(str, record)) or 'no keys'}; wanted: {WANTED}")
     apart = [roles[role] for role in ("conversation", "turn") if role in roles]
     if apart:
-        raise Wrong(
+        raise InvalidRecord(
             f"{', '.join(apart)}: turns of a conversation in records of their own are read from tables (.xlsx, .csv, "
             f".parquet); in JSON a conversation is one record: conversation or messages"
         )
@@ -194,10 +196,10 @@ def _joined(question: str, more: str) -> str:
 
 def _xtuner(turn: Any, at: int) -> Turn:
     if not isinstance(turn, dict):
-        raise Wrong(f"turn {at}: an object is wanted, found {_kind(turn)}")
+        raise InvalidRecord(f"turn {at}: an object is wanted, found {_kind(turn)}")
     if turn.get("output_with_loss", True) is not True:
         # XTuner 0.1.14 takes the missing keys of all other turns for false, too, once a file has one.
-        raise Wrong(f"turn {at}: output_with_loss is not supported. Leave the key out")
+        raise InvalidRecord(f"turn {at}: output_with_loss is not supported. Leave the key out")
     system = _optional(turn, "system", f"turn {at}: ")
     return Turn(_text(turn, "input", f"turn {at}: "), _text(turn, "output", f"turn {at}: "), system)
 
@@ -206,7 +208,7 @@ def _alpaca(record: Dict[str, Any]) -> List[Turn]:
     made = []
     for at, pair in enumerate(record.get("history") or [], start=1):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise Wrong(f"history {at}: [question, answer] is wanted, found {_kind(pair)}")
+            raise InvalidRecord(f"history {at}: [question, answer] is wanted, found {_kind(pair)}")
         made.append(Turn(*pair))
     question = _text(record, "instruction")
     more = _optional(record, "input")
@@ -224,63 +226,65 @@ def _chat(record: Dict[str, Any], key: str, role: str, text: str) -> List[Turn]:
     for at, message in enumerate(_list(record, key), start=1):
         where = f"message {at}: "
         if not isinstance(message, dict):
-            raise Wrong(f"{where}an object is wanted, found {_kind(message)}")
+            raise InvalidRecord(f"{where}an object is wanted, found {_kind(message)}")
         if not {role, text} <= set(message):
             other = ("from", "value") if role == "role" else ("role", "content")
             if set(other) <= set(message):
                 role, text = other
             else:
                 hint = "; conversation is the key for turns of input and output" if "input" in message else ""
-                raise Wrong(f"{where}found {', '.join(message) or 'no keys'} in {key}; wanted: {role}, {text}{hint}")
+                raise InvalidRecord(
+                    f"{where}found {', '.join(message) or 'no keys'} in {key}; wanted: {role}, {text}{hint}"
+                )
         if message.get("weight", 1) != 1:
-            raise Wrong(f"{where}weight is not supported: every answer is trained. Leave the key out")
+            raise InvalidRecord(f"{where}weight is not supported: every answer is trained. Leave the key out")
         if message.get("tool_calls") or message.get("function_call"):
-            raise Wrong(f"{where}tool calls are not supported. Leave the record out")
+            raise InvalidRecord(f"{where}tool calls are not supported. Leave the record out")
         who = message[role]
         if who == "system" and message[text] is None:
             continue
         said = _text(message, text, where)
         if who == "system":
             if at > 1:
-                raise Wrong(f"{where}a system prompt behind the first message")
+                raise InvalidRecord(f"{where}a system prompt behind the first message")
             if system and said != system:
-                raise Wrong(f"{where}a second system prompt, beside the record's own")
+                raise InvalidRecord(f"{where}a second system prompt, beside the record's own")
             system = said
         elif who in USER:
             if question is not None:
-                raise Wrong(f"{where}a second question before an answer")
+                raise InvalidRecord(f"{where}a second question before an answer")
             question = said
         elif who in ASSISTANT:
             if question is None:
-                raise Wrong(f"{where}an answer without a question before it")
+                raise InvalidRecord(f"{where}an answer without a question before it")
             made.append(Turn(question, said, "" if made else system))
             question = None
         else:
-            raise Wrong(f"{where}{role} {who!r} is not known; known are system, {USER[0]}, {USER[1]}, {ASSISTANT[0]}, "
+            raise InvalidRecord(f"{where}{role} {who!r} is not known; known are system, {USER[0]}, {USER[1]}, {ASSISTANT[0]}, "
                         f"{ASSISTANT[1]}")  # fmt: skip
     if question is not None:
-        raise Wrong("the last question has no answer")
+        raise InvalidRecord("the last question has no answer")
     return made
 
 
 def _list(record: Dict[str, Any], key: str) -> Sequence[Any]:
     value = record[key]
     if not isinstance(value, list):
-        raise Wrong(f"{key}: a list of turns is wanted, found {_kind(value)}")
+        raise InvalidRecord(f"{key}: a list of turns is wanted, found {_kind(value)}")
     if not value:
-        raise Wrong(f"{key}: there are no turns in it")
+        raise InvalidRecord(f"{key}: there are no turns in it")
     return value
 
 
 def _text(record: Dict[str, Any], key: str, where: str = "") -> str:
     """The text of a key. A number is none here: a workbook shows one as text, JSON says that it is not."""
     if key not in record:
-        raise Wrong(f"{where}found {', '.join(map(str, record)) or 'no keys'}; {key} is missing")
+        raise InvalidRecord(f"{where}found {', '.join(map(str, record)) or 'no keys'}; {key} is missing")
     value = record[key]
     if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
         value = "".join(str(part.get("text", "")) for part in value)  # OpenAI's parts of one message
     if not isinstance(value, str):
-        raise Wrong(f"{where}{key}: a text is wanted, found {_kind(value)}")
+        raise InvalidRecord(f"{where}{key}: a text is wanted, found {_kind(value)}")
     return value
 
 

@@ -14,7 +14,7 @@ from array import array
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Sequence, Set
 
-FEWEST = 2  # conversations: one alone has no interval
+MIN_HELD_OUT = 2  # conversations: one alone has no interval
 SIGNS = re.compile(r"[\W_]+")
 
 Conversation = List[Dict[str, str]]
@@ -32,7 +32,7 @@ def keys(conversation: Conversation, seed: int = 0, image: str = "") -> Set[int]
 
 
 def choose(conversations: Iterable[Conversation], share: float, seed: int) -> Set[int]:
-    """Numbers (from 0) of the conversations to hold out: `share` of all, rounded; none if that is fewer than FEWEST."""
+    """Numbers (from 0) of the conversations to hold out: `share` of all, rounded; none if that is fewer than MIN_HELD_OUT."""
     import numpy
 
     asked, owners, ranks = array("Q"), array("Q"), array("Q")
@@ -42,31 +42,31 @@ def choose(conversations: Iterable[Conversation], share: float, seed: int) -> Se
         owners.extend([number] * len(found))
         ranks.append(min(found))
     wanted = int(share * len(ranks) + 0.5)
-    if wanted < FEWEST:
+    if wanted < MIN_HELD_OUT:
         return set()
     _, which, times = numpy.unique(numpy.frombuffer(asked, "uint64"), return_inverse=True, return_counts=True)
     alone = numpy.ones(len(ranks), dtype=bool)
     alone[numpy.frombuffer(owners, "uint64")[times[which] > 1].astype(int)] = False
     order = numpy.argsort(numpy.frombuffer(ranks, "uint64"), kind="stable")
     chosen = order[alone[order]][:wanted]
-    return set(chosen.tolist()) if len(chosen) >= FEWEST else set()
+    return set(chosen.tolist()) if len(chosen) >= MIN_HELD_OUT else set()
 
 
 def choose_images(images: Sequence[str], share: float, seed: int) -> Set[int]:
     """Numbers (from 0) of the conversations to hold out, by the sums of what they are about: of so many images that it
-    is `share` of all conversations, or somewhat more; none if that is fewer than FEWEST.
+    is `share` of all conversations, or somewhat more; none if that is fewer than MIN_HELD_OUT.
     """
     about: Dict[str, List[int]] = {}
     for number, image in enumerate(images):
         about.setdefault(image, []).append(number)
     wanted, chosen = int(share * len(images) + 0.5), set()  # type: ignore[var-annotated]
     for image in sorted(about, key=lambda one: key(one, seed)):
-        if len(chosen) < wanted >= FEWEST:
+        if len(chosen) < wanted >= MIN_HELD_OUT:
             chosen.update(about[image])
-    return chosen if FEWEST <= len(chosen) < len(images) else set()
+    return chosen if MIN_HELD_OUT <= len(chosen) < len(images) else set()
 
 
-def part(source: Path, target: Path, chosen: Set[int]) -> int:
+def move_lines(source: Path, target: Path, chosen: Set[int]) -> int:
     """Move the lines numbered `chosen` (from 0) of the jsonl file `source` to `target`; how many turns they hold."""
     if not chosen:
         target.touch()
@@ -82,7 +82,7 @@ def part(source: Path, target: Path, chosen: Set[int]) -> int:
     return turns
 
 
-def without(source: Path, trained: Iterable[Dict[str, Any]]) -> Dict[str, int]:
+def drop_seen(source: Path, trained: Iterable[Dict[str, Any]]) -> Dict[str, int]:
     """Take out of the jsonl file `source` what has a question (of images, about the same one) in common with the lines
     that are trained on, or with an earlier line.
     """

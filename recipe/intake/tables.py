@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List, NamedTuple, Sequence, Tuple
 
 from recipe.intake import xlsx
-from recipe.intake.cells import Cell, Damaged, Odd, Shown
+from recipe.intake.cells import Cell, FormattedCell, InvalidCell, UnreadableFile
 from recipe.intake.formats import iso
 
 LONGEST = 1 << 20  # characters of a field; more means that a quote was never closed
@@ -48,7 +48,7 @@ class Table(NamedTuple):
 
 
 def tables(path: Path, is_header: Callable[[Sequence[Cell]], bool]) -> Iterator[Table]:
-    """The tables of the file `path`, by its ending. Raises Damaged, also while rows are read."""
+    """The tables of the file `path`, by its ending. Raises UnreadableFile, also while rows are read."""
     suffix = path.suffix.lower()
     if suffix in (".xlsx", ".xlsm"):
         yield from map(_sheet, xlsx.sheets(path))
@@ -65,7 +65,7 @@ def _sheet(sheet: xlsx.Sheet) -> Table:
 def encoding(path: Path) -> str:
     """The encoding of a text file, as Python names it, from its mark or from what all of its bytes can be.
 
-    Raises Damaged for bytes that are none of UTF-8, UTF-16 and GB18030, and for those that could be GB18030 but do not
+    Raises UnreadableFile for bytes that are none of UTF-8, UTF-16 and GB18030, and for those that could be GB18030 but do not
     read like it: other encodings' bytes mostly make rare characters there.
     """
     with path.open("rb") as stream:
@@ -74,13 +74,13 @@ def encoding(path: Path) -> str:
         if head.startswith(mark):
             return name
     if head[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0") or head.startswith(b"%PDF"):
-        raise Damaged("it is no text: rename it to what it is (.xlsx?)")
+        raise UnreadableFile("it is no text: rename it to what it is (.xlsx?)")
     if 0 in head:
         # Half of the bytes of ASCII in UTF-16 are zero; text in any other encoding has none.
         zeros = [head[start::2].count(0) for start in (0, 1)]
         if max(zeros) > len(head) // 16:
             return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
-        raise Damaged("it holds NUL bytes: save it as UTF-8")
+        raise UnreadableFile("it holds NUL bytes: save it as UTF-8")
     reasons = []
     for name in ("utf-8", "gb18030"):
         decoder = codecs.getincrementaldecoder(name)(errors(name))
@@ -100,11 +100,13 @@ def encoding(path: Path) -> str:
         return name
     high = sum(byte > 127 for byte in head)
     if 3 * len(re.findall(b"[\xe1-\xef][\x80-\xbf][\x80-\xbf]", head)) > high // 3:
-        raise Damaged(f"it is UTF-8 with damage in it ({reasons[0]}): save it as UTF-8 again")
+        raise UnreadableFile(f"it is UTF-8 with damage in it ({reasons[0]}): save it as UTF-8 again")
     if not name:
-        raise Damaged(f"its encoding is none of UTF-8, UTF-16, GB18030 ({'; '.join(reasons)}): save it as UTF-8")
+        raise UnreadableFile(f"its encoding is none of UTF-8, UTF-16, GB18030 ({'; '.join(reasons)}): save it as UTF-8")
     if not _reads_like_chinese(codecs.getincrementaldecoder(name)(errors(name)).decode(head)):
-        raise Damaged("its encoding is not UTF-8, and as GB18030 (GBK) it does not read like Chinese: save it as UTF-8")
+        raise UnreadableFile(
+            "its encoding is not UTF-8, and as GB18030 (GBK) it does not read like Chinese: save it as UTF-8"
+        )
     return name
 
 
@@ -162,9 +164,11 @@ def _delimited(path: Path, is_header: Callable[[Sequence[Cell]], bool]) -> Table
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    raise Damaged(f"{place(mark)}: {_explained(str(error))}") from None
+                    raise UnreadableFile(f"{place(mark)}: {_explained(str(error))}") from None
                 except UnicodeDecodeError as error:
-                    raise Damaged(f"{place(mark)}: it is not {NAMES.get(name, name)} here ({error.reason})") from None
+                    raise UnreadableFile(
+                        f"{place(mark)}: it is not {NAMES.get(name, name)} here ({error.reason})"
+                    ) from None
                 if number & 1023 == 0:
                     done[0] = raw.tell()
                 if any(fields):
@@ -174,7 +178,7 @@ def _delimited(path: Path, is_header: Callable[[Sequence[Cell]], bool]) -> Table
     widest = 0
     for candidate in SEPARATORS:
         head: List[List[Cell]] = []
-        with contextlib.suppress(Damaged):  # told when the rows are read
+        with contextlib.suppress(UnreadableFile):  # told when the rows are read
             for _, fields in itertools.islice(records(candidate), 20):
                 head.append(fields)
         if any(map(is_header, head)):
@@ -211,7 +215,7 @@ def _parquet(path: Path) -> Table:
     try:
         file = parquet.ParquetFile(str(path))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise Damaged(f"it is no Parquet file ({first_line(error)})") from None
+        raise UnreadableFile(f"it is no Parquet file ({first_line(error)})") from None
     total = max(1, file.metadata.num_rows)
     digits = [7 if kind in (pyarrow.float32(), pyarrow.float16()) else 15 for kind in file.schema_arrow.types]
     done = [0]
@@ -226,7 +230,7 @@ def _parquet(path: Path) -> Table:
                     yield number, [_cell(value, kept) for value, kept in zip(values, digits)]
                 done[0] = number
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise Damaged(f"it is damaged behind row {number} ({first_line(error)})") from None
+            raise UnreadableFile(f"it is damaged behind row {number} ({first_line(error)})") from None
 
     return Table("", False, rows, "row {}".format, lambda: done[0] / total)
 
@@ -241,13 +245,13 @@ def _cell(value: Any, digits: int) -> Cell:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
-        return Shown(str(value).upper())
+        return FormattedCell(str(value).upper())
     if isinstance(value, float):
         if value != value:
             return None  # pandas writes its missing numbers so
-        return Shown(int(value) if value.is_integer() and abs(value) < 1e21 else format(value, f".{digits}g"))
+        return FormattedCell(int(value) if value.is_integer() and abs(value) < 1e21 else format(value, f".{digits}g"))
     if isinstance(value, (int, decimal.Decimal)):
-        return Shown(value)
+        return FormattedCell(value)
     if isinstance(value, (datetime.date, datetime.time)):
-        return Shown(iso(value))
-    return Odd(str(value), f"a {type(value).__name__}, not a text")
+        return FormattedCell(iso(value))
+    return InvalidCell(str(value), f"a {type(value).__name__}, not a text")

@@ -26,7 +26,7 @@ class Writer:
         self.turns = self.longest = 0
 
     def plain(self, question: str, answer: str) -> None:
-        """A conversation of one turn, of texts without any of the SUSPECT signs."""
+        """A conversation of one turn, of texts without any of the NEEDS_CHECK signs."""
         # Nearly every row comes this way: no call that could be spared.
         line = f'{self.start}{quoted(question)}, "output": {quoted(answer)}}}]}}\n'
         self.turns += 1

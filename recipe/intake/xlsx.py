@@ -23,7 +23,7 @@ from typing import IO, Callable, Dict, Iterator, List, NamedTuple, Optional, Tup
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from recipe.intake.cells import ERRORS, Cell, Damaged, Odd, Shown
+from recipe.intake.cells import EXCEL_ERRORS, Cell, FormattedCell, InvalidCell, UnreadableFile
 from recipe.intake.formats import Formats, iso
 
 LIMIT = 2 << 30  # bytes an archive may unpack to
@@ -54,29 +54,29 @@ class Sheet(NamedTuple):
 
 
 def sheets(path: Path) -> Iterator[Sheet]:
-    """The worksheets of the workbook `path`, in order. Raises Damaged, here or while rows are read."""
+    """The worksheets of the workbook `path`, in order. Raises UnreadableFile, here or while rows are read."""
     with path.open("rb") as stream:
         head = stream.read(8)
     if head.startswith(b"\xd0\xcf\x11\xe0"):
-        raise Damaged("it is an old .xls file or protected by a password")
+        raise UnreadableFile("it is an old .xls file or protected by a password")
     if not head.startswith(b"PK"):
-        raise Damaged("it is no .xlsx file, whatever its name says" if head else "it is empty (0 bytes)")
+        raise UnreadableFile("it is no .xlsx file, whatever its name says" if head else "it is empty (0 bytes)")
     with _read_errors(), zipfile.ZipFile(str(path)) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
         if size > LIMIT:
-            raise Damaged(f"it unpacks to {size / 1e9:.1f} GB, more than {LIMIT / 1e9:.1f} GB")
+            raise UnreadableFile(f"it unpacks to {size / 1e9:.1f} GB, more than {LIMIT / 1e9:.1f} GB")
         yield from _Workbook(archive).sheets()
 
 
 @contextlib.contextmanager
 def _read_errors() -> Iterator[None]:
-    """Turns what zipfile, zlib, the XML parser and number conversion raise into Damaged."""
+    """Turns what zipfile, zlib, the XML parser and number conversion raise into UnreadableFile."""
     try:
         yield
     except KeyError as error:
-        raise Damaged(f"a part of it is missing: {error.args[0]}") from None
+        raise UnreadableFile(f"a part of it is missing: {error.args[0]}") from None
     except READ_ERRORS as error:
-        raise Damaged(f"it is damaged or cut off: {type(error).__name__}: {error}") from None
+        raise UnreadableFile(f"it is damaged or cut off: {type(error).__name__}: {error}") from None
 
 
 class _Workbook:
@@ -87,7 +87,7 @@ class _Workbook:
         self.names = {name.lower(): name for name in archive.namelist()}
         office = [part for kind, part in self._relations("").values() if kind == "officeDocument"]
         if not office:
-            raise Damaged("it is a ZIP archive, but no workbook")
+            raise UnreadableFile("it is a ZIP archive, but no workbook")
         workbook = self._tree(office[0])
         self.parts = self._relations(office[0])
         self.listed = [element.attrib for element in workbook.iterfind("{*}sheets/{*}sheet")]
@@ -105,7 +105,7 @@ class _Workbook:
 
     def sheets(self) -> Iterator[Sheet]:
         if not self.listed:
-            raise Damaged("it lists no sheets")
+            raise UnreadableFile("it lists no sheets")
         for attributes in self.listed:
             identity = next((value for key, value in attributes.items() if key.rpartition("}")[2] == "id"), "")
             kind, part = self.parts.get(identity, ("", ""))
@@ -154,7 +154,7 @@ def _blocks(stream: IO[bytes]) -> Iterator[Tuple[bytes, str]]:
     """
 
     def refuse(*_: object) -> None:
-        raise Damaged("its XML declares entities, which no workbook needs")
+        raise UnreadableFile("its XML declares entities, which no workbook needs")
 
     namespaces: List[str] = []
     prolog = expat.ParserCreate(namespace_separator="}")
@@ -192,7 +192,7 @@ def _elements(stream: IO[bytes], name: str) -> Iterator[Tuple[Element, str]]:
                 yield element, namespace
                 element.clear()
         if waiting > 8 * LONGEST:
-            raise Damaged(TOO_LONG)
+            raise UnreadableFile(TOO_LONG)
     parser.close()
 
 
@@ -211,10 +211,10 @@ def _joined_runs(element: Element, namespace: str) -> str:
 def _text_cell(text: str) -> Cell:
     """A stored text as the cell's: escapes undone, an error as an invalid cell."""
     if len(text) > LONGEST:
-        raise Damaged(TOO_LONG)
+        raise UnreadableFile(TOO_LONG)
     if "_x" in text:
         text = ESCAPED.sub(lambda found: chr(int(found.group(1), 16)), text)
-    return Odd(text, f"the error {text}") if text in ERRORS else text
+    return InvalidCell(text, f"the error {text}") if text in EXCEL_ERRORS else text
 
 
 class _Rows:
@@ -264,26 +264,30 @@ class _Rows:
         if kind in ("str", "inlineStr"):
             return _text_cell(text)
         if not text:
-            return Odd("", FORMULA_WITHOUT_VALUE) if kind != "s" and element.find(f"{namespace}f") is not None else None
+            return (
+                InvalidCell("", FORMULA_WITHOUT_VALUE)
+                if kind != "s" and element.find(f"{namespace}f") is not None
+                else None
+            )
         if kind == "s":
             return self._shared(int(text))
         try:
             if kind == "n":
                 return self.book.formats[int(element.get("s") or 0)](text)
             if kind == "b":
-                return Shown("TRUE" if text.strip() in ("1", "true") else "FALSE")
+                return FormattedCell("TRUE" if text.strip() in ("1", "true") else "FALSE")
             if kind == "d":
                 when = text.strip().rstrip("Z")
-                return Shown(
+                return FormattedCell(
                     iso(datetime.datetime.fromisoformat(when) if "-" in when else datetime.time.fromisoformat(when))
                 )
         except ValueError:
-            return Odd(text, f"{text[:20]!r} is stored as a number or date and is none: type it again")
-        return Odd(text, f"the error {text}")
+            return InvalidCell(text, f"{text[:20]!r} is stored as a number or date and is none: type it again")
+        return InvalidCell(text, f"the error {text}")
 
     def _shared(self, index: int) -> Cell:
         if not 0 <= index < len(self.strings):
-            raise Damaged("a cell names a shared text that is not there")
+            raise UnreadableFile("a cell names a shared text that is not there")
         return self.strings[index]
 
     def _merged(self) -> Dict[int, List[Tuple[int, int]]]:
@@ -323,12 +327,12 @@ def _fill_merged(rows: Iterator[Row], read_merged: Callable[[], Dict[int, List[T
 
 @functools.lru_cache(maxsize=None)
 def _column(letters: str) -> int:
-    """A column's number from 0, from its letters. Raises Damaged for more columns than Excel has."""
+    """A column's number from 0, from its letters. Raises UnreadableFile for more columns than Excel has."""
     number = 0
     for letter in letters.upper():
         if not "A" <= letter <= "Z":
-            raise Damaged(f"a cell's place is {letters!r}")
+            raise UnreadableFile(f"a cell's place is {letters!r}")
         number = number * 26 + ord(letter) - 64
     if not 1 <= number <= LAST_COLUMN:
-        raise Damaged(f"a cell's column is {letters!r}")
+        raise UnreadableFile(f"a cell's column is {letters!r}")
     return number - 1

@@ -9,9 +9,9 @@ from recipe.core.errors import InputWrong
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.intake import images, split
-from recipe.intake.checks import CONTROL, NO_TEXT
+from recipe.intake.checks import CONTROL_TOKEN, INVALID_CHARACTER
 from recipe.intake.dataset import conversations, lines
-from recipe.intake.files import files, image_folder, image_folders, left_out
+from recipe.intake.files import files, image_folder, image_folders, skipped_files
 from recipe.intake.reader import Intake
 from recipe.intake.writer import Writer, drop_duplicates
 from recipe.xtuner import preset_facts
@@ -21,8 +21,8 @@ def inputs(run: Run) -> Dict[str, Any]:
     found = [*files(run), *files(run, "eval_files")]
     pictures = preset_facts.pictures(run.settings)
     return {
-        **({"images": [images.listed(place) for place in image_folders(run)]} if pictures else {}),
-        "files": [name for _, name in found] + left_out(run), "settings": run.settings.data.model_dump(),
+        **({"images": [images.list_images(place) for place in image_folders(run)]} if pictures else {}),
+        "files": [name for _, name in found] + skipped_files(run), "settings": run.settings.data.model_dump(),
         "kind": preset_facts.kind(run.settings),
         "piece": _piece(run) if preset_facts.kind(run.settings) == "pretrain" else 0,
         "seed": _seed(run) if run.settings.data.eval_share else None,
@@ -44,7 +44,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     Raises InputWrong with the place of every fault (the first 20, then a count); nothing is written then.
     """
     data = run.settings.data
-    control = CONTROL.search(data.system) or NO_TEXT.search(data.system)
+    control = CONTROL_TOKEN.search(data.system) or INVALID_CHARACTER.search(data.system)
     if control:
         raise InputWrong(
             f"data.system of recipe {run.name} holds {control.group()!r}, which the model takes for a sign of its own."
@@ -66,14 +66,14 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         "numbers_as_text": intake.as_text,
         "line_breaks_changed": intake.breaks,
         "read": intake.read,
-        "skipped": intake.skipped + left_out(run),
+        "skipped": intake.skipped + skipped_files(run),
         "held_out": 0,
         "held_out_dropped": 0,
         **({"images": len(intake.pictures.seen)} if intake.pictures else {}),
     }
     if data.eval_files:
         figures["read"] += _read(run, "eval_files", evaluation).read
-        figures.update(split.without(evaluation, lines(target)))
+        figures.update(split.drop_seen(evaluation, lines(target)))
     else:
         chosen = set()
         if data.eval_share and intake.pictures:
@@ -81,7 +81,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
             chosen = split.choose_images(images, data.eval_share, _seed(run))
         elif data.eval_share:
             chosen = split.choose(conversations(target), data.eval_share, _seed(run))
-        moved = split.part(target, evaluation, chosen)
+        moved = split.move_lines(target, evaluation, chosen)
         figures["held_out"] = len(chosen)
         figures["conversations"] -= len(chosen)
         figures["rows"] -= moved
@@ -107,7 +107,7 @@ def _read(run: Run, of: str, target: Path) -> Intake:
         finally:
             intake.progress.stop()
         intake.writer.flush()
-    intake.faults.refuse()
+    intake.errors.raise_if_any()
     return intake
 
 
