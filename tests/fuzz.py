@@ -19,12 +19,13 @@ import pandas
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from recipe.intake.writer import Writer  # noqa: E402
+
 from recipe.core.errors import InputWrong  # noqa: E402
 from recipe.core.settings import Data  # noqa: E402
 from recipe.intake import xlsx  # noqa: E402
 from recipe.intake.checks import CONTROL_TOKEN  # noqa: E402
-from recipe.intake.reader import Intake  # noqa: E402
-from recipe.intake.writer import Writer  # noqa: E402
+from recipe.intake.reader import DatasetReader  # noqa: E402
 
 PIECES = [
     *b"<! ]]> <![CDATA[ <!-- &#0; &#xD800; &lt; &x; </row> </c> <v> <f> -1 1e999 NaN 99999999999999999999".split(),
@@ -109,11 +110,11 @@ def changed(name, content, chance):
 def read(path, settings):
     """Read `path`; whether it was accepted. What was accepted is checked."""
     stream = io.StringIO()
-    intake = Intake(settings, Writer(stream, "系统"))
-    intake.file(path, path.name)
-    intake.writer.flush()
+    reader = DatasetReader(settings, Writer(stream, "系统"))
+    reader.read_conversations(path, path.name)
+    reader.writer.flush()
     try:
-        intake.errors.raise_if_any()
+        reader.errors.raise_if_any()
     except InputWrong:
         return False
     for line in stream.getvalue().split("\n")[:-1]:

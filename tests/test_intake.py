@@ -16,9 +16,10 @@ from openpyxl.utils.escape import unescape
 
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Columns, Data
-from recipe.intake import columns, formats, records, tables, xlsx
+from recipe.intake import columns, encodings, formats, records, tables, xlsx
 from recipe.intake.cells import InvalidCell, UnreadableFile
-from recipe.intake.reader import Intake, Progress
+from recipe.intake.progress import Progress
+from recipe.intake.reader import DatasetReader
 from recipe.intake.writer import Writer
 
 HAN = "怎样拒绝不合理的加班先说明手头优先级再给出可行时间新同事总抢我功劳办把进展写周报让贡献看得见"
@@ -27,8 +28,8 @@ HAN = "怎样拒绝不合理的加班先说明手头优先级再给出可行时�
 def intake(path, **settings):
     """The turns of every conversation of one file, or the refusal's text."""
     stream = io.StringIO()
-    reading = Intake(Data(files=[str(path)], **settings), Writer(stream, ""))
-    reading.file(path, path.name)
+    reading = DatasetReader(Data(files=[str(path)], **settings), Writer(stream, ""))
+    reading.read_conversations(path, path.name)
     reading.writer.flush()
     try:
         reading.errors.raise_if_any()
@@ -372,7 +373,7 @@ def test_turns_systems_and_ids(workbook):
     assert intake(path) == [[("教练", "一", "1"), (None, "二", "2"), (None, "三", "3")], [(None, "单", "0")]]
     path = workbook(s=[["conversation", "turn", "q", "a"], [1, 1, "一", "1"], [1, 1, "二", "2"], [2, "x", "三", "3"]])
     assert "row 3: turn 1 of conversation 1 is there twice" in intake(path)
-    assert "row 4, column turn: a number is wanted, found 'x'" in intake(path)
+    assert "row 4, column turn: expected a number, found 'x'" in intake(path)
     path = workbook(s=[["turn", "q", "a"], [1, "一", "1"]])
     assert "the column turn numbers turns, but no column names the conversation" in intake(path)
     path = workbook(s=[["conversation", "turn", "q", "a"], [1, 1, "一", "1"], [None, 2, "二", "2"]])
@@ -408,7 +409,7 @@ def test_delimited_text_in_any_encoding_with_any_separator(tmp_path, separator, 
     path = tmp_path / "x.csv"
     path.write_bytes(mark + ENCODED.replace(",", separator).replace("\n", "\r\n").encode(encoding))
     (table,) = tables.tables(path, lambda cells: columns.is_header(cells, {}))
-    assert table.note == name
+    assert table.encoding == name
     assert pairs(path) == [("怎样拒绝？", "先说明，再给出时间。"), (f"甲{separator}乙", '说"好"\n再说')]
 
 
@@ -417,12 +418,12 @@ def test_delimited_text_in_any_encoding_with_any_separator(tmp_path, separator, 
     [
         ("q,a\n问,答,更多\n", ["row 2: more cells than the header has: '更多'", "Quote a cell"]),
         ('q,a\n问,"答\n完\n', ["row 2: a quoted cell that begins here never ends"]),
-        ('q,a\n"问"题,答\n', ["row 2: text stands behind the closing quote"]),
+        ('q,a\n"问"题,答\n', ["row 2: text follows the closing quote"]),
         ("q,a\n问\n", ["row 2, column a: blank"]),
         ('q,a\n"一\n二",好\n三,\n', ["row 3 (line 4), column a: blank"]),
         ("q,a\n问,#N/A\n", ["row 2, column a: the error #N/A"]), ("q,a\n问,########\n", ["the error ########"]),
         ('q,a\nhi, "yes, sir"\n', ["row 2: more cells than the header has"]),
-        ('q,a,n\nhi, "yes, sir"\n', ["row 2: a quote behind a space quotes nothing"]),
+        ('q,a,n\nhi, "yes, sir"\n', ["row 2: a quote after a space does not quote"]),
         ("问题一,回答一\n", ["no row that names the questions and the answers", "问题一, 回答一"]),
         ("", ["there are no rows in it"]), ("\n\n", ["there are no rows in it"]),
     ],
@@ -471,10 +472,10 @@ def test_honest_gbk_is_read(tmp_path, text):
 def test_text_of_no_known_encoding_is_refused(tmp_path):
     path = tmp_path / "x.csv"
     path.write_bytes(b"q,a\ncaf\xe9,\xff\xff\n")
-    with pytest.raises(UnreadableFile, match="none of UTF-8, UTF-16, GB18030"):
-        tables.encoding(path)
+    with pytest.raises(UnreadableFile, match="not UTF-8, UTF-16 or GB18030"):
+        encodings.detect(path)
     path.write_bytes(b"PK\x03\x04 and so on")
-    assert "it is no text" in intake(path)
+    assert "it is not a text file" in intake(path)
 
 
 TURN = ("教练", "问", "答")
@@ -518,8 +519,8 @@ def test_json_of_the_common_kinds(tmp_path, record, turns):
     [
         ('{"q": "问", "a": "答"}\n{"q": "问" "a": "答"}\n', ["line 2: column 11: expecting ',' delimiter"]),
         ('[{"q": "问",\n "a": "答"},]', ["line 2, column 12: expecting value"]),
-        ('{"q": "问", "a": null}\n{"q": 7, "a": "答"}\n', ["line 1: a: a text is wanted, found null",
-                                                        "line 2: q: a text is wanted, found a number"]),
+        ('{"q": "问", "a": null}\n{"q": 7, "a": "答"}\n', ["line 1: a: expected text, found null",
+                                                        "line 2: q: expected text, found a number"]),
         ('{"conversations": [{"input": "问", "output": "答"}]}\n', ["found input, output in conversations",
                                                                  "conversation is the key"]),
         ('{"messages": [{"role": "user", "content": "问"}]}\n', ["the last question has no answer"]),
@@ -532,13 +533,13 @@ def test_json_of_the_common_kinds(tmp_path, record, turns):
         ('{"conversation": []}\n', ["there are no turns in it"]),
         ('{"text": "x"}\n', ["found text; wanted: conversation"]),
         ('{"conversation": [{"input": "问"}]}\n', ["turn 1: found input; output is missing"]),
-        ('{"q": "问", "q": "二", "a": "答"}\n', ["the key q stands twice"]),
-        ('{"q": NaN, "a": "答"}\n', ["NaN is no JSON"]),
+        ('{"q": "问", "q": "二", "a": "答"}\n', ["the key q appears twice"]),
+        ('{"q": NaN, "a": "答"}\n', ["NaN is not valid JSON"]),
         ('{"conversation": [{"input": "问", "output": "答", "output_with_loss": false}]}\n', ["output_with_loss"]),
         ('{"messages": [{"role": "user", "content": "问", "weight": 0}]}\n', ["message 1: weight is not supported"]),
-        ('3\n"x"\n', ["line 1: an object is wanted, found a number", "line 2: an object is wanted, found a text"]),
+        ('3\n"x"\n', ["line 1: expected an object, found a number", "line 2: expected an object, found text"]),
         ("", ["there are no rows in it"]), ("[]", ["there are no rows in it"]),
-        ('{"q": "\\ud800", "a": "答"}\n', ["line 1, question: a character that is no text (U+D800)"]),
+        ('{"q": "\\ud800", "a": "答"}\n', ["line 1, question: an invalid character (U+D800)"]),
         ('{"conversation": [{"input": "一", "output": "1"}, {"input": " ", "output": "2"}]}\n',
          ["line 1, turn 2, question: blank"]),
     ],
@@ -569,7 +570,7 @@ def test_damaged_parquet_of_conversations_has_its_row(tmp_path):
     middle = len(content) // 2
     content[middle : middle + 400] = bytes(byte ^ 255 for byte in content[middle : middle + 400])
     (tmp_path / "x.parquet").write_bytes(bytes(content))
-    assert "it is damaged behind row 0" in intake(tmp_path / "x.parquet")
+    assert "it is damaged after row 0" in intake(tmp_path / "x.parquet")
 
 
 def test_parquet_of_columns_and_of_conversations(tmp_path):
@@ -588,7 +589,7 @@ def test_parquet_of_columns_and_of_conversations(tmp_path):
     grouped.to_parquet(str(tmp_path / "g.parquet"))
     assert intake(tmp_path / "g.parquet") == [[(None, "一", "1"), (None, "二", "2")]]
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
-    assert "it is no Parquet file" in intake(tmp_path / "bad.parquet")
+    assert "it is not a Parquet file" in intake(tmp_path / "bad.parquet")
 
 
 @pytest.mark.parametrize(
@@ -630,7 +631,7 @@ def test_what_is_written_is_what_json_dumps_writes(workbook, tmp_path):
     rows = [["q", "a"], ['说"好"', "反\\斜\n行"], ["\t制表", "😀é/"], ["一", "二"]]
     stream = io.StringIO()
     writer = Writer(stream, '系"统')
-    Intake(Data(files=["x"]), writer).file(workbook(s=rows), "x")
+    DatasetReader(Data(files=["x"]), writer).read_conversations(workbook(s=rows), "x")
     writer.flush()
     expected = [
         {"conversation": [{"system": '系"统', "input": question, "output": answer}]} for question, answer in rows[1:]
@@ -740,7 +741,7 @@ def test_records_can_be_told_from_files(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"conversations": [{"conversation": [{"input": "问", "output": "答"}]}]}, indent=1))
     assert pairs(path) == [("问", "答")]
-    assert records.records(path)[0] == "UTF-8"
+    assert records.read(path)[0] == "UTF-8"
 
 
 def test_a_bar_is_shown_past_two_seconds(capsys):

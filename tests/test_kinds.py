@@ -116,9 +116,12 @@ def test_tools(tmp_path):
     ("record", "said"),
     [
         ({"conversation": []}, "MSAgent-Bench"),
-        ({"conversations": "__import__('os').abort()"}, "no list"),
+        ({"conversations": "__import__('os').abort()"}, "not a list"),
         ({"conversations": [{"from": "human", "value": "x"}]}, "message 1"),
-        ({"conversations": [*SAID[:2], {"from": "assistant", "value": "<|startofthink|>{<|endofthink|>"}]}, "no call"),
+        (
+            {"conversations": [*SAID[:2], {"from": "assistant", "value": "<|startofthink|>{<|endofthink|>"}]},
+            "no readable",
+        ),
     ],
 )
 def test_tools_that_are_refused(tmp_path, record, said):

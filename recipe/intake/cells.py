@@ -1,31 +1,31 @@
-"""What the readers of all kinds of files give: cells as text, or what is wrong with them."""
+"""The cell types that all readers return: text, or the reason why a cell has none."""
 
 from typing import Optional
 
-# What Excel shows where a formula failed, also in what was exported from it.
+# What Excel shows where a formula failed, also in files exported from it.
 EXCEL_ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!")
 
 
 class UnreadableFile(Exception):
-    """A file that cannot be read as what it should be; the text says what it is instead."""
+    """A file that cannot be read. The text completes "cannot be opened: …"."""
 
 
 class FormattedCell(str):
-    """A cell that was no text (a number, a date, TRUE), as a person sees it."""
+    """A number, a date or TRUE, as Excel shows it."""
 
 
 class InvalidCell(str):
-    """A cell that cannot be taken as text; `why` says what it is."""
+    """A cell that has no usable text; `reason` says why."""
 
     reason: str
 
     def __new__(cls, text: str, reason: str) -> "InvalidCell":
-        made = super().__new__(cls, text)
-        made.reason = reason
-        return made
+        cell = super().__new__(cls, text)
+        cell.reason = reason
+        return cell
 
     def __bool__(self) -> bool:
-        return True  # it is there, whatever its text
+        return True  # not blank, even without text
 
 
 Cell = Optional[str]

@@ -30,6 +30,7 @@ LIMIT = 2 << 30  # bytes an archive may unpack to
 LONGEST = 1 << 20  # characters of one cell; Excel itself stops at 32,767
 CHUNK = 1 << 17
 TOO_LONG = f"a cell holds more than {LONGEST:,} characters"
+CELL_TYPES = ("n", "s", "b", "d", "e")
 LAST_COLUMN = 16384
 BLANK_ROW = re.compile(rb'<row [^<>]*?\br="\d+"[^<>]*?(?:/>|>(?:<c [^<>]*/>)*</row>)')
 MERGED = re.compile(rb'mergeCell [^<>]*?ref="([A-Z]+)(\d+):[A-Z]+(\d+)"')
@@ -263,12 +264,9 @@ class _Rows:
         text = element.findtext(f"{namespace}v") or ""
         if kind in ("str", "inlineStr"):
             return _text_cell(text)
-        if not text:
-            return (
-                InvalidCell("", FORMULA_WITHOUT_VALUE)
-                if kind != "s" and element.find(f"{namespace}f") is not None
-                else None
-            )
+        if not text and kind in CELL_TYPES:
+            has_formula = kind != "s" and element.find(f"{namespace}f") is not None
+            return InvalidCell("", FORMULA_WITHOUT_VALUE) if has_formula else None
         if kind == "s":
             return self._shared(int(text))
         try:
