@@ -1,4 +1,4 @@
-"""UnreadableFile and strange files against the readers: `just fuzz [seconds] [seed]`.
+"""Damaged and strange files against the readers: `just fuzz [seconds] [seed]`.
 
 Takes good files of every kind, changes bytes in them (in workbooks also inside the parts of the archive, then packed
 again) and reads each. A file may be read or be refused; anything else, a traceback above all, ends the run and names
@@ -19,13 +19,13 @@ import pandas
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from recipe.intake.writer import Writer  # noqa: E402
 
 from recipe.core.errors import InputWrong  # noqa: E402
 from recipe.core.settings import Data  # noqa: E402
-from recipe.intake import xlsx  # noqa: E402
+from recipe.intake import xml_parts  # noqa: E402
 from recipe.intake.checks import CONTROL_TOKEN  # noqa: E402
 from recipe.intake.reader import DatasetReader  # noqa: E402
+from recipe.intake.writer import Writer  # noqa: E402
 
 PIECES = [
     *b"<! ]]> <![CDATA[ <!-- &#0; &#xD800; &lt; &x; </row> </c> <v> <f> -1 1e999 NaN 99999999999999999999".split(),
@@ -138,14 +138,14 @@ def main(seconds=60.0, seed=0):
         name = chance.choice(sorted(good))
         path = folder / name
         path.write_bytes(changed(name, good[name], chance))
-        xlsx.CHUNK = chance.choice((64, 1024, 1 << 16))  # small pieces take the ways that small files never would
+        xml_parts.CHUNK = chance.choice((64, 1024, 1 << 16))  # small pieces take the ways that small files never would
         settings = Data(files=[name], skip_blank=chance.random() < 0.5)
         start = time.monotonic()
         try:
             accepted += read(path, settings)
         except BaseException:
             kept = path.rename(path.with_name(f"failed-{seed}-{tried}{path.suffix}"))
-            print(f"failed on {kept}, skip_blank={settings.skip_blank}, CHUNK={xlsx.CHUNK}")
+            print(f"failed on {kept}, skip_blank={settings.skip_blank}, CHUNK={xml_parts.CHUNK}")
             raise
         slowest = max(slowest, time.monotonic() - start)
         tried += 1

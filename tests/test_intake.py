@@ -16,7 +16,7 @@ from openpyxl.utils.escape import unescape
 
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Columns, Data
-from recipe.intake import columns, encodings, formats, records, tables, xlsx
+from recipe.intake import columns, encodings, formats, records, tables, xlsx, xml_parts
 from recipe.intake.cells import InvalidCell, UnreadableFile
 from recipe.intake.progress import Progress
 from recipe.intake.reader import DatasetReader
@@ -92,7 +92,7 @@ def ours(path):
 @pytest.fixture(params=[64, 1 << 16])
 def chunk(request, monkeypatch):
     """Parts cut anywhere, and read in one piece."""
-    monkeypatch.setattr(xlsx, "CHUNK", request.param)
+    monkeypatch.setattr(xml_parts, "CHUNK", request.param)
 
 
 def some_text(chance):
@@ -277,7 +277,7 @@ def test_columns_without_a_name_are_said(workbook, tmp_path):
 def test_one_odd_cell_does_not_condemn_the_workbook(workbook, tmp_path):
     path = workbook(s=[["q", "a"], ["几点？", 52], ["问二", "答二"]])
     for old, new, words in [
-        ("<v>52</v>", "<v>abc</v>", "row 2, column a: 'abc' is stored as a number or date and is none"),
+        ("<v>52</v>", "<v>abc</v>", "row 2, column a: 'abc' is stored as a number or date but is not one"),
         ('t="n"><v>52</v>', 't="d"><v>10:30:00</v>', [("几点？", "10:30:00"), ("问二", "答二")]),
     ]:
 
@@ -663,7 +663,7 @@ def test_archives_that_are_traps_are_refused(workbook, tmp_path, monkeypatch):
     monkeypatch.setattr(xlsx, "LIMIT", 1 << 25)
     assert "it unpacks to 0.1 GB, more than 0.0 GB" in intake(trap)
     monkeypatch.undo()
-    assert "it is a ZIP archive, but no workbook" in intake(trap)
+    assert "it is a ZIP archive, but not a workbook" in intake(trap)
     long = "长" * ((1 << 20) + 70000)
     rewritten(path, trap, lambda part, text: re.sub("&#31572;|答", long, text) if "worksheets/" in part else text)
     assert "a cell holds more than 1,048,576 characters" in intake(trap)
@@ -675,7 +675,7 @@ def test_damaged_and_foreign_files_are_told_apart(workbook, tmp_path):
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         middle = archive.getinfo("xl/worksheets/sheet1.xml").header_offset + 200
     for content, words in [
-        (b"", "it is empty (0 bytes)"), (b"hello", "it is no .xlsx file"),
+        (b"", "it is empty (0 bytes)"), (b"hello", "it is not an .xlsx file"),
         (good[: len(good) // 2], "damaged or cut off"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "an old .xls file or protected by a password"),
         (good[:middle] + bytes(300) + good[middle + 300 :], "damaged or cut off"),

@@ -52,7 +52,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         raise InputWrong(f"{', '.join(data.files)}: there are no rows below the header. Nothing to train on.")
     count = len(writer.hashes)
     duplicates = count - drop_duplicates(target, writer.hashes, data.dedupe)
-    figures = {
+    figures: Dict[str, Any] = {
         "rows": writer.turns,
         "conversations": count - (duplicates if data.dedupe else 0),
         "longest": max(1, writer.longest),
