@@ -85,7 +85,7 @@ def trimmed(cells):
 
 def ours(path):
     return {
-        sheet.name: [(number, trimmed(cells)) for number, cells in sheet.rows()] for sheet in xlsx.sheets(path)
+        sheet.sheet: [(number, trimmed(cells)) for number, cells in sheet.rows()] for sheet in xlsx.sheets(path)
     }  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def test_shared_texts_runs_and_phonetic_guides(chunk, tmp_path, workbook):
 def test_the_sample_and_the_published_workbook_read_like_pandas(real_workbook):
     for path in (ROOT / "data" / "workplace.xlsx", real_workbook):
         for sheet in xlsx.sheets(path):
-            table = pandas.read_excel(str(path), sheet_name=sheet.name, header=None, dtype=str, keep_default_na=False)
+            table = pandas.read_excel(str(path), sheet_name=sheet.sheet, header=None, dtype=str, keep_default_na=False)
             got = [[cell or "" for cell in row] + [""] * (table.shape[1] - len(row)) for _, row in sheet.rows()]
             assert got == table.values.tolist()
 

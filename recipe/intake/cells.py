@@ -1,6 +1,6 @@
-"""The cell types that all readers return: text, or the reason why a cell has none."""
+"""What the readers of all tables return: cells with text, or with the reason why they have none."""
 
-from typing import Optional
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 # What Excel shows where a formula failed, also in files exported from it.
 EXCEL_ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!")
@@ -29,3 +29,15 @@ class InvalidCell(str):
 
 
 Cell = Optional[str]
+
+
+class Table(NamedTuple):
+    """One sheet or file. `rows()` gives (mark, cells) of every row that is not blank; `place(mark)` is "row 5"."""
+
+    sheet: str  # "" where there are no sheets
+    hidden: bool
+    rows: Callable[[], Iterator[Tuple[Any, List[Cell]]]]
+    place: Callable[[Any], str]
+    position: Callable[[], float]  # share of the table that was read, 0 to 1
+    encoding: str = ""
+    delimited: bool = False

@@ -6,7 +6,6 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 
 QUESTION, ANSWER, SYSTEM, CONVERSATION, TURN = "question", "answer", "system", "conversation", "turn"
 MORE = "more"  # the rest of the question: Alpaca's `input` beside its `instruction`
-HEADER_WITHIN = 20  # the header is among the first rows that are not blank
 NAMES = {
     QUESTION: "q question questions query prompt input instruction user human "
     "问 问题 提问 问句 题目 输入 指令 咨询 用户问题 用户提问 用户输入 咨询问题 咨询内容 问题内容",

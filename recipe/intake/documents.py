@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
 from recipe.intake import columns, encodings, records, tables
 from recipe.intake.cells import Cell, UnreadableFile
@@ -50,34 +50,27 @@ def _record_text(value: Any, key: str) -> str:
 def _table_texts(path: Path, column: str, details: Dict[str, Any]) -> Iterator[Document]:
     names = {columns.normalize(column)} if column else COLUMN_NAMES
 
-    def find_column(cells: Sequence[Cell]) -> Optional[int]:
-        at = [index for index, cell in enumerate(cells) if columns.normalize(cell) in names]
-        if len(at) > 1:
-            raise UnreadableFile(f"{len(at)} columns could hold the texts: name one, data.columns.text=…")
-        return at[0] if at else None
-
-    def is_header(cells: Sequence[Cell]) -> bool:
-        return any(columns.normalize(cell) in names for cell in cells)
+    def find(cells: Sequence[Cell]) -> List[int]:
+        return [index for index, cell in enumerate(cells) if columns.normalize(cell) in names]
 
     headers, any_table = [], False
-    for table in tables.tables(path, is_header):
+    for table in tables.tables(path, lambda cells: bool(find(cells))):
         if table.hidden:
             continue
-        index: Optional[int] = None
-        first: Optional[List[Cell]] = None
-        for number, (mark, cells) in enumerate(table.rows()):
-            if index is None:
-                first = first or cells
-                index = find_column(cells)
-                if index is None and number >= columns.HEADER_WITHIN:
-                    break
-            elif index < len(cells) and cells[index] is not None:
+        rows = table.rows()
+        header, first = tables.find_header(rows, lambda cells: bool(find(cells)))
+        details["encoding"] = table.encoding
+        if header is None:
+            headers += [columns.show_header(first)] if first else []
+            continue
+        any_table = True
+        index, *others = find(header)
+        if others:
+            raise UnreadableFile(f"{1 + len(others)} columns could hold the texts: name one, data.columns.text=…")
+        for mark, cells in rows:
+            if index < len(cells) and cells[index] is not None:
                 place = f"sheet {table.sheet}, {table.place(mark)}" if table.sheet else table.place(mark)
                 yield Document(place, cells[index])
-        details["encoding"] = table.encoding
-        any_table = any_table or index is not None
-        if index is None and first:
-            headers.append(columns.show_header(first))
     if not any_table:
         raise UnreadableFile(
             f"no column of texts. Found: {'; '.join(headers) or 'nothing'}. Name the header text, or say what it is "

@@ -1,7 +1,7 @@
 """Reads the files of a dataset one after the other, as a stream: of a row, only two 8-byte numbers stay in memory."""
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from recipe.core.settings import Data
 from recipe.intake import agent, columns, documents, images, records, tables
@@ -115,7 +115,11 @@ class DatasetReader(Collector):
         sheets: List[str] = []
         any_header = False
         first_skipped = len(self.skipped)
-        for table in tables.tables(path, lambda cells: columns.is_header(cells, self.chosen)):
+
+        def is_header(cells: Sequence[Any]) -> bool:
+            return columns.is_header(cells, self.chosen)
+
+        for table in tables.tables(path, is_header):
             sheets.append(table.sheet)
             if table.sheet and self.data.sheet and table.sheet not in self.data.sheet:
                 continue
@@ -124,14 +128,14 @@ class DatasetReader(Collector):
                 without_header.append(f"sheet {table.sheet} (hidden)")
                 continue
             place = f"{name}, sheet {table.sheet}" if table.sheet else name
-            reader, rows = TableReader(self, table, place, self.chosen), table.rows()
-            header, found = reader.find_header(rows)
-            any_header = any_header or found
-            if found:
-                figures = reader.read(header, rows)
+            rows = table.rows()
+            header, first = tables.find_header(rows, is_header)
+            if header is not None:
+                any_header = True
+                figures = TableReader(self, table, place, self.chosen).read(header, rows)
                 self.read += [{"file": name, **figures}] if figures else []
-            elif header:
-                self.skipped.append(f"{place}: {columns.show_header(header)}")
+            elif first:
+                self.skipped.append(f"{place}: {columns.show_header(first)}")
                 without_header.append(self.skipped[-1][len(name) :].lstrip(":, "))
         missing = [sheet for sheet in self.data.sheet if sheet not in sheets] if any(sheets) else []
         if missing:

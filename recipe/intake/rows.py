@@ -1,17 +1,15 @@
 """Reads a table into conversations: finds the header, then one question and answer per row."""
 
-import itertools
 import re
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 from recipe.intake import columns, images
-from recipe.intake.cells import Cell
+from recipe.intake.cells import Cell, Table
 from recipe.intake.checks import NEEDS_CHECK
 from recipe.intake.collector import Collector
 from recipe.intake.columns import ANSWER, CONVERSATION, MORE, QUESTION, SYSTEM, TURN
 from recipe.intake.grouping import HALF_WIDTH, GroupedRows
 from recipe.intake.records import Turn
-from recipe.intake.tables import Table
 
 Rows = Iterator[Tuple[Any, List[Cell]]]
 
@@ -25,15 +23,6 @@ class TableReader:
         self.image_at: Optional[int] = None
         self.grouped: Optional[GroupedRows] = None
         self.unnamed_used: Set[int] = set()  # columns that hold something, but have no name
-
-    def find_header(self, rows: Rows) -> Tuple[List[Cell], bool]:
-        """(the header, True), or (the first row that is not blank, False) if there is no header."""
-        first: List[Cell] = []
-        for _, cells in itertools.islice(rows, columns.HEADER_WITHIN):
-            first = first or cells
-            if columns.is_header(cells, self.chosen):
-                return cells, True
-        return first, False
 
     def read(self, header: List[Cell], rows: Rows) -> Optional[Dict[str, Any]]:
         """Reads the rows below the header. Returns the figures of the table; None if its columns are ambiguous."""

@@ -7,38 +7,38 @@ import decimal
 import io
 import itertools
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 from recipe.intake import encodings, parquet, xlsx
-from recipe.intake.cells import Cell, FormattedCell, InvalidCell, UnreadableFile
+from recipe.intake.cells import Cell, FormattedCell, InvalidCell, Table, UnreadableFile
 from recipe.intake.formats import iso
 
 LONGEST = 1 << 20  # characters of a field; more means that a quote was never closed
+HEADER_WITHIN = 20  # rows that are not blank
 SEPARATORS = ",\t;|"
-
-
-class Table(NamedTuple):
-    """One sheet or file. `rows()` gives (mark, cells) of every row that is not blank; `place(mark)` is "row 5"."""
-
-    sheet: str  # "" where there are no sheets
-    hidden: bool
-    rows: Callable[[], Iterator[Tuple[Any, List[Cell]]]]
-    place: Callable[[Any], str]
-    position: Callable[[], float]  # share of the table that was read, 0 to 1
-    encoding: str = ""
-    delimited: bool = False
 
 
 def tables(path: Path, is_header: Callable[[Sequence[Cell]], bool]) -> Iterator[Table]:
     """The tables of the file `path`, by its suffix. Raises UnreadableFile, also while rows are read."""
     suffix = path.suffix.lower()
     if suffix in (".xlsx", ".xlsm"):
-        for sheet in xlsx.sheets(path):
-            yield Table(sheet.name, sheet.hidden, sheet.rows, "row {}".format, sheet.position)
+        yield from xlsx.sheets(path)
     elif suffix == ".parquet":
         yield _parquet(path)
     else:
         yield _Delimited(path).table(is_header)
+
+
+def find_header(
+    rows: Iterator[Tuple[Any, List[Cell]]], is_header: Callable[[Sequence[Cell]], bool]
+) -> Tuple[Optional[List[Cell]], List[Cell]]:
+    """(the header or None, the first row), searched in the first rows that are not blank."""
+    first: List[Cell] = []
+    for _, cells in itertools.islice(rows, HEADER_WITHIN):
+        first = first or cells
+        if is_header(cells):
+            return cells, first
+    return None, first
 
 
 class _Delimited:
@@ -63,7 +63,7 @@ class _Delimited:
         for candidate in SEPARATORS:
             head: List[List[Cell]] = []
             with contextlib.suppress(UnreadableFile):  # reported when the rows are read
-                head.extend(fields for _, fields in itertools.islice(self._rows(candidate), 20))
+                head.extend(fields for _, fields in itertools.islice(self._rows(candidate), HEADER_WITHIN))
             if any(map(is_header, head)):
                 return candidate
             if max(map(len, head), default=0) > widest:

@@ -27,13 +27,7 @@ class Writer:
 
     def write_pair(self, question: str, answer: str) -> None:
         """Writes one question and answer, neither of which matches NEEDS_CHECK."""
-        # Nearly every row takes this path, so the body of _write is repeated here.
-        line = f'{self.start}{quote(question)}, "output": {quote(answer)}}}]}}\n'
-        self.turns += 1
-        self.hashes.append(hash(line))
-        self.lines.append(line)
-        if len(self.lines) >= 1000:
-            self.flush()
+        self._write(f'{self.start}{quote(question)}, "output": {quote(answer)}}}]}}\n', 1)
 
     def write_turns(self, turns: Sequence[Turn]) -> None:
         """Writes a conversation, with the recipe's system prompt if it has none."""

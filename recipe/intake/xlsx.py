@@ -20,12 +20,12 @@ import zipfile
 import zlib
 from bisect import bisect
 from pathlib import Path
-from typing import IO, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import IO, Callable, Dict, Iterator, List, Optional, Tuple
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from recipe.intake import xml_parts
-from recipe.intake.cells import EXCEL_ERRORS, Cell, FormattedCell, InvalidCell, UnreadableFile
+from recipe.intake.cells import EXCEL_ERRORS, Cell, FormattedCell, InvalidCell, Table, UnreadableFile
 from recipe.intake.formats import Formats, iso
 
 LIMIT = 2 << 30  # bytes an archive may unpack to
@@ -43,16 +43,7 @@ Row = Tuple[int, List[Cell]]  # number from 1, cells from column A
 Element = ElementTree.Element
 
 
-class Sheet(NamedTuple):
-    """One sheet. `rows()` gives every row that holds anything."""
-
-    name: str
-    hidden: bool
-    rows: Callable[[], Iterator[Row]]
-    position: Callable[[], float]  # share of the sheet that was read, 0 to 1
-
-
-def sheets(path: Path) -> Iterator[Sheet]:
+def sheets(path: Path) -> Iterator[Table]:
     """The worksheets of the workbook `path`, in order. Raises UnreadableFile, here or while rows are read."""
     with path.open("rb") as stream:
         head = stream.read(8)
@@ -102,7 +93,7 @@ class _Workbook:
         self.strings_part = kinds.get("sharedStrings", "")
         self.strings: Optional[List[Cell]] = None
 
-    def sheets(self) -> Iterator[Sheet]:
+    def sheets(self) -> Iterator[Table]:
         if not self.listed:
             raise UnreadableFile("it lists no sheets")
         for attributes in self.listed:
@@ -111,7 +102,7 @@ class _Workbook:
             if kind == "worksheet":  # not a chart or a dialog
                 rows = _Rows(self, part)
                 hidden = attributes.get("state", "visible") != "visible"
-                yield Sheet(attributes.get("name", "?"), hidden, rows.read, rows.position)
+                yield Table(attributes.get("name", "?"), hidden, rows.read, "row {}".format, rows.position)
 
     def open(self, part: str) -> IO[bytes]:
         return self.archive.open(self.names[part.lower()])
