@@ -19,11 +19,12 @@ import pandas
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
 from recipe.core.errors import InputWrong  # noqa: E402
 from recipe.core.settings import Data  # noqa: E402
-from recipe.intake import xlsx  # noqa: E402
-from recipe.intake.checks import CONTROL  # noqa: E402
-from recipe.intake.reader import Intake  # noqa: E402
+from recipe.intake import xml_parts  # noqa: E402
+from recipe.intake.checks import CONTROL_TOKEN  # noqa: E402
+from recipe.intake.reader import DatasetReader  # noqa: E402
 from recipe.intake.writer import Writer  # noqa: E402
 
 PIECES = [
@@ -109,11 +110,11 @@ def changed(name, content, chance):
 def read(path, settings):
     """Read `path`; whether it was accepted. What was accepted is checked."""
     stream = io.StringIO()
-    intake = Intake(settings, Writer(stream, "系统"))
-    intake.file(path, path.name)
-    intake.writer.flush()
+    reader = DatasetReader(settings, Writer(stream, "系统"))
+    reader.read_conversations(path, path.name)
+    reader.writer.flush()
     try:
-        intake.faults.refuse()
+        reader.errors.raise_if_any()
     except InputWrong:
         return False
     for line in stream.getvalue().split("\n")[:-1]:
@@ -122,7 +123,7 @@ def read(path, settings):
             for text in turn.values():
                 text.encode("utf-8")
                 assert any(c.isprintable() and not c.isspace() for c in text)
-                assert not CONTROL.search(text)
+                assert not CONTROL_TOKEN.search(text)
     return True
 
 
@@ -137,14 +138,14 @@ def main(seconds=60.0, seed=0):
         name = chance.choice(sorted(good))
         path = folder / name
         path.write_bytes(changed(name, good[name], chance))
-        xlsx.CHUNK = chance.choice((64, 1024, 1 << 16))  # small pieces take the ways that small files never would
+        xml_parts.CHUNK = chance.choice((64, 1024, 1 << 16))  # small pieces take the ways that small files never would
         settings = Data(files=[name], skip_blank=chance.random() < 0.5)
         start = time.monotonic()
         try:
             accepted += read(path, settings)
         except BaseException:
             kept = path.rename(path.with_name(f"failed-{seed}-{tried}{path.suffix}"))
-            print(f"failed on {kept}, skip_blank={settings.skip_blank}, CHUNK={xlsx.CHUNK}")
+            print(f"failed on {kept}, skip_blank={settings.skip_blank}, CHUNK={xml_parts.CHUNK}")
             raise
         slowest = max(slowest, time.monotonic() - start)
         tried += 1

@@ -16,9 +16,10 @@ from openpyxl.utils.escape import unescape
 
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Columns, Data
-from recipe.intake import columns, formats, records, tables, xlsx
-from recipe.intake.cells import Damaged, Odd
-from recipe.intake.reader import Intake, Progress
+from recipe.intake import columns, encodings, formats, records, tables, xlsx, xml_parts
+from recipe.intake.cells import InvalidCell, UnreadableFile
+from recipe.intake.progress import Progress
+from recipe.intake.reader import DatasetReader
 from recipe.intake.writer import Writer
 
 HAN = "怎样拒绝不合理的加班先说明手头优先级再给出可行时间新同事总抢我功劳办把进展写周报让贡献看得见"
@@ -27,11 +28,11 @@ HAN = "怎样拒绝不合理的加班先说明手头优先级再给出可行时�
 def intake(path, **settings):
     """The turns of every conversation of one file, or the refusal's text."""
     stream = io.StringIO()
-    reading = Intake(Data(files=[str(path)], **settings), Writer(stream, ""))
-    reading.file(path, path.name)
+    reading = DatasetReader(Data(files=[str(path)], **settings), Writer(stream, ""))
+    reading.read_conversations(path, path.name)
     reading.writer.flush()
     try:
-        reading.faults.refuse()
+        reading.errors.raise_if_any()
     except InputWrong as error:
         return str(error)
     lines = [json.loads(line)["conversation"] for line in stream.getvalue().split("\n")[:-1]]
@@ -84,14 +85,14 @@ def trimmed(cells):
 
 def ours(path):
     return {
-        sheet.name: [(number, trimmed(cells)) for number, cells in sheet.rows()] for sheet in xlsx.sheets(path)
+        sheet.sheet: [(number, trimmed(cells)) for number, cells in sheet.rows()] for sheet in xlsx.sheets(path)
     }  # fmt: skip
 
 
 @pytest.fixture(params=[64, 1 << 16])
 def chunk(request, monkeypatch):
-    """Both ways through a sheet: small pieces are mostly matched, small files as a whole mostly parsed."""
-    monkeypatch.setattr(xlsx, "CHUNK", request.param)
+    """Parts cut anywhere, and read in one piece."""
+    monkeypatch.setattr(xml_parts, "CHUNK", request.param)
 
 
 def some_text(chance):
@@ -169,10 +170,7 @@ def shared(part, text):
     return re.sub(r't="inlineStr"><is>.*?</is>', lambda _: f't="s"><v>{next(number)}</v>', text, flags=re.S)
 
 
-@pytest.mark.parametrize("kept", [0, 1 << 25])
-def test_shared_texts_runs_and_phonetic_guides(kept, chunk, monkeypatch, tmp_path, workbook):
-    """Texts in memory and in the file, in order and out of it."""
-    monkeypatch.setattr(xlsx, "KEPT", kept)
+def test_shared_texts_runs_and_phonetic_guides(chunk, tmp_path, workbook):
     texts = [f"文{number} " * (number % 7 + 1) for number in range(500)]
     rows = [[a, b] for a, b in zip(texts[::2], texts[1::2])]
     path = rewritten(workbook(s=rows), tmp_path / "y.xlsx", shared)
@@ -199,7 +197,7 @@ def test_shared_texts_runs_and_phonetic_guides(kept, chunk, monkeypatch, tmp_pat
 def test_the_sample_and_the_published_workbook_read_like_pandas(real_workbook):
     for path in (ROOT / "data" / "workplace.xlsx", real_workbook):
         for sheet in xlsx.sheets(path):
-            table = pandas.read_excel(str(path), sheet_name=sheet.name, header=None, dtype=str, keep_default_na=False)
+            table = pandas.read_excel(str(path), sheet_name=sheet.sheet, header=None, dtype=str, keep_default_na=False)
             got = [[cell or "" for cell in row] + [""] * (table.shape[1] - len(row)) for _, row in sheet.rows()]
             assert got == table.values.tolist()
 
@@ -230,7 +228,7 @@ def test_numbers_are_shown_as_their_format_shows_them(value, code, shown):
     made = formats.Formats(datetime.datetime(1899, 12, 30))
     made.styles, made.codes = [0, 200], {200: code}
     got = made[1](repr(value))
-    assert isinstance(got, Odd) if shown is None else got == shown
+    assert isinstance(got, InvalidCell) if shown is None else got == shown
 
 
 def test_dates_of_east_asian_and_old_mac_workbooks(workbook, tmp_path):
@@ -279,7 +277,7 @@ def test_columns_without_a_name_are_said(workbook, tmp_path):
 def test_one_odd_cell_does_not_condemn_the_workbook(workbook, tmp_path):
     path = workbook(s=[["q", "a"], ["几点？", 52], ["问二", "答二"]])
     for old, new, words in [
-        ("<v>52</v>", "<v>abc</v>", "row 2, column a: 'abc' is stored as a number or date and is none"),
+        ("<v>52</v>", "<v>abc</v>", "row 2, column a: 'abc' is stored as a number or date but is not one"),
         ('t="n"><v>52</v>', 't="d"><v>10:30:00</v>', [("几点？", "10:30:00"), ("问二", "答二")]),
     ]:
 
@@ -349,7 +347,7 @@ def test_header_below_a_title_hidden_sheets_and_sheets_by_name(tmp_path):
     ],
 )  # fmt: skip
 def test_columns_are_found_by_the_names_people_give_them(header, roles):
-    assert columns.find(header, {}).roles == roles
+    assert columns.find_columns(header, {}).roles == roles
 
 
 def test_doubtful_columns_are_settled_by_the_recipe(workbook):
@@ -375,7 +373,7 @@ def test_turns_systems_and_ids(workbook):
     assert intake(path) == [[("教练", "一", "1"), (None, "二", "2"), (None, "三", "3")], [(None, "单", "0")]]
     path = workbook(s=[["conversation", "turn", "q", "a"], [1, 1, "一", "1"], [1, 1, "二", "2"], [2, "x", "三", "3"]])
     assert "row 3: turn 1 of conversation 1 is there twice" in intake(path)
-    assert "row 4, column turn: a number is wanted, found 'x'" in intake(path)
+    assert "row 4, column turn: expected a number, found 'x'" in intake(path)
     path = workbook(s=[["turn", "q", "a"], [1, "一", "1"]])
     assert "the column turn numbers turns, but no column names the conversation" in intake(path)
     path = workbook(s=[["conversation", "turn", "q", "a"], [1, 1, "一", "1"], [None, 2, "二", "2"]])
@@ -411,7 +409,7 @@ def test_delimited_text_in_any_encoding_with_any_separator(tmp_path, separator, 
     path = tmp_path / "x.csv"
     path.write_bytes(mark + ENCODED.replace(",", separator).replace("\n", "\r\n").encode(encoding))
     (table,) = tables.tables(path, lambda cells: columns.is_header(cells, {}))
-    assert table.note == name
+    assert table.encoding == name
     assert pairs(path) == [("怎样拒绝？", "先说明，再给出时间。"), (f"甲{separator}乙", '说"好"\n再说')]
 
 
@@ -420,12 +418,12 @@ def test_delimited_text_in_any_encoding_with_any_separator(tmp_path, separator, 
     [
         ("q,a\n问,答,更多\n", ["row 2: more cells than the header has: '更多'", "Quote a cell"]),
         ('q,a\n问,"答\n完\n', ["row 2: a quoted cell that begins here never ends"]),
-        ('q,a\n"问"题,答\n', ["row 2: text stands behind the closing quote"]),
+        ('q,a\n"问"题,答\n', ["row 2: text follows the closing quote"]),
         ("q,a\n问\n", ["row 2, column a: blank"]),
         ('q,a\n"一\n二",好\n三,\n', ["row 3 (line 4), column a: blank"]),
         ("q,a\n问,#N/A\n", ["row 2, column a: the error #N/A"]), ("q,a\n问,########\n", ["the error ########"]),
         ('q,a\nhi, "yes, sir"\n', ["row 2: more cells than the header has"]),
-        ('q,a,n\nhi, "yes, sir"\n', ["row 2: a quote behind a space quotes nothing"]),
+        ('q,a,n\nhi, "yes, sir"\n', ["row 2: a quote after a space does not quote"]),
         ("问题一,回答一\n", ["no row that names the questions and the answers", "问题一, 回答一"]),
         ("", ["there are no rows in it"]), ("\n\n", ["there are no rows in it"]),
     ],
@@ -474,10 +472,10 @@ def test_honest_gbk_is_read(tmp_path, text):
 def test_text_of_no_known_encoding_is_refused(tmp_path):
     path = tmp_path / "x.csv"
     path.write_bytes(b"q,a\ncaf\xe9,\xff\xff\n")
-    with pytest.raises(Damaged, match="none of UTF-8, UTF-16, GB18030"):
-        tables.encoding(path)
+    with pytest.raises(UnreadableFile, match="not UTF-8, UTF-16 or GB18030"):
+        encodings.detect(path)
     path.write_bytes(b"PK\x03\x04 and so on")
-    assert "it is no text" in intake(path)
+    assert "it is not a text file" in intake(path)
 
 
 TURN = ("教练", "问", "答")
@@ -521,8 +519,8 @@ def test_json_of_the_common_kinds(tmp_path, record, turns):
     [
         ('{"q": "问", "a": "答"}\n{"q": "问" "a": "答"}\n', ["line 2: column 11: expecting ',' delimiter"]),
         ('[{"q": "问",\n "a": "答"},]', ["line 2, column 12: expecting value"]),
-        ('{"q": "问", "a": null}\n{"q": 7, "a": "答"}\n', ["line 1: a: a text is wanted, found null",
-                                                        "line 2: q: a text is wanted, found a number"]),
+        ('{"q": "问", "a": null}\n{"q": 7, "a": "答"}\n', ["line 1: a: expected text, found null",
+                                                        "line 2: q: expected text, found a number"]),
         ('{"conversations": [{"input": "问", "output": "答"}]}\n', ["found input, output in conversations",
                                                                  "conversation is the key"]),
         ('{"messages": [{"role": "user", "content": "问"}]}\n', ["the last question has no answer"]),
@@ -535,13 +533,13 @@ def test_json_of_the_common_kinds(tmp_path, record, turns):
         ('{"conversation": []}\n', ["there are no turns in it"]),
         ('{"text": "x"}\n', ["found text; wanted: conversation"]),
         ('{"conversation": [{"input": "问"}]}\n', ["turn 1: found input; output is missing"]),
-        ('{"q": "问", "q": "二", "a": "答"}\n', ["the key q stands twice"]),
-        ('{"q": NaN, "a": "答"}\n', ["NaN is no JSON"]),
+        ('{"q": "问", "q": "二", "a": "答"}\n', ["the key q appears twice"]),
+        ('{"q": NaN, "a": "答"}\n', ["NaN is not valid JSON"]),
         ('{"conversation": [{"input": "问", "output": "答", "output_with_loss": false}]}\n', ["output_with_loss"]),
         ('{"messages": [{"role": "user", "content": "问", "weight": 0}]}\n', ["message 1: weight is not supported"]),
-        ('3\n"x"\n', ["line 1: an object is wanted, found a number", "line 2: an object is wanted, found a text"]),
+        ('3\n"x"\n', ["line 1: expected an object, found a number", "line 2: expected an object, found text"]),
         ("", ["there are no rows in it"]), ("[]", ["there are no rows in it"]),
-        ('{"q": "\\ud800", "a": "答"}\n', ["line 1, question: a character that is no text (U+D800)"]),
+        ('{"q": "\\ud800", "a": "答"}\n', ["line 1, question: an invalid character (U+D800)"]),
         ('{"conversation": [{"input": "一", "output": "1"}, {"input": " ", "output": "2"}]}\n',
          ["line 1, turn 2, question: blank"]),
     ],
@@ -572,7 +570,7 @@ def test_damaged_parquet_of_conversations_has_its_row(tmp_path):
     middle = len(content) // 2
     content[middle : middle + 400] = bytes(byte ^ 255 for byte in content[middle : middle + 400])
     (tmp_path / "x.parquet").write_bytes(bytes(content))
-    assert "it is damaged behind row 0" in intake(tmp_path / "x.parquet")
+    assert "it is damaged after row 0" in intake(tmp_path / "x.parquet")
 
 
 def test_parquet_of_columns_and_of_conversations(tmp_path):
@@ -591,7 +589,7 @@ def test_parquet_of_columns_and_of_conversations(tmp_path):
     grouped.to_parquet(str(tmp_path / "g.parquet"))
     assert intake(tmp_path / "g.parquet") == [[(None, "一", "1"), (None, "二", "2")]]
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
-    assert "it is no Parquet file" in intake(tmp_path / "bad.parquet")
+    assert "it is not a Parquet file" in intake(tmp_path / "bad.parquet")
 
 
 @pytest.mark.parametrize(
@@ -633,7 +631,7 @@ def test_what_is_written_is_what_json_dumps_writes(workbook, tmp_path):
     rows = [["q", "a"], ['说"好"', "反\\斜\n行"], ["\t制表", "😀é/"], ["一", "二"]]
     stream = io.StringIO()
     writer = Writer(stream, '系"统')
-    Intake(Data(files=["x"]), writer).file(workbook(s=rows), "x")
+    DatasetReader(Data(files=["x"]), writer).read_conversations(workbook(s=rows), "x")
     writer.flush()
     expected = [
         {"conversation": [{"system": '系"统', "input": question, "output": answer}]} for question, answer in rows[1:]
@@ -665,7 +663,7 @@ def test_archives_that_are_traps_are_refused(workbook, tmp_path, monkeypatch):
     monkeypatch.setattr(xlsx, "LIMIT", 1 << 25)
     assert "it unpacks to 0.1 GB, more than 0.0 GB" in intake(trap)
     monkeypatch.undo()
-    assert "it is a ZIP archive, but no workbook" in intake(trap)
+    assert "it is a ZIP archive, but not a workbook" in intake(trap)
     long = "长" * ((1 << 20) + 70000)
     rewritten(path, trap, lambda part, text: re.sub("&#31572;|答", long, text) if "worksheets/" in part else text)
     assert "a cell holds more than 1,048,576 characters" in intake(trap)
@@ -677,7 +675,7 @@ def test_damaged_and_foreign_files_are_told_apart(workbook, tmp_path):
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         middle = archive.getinfo("xl/worksheets/sheet1.xml").header_offset + 200
     for content, words in [
-        (b"", "it is empty (0 bytes)"), (b"hello", "it is no .xlsx file"),
+        (b"", "it is empty (0 bytes)"), (b"hello", "it is not an .xlsx file"),
         (good[: len(good) // 2], "damaged or cut off"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "an old .xls file or protected by a password"),
         (good[:middle] + bytes(300) + good[middle + 300 :], "damaged or cut off"),
@@ -743,7 +741,7 @@ def test_records_can_be_told_from_files(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"conversations": [{"conversation": [{"input": "问", "output": "答"}]}]}, indent=1))
     assert pairs(path) == [("问", "答")]
-    assert records.records(path)[0] == "UTF-8"
+    assert records.read(path)[0] == "UTF-8"
 
 
 def test_a_bar_is_shown_past_two_seconds(capsys):

@@ -49,11 +49,11 @@ def read(run):
 def test_pieces_lose_nothing_and_part_where_it_is_best():
     for text in (CHAPTER, "a" * 5000, "word " * 900, "段一。\n\n段二。\n\n" * 40, ""):
         for most in (32, 100, 1000):
-            found = documents.pieces(text, most)
+            found = documents.split_text(text, most)
             assert "".join(found) == text
             assert all(len(piece) <= most for piece in found)
-    assert documents.pieces("一。二三。四", 4) == ["一。", "二三。四"]
-    assert documents.pieces("第一段\n\n第二段", 7) == ["第一段\n\n", "第二段"]
+    assert documents.split_text("一。二三。四", 4) == ["一。", "二三。四"]
+    assert documents.split_text("第一段\n\n第二段", 7) == ["第一段\n\n", "第二段"]
 
 
 def test_texts_of_every_form(tmp_path, workbook):
@@ -116,9 +116,12 @@ def test_tools(tmp_path):
     ("record", "said"),
     [
         ({"conversation": []}, "MSAgent-Bench"),
-        ({"conversations": "__import__('os').abort()"}, "no list"),
+        ({"conversations": "__import__('os').abort()"}, "not a list"),
         ({"conversations": [{"from": "human", "value": "x"}]}, "message 1"),
-        ({"conversations": [*SAID[:2], {"from": "assistant", "value": "<|startofthink|>{<|endofthink|>"}]}, "no call"),
+        (
+            {"conversations": [*SAID[:2], {"from": "assistant", "value": "<|startofthink|>{<|endofthink|>"}]},
+            "no readable",
+        ),
     ],
 )
 def test_tools_that_are_refused(tmp_path, record, said):

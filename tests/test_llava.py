@@ -23,8 +23,7 @@ from recipe.core.hashing import below, digest, key_of, stamp
 from recipe.core.run import Run
 from recipe.inference import chat_model, evaluate, loading, prompt, terminal
 from recipe.intake import dataset as intake_dataset
-from recipe.intake.files import image_folder
-from recipe.intake.reader import IMAGE
+from recipe.intake.images import IMAGE_TOKEN, image_folder
 from recipe.planning import memory
 from recipe.planning import tokens as planning_tokens
 from recipe.reporting import collect, compare, report, verify
@@ -611,7 +610,7 @@ def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, mo
     told = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
     assert told["conversations"] == 4
     assert [one["image"] for one in told["samples"]] == ["seen/red.png", "seen/blue.png"]
-    assert IMAGE not in json.dumps(told)
+    assert IMAGE_TOKEN not in json.dumps(told)
     page = report.write(run, working=False).read_text(encoding="utf-8")
     assert "<code>seen/red.png</code>" in page
 
@@ -661,7 +660,7 @@ def test_the_preview_shows_where_the_image_is(stages):
 
     conversation = next(intake_dataset.conversations(stages[0].dataset))
     pieces = data_report.Sight(stages[0]).pieces(conversation)
-    assert IMAGE in [text for text, _ in pieces]
+    assert IMAGE_TOKEN in [text for text, _ in pieces]
     assert planning_tokens.count([conversation], None, tokenizer.tokenizer(stages[0]), 99, True)["lengths"][0] > 5
 
 

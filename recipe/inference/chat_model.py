@@ -11,7 +11,7 @@ from recipe.base_model import model_code
 from recipe.core import hardware, imports
 from recipe.inference.loading import choose_precision
 from recipe.inference.prompt import separator
-from recipe.intake.reader import IMAGE
+from recipe.intake.images import IMAGE_TOKEN
 
 MAX_NEW_TOKENS = 300
 
@@ -120,9 +120,11 @@ class ChatModel:
         from xtuner.model.utils import prepare_inputs_labels_for_multimodal
         from xtuner.utils import IMAGE_TOKEN_INDEX
 
-        conversation = [(asked.replace(IMAGE, ""), answered) for asked, answered in (*turns, (question, ""))]
-        conversation[0] = (f"{IMAGE}\n{conversation[0][0]}", conversation[0][1])
-        before, after = self.prompt(system.replace(IMAGE, ""), conversation[:-1], conversation[-1][0]).split(IMAGE, 1)
+        conversation = [(asked.replace(IMAGE_TOKEN, ""), answered) for asked, answered in (*turns, (question, ""))]
+        conversation[0] = (f"{IMAGE_TOKEN}\n{conversation[0][0]}", conversation[0][1])
+        before, after = self.prompt(system.replace(IMAGE_TOKEN, ""), conversation[:-1], conversation[-1][0]).split(
+            IMAGE_TOKEN, 1
+        )
         ids = self.tokenizer(before)["input_ids"]
         ids = [*ids, IMAGE_TOKEN_INDEX, *self.tokenizer(after, add_special_tokens=False)["input_ids"]]
         with torch.inference_mode():

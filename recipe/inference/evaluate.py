@@ -26,8 +26,8 @@ from recipe.core.run import Run
 from recipe.core.stage import output_digest
 from recipe.inference import chat_model, loading, prompt, scores
 from recipe.inference.loading import ModelFiles
-from recipe.intake import dataset, files, split
-from recipe.intake.reader import IMAGE
+from recipe.intake import dataset, split
+from recipe.intake.images import IMAGE_TOKEN, image_folder
 from recipe.planning import memory
 from recipe.planning import tokens as planning_tokens
 from recipe.weights import llava
@@ -115,12 +115,12 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     if not is_there(run):
         raise InputWrong(
             f"Nothing is held out of training in {run.shown(run.folder)}, so there is nothing to measure on: set "
-            f"data.eval_share=0.05 and train again (30 conversations give {split.FEWEST}), or name questions and "
+            f"data.eval_share=0.05 and train again (30 conversations give {split.MIN_HELD_OUT}), or name questions and "
             f"answers of your own: data.eval_files=data/exam.xlsx."
         )
     lines = list(dataset.lines(run.held_out))
     for line in lines if preset_facts.pictures(run.settings) else ():
-        image = files.image_folder(run) / line["image"]
+        image = image_folder(run) / line["image"]
         if digest(image) != line["sha256"]:
             raise InputWrong(
                 f"{run.shown(image)} is not the image that was held out (it was changed, or is gone). Put it back, or "
@@ -153,7 +153,7 @@ def _said(line: Dict[str, Any]) -> Any:
     turns = line["conversation"]
     if "image" not in line:
         return turns
-    return [{**turn, "input": turn["input"].replace(f"{IMAGE}\n", "")} for turn in turns]
+    return [{**turn, "input": turn["input"].replace(f"{IMAGE_TOKEN}\n", "")} for turn in turns]
 
 
 def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
@@ -220,7 +220,7 @@ def _seeing(
     run: Run, model: chat_model.ChatModel, eyes: Tuple[Path, Path], lines: Any, square: bool
 ) -> Callable[[int], Any]:
     """Function that gives a held-out conversation's image as tokens, by its number."""
-    sight, folder = llava.VisionTower(*eyes, model.model.device, model.dtype), files.image_folder(run)
+    sight, folder = llava.VisionTower(*eyes, model.model.device, model.dtype), image_folder(run)
     return lambda number: sight.embed(folder / lines[number]["image"], square)
 
 
@@ -250,10 +250,10 @@ def _answered(count: int, most: int) -> List[int]:
 def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str, Any]:
     # What lost its whole answer at max_length has no token with loss.
     counted = [number for number, (_, tokens) in enumerate(measured["base"]["losses"]) if tokens]
-    if len(counted) < split.FEWEST:
+    if len(counted) < split.MIN_HELD_OUT:
         raise InputWrong(
             f"{len(counted)} of {len(conversations)} held-out conversations have an answer within train.max_length: an "
-            f"interval needs {split.FEWEST}."
+            f"interval needs {split.MIN_HELD_OUT}."
         )
     losses = {name: [found["losses"][number] for number in counted] for name, found in measured.items()}
     counts = [tokens for _, tokens in losses["base"]]

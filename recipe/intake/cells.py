@@ -1,31 +1,43 @@
-"""What the readers of all kinds of files give: cells as text, or what is wrong with them."""
+"""What the readers of all tables return: cells with text, or with the reason why they have none."""
 
-from typing import Optional
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
-# What Excel shows where a formula failed, also in what was exported from it.
-ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!")
-
-
-class Damaged(Exception):
-    """A file that cannot be read as what it should be; the text says what it is instead."""
+# What Excel shows where a formula failed, also in files exported from it.
+EXCEL_ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!")
 
 
-class Shown(str):
-    """A cell that was no text (a number, a date, TRUE), as a person sees it."""
+class UnreadableFile(Exception):
+    """A file that cannot be read. The text completes "cannot be opened: …"."""
 
 
-class Odd(str):
-    """A cell that cannot be taken as text; `why` says what it is."""
+class FormattedCell(str):
+    """A number, a date or TRUE, as Excel shows it."""
 
-    why: str
 
-    def __new__(cls, text: str, why: str) -> "Odd":
-        made = super().__new__(cls, text)
-        made.why = why
-        return made
+class InvalidCell(str):
+    """A cell that has no usable text; `reason` says why."""
+
+    reason: str
+
+    def __new__(cls, text: str, reason: str) -> "InvalidCell":
+        cell = super().__new__(cls, text)
+        cell.reason = reason
+        return cell
 
     def __bool__(self) -> bool:
-        return True  # it is there, whatever its text
+        return True  # not blank, even without text
 
 
 Cell = Optional[str]
+
+
+class Table(NamedTuple):
+    """One sheet or file. `rows()` gives (mark, cells) of every row that is not blank; `place(mark)` is "row 5"."""
+
+    sheet: str  # "" where there are no sheets
+    hidden: bool
+    rows: Callable[[], Iterator[Tuple[Any, List[Cell]]]]
+    place: Callable[[Any], str]
+    position: Callable[[], float]  # share of the table that was read, 0 to 1
+    encoding: str = ""
+    delimited: bool = False

@@ -1,57 +1,84 @@
-"""Checks of one text: blank, control tokens, lost characters; and the list of what is wrong, by place."""
+"""Checks of one text (blank, control tokens, lost characters), and the list of errors found."""
 
 import re
 import unicodedata
-from typing import Any, List
+from typing import List, Match, Optional
 
 from recipe.core.errors import InputWrong
+from recipe.intake.cells import EXCEL_ERRORS
 
-SHOWN = 20  # faults listed before the rest is only counted
+MAX_LISTED = 20  # further errors are only counted
 
-# What the tokenizer, or that of another chat model, takes for a sign of its own instead of text.
-CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<unk>|<pad>|\[UNUSED_TOKEN_\d+\]|<\|(?=im_)")
+# What the tokenizer, or that of another chat model, reads as a control token.
+CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<unk>|<pad>|\[UNUSED_TOKEN_\d+\]|<\|(?=im_)")
 
-# Control characters, halves of characters, and the sign that stands for a character lost in an earlier conversion.
-NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufffd\ufffe\uffff\ud800-\udfff]")
+# Control characters, surrogates, and U+FFFD, which replaces a character lost in an earlier conversion.
+INVALID_CHARACTER = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufffd\ufffe\uffff\ud800-\udfff]")
 
-BREAKS = re.compile("\r\n|[\r\x0b\x0c]")
+LINE_BREAKS = re.compile("\r\n|[\r\x0b\x0c]")
 
-# One look at each text: without any of these signs there is nothing to ask.
-SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029\ufffd-\uffff\ud800-\udfff<\\[\u115f\u1160\u3164\uffa0]")
+# A text without any of these characters needs no further check.
+NEEDS_CHECK = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029\ufffd-\uffff\ud800-\udfff<\\[\u115f\u1160\u3164\uffa0]"
+)
 
-# Shown as nothing, though Unicode counts them as letters or signs.
+# Displayed as nothing, though Unicode counts them as letters or symbols.
 INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
 
 
-class Faults:
-    """What is wrong, with its place; the first are kept, the rest is counted."""
+class InputErrors:
+    """What is wrong with the input, by place. Keeps the first MAX_LISTED errors and counts the rest."""
 
     def __init__(self) -> None:
         self.first: List[str] = []
         self.count = 0
         self.blanks = 0
 
-    def add(self, place: str, what: str) -> None:
+    def add(self, place: str, message: str) -> None:
         self.count += 1
-        if len(self.first) < SHOWN:
-            self.first.append(f"{place}: {what}")
+        if len(self.first) < MAX_LISTED:
+            self.first.append(f"{place}: {message}")
 
-    def refuse(self) -> None:
-        """Raise InputWrong if there are any."""
+    def raise_if_any(self) -> None:
+        """Raises InputWrong with the list."""
         if self.count:
-            more = [f"… and {self.count - SHOWN} more"] if self.count > SHOWN else []
-            hint = ", or drop them with data.skip_blank=true" if self.blanks else ""
-            blank = f"Fill blank cells or delete their rows{hint}." if self.blanks else "Correct this in the file."
-            raise InputWrong("\n".join([*self.first, *more, blank]))
+            more = [f"… and {self.count - MAX_LISTED} more"] if self.count > MAX_LISTED else []
+            remedy = "Correct this in the file."
+            if self.blanks:
+                remedy = "Fill blank cells or delete their rows, or drop them with data.skip_blank=true."
+            raise InputWrong("\n".join([*self.first, *more, remedy]))
 
 
 def is_visible(text: str) -> bool:
-    """Whether a text holds anything to see: no space, control or format character alone does."""
+    """Whether a text has anything to see besides spaces, control and format characters."""
     return any(unicodedata.category(c)[0] not in "CZ" and c not in INVISIBLE for c in text)
 
 
-def surroundings(text: str, found: Any) -> str:
-    """A fault's surroundings, shortened, with what cannot be shown replaced."""
+def find_control(text: str) -> Optional[Match[str]]:
+    """The first control token, or else the first invalid character."""
+    return CONTROL_TOKEN.search(text) or INVALID_CHARACTER.search(text)
+
+
+def error_in_text(text: str) -> str:
+    """Why a text cannot be trained on; "" if it can."""
+    if text in EXCEL_ERRORS or re.fullmatch("#{4,}", text):
+        return f"the error {text}"
+    if text.startswith("=DISPIMG("):
+        return "an image, not text"
+    found = find_control(text)
+    if not found:
+        return ""
+    if not INVALID_CHARACTER.fullmatch(found.group()):
+        kind = f"the chat control token {found.group()}"
+    elif found.group() == "\ufffd":
+        kind = "a character lost in an earlier conversion (U+FFFD)"
+    else:
+        kind = f"an invalid character (U+{ord(found.group()):04X})"
+    return f"{kind} in {_excerpt(text, found)}"
+
+
+def _excerpt(text: str, found: Match[str]) -> str:
+    """What surrounds a match, with unprintable characters replaced."""
     part = text[max(0, found.start() - 12) : found.end() + 12].replace("\n", " ")
     part = "".join("�" if unicodedata.category(c)[0] == "C" else c for c in part)
     return f'"{"…" if found.start() > 12 else ""}{part}{"…" if found.end() + 12 < len(text) else ""}"'

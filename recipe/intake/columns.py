@@ -1,11 +1,11 @@
-"""Which column is which: by the names that people give them, in Chinese and English."""
+"""Recognises columns by the header names that people use, in Chinese and English."""
 
 import re
 import unicodedata
 from typing import Any, Dict, List, NamedTuple, Sequence
 
 QUESTION, ANSWER, SYSTEM, CONVERSATION, TURN = "question", "answer", "system", "conversation", "turn"
-MORE = "more"  # Alpaca's `input` beside its `instruction`: the rest of the question
+MORE = "more"  # the rest of the question: Alpaca's `input` beside its `instruction`
 NAMES = {
     QUESTION: "q question questions query prompt input instruction user human "
     "问 问题 提问 问句 题目 输入 指令 咨询 用户问题 用户提问 用户输入 咨询问题 咨询内容 问题内容",
@@ -19,8 +19,8 @@ NAMES = {
 ROLES = {name: role for role, names in NAMES.items() for name in names.split()}
 
 
-class Doubt(Exception):
-    """More than one column could be meant; the text names them."""
+class AmbiguousColumn(Exception):
+    """More than one column could be meant. The text names them."""
 
 
 class Columns(NamedTuple):
@@ -30,67 +30,82 @@ class Columns(NamedTuple):
     unused: List[str]
 
 
-def fold(name: Any) -> str:
-    """A header cell without what does not count: case, width, spaces, a remark in brackets, a colon or star."""
+def normalize(name: Any) -> str:
+    """A header cell without case, width, spaces, a final remark in brackets, colons and stars."""
     text = unicodedata.normalize("NFKC", "" if name is None else str(name)).casefold()
     text = re.sub(r"[(\[（【].*[)\]）】]\s*$", "", text) or text
     return re.sub(r"[\s_\-:*\u200b\ufeff]+", "", text)
 
 
-def find(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
-    """The columns of a header. `chosen` (role → name) goes before all names known here.
+def label(name: Any) -> str:
+    """A header cell as messages show it."""
+    return str(name).strip()
 
-    Raises Doubt when two columns could be the same thing.
+
+def show_header(cells: Sequence[Any]) -> str:
+    """A row, shortened for a message."""
+    return ", ".join(label(cell)[:20] for cell in cells if cell)
+
+
+def find_columns(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
+    """The columns of a header. `chosen` (role → name) takes precedence over the names known here.
+
+    Raises AmbiguousColumn when two columns could have the same role.
     """
-    folded = [fold(name) for name in header]
-    roles: Dict[str, int] = {}
-    taken: Dict[int, str] = {}
-    for role, name in chosen.items():
-        at = [index for index, one in enumerate(header) if str(one).strip() == name.strip()]
-        at = at or [index for index, one in enumerate(folded) if one and one == fold(name)]
-        if len(at) > 1:
-            raise Doubt(f"the column {name} is there {len(at)} times. Rename or delete the others")
-        if at:
-            roles[role] = at[0]
-            taken[at[0]] = role
+    normalized = [normalize(name) for name in header]
+    roles = _chosen_columns(header, normalized, chosen)
+    taken = set(roles.values())
     for role in NAMES:
         if chosen.get(role):
             continue
-        at = [index for index, one in enumerate(folded) if ROLES.get(one) == role and index not in taken]
-        if role == ANSWER and "b" in folded:
-            at = [index for index in at if folded[index] != "a"]  # the first choice of several
-        names = [folded[index] for index in at]
+        at = [index for index, name in enumerate(normalized) if ROLES.get(name) == role and index not in taken]
+        if role == ANSWER and "b" in normalized:
+            at = [index for index in at if normalized[index] != "a"]  # A, B, C: choices of a question
+        names = [normalized[index] for index in at]
         if role == QUESTION and sorted(names) == ["input", "instruction"]:
             roles[QUESTION], roles[MORE] = at[names.index("instruction")], at[names.index("input")]
         elif len(set(names)) < len(names):
-            double = next(str(header[index]).strip() for index, name in zip(at, names) if names.count(name) > 1)
-            raise Doubt(f"the column {double} is there twice. Rename or delete one")
+            double = next(label(header[index]) for index, name in zip(at, names) if names.count(name) > 1)
+            raise AmbiguousColumn(f"the column {double} is there twice. Rename or delete one")
         elif len(at) > 1:
-            found = " and ".join(str(header[index]).strip() for index in at)
-            raise Doubt(
-                f"{found} could both be the {role}. Say which: data.columns.{role}={str(header[at[0]]).strip()}"
+            candidates = " and ".join(label(header[index]) for index in at)
+            raise AmbiguousColumn(
+                f"{candidates} could both be the {role}. Say which: data.columns.{role}={label(header[at[0]])}"
             )
         elif at:
             roles[role] = at[0]
-            if names == ["instruction"] and "context" in folded:  # Dolly
-                roles[MORE] = folded.index("context")
+            if names == ["instruction"] and "context" in normalized:  # Dolly
+                roles[MORE] = normalized.index("context")
     used = set(roles.values())
-    unused = [str(name).strip() for index, name in enumerate(header) if index not in used and fold(name)]
-    return Columns(roles, unused)
+    return Columns(roles, [label(name) for at, name in enumerate(header) if at not in used and normalized[at]])
+
+
+def _chosen_columns(header: Sequence[Any], normalized: Sequence[str], chosen: Dict[str, str]) -> Dict[str, int]:
+    roles = {}
+    for role, name in chosen.items():
+        at = [index for index, one in enumerate(header) if label(one) == name.strip()]
+        at = at or [index for index, one in enumerate(normalized) if one and one == normalize(name)]
+        if len(at) > 1:
+            raise AmbiguousColumn(f"the column {name} is there {len(at)} times. Rename or delete the others")
+        if at:
+            roles[role] = at[0]
+    return roles
 
 
 def is_header(header: Sequence[Any], chosen: Dict[str, str]) -> bool:
-    """Whether a row names a question and an answer column, in doubt or not."""
+    """Whether a row names a question and an answer column, even if ambiguously."""
     try:
-        return {QUESTION, ANSWER} <= set(find(header, chosen).roles)
-    except Doubt:
-        folded = {fold(name) for name in header}
-        known = {ROLES.get(name) for name in folded} | {role for role, name in chosen.items() if fold(name) in folded}
+        return {QUESTION, ANSWER} <= set(find_columns(header, chosen).roles)
+    except AmbiguousColumn:
+        names = {normalize(name) for name in header}
+        known = {ROLES.get(name) for name in names} | {
+            role for role, name in chosen.items() if normalize(name) in names
+        }
         return {QUESTION, ANSWER} <= known
 
 
-def is_again(header: Sequence[Any], row: Sequence[Any]) -> bool:
-    """Whether a row below the header names question and answer again: by the same names, or by others as plain."""
-    names, again = sorted(map(fold, header)), sorted(map(fold, row))
+def is_repeated_header(header: Sequence[Any], row: Sequence[Any]) -> bool:
+    """Whether a question and answer cell repeat the header, by the same names or by other unmistakable ones."""
+    names, again = sorted(map(normalize, header)), sorted(map(normalize, row))
     roles = {ROLES.get(name) for name in again}
     return names == again or (roles == {QUESTION, ANSWER} and all(len(name) > 1 for name in again))

@@ -4,103 +4,101 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
-from recipe.intake import columns, records, tables
-from recipe.intake.cells import Cell, Damaged
+from recipe.intake import columns, encodings, records, tables
+from recipe.intake.cells import Cell, UnreadableFile
 
-PROSE = (".txt", ".md", ".markdown")
-NAMES = {"text", "content", "document", "passage", "article", "正文", "内容", "文本", "文章", "段落", "原文"}
-HEADER_WITHIN = 20  # rows that hold anything, from the top
-# Where a text that is too long may be parted, best first: paragraphs, lines, sentences, words.
-BREAKS = ("\n\n", "\n", r"(?<=[。！？!?…])|(?<=[.;；]\s)", r"(?<=[，,、\s])")
+TEXT_SUFFIXES = (".txt", ".md", ".markdown")
+COLUMN_NAMES = {"text", "content", "document", "passage", "article", "正文", "内容", "文本", "文章", "段落", "原文"}
+# Where a long text is split, best first: after paragraphs, lines, sentences, words.
+SPLIT_AFTER = ("\n\n", "\n", r"(?<=[。！？!?…])|(?<=[.;；]\s)", r"(?<=[，,、\s])")
 
 
 class Document(NamedTuple):
-    """`text` as a cell, so that what is wrong with it can be told; `place` within the file, "" for all of it."""
+    """A text, not yet checked, and its place within the file: "" for all of it."""
 
     place: str
     text: Cell
 
 
-def documents(path: Path, column: str, found: Dict[str, Any]) -> Iterator[Document]:
-    """The texts of one file; what was found out on opening it (encoding, column) goes into `found`. Raises Damaged."""
-    suffix = path.suffix.lower()
-    if suffix in PROSE:
-        name = tables.encoding(path)
-        found["encoding"] = tables.NAMES.get(name, name.upper())
-        yield Document("", path.read_text(encoding=name, errors=tables.errors(name)).lstrip("\ufeff"))
-    elif suffix in (".json", ".jsonl"):
-        found["encoding"], values = records.records(path)
+def read_documents(path: Path, column: str, details: Dict[str, Any]) -> Iterator[Document]:
+    """The texts of one file; `details` gets its encoding. Raises UnreadableFile."""
+    if path.suffix.lower() in TEXT_SUFFIXES:
+        encoding = encodings.detect(path)
+        details["encoding"] = encodings.display_name(encoding)
+        text = path.read_text(encoding=encoding, errors=encodings.decode_errors(encoding))
+        yield Document("", text.lstrip("\ufeff"))
+    elif path.suffix.lower() in (".json", ".jsonl"):
+        found = records.read(path)
+        assert found
+        details["encoding"], values = found
         for place, value in values:
-            yield Document(place, _text_of(value, column))
+            yield Document(place, _record_text(value, column or "text"))
     else:
-        yield from _cells(path, column, found)
+        yield from _table_texts(path, column, details)
 
 
-def _text_of(value: Any, column: str) -> str:
-    if isinstance(value, records.Wrong):
-        raise Damaged(str(value))
+def _record_text(value: Any, key: str) -> str:
+    if isinstance(value, records.InvalidRecord):
+        raise UnreadableFile(str(value))
     if isinstance(value, str):
         return value
-    key = column or "text"
     if not isinstance(value, dict) or not isinstance(value.get(key), str):
-        raise Damaged(f"a record has no text under {key!r}; data.columns.text names another key")
+        raise UnreadableFile(f"a record has no text under {key!r}; data.columns.text names another key")
     return value[key]
 
 
-def _cells(path: Path, column: str, found: Dict[str, Any]) -> Iterator[Document]:
-    wanted = {columns.fold(column)} if column else NAMES
+def _table_texts(path: Path, column: str, details: Dict[str, Any]) -> Iterator[Document]:
+    names = {columns.normalize(column)} if column else COLUMN_NAMES
 
-    def at(cells: Sequence[Cell]) -> List[int]:
-        return [index for index, cell in enumerate(cells) if columns.fold(cell) in wanted]
+    def find(cells: Sequence[Cell]) -> List[int]:
+        return [index for index, cell in enumerate(cells) if columns.normalize(cell) in names]
 
     headers, any_table = [], False
-    for table in tables.tables(path, lambda cells: bool(at(cells))):
+    for table in tables.tables(path, lambda cells: bool(find(cells))):
         if table.hidden:
             continue
-        index, first = None, None
-        for number, (mark, cells) in enumerate(table.rows()):
-            if index is None:
-                first = first or cells
-                if len(at(cells)) > 1:
-                    raise Damaged(f"{len(at(cells))} columns could hold the texts: name one, data.columns.text=…")
-                index = at(cells)[0] if at(cells) else None
-                if index is None and number >= HEADER_WITHIN:
-                    break
-                continue
+        rows = table.rows()
+        header, first = tables.find_header(rows, lambda cells: bool(find(cells)))
+        details["encoding"] = table.encoding
+        if header is None:
+            headers += [columns.show_header(first)] if first else []
+            continue
+        any_table = True
+        index, *others = find(header)
+        if others:
+            raise UnreadableFile(f"{1 + len(others)} columns could hold the texts: name one, data.columns.text=…")
+        for mark, cells in rows:
             if index < len(cells) and cells[index] is not None:
                 place = f"sheet {table.sheet}, {table.place(mark)}" if table.sheet else table.place(mark)
                 yield Document(place, cells[index])
-        found["encoding"] = table.note
-        any_table = any_table or index is not None
-        if index is None and first:
-            headers.append(", ".join(str(cell).strip()[:20] for cell in first if cell))
     if not any_table:
-        raise Damaged(
-            f"no column of texts. Found: {'; '.join(headers) or 'nothing'}. Call its header text, or say what it is "
+        raise UnreadableFile(
+            f"no column of texts. Found: {'; '.join(headers) or 'nothing'}. Name the header text, or say what it is "
             f"called: data.columns.text=…"
         )
 
 
-def pieces(text: str, most: int) -> List[str]:
-    """`text` in pieces of at most `most` characters, parted where it is best; the pieces joined are the text."""
+def split_text(text: str, max_chars: int) -> List[str]:
+    """Splits a text into pieces of at most `max_chars` characters. The pieces joined are the text."""
     parts = [text]
-    for sign in BREAKS:
-        if all(len(part) <= most for part in parts):
+    for boundary in SPLIT_AFTER:
+        if all(len(part) <= max_chars for part in parts):
             break
-        parts = [one for part in parts for one in (_parted(part, sign) if len(part) > most else [part])]
-    parts = [part[at : at + most] for part in parts for at in range(0, max(1, len(part)), most)]
+        parts = [
+            piece for part in parts for piece in (_split_after(part, boundary) if len(part) > max_chars else [part])
+        ]
+    parts = [part[at : at + max_chars] for part in parts for at in range(0, max(1, len(part)), max_chars)]
     joined: List[str] = []
     for part in parts:
-        if joined and len(joined[-1]) + len(part) <= most:
+        if joined and len(joined[-1]) + len(part) <= max_chars:
             joined[-1] += part
         else:
             joined.append(part)
     return joined
 
 
-def _parted(text: str, sign: str) -> List[str]:
-    """`text` parted behind every `sign`, nothing left out."""
-    if sign in ("\n\n", "\n"):
-        found = text.split(sign)
-        return [part + sign for part in found[:-1]] + [found[-1]]
-    return [part for part in re.split(sign, text) if part]
+def _split_after(text: str, boundary: str) -> List[str]:
+    if boundary in ("\n\n", "\n"):
+        *complete, last = text.split(boundary)
+        return [part + boundary for part in complete] + [last]
+    return [part for part in re.split(boundary, text) if part]

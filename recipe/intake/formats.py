@@ -1,4 +1,6 @@
-"""Numbers as Excel shows them: what a cell's number format makes of what is stored.
+"""Shows numbers as Excel does, by the number format of the cell.
+
+Written here because openpyxl only tells whether a format is a date.
 
 Source: ECMA-376, part 1, 18.8.30 (number formats) and 18.8.31 (their codes).
 """
@@ -9,9 +11,9 @@ import re
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from recipe.intake.cells import Cell, Odd, Shown
+from recipe.intake.cells import Cell, FormattedCell, InvalidCell
 
-# Formats that East Asian versions of Excel and WPS use by number alone (18.8.30, zh-cn).
+# Formats that Chinese versions of Excel and WPS use by number alone (18.8.30, zh-cn).
 EAST_ASIAN = {
     **dict.fromkeys((27, 36, 50, 52, 57), 'yyyy"年"m"月"'), **dict.fromkeys((28, 29, 51, 53, 54, 58), 'm"月"d"日"'),
     30: "m-d-yy", 31: 'yyyy"年"m"月"d"日"', **dict.fromkeys((32, 34, 55), 'h"时"mm"分"'),
@@ -20,7 +22,7 @@ EAST_ASIAN = {
 
 
 def iso(when: Union[datetime.date, datetime.time]) -> str:
-    """A date or time as ISO writes it, the time only where there is one."""
+    """A date or time in ISO format; midnight is left out."""
     if isinstance(when, datetime.datetime):
         return when.date().isoformat() if when.time() == datetime.time() else when.isoformat(" ", "seconds")
     if isinstance(when, datetime.time):
@@ -29,7 +31,7 @@ def iso(when: Union[datetime.date, datetime.time]) -> str:
 
 
 class Formats(Dict[int, Callable[[str], Cell]]):
-    """A cell's style → the function that shows its number; made when a cell asks for it."""
+    """A cell's style → the function that shows its number. Functions are made on first use."""
 
     def __init__(self, epoch: datetime.datetime) -> None:
         super().__init__()
@@ -39,19 +41,21 @@ class Formats(Dict[int, Callable[[str], Cell]]):
 
     def __missing__(self, style: int) -> Callable[[str], Cell]:
         number = self.styles[style] if 0 <= style < len(self.styles) else 0
-        made = _general
+        show: Callable[[str], Cell] = _general
         if number:
-            from openpyxl.styles.numbers import BUILTIN_FORMATS  # here: it takes a third of a second to import
+            from openpyxl.styles.numbers import BUILTIN_FORMATS  # takes a third of a second to import
 
             code = self.codes.get(number) or EAST_ASIAN.get(number) or BUILTIN_FORMATS.get(number, "General")
-            made = _renderer(code, self.epoch)
-        self[style] = made
-        return made
+            show = _formatter(code, self.epoch)
+        self[style] = show
+        return show
 
 
-def _renderer(code: str, epoch: datetime.datetime) -> Callable[[str], Cell]:
-    """Function that shows a stored number as the format `code` does: dates ISO, durations as h:mm:ss, percent,
-    thousands, currency and leading zeros as they stand; anything rarer as the plain number.
+def _formatter(code: str, epoch: datetime.datetime) -> Callable[[str], Cell]:
+    """The function that shows a stored number in the format `code`.
+
+    Dates are shown as ISO, durations as h:mm:ss; percent, thousands, currency and leading zeros as in Excel; numbers in
+    rarer formats as plain numbers.
     """
     from openpyxl.styles.numbers import is_date_format, is_timedelta_format
 
@@ -71,56 +75,58 @@ def _renderer(code: str, epoch: datetime.datetime) -> Callable[[str], Cell]:
 def _general(text: str) -> Cell:
     """A number with the 15 digits that Excel keeps: 52, 0.3 (stored as 0.30000000000000004), 1.5."""
     if text.isdigit() and len(text) < 16:
-        return Shown(int(text))
+        return FormattedCell(int(text))
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is no number")
+        raise ValueError(f"{text} is not a number")
     kept = format(value, ".15g")
     if value.is_integer() and abs(value) < 1e21:
-        return Shown(int(Decimal(kept)))
-    return Shown(kept.upper())
+        return FormattedCell(int(Decimal(kept)))
+    return FormattedCell(kept.upper())
 
 
 def _duration(days: float) -> Cell:
     seconds = round(abs(days) * 86400)
-    return Shown(f"{'-' * (days < 0)}{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}")
+    return FormattedCell(f"{'-' * (days < 0)}{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}")
 
 
 def _date(text: str, epoch: datetime.datetime, calendar: bool, clock: bool) -> Cell:
     from openpyxl.utils.datetime import from_excel
 
+    invalid = InvalidCell(text, f"{text} is formatted as a date but is not one")
     try:
         days = round(float(text) * 86400) / 86400  # to the second
-        when = from_excel(days, epoch) if days >= 0 else None
-        if isinstance(when, datetime.time):  # less than a day: a time, or the day before Excel's first
-            return Shown(iso(when)) if clock else Odd(text, f"{text} is formatted as a date and is none")
-        when = when.time() if not calendar else when.date() if not clock else when
-    except (OverflowError, ValueError, AttributeError):
-        return Odd(text, f"{text} is formatted as a date and is none")
-    return Shown(iso(when))
+        when = from_excel(days, epoch)
+    except (OverflowError, ValueError):
+        return invalid
+    if isinstance(when, datetime.time):  # less than a day: a time, or the day before Excel's first
+        return FormattedCell(iso(when)) if clock else invalid
+    if days < 0 or not isinstance(when, datetime.datetime):
+        return invalid
+    return FormattedCell(iso(when.time() if not calendar else when.date() if not clock else when))
 
 
 def _sections(code: str) -> List[str]:
-    """A format's sections: for positive numbers, negative ones, zero, text."""
-    return re.findall(r'((?:"[^"]*"|\\.|\[[^\]]*\]|[^;"\\])*)(?:;|$)', code)[:-1][:4]  # the last match is the end
+    """A format's sections: for positive numbers, negative numbers, zero, text."""
+    return re.findall(r'((?:"[^"]*"|\\.|\[[^\]]*\]|[^;"\\])*)(?:;|$)', code)[:-1][:4]  # the last match is empty
 
 
 class _Section(NamedTuple):
-    before: str
-    after: str
-    zeros: int  # digits before the point, at least
-    thousands: bool
-    least: int  # digits behind the point, at least
-    most: int
-    scientific: int  # digits of the exponent; 0: none
-    percent: int
-    scale: int  # powers of a thousand that are not shown
-    digits: Tuple[str, ...] = ()  # places and the signs between them: 000-00000000
+    prefix: str
+    suffix: str
+    min_digits: int = 0  # before the point
+    thousands: bool = False
+    min_decimals: int = 0
+    max_decimals: int = 0
+    exponent_digits: int = 0  # 0: not scientific
+    percent_signs: int = 0
+    thousands_hidden: int = 0  # "0," shows thousands
+    template: Tuple[str, ...] = ()  # digits and the characters between them: 000-00000000
     general: bool = False
 
 
 def _section(code: str) -> Optional[_Section]:
-    """One section, taken apart; None if it is one of the rarer kinds (fractions, conditions, words alone …)."""
+    """Parses a section; None for the rarer kinds (fractions, conditions, text only …)."""
     if re.search(r"\[[<>=]", code):
         return None
     code = re.sub(r"\[\$([^\]-]*)[^\]]*\]", lambda m: "".join(f"\\{c}" for c in m.group(1)), code)
@@ -136,12 +142,10 @@ def _section(code: str) -> Optional[_Section]:
     before, after = bare[: found.start()], bare[found.end() :]
     literal = ["".join(c[-1] for c in part) for part in (signs[: found.start()], signs[found.end() :])]
     if found.group() == "\x01":
-        return _Section(literal[0], literal[1], 0, False, 0, 0, 0, 0, 0, general=True)
+        return _Section(literal[0], literal[1], general=True)
     if re.search(r"[#?/@]|0", before + after):
-        # several fields of digits: a telephone number
-        if re.fullmatch(r"[0#\x00 ()-]+", bare):
-            return _Section("", "", 0, False, 0, 0, 0, 0, 0, tuple(signs))
-        return None
+        is_template = re.fullmatch(r"[0#\x00 ()-]+", bare)  # such as a telephone number
+        return _Section("", "", template=tuple(signs)) if is_template else None
     pattern = found.group()
     scale = len(after) - len(after.lstrip(","))
     literal[1] = literal[1][scale:]
@@ -160,34 +164,36 @@ def _section(code: str) -> Optional[_Section]:
 def _formatted(text: str, sections: List[Optional[_Section]]) -> Cell:
     value = Decimal(format(float(text), ".15g"))
     if not value.is_finite():
-        raise ValueError(f"{text} is no number")
+        raise ValueError(f"{text} is not a number")
     section, sign = sections[0], "-" if value < 0 else ""
     if value < 0 and len(sections) > 1 and sections[1]:
         section = sections[1]
-        marked = "-" in section.before + section.after or "(" in section.before
+        marked = "-" in section.prefix + section.suffix or "(" in section.prefix
         sign = "" if marked else sign
     elif value == 0 and len(sections) > 2:
         section = sections[2]
-        if section is None or (not section.zeros and not section.least and not section.general):
-            return Shown("-" if section and "-" in section.before else 0)  # an accountant's zero
+        if section is None or (not section.min_digits and not section.min_decimals and not section.general):
+            return FormattedCell(
+                "-" if section and "-" in section.prefix else 0
+            )  # accounting formats show zero as a dash
     assert section is not None
-    value = abs(value) * 100**section.percent / 1000**section.scale
+    value = abs(value) * 100**section.percent_signs / 1000**section.thousands_hidden
     if section.general:
         number = _general(str(value)) or ""
-    elif section.digits:
-        places = sum(len(one) == 1 and one in "0#" for one in section.digits)
+    elif section.template:
+        places = sum(len(one) == 1 and one in "0#" for one in section.template)
         rest = list(str(value.quantize(Decimal(1), ROUND_HALF_UP)).zfill(places))
-        signs = [rest.pop() if len(one) == 1 and one in "0#" else one[-1] for one in reversed(section.digits)]
+        signs = [rest.pop() if len(one) == 1 and one in "0#" else one[-1] for one in reversed(section.template)]
         number = "".join(rest) + "".join(reversed(signs))
-    elif section.scientific:
-        mantissa, exponent = f"{value:.{section.most}E}".split("E")
-        number = f"{mantissa}E{exponent[0]}{exponent[1:].zfill(section.scientific)}"
+    elif section.exponent_digits:
+        mantissa, exponent = f"{value:.{section.max_decimals}E}".split("E")
+        number = f"{mantissa}E{exponent[0]}{exponent[1:].zfill(section.exponent_digits)}"
     else:
-        rounded = value.quantize(Decimal(1).scaleb(-section.most), ROUND_HALF_UP)
+        rounded = value.quantize(Decimal(1).scaleb(-section.max_decimals), ROUND_HALF_UP)
         number = f"{rounded:{',' if section.thousands else ''}f}"
         whole, point, behind = number.partition(".")
-        behind = behind[: section.least] + behind[section.least :].rstrip("0")
-        number = whole.zfill(section.zeros) + (point + behind if behind else "")
+        behind = behind[: section.min_decimals] + behind[section.min_decimals :].rstrip("0")
+        number = whole.zfill(section.min_digits) + (point + behind if behind else "")
     if not any(digit in "123456789" for digit in number):
         sign = ""
-    return Shown(f"{sign}{section.before}{number}{section.after}".strip())
+    return FormattedCell(f"{sign}{section.prefix}{number}{section.suffix}".strip())

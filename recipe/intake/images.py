@@ -1,89 +1,154 @@
-"""Images that rows name: found, opened and decoded before anything is trained on them."""
+"""Images that rows name: found and decoded before training; their conversations in LLaVA's form."""
 
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
+from recipe.core.errors import InputWrong
 from recipe.core.hashing import below, digest
-from recipe.intake import columns
-from recipe.intake.records import Wrong
+from recipe.core.run import Run
+from recipe.intake import columns, files
+from recipe.intake.records import InvalidRecord, Record, Turn
 
-NAMES = (
+IMAGE_TOKEN = "<image>"  # marks the image's position in a text, as LLaVA does
+COLUMN_NAMES = (
     *("image", "images", "imagepath", "imagefile", "picture", "pic", "photo", "img", "file", "filename", "path"),
     *("图", "图片", "图像", "照片", "图片路径", "图像路径", "图片文件", "图片名", "文件名"),
 )
-KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SMALLEST = 8  # pixels of a side: less is a spacer or a cut file
-NARROWEST = 100  # times one side of the other: squared for CLIP, nothing is left of the shorter one
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MIN_SIDE = 8  # pixels; less is a spacer or a truncated file
+MAX_ASPECT_RATIO = 100  # CLIP squares the image: of a narrower one nothing is left
+
+
+def image_folder(run: Run) -> Path:
+    """The folder to which the images' paths in dataset.jsonl are relative: data.images, else the first file's own.
+
+    Raises InputWrong if there is no such folder.
+    """
+    given = run.settings.data.images
+    folder = run.root / given if given else files.data_files(run)[0][0].parent
+    if not folder.is_dir():
+        raise InputWrong(f"data.images: there is no folder {given}.")
+    return folder
+
+
+def list_images(run: Run) -> List[List[List[Any]]]:
+    """Names, sizes and times of all images that the recipe's files may name, by folder: data.images, or beside each
+    file. Equal lists mean unchanged images.
+    """
+    if run.settings.data.images:
+        folders = [image_folder(run)]
+    else:
+        paths = [*files.data_files(run), *files.data_files(run, "eval_files")]
+        folders = sorted({path.parent for path, _ in paths})
+    listed = []
+    for folder in folders:
+        found = [path for path in below(folder) if path.suffix.lower() in SUFFIXES]
+        listed.append([[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in found])
+    return listed
 
 
 class Images:
-    """The images of one intake. `folder`: below which they lie, None for each file's own; `root`: to which `look`
-    gives their paths.
-    """
+    """Checks images once each, and makes LLaVA's conversations about them."""
 
-    def __init__(self, folder: Optional[Path], root: Path) -> None:
-        self.folder, self.root = folder, root
-        self.seen: Dict[Path, Union[str, Wrong]] = {}  # path → sha256, or what is wrong with it
+    def __init__(self, run: Run) -> None:
+        self.root = image_folder(run)
+        self.folder = self.root if run.settings.data.images else None
+        self.checked: Dict[Path, Union[str, InvalidRecord]] = {}  # path → sha256, or what is wrong with it
 
-    def look(self, name: str, beside: Path) -> Tuple[str, str]:
-        """(path below `root`, sha256) of the image that a row of the file `beside` names. Raises Wrong."""
-        place = (self.folder or beside.parent) / name
-        if not place.is_file() and "\\" in name:  # typed on Windows
-            place = (self.folder or beside.parent) / name.replace("\\", "/")
-        if place not in self.seen:
+    def check(self, name: str, file: Path) -> Tuple[str, str]:
+        """(path relative to the image folder, sha256) of the image that a row of `file` names. Raises InvalidRecord."""
+        folder = self.folder or file.parent
+        path = folder / name
+        if not path.is_file() and "\\" in name:  # typed on Windows
+            path = folder / name.replace("\\", "/")
+        if path not in self.checked:
             try:
-                self.seen[place] = _checked(place)
-            except Wrong as wrong:
-                self.seen[place] = wrong
-        found = self.seen[place]
-        if isinstance(found, Wrong):
-            raise found
-        return os.path.relpath(str(place), str(self.root)), found
+                self.checked[path] = _decode(path)
+            except InvalidRecord as error:
+                self.checked[path] = error
+        found = self.checked[path]
+        if isinstance(found, InvalidRecord):
+            raise InvalidRecord(f"{name}: {found}")
+        return os.path.relpath(str(path), str(self.root)), found
+
+    def conversation(self, turns: Sequence[Turn], file: Path, system: str) -> Tuple[List[Dict[str, str]], str, str]:
+        """(conversation by XTuner's own map, image path, sha256). `system` is used if the turns have none.
+
+        Raises InvalidRecord.
+        """
+        from xtuner.dataset.map_fns import llava_map_fn
+
+        named = sorted({turn.image for turn in turns if turn.image})
+        if len(named) != 1:
+            raise InvalidRecord(
+                f"several images: {', '.join(named[:3])}. Keep one per conversation" if named else "blank"
+            )
+        path, sha256 = self.check(named[0], file)
+        messages = []
+        for turn in turns:
+            question = turn.question.replace(IMAGE_TOKEN, "").strip()  # LLaVA's own files have it, before or after
+            messages += [{"from": "human", "value": question}, {"from": "gpt", "value": turn.answer}]
+        messages[0]["value"] = f"{IMAGE_TOKEN}\n{messages[0]['value']}"
+        made = llava_map_fn({"conversations": messages})["conversation"]
+        system = turns[0].system or system
+        if system:
+            made[0] = {"system": system, **made[0]}
+        return made, path, sha256
 
 
-def _checked(place: Path) -> str:
-    """The sha256 of an image that can be decoded. Raises Wrong."""
+def _decode(path: Path) -> str:
+    """The sha256 of an image that can be decoded. Raises InvalidRecord."""
     from PIL import Image
 
-    if not place.is_file():
-        raise Wrong(f"there is no such file in {place.parent}")
+    if not path.is_file():
+        raise InvalidRecord(f"there is no such file in {path.parent}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(str(place)) as image:
-                image.verify()  # checksums; the file must be opened anew behind it
-            with Image.open(str(place)) as image:
+            with Image.open(str(path)) as image:
+                image.verify()  # checksums; the file must be opened again afterwards
+            with Image.open(str(path)) as image:
                 image.load()
                 width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Wrong(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller: CLIP sees 336 × 336 of it")
+        raise InvalidRecord(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels. Scale it down: CLIP sees 336 × 336")
     except Exception as error:  # decoders raise anything
-        said = str(error).strip().replace(str(place), place.name) or type(error).__name__
-        raise Wrong(f"it cannot be read as an image ({said.splitlines()[0][:100]})")
-    if min(width, height) < SMALLEST or max(width, height) > NARROWEST * min(width, height):
-        raise Wrong(f"it has {width} × {height} pixels: nothing of it is left to see when it is made a square")
-    return digest(place)
+        message = str(error).strip().replace(str(path), path.name) or type(error).__name__
+        raise InvalidRecord(f"it cannot be read as an image ({message.splitlines()[0][:100]})")
+    if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise InvalidRecord(f"it has {width} × {height} pixels: nothing is left to see when it is made a square")
+    return digest(path)
 
 
-def column(header: Sequence[Any], chosen: str) -> int:
-    """The index of the column that names images: `chosen`, else one of the usual names. Raises Doubt."""
-    wanted = (columns.fold(chosen),) if chosen else NAMES
-    at = [index for index, name in enumerate(header) if columns.fold(name) in wanted]
+def find_column(header: Sequence[Any], chosen: str) -> int:
+    """The index of the column that names images: `chosen`, else one of the usual names. Raises AmbiguousColumn."""
+    names = (columns.normalize(chosen),) if chosen else COLUMN_NAMES
+    at = [index for index, name in enumerate(header) if columns.normalize(name) in names]
     if len(at) == 1:
         return at[0]
-    shown = ", ".join(str(name).strip() for name in header if columns.fold(name))
     if at:
-        both = " and ".join(str(header[index]).strip() for index in at)
-        raise columns.Doubt(f"{both} could both name the images. Say which: data.columns.image={header[at[0]]}")
-    raise columns.Doubt(
-        f"no column {chosen or 'of images'}. Found: {shown}. Call it image, or say what it is called: "
+        both = " and ".join(columns.label(header[index]) for index in at)
+        raise columns.AmbiguousColumn(
+            f"{both} could both name the images. Say which: data.columns.image={header[at[0]]}"
+        )
+    found = ", ".join(columns.label(name) for name in header if columns.normalize(name))
+    raise columns.AmbiguousColumn(
+        f"no column {chosen or 'of images'}. Found: {found}. Call it image, or say what it is called: "
         f"data.columns.image=…"
     )
 
 
-def listed(folder: Path) -> List[List[Any]]:
-    """Names, sizes and times of all images below a folder: equal lists mean untouched images."""
-    found = [path for path in below(folder) if path.suffix.lower() in KINDS]
-    return [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in found]
+def split_record(record: Any, chosen: str) -> Tuple[str, Any]:
+    """A record's image, and the record without it. Raises InvalidRecord."""
+    if not isinstance(record, dict):
+        return "", record
+    try:
+        key = list(record)[find_column(list(record), chosen)]
+    except columns.AmbiguousColumn as error:
+        raise InvalidRecord(str(error).replace("column", "key"))
+    if not isinstance(record[key], str) or not record[key].strip():
+        raise InvalidRecord(f"{key}: expected the path of an image, found {record[key]!r}")
+    rest: Record = {name: value for name, value in record.items() if name != key}
+    return record[key].strip(), rest

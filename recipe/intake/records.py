@@ -1,4 +1,4 @@
-"""JSON and JSON Lines as conversations: XTuner's own form, Alpaca, ShareGPT, OpenAI messages, or named columns.
+"""JSON, JSON Lines and Parquet records as conversations: XTuner's own form, Alpaca, ShareGPT, OpenAI messages, columns.
 
     XTuner    {"conversation": [{"system"?, "input", "output"}, …]}
     ShareGPT  {"conversations": [{"from": "human" | "gpt" | "system", "value"}, …], "system"?}
@@ -12,17 +12,20 @@ Sources: XTuner 0.1.14 docs (dataset_format), stanford_alpaca, FastChat and Open
 import itertools
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from recipe.intake.cells import Damaged
-from recipe.intake.tables import NAMES, encoding, errors, first_line
+from recipe.intake import encodings, parquet
+from recipe.intake.cells import UnreadableFile
 
 USER = ("human", "user", "question", "prompter")
 ASSISTANT = ("gpt", "assistant", "chatgpt", "bot", "model", "answer", "bing", "bard")
-WANTED = (
+EXPECTED = (
     "conversation (XTuner), conversations (ShareGPT), messages (OpenAI), instruction and output (Alpaca), or q and a"
 )
-KNOWN = {"conversation", "messages", "conversations", "instruction"}
+CONVERSATION_KEYS = {"conversation", "messages", "conversations", "instruction"}
+LIST_COLUMNS = {"conversation", "conversations", "messages", "history"}
+
+Record = Dict[str, Any]
 
 
 class Turn(NamedTuple):
@@ -34,39 +37,43 @@ class Turn(NamedTuple):
     image: str = ""
 
 
-class Wrong(Exception):
+class InvalidRecord(Exception):
     """What is wrong with one record."""
 
 
-def records(path: Path) -> Tuple[str, Iterator[Tuple[str, Any]]]:
-    """(encoding found, the file's JSON values with their places: "line 3" or "item 3").
+def read(path: Path) -> Optional[Tuple[str, Iterator[Tuple[str, Any]]]]:
+    """(encoding, records with their places: "line 3", "item 3", "row 3"); None for a table.
 
-    A value that is no JSON comes as a Wrong with line and column. An array counts item by item. Raises Damaged.
+    Invalid JSON comes as an InvalidRecord in place of the record. Raises UnreadableFile.
     """
-    name = encoding(path)
-    return NAMES.get(name, name.upper()), _values(path, name)
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".jsonl"):
+        encoding = encodings.detect(path)
+        return encodings.display_name(encoding), _read_json(path, encoding)
+    rows = _read_parquet(path) if suffix == ".parquet" else None
+    return None if rows is None else ("", rows)
 
 
-def _values(path: Path, name: str) -> Iterator[Tuple[str, Any]]:
+def _read_json(path: Path, encoding: str) -> Iterator[Tuple[str, Any]]:
+    errors = encodings.decode_errors(encoding)
     try:
-        with path.open(encoding=name, errors=errors(name)) as stream:
-            filled = list(itertools.islice((line for line in stream if line.strip()), 2))
-        if not filled:
+        with path.open(encoding=encoding, errors=errors) as stream:
+            first = list(itertools.islice((line for line in stream if line.strip()), 2))
+        if not first:
             return
-        # Lines, if the first is a whole value and not the only one; else one value, perhaps over many lines.
-        lines = len(filled) == 2 and (_is_value(filled[0]) or (path.suffix == ".jsonl" and filled[0][:1] == "{"))
-        if not lines:
-            yield from _items(path.read_text(encoding=name, errors=errors(name)))
+        # JSON Lines if the first of several lines is a whole value; else one value, perhaps over many lines.
+        if len(first) < 2 or not (_is_json(first[0]) or (path.suffix == ".jsonl" and first[0][:1] == "{")):
+            yield from _items(path.read_text(encoding=encoding, errors=errors))
             return
-        with path.open(encoding=name, errors=errors(name)) as stream:
+        with path.open(encoding=encoding, errors=errors) as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    yield f"line {number}", _loaded(line, number)
+                    yield f"line {number}", _parse_json(line, one_line=True)
     except UnicodeDecodeError as error:
-        raise Damaged(f"it is not {NAMES.get(name, name)} throughout ({error.reason})") from None
+        raise UnreadableFile(f"it is not {encodings.display_name(encoding)} throughout ({error.reason})") from None
 
 
-def _is_value(text: str) -> bool:
+def _is_json(text: str) -> bool:
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -75,74 +82,62 @@ def _is_value(text: str) -> bool:
 
 
 def _items(text: str) -> Iterator[Tuple[str, Any]]:
-    value = _loaded(text, 0)
+    """The records of a file that is one JSON value: a list, an object that holds one, or a single record."""
+    value = _parse_json(text, one_line=False)
     if isinstance(value, dict):
         lists = [key for key in value if isinstance(value[key], list) and all(isinstance(i, dict) for i in value[key])]
-        # {"conversations": […]} may be one ShareGPT record as well as a file of records.
-        if not KNOWN & set(value) or (
-            lists == ["conversations"] and all(KNOWN & set(i) for i in value["conversations"])
-        ):
+        # {"conversations": […]} may be one ShareGPT record or a file of records.
+        holds_records = lists == ["conversations"] and all(CONVERSATION_KEYS & set(i) for i in value["conversations"])
+        if holds_records or not CONVERSATION_KEYS & set(value):
             if len(lists) > 1:
-                yield "", Wrong(f"several lists: {', '.join(lists)}. Keep one in a file")
+                yield "", InvalidRecord(f"several lists: {', '.join(lists)}. Keep one per file")
                 return
             value = value[lists[0]] if lists else value
     if not isinstance(value, list):
-        yield "line 1" if not isinstance(value, Wrong) else "", value
+        yield "line 1" if not isinstance(value, InvalidRecord) else "", value
         return
     for number, item in enumerate(value, start=1):
         yield f"item {number}", item
 
 
-def _loaded(text: str, line: int) -> Any:
-    """The JSON value of `text`, or a Wrong; `line` is the line's number, 0 for a whole file."""
+def _parse_json(text: str, one_line: bool) -> Any:
+    """The JSON value of a line or a whole file; what is wrong with it as an InvalidRecord."""
 
-    def once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-        if len({key for key, _ in pairs}) != len(pairs):
-            keys = [key for key, _ in pairs]
-            raise Wrong(f"the key {next(key for key in keys if keys.count(key) > 1)} stands twice in one object")
+    def unique(pairs: List[Tuple[str, Any]]) -> Record:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) != len(keys):
+            double = next(key for key in keys if keys.count(key) > 1)
+            raise InvalidRecord(f"the key {double} appears twice in one object")
         return dict(pairs)
 
-    def constant(name: str) -> Any:
-        raise Wrong(f"{name} is no JSON")
+    def refuse_constant(name: str) -> Any:
+        raise InvalidRecord(f"{name} is not valid JSON")
 
     try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=constant)
-    except Wrong as wrong:
-        return wrong
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
+    except InvalidRecord as error:
+        return error
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 12) : error.pos + 12].strip().replace("\n", " ")
-        what = error.msg[0].lower() + error.msg[1:]
-        place = f"column {error.colno}" if line else f"line {error.lineno}, column {error.colno}"
-        return Wrong(f"{place}: {what}, at …{near}…")
+        place = f"column {error.colno}" if one_line else f"line {error.lineno}, column {error.colno}"
+        return InvalidRecord(f"{place}: {error.msg[0].lower()}{error.msg[1:]}, at …{near}…")
     except (RecursionError, ValueError) as error:
-        return Wrong(f"no JSON that can be read ({error})")
+        return InvalidRecord(f"it is not JSON that can be read ({error})")
 
 
-def parquet(path: Path) -> Optional[Iterator[Tuple[str, Any]]]:
-    """The rows of a Parquet file as records, if it holds conversations; None if it holds plain columns."""
-    from pyarrow import ArrowException, types
-    from pyarrow.parquet import ParquetFile
+def _read_parquet(path: Path) -> Optional[Iterator[Tuple[str, Any]]]:
+    """The rows of a Parquet file as records if it holds conversations; None if it holds plain columns."""
+    from pyarrow import types
 
-    try:
-        file = ParquetFile(str(path))
-    except (ArrowException, OSError, ValueError):
-        return None  # tables.py says what is wrong with it
+    file = parquet.open_parquet(path)
     lists = {field.name for field in file.schema_arrow if types.is_list(field.type) or types.is_large_list(field.type)}
-    if not {"conversation", "conversations", "messages", "history"} & lists:
+    if not LIST_COLUMNS & lists:
         return None
-
-    def rows() -> Iterator[Tuple[str, Any]]:
-        number = 0
-        try:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    # a key that a row does not have is None there
-                    yield f"row {number}", _without_none(row)
-        except (ArrowException, OSError, ValueError) as error:
-            raise Damaged(f"it is damaged behind row {number} ({first_line(error)})") from None
-
-    return rows()
+    return (
+        (f"row {number}", _without_none(row))  # a key that a row does not have is None
+        for before, batch in parquet.batches(file)
+        for number, row in enumerate(batch.to_pylist(), start=before + 1)
+    )
 
 
 def _without_none(value: Any) -> Any:
@@ -151,146 +146,154 @@ def _without_none(value: Any) -> Any:
     return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
-def turns(record: Any, columns: Any, chosen: bool = False) -> List[Turn]:
-    """The turns of one record. `columns(names)` gives role → key of named columns, if there are question and answer;
-    `chosen` says that the recipe names them, which goes before Alpaca's names.
+def parse_turns(
+    record: Any, find_roles: Callable[[List[str]], Optional[Dict[str, str]]], chosen: bool = False
+) -> List[Turn]:
+    """The turns of one record; blank texts are not checked here.
 
-    Raises Wrong, which says what is wrong. Blank texts are not looked for here.
+    `find_roles(keys)` gives role → key if the keys name a question and an answer. `chosen` says that the recipe names
+    them, which takes precedence over Alpaca's names. Raises InvalidRecord.
     """
-    if isinstance(record, Wrong):
+    if isinstance(record, InvalidRecord):
         raise record
     if isinstance(record, list) and record and all(isinstance(i, dict) and {"role", "from"} & set(i) for i in record):
         record = {"messages": record}
     if not isinstance(record, dict):
-        raise Wrong(f"an object is wanted, found {_kind(record)}")
+        raise InvalidRecord(f"expected an object, found {_kind(record)}")
     if record.get("tools"):
-        raise Wrong("tools are not supported: leave the record out, or take tools and tool calls out of it")
+        raise InvalidRecord("tools are not supported: leave the record out, or remove tools and tool calls from it")
     if isinstance(record.get("conversation"), list):
-        return [_xtuner(turn, at) for at, turn in enumerate(_list(record, "conversation"), start=1)]
+        return [_xtuner_turn(turn, f"turn {at}: ") for at, turn in enumerate(_list(record, "conversation"), start=1)]
     for key, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
         if key in record:
-            return _chat(record, key, role, text)
+            return _chat_turns(record, key, role, text)
     if {"instruction", "output"} <= set(record) and not chosen:
-        return _alpaca(record)
-    roles = columns(list(record))
+        return _alpaca_turns(record)
+    roles = find_roles(list(record))
     if roles is None:
         if "conversation" in record:
             _list(record, "conversation")
-        raise Wrong(f"found {', '.join(map(str, record)) or 'no keys'}; wanted: {WANTED}")
-    apart = [roles[role] for role in ("conversation", "turn") if role in roles]
-    if apart:
-        raise Wrong(
-            f"{', '.join(apart)}: turns of a conversation in records of their own are read from tables (.xlsx, .csv, "
-            f".parquet); in JSON a conversation is one record: conversation or messages"
+        raise InvalidRecord(f"found {_keys(record)}; wanted: {EXPECTED}")
+    grouping = [roles[role] for role in ("conversation", "turn") if role in roles]
+    if grouping:
+        raise InvalidRecord(
+            f"{', '.join(grouping)}: turns of a conversation in records of their own are only supported in tables "
+            f"(.xlsx, .csv, .parquet); in JSON a conversation is one record: conversation or messages"
         )
-    question = _text(record, roles["question"])
     more, system = (_optional(record, roles.get(role)) for role in ("more", "system"))
-    return [Turn(_joined(question, more), _text(record, roles["answer"]), system)]
+    return [Turn(_join(_text(record, roles["question"]), more), _text(record, roles["answer"]), system)]
 
 
-def _joined(question: str, more: str) -> str:
+def _join(question: str, more: str) -> str:
     return f"{question}\n{more}" if question.strip() and more.strip() else question
 
 
-def _xtuner(turn: Any, at: int) -> Turn:
+def _xtuner_turn(turn: Any, where: str) -> Turn:
     if not isinstance(turn, dict):
-        raise Wrong(f"turn {at}: an object is wanted, found {_kind(turn)}")
+        raise InvalidRecord(f"{where}expected an object, found {_kind(turn)}")
     if turn.get("output_with_loss", True) is not True:
-        # XTuner 0.1.14 takes the missing keys of all other turns for false, too, once a file has one.
-        raise Wrong(f"turn {at}: output_with_loss is not supported. Leave the key out")
-    system = _optional(turn, "system", f"turn {at}: ")
-    return Turn(_text(turn, "input", f"turn {at}: "), _text(turn, "output", f"turn {at}: "), system)
+        # XTuner 0.1.14 takes missing keys of all other turns for false, too, once a file has one.
+        raise InvalidRecord(f"{where}output_with_loss is not supported. Leave the key out")
+    return Turn(_text(turn, "input", where), _text(turn, "output", where), _optional(turn, "system", where))
 
 
-def _alpaca(record: Dict[str, Any]) -> List[Turn]:
-    made = []
+def _alpaca_turns(record: Record) -> List[Turn]:
+    turns = []
     for at, pair in enumerate(record.get("history") or [], start=1):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise Wrong(f"history {at}: [question, answer] is wanted, found {_kind(pair)}")
-        made.append(Turn(*pair))
-    question = _text(record, "instruction")
-    more = _optional(record, "input")
-    made.append(Turn(_joined(question, more), _text(record, "output")))
+            raise InvalidRecord(f"history {at}: expected [question, answer], found {_kind(pair)}")
+        turns.append(Turn(*pair))
+    question = _join(_text(record, "instruction"), _optional(record, "input"))
+    turns.append(Turn(question, _text(record, "output")))
     if record.get("system") is not None:
-        made[0] = made[0]._replace(system=_text(record, "system"))
-    return made
+        turns[0] = turns[0]._replace(system=_text(record, "system"))
+    return turns
 
 
-def _chat(record: Dict[str, Any], key: str, role: str, text: str) -> List[Turn]:
-    """Messages of changing roles: a system message first or none, then question and answer by turns."""
+def _chat_turns(record: Record, key: str, role: str, text: str) -> List[Turn]:
+    """Turns from messages: an optional system message, then questions and answers alternating."""
     system = _optional(record, "system")
     question: Optional[str] = None
-    made: List[Turn] = []
+    turns: List[Turn] = []
     for at, message in enumerate(_list(record, key), start=1):
         where = f"message {at}: "
-        if not isinstance(message, dict):
-            raise Wrong(f"{where}an object is wanted, found {_kind(message)}")
-        if not {role, text} <= set(message):
-            other = ("from", "value") if role == "role" else ("role", "content")
-            if set(other) <= set(message):
-                role, text = other
-            else:
-                hint = "; conversation is the key for turns of input and output" if "input" in message else ""
-                raise Wrong(f"{where}found {', '.join(message) or 'no keys'} in {key}; wanted: {role}, {text}{hint}")
-        if message.get("weight", 1) != 1:
-            raise Wrong(f"{where}weight is not supported: every answer is trained. Leave the key out")
-        if message.get("tool_calls") or message.get("function_call"):
-            raise Wrong(f"{where}tool calls are not supported. Leave the record out")
+        role, text = _check_message(message, key, role, text, where)
         who = message[role]
         if who == "system" and message[text] is None:
             continue
-        said = _text(message, text, where)
+        content = _text(message, text, where)
         if who == "system":
             if at > 1:
-                raise Wrong(f"{where}a system prompt behind the first message")
-            if system and said != system:
-                raise Wrong(f"{where}a second system prompt, beside the record's own")
-            system = said
+                raise InvalidRecord(f"{where}a system prompt after the first message")
+            if system and content != system:
+                raise InvalidRecord(f"{where}a second system prompt, beside the record's own")
+            system = content
         elif who in USER:
             if question is not None:
-                raise Wrong(f"{where}a second question before an answer")
-            question = said
+                raise InvalidRecord(f"{where}a second question before an answer")
+            question = content
         elif who in ASSISTANT:
             if question is None:
-                raise Wrong(f"{where}an answer without a question before it")
-            made.append(Turn(question, said, "" if made else system))
+                raise InvalidRecord(f"{where}an answer without a question before it")
+            turns.append(Turn(question, content, "" if turns else system))
             question = None
         else:
-            raise Wrong(f"{where}{role} {who!r} is not known; known are system, {USER[0]}, {USER[1]}, {ASSISTANT[0]}, "
-                        f"{ASSISTANT[1]}")  # fmt: skip
+            known = ", ".join(("system", *USER[:2], *ASSISTANT[:2]))
+            raise InvalidRecord(f"{where}{role} {who!r} is not known; known are {known}")
     if question is not None:
-        raise Wrong("the last question has no answer")
-    return made
+        raise InvalidRecord("the last question has no answer")
+    return turns
 
 
-def _list(record: Dict[str, Any], key: str) -> Sequence[Any]:
+def _check_message(message: Any, key: str, role: str, text: str, where: str) -> Tuple[str, str]:
+    """The keys of a message's role and text: those expected, or those of the other form. Raises InvalidRecord."""
+    if not isinstance(message, dict):
+        raise InvalidRecord(f"{where}expected an object, found {_kind(message)}")
+    if not {role, text} <= set(message):
+        other = ("from", "value") if role == "role" else ("role", "content")
+        if not set(other) <= set(message):
+            hint = "; conversation is the key for turns of input and output" if "input" in message else ""
+            raise InvalidRecord(f"{where}found {_keys(message)} in {key}; wanted: {role}, {text}{hint}")
+        role, text = other
+    if message.get("weight", 1) != 1:
+        raise InvalidRecord(f"{where}weight is not supported: every answer is trained. Leave the key out")
+    if message.get("tool_calls") or message.get("function_call"):
+        raise InvalidRecord(f"{where}tool calls are not supported. Leave the record out")
+    return role, text
+
+
+def _list(record: Record, key: str) -> Sequence[Any]:
     value = record[key]
     if not isinstance(value, list):
-        raise Wrong(f"{key}: a list of turns is wanted, found {_kind(value)}")
+        raise InvalidRecord(f"{key}: expected a list of turns, found {_kind(value)}")
     if not value:
-        raise Wrong(f"{key}: there are no turns in it")
+        raise InvalidRecord(f"{key}: there are no turns in it")
     return value
 
 
-def _text(record: Dict[str, Any], key: str, where: str = "") -> str:
-    """The text of a key. A number is none here: a workbook shows one as text, JSON says that it is not."""
+def _text(record: Record, key: str, where: str = "") -> str:
+    """The text of a key. Numbers are refused: a workbook shows them as text, in JSON they are a mistake."""
     if key not in record:
-        raise Wrong(f"{where}found {', '.join(map(str, record)) or 'no keys'}; {key} is missing")
+        raise InvalidRecord(f"{where}found {_keys(record)}; {key} is missing")
     value = record[key]
     if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
         value = "".join(str(part.get("text", "")) for part in value)  # OpenAI's parts of one message
     if not isinstance(value, str):
-        raise Wrong(f"{where}{key}: a text is wanted, found {_kind(value)}")
+        raise InvalidRecord(f"{where}{key}: expected text, found {_kind(value)}")
     return value
 
 
-def _optional(record: Dict[str, Any], key: Optional[str], where: str = "") -> str:
-    """The same for a key (or none) that may be missing or null: "" then."""
+def _optional(record: Record, key: Optional[str], where: str = "") -> str:
+    """The text of a key; "" if there is no such key or it is null."""
     return _text(record, key, where) if key is not None and record.get(key) is not None else ""
+
+
+def _keys(record: Record) -> str:
+    return ", ".join(map(str, record)) or "no keys"
 
 
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    kinds = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
+    kinds = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number"}
     return kinds.get(type(value), type(value).__name__)

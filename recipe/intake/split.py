@@ -1,9 +1,8 @@
-"""Which conversations are held out: never trained on, asked by `evaluate`.
+"""Chooses the conversations that are held out: never trained on, used by `evaluate`.
 
-Chosen by their text and the recipe's seed alone, so that the choice outlives other rows being added, moved or taken
-away, and only among conversations of which no question stands in another one: nothing held out is in training in other
-words, and none of it counts twice. Of images, one question stands with many: there whole images are held out, by their
-sums, so that none of them was seen in training.
+The choice depends only on their text and the recipe's seed: adding, moving or removing other rows does not change it.
+A conversation that shares a question with another one is never held out: the answer would be in training. With images
+many conversations share a question, so whole images are held out, by their sha256.
 """
 
 import hashlib
@@ -14,25 +13,25 @@ from array import array
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Sequence, Set
 
-FEWEST = 2  # conversations: one alone has no interval
-SIGNS = re.compile(r"[\W_]+")
+MIN_HELD_OUT = 2  # conversations: one alone has no interval
+NOT_LETTERS = re.compile(r"[\W_]+")
 
 Conversation = List[Dict[str, str]]
 
 
 def key(question: str, seed: int) -> int:
-    """A number of 64 bits for a question; the same for questions that differ in case, width, spaces or punctuation."""
-    text = SIGNS.sub("", unicodedata.normalize("NFKC", question).casefold()) or question
+    """A 64-bit number for a question, the same for questions that differ in case, width, spaces or punctuation."""
+    text = NOT_LETTERS.sub("", unicodedata.normalize("NFKC", question).casefold()) or question
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest(), "little")
 
 
 def keys(conversation: Conversation, seed: int = 0, image: str = "") -> Set[int]:
-    """The keys of a conversation's questions, about the image of this sum; of texts without a question, their own."""
+    """The keys of a conversation's questions about an image's sha256; of its texts, if they have no question."""
     return {key(image + (turn["input"] or turn["output"]), seed) for turn in conversation}
 
 
 def choose(conversations: Iterable[Conversation], share: float, seed: int) -> Set[int]:
-    """Numbers (from 0) of the conversations to hold out: `share` of all, rounded; none if that is fewer than FEWEST."""
+    """Numbers (from 0) of the conversations to hold out: `share` of all, rounded; none if below MIN_HELD_OUT."""
     import numpy
 
     asked, owners, ranks = array("Q"), array("Q"), array("Q")
@@ -41,33 +40,35 @@ def choose(conversations: Iterable[Conversation], share: float, seed: int) -> Se
         asked.extend(found)
         owners.extend([number] * len(found))
         ranks.append(min(found))
-    wanted = int(share * len(ranks) + 0.5)
-    if wanted < FEWEST:
+    count = int(share * len(ranks) + 0.5)
+    if count < MIN_HELD_OUT:
         return set()
     _, which, times = numpy.unique(numpy.frombuffer(asked, "uint64"), return_inverse=True, return_counts=True)
-    alone = numpy.ones(len(ranks), dtype=bool)
-    alone[numpy.frombuffer(owners, "uint64")[times[which] > 1].astype(int)] = False
+    unique = numpy.ones(len(ranks), dtype=bool)
+    unique[numpy.frombuffer(owners, "uint64")[times[which] > 1].astype(int)] = False
     order = numpy.argsort(numpy.frombuffer(ranks, "uint64"), kind="stable")
-    chosen = order[alone[order]][:wanted]
-    return set(chosen.tolist()) if len(chosen) >= FEWEST else set()
+    chosen = order[unique[order]][:count]
+    return set(chosen.tolist()) if len(chosen) >= MIN_HELD_OUT else set()
 
 
 def choose_images(images: Sequence[str], share: float, seed: int) -> Set[int]:
-    """Numbers (from 0) of the conversations to hold out, by the sums of what they are about: of so many images that it
-    is `share` of all conversations, or somewhat more; none if that is fewer than FEWEST.
+    """Numbers (from 0) of the conversations to hold out, given the sha256 of each one's image.
+
+    Whole images are chosen until their conversations are `share` of all or slightly more; none if below MIN_HELD_OUT.
     """
-    about: Dict[str, List[int]] = {}
+    by_image: Dict[str, List[int]] = {}
     for number, image in enumerate(images):
-        about.setdefault(image, []).append(number)
-    wanted, chosen = int(share * len(images) + 0.5), set()  # type: ignore[var-annotated]
-    for image in sorted(about, key=lambda one: key(one, seed)):
-        if len(chosen) < wanted >= FEWEST:
-            chosen.update(about[image])
-    return chosen if FEWEST <= len(chosen) < len(images) else set()
+        by_image.setdefault(image, []).append(number)
+    count = int(share * len(images) + 0.5)
+    chosen: Set[int] = set()
+    for image in sorted(by_image, key=lambda sha256: key(sha256, seed)):
+        if len(chosen) < count >= MIN_HELD_OUT:
+            chosen.update(by_image[image])
+    return chosen if MIN_HELD_OUT <= len(chosen) < len(images) else set()
 
 
-def part(source: Path, target: Path, chosen: Set[int]) -> int:
-    """Move the lines numbered `chosen` (from 0) of the jsonl file `source` to `target`; how many turns they hold."""
+def move_lines(source: Path, target: Path, chosen: Set[int]) -> int:
+    """Moves the lines numbered `chosen` (from 0) of the jsonl file `source` to `target`. Returns their turns."""
     if not chosen:
         target.touch()
         return 0
@@ -82,24 +83,21 @@ def part(source: Path, target: Path, chosen: Set[int]) -> int:
     return turns
 
 
-def without(source: Path, trained: Iterable[Dict[str, Any]]) -> Dict[str, int]:
-    """Take out of the jsonl file `source` what has a question (of images, about the same one) in common with the lines
-    that are trained on, or with an earlier line.
-    """
+def drop_seen(source: Path, trained: Iterable[Dict[str, Any]]) -> Dict[str, int]:
+    """Removes from the jsonl file `source` what shares a question (and its image) with `trained` or an earlier line."""
 
-    def of(line: Dict[str, Any]) -> Set[int]:
+    def line_keys(line: Dict[str, Any]) -> Set[int]:
         return keys(line["conversation"], image=line.get("sha256", ""))
 
-    seen = array("Q")
+    seen: Set[int] = set()
     for line in trained:
-        seen.extend(of(line))
-    taken: Any = set(seen)
-    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+        seen |= line_keys(line)
     kept = []
-    for line in lines:
-        found = of(json.loads(line))
-        if not found & taken:
-            kept.append(line)
-            taken |= found
+    texts = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    for text in texts:
+        found = line_keys(json.loads(text))
+        if not found & seen:
+            kept.append(text)
+            seen |= found
     source.write_text("".join(kept), encoding="utf-8")
-    return {"held_out": len(kept), "held_out_dropped": len(lines) - len(kept)}
+    return {"held_out": len(kept), "held_out_dropped": len(texts) - len(kept)}

@@ -22,7 +22,8 @@ from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
 from recipe.core.run import Run
 from recipe.intake import dataset as intake_dataset
-from recipe.intake.reader import IMAGE, Progress
+from recipe.intake.images import IMAGE_TOKEN
+from recipe.intake.progress import Progress
 from recipe.planning import tokens as planning_tokens
 from recipe.planning.tokens import encoded
 from recipe.reporting import pages
@@ -189,7 +190,7 @@ def rendered(
     made = encoded(conversation, template, tokenizer, max_length, pictures)
     pairs = zip(made["input_ids"], made["labels"])
     return [
-        (IMAGE if image else tokenizer.decode([token for token, _ in group]), loss)
+        (IMAGE_TOKEN if image else tokenizer.decode([token for token, _ in group]), loss)
         for (loss, image), group in groupby(pairs, lambda p: (p[1] >= 0, p[0] < 0))
     ]
 

@@ -15,7 +15,7 @@ from recipe.core.hashing import below, digest, digest_of, sums
 from recipe.core.host import host, versions
 from recipe.core.run import Run, is_held
 from recipe.core.stage import perform
-from recipe.intake import files
+from recipe.intake.images import image_folder
 from recipe.reporting import collect
 from recipe.stages import pipeline, train
 from recipe.training import checkpoints, log_lines
@@ -151,7 +151,7 @@ def _pretrained(run: Run) -> List[str]:
 
 def _images(run: Run) -> Tuple[str, str]:
     """Every image that the run's rows name, by the sum that stands beside it."""
-    folder = files.image_folder(run)
+    folder = image_folder(run)
     named: Set[Tuple[str, str]] = set()
     for path in (run.dataset, run.held_out):
         if not path.exists():

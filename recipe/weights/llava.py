@@ -12,7 +12,7 @@ from recipe.base_model import folder
 from recipe.core.errors import InputWrong, RunFailed
 from recipe.core.hashing import digest
 from recipe.core.run import Run
-from recipe.intake import files
+from recipe.intake.images import image_folder
 from recipe.weights import adapter, checkpoint_reader
 
 NONE = "none"  # model.pretrained_pth: start from a random projector
@@ -24,7 +24,7 @@ ADAPTERS = {"llm_adapter": ("llm", "lora"), "visual_encoder_adapter": ("visual_e
 
 def config_values(run: Run) -> Dict[str, Any]:
     """Values of the rendered config for images, visual encoder and projector. Raises InputWrong."""
-    images_folder = files.image_folder(run)
+    images_folder = image_folder(run)
     images = run.settings.train.evaluation_images
     if images is None:
         with run.dataset.open(encoding="utf-8") as stream:

@@ -9,7 +9,7 @@ from typing import Any, List, Optional
 from mmengine.hooks import Hook
 
 from recipe.core import hardware
-from recipe.intake.reader import IMAGE
+from recipe.intake.images import IMAGE_TOKEN
 from recipe.training.failure import TrainingError
 from recipe.training.hooks.runner_state import compute_dtype, gradient_norm, is_loss_scale_at_minimum
 
@@ -98,7 +98,9 @@ def find_rows(runner: Any, batch: Any) -> str:
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             turns = json.loads(line)["conversation"]
-            texts = [_without_spaces(turn[side].replace(IMAGE, "")) for turn in turns for side in ("input", "output")]
+            texts = [
+                _without_spaces(turn[side].replace(IMAGE_TOKEN, "")) for turn in turns for side in ("input", "output")
+            ]
             if any(text and text in content for text in texts for content in contents):
                 found.append(number)
     if not found:
