@@ -1,4 +1,4 @@
-# The recipe's image: Python 3.8, PyTorch 2.0.0 (CUDA 11.8), XTuner 0.1.14, everything as locked in docker/*.lock; as
+# The recipe's image: Python 3.8, PyTorch 2.0.0 (CUDA 11.8), XTuner 0.1.14, everything as locked in docker/locks/*.lock; as
 # variant cu13 Python 3.12, PyTorch 2.11.0 (CUDA 13) and the same XTuner.
 #
 #   just image          builds it; the versions, the time and the commit come as arguments (docker/image)
@@ -20,7 +20,7 @@ ARG PIP_INDEX_URL
 ARG SOURCE_DATE_EPOCH=0
 WORKDIR /src
 COPY justw ./
-COPY docker/tools.lock docker/
+COPY docker/locks/tools.lock docker/locks/
 # A closed network's certificates are there while this runs, and stay out of the image (docker/image).
 RUN --mount=type=secret,id=certificates if [ -s /run/secrets/certificates ]; then export SSL_CERT_FILE=/run/secrets/certificates; fi \
     && RECIPE_CACHE=/opt/recipe ./justw --version \
@@ -36,15 +36,16 @@ ARG TORCH=cu118
 ARG UV_DEFAULT_INDEX
 ARG TORCH_INDEX
 ARG SOURCE_DATE_EPOCH=0
-COPY docker/host docker/flavour docker/*.lock docker/overrides.txt docker/
+COPY docker/runtime/host docker/runtime/flavour docker/runtime/
+COPY docker/locks/*.lock docker/locks/overrides.txt docker/locks/
 ENV UV=/opt/recipe/tools/bin/uv UV_NO_CACHE=1 RECIPE_CACHE=/opt/recipe VARIANT=$VARIANT TORCH=$TORCH
 # torch, torchvision and all else by hash; then every package must have what it asks for, but for what overrides.txt
 # says. A file for who wants to know what is in the image, and one in a standard format for who has to.
 RUN --mount=type=secret,id=certificates if [ -s /run/secrets/certificates ]; then export SSL_CERT_FILE=/run/secrets/certificates; fi \
-    && env=$(docker/host env) \
+    && env=$(docker/runtime/host env) \
     && ln -s "${env##*/}" /opt/recipe/env \
-    && docker/host check \
-    && docker/host manifest /opt/recipe \
+    && docker/runtime/host check \
+    && docker/runtime/host manifest /opt/recipe \
     && find /opt/recipe -name __pycache__ -prune -exec rm -rf {} + \
     && rm -rf /opt/recipe/sbom-* /opt/recipe/tools "$env.log" \
     && find /opt/recipe -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +

@@ -141,7 +141,7 @@ def test_words_are_checked_from_any_folder(tmp_path):
     (tmp_path / "recipe").mkdir()
     (tmp_path / "recipe/__init__.py").write_text("")
     done = subprocess.run(
-        [str(ROOT / "docker/words"), "train", "coach"], cwd=str(tmp_path), capture_output=True, text=True
+        [str(ROOT / "docker/runtime/words"), "train", "coach"], cwd=str(tmp_path), capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -161,6 +161,6 @@ def test_a_name_that_no_file_can_have_is_told():
 
 def test_options_of_just_itself_are_justs(tmp_path):
     done, _ = justw("--show", "train", cache=os.environ.get("RECIPE_CACHE") or ROOT / ".cache")
-    assert "docker/run train" in done.stdout, done.stderr
+    assert "docker/runtime/run train" in done.stdout, done.stderr
     done, _ = justw("help", "trian", cache=tmp_path / "none")
     refused(done, 2, "Did you mean train?")

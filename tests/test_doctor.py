@@ -117,7 +117,7 @@ NO_PROGRAM = 'exec: "nvidia-smi": executable file not found in $PATH: unknown.'
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.126"
 
 
-# What docker/host selftest says of an environment that has what it takes.
+# What docker/runtime/host selftest says of an environment that has what it takes.
 SELFTEST = "ok\tdeepspeed\tcan be imported\t\n"
 
 
@@ -171,7 +171,7 @@ class Machine:
         self.variables = {"PYTHON": sys.executable, "TORCH": "pypi"}
         self.cache = folder / "cache"
         # just, uv and the environment count as made, unless a test says otherwise: 5.6 GB are not asked of this disk.
-        self.tools = self.cache / f"tools-{_checksum(ROOT / 'docker/tools.lock')}" / "bin"
+        self.tools = self.cache / f"tools-{_checksum(ROOT / 'docker/locks/tools.lock')}" / "bin"
         self.tools.mkdir(parents=True)
         (self.tools / "uv").touch()
         for lock, kind in (
@@ -179,17 +179,17 @@ class Machine:
             ("cu118.lock", "cu118-cu118"),
             ("cu13.lock", "cu13-pypi"),
         ):
-            made = self.cache / f"env-{kind}-{_checksum(ROOT / 'docker' / lock)}"
+            made = self.cache / f"env-{kind}-{_checksum(ROOT / 'docker/locks' / lock)}"
             (made / "bin").mkdir(parents=True)
             (made / ".ready").touch()
         self.selftest(f"printf {SELFTEST!r}")
-        for lock in (ROOT / "docker").glob("more*.lock"):
+        for lock in (ROOT / "docker/locks").glob("more*.lock"):
             more = self.cache / f"more-{_checksum(lock)}"
             more.mkdir()
             (more / ".ready").touch()
 
     def selftest(self, script):
-        """What the environments' Python does: docker/host selftest starts it."""
+        """What the environments' Python does: docker/runtime/host selftest starts it."""
         for made in self.cache.glob("env-*"):
             version = "3.12" if "cu13" in made.name else "3.8"
             fake = f"#!/bin/sh\ncase $1 in -I) echo {version}; exit ;; esac\n{script}\n"  # asked whether it starts
@@ -211,7 +211,7 @@ class Machine:
         if "nvidia_smi" in programs and "exit" not in programs["nvidia_smi"].split("\n")[-2]:
             self.files(**{"dev/nvidiactl": ""})
 
-    def run(self, *words, program="docker/doctor", **variables):
+    def run(self, *words, program="docker/runtime/doctor", **variables):
         environment = {
             "PATH": str(self.programs), "HOME": str(self.home), "USER": "tester", "LANG": "C.UTF-8",
             "DOCTOR_ROOT": str(self.system), "RECIPE_CACHE": str(self.cache), **self.variables, **variables,
@@ -408,7 +408,7 @@ def test_packages_by_their_names_of_today(machine, monkeypatch, release, older, 
     """Debian's own driver is older than what CUDA 13 needs."""
     guide = "docs.nvidia.com/datacenter/tesla/driver-installation-guide"
     machine.files(**{"etc/os-release": release, "proc/version": "Linux version 6.12"})
-    monkeypatch.syspath_prepend(str(ROOT / "docker/diagnosis"))
+    monkeypatch.syspath_prepend(str(ROOT / "docker/doctor"))
     monkeypatch.setenv("DOCTOR_ROOT", str(machine.system))
     import machine as checks
 
@@ -560,7 +560,7 @@ def test_just_train_asks_first_and_makes_nothing(machine):
     (machine.programs / "just").symlink_to(shutil.which("just"))
     asked = json.loads(machine.run("--dump", "--dump-format", "json", program="just").stdout)["recipes"]
     for name in ("demo", "train", "merge", "reproduce"):
-        assert asked[name]["body"][0] == [f'@docker/doctor --before {name} "$@"']
+        assert asked[name]["body"][0] == [f'@docker/runtime/doctor --before {name} "$@"']
     done = machine.run("train", "coach", "train.max_epochs=1", program="just")
     assert (done.returncode, done.stdout) == (3, "")
     assert "no NVIDIA GPU" in done.stderr
@@ -686,7 +686,7 @@ def test_a_daemon_that_hangs_is_not_waited_for(machine):
     without_environment(machine)
     machine.has(docker="#!/bin/sh\ncase $1 in --version) echo Docker version 24.0.7 ;; *) exec sleep 60 ;; esac\n")
     machine.has(timeout='#!/bin/sh\nshift\ncase "$*" in *info*) exit 124 ;; esac\nexec "$@"\n')  # ten seconds, at once
-    done = machine.run(program="docker/choose-runtime")
+    done = machine.run(program="docker/runtime/choose")
     assert done.stdout == "host\n"
     assert "does not answer" in done.stderr
 
@@ -762,19 +762,19 @@ def test_choice_of_the_runtime(machine, programs, files, variables, chosen, reas
     without_environment(machine)
     machine.has(**programs)
     machine.files(**files)
-    done = machine.run(program="docker/choose-runtime", **variables)
+    done = machine.run(program="docker/runtime/choose", **variables)
     assert (done.returncode, done.stdout) == (0, f"{chosen}\n"), done.stderr
     assert done.stderr.startswith(f"{chosen}: ")
     assert reason in done.stderr
 
 
 def test_choice_of_an_unknown_runtime_and_of_the_environment_that_is_here(machine):
-    done = machine.run(program="docker/choose-runtime", RUNTIME="lxc")
+    done = machine.run(program="docker/runtime/choose", RUNTIME="lxc")
     assert (done.returncode, done.stdout) == (3, "")
     assert "docker, podman, apptainer or host" in done.stderr
     told(machine.doctor(RUNTIME="lxc")[0]["runtime"], "stop", "lxc")
     machine.has(docker=docker())
-    done = machine.run(program="docker/choose-runtime")
+    done = machine.run(program="docker/runtime/choose")
     assert (done.stdout, "already made" in done.stderr) == ("host\n", True)
     for engine in ("docker", "podman", "apptainer"):
         (machine.programs / engine).unlink() if engine == "docker" else None
@@ -801,7 +801,7 @@ def test_wsl(machine):
 
 
 def test_systems_that_the_packages_do_not_run_on(machine, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "docker/diagnosis"))
+    monkeypatch.syspath_prepend(str(ROOT / "docker/doctor"))
     monkeypatch.setenv("DOCTOR_ROOT", str(machine.system))
     import machine as checks
 
@@ -1061,7 +1061,7 @@ def test_what_is_fetched_already_is_looked_for_where_it_gathers(monkeypatch, tmp
     from recipe.core import settings
     from recipe.core.run import Run
 
-    monkeypatch.syspath_prepend(str(ROOT / "docker" / "diagnosis"))
+    monkeypatch.syspath_prepend(str(ROOT / "docker" / "doctor"))
     import needs
 
     _, coach = settings.load("coach")

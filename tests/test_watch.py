@@ -54,7 +54,7 @@ def detached(tmp_path_factory):
     folder = output / "demo"
     said = {"folder": folder}
     for time_ in ("first", "second"):
-        child, end = terminal("docker/run", *WORDS, "--output", str(output), "--detach")
+        child, end = terminal("docker/runtime/run", *WORDS, "--output", str(output), "--detach")
         said[time_] = read_until(end, "code ")
         if time_ == "first":
             said["other"] = recipe(*WORDS, "--output", output)
@@ -141,7 +141,7 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
     files.write_text(folder / ".now.json", json.dumps({"command": "train", "code": 0, "said": "old", "at": 1.0}))
     assert not watch.is_at_work(folder)
     words = (*WORDS, "--output", tmp_path)
-    done = recipe(*words, "--checks")  # what docker/detach does first
+    done = recipe(*words, "--checks")  # what docker/runtime/detach does first
     assert done.returncode == 0, done.stderr
     state = watch.now(folder)
     assert state["starting"]
@@ -188,7 +188,7 @@ def test_a_fetch_that_fails_is_not_waited_for(tmp_path, monkeypatch):
 )
 def test_what_is_refused_is_refused_in_front_of_the_user(tmp_path, words, code, said):
     done = subprocess.run(
-        [str(ROOT / "docker" / "run"), *words, "--output", str(tmp_path)], env={**os.environ, "RUNTIME": "host"},
+        [str(ROOT / "docker/runtime/run"), *words, "--output", str(tmp_path)], env={**os.environ, "RUNTIME": "host"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
@@ -197,9 +197,9 @@ def test_what_is_refused_is_refused_in_front_of_the_user(tmp_path, words, code, 
 
 
 def test_a_run_that_fails_at_once_is_not_hidden(tmp_path):
-    """docker/detach alone, with a stand-in for what it starts: its checks pass, then it fails."""
+    """docker/runtime/detach alone, with a stand-in for what it starts: its checks pass, then it fails."""
     (tmp_path / "docker").mkdir()
-    shutil.copy(str(ROOT / "docker" / "detach"), str(tmp_path / "docker"))
+    shutil.copy(str(ROOT / "docker" / "runtime" / "detach"), str(tmp_path / "docker"))
     runs = tmp_path / "docker" / "run"
     (tmp_path / "run.json").write_text("{}")
     announced(tmp_path)

@@ -1,7 +1,7 @@
 """Checks a command line before anything is made or fetched, and answers `--help`: Python's standard library alone.
 
 grammar.json holds the commands as click declares them and the settings as pydantic has them (describe.py writes it).
-The command line, docker/doctor, docker/run and justw all read words through this module.
+The command line, docker/runtime/doctor, docker/runtime/run and justw all read words through this module.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Tries what training needs of the environment, without a model: `docker/host selftest [TRIAL …]`, with its Python.
+"""Tries what training needs of the environment, without a model: `docker/runtime/host selftest [TRIAL …]`.
 
 The doctor and `just image check` ask it, in the image too. A line for each trial: status, name, what was found and the
 remedy, with tabs between. Exit code 3 if one says stop.

@@ -13,7 +13,7 @@ from lines import CACHE, ROOT, ask, dotted, existing, numbers, ok, read, stop, s
 from needs import cost, toml
 
 MERGED = "merged model"
-ROOM = 3.0  # GB beside the environment while it is made, as docker/host asks
+ROOM = 3.0  # GB beside the environment while it is made, as docker/runtime/host asks
 LIBRARIES = 4.0  # GB of RAM of Python with PyTorch and CUDA loaded: estimated, so its lack is a warning only
 TINY = 2.0  # GB of RAM of the demo: it was measured at 1
 SHM = 64  # MiB: docker's own default; one process without loader workers takes less
@@ -184,8 +184,8 @@ def check_rights(host, need, runtime):
 
 @functools.lru_cache(maxsize=None)
 def _made():
-    """What docker/host says of the environment: code 0 if it is made; else a text if it lost its Python."""
-    return ask(ROOT / "docker" / "host", "made")
+    """What docker/runtime/host says of the environment: code 0 if it is made; else a text if it lost its Python."""
+    return ask(ROOT / "docker" / "runtime" / "host", "made")
 
 
 def check_environment(host, need, runtime):
@@ -200,7 +200,7 @@ def check_tools(host, need, runtime):
     """What the host runtime starts from: just and uv, or a Python with pip that fetches them."""
     if runtime != "host" or os.environ.get("RECIPE_ENV"):
         return []
-    checksum = ask("cksum", ROOT / "docker" / "tools.lock").text.split(" ")[0]
+    checksum = ask("cksum", ROOT / "docker" / "locks" / "tools.lock").text.split(" ")[0]
     if os.path.exists(CACHE / f"tools-{checksum}" / "bin" / "uv"):
         return [ok("tools", "just and uv are here")]
     # As justw asks: just and uv come as wheels for Python 3.8 and newer.
@@ -224,8 +224,8 @@ def _python_with_pip():
 def check_libraries(host, need, runtime):
     """What in this shell would come before the lock's own libraries.
 
-    Kept out by docker/host already: other Python packages (PYTHONPATH, PYTHONHOME, ~/.local), other CUDA libraries of
-    LD_LIBRARY_PATH.
+    docker/runtime/host already keeps out other Python packages (PYTHONPATH, PYTHONHOME, ~/.local) and other CUDA
+    libraries of LD_LIBRARY_PATH.
     """
     if runtime != "host":
         return []
@@ -241,7 +241,7 @@ def check_libraries(host, need, runtime):
     if conda and any(Path(conda, "lib").glob("libcudart.so*")):
         found = f"conda's environment {conda} is active and has a CUDA, where bitsandbytes looks first"
         lines.append(warning("libraries", found, "conda deactivate"))
-    version = "3.12" if os.environ.get("VARIANT") == "cu13" else "3.8"  # as docker/flavour has it
+    version = "3.12" if os.environ.get("VARIANT") == "cu13" else "3.8"  # as docker/runtime/flavour has it
     for config in CACHE.glob("env-*/pyvenv.cfg"):
         home = re.search(r"(?m)^home *= *(.+)/bin$", config.read_text(encoding="utf-8"))
         file = Path(home[1] if home else "", "lib", f"python{version}", "sitecustomize.py")
@@ -275,7 +275,7 @@ def check_proxies(host, need, runtime):
 
 
 def check_certificates(host, need, runtime):
-    """Variables that name the certificates of a closed network (docker/flavour, justw): whether the file is there."""
+    """Variables that name the certificates of a closed network (runtime/flavour, justw): whether the file is there."""
     names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
     wrong = {name: path for name, path in given.items() if not os.path.exists(path)}
@@ -334,7 +334,7 @@ def _writes(need, runtime, engine, sizes):
         wanted.append((CACHE, sizes["environment"] + ROOM, "environment"))
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         unpacked = Path(os.environ.get("UV_CACHE_DIR") or Path(caches, "uv"))
-        # Where it cannot be written, docker/host puts it into ours; on one disk they share their bytes.
+        # Where it cannot be written, docker/runtime/host puts it into ours; on one disk they share their bytes.
         if os.access(str(existing(unpacked)), os.W_OK) and _disk(unpacked) != _disk(CACHE):
             wanted.append((unpacked, sizes["environment"], "uv's cache (UV_CACHE_DIR)"))
     if need.measured:

@@ -23,13 +23,13 @@ def check_environment(host, need, runtime, image, cards):
     if runtime in FLAGS:
         if not image:
             return []  # it gets what it takes when it is built
-        words = [runtime, "run", "--rm", "--network", "none", *FLAGS[runtime], image, "docker/host", "selftest"]
+        words = [runtime, "run", "--rm", "--network", "none", *FLAGS[runtime], image, "docker/runtime/host", "selftest"]
     elif runtime != "host":
         return []
-    elif ask(ROOT / "docker" / "host", "made").code != 0:
+    elif ask(ROOT / "docker" / "runtime" / "host", "made").code != 0:
         return _look_for_compiler(host, need)
     else:
-        words = [ROOT / "docker" / "host", "selftest"]
+        words = [ROOT / "docker" / "runtime" / "host", "selftest"]
     answer = ask(*words, seconds=300)
     rows = [line.split("\t") for line in answer.text.splitlines()]
     lines = [Line(row[1], row[0], row[2], "".join(row[3:])) for row in rows if len(row) > 2 and row[0] in STATUSES]
@@ -50,7 +50,7 @@ def _look_for_compiler(host, need):
         packages = "gcc libc6-dev" if debian else "gcc"
         return [warning("compiler", f"there is no C compiler: {LOST}", f"{host.install} {packages}")]
     made = [str(python) for python in CACHE.glob("env-cu13-*/bin/python")]
-    # Without any docker/host takes a Python that has its headers: pyenv's, or one of uv's.
+    # Without any docker/runtime/host takes a Python that has its headers: pyenv's, or one of uv's.
     python = (made or [os.environ.get("PYTHON312") or shutil.which("python3.12")])[0]
     if python:
         asked = ask(python, "-c", "import sysconfig; print(sysconfig.get_paths()['include'])")

@@ -28,7 +28,7 @@ RANGES = "--add-subuids 100000-165535 --add-subgids 100000-165535"
 # service writes the file, it reads the flag from a file.
 NO_GIDS = "no-additional-gids-for-device-nodes"
 REFRESH = "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env"
-# The verdicts of docker/examine: (what is wrong, the remedy). Those of GPU are no fault without one.
+# The verdicts of docker/runtime/examine: (what is wrong, the remedy). Those of GPU are no fault without one.
 GPU = ("desktop", "toolkit", "old", "cdi", "gids")
 VERDICTS = {
     "absent": ("not installed", "{package}"),
@@ -80,14 +80,14 @@ ERRORS = (
 )  # fmt: skip
 
 
-# What docker/choose-runtime says; `engines`: {name: Engine}, `closed`: folders that docker's daemon may not enter.
+# What docker/runtime/choose says; `engines`: {name: Engine}, `closed`: folders that docker's daemon may not enter.
 Choice = namedtuple("Choice", "runtime reason engines closed loopback")
 Engine = namedtuple("Engine", "verdict detail version storage traits")
 
 
 def choose_runtime(*paths):
     """(Choice, ""), or (None, error). `paths`: what a container must reach beside the clone."""
-    program = ROOT / "docker" / "choose-runtime"
+    program = ROOT / "docker" / "runtime" / "choose"
     done = subprocess.run([str(program), "--verdicts", *map(str, paths)], capture_output=True)
     if done.returncode:
         return None, done.stderr.decode("utf-8", "replace").strip()
@@ -177,7 +177,7 @@ def _check_rights(host, need, choice, fault):
             _explained(host, need, name, engine._replace(verdict="squashed", detail=folder), fault)
             for folder in sorted(choice.closed)
         ]
-    # docker/docker and docker/podman take the user's groups along; where ids are mapped crun alone can.
+    # docker/runtime/docker and docker/runtime/podman take the user's groups along; where ids are mapped crun alone can.
     shared = shared_by_group(need) if "rootless" in engine.traits and "crun" not in engine.traits else None
     if shared:
         path, group = shared

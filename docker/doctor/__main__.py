@@ -1,11 +1,11 @@
-"""What this machine can and cannot do, before anything is downloaded (`just doctor`, docker/doctor).
+"""What this machine can and cannot do, before anything is downloaded (`just doctor`, docker/runtime/doctor).
 
 Runs on a bare machine: Python's standard library alone, 3.8 or newer. It looks and asks (nvidia-smi, docker, podman);
 it fetches nothing and changes nothing. Each line is ok, warning or stop, with the remedy; exit code 3 if any says
 stop, 2 if the recipe cannot be read.
 
 Limits have one place each: what training takes, recipe/core/measured.toml (read by measurements.py beside it); what a
-recipe asks for, its file; which runtime is used, docker/choose-runtime; drivers and cards of a variant, gpu.py;
+recipe asks for, its file; which runtime is used, docker/runtime/choose; drivers and cards of a variant, gpu.py;
 which cards CUDA shows, recipe/core/hardware.py.
 """
 
@@ -33,7 +33,7 @@ def examine(need):
         asked = pool.submit(query)
         choice, error = choose_runtime(need.folder, need.model)
         cards, answer = asked.result()
-    os.environ.setdefault("TORCH", "cu118" if cards else "pypi")  # as docker/host chooses, without asking again
+    os.environ.setdefault("TORCH", "cu118" if cards else "pypi")  # as docker/runtime/host chooses, without asking again
     if choice is None:
         lines = [stop("runtime", error, "unset RUNTIME")]
     else:

@@ -130,7 +130,7 @@ def forced():
 
 
 def chosen(card):
-    """The variant for a card, or for none: cu118, but for one that only cu13 knows. docker/flavour asks this."""
+    """The variant for a card, or for none: cu118, but for one that only cu13 knows. runtime/flavour asks this."""
     newer = card and card.capability and card.capability > VARIANTS["cu118"]["capability"][1]
     return forced() or ("cu13" if newer else "cu118")
 
