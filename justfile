@@ -14,14 +14,13 @@ manual:
 [group('start')]
 [no-exit-message]
 help *args:
-    @docker/runtime/words help "$@" || { code=$?; [ $code = 10 ] || exit $code; }
+    @docker/runtime/run help "$@"
 
 # Everything on a tiny model: no GPU, no Docker, a few minutes. Proves the machine and the recipe
 [group('start')]
 [no-exit-message]
 demo *args:
-    @docker/runtime/doctor --before demo "$@"
-    @docker/runtime/run demo "$@"
+    @docker/runtime/run --doctor demo "$@"
 
 # What this machine can and cannot do, before anything is downloaded: just doctor [recipe] [--json]
 [group('start')]
@@ -33,15 +32,13 @@ doctor *args:
 [group('start')]
 [no-exit-message]
 train *args:
-    @docker/runtime/doctor --before train "$@"
-    @docker/runtime/run train "$@"
+    @docker/runtime/run --doctor train "$@"
 
 # Train, then join adapter and base into a model folder that loads anywhere
 [group('start')]
 [no-exit-message]
 merge *args:
-    @docker/runtime/doctor --before merge "$@"
-    @docker/runtime/run merge "$@"
+    @docker/runtime/run --doctor merge "$@"
 
 # Is it better? Base and tuned on what was held out of training: just eval [recipe] [eval.answers=100]
 [group('start')]
@@ -113,8 +110,7 @@ cluster *args:
 [group('start')]
 [no-exit-message]
 reproduce *args:
-    @docker/runtime/doctor --before reproduce "$@"
-    @docker/runtime/run reproduce "$@"
+    @docker/runtime/run --doctor reproduce "$@"
 
 # The container image: just image [build | check | pull REPOSITORY | save FILE | load FILE | sizes]
 [group('start')]

@@ -102,7 +102,8 @@ class Host:
         for name in ("docker/runtime", "docker/locks", "recipe"):
             (self.root / name).mkdir(parents=True)
         self.programs.mkdir()
-        for name in ("justw", "docker/runtime/host", "docker/runtime/flavour", "docker/locks/overrides.txt"):
+        scripts = ("justw", "docker/runtime/python", "docker/runtime/host", "docker/runtime/flavour")
+        for name in (*scripts, "docker/locks/overrides.txt"):
             shutil.copy(str(ROOT / name), str(self.root / name))
         for name in {LOCK, "cu118-pypi.lock"}:
             (self.root / "docker/locks" / name).write_text(lines["torch"])

@@ -20,7 +20,7 @@ from environment import check_environment
 from gpu import check_gpu, chosen
 from lines import JUST, STATUSES, ok, stop, warning
 from machine import CHECKS, Host, check_disk, check_platform, check_system
-from needs import InputWrong, Need, grammar, recipe
+from needs import Need
 
 from recipe.core.hardware import query, visible
 
@@ -78,40 +78,31 @@ def show(found, quiet):
         print(f"\nRecipe {found['recipe']} {verdict} (runtime {found['runtime'] or 'unknown'}).")
 
 
-def main(arguments):
-    """Command line; returns the exit code."""
-    if arguments == ["--variant"]:
-        print(chosen(next(iter(visible(query()[0])), None)))
-        return 0
-    before = arguments[1] if arguments[:1] == ["--before"] else ""
-    words = [word for word in (arguments[2:] if before else arguments) if word != "--json"]
-    try:
-        text = grammar.answer([before or "doctor", *words])
-        if text is not None:
-            print("" if before else text, end="" if before else "\n")  # the stage answers itself
-            return 0
-        name, values, output = recipe(before or "doctor", words)
-        found = examine(Need(name, values, before, output))
-    except InputWrong as error:
-        print(error, file=sys.stderr)
-        return InputWrong.code
-    if "--json" in arguments:
+def main(facts):
+    """Check what the command line asks for (`facts`: RECIPE_WORDS, see recipe/cli/words.py); returns the exit code."""
+    stage = "" if facts["command"] == "doctor" else facts["command"]
+    found = examine(Need(facts["recipe"], json.loads(facts["values"]) or {}, stage, facts["output"]))
+    if "json" in facts:
         checks = [line._asdict() for line in found["checks"]]
         print(json.dumps({**found, "checks": checks}, ensure_ascii=False, indent=1))
     else:
-        show(found, bool(before))
+        show(found, bool(stage))
     return 3 if found["status"] == "stop" else 0
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--variant"]:
+        print(chosen(next(iter(visible(query()[0])), None)))
+        sys.exit()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
+    words = dict(line.split("\t", 1) for line in os.environ.pop("RECIPE_WORDS", "").splitlines())
     try:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(main(words))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read has read enough
+    except BrokenPipeError:  # such as `just doctor | head`
         os._exit(0)
-    except Exception as error:  # a fault of ours keeps nobody from training
+    except Exception as error:  # an error of the doctor's own stops no training
         print(f"doctor: unexpected: {type(error).__name__}: {error}. Please report it.", file=sys.stderr)
-        sys.exit(0 if "--before" in sys.argv else 1)
+        sys.exit(1 if words.get("command") == "doctor" else 0)

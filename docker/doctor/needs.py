@@ -7,8 +7,6 @@ import sys
 
 from lines import ROOT
 
-from recipe.cli import grammar
-from recipe.core.errors import InputWrong  # noqa: F401
 from recipe.core.hardware import BF16_CAPABILITY
 from recipe.core.recipe_files import toml
 
@@ -17,12 +15,6 @@ def cost():
     """recipe/core/measurements.py, which reads TOML by the name tomli."""
     sys.modules.setdefault("tomli", toml())
     return importlib.import_module("recipe.core.measurements")
-
-
-def recipe(stage, words):
-    """(name, values, output folder) of what `stage` (doctor, or one that follows) is asked to do with these words."""
-    found = grammar.check(stage, words, ROOT)
-    return found.recipe, found.values or {}, grammar.value_of(found.words.options, "--output", "output")
 
 
 class Need:

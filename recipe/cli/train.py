@@ -29,7 +29,7 @@ def _train(recipe: Optional[str], output: str, force: bool, detach: bool, checks
     typed = invocation(recipe, output, force)
     if detach:  # docker/runtime/run does this before it starts a container
         words = [typed.recipe, *typed.overrides, "--output", output, *["--force"] * force]
-        exec_script("detach", [typed.command, *words, "--detach"])
+        exec_script("runtime/detach", [typed.command, *words, "--detach"])
     run = load(typed)
     if only_fetches(run) or join_other_nodes(run):
         return
