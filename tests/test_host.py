@@ -174,7 +174,7 @@ def test_an_environment_that_outlives_its_python_gets_another(host, lost):
     host.asked.clear()
     again = host.run("run", "plan")
     host.works(again)
-    assert "it gets another" in again.stderr
+    assert "giving it another" in again.stderr
     assert marker.exists()
     assert not host.asked
     assert host.run("made").returncode == 0
