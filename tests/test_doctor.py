@@ -362,7 +362,7 @@ def test_the_need_is_what_the_plan_reckons(machine, monkeypatch):
          "GPU", 15, ["does not answer", "xid"]),
         ("Failed to initialize NVML: GPU access blocked by the operating system", 17, ["WSL", "wsl --update"]),
         ("Failed to initialize NVML: Something New", 3, ["Something New", "just demo"]),
-        ("", 0, ["says nothing"]),
+        ("", 0, ["no message"]),
         ("one, two\nthree", 0, ["three"]),
         ("\x1b[31m\u4e2d\0, ,, " * 40, 1, ["nvidia-smi fails"]),
     ],
@@ -807,7 +807,7 @@ def test_systems_that_the_packages_do_not_run_on(machine, monkeypatch):
     import machine as checks
 
     host = checks.Host()
-    (line,) = checks.check_system(host, None, "host")
+    (line,) = checks.check_system(host, "host")
     told(line._asdict(), "ok", "Ubuntu 22.04.5 LTS, x86_64, glibc 2.")
     for variant, needed, library, runtime, status in (
         ("cu118", "glibc 2.24", "glibc 2.17", "host", "stop"),
@@ -819,7 +819,7 @@ def test_systems_that_the_packages_do_not_run_on(machine, monkeypatch):
     ):
         monkeypatch.setenv("VARIANT", variant)
         monkeypatch.setattr(checks.os, "confstr", lambda name, library=library: library)
-        (line,) = checks.check_system(host, None, runtime)
+        (line,) = checks.check_system(host, runtime)
         told(
             line._asdict(),
             status,
@@ -827,7 +827,7 @@ def test_systems_that_the_packages_do_not_run_on(machine, monkeypatch):
             *([needed, "run in a container"] if status == "stop" else []),
         )
     monkeypatch.setattr(checks.platform, "machine", lambda: "aarch64")
-    (line,) = checks.check_system(host, None, "docker")
+    (line,) = checks.check_system(host, "docker")
     told(line._asdict(), "stop", "aarch64", "x86_64 only")
 
 
