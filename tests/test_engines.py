@@ -226,7 +226,7 @@ def test_a_model_that_a_group_shares(tmp_path, monkeypatch):
             if keeps or place is None:
                 assert not lines
             else:
-                told(lines[0]._asdict(), "stop", f"{place} is open to this user by the group", "chmod -R o+rX")
+                told(lines[0]._asdict(), "stop", f"can only access {place} through the group", "chmod -R o+rX")
                 assert ("crun" in lines[0].remedy) is (runtime == "podman")
 
 
