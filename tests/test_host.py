@@ -379,6 +379,6 @@ def test_shells_of_chinese_encodings(host, locale, tmp_path):
     (tmp_path / "mine.toml").write_text(f'[data]\nsystem = "你是…"\nfiles = ["{book}"]\n', encoding="utf-8")
     sif = host.cache / "image.sif"
     sif.touch()
-    runtime = ROOT / "docker/runtime/apptainer"
-    seen = host.run("run", "data", f"{tmp_path}/mine.toml", script=runtime, RECIPE_IMAGE=str(sif), **locale)
+    apptainer = {"RUNTIME": "apptainer", "RECIPE_IMAGE": str(sif)}
+    seen = host.run("data", f"{tmp_path}/mine.toml", script=ROOT / "docker/runtime/run", **apptainer, **locale)
     assert f"{book}:{book}:ro" in seen.stdout.splitlines(), seen.stderr

@@ -29,8 +29,9 @@ def facts(command: str, words: Sequence[str]) -> List[Tuple[str, str]]:
     """
     checked = grammar.check(command, words, ROOT)
     options = checked.words.options
-    found = [("command", command), ("recipe", checked.recipe), ("values", json.dumps(checked.values, default=str))]
-    output, chart = (grammar.value_of(options, name, "") for name in ("--output", "--png"))
+    found = [("command", command), ("recipe", _utf8(checked.recipe))]
+    found.append(("values", json.dumps(checked.values, default=str)))
+    output, chart = (_utf8(grammar.value_of(options, name, "")) for name in ("--output", "--png"))
     found.append(("output", output or "output"))
     if output:
         found.append(("writes", output))
@@ -50,12 +51,17 @@ def paths(words: Sequence[str]) -> List[str]:
     for word in words:
         value = word.partition("=")[2] or word
         if PATH.match(value) and "\n" not in value:
-            found.append(value)
+            found.append(_utf8(value))
         else:
-            found += _quoted(value)
+            found += _quoted(_utf8(value))
         if value.endswith(".toml") and os.path.isfile(value):
-            found += _quoted(os.fsdecode(Path(value).read_bytes()))
+            found += _quoted(Path(value).read_text(encoding="utf-8", errors="surrogateescape"))
     return found
+
+
+def _utf8(word: str) -> str:
+    """The same bytes as UTF-8, as in recipe files: the shell may have another encoding."""
+    return os.fsencode(word).decode("utf-8", errors="surrogateescape")
 
 
 def _quoted(text: str) -> List[str]:
@@ -70,7 +76,7 @@ def main(words: Sequence[str]) -> int:
             return HELP
         if words[0] in grammar.load()["commands"]:  # the others are the justfile's own
             lines = "".join(f"{name}\t{value}\n" for name, value in facts(words[0], words[1:]))
-            sys.stdout.buffer.write(os.fsencode(lines))
+            sys.stdout.buffer.write(lines.encode("utf-8", errors="surrogateescape"))
     except InputWrong as error:
         print(error, file=sys.stderr)
         return 2
