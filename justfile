@@ -1,6 +1,5 @@
-# The front door. `just` alone prints this manual; `./justw` is the same where just is not installed.
-# Every recipe takes a recipe file's name first (tutorial, coach, demo, or your own .toml), then overrides
-# such as train.max_epochs=5.
+# All commands. `just` without arguments lists them; `./justw` does the same where just is not installed. Most commands take
+# a recipe file's name (tutorial, coach, demo, or your own .toml), then overrides such as train.max_epochs=5.
 
 set positional-arguments
 
@@ -10,245 +9,241 @@ heading := "Workbook in, fine-tuned InternLM2-chat-7B out. Recipes (just RECIPE,
 manual:
     @{{ just_executable() }} --list --unsorted --list-heading "{{ heading }}"
 
-# All commands, or one command's options and examples: just help [command]
+# Show all commands, or one command's options and examples: just help [command]
 [group('start')]
 [no-exit-message]
 help *args:
-    @docker/words help "$@" || { code=$?; [ $code = 10 ] || exit $code; }
+    @docker/runtime/run help "$@"
 
-# Everything on a tiny model: no GPU, no Docker, a few minutes. Proves the machine and the recipe
+# Run everything on a tiny model, without GPU or Docker, in a few minutes
 [group('start')]
 [no-exit-message]
 demo *args:
-    @docker/doctor --before demo "$@"
-    @docker/run demo "$@"
+    @docker/runtime/run --doctor demo "$@"
 
-# What this machine can and cannot do, before anything is downloaded: just doctor [recipe] [--json]
+# Check what this machine can do before anything is downloaded: just doctor [recipe] [--json]
 [group('start')]
 [no-exit-message]
 doctor *args:
-    @docker/doctor "$@"
+    @docker/runtime/doctor "$@"
 
-# Fine-tune: data, plan, config, training, adapter. Resumes by itself
+# Fine-tune: data, plan, config, training, adapter. A stopped run resumes
 [group('start')]
 [no-exit-message]
 train *args:
-    @docker/doctor --before train "$@"
-    @docker/run train "$@"
+    @docker/runtime/run --doctor train "$@"
 
-# Train, then join adapter and base into a model folder that loads anywhere
+# Train, then merge the adapter into the base model; the merged model's folder loads anywhere
 [group('start')]
 [no-exit-message]
 merge *args:
-    @docker/doctor --before merge "$@"
-    @docker/run merge "$@"
+    @docker/runtime/run --doctor merge "$@"
 
-# Is it better? Base and tuned on what was held out of training: just eval [recipe] [eval.answers=100]
+# Compare the base model and the tuned one on held-out conversations: just eval [recipe] [eval.answers=100]
 [group('start')]
 [no-exit-message]
 eval *args:
-    @docker/run eval "$@"
+    @docker/runtime/run eval "$@"
 
-# Talk to it: just chat [recipe] [question] [model=base|adapter|merged]; a pipe asks line by line
+# Chat with the model: just chat [recipe] [question] [model=base|adapter|merged]; each line of a pipe is a question
 [group('start')]
 [no-exit-message]
 chat *args:
-    @docker/run chat "$@"
+    @docker/runtime/run chat "$@"
 
-# Follow a run that was started with --detach or elsewhere; Ctrl-C leaves it alone: just watch [recipe]
+# Follow a run that was started with --detach or elsewhere: just watch [recipe]. Ctrl-C does not stop the run
 [group('start')]
 [no-exit-message]
 watch *args:
-    @docker/run watch "$@"
+    @docker/runtime/run watch "$@"
 
-# End a run as SIGTERM does: training saves, and the same command goes on from there: just stop [recipe]
+# Stop a run. Training saves a checkpoint first, and the same command resumes it: just stop [recipe]
 [group('start')]
 [no-exit-message]
 stop *args:
-    @docker/run stop "$@"
+    @docker/runtime/run stop "$@"
 
-# Talk to base and tuned side by side, look at the run and the data, in a browser: just web [recipe] [port=8501]
+# Open a web page: chat with base and tuned model side by side, see the run and the data: just web [recipe] [port=8501]
 [group('start')]
 [no-exit-message]
 web *args:
-    @docker/run web "$@"
+    @docker/runtime/run web "$@"
 
-# What happened, on one page: verdict, curves, answers, provenance; works at every stage: just report [recipe]
+# Write a one-page report: verdict, curves, answers, provenance. It also works for an unfinished run: just report [recipe]
 [group('start')]
 [no-exit-message]
 report *args:
-    @docker/run report "$@"
+    @docker/runtime/run report "$@"
 
-# A finished run's checks once more: every file, data, plan, config and adapter made again: just verify [recipe]
+# Check a finished run again: every file's checksum; data, plan, config and adapter made again: just verify [recipe]
 [group('start')]
 [no-exit-message]
 verify *args:
-    @docker/run verify "$@"
+    @docker/runtime/run verify "$@"
 
-# Two runs on one page, with both curves and what differs: just compare RUN RUN
+# Compare two runs on one page, with both curves: just compare RUN RUN
 [group('start')]
 [no-exit-message]
 compare *args:
-    @docker/run compare "$@"
+    @docker/runtime/run compare "$@"
 
-# What differs between two runs (recipe, data, versions, machine, result), as a table: just diff RUN RUN
+# List the differences between two runs (recipe, data, versions, machine, result): just diff RUN RUN
 [group('start')]
 [no-exit-message]
 diff *args:
-    @docker/run diff "$@"
+    @docker/runtime/run diff "$@"
 
-# Hand the merged model over: just export lmdeploy|vllm|gguf|ollama|opencompass|vlmevalkit|upload [recipe]
+# Export the merged model: just export lmdeploy|vllm|gguf|ollama|opencompass|vlmevalkit|upload [recipe]
 [group('start')]
 [no-exit-message]
 export *args:
-    @docker/run export "$@"
+    @docker/runtime/run export "$@"
 
-# A job file for several machines, from the recipe: just cluster slurm|k8s|sky [recipe] [nodes=2 gpus=8]
+# Write a job file for several machines: just cluster slurm|k8s|sky [recipe] [nodes=2 gpus=8]
 [group('start')]
 [no-exit-message]
 cluster *args:
-    @docker/run cluster "$@"
+    @docker/runtime/run cluster "$@"
 
-# The tutorial exactly, compared line by line with its published log
+# Run the tutorial exactly, and compare with its published log line by line
 [group('start')]
 [no-exit-message]
 reproduce *args:
-    @docker/doctor --before reproduce "$@"
-    @docker/run reproduce "$@"
+    @docker/runtime/run --doctor reproduce "$@"
 
-# The container image: just image [build | check | pull REPOSITORY | save FILE | load FILE | sizes]
+# Build and carry the container image: just image [build | check | pull REPOSITORY | save FILE | load FILE | sizes]
 [group('start')]
 [no-exit-message]
 image *args:
     @docker/image "$@"
 
-# What a training step takes on this card, and how near that is to what it can do: just bench [recipe] (2 minutes)
+# Measure a training step on this card, in 2 minutes: just bench [recipe]
 [group('start')]
 [no-exit-message]
 bench *args:
-    @docker/run bench "$@"
+    @docker/runtime/run bench "$@"
 
-# What XTuner ships: 408 presets with family, method, template, data, GPU memory: just presets [word]
+# List XTuner's 408 presets with family, method, template, data, GPU memory: just presets [word]
 [group('start')]
 [no-exit-message]
 presets *args:
-    @docker/run presets "$@"
+    @docker/runtime/run presets "$@"
 
-# A recipe file of your own from one of them: just new NAME --from PRESET
+# Make a recipe file of your own from a preset: just new NAME --from PRESET
 [group('start')]
 [no-exit-message]
 new *args:
-    @docker/run new "$@"
+    @docker/runtime/run new "$@"
 
-# A shell where the tutorial's own folders resolve: paste the page's commands
+# Open a shell where the tutorial's own folders resolve, to paste its commands
 [group('start')]
 [no-exit-message]
 shell *args:
-    @docker/run shell "$@"
+    @docker/runtime/run shell "$@"
 
-# Workbook, CSV, JSON or Parquet to dataset.jsonl; every fault by its row
+# Convert a workbook, CSV, JSON or Parquet to dataset.jsonl; errors name their rows
 [group('one stage')]
 [no-exit-message]
 data *args:
-    @docker/run data "$@"
+    @docker/runtime/run data "$@"
 
-# What is in the data: lengths, likely mistakes, ten conversations as the model sees them
+# Describe the data: lengths, likely mistakes, ten conversations as the model sees them
 [group('one stage')]
 [no-exit-message]
 data-report *args:
-    @docker/run data-report "$@"
+    @docker/runtime/run data-report "$@"
 
-# One conversation as the model will see it, its loss part marked: just preview [recipe] [row]
+# Show one conversation as the model sees it, with the loss part marked: just preview [recipe] [row]
 [group('one stage')]
 [no-exit-message]
 preview *args:
-    @docker/run preview "$@"
+    @docker/runtime/run preview "$@"
 
-# What training will do and cost; refuses a run that cannot learn
+# Predict a run and its cost; refuses a run that cannot learn
 [group('one stage')]
 [no-exit-message]
 plan *args:
-    @docker/run plan "$@"
+    @docker/runtime/run plan "$@"
 
-# Fetch (or make) the base model, or check it; --verify reads every byte again, --tokenizer fetches no more than that
+# Fetch or make the base model, or check it: --verify reads every byte, --tokenizer only fetches the tokenizer
 [group('one stage')]
 [no-exit-message]
 model *args:
-    @docker/run model "$@"
+    @docker/runtime/run model "$@"
 
-# Preset and recipe to an XTuner config, with the difference shown
+# Render preset and recipe to an XTuner config; shows the differences
 [group('one stage')]
 [no-exit-message]
 config *args:
-    @docker/run config "$@"
+    @docker/runtime/run config "$@"
 
-# Checkpoint to PEFT adapter
+# Convert the last checkpoint to a PEFT adapter
 [group('one stage')]
 [no-exit-message]
 adapter *args:
-    @docker/run adapter "$@"
+    @docker/runtime/run adapter "$@"
 
-# Everything that can be tested on this machine; `just test -k data` for a part
+# Run all tests that this machine can run; `just test -k data` runs a part
 [group('develop')]
 test *args: lint
-    @docker/host exec python -m pytest -n 2 --dist loadgroup "$@"
+    @docker/runtime/host exec python -m pytest -n 2 --dist loadgroup "$@"
 
-# With a real pre-trained model on a CPU: tutorial learns nothing, coach does (10 minutes; --check: is it the model?)
+# Show on a CPU, with a small pre-trained model, that tutorial learns nothing and coach does (10 minutes)
 [group('develop')]
 proof *args:
-    @docker/host proof "$@"
+    @docker/runtime/host proof "$@"
 
-# Damaged and strange files against the readers: just fuzz [seconds] [seed]
+# Give the readers damaged and strange files: just fuzz [seconds] [seed]
 [group('develop')]
 fuzz *args:
-    @docker/host exec python tests/fuzz.py "$@"
+    @docker/runtime/host exec python tests/fuzz.py "$@"
 
-# The readers' speed beside the tutorial's script, in one run
+# Measure the readers' speed and the tutorial's script's
 [group('develop')]
 bench-data *args:
-    @docker/host exec python tests/bench_data.py "$@"
+    @docker/runtime/host exec python tests/bench_data.py "$@"
 
-# The merge's speed beside XTuner's and a plain copy: just bench-merge [GB, 0.2 to 15.5] [times] [folder] [cpu,cuda]
+# Measure the merge's speed, XTuner's and a copy's: just bench-merge [GB, 0.2 to 15.5] [times] [folder] [cpu,cuda]
 [group('develop')]
 bench-merge *args:
-    @docker/host exec python tests/bench_merge.py "$@"
+    @docker/runtime/host exec python tests/bench_merge.py "$@"
 
-# Training killed at random moments and resumed, against an unbroken run, byte for byte: just survive [kills] [seed]
+# Kill and resume training at random moments; compare every byte with an unbroken run: just survive [kills] [seed]
 [group('develop')]
 survive *args:
-    @docker/host exec python tests/survive.py "$@"
+    @docker/runtime/host exec python tests/survive.py "$@"
 
-# Two ranks, on one machine and on two: just ranks [same] [zero] [resumed] [machines] (15 minutes on two idle cores)
+# Train with two ranks, on one machine and on two: just ranks [same] [zero] [resumed] [machines] (15 minutes)
 [group('develop')]
 ranks *args:
-    @docker/host exec python tests/ranks.py "$@"
+    @docker/runtime/host exec python tests/ranks.py "$@"
 
-# What 7B, 20B and 70B models take on how many GPUs: writes docs/guide/large-models.md
+# Estimate the GPUs for 7B, 20B and 70B models; writes docs/guide/large-models.md
 [group('develop')]
 memory:
-    @docker/host exec python tests/memory.py
+    @docker/runtime/host exec python tests/memory.py
 
-# The adapter stage's time and memory on the 7B recipe's 157 million parameters: just bench-adapter [layers] [folder]
+# Measure the adapter stage on the 7B recipe's 157 million parameters: just bench-adapter [layers] [folder]
 [group('develop')]
 bench-adapter *args:
-    @docker/host exec python tests/bench_adapter.py "$@"
+    @docker/runtime/host exec python tests/bench_adapter.py "$@"
 
-# Tiny models of every family that transformers carries, through the whole recipe (20 minutes): just families [name …]
+# Run tiny models of every family in transformers through the whole recipe (20 minutes): just families [name …]
 [group('develop')]
 families *args:
-    @docker/host exec python tests/families.py "$@"
+    @docker/runtime/host exec python tests/families.py "$@"
 
-# Linters alone
+# Run the linters
 [group('develop')]
 lint:
-    @docker/host exec docker/lint
+    @docker/runtime/host exec docker/lint
 
-# Make the locks again, byte for byte
+# Make the lock files again, byte for byte
 [group('develop')]
 lock:
-    @docker/host exec python docker/lock.py
+    @docker/runtime/host exec python docker/locks/lock.py
 
-# The documents' pictures anew, by the tests' own browser
+# Make the documents' pictures again, with the tests' browser
 [group('develop')]
 screenshots *args:
-    @SCREENSHOTS=1 docker/host exec python -m pytest -q tests -k picture "$@"
+    @SCREENSHOTS=1 docker/runtime/host exec python -m pytest -q tests -k picture "$@"

@@ -80,7 +80,7 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_PORT=$(({port} + SLURM_JOB_ID % 1000)) # jobs may share a node
 export MASTER_ADDR MASTER_PORT NODES="$SLURM_JOB_NUM_NODES" RECIPE_COMMAND=./justw
 # One task a node: its number is SLURM_NODEID. Where one fails, all end.
-srun --kill-on-bad-exit=1 docker/run train {words}
+srun --kill-on-bad-exit=1 docker/runtime/run train {words}
 """
 
 
@@ -124,7 +124,7 @@ def kubernetes(run: Run, words: Sequence[str], shown: str) -> Any:
                 "name": "train",
                 "image": asked.image,
                 "workingDir": INSIDE,
-                "command": ["docker/run", "train", *words],
+                "command": ["docker/runtime/run", "train", *words],
                 "env": environment,
                 "resources": {"limits": needed, "requests": dict(needed)},
                 "volumeMounts": mounts,
@@ -178,7 +178,7 @@ def skypilot(run: Run, words: Sequence[str], shown: str) -> Any:
     }
     if asked.image:
         task["resources"]["image_id"] = f"docker:{asked.image}"
-    setup = "RUNTIME=host docker/host env"
+    setup = "RUNTIME=host docker/runtime/host env"
     # The user's own workbooks are ignored by git, so SkyPilot does not take them with the clone.
     own = [file for file in run.settings.data.files if (run.root / file).exists() and not Path(file).is_absolute()]
     if own:
@@ -192,7 +192,7 @@ def skypilot(run: Run, words: Sequence[str], shown: str) -> Any:
         setup = folders.format(SHARED) + f"\n{setup}"
     task["setup"] = f"set -e\n{setup}\n"
     # SKYPILOT_NODE_RANK and SKYPILOT_NODE_IPS tell each machine its place
-    task["run"] = f"RUNTIME=host RECIPE_COMMAND=./justw docker/run train {' '.join(map(shlex.quote, words))}\n"
+    task["run"] = f"RUNTIME=host RECIPE_COMMAND=./justw docker/runtime/run train {' '.join(map(shlex.quote, words))}\n"
     shared = f" The volume {asked.volume} is shared by all machines (sky volumes apply)." if nodes > 1 else ""
     head = f"# Recipe {run.name}, rendered by `just cluster sky`; launched from the clone.{shared}\n"
     return head + _yaml([task]), [f"launch:  sky launch -c {_label(run.name)} {shown}   (sky exec goes on)"]

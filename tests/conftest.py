@@ -19,7 +19,7 @@ from recipe.core.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 # The lock of the environment in which the tests run, by PyPI's build: PyTorch's own differs in torch alone.
-LOCK = ROOT / "docker" / ("cu13.lock" if sys.version_info >= (3, 12) else "cu118-pypi.lock")
+LOCK = ROOT / "docker" / "locks" / ("cu13.lock" if sys.version_info >= (3, 12) else "cu118-pypi.lock")
 # How commands are named in what is printed: the same whether the tests were started by ./justw or not.
 os.environ.pop("RECIPE_COMMAND", None)
 # As the command line has it, for what tests call without it: threads that wait by spinning slow each other.
@@ -69,7 +69,7 @@ def real_tokenizer():
 
 def recipe(*words, cwd=ROOT, timeout=600, **more):
     """`python -m recipe …` in its own process, as `just` starts it; returns the finished process."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # what docker/host puts beside, too
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # what docker/runtime/host puts beside, too
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
     return subprocess.run(
         [sys.executable, "-m", "recipe", *map(str, words)],

@@ -1,4 +1,4 @@
-"""Asks llama.cpp (PyPI: xllamacpp, docker/engines.in; Python 3.10 or later) about a GGUF file.
+"""Asks llama.cpp (PyPI: xllamacpp, docker/locks/engines.in; Python 3.10 or later) about a GGUF file.
 
     python llama.py FILE <questions.json >answers.json
 

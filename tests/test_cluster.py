@@ -77,7 +77,7 @@ def test_slurm(tmp_path):
     done = subprocess.run(["bash", str(path)], capture_output=True, text=True, env={**os.environ, **told, **more})
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert said[0] == "['docker/run', 'train']"
+    assert said[0] == "['docker/runtime/run', 'train']"
     assert said[1] == "(0, 'gpu07', 29512) 你是 'a' $b"
     assert said[3] == "(1, 'gpu07', 29512) 你是 'a' $b"
 
@@ -88,7 +88,7 @@ def test_kubernetes(tmp_path):
     container = job["template"]["spec"]["containers"][0]
     assert job["parallelism"] == job["completions"] == 2
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
-    assert container["command"][:3] == ["docker/run", "train", "coach"]
+    assert container["command"][:3] == ["docker/runtime/run", "train", "coach"]
     variables = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert variables["MASTER_ADDR"] == "coach-node-0-0.coach"
     assert cluster.INSIDE in (ROOT / "Dockerfile").read_text(encoding="utf-8")

@@ -287,8 +287,8 @@ def test_keys_and_variables_are_known():
     """Overrides that the text names by themselves, and environment variables, are those that something reads."""
     keys = settings.known_keys()
     keys += [f"data.columns.{name}" for name in settings.Columns.model_fields]
-    files = [ROOT / "justw", *ROOT.glob("docker/*"), *ROOT.glob("docker/diagnosis/*.py"), *ROOT.glob("recipe/**/*.py")]
-    sources = "".join(text(path) for path in files if path.is_file() and path.suffix != ".lock")
+    files = [ROOT / "justw", *ROOT.glob("docker/**/*"), *ROOT.glob("recipe/**/*.py")]
+    sources = "".join(text(path) for path in files if path.is_file() and path.suffix not in (".lock", ".pyc"))
     others = {"UV_CACHE_DIR", "REAL_DATA", "NCCL_DEBUG", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "SYSTEM"}
     for path in ENGLISH:
         for span in spans(path):
@@ -389,7 +389,7 @@ def test_other_programs_commands(desk, demo):
                 name = re.match(r"\w+ (\w+)", line)[1]
                 assert (f"{name}=" in said.stdout) == (first == "export")
             elif first == "source":
-                assert f"`{line}`" in text(ROOT / "docker/diagnosis/machine.py")
+                assert f"`{line}`" in text(ROOT / "docker/doctor/machine.py")
     assert seen == OTHERS
     assert "`sha256sum -c SHA256SUMS`" in text(ROOT / "docs/merged-model.md")
     subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=str(demo[1] / "merged"), check=True)
@@ -408,12 +408,12 @@ def filled(node: ast.AST) -> str:
 def literals() -> List[str]:
     """Every text in the source, with … where something is put in."""
     found = []
-    for path in [*ROOT.glob("recipe/**/*.py"), *ROOT.glob("docker/diagnosis/*.py")]:
+    for path in [*ROOT.glob("recipe/**/*.py"), *ROOT.glob("docker/doctor/*.py")]:
         for node in ast.walk(ast.parse(text(path))):
             if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
                 found.append(filled(node))
-    for path in [ROOT / "justw", *ROOT.glob("docker/*")]:
-        if path.is_file() and path.suffix not in (".lock", ".in", ".txt"):
+    for path in [ROOT / "justw", *ROOT.glob("docker/**/*")]:
+        if path.is_file() and path.suffix not in (".lock", ".in", ".txt", ".py", ".pyc"):
             joined = re.sub(r'" \\\n *"', " ", text(path))  # said in two words
             found += [re.sub(r"\$\{[^}]*\}|\$\([^()]*(?:\([^()]*\))?[^()]*\)|\$\w+", "…", line).replace("\\`", "`")
                       for line in joined.splitlines()]  # fmt: skip
@@ -471,7 +471,7 @@ def table(path: Path, first: str) -> List[List[str]]:
 
 def test_memory_of_small_cards_is_what_the_doctor_reckons():
     """`stop` where less is free than the recipe takes, `tight` where less than the headroom is left."""
-    sys.path.insert(0, str(ROOT / "docker/diagnosis"))
+    sys.path.insert(0, str(ROOT / "docker/doctor"))
     try:
         import gpu
     finally:

@@ -131,7 +131,7 @@ def test_the_doctor_and_the_chooser_agree(machine, situation):
     programs, files, variables, chosen, faults = SITUATIONS[situation]
     machine.has(**programs)
     machine.files(**files)
-    done = machine.run(program="docker/choose-runtime", **variables, PYTHON="/nowhere")
+    done = machine.run(program="docker/runtime/choose", **variables, PYTHON="/nowhere")
     assert done.stdout == f"{chosen}\n", done.stderr
     reason = done.stderr.partition(": ")[2].strip()
     passed_over = reason.partition("passed over: ")[2]
@@ -192,7 +192,7 @@ def test_a_clone_that_dockers_daemon_cannot_reach(machine, tmp_path):
 
 def test_a_model_that_a_group_shares(tmp_path, monkeypatch):
     """Rootless engines leave the user's further groups behind, but for podman with crun."""
-    monkeypatch.syspath_prepend(str(ROOT / "docker/diagnosis"))
+    monkeypatch.syspath_prepend(str(ROOT / "docker/doctor"))
     import engines
     from lines import stop
     from machine import Host
@@ -226,7 +226,7 @@ def test_a_model_that_a_group_shares(tmp_path, monkeypatch):
             if keeps or place is None:
                 assert not lines
             else:
-                told(lines[0]._asdict(), "stop", f"{place} is open to this user by the group", "chmod -R o+rX")
+                told(lines[0]._asdict(), "stop", f"can only access {place} through the group", "chmod -R o+rX")
                 assert ("crun" in lines[0].remedy) is (runtime == "podman")
 
 
@@ -270,20 +270,20 @@ def test_the_users_groups_go_along(called):
     plan = ("run", "plan", "demo")
     added = "\n--group-add\n4712\n--group-add\n4713\n"
     kept = "\n--annotation\nrun.oci.keep_original_groups=1\n"  # what podman makes of `--group-add keep-groups`
-    said = called("docker/docker", *plan)
+    said = called("docker/runtime/docker", *plan)
     assert "\n--user\n4711:4711\n" in said
     assert added in said
     assert "--userns" not in said
-    said = called("docker/docker", *plan, security="name=seccomp name=userns")
+    said = called("docker/runtime/docker", *plan, security="name=seccomp name=userns")
     assert "\n--userns\nhost\n" in said
     assert added in said
-    said = called("docker/docker", *plan, security="name=seccomp name=rootless")
+    said = called("docker/runtime/docker", *plan, security="name=seccomp name=rootless")
     assert "\n--user\n0:0\n" in said
     assert "--group-add" not in said
-    said = called("docker/podman", *plan)
+    said = called("docker/runtime/podman", *plan)
     assert f"\n--user\n0:0{kept}" in said
     assert "--group-add" not in said
-    assert added in called("docker/podman", *plan, user=0)
+    assert added in called("docker/runtime/podman", *plan, user=0)
 
 
 @pytest.mark.parametrize("engine", ["docker", "podman"])
@@ -297,18 +297,18 @@ def test_a_proxy_of_this_machines_own_is_reached_while_fetching_alone(called, en
         ("http://127.0.0.1.example:7890", False),
         ("http://localhost:x@proxy:1", False),
     ):
-        said = called(f"docker/{engine}", "run", "model", "demo", RECIPE_FETCH="yes", https_proxy=address)
+        said = called(f"docker/runtime/{engine}", "run", "model", "demo", RECIPE_FETCH="yes", https_proxy=address)
         assert ("\n--network\nhost\n" in said) is is_own, address
     own = {"https_proxy": "http://127.0.0.1:7890"}
     assert "\n--network\nhost\n" in called(
-        f"docker/{engine}", "run", "model", RECIPE_FETCH="yes", HF_ENDPOINT="localhost:1"
+        f"docker/runtime/{engine}", "run", "model", RECIPE_FETCH="yes", HF_ENDPOINT="localhost:1"
     )
-    web = called(f"docker/{engine}", "run", "web", "demo", "port=8765", RECIPE_FETCH="model", **own)
+    web = called(f"docker/runtime/{engine}", "run", "web", "demo", "port=8765", RECIPE_FETCH="model", **own)
     assert "\n--network\nhost\n" in web
     assert "--publish" not in web
     for stage in ("train", "chat"):
-        assert "\n--network\nnone\n" in called(f"docker/{engine}", "run", stage, "demo", **own)
-    assert "--network" not in called(f"docker/{engine}", "run", "web", "demo", "port=8765", **own)
+        assert "\n--network\nnone\n" in called(f"docker/runtime/{engine}", "run", stage, "demo", **own)
+    assert "--network" not in called(f"docker/runtime/{engine}", "run", "web", "demo", "port=8765", **own)
     manifest = {"RUNTIME": engine}
     assert "\n--network\nhost\n" in called("docker/image", "build", "bare", **manifest, **own)
     assert "--network" not in called("docker/image", "build", "bare", no_proxy="localhost", **manifest)
@@ -332,16 +332,16 @@ def test_a_proxy_that_docker_cannot_reach_is_told_before_anything_is_built(machi
 
 def test_apptainers_temporary_files_have_a_disk(called, tmp_path):
     """Its own /tmp lies in memory, with room for 64 MiB."""
-    said = called("docker/apptainer", "run", "plan", "demo")
+    said = called("docker/runtime/apptainer", "run", "plan", "demo")
     work = said.split("\n--workdir\n")[1].split("\n")[0]
     assert work.startswith(f"{tmp_path}/cache/apptainer-work/4711-{os.uname().nodename}/")  # the stand-in `id`
     assert os.path.isdir(work)
     (tmp_path / "cache/apptainer-work/elsewhere/1").mkdir(parents=True)
-    again = called("docker/apptainer", "run", "plan", "demo").split("\n--workdir\n")[1].split("\n")[0]
+    again = called("docker/runtime/apptainer", "run", "plan", "demo").split("\n--workdir\n")[1].split("\n")[0]
     assert os.path.isdir(again)
     assert os.path.isdir(work)  # another PID namespace's runs cannot be told from ended ones
     os.utime(work, (0, 0))
-    called("docker/apptainer", "run", "plan", "demo")
+    called("docker/runtime/apptainer", "run", "plan", "demo")
     assert not os.path.exists(work)
     assert (tmp_path / "cache/apptainer-work/elsewhere/1").is_dir()  # another machine's
 
@@ -352,11 +352,11 @@ def test_a_setpriv_that_knows_no_death_signal(called, said):
     program = called.folder / "setpriv"
     program.write_text(f'#!/bin/sh\ncase $1 in --pdeathsig) echo "{said}" >&2; exit 1 ;; esac\nexec "$@"\n')
     program.chmod(0o755)
-    assert "\nplan\ndemo\n" in called("docker/run", "plan", "demo", RUNTIME="docker")
+    assert "\nplan\ndemo\n" in called("docker/runtime/run", "plan", "demo", RUNTIME="docker")
 
 
 def test_several_gpus_want_shared_memory(machine, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "docker/diagnosis"))
+    monkeypatch.syspath_prepend(str(ROOT / "docker/doctor"))
     monkeypatch.setenv("DOCTOR_ROOT", str(machine.system))
     import machine as checks
     from needs import Need

@@ -70,7 +70,7 @@ def missing(found, names=()):
 
 
 def own(site):
-    """The names in the folders that docker/host tells the loader."""
+    """The names in the folders that docker/runtime/host tells the loader."""
     return {file.name for place in [site / "torch/lib", *site.glob("nvidia/*/lib")] for file in place.iterdir()}
 
 
@@ -107,7 +107,7 @@ def renamed(source, target, names):
 @pytest.fixture
 def bundled(tmp_path):
     """The environment of cu118.lock: PyPI's PyTorch made to look like the wheel that bundles CUDA."""
-    lock = ROOT / "docker/cu118.lock"
+    lock = ROOT / "docker/locks/cu118.lock"
     checksum = subprocess.run(["cksum", str(lock)], stdout=subprocess.PIPE, check=True).stdout.decode().split()[0]
     place = tmp_path / f"env-cu118-cu118-{checksum}"
     site = place / SITE.relative_to(ENVIRONMENT)
@@ -148,7 +148,7 @@ def test_bitsandbytes_loads_beside_a_pytorch_that_bundles_cuda(bundled, tmp_path
     for name in PACKAGES.values():
         (toolkit / name).write_text("not a library")
     kept = {name: value for name, value in os.environ.items() if name not in ("LD_LIBRARY_PATH", "VARIANT", "TORCH")}
-    selftest = [str(bundled / "bin/python"), str(ROOT / "docker/diagnosis/selftest.py")]
+    selftest = [str(bundled / "bin/python"), str(ROOT / "docker/doctor/selftest.py")]
     fails = subprocess.run(
         [*selftest, "bitsandbytes"], env={**kept, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
@@ -156,7 +156,7 @@ def test_bitsandbytes_loads_beside_a_pytorch_that_bundles_cuda(bundled, tmp_path
     assert re.search(r"(?m)^stop\tbitsandbytes\t.* lib(cudart|cusparse)\.so\.11\S*: cannot open", fails.stdout)
     there = {**kept, "RECIPE_ENV": str(bundled), "LD_LIBRARY_PATH": str(toolkit)}
     done = subprocess.run(
-        [str(ROOT / "docker/host"), "selftest", "bitsandbytes"], env=there, capture_output=True, text=True
+        [str(ROOT / "docker/runtime/host"), "selftest", "bitsandbytes"], env=there, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok\tbitsandbytes\tits libbitsandbytes_cuda118.so" in done.stdout
@@ -193,13 +193,13 @@ def bare(tmp_path):
 
 def test_training_needs_no_toolkit_and_no_compiler(bare):
     """DeepSpeed 0.18 asks nvcc for its release when it is imported where there is a card; Triton wants a compiler."""
-    done = subprocess.run([str(ROOT / "docker/host"), "selftest"], env=bare, capture_output=True, text=True)
+    done = subprocess.run([str(ROOT / "docker/runtime/host"), "selftest"], env=bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = dict(line.split("\t")[1::-1] for line in done.stdout.splitlines())
     assert lines == {"bitsandbytes": "ok", "compiler": "warning" if CU13 else "ok", "kernels": "ok", "deepspeed": "ok"}
     if CU13:
         assert "apt-get install gcc libc6-dev" in done.stdout
-        selftest = [str(ENVIRONMENT / "bin/python"), str(ROOT / "docker/diagnosis/selftest.py"), "deepspeed"]
+        selftest = [str(ENVIRONMENT / "bin/python"), str(ROOT / "docker/doctor/selftest.py"), "deepspeed"]
         fails = subprocess.run(selftest, env={**bare, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
         assert fails.returncode == 3
         assert "stop\tdeepspeed" in fails.stdout

@@ -1,4 +1,4 @@
-"""Export: each target as far as a CPU goes, with the engines' own code where PyPI has it (docker/engines.in).
+"""Export: each target as far as a CPU goes, with the engines' own code where PyPI has it (docker/locks/engines.in).
 
 llama.cpp runs and gives the tokens that transformers gives. OpenCompass's own model class runs. LMDeploy's template
 class renders. Of vLLM and VLMEvalKit the sources are read (vLLM itself: tests/vllm_cpu.py).
@@ -67,7 +67,7 @@ def typed(run, *words):
 def exported(run):
     """Every target by its command: {target: what it printed}. ollama, which makes gguf before, as `just` starts it."""
     done = subprocess.run(
-        [str(ROOT / "docker/host"), "run", "export", "ollama", "demo", "--output", str(run.output)],
+        [str(ROOT / "docker/runtime/host"), "run", "export", "ollama", "demo", "--output", str(run.output)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -53,7 +53,10 @@ def test_justw_fetches_just_and_prints_the_manual(clone, tmp_path):
         assert word in done.stdout
     assert "fetching just and uv" in done.stderr
     again = run(["./justw", "--version"], clone, RECIPE_CACHE=str(tmp_path))
-    assert again.stdout.strip() == "just " + re.search(r"rust-just==(\S+)", (ROOT / "docker/tools.in").read_text())[1]
+    assert (
+        again.stdout.strip()
+        == "just " + re.search(r"rust-just==(\S+)", (ROOT / "docker/locks/tools.in").read_text())[1]
+    )
     assert "fetching" not in again.stderr
 
 
@@ -99,7 +102,7 @@ def test_justw_behind_a_closed_link_names_the_mirror_setting(clone, tmp_path):
     ],
 )
 def test_host_runtime_refuses_clearly(clone, tmp_path, environment, words):
-    done = run(["docker/host", "env"], clone, RECIPE_CACHE=str(tmp_path), **{"VARIANT": "cu118", **environment})
+    done = run(["docker/runtime/host", "env"], clone, RECIPE_CACHE=str(tmp_path), **{"VARIANT": "cu118", **environment})
     assert done.returncode == 3
     for word in words:
         assert word in done.stderr
@@ -108,7 +111,7 @@ def test_host_runtime_refuses_clearly(clone, tmp_path, environment, words):
 def test_what_python_compiles_is_kept():
     """Also where the machine's own setting forbids it, as many images' does: each start would compile anew."""
     done = run(
-        ["docker/host", "exec", "python", "-c", "import sys; print(sys.dont_write_bytecode)"],
+        ["docker/runtime/host", "exec", "python", "-c", "import sys; print(sys.dont_write_bytecode)"],
         PYTHONDONTWRITEBYTECODE="1",
     )
     assert done.stdout == "False\n", done.stderr
@@ -135,14 +138,14 @@ def test_host_runtime_chooses_variant_and_torch_by_the_gpu(clone, tmp_path):
         ("cu13-pypi", driver, newer),
     ):  # fmt: skip
         lock = {"cu118-cu118": "cu118.lock", "cu118-pypi": "cu118-pypi.lock", "cu13-pypi": "cu13.lock"}[flavour]
-        total = subprocess.run(["cksum"], input=(ROOT / "docker" / lock).read_bytes(), stdout=subprocess.PIPE)
+        total = subprocess.run(["cksum"], input=(ROOT / "docker/locks" / lock).read_bytes(), stdout=subprocess.PIPE)
         made = cache / f"env-{flavour}-{total.stdout.split()[0].decode()}"
         (made / "bin").mkdir(parents=True, exist_ok=True)
         (made / ".ready").touch()
         (made / "bin/python").write_text(f"#!/bin/sh\necho {'3.12' if 'cu13' in flavour else '3.8'}\n")
         (made / "bin/python").chmod(0o755)
         chosen = {"VARIANT": "", "TORCH": "", "DOCTOR_ROOT": str(system), "PATH": f"{path}:{os.environ['PATH']}"}
-        done = run(["docker/host", "env"], clone, RECIPE_CACHE=str(cache), **chosen)
+        done = run(["docker/runtime/host", "env"], clone, RECIPE_CACHE=str(cache), **chosen)
         assert done.stdout.strip() == str(made)
         name = run(["docker/image", "name"], clone, **chosen).stdout
         assert name.startswith(f"internlm2-recipe:{flavour}-")
@@ -160,12 +163,13 @@ def test_every_recipe_has_a_doc_line_a_group_and_a_short_body(dump):
 def test_justfile_calls_only_stages_that_exist(dump):
     from recipe.cli.main import COMMANDS
 
-    called = set(re.findall(r"docker/run ([\w-]+)", (ROOT / "justfile").read_text(encoding="utf-8")))
-    assert called == set(COMMANDS) - {"doctor", "image"}
+    text = (ROOT / "justfile").read_text(encoding="utf-8")
+    called = set(re.findall(r"docker/runtime/run (?:--doctor )?([\w-]+)", text))
+    assert called == {"help", *COMMANDS} - {"doctor", "image"}
 
 
 def test_arguments_with_spaces_and_chinese_arrive_whole(clone, tmp_path):
-    env = run(["docker/host", "env"]).stdout.strip()
+    env = run(["docker/runtime/host", "env"]).stdout.strip()
     cache = str(os.path.dirname(env))
     done = run([JUST, "data", "demo", 'data.files=["data/没有 这个.xlsx"]'], clone, RECIPE_CACHE=cache)
     assert done.returncode == 2
@@ -182,7 +186,9 @@ def test_readme_names_recipes_and_versions_that_exist(dump):
     names.update(PyTorch="torch", ModelScope="modelscope")
     # A line that speaks of cu13 has cu13's versions.
     for lock, lines in (("cu118-pypi", r"(?m)^(?!.*`cu13`).*$"), ("cu13", r"(?m)^.*`cu13`.*$")):
-        pins = dict(re.findall(r"(?m)^([a-z0-9-]+)==(\S+)", (ROOT / f"docker/{lock}.lock").read_text(encoding="utf-8")))
+        pins = dict(
+            re.findall(r"(?m)^([a-z0-9-]+)==(\S+)", (ROOT / f"docker/locks/{lock}.lock").read_text(encoding="utf-8"))
+        )
         part = "\n".join(re.findall(lines, text))
         found = 0
         for shown, package in names.items():

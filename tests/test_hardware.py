@@ -109,13 +109,13 @@ def test_the_first_row_of_nvidia_smi_is_not_the_card(machine, monkeypatch):
 
 def test_cuda_counts_cards_as_nvidia_smi_does():
     """Whatever the shell has it do; all that trains, answers or serves begins by importing the package."""
-    for start in (["docker/host", "exec", "python", "-c"], [sys.executable, "-c"]):
+    for start in (["docker/runtime/host", "exec", "python", "-c"], [sys.executable, "-c"]):
         done = subprocess.run(
             [*start, "import recipe, os; print(os.environ['CUDA_DEVICE_ORDER'])"], cwd=str(ROOT), text=True,
             env={**os.environ, "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, stdout=subprocess.PIPE, check=True,
         )  # fmt: skip
         assert done.stdout == "PCI_BUS_ID\n"
-    assert "\nexport CUDA_DEVICE_ORDER=PCI_BUS_ID\n" in (ROOT / "docker/host").read_text(encoding="utf-8")
+    assert "\nexport CUDA_DEVICE_ORDER=PCI_BUS_ID\n" in (ROOT / "docker/runtime/host").read_text(encoding="utf-8")
 
 
 GENERATIONS = ("6.0", "6.1", "7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")

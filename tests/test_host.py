@@ -1,4 +1,4 @@
-"""The host runtime on machines unlike this one: docker/host makes small environments with the real uv, from an index of
+"""The host runtime on machines unlike this one: it makes small environments with the real uv, from an index of
 the test's own on this machine, behind a certificate that only the test knows.
 """
 
@@ -99,15 +99,16 @@ class Host:
     def __init__(self, folder, index):
         self.root, self.cache, self.programs = folder / "clone", folder / "cache", folder / "bin"
         self.address, self.certificate, lines, self.asked = index
-        for name in ("docker", "recipe"):
+        for name in ("docker/runtime", "docker/locks", "recipe"):
             (self.root / name).mkdir(parents=True)
         self.programs.mkdir()
-        for name in ("justw", "docker/host", "docker/flavour", "docker/overrides.txt"):
+        scripts = ("justw", "docker/runtime/python", "docker/runtime/host", "docker/runtime/flavour")
+        for name in (*scripts, "docker/locks/overrides.txt"):
             shutil.copy(str(ROOT / name), str(self.root / name))
         for name in {LOCK, "cu118-pypi.lock"}:
-            (self.root / "docker" / name).write_text(lines["torch"])
+            (self.root / "docker/locks" / name).write_text(lines["torch"])
         for name, text in (("more", lines["more"]), ("loggers", ""), ("tools", lines["tools"])):
-            (self.root / f"docker/{name}.lock").write_text(text)
+            (self.root / f"docker/locks/{name}.lock").write_text(text)
         (self.root / "recipe/__main__.py").write_text(RECIPE % VERSION.replace(".", ", "))
         self.program("df", "echo; echo /dev/x 99999999 0 99999999 0% /")  # 8 GB are not asked of this disk
         path = [str(self.programs), *os.environ["PATH"].split(os.pathsep)]
@@ -124,7 +125,7 @@ class Host:
         path.chmod(0o755)
         return path
 
-    def start(self, *words, without=(), script="docker/host", **more):
+    def start(self, *words, without=(), script="docker/runtime/host", **more):
         environment = {name: value for name, value in {**self.variables, **more}.items() if name not in without}
         return subprocess.Popen(
             [str(self.root / script), *words], env=environment, cwd=str(self.root), stdin=subprocess.DEVNULL,
@@ -173,7 +174,7 @@ def test_an_environment_that_outlives_its_python_gets_another(host, lost):
     host.asked.clear()
     again = host.run("run", "plan")
     host.works(again)
-    assert "it gets another" in again.stderr
+    assert "giving it another" in again.stderr
     assert marker.exists()
     assert not host.asked
     assert host.run("made").returncode == 0
@@ -306,7 +307,9 @@ def test_pips_variables_do_not_change_what_justw_fetches(host, tmp_path):
     }  # fmt: skip
     config = "[global]\nrequire-virtualenv = true\n[install]\nuser = true\nprefix = /nowhere\ntarget = /nowhere\n"
     (tmp_path / "pip.conf").write_text(config)
-    done = host.run("--list", script="justw", **others)  # nothing that docker/words checks: it is not in this clone
+    done = host.run(
+        "--list", script="justw", **others
+    )  # nothing that docker/runtime/words checks: it is not in this clone
     assert done.stdout == "just --list\n", done.stderr
     assert not Path("/nowhere").exists()
     assert not (tmp_path / "root").exists()
@@ -333,7 +336,7 @@ def _without_python(host):
 
 SCRIPTS = [
     path
-    for path in [ROOT / "justw", ROOT / "tests/standin", *(ROOT / "docker").iterdir(), *(ROOT / ".ci").iterdir()]
+    for path in [ROOT / "justw", ROOT / "tests/standin", *ROOT.glob("docker/**/*"), *ROOT.glob(".ci/*")]
     if path.is_file() and re.match(rb"#!.*[ /](ba)?sh\b", path.read_bytes())
 ]
 
@@ -376,6 +379,6 @@ def test_shells_of_chinese_encodings(host, locale, tmp_path):
     (tmp_path / "mine.toml").write_text(f'[data]\nsystem = "你是…"\nfiles = ["{book}"]\n', encoding="utf-8")
     sif = host.cache / "image.sif"
     sif.touch()
-    runtime = ROOT / "docker/apptainer"
-    seen = host.run("run", "data", f"{tmp_path}/mine.toml", script=runtime, RECIPE_IMAGE=str(sif), **locale)
+    apptainer = {"RUNTIME": "apptainer", "RECIPE_IMAGE": str(sif)}
+    seen = host.run("data", f"{tmp_path}/mine.toml", script=ROOT / "docker/runtime/run", **apptainer, **locale)
     assert f"{book}:{book}:ro" in seen.stdout.splitlines(), seen.stderr

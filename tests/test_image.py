@@ -182,7 +182,7 @@ def dockerd(standin, tmp_path_factory):
 
 
 def further():
-    """The folder of docker/more.lock's packages here, and where an image has it: beside its environment."""
+    """The folder of docker/locks/more.lock's packages here, and where an image has it: beside its environment."""
     [more] = [Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name.startswith("more-")]
     return more, ENVIRONMENT.parent / more.name
 
@@ -272,14 +272,14 @@ def confined(said, user):
 
 
 def test_podman_confines(bare, clone):
-    said = ok([clone / "docker/run", "shell"], env=bare, input=f"cd '{clone}'\n{PROBE}")
+    said = ok([clone / "docker/runtime/run", "shell"], env=bare, input=f"cd '{clone}'\n{PROBE}")
     confined(said, os.getuid())
     assert (clone / "output/made").exists()
     assert (clone / ".cache/made").exists()
 
 
 def test_the_tutorials_folders_resolve_inside(bare, clone):
-    said = ok([clone / "docker/run", "shell"], env=bare, input="pwd\nmkdir -p /root/autodl-tmp/ft-learn\n")
+    said = ok([clone / "docker/runtime/run", "shell"], env=bare, input="pwd\nmkdir -p /root/autodl-tmp/ft-learn\n")
     assert said.strip() == "/root"
     assert (clone / "output/page/root/autodl-tmp/ft-learn").is_dir()
 
@@ -290,7 +290,7 @@ def test_the_whole_pipeline_inside(bare, clone):
     Once ended by Ctrl-C, as a terminal does it: no container stays, and the same command goes on, detached. Its
     terminal is closed, and another container watches it to the end.
     """
-    words = [clone / "docker/run", "demo", "--force", "train.max_epochs=2"]
+    words = [clone / "docker/runtime/run", "demo", "--force", "train.max_epochs=2"]
     said = stopped(words, bare, clone, signal.SIGINT, os.killpg, r"training [2-5]\d/66")
     assert "not here yet: fetching it" in said
     assert_no_container(["podman", "ps", "--all", "--quiet"], env=bare)
@@ -298,7 +298,7 @@ def test_the_whole_pipeline_inside(bare, clone):
     assert "Under way" in read_until(end, "code ")
     os.close(end)
     os.waitpid(child, 0)
-    followed = run([clone / "docker/run", "watch", "demo"], env=bare)
+    followed = run([clone / "docker/runtime/run", "watch", "demo"], env=bare)
     assert followed.returncode == 0, followed.stdout + followed.stderr
     assert "exit code 0: done" in followed.stdout
     manifest = json.loads((clone / "output/demo/run.json").read_text(encoding="utf-8"))
@@ -306,16 +306,18 @@ def test_the_whole_pipeline_inside(bare, clone):
     assert set(manifest["stages"]) == {"data", "plan", "config", "model", "train", "adapter", "merge", "chat", "eval"}
     identity = ok(["podman", "image", "inspect", "--format", "{{.Id}}", bare["RECIPE_IMAGE"]], env=bare).strip()
     assert manifest["host"]["image"] == identity
-    again = run([clone / "docker/run", "chat", "demo", "你好"], env=bare)
+    again = run([clone / "docker/runtime/run", "chat", "demo", "你好"], env=bare)
     assert again.returncode == 0, again.stderr
     assert again.stdout.strip(), again.stderr
 
 
 def test_exit_codes_come_through(bare, clone, tmp_path):
-    wrong = run([clone / "docker/run", "data", "nonsense"], env=bare)
+    wrong = run([clone / "docker/runtime/run", "data", "nonsense"], env=bare)
     assert wrong.returncode == 2
     assert "nonsense" in wrong.stderr
-    lacking = run([clone / "docker/run", "train", "coach", "data.files=data/workplace.xlsx", "data.sha256="], env=bare)
+    lacking = run(
+        [clone / "docker/runtime/run", "train", "coach", "data.files=data/workplace.xlsx", "data.sha256="], env=bare
+    )
     assert lacking.returncode == 3
     assert "needs an NVIDIA GPU" in lacking.stderr
 
@@ -329,20 +331,20 @@ def test_files_that_are_named_are_seen_wherever_they_lie(bare, clone, tmp_path):
     plain = tmp_path / "a b.csv"
     shutil.copy(str(book), str(plain))
     for override in (f"data.files={book}", f"data.files={plain}", f'data.files=["{plain}", "data/workplace.xlsx"]'):
-        done = run([clone / "docker/run", "data", "demo", override, "--output", folder / "out"], env=bare)
+        done = run([clone / "docker/runtime/run", "data", "demo", override, "--output", folder / "out"], env=bare)
         assert done.returncode == 0, done.stderr
         assert (folder / "out/demo/dataset.jsonl").is_file()
         shutil.rmtree(str(folder / "out"))
     recipe = tmp_path / "mine.toml"
     text = (clone / "recipe/demo.toml").read_text(encoding="utf-8")
     recipe.write_text(re.sub(r"(?m)^files = .*", f'files = ["{plain}"]', text), encoding="utf-8")
-    assert run([clone / "docker/run", "data", recipe], env=bare).returncode == 0
+    assert run([clone / "docker/runtime/run", "data", recipe], env=bare).returncode == 0
     (clone / "data/link.csv").symlink_to(plain)
-    assert run([clone / "docker/run", "data", "demo", "data.files=data/link.csv"], env=bare).returncode == 0
+    assert run([clone / "docker/runtime/run", "data", "demo", "data.files=data/link.csv"], env=bare).returncode == 0
     relative = os.path.relpath(str(plain), str(clone))
-    assert run([clone / "docker/run", "data", "demo", f"data.files={relative}"], env=bare).returncode == 0
-    assert run([clone / "docker/run", "data", f"--recipe={recipe}"], env=bare).returncode == 0
-    gone = run([clone / "docker/run", "data", "demo", f"data.files={tmp_path}/none.csv"], env=bare)
+    assert run([clone / "docker/runtime/run", "data", "demo", f"data.files={relative}"], env=bare).returncode == 0
+    assert run([clone / "docker/runtime/run", "data", f"--recipe={recipe}"], env=bare).returncode == 0
+    gone = run([clone / "docker/runtime/run", "data", "demo", f"data.files={tmp_path}/none.csv"], env=bare)
     assert gone.returncode == 2
     assert "no workbook" in gone.stderr
 
@@ -354,11 +356,11 @@ def test_what_is_written_may_lie_behind_links(bare, clone, tmp_path):
     elsewhere = {**bare, "RECIPE_CACHE": str(tmp_path / "link" / "cache")}
     plan = ["plan", "demo", "--output", tmp_path / "link/out", "--png", tmp_path / "link/out/curve.png"]
     for words, env in ((["data", "demo"], elsewhere), (plan, bare), (plan, bare)):
-        done = run([clone / "docker/run", *words], env=env)
+        done = run([clone / "docker/runtime/run", *words], env=env)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "disk/cache/home").is_dir()
     assert (tmp_path / "disk/out/curve.png").stat().st_size
-    refused = run([clone / "docker/run", "plan", "demo", "--png", "curve.png"], env=bare)
+    refused = run([clone / "docker/runtime/run", "plan", "demo", "--png", "curve.png"], env=bare)
     assert refused.returncode == 3
     assert "output/" in refused.stderr
 
@@ -366,7 +368,7 @@ def test_what_is_written_may_lie_behind_links(bare, clone, tmp_path):
 def test_a_model_of_links_is_seen(bare, clone, tmp_path):
     """As Hugging Face's cache holds one: a folder of links to files elsewhere."""
     made = json.loads(
-        ok([clone / "docker/run", "model", "demo"], env=bare) and (clone / "output/demo/run.json").read_text()
+        ok([clone / "docker/runtime/run", "model", "demo"], env=bare) and (clone / "output/demo/run.json").read_text()
     )
     real = clone / made["stages"]["model"]["figures"]["folder"]
     snapshot, blobs = tmp_path / "snapshots/abc", tmp_path / "blobs"
@@ -375,7 +377,7 @@ def test_a_model_of_links_is_seen(bare, clone, tmp_path):
     for file in (file for file in real.iterdir() if file.is_file()):
         shutil.copy(str(file), str(blobs / file.name))
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
-    done = run([clone / "docker/run", "model", "demo", f"model.path={snapshot}"], env=bare)
+    done = run([clone / "docker/runtime/run", "model", "demo", f"model.path={snapshot}"], env=bare)
     assert done.returncode == 0, done.stderr
 
 
@@ -384,10 +386,10 @@ def test_an_engine_that_does_not_answer(clone, tmp_path):
     stub.write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon' >&2; exit 1\n")
     stub.chmod(0o755)
     env = {"RUNTIME": "docker", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "RECIPE_CACHE": ""}
-    done = run([clone / "docker/run", "data", "demo"], env=env)
+    done = run([clone / "docker/runtime/run", "data", "demo"], env=env)
     assert done.returncode == 3
     assert "docker does not answer" in done.stderr
-    wrong = run([clone / "docker/run", "data", "demo"], env={**env, "GPUS": "0"})
+    wrong = run([clone / "docker/runtime/run", "data", "demo"], env={**env, "GPUS": "0"})
     assert wrong.returncode == 3
     assert "GPUS=0 is not known" in wrong.stderr
 
@@ -403,7 +405,7 @@ def test_packages_that_do_not_fit_are_told(tmp_path):
         (told.format("pandas", "numpy>=9"), 1),
         ("", 3),
     ]:
-        done = run([ROOT / "docker/host", "check"], env={"UV": str(stub), "TOLD": said})
+        done = run([ROOT / "docker/runtime/host", "check"], env={"UV": str(stub), "TOLD": said})
         assert done.returncode == code, (said, done.stderr)
 
 
@@ -411,7 +413,7 @@ def test_a_model_folder_behind_a_link_is_found(bare, clone, tmp_path):
     shutil.rmtree(str(clone / "models"), ignore_errors=True)
     (tmp_path / "big disk").mkdir()
     (clone / "models").symlink_to(tmp_path / "big disk")
-    done = run([clone / "docker/run", "model", "demo"], env=bare)
+    done = run([clone / "docker/runtime/run", "model", "demo"], env=bare)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "big disk").glob("tiny-*"))
     (clone / "models").unlink()
@@ -420,14 +422,21 @@ def test_a_model_folder_behind_a_link_is_found(bare, clone, tmp_path):
 @pytest.mark.parametrize(
     ("engine", "sign", "whom"),
     [
-        ("podman", signal.SIGTERM, os.kill),  # as a supervisor does: docker/run alone
+        ("podman", signal.SIGTERM, os.kill),  # as a supervisor does: docker/runtime/run alone
         ("docker", signal.SIGINT, os.killpg),  # as a terminal does
         ("docker", signal.SIGTERM, os.kill),
     ],
 )
 def test_a_signal_ends_it_and_leaves_no_container(engine, sign, whom, clone, long, request):
     env = request.getfixturevalue("bare") if engine == "podman" else built(request.getfixturevalue("dockerd")[0])
-    words = [clone / "docker/run", "plan", "demo", f"data.files={long}", "--output", f"output/{engine}-{sign.name}"]
+    words = [
+        clone / "docker/runtime/run",
+        "plan",
+        "demo",
+        f"data.files={long}",
+        "--output",
+        f"output/{engine}-{sign.name}",
+    ]
     stopped(words, env, clone, sign, whom, "540000 rows")
     assert_no_container([engine, "ps", "--all", "--quiet"], env=env)
 
@@ -436,7 +445,7 @@ def test_podmans_gpu_comes_by_cdi(bare, clone, tmp_path):
     spec = Path("/etc/cdi/recipe-test.json")
     if list(spec.parent.glob("*")):
         pytest.skip("this machine has CDI specifications of its own")
-    lacking = run([clone / "docker/run", "data", "demo"], env={**bare, "GPUS": "all"})
+    lacking = run([clone / "docker/runtime/run", "data", "demo"], env={**bare, "GPUS": "all"})
     assert lacking.returncode == 126
     assert "unresolvable CDI devices" in lacking.stderr
     tool = tmp_path / "nvidia-smi"
@@ -454,14 +463,16 @@ def test_podmans_gpu_comes_by_cdi(bare, clone, tmp_path):
     (driver / "etc").mkdir()
     (driver / "etc/cdi").symlink_to(spec.parent)
     try:
-        # What NVIDIA Container Toolkit 1.19 adds is beyond podman before 5.1, and docker/examine says so.
+        # What NVIDIA Container Toolkit 1.19 adds is beyond podman before 5.1, and docker/runtime/examine says so.
         with_gids = [{"name": "all", "containerEdits": {"mounts": [mount], "additionalGids": [44]}}]
         spec.write_text(json.dumps({"cdiVersion": "0.7.0", "kind": "nvidia.com/gpu", "devices": with_gids}))
-        examined = run([clone / "docker/choose-runtime", "--verdicts"], env={**bare, "DOCTOR_ROOT": str(driver)})
-        refused = run([clone / "docker/run", "data", "demo"], env={**bare, "GPUS": "all"})
+        examined = run([clone / "docker/runtime/choose", "--verdicts"], env={**bare, "DOCTOR_ROOT": str(driver)})
+        refused = run([clone / "docker/runtime/run", "data", "demo"], env={**bare, "GPUS": "all"})
         assert ("unresolvable CDI devices" in refused.stderr) is ("engine\tpodman\tgids\t" in examined.stdout)
         spec.write_text(json.dumps({"cdiVersion": "0.4.0", "kind": "nvidia.com/gpu", "devices": devices}))
-        done = run([clone / "docker/run", "data", "demo", "--output", "output/gpu"], env={**bare, "GPUS": "all"})
+        done = run(
+            [clone / "docker/runtime/run", "data", "demo", "--output", "output/gpu"], env={**bare, "GPUS": "all"}
+        )
         assert done.returncode == 0, done.stderr
     finally:
         spec.unlink()
@@ -474,21 +485,21 @@ def test_docker_runs_the_same(dockerd, clone):
     """With `--gpus all` through a stub of NVIDIA's hook, and what docker says without it."""
     variables, with_hook = dockerd
     env = built(variables)
-    lacking = run([clone / "docker/run", "data", "demo"], env={**env, "GPUS": "all"})
+    lacking = run([clone / "docker/runtime/run", "data", "demo"], env={**env, "GPUS": "all"})
     assert lacking.returncode == 125
     assert "could not select device driver" in lacking.stderr
     with_hook()
-    done = run([clone / "docker/run", "data", "demo", "--output", "output/docker"], env={**env, "GPUS": "all"})
+    done = run([clone / "docker/runtime/run", "data", "demo", "--output", "output/docker"], env={**env, "GPUS": "all"})
     assert done.returncode == 0, done.stderr
-    said = ok([clone / "docker/run", "shell"], env=env, input=f"cd '{clone}'\n{PROBE}")
+    said = ok([clone / "docker/runtime/run", "shell"], env=env, input=f"cd '{clone}'\n{PROBE}")
     confined(said, os.getuid())
-    assert run([clone / "docker/run", "data", "nonsense"], env=env).returncode == 2
+    assert run([clone / "docker/runtime/run", "data", "nonsense"], env=env).returncode == 2
 
 
 def test_a_detached_training_is_watched_stopped_and_resumed_under_docker(dockerd, clone):
     """Each look at it is another container; its terminal is closed. The same command goes on to the end."""
     env = built(dockerd[0])
-    words = [clone / "docker/run", *WORDS, "--output", "output/detached"]
+    words = [clone / "docker/runtime/run", *WORDS, "--output", "output/detached"]
     folder = clone / "output/detached/demo"
     for asked in (["watch", "stop"], ["watch"]):
         child, end = terminal(*words, "--detach", **env)
@@ -499,7 +510,7 @@ def test_a_detached_training_is_watched_stopped_and_resumed_under_docker(dockerd
             looks = [
                 ended.enter_context(
                     subprocess.Popen(
-                        [str(clone / "docker/run"), what, "output/detached/demo"], env={**os.environ, **env},
+                        [str(clone / "docker/runtime/run"), what, "output/detached/demo"], env={**os.environ, **env},
                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=str(clone), text=True,
                     )
                 )
@@ -536,7 +547,7 @@ def test_any_user_may_run_it(dockerd, clone, tmp_path):
         folder.mkdir()
         os.chown(str(folder), 4711, 4711)
     env = {**env, "PATH": f"{tmp_path}{os.pathsep}{env['PATH']}", "RECIPE_CACHE": str(cache)}
-    done = run([clone / "docker/run", "data", "demo", f"data.files={shared}", "--output", output], env=env)
+    done = run([clone / "docker/runtime/run", "data", "demo", f"data.files={shared}", "--output", output], env=env)
     assert done.returncode == 0, done.stderr
     assert (output / "demo/dataset.jsonl").stat().st_uid == 4711
 
@@ -550,7 +561,7 @@ def test_a_proxy_on_this_machine_is_reached_while_fetching(dockerd, clone):
         env["https_proxy"] = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         ask = f"(exec 3<>/dev/tcp/127.0.0.1/{proxy.getsockname()[1]}) && echo reached || echo not\n"
         for fetch, answer in (("model", "reached"), ("no", "not")):
-            said = ok([clone / "docker/docker", "shell"], env={**env, "RECIPE_FETCH": fetch}, input=ask)
+            said = ok([clone / "docker/runtime/docker", "shell"], env={**env, "RECIPE_FETCH": fetch}, input=ask)
             assert said.strip() == answer
 
 
@@ -625,14 +636,22 @@ def test_published_and_run_by_an_ordinary_user(bare, registry, someone, long):
     ok(["chown", "-R", f"{env['USER']}:", place.parent])
     ok([*before, place / "docker/image", "pull", published], env=env)
 
-    said = ok([*before, place / "docker/run", "shell"], env=env, input=f"cd '{place}'\n{PROBE}")
+    said = ok([*before, place / "docker/runtime/run", "shell"], env=env, input=f"cd '{place}'\n{PROBE}")
     confined(said, 0)  # of the container alone:
     assert (place / "output/made").owner() == env["USER"]
-    assert run([*before, place / "docker/run", "data", "nonsense"], env=env).returncode == 2
-    assert run([*before, place / "docker/run", "data", "demo"], env=env).returncode == 0
+    assert run([*before, place / "docker/runtime/run", "data", "nonsense"], env=env).returncode == 2
+    assert run([*before, place / "docker/runtime/run", "data", "demo"], env=env).returncode == 0
     assert (place / "output/demo/dataset.jsonl").owner() == env["USER"]
-    words = [*before, place / "docker/run", "plan", "demo", "data.files=data/long.csv", "--output", "output/long"]
-    made = run([*before, place / "docker/run", "model", "demo"], env=env)
+    words = [
+        *before,
+        place / "docker/runtime/run",
+        "plan",
+        "demo",
+        "data.files=data/long.csv",
+        "--output",
+        "output/long",
+    ]
+    made = run([*before, place / "docker/runtime/run", "model", "demo"], env=env)
     assert made.returncode == 0, made.stderr
     stopped(words, env, place, signal.SIGINT, os.killpg, "540000 rows")
     assert_no_container([*before, "podman", "ps", "--all", "--quiet"], env=env)
@@ -745,10 +764,10 @@ def test_where_the_bytes_are(bare, clone):
 
 
 def test_the_whole_image(podman):
-    """Built, and `just image check`: 8 minutes, so only where Dockerfile or locks are not docker/checked.txt's."""
+    """Built, and `just image check`: 8 minutes, so only where Dockerfile or locks are not checked.txt's."""
     env = {**podman, "REGISTRY": "localhost", "BASE_IMAGE": "standin:1", "TORCH": "pypi"}
     tag = ok([ROOT / "docker/image", "name"], env=env).strip().split(":")[1]
-    for line in (ROOT / "docker/checked.txt").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "docker/locks/checked.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{tag} "):
             pytest.skip(f"the whole image was built and checked: {line}")
     free = shutil.disk_usage(env["CONTAINERS_STORAGE_CONF"]).free / 1e9
@@ -765,7 +784,7 @@ def in_image(env, *words):
 
 def test_the_image_has_what_training_needs(bare):
     """As `just image check` tries it; with this machine's environment in the small image."""
-    said = in_image(bare, "docker/host", "selftest")
+    said = in_image(bare, "docker/runtime/host", "selftest")
     assert re.findall(r"(?m)^(\w+)\t(\w+)", said) == [
         ("ok", name) for name in ("bitsandbytes", "compiler", "kernels", "deepspeed")
     ]
@@ -837,7 +856,7 @@ esac
     env.update(VARIANT="cu13" if LOCK.name == "cu13.lock" else "cu118", TORCH="pypi")
     said = ok([clone / "docker/image", "check"], env=env)
     asked = [line for line in (tmp_path / "asked").read_text().splitlines() if line.startswith("run ")]
-    assert [line for line in asked if line.endswith("docker/host selftest")]
+    assert [line for line in asked if line.endswith("docker/runtime/host selftest")]
     trained = [line for line in asked if "just train demo" in line]
     assert [re.search(r"train\.speed=(\w+)", line)[1] for line in trained] == (["fast", "stock"] if card else [])
     assert all("--device nvidia.com/gpu=all" in line and "train.method=qlora" in line for line in trained)
@@ -845,7 +864,9 @@ esac
     # What is trained there is ten iterations of the tiny model.
     if card:
         words = trained[0].partition("just train ")[2].split()
-        planned = run([ROOT / "docker/run", "plan", *words, "--output", tmp_path / "out"], env={"RUNTIME": "host"})
+        planned = run(
+            [ROOT / "docker/runtime/run", "plan", *words, "--output", tmp_path / "out"], env={"RUNTIME": "host"}
+        )
         assert planned.returncode == 0, planned.stderr
         assert "10 iterations" in planned.stdout
 
@@ -857,37 +878,37 @@ def test_apptainer_is_told_the_same(tmp_path):
     stub.chmod(0o755)
     sif = tmp_path / "image.sif"
     env = {"RUNTIME": "apptainer", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "RECIPE_CACHE": str(tmp_path)}
-    lacking = run([ROOT / "docker/run", "plan", "demo"], env=env)
+    lacking = run([ROOT / "docker/runtime/run", "plan", "demo"], env=env)
     assert lacking.returncode == 3
     assert "just image save" in lacking.stderr
     sif.touch()
-    said = ok([ROOT / "docker/run", "plan", "demo"], env={**env, "RECIPE_IMAGE": str(sif)})
+    said = ok([ROOT / "docker/runtime/run", "plan", "demo"], env={**env, "RECIPE_IMAGE": str(sif)})
     assert "--network\nnone\n" in said
     assert f"{ROOT}:{ROOT}:ro" in said
     assert f"{ROOT}/models:ro" in said
-    assert said.endswith(f"{sif}\n{ROOT}/docker/host\nrun\nplan\ndemo\n")
+    assert said.endswith(f"{sif}\n{ROOT}/docker/runtime/host\nrun\nplan\ndemo\n")
     together = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"}
     assert "--network" not in ok(
-        [ROOT / "docker/run", "plan", "demo"], env={**env, **together, "RECIPE_IMAGE": str(sif)}
+        [ROOT / "docker/runtime/run", "plan", "demo"], env={**env, **together, "RECIPE_IMAGE": str(sif)}
     )
-    fetching = ok([ROOT / "docker/run", "model", "demo"], env={**env, "RECIPE_IMAGE": str(sif)})
+    fetching = ok([ROOT / "docker/runtime/run", "model", "demo"], env={**env, "RECIPE_IMAGE": str(sif)})
     assert "--network" not in fetching
     assert "models:ro" not in fetching
 
 
 def test_the_dockerfile_agrees_with_the_locks_and_the_readme():
-    lock = (ROOT / "docker/cu118.lock").read_text(encoding="utf-8")
+    lock = (ROOT / "docker/locks/cu118.lock").read_text(encoding="utf-8")
     for name, package in (("PyTorch", "torch"), ("XTuner", "xtuner")):
         assert re.search(rf"{name} ([\d.]+\d)", DOCKERFILE)[1] in re.search(rf"(?m)^{package}==(\S+)", lock)[1]
     assert re.search(r"(?m)^ARG BASE_IMAGE=python:3\.8\.\d+-slim-bookworm@sha256:[0-9a-f]{64}$", DOCKERFILE)
     assert re.search(r"(?m)^# cu13: ARG BASE_IMAGE=python:3\.12\.\d+-slim-bookworm@sha256:[0-9a-f]{64}$", DOCKERFILE)
     assert "# syntax" not in DOCKERFILE
     assert "<<" not in DOCKERFILE  # want a registry, or newer engines
-    for script in (ROOT / "docker").iterdir():
+    for script in ROOT.glob("docker/**/*"):
         if (
             script.is_file()
             and script.read_bytes()[:2] == b"#!"
-            and script.name not in ("container", "examine", "flavour", "places")
+            and script.name not in ("container", "examine", "flavour", "places", "words")
         ):
             assert script.stat().st_mode & stat.S_IXUSR, script
 
@@ -922,17 +943,17 @@ def test_a_networks_certificate_goes_along(engines, tmp_path):
     file = engines["SSL_CERT_FILE"]
     for engine in ("docker", "podman"):
         env = {**engines, "RUNTIME": engine, "RECIPE_IMAGE": "ours:1"}
-        said = ok([ROOT / "docker/run", "model", "demo"], env=env).splitlines()
+        said = ok([ROOT / "docker/runtime/run", "model", "demo"], env=env).splitlines()
         assert f"type=bind,source={file},target={file},readonly" in said
         assert {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"} < set(said)
         build = ok([ROOT / "docker/image", "build", "bare"], env={**env, "RECIPE_IMAGE": ""}).splitlines()
         assert f"id=certificates,src={file}" in build
     (tmp_path / "image.sif").touch()
     env = {**engines, "RUNTIME": "apptainer", "RECIPE_IMAGE": str(tmp_path / "image.sif")}
-    said = ok([ROOT / "docker/run", "model", "demo"], env=env).splitlines()
+    said = ok([ROOT / "docker/runtime/run", "model", "demo"], env=env).splitlines()
     assert f"{file}:{file}:ro" in said
     assert {f"APPTAINERENV_{name}={file}" for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")} < set(said)
-    for stage in re.findall(r"(?m)^RUN .*(?:justw|docker/host env)", DOCKERFILE.replace("\\\n", "")):
+    for stage in re.findall(r"(?m)^RUN .*(?:justw|docker/runtime/host env)", DOCKERFILE.replace("\\\n", "")):
         assert stage.startswith("RUN --mount=type=secret,id=certificates ")
     assert DOCKERFILE.count("RUN --mount=type=secret,id=certificates ") == 2
 

@@ -231,7 +231,7 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
         download.visual_facts(run)
     assert told.value.code == NotFetched.CODES["tokenizer"]
     monkeypatch.delenv("RECIPE_FETCH")
-    [(what, place)] = download.fetch_for_plan(run)  # what docker/run asks for then
+    [(what, place)] = download.fetch_for_plan(run)  # what docker/runtime/run asks for then
     assert (what, place) == ("visual encoder", tmp_path / "models" / ".download" / where / CLIP)
     light = {name for name in encoder if name.endswith((".json", ".md"))}
     assert set(server.sent) == light

@@ -8,10 +8,10 @@ import sys
 import pytest
 from conftest import LOCK, ROOT
 
-sys.path.insert(0, str(ROOT / "docker"))
+sys.path.insert(0, str(ROOT / "docker/locks"))
 import lock
 
-DOCKER = ROOT / "docker"
+DOCKER = ROOT / "docker/locks"
 
 
 def blocks(name):

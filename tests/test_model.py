@@ -453,7 +453,7 @@ def test_where_the_hub_has_no_old_revision_by_name_the_message_says_where_to_loo
     server.push(other_family(tiny), "master")
     with pytest.raises(InputWrong, match=r"Name a revision from before 2024-03-18, .* lists master; .*huggingface"):
         download.ensure(asking())
-    assert f'"{hub.STACK_DAY:%Y-%m-%d}T00:00:00Z"' in (ROOT / "docker/lock.py").read_text()
+    assert f'"{hub.STACK_DAY:%Y-%m-%d}T00:00:00Z"' in (ROOT / "docker/locks/lock.py").read_text()
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_bare_xtuner_train_loads_our_code(folder, tmp_path, bomb):
     text = config.render(chosen, str(folder), str(tmp_path / "rows.json"), {})
     assert "trust_remote_code" not in text
     (tmp_path / "config.py").write_text(text)
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # what docker/host puts beside, too
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # what docker/runtime/host puts beside, too
     done = subprocess.run(
         [str(Path(sys.executable).with_name("xtuner")), "train", str(tmp_path / "config.py"), "--work-dir", "work"],
         cwd=str(tmp_path), capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths},

@@ -34,7 +34,12 @@ pwd
 
 def test_the_pages_commands_find_its_folders():
     done = subprocess.run(
-        [str(ROOT / "docker/host"), "shell"], input=COMMANDS, cwd="/", capture_output=True, text=True, timeout=300
+        [str(ROOT / "docker/runtime/host"), "shell"],
+        input=COMMANDS,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0.1.14" in done.stdout + done.stderr
@@ -91,7 +96,12 @@ def test_the_pages_training_conversion_and_merge(tmp_path):
     no_gpu = ROOT / "tests" / "no_gpu"
     commands = PREPARE.format(base=BASE, here=tmp_path, no_gpu=no_gpu, config=CONFIG, edits=edits) + TRAIN
     done = subprocess.run(
-        [str(ROOT / "docker/host"), "shell"], input=commands, cwd="/", capture_output=True, text=True, timeout=900
+        [str(ROOT / "docker/runtime/host"), "shell"],
+        input=commands,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     told = done.stdout + done.stderr
     seen = ROOT / "output/page/root"
@@ -109,6 +119,8 @@ def test_the_pages_training_conversion_and_merge(tmp_path):
 
 
 def test_the_machine_stays_as_it_was():
-    subprocess.run([str(ROOT / "docker/host"), "shell"], input="touch /root/autodl-tmp/x\n", text=True, check=True)
+    subprocess.run(
+        [str(ROOT / "docker/runtime/host"), "shell"], input="touch /root/autodl-tmp/x\n", text=True, check=True
+    )
     assert not subprocess.run(["ls", "/root/autodl-tmp/x"], capture_output=True, text=True).stdout
     shutil.rmtree(str(ROOT / "output/page"))

@@ -54,7 +54,7 @@ def detached(tmp_path_factory):
     folder = output / "demo"
     said = {"folder": folder}
     for time_ in ("first", "second"):
-        child, end = terminal("docker/run", *WORDS, "--output", str(output), "--detach")
+        child, end = terminal("docker/runtime/run", *WORDS, "--output", str(output), "--detach")
         said[time_] = read_until(end, "code ")
         if time_ == "first":
             said["other"] = recipe(*WORDS, "--output", output)
@@ -71,7 +71,7 @@ def detached(tmp_path_factory):
 
 def test_a_detached_training_outlives_its_terminal(detached):
     assert "data " in detached["first"], "data, plan and config are made in front of the user"
-    assert "Under way, also when this terminal is closed." in detached["first"]
+    assert "you can close this terminal" in detached["first"]
     assert "code 0" in detached["first"]
     for part in ("first", "second"):
         assert os.WTERMSIG(detached[f"{part} shell"]) == 1  # SIGHUP ended the shell
@@ -141,7 +141,7 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
     files.write_text(folder / ".now.json", json.dumps({"command": "train", "code": 0, "said": "old", "at": 1.0}))
     assert not watch.is_active(folder)
     words = (*WORDS, "--output", tmp_path)
-    done = recipe(*words, "--checks")  # what docker/detach does first
+    done = recipe(*words, "--checks")  # what docker/runtime/detach does first
     assert done.returncode == 0, done.stderr
     state = watch.read_status(folder)
     assert state["starting"]
@@ -188,7 +188,7 @@ def test_a_fetch_that_fails_is_not_waited_for(tmp_path, monkeypatch):
 )
 def test_what_is_refused_is_refused_in_front_of_the_user(tmp_path, words, code, said):
     done = subprocess.run(
-        [str(ROOT / "docker" / "run"), *words, "--output", str(tmp_path)], env={**os.environ, "RUNTIME": "host"},
+        [str(ROOT / "docker/runtime/run"), *words, "--output", str(tmp_path)], env={**os.environ, "RUNTIME": "host"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
@@ -197,9 +197,9 @@ def test_what_is_refused_is_refused_in_front_of_the_user(tmp_path, words, code, 
 
 
 def test_a_run_that_fails_at_once_is_not_hidden(tmp_path):
-    """docker/detach alone, with a stand-in for what it starts: its checks pass, then it fails."""
+    """docker/runtime/detach alone, with a stand-in for what it starts: its checks pass, then it fails."""
     (tmp_path / "docker").mkdir()
-    shutil.copy(str(ROOT / "docker" / "detach"), str(tmp_path / "docker"))
+    shutil.copy(str(ROOT / "docker" / "runtime" / "detach"), str(tmp_path / "docker"))
     runs = tmp_path / "docker" / "run"
     (tmp_path / "run.json").write_text("{}")
     announced(tmp_path)
@@ -209,7 +209,7 @@ def test_a_run_that_fails_at_once_is_not_hidden(tmp_path):
     assert watch.is_active(tmp_path)
     words = [str(tmp_path / "docker" / "detach"), "train", "--detach", "a b"]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "DETACH": "abc"})
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "DETACH=abc is no number of seconds.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "DETACH=abc is not a number of seconds.\n")
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "no GPU train a b\n")
     assert (tmp_path / "detached.log").read_text() == done.stdout

@@ -103,7 +103,7 @@ def site(demo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def axe():
-    """axe-core's source: a package carries it (docker/axe.in)."""
+    """axe-core's source: a package carries it (docker/locks/axe.in)."""
     return next(Path(os.environ["AXE"]).glob("*/axe.min.js")).read_text(encoding="utf-8")
 
 
@@ -727,7 +727,7 @@ def test_a_container_publishes_one_port_on_loopback(tmp_path):
     def called(engine, *given):
         image = str(tmp_path / "image.sif") if engine == "apptainer" else "some:1"
         return subprocess.run(
-            [str(ROOT / "docker/run"), *given], env={**env, "RUNTIME": engine, "RECIPE_IMAGE": image},
+            [str(ROOT / "docker/runtime/run"), *given], env={**env, "RUNTIME": engine, "RECIPE_IMAGE": image},
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 

@@ -29,7 +29,7 @@ LIMIT = 60  # seconds for an answer of a hub's API
 SILENCE = 30  # seconds without a byte, after which a transfer is taken up again
 TRIES = 5  # in a row that brought nothing new
 PARALLEL = 4  # files at a time, as modelscope's own parts
-STACK_DAY = datetime(2024, 3, 18, tzinfo=timezone.utc)  # as in docker/lock.py: packages are of the day before
+STACK_DAY = datetime(2024, 3, 18, tzinfo=timezone.utc)  # as in docker/locks/lock.py: packages are of the day before
 BLOCK = 1 << 16  # bytes; of a cut transfer the last block is lost
 HEADER = 1 << 16  # bytes in which the header of a 2 GB shard lies
 

@@ -165,7 +165,7 @@ force_option = click.option("--force", is_flag=True, help="Go on although plan o
 detach_option = click.option(
     "--detach", is_flag=True, help="Check, then go on in the background; follow it with `watch`, end it with `stop`."
 )
-checks_option = click.option("--checks", is_flag=True, hidden=True)  # for docker/detach
+checks_option = click.option("--checks", is_flag=True, hidden=True)  # for docker/runtime/detach
 
 
 def invocation(recipe: Optional[str] = None, output: str = OUTPUT, force: bool = False) -> Invocation:

@@ -1,13 +1,12 @@
 """Checks a command line before anything is made or fetched, and answers `--help`: Python's standard library alone.
 
 grammar.json holds the commands as click declares them and the settings as pydantic has them (describe.py writes it).
-The command line, docker/doctor, docker/run and justw all read words through this module.
+The command line reads words through this module, and so do the scripts under docker/ (words.py).
 """
 
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -287,29 +286,3 @@ def answer(words: Sequence[str]) -> Optional[str]:
             f"There is no command {name!r}.{did_you_mean(name, names(known))} `{typed()} help` lists them."
         )
     return None
-
-
-def main(words: Sequence[str]) -> int:
-    """`python3 grammar.py COMMAND WORD …`: 0 for a command line that may run, 2 for one that may not, 10 where help
-    was asked for and printed.
-    """
-    try:
-        text = answer(words)
-        if text is not None:
-            print(text)
-            return 10
-        if words[0] in load()["commands"]:
-            check(words[0], words[1:], ROOT)
-    except InputWrong as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except BrokenPipeError:  # `help | head`
-        os._exit(0)

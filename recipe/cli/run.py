@@ -27,7 +27,7 @@ def load(invocation: Invocation, verify: bool = False, name: str = "") -> Any:
 
 
 def only_fetches(run: Any, tokenizer: bool = False) -> bool:
-    """Fetch what docker/run started this process for (RECIPE_FETCH), or the tokenizer; False where it is to do more."""
+    """Fetch what docker/runtime/run started this process for (RECIPE_FETCH), or the tokenizer; False: do more."""
     from recipe.base_model import download
     from recipe.xtuner import loggers
 
@@ -81,7 +81,7 @@ def join_other_nodes(run: Any) -> bool:
 
 
 def check_before_detaching(run: Any, command: str) -> None:
-    """What docker/detach does in front of the user: the stages before training. Prints the run's folder alone."""
+    """What docker/runtime/detach does in front of the user: the stages before training. Prints the run's folder."""
     from recipe.stages import pipeline
     from recipe.training import watch
 

@@ -13,7 +13,7 @@ from recipe.cli.command import command, exec_script, invocation, options, output
 def doctor(recipe: Optional[str], output: str, as_json: bool) -> None:
     """Tell what this machine can and cannot do, before anything is downloaded."""
     typed = invocation(recipe, output)
-    exec_script("doctor", [typed.recipe, *typed.overrides, "--output", output, *["--json"] * as_json])
+    exec_script("runtime/doctor", [typed.recipe, *typed.overrides, "--output", output, *["--json"] * as_json])
 
 
 ACTIONS = ("build", "check", "pull", "push", "save", "load", "manifest", "sizes", "name")
@@ -38,4 +38,4 @@ def image(action: str, words: Tuple[str, ...]) -> None:
 @command("shell", "shell <commands.sh")
 def shell() -> None:
     """Open a shell where the tutorial's own folders resolve: paste the page's commands."""
-    exec_script("host", ["shell"])
+    exec_script("runtime/host", ["shell"])

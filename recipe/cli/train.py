@@ -27,9 +27,9 @@ trains = options(recipe_argument, output_option, force_option, detach_option, ch
 
 def _train(recipe: Optional[str], output: str, force: bool, detach: bool, checks: bool, show: Any) -> None:
     typed = invocation(recipe, output, force)
-    if detach:  # docker/run does this before it starts a container
+    if detach:  # docker/runtime/run does this before it starts a container
         words = [typed.recipe, *typed.overrides, "--output", output, *["--force"] * force]
-        exec_script("detach", [typed.command, *words, "--detach"])
+        exec_script("runtime/detach", [typed.command, *words, "--detach"])
     run = load(typed)
     if only_fetches(run) or join_other_nodes(run):
         return

@@ -48,7 +48,7 @@ class HostLacks(RecipeError):
 
 
 class NotFetched(HostLacks):
-    """Something that has to be fetched is not here, and this container has no network: docker/run starts another that
+    """Something that has to be fetched is not here, and this container has no network: runtime/run starts another that
     has (exit codes 75 to 77, between these two alone).
     """
 

@@ -1,6 +1,6 @@
 """The NVIDIA GPUs of this machine, as nvidia-smi reports them, and those of them that CUDA shows to this process.
 
-The only reader of cards, for the stages and for docker/diagnosis. The latter runs on a bare machine: Python 3.8 and its
+The only reader of cards, for the stages and for docker/doctor. The latter runs on a bare machine: Python 3.8 and its
 standard library are all that this module may use.
 """
 
@@ -93,7 +93,7 @@ def _instances(card: Card, listed: str) -> List[Card]:
 def visible(cards: List[Card]) -> List[Card]:
     """Those of `cards` that CUDA shows to this process, in its order, by the rules of CUDA_VISIBLE_DEVICES.
 
-    CUDA counts in the order of the bus, as nvidia-smi does: recipe/__init__.py and docker/host set CUDA_DEVICE_ORDER.
+    CUDA counts in the order of the bus, as nvidia-smi does: recipe/__init__.py and runtime/host set CUDA_DEVICE_ORDER.
     In MIG mode it shows a single instance, the first that it may take, and no other card beside it.
     """
     names = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,6 +1,6 @@
 """Recipe files and overrides (key=value) as they are written: where a file lies, its text, its values.
 
-Python's standard library alone, so that docker/doctor and `--help` read them on a bare machine as the stages do.
+Python's standard library alone, so that the doctor and `--help` read them on a bare machine as the stages do.
 """
 
 import difflib

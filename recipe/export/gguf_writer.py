@@ -2,7 +2,7 @@
 
 As llama.cpp's own converter does it, but for two things in which that cuts texts otherwise than the model's tokenizer:
 pieces that sentencepiece keeps whole stay whole (there they may be merged), and the unprintable piece "\\0" gets a
-name that no text spells (there a dragon's sign). Written with the `gguf` package (docker/export.in).
+name that no text spells (there a dragon's sign). Written with the `gguf` package (docker/locks/export.in).
 """
 
 import json

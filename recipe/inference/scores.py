@@ -1,6 +1,6 @@
 """Scores answers against references (sacrebleu, rouge-chinese) and detects repetition.
 
-The packages are installed beside the environment (docker/more.in); docker/host puts them on the path.
+The packages are installed beside the environment (docker/locks/more.in); docker/runtime/host puts them on the path.
 """
 
 import re
@@ -29,7 +29,9 @@ def overlap(answers: Sequence[str], references: Sequence[str]) -> Dict[str, floa
             from rouge_chinese import Rouge
             from sacrebleu.metrics import BLEU, CHRF
     except ImportError as error:
-        raise HostLacks(f"The scores need {error.name}, which docker/host provides. Run this through just or ./justw.")
+        raise HostLacks(
+            f"The scores need {error.name}, which docker/runtime/host provides. Run this through just or ./justw."
+        )
     rouge = Rouge(metrics=["rouge-l"])
     shared = []
     for answer, reference in zip(answers, references):

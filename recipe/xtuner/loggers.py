@@ -29,8 +29,8 @@ def preflight(run: Run) -> None:
 
 
 def fetch() -> None:
-    """The packages of docker/loggers.lock, beside the environment; on our path and the trainer's."""
-    host = ROOT / "docker" / "host"
+    """The packages of docker/locks/loggers.lock, beside the environment; on our path and the trainer's."""
+    host = ROOT / "docker" / "runtime" / "host"
     done = subprocess.run([str(host), "loggers"], capture_output=True, text=True)
     if done.returncode:
         raise HostLacks(f"{done.stderr.strip()} Or train without: train.loggers=[].")

@@ -1,58 +1,55 @@
-"""What a run of a recipe takes: its file, and what was measured (recipe/core/measurements.py)."""
+"""What a run of a recipe needs, by its settings and the measurements (recipe/core/measurements.py)."""
 
 import importlib
 import json
 import re
 import sys
+from typing import Any, Dict
 
 from lines import ROOT
 
-from recipe.cli import grammar
-from recipe.core.errors import InputWrong  # noqa: F401
-from recipe.core.hardware import BF16_CAPABILITY
+from recipe.core.hardware import BF16_CAPABILITY, Card
 from recipe.core.recipe_files import toml
 
 
-def cost():
-    """recipe/core/measurements.py, which reads TOML by the name tomli."""
+def cost() -> Any:
+    """recipe/core/measurements.py, which imports tomli."""
     sys.modules.setdefault("tomli", toml())
     return importlib.import_module("recipe.core.measurements")
 
 
-def recipe(stage, words):
-    """(name, values, output folder) of what `stage` (doctor, or one that follows) is asked to do with these words."""
-    found = grammar.check(stage, words, ROOT)
-    return found.recipe, found.values or {}, grammar.value_of(found.words.options, "--output", "output")
-
-
 class Need:
-    """What a run of the recipe takes. Sizes in GB (10^9 bytes), GPU memory in MiB.
+    """What a run of the recipe needs. Sizes in GB (10^9 bytes), GPU memory in MiB.
 
-    Wrong types are recipe/core/settings.py's to refuse: here they count as not given.
+    `values` are the recipe's settings, {} if they were not read. `stage` is the command that follows, "" for the doctor
+    alone. A value of a wrong type counts as not given: recipe/core/settings.py refuses it.
     """
 
-    def __init__(self, name, values, stage, output):
-        def get(table, key, default):
-            found = values.get(table, {}).get(key, default) if isinstance(values.get(table, {}), dict) else default
+    def __init__(self, name: str, values: Dict[str, Any], stage: str, output: str) -> None:
+        def table(name: str) -> Dict[str, Any]:
+            return values[name] if isinstance(values.get(name), dict) else {}
+
+        def get(name: str, key: str, default: Any) -> Any:
+            found = table(name).get(key, default)
             return found if isinstance(found, type(default)) else default
 
         self.name, self.stage, self.read = name, stage, bool(values)
         self.tiny = get("model", "source", "") == "tiny" or (not values and name == "demo")
         self.dtype = get("train", "dtype", "fp16")
         self.speed = get("train", "speed", "stock")
-        given = values.get("train") if isinstance(values.get("train"), dict) else {}
-        self.recomputed = given.get("checkpointing") if isinstance(given.get("checkpointing"), bool) else None
+        self.checkpointing = table("train").get("checkpointing")
+        self.compiles = True  # whether the fast step can compile its kernels here
         self.gpu = self.dtype != "fp32" and not self.tiny
         gpus = values.get("gpus", 1)
         self.gpus = gpus if isinstance(gpus, int) and gpus > 0 else 1
         base = str(values.get("base", "_qlora_"))
         method = get("train", "method", next((one for one in ("qlora", "full") if f"_{one}_" in base), ""))
         self.four_bit = method == "qlora"
-        # As recipe/xtuner/config.py's `has_fast`.
-        whole = "zero3" not in get("train", "deepspeed", "")
-        self.has_fast = base.startswith("internlm2_") and method != "full" and whole
+        # As in recipe/xtuner/step_choice.py.
+        zero3 = "zero3" in get("train", "deepspeed", "")
+        self.has_fast = base.startswith("internlm2_") and method != "full" and not zero3
         self.alone = self.gpus == 1 and values.get("nodes", 1) == 1
-        # XTuner's presets have batch 1 and length 2048; every measurement is of the 7B model.
+        # XTuner's presets have batch size 1 and length 2048. Only the 7B model was measured.
         self.tokens = get("train", "batch_size", 1) * get("train", "max_length", 2048)
         identity = get("model", "id", "Shanghai_AI_Laboratory/internlm2-chat-7b")
         given = get("model", "path", "")
@@ -63,23 +60,25 @@ class Need:
         self.fetched = not given and not self.tiny
         self.partly = ROOT / "models" / ".download" / get("model", "source", "modelscope") / identity
 
-    def way(self, card):
-        """As recipe/xtuner/config.py's `way`, on this card."""
+    def way(self, card: Card) -> str:
+        """How this card trains, as in recipe/xtuner/step_choice.py: stock, fast, kept or small."""
         kind = self.speed if self.speed in ("fast", "small") else "stock"
         if self.speed == "auto" and self.has_fast and self.alone:
             bf16 = self.dtype == "bf16" or (self.dtype == "auto" and (card.capability or (0, 0)) >= BF16_CAPABILITY)
             kind = ("small" if card.total < cost().SMALL else "fast") if bf16 else "stock"
-        kept = cost().fits_kept(self.tokens, card.name, card.total) if self.recomputed is None else not self.recomputed
+        kept = self.compiles and cost().fits_kept(self.tokens, card.name, card.total)
+        if isinstance(self.checkpointing, bool):
+            kept = not self.checkpointing
         return "kept" if kind == "fast" and kept else kind
 
-    def trained(self):
-        """Whether training of this recipe came to its end here once: then a GPU may not be needed again."""
+    def is_trained(self) -> bool:
+        """Whether training has finished: then a GPU may not be needed again."""
         try:
             return "train" in json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["stages"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
 
-def _gigabytes(text):
+def _gigabytes(text: str) -> float:
     found = re.match(r"(\d+)(KB|MB|GB)$", text)
     return int(found[1]) * {"KB": 1e-6, "MB": 1e-3, "GB": 1.0}[found[2]] if found else 2.0

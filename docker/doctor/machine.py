@@ -1,26 +1,28 @@
-"""The machine but for its GPU and container engines: system, rental platform, rights, tools, memory, disk."""
+"""Checks the machine except GPU and container engines: system, rental platform, rights, tools, memory, disk."""
 
 import functools
 import os
 import platform
 import re
 import shlex
-import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Dict, List, Tuple
 
-from lines import CACHE, ROOT, ask, dotted, existing, numbers, ok, read, stop, system, warning
-from needs import cost, toml
+from lines import CACHE, ROOT, Line, ask, dotted, existing, numbers, ok, read, stop, system, warning
+from needs import Need, cost, toml
+
+from recipe.core.hardware import Answer
 
 MERGED = "merged model"
-ROOM = 3.0  # GB beside the environment while it is made, as docker/host asks
-LIBRARIES = 4.0  # GB of RAM of Python with PyTorch and CUDA loaded: estimated, so its lack is a warning only
-TINY = 2.0  # GB of RAM of the demo: it was measured at 1
-SHM = 64  # MiB: docker's own default; one process without loader workers takes less
-SHM_SEVERAL = 1024  # MiB: NCCL's buffers between several cards, as NVIDIA advises
-# Of the lock bitsandbytes 0.43.0's wheel asks for the newest, manylinux_2_24; in cu13's torch 2.11.0's, manylinux_2_28.
+ROOM = 3.0  # GB of extra disk while the environment is made, as in docker/runtime/host
+LIBRARIES = 4.0  # GB of RAM for Python with PyTorch and CUDA: an estimate, so less is only a warning
+TINY = 2.0  # GB of RAM for the demo, which was measured at 1
+SHM = 64  # MiB: docker's default is enough for one process without loader workers
+SHM_SEVERAL = 1024  # MiB for NCCL's buffers between several cards, as NVIDIA advises
+# The newest that a wheel of the lock needs: bitsandbytes 0.43.0, manylinux_2_24; in cu13 torch 2.11.0, manylinux_2_28.
 GLIBC = {"cu118": (2, 24), "cu13": (2, 28)}
-# A platform's marks (environment variables, or files), its large disk, and what else is particular to it.
+# A platform's marks (environment variables or files), its large disk, and a hint.
 PLATFORMS = {
     "AutoDL": (
         ("AutoDLContainerUUID", "AutoDLRegion", "/etc/network_turbo"), "/root/autodl-tmp",
@@ -34,8 +36,8 @@ PLATFORMS = {
     ),
     "RunPod": (("RUNPOD_POD_ID",), "/workspace", "only the volume outlives the pod"),
 }  # fmt: skip
-# By distribution (ID and ID_LIKE of os-release): how a package is installed, and how the driver. NVIDIA's open modules
-# serve Turing and newer; drivers from 590 on serve nothing older, so cards before that keep branch 580.
+# By distribution (ID and ID_LIKE of os-release): how to install a package, and the driver. NVIDIA's open modules, and
+# all drivers from 590 on, are for Turing and newer; older cards keep branch 580.
 GUIDE = "docs.nvidia.com/datacenter/tesla/driver-installation-guide"
 FROM_NVIDIA = f"install NVIDIA's driver from its repository ({GUIDE}): {{}} nvidia-open (before Turing: its branch 580)"
 PACKAGES = (
@@ -46,8 +48,8 @@ PACKAGES = (
     ("suse", "zypper install -y", FROM_NVIDIA.format("sudo zypper install -y")),
     ("arch", "pacman -S", "sudo pacman -S nvidia-open (before Turing: the AUR's nvidia-580xx-dkms)"),
 )
-DEBIAN_DRIVER = (550, 999)  # the newest that Debian has (13; 12 has 535)
-# Packages that bear another name there; a sentence where the distribution has none.
+DEBIAN_DRIVER = (550, 999)  # the newest in Debian (in 13; 12 has 535)
+# Packages with another name than in Debian; a sentence where the distribution has no package.
 NAMES = (
     ("debian|ubuntu", {"docker": "docker.io", "apptainer": "install github.com/apptainer/apptainer's .deb"}),
     ("rhel|centos|amzn", {"docker": "install docker-ce from Docker's repository: docs.docker.com/engine/install"}),
@@ -57,9 +59,9 @@ NAMES = (
 
 
 class Host:
-    """What kind of machine this is. `install`, `driver` and `instance` are the words of its remedies."""
+    """The kind of machine. `install`, `driver` and `instance` are the beginnings of its remedies."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.release = dict(re.findall(r'(?m)^(\w+)="?([^"\n]*)"?$', read("/etc/os-release")))
         version = read("/proc/version").lower()
         self.wsl = (2 if re.search("wsl2|microsoft-standard", version) else 1) if "microsoft" in version else 0
@@ -70,32 +72,32 @@ class Host:
         known = next((words for words in PACKAGES if re.search(words[0], self.like)), None)
         self.install = f"sudo {known[1]}" if known else "install"
         self.driver = known[2] if known else "install NVIDIA's driver"
-        self.instance = "look whether the card sits and has power: lspci | grep -i nvidia"
+        self.instance = "check that the card is plugged in and has power: lspci | grep -i nvidia"
         if self.wsl:
-            self.driver = "install NVIDIA's driver in Windows, none inside WSL, then wsl --shutdown"
+            self.driver = "install NVIDIA's driver in Windows, not inside WSL, then wsl --shutdown"
         elif self.container:
             self.driver = "the driver is the host's: choose an instance with a newer one"
             self.instance = "start an instance or a container that has the GPU (on AutoDL: not in the mode without)"
 
-    def package(self, name):
-        """How the package that Debian calls `name` is installed here."""
+    def package(self, name: str) -> str:
+        """How to install the package that Debian calls `name`."""
         names = next((names for like, names in NAMES if re.search(like, self.like)), {})
         own = names.get(name, name)
         return own if own.startswith("install ") else f"{self.install} {own}"
 
-    def driver_from(self, least):
-        """How a driver of version `least` or newer is installed here."""
+    def driver_from(self, least: str) -> str:
+        """How to install a driver of version `least` or newer."""
         if self.driver == PACKAGES[1][2] and numbers(least) > DEBIAN_DRIVER:
             return f"{FROM_NVIDIA.format('sudo apt-get install -y')}; Debian's own is older than {least}"
         return f"{self.driver} ({least} or newer)"
 
 
-def _is_marked(mark):
+def _is_marked(mark: str) -> bool:
     return os.path.exists(system(mark)) if mark.startswith("/") else mark in os.environ
 
 
-def check_system(host, need, runtime):
-    """Linux on x86_64, and a C library that the packages' binaries run on."""
+def check_system(host: Host, runtime: str) -> List[Line]:
+    """The packages' binaries need Linux on x86_64 and a recent glibc."""
     machine = platform.machine()
     library = _c_library()
     parts = [host.release.get("PRETTY_NAME", platform.system()), machine, library or "no glibc"]
@@ -104,23 +106,23 @@ def check_system(host, need, runtime):
         return [stop("system", found, "the locked packages exist for Linux on x86_64 only: use such a machine")]
     if host.wsl == 1:
         return [stop("system", found, "WSL 1 has no GPU. In Windows: wsl --set-version NAME 2")]
-    wanted = GLIBC.get(os.environ.get("VARIANT"), GLIBC["cu118"])
+    wanted = GLIBC.get(os.environ.get("VARIANT", ""), GLIBC["cu118"])
     if runtime == "host" and numbers(library) < wanted:
         remedy = f"the packages need glibc {dotted(wanted)}: run in a container (install docker or podman)"
         return [stop("system", found, remedy)]
     return [ok("system", found)]
 
 
-def _c_library():
-    """ "glibc 2.36"; "" where it is another (Alpine's musl)."""
+def _c_library() -> str:
+    """ "glibc 2.36"; "" for another library (Alpine's musl)."""
     try:
         return os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (AttributeError, OSError, ValueError):
         return ""
 
 
-def check_platform(host, need, runtime):
-    """A rental platform: the clone and the cache belong on its large disk."""
+def check_platform(host: Host, need: Need, runtime: str) -> List[Line]:
+    """On a rental platform the clone and the cache belong on the large disk."""
     if not host.platform:
         return []
     _, disk, hint = PLATFORMS[host.platform]
@@ -132,8 +134,8 @@ def check_platform(host, need, runtime):
     return [warning("platform", found, f"{move}; {hint}")]
 
 
-def check_memory(host, need, runtime):
-    """RAM that is free, within a container's limit, against two shards of the merge and the libraries."""
+def check_memory(host: Host, need: Need, runtime: str) -> List[Line]:
+    """Free RAM, within a container's limit, must hold the libraries and two of the merge's shards."""
     found = re.search(r"MemAvailable:\s+(\d+) kB", read("/proc/meminfo"))
     if not found:
         return []
@@ -145,7 +147,7 @@ def check_memory(host, need, runtime):
     shown = f"{free:.1f} GB free{', this container’s limit' if bounded else ''}; about {wanted:.0f} GB are used"
     if free >= wanted:
         return [ok("memory", shown)]
-    remedy = "close what else runs, or add swap"
+    remedy = "close other programs, or add swap"
     if host.wsl:
         remedy = "give WSL more than its half of the machine: memory=… in .wslconfig, then wsl --shutdown"
     elif host.container:
@@ -153,8 +155,8 @@ def check_memory(host, need, runtime):
     return [warning("memory", shown, f"{remedy}; a smaller merge.max_shard_size takes less")]
 
 
-def check_shared_memory(host, need, runtime):
-    """/dev/shm of this machine; containers of ours get their own."""
+def check_shared_memory(host: Host, need: Need, runtime: str) -> List[Line]:
+    """The host's /dev/shm must hold NCCL's buffers; our containers have their own."""
     place = system("/dev/shm")
     if runtime != "host" or need.tiny:
         return []
@@ -171,68 +173,56 @@ def check_shared_memory(host, need, runtime):
     return [ok("shm", f"/dev/shm has {size:,.0f} MiB")]
 
 
-def check_rights(host, need, runtime):
-    """Whether what a run writes can be written."""
+def check_rights(host: Host, need: Need, runtime: str) -> List[Line]:
+    """The folders that a run writes to must be writable."""
     places = [need.folder, ROOT / "models", *([CACHE] if runtime == "host" else [])]
     closed = [place for place in places if not os.access(str(existing(place)), os.W_OK | os.X_OK)]
     if not closed:
         return []
     owned = shlex.quote(str(existing(closed[0])))
-    remedy = f"sudo chown -R {os.getuid()} {owned}, or a clone of your own; RECIPE_CACHE= names another cache"
+    remedy = f"sudo chown -R {os.getuid()} {owned}, or use a clone of your own; RECIPE_CACHE= names another cache"
     return [stop("rights", f"cannot write {', '.join(map(str, closed))}", remedy)]
 
 
 @functools.lru_cache(maxsize=None)
-def _made():
-    """What docker/host says of the environment: code 0 if it is made; else a text if it lost its Python."""
-    return ask(ROOT / "docker" / "host", "made")
+def _made() -> Answer:
+    """Code 0: the environment is made. Otherwise a text: it is made, but its Python is gone."""
+    return ask(ROOT / "docker" / "runtime" / "host", "made")
 
 
-def check_environment(host, need, runtime):
-    """The environment lies on a disk that can outlive its Python: another image, an upgrade of the system."""
+def check_environment(host: Host, need: Need, runtime: str) -> List[Line]:
+    """The environment's Python may be gone, after an upgrade of the system or in another image."""
     if runtime != "host" or os.environ.get("RECIPE_ENV") or not _made().code or not _made().text:
         return []
-    remedy = "the next command gives it another and keeps its packages; PYTHON38= or PYTHON312= names one that stays"
+    remedy = "the next command gives it another and keeps its packages; PYTHON38= or PYTHON312= names a permanent one"
     return [warning("environment", _made().text, remedy)]
 
 
-def check_tools(host, need, runtime):
-    """What the host runtime starts from: just and uv, or a Python with pip that fetches them."""
+def check_tools(host: Host, need: Need, runtime: str) -> List[Line]:
+    """The host runtime needs just and uv, or a Python with pip that fetches them."""
     if runtime != "host" or os.environ.get("RECIPE_ENV"):
         return []
-    checksum = ask("cksum", ROOT / "docker" / "tools.lock").text.split(" ")[0]
+    checksum = ask("cksum", ROOT / "docker" / "locks" / "tools.lock").text.split(" ")[0]
     if os.path.exists(CACHE / f"tools-{checksum}" / "bin" / "uv"):
         return [ok("tools", "just and uv are here")]
-    # As justw asks: just and uv come as wheels for Python 3.8 and newer.
-    python = sys.executable if find_spec("pip") and sys.version_info >= (3, 8) else _python_with_pip()
-    if not python:
+    found = ask(ROOT / "docker" / "runtime" / "python", "pip")
+    if found.code:
         remedy = f"{host.package('python3-pip')}, or name a Python that has pip: PYTHON=/path/to/python3"
         return [stop("tools", "no Python 3.8 or newer with pip, which fetches just and uv", remedy)]
-    return [ok("tools", f"pip of {python} will fetch just and uv")]
+    return [ok("tools", f"pip of {found.text} will fetch just and uv")]
 
 
-def _python_with_pip():
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        candidate = os.path.join(folder, "python3")
-        if os.access(candidate, os.X_OK):
-            code = "import sys, pip; sys.exit(sys.version_info < (3, 8))"
-            if ask(candidate, "-c", code).code == 0:
-                return candidate
-    return ""
+def check_libraries(host: Host, need: Need, runtime: str) -> List[Line]:
+    """Variables and files of this shell that would load other libraries than the lock's.
 
-
-def check_libraries(host, need, runtime):
-    """What in this shell would come before the lock's own libraries.
-
-    Kept out by docker/host already: other Python packages (PYTHONPATH, PYTHONHOME, ~/.local), other CUDA libraries of
-    LD_LIBRARY_PATH.
+    docker/runtime/host already keeps out PYTHONPATH, PYTHONHOME, ~/.local and LD_LIBRARY_PATH.
     """
     if runtime != "host":
         return []
     lines = []
     preloaded = [part for part in re.split("[: ]", os.environ.get("LD_PRELOAD", "")) if _is_cuda(part)]
     if preloaded:
-        remedy = "unset LD_PRELOAD for this command: the lock's PyTorch brings its own"
+        remedy = "unset LD_PRELOAD for this command: the lock's PyTorch has its own"
         lines.append(warning("libraries", f"LD_PRELOAD names other CUDA libraries: {', '.join(preloaded)}", remedy))
     if os.environ.get("BNB_CUDA_VERSION"):
         found = "BNB_CUDA_VERSION is set: bitsandbytes loads another CUDA's library"
@@ -241,12 +231,12 @@ def check_libraries(host, need, runtime):
     if conda and any(Path(conda, "lib").glob("libcudart.so*")):
         found = f"conda's environment {conda} is active and has a CUDA, where bitsandbytes looks first"
         lines.append(warning("libraries", found, "conda deactivate"))
-    version = "3.12" if os.environ.get("VARIANT") == "cu13" else "3.8"  # as docker/flavour has it
+    version = "3.12" if os.environ.get("VARIANT") == "cu13" else "3.8"
     for config in CACHE.glob("env-*/pyvenv.cfg"):
         home = re.search(r"(?m)^home *= *(.+)/bin$", config.read_text(encoding="utf-8"))
         file = Path(home[1] if home else "", "lib", f"python{version}", "sitecustomize.py")
         if home and os.path.isfile(file) and "/etc/" not in str(file.resolve()):  # Debian's own is harmless
-            found = f"the Python beneath the environment runs {file} at every start"
+            found = f"the environment's Python runs {file} at every start"
             remedy = f"move that file away, or name another Python: PYTHON{version.replace('.', '')}="
             lines.append(warning("libraries", found, remedy))
     if lines:
@@ -254,15 +244,20 @@ def check_libraries(host, need, runtime):
     own = os.path.expanduser(f"~/.local/lib/python{version}/site-packages")  # Path.home() fails for a uid without one
     kept_out = [name for name in ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH") if os.environ.get(name)]
     others = kept_out + [own] * os.path.isdir(own)
-    return [ok("libraries", f"kept out: {', '.join(others)}" if others else "nothing comes before the locked ones")]
+    return [
+        ok(
+            "libraries",
+            f"kept out: {', '.join(others)}" if others else "no other libraries come before the locked ones",
+        )
+    ]
 
 
-def _is_cuda(file):
+def _is_cuda(file: str) -> bool:
     return bool(re.search("libcu|nccl", os.path.basename(file)))
 
 
-def check_proxies(host, need, runtime):
-    """Proxies of the shell, which pip and uv use; without their passwords."""
+def check_proxies(host: Host, need: Need, runtime: str) -> List[Line]:
+    """The shell's proxies, which pip and uv use; shown without passwords."""
     names = [name for name in os.environ if re.fullmatch("(http|https|all)_proxy", name.lower()) and os.environ[name]]
     if not names:
         return []
@@ -274,8 +269,8 @@ def check_proxies(host, need, runtime):
     return [ok("proxy", shown)]
 
 
-def check_certificates(host, need, runtime):
-    """Variables that name the certificates of a closed network (docker/flavour, justw): whether the file is there."""
+def check_certificates(host: Host, need: Need, runtime: str) -> List[Line]:
+    """The certificate files of a closed network must exist."""
     names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
     wrong = {name: path for name, path in given.items() if not os.path.exists(path)}
@@ -285,17 +280,17 @@ def check_certificates(host, need, runtime):
     return [ok("certificate", ", ".join(sorted(set(given.values()))))] if given else []
 
 
-# Those that ask for nothing but this; the order is the printed one.
+# Checks with the same parameters, in the order of printing.
 CHECKS = (
     check_memory, check_shared_memory, check_rights, check_environment, check_tools, check_libraries, check_proxies,
     check_certificates,
 )  # fmt: skip
 
 
-def check_disk(host, need, runtime, engine):
-    """Free space on every disk that a run writes to, less what is there already.
+def check_disk(host: Host, need: Need, runtime: str, engine: Dict[str, str]) -> List[Line]:
+    """Every disk that a run writes to must have space for what is not there yet.
 
-    `engine`: {root, image} of the chosen container engine, where it keeps images and whether ours is among them.
+    `engine`: {root, image} of the chosen container engine: where it keeps images, and our image's name if it has it.
     """
     if toml() is None:
         return []
@@ -320,13 +315,13 @@ def check_disk(host, need, runtime, engine):
         else:
             lines.append(ok("disk", shown))
     if not need.measured and not need.tiny:
-        lines.append(ok("disk", "model and results not reckoned: only the 7B model's sizes were measured"))
+        lines.append(ok("disk", "model and results are not estimated: only the 7B model's sizes were measured"))
     return lines
 
 
-def _writes(need, runtime, engine, sizes):
+def _writes(need: Need, runtime: str, engine: Dict[str, str], sizes: Dict[str, float]) -> List[Tuple[Path, float, str]]:
     """[(folder, GB, what)] that a run will write, by the measured `sizes`."""
-    wanted = []
+    wanted: List[Tuple[Path, float, str]] = []
     if runtime != "host":
         if engine.get("root") and not engine["image"]:
             wanted.append((Path(engine["root"]), sizes["environment"] + ROOM, "image"))
@@ -334,7 +329,7 @@ def _writes(need, runtime, engine, sizes):
         wanted.append((CACHE, sizes["environment"] + ROOM, "environment"))
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         unpacked = Path(os.environ.get("UV_CACHE_DIR") or Path(caches, "uv"))
-        # Where it cannot be written, docker/host puts it into ours; on one disk they share their bytes.
+        # If it is not writable, docker/runtime/host uses our cache. On one disk both share their files.
         if os.access(str(existing(unpacked)), os.W_OK) and _disk(unpacked) != _disk(CACHE):
             wanted.append((unpacked, sizes["environment"], "uv's cache (UV_CACHE_DIR)"))
     if need.measured:
@@ -347,11 +342,11 @@ def _writes(need, runtime, engine, sizes):
     return wanted
 
 
-def _disk(path):
+def _disk(path: Path) -> int:
     return existing(path).stat().st_dev
 
 
-def _size(folder):
-    """GB of the files below a folder; 0 if there is none."""
+def _size(folder: Path) -> float:
+    """GB of the files below a folder; 0 if it does not exist."""
     paths = [os.path.join(place, name) for place, _, names in os.walk(str(folder)) for name in names]
     return sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e9

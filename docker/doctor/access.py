@@ -1,16 +1,19 @@
-"""Rights to files that a user has by a group alone: containers of some engines run without the user's groups."""
+"""Finds paths that the user can only access through a group: some engines' containers run without the user's groups."""
 
 import contextlib
 import grp
 import os
+from pathlib import Path
+from typing import Optional, Tuple
 
 from lines import CACHE, ROOT, existing
+from needs import Need
 
 READ, WRITE, ENTER = 4, 2, 1
 
 
-def shared_by_group(need):
-    """(path, group) of the first path a run uses that this user reaches by a supplementary group alone; else None."""
+def shared_by_group(need: Need) -> Optional[Tuple[Path, str]]:
+    """(path, group) of the first path of a run that the user can only access through a supplementary group."""
     wanted = [(existing(need.folder), READ | WRITE | ENTER), (existing(CACHE), READ | WRITE | ENTER)]
     wanted += [(ROOT, READ | ENTER), (need.model, READ | ENTER)]
     with contextlib.suppress(OSError):
@@ -22,13 +25,13 @@ def shared_by_group(need):
     return None
 
 
-def _group_needed(path, rights):
-    """The group without which this user lacks `rights` to `path`; "" if it takes none."""
+def _group_needed(path: Path, rights: int) -> str:
+    """The group that gives the user `rights` to `path`; "" if no group is needed."""
     for place in (path, *path.parents):
         try:
             found = os.stat(str(place))
         except OSError:
-            continue  # it is not there, or its folder is told first
+            continue  # it does not exist, or a folder above it is closed
         is_own = found.st_uid == os.geteuid() or found.st_gid == os.getegid()
         by_others, by_group = (found.st_mode >> shift & rights == rights for shift in (0, 3))
         if not is_own and not by_others and by_group and found.st_gid in os.getgroups():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the locks of both variants again, byte for byte (`just lock`).
+"""Makes the locks of both variants again, byte for byte (`just lock`).
 
     requirements.in + overrides.txt  --uv, as of the tutorial's day-->  cu118-pypi.lock
     cu118-pypi.lock + torch-cu118.txt  --------------------------->  cu118.lock
@@ -8,13 +8,12 @@
                                        --uv, as of TOOLS_DAY-->  *.lock
     those of them that are compiled or share packages with the environment, for cu13's Python  -->  *-cu13.lock
 
-cu118-pypi.lock takes torch from PyPI (a CUDA 11.7 build) and is for machines that have no NVIDIA GPU or
-cannot reach PyTorch's index. cu118.lock is the same but for torch, torchvision and the nvidia-* packages:
-PyTorch's +cu118 wheels bundle most of those. Its pins of these are data (torch-cu118.txt), so making it needs
-no access to PyTorch's index.
+cu118-pypi.lock has torch from PyPI (a CUDA 11.7 build), for machines that have no NVIDIA GPU or cannot reach PyTorch's
+index. cu118.lock differs in torch, torchvision and the nvidia-* packages, most of which PyTorch's +cu118 wheels bundle.
+Its pins of these come from torch-cu118.txt, so making it does not need PyTorch's index.
 
-Locks carry hashes, not addresses: any index or mirror serves, and none can change a byte.
-Uses the uv named by the environment variable UV, else the PATH's.
+Locks have hashes and no addresses: they work with any index or mirror, and none can change a byte.
+The environment variable UV names the uv to use (default: the PATH's).
 """
 
 import os
@@ -22,6 +21,7 @@ import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import List, Tuple
 
 HERE = Path(__file__).resolve().parent
 TUTORIAL_DAY = "2024-03-18T00:00:00Z"  # the published run is of 2024-03-17; the bound is exclusive
@@ -40,7 +40,7 @@ BESIDE = {
 COMPILED = ("more", "loggers")  # of these: for each variant
 
 
-def compile_lock(uv, source, target, day, *more):
+def compile_lock(uv: str, source: str, target: str, day: str, *more: str) -> None:
     """Resolve `source` into `target` (both names in this folder) as of `day`."""
     command = [uv, "pip", "compile", source, "--output-file", target, "--exclude-newer", day]
     command += ["--generate-hashes", "--no-emit-index-url", "--no-config", "--quiet", "--upgrade"]
@@ -48,14 +48,14 @@ def compile_lock(uv, source, target, day, *more):
     subprocess.run(command, cwd=str(HERE), check=True)
 
 
-def packages(text):
+def packages(text: str) -> List[Tuple[str, str]]:
     """Split a lock into (name, block) pairs; a block is the pin with its hashes and comments."""
     blocks = re.split(r"(?m)^(?=[a-z0-9])", text)
     return [(re.split(r"[=<>\[ ]", block, maxsplit=1)[0], block) for block in blocks[1:]]
 
 
-def cu118(pypi, torch):
-    """The cu118 lock's text from the PyPI flavour's and torch-cu118.txt's pins."""
+def cu118(pypi: str, torch: str) -> str:
+    """The text of cu118.lock, from cu118-pypi.lock's and torch-cu118.txt's."""
     wheels = {name: re.sub(r"(?m)^#.*\n", "", block).rstrip() for name, block in packages(torch)}
     kept = []
     for name, block in packages(pypi):
@@ -65,14 +65,14 @@ def cu118(pypi, torch):
             ]
             kept.append("\n".join([wheels[name], *comments]) + "\n")
         elif not name.startswith("nvidia-"):
-            # nothing but torch asks for the nvidia packages, but they are named among each other's needs
+            # Only torch needs the nvidia packages, but they are also named as needs of each other.
             kept.append(re.sub(r"(?m)^    #   nvidia-.*\n", "", block))
-    head = pypi[: re.search(r"(?m)^(?=[a-z0-9])", pypi).start()]
+    head = re.split(r"(?m)^(?=[a-z0-9])", pypi, maxsplit=1)[0]
     return head + "".join(kept)
 
 
-def variant_cu118(uv):
-    """The cu118 variant's locks, and that of the tools that its tests add."""
+def variant_cu118(uv: str) -> None:
+    """Make the cu118 variant's locks and its test tools' lock."""
     linux = ("--python-version", PYTHON, *PLATFORM)
     compile_lock(uv, "requirements.in", "cu118-pypi.lock", TUTORIAL_DAY, "--override", "overrides.txt", *linux)
     pypi = (HERE / "cu118-pypi.lock").read_text(encoding="utf-8")
@@ -81,18 +81,18 @@ def variant_cu118(uv):
     compile_lock(uv, "test.in", "test.lock", TOOLS_DAY, "--constraint", "cu118-pypi.lock", *linux)
 
 
-def variant_cu13(uv):
-    """The same for the cu13 variant."""
+def variant_cu13(uv: str) -> None:
+    """Make the cu13 variant's lock and its test tools' lock."""
     linux = ("--python-version", PYTHON_CU13, *PLATFORM)
     compile_lock(uv, "cu13.in", "cu13.lock", TOOLS_DAY, "--override", "overrides.txt", *linux)
     compile_lock(uv, "test.in", "test-cu13.lock", TOOLS_DAY, "--constraint", "cu13.lock", *linux)
 
 
-def main(uv):
+def main(uv: str) -> None:
     with ThreadPoolExecutor(4) as pool:  # uv mostly waits for the index
         made = [pool.submit(variant_cu118, uv), pool.submit(variant_cu13, uv)]
-        # Read from, or of plain Python, and installed beside the environment: they may ask for a newer Python.
-        wanted = [(name, "", version, "--no-deps") for name, version in BESIDE.items()]
+        # Installed beside the environment and read, or in plain Python: they may need a newer Python.
+        wanted: List[Tuple[str, ...]] = [(name, "", version, "--no-deps") for name, version in BESIDE.items()]
         wanted += [(name, "-cu13", PYTHON_CU13, "--no-deps") for name in COMPILED]
         wanted += [("sbom", "", PYTHON), ("sbom", "-cu13", PYTHON_CU13)]
         for name, suffix, version, *more in wanted:

@@ -1,7 +1,7 @@
-"""Tries what training needs of the environment, without a model: `docker/host selftest [TRIAL …]`, with its Python.
+"""Tests the environment for training, without a model: `docker/runtime/host selftest [NAME …]`.
 
-The doctor and `just image check` ask it, in the image too. A line for each trial: status, name, what was found and the
-remedy, with tabs between. Exit code 3 if one says stop.
+The doctor and `just image check` run it, also in the image. Prints a line for each test: status, name, finding and
+remedy, separated by tabs. Exit code 3 if one says stop.
 """
 
 import contextlib
@@ -13,25 +13,28 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Sequence
 
-from lines import JUST, ok, stop, warning
+from lines import JUST, Line, ok, stop, warning
 
-AGAIN = f"{JUST} image" if os.environ.get("RECIPE_ENV") else "remove the environment's folder, which makes it again"
+REMOVE = "remove the environment's folder: the next command makes it again"
+AGAIN = f"{JUST} image" if os.environ.get("RECIPE_ENV") else REMOVE
 STOCK = "train.speed=stock trains without it"
 
 
-def check_bitsandbytes(torch):
-    """Its library for this PyTorch's CUDA, which needs CUDA's own by names that PyTorch's wheels may not carry."""
+def check_bitsandbytes(torch: Any) -> Line:
+    """Loads its library for this CUDA: it needs CUDA's libraries by names that PyTorch's wheels may not have."""
     name = f"libbitsandbytes_cuda{torch.version.cuda.replace('.', '')}.so"
     try:
-        ctypes.CDLL(str(Path(find_spec("bitsandbytes").origin).with_name(name)))
+        package = find_spec("bitsandbytes")
+        ctypes.CDLL(str(Path(package.origin or "" if package else "").with_name(name)))
     except OSError as error:
         return stop("bitsandbytes", f"its CUDA library does not load: {error}", AGAIN)
     return ok("bitsandbytes", f"its {name} finds CUDA's libraries")
 
 
-def check_compiler(torch):
-    """Triton's: a warning, for the fast step does without."""
+def check_compiler(torch: Any) -> Line:
+    """Only warns, as the fast step also works without Triton."""
     from recipe.core import compiler
 
     if find_spec("liger_kernel") is None:
@@ -41,10 +44,10 @@ def check_compiler(torch):
     return ok("compiler", "a C compiler and Python's headers, for Triton")
 
 
-def check_kernels(torch):
-    """bitsandbytes' 4-bit layer and the fast step's kernels on the card, against the same on the processor."""
+def check_kernels(torch: Any) -> Line:
+    """Compares bitsandbytes' 4-bit layer and the fast step's kernels on the card with the processor's results."""
     if not torch.cuda.is_available():
-        return ok("kernels", "not tried: PyTorch sees no card")
+        return ok("kernels", "not tested: PyTorch sees no card")
     import bitsandbytes
 
     from recipe.training.fast import kernels, nf4
@@ -61,15 +64,15 @@ def check_kernels(torch):
         norm.weight = norm.weight.cpu()
         off = (on_card - kernels.rms_norm(full.cpu(), norm).float()).abs().max().item()
         lost = (full.float().cpu() - plain).abs().max().item()
-    except Exception as error:  # whatever it is, training would meet it after the model is loaded
+    except Exception as error:  # any error would also end training, after the model is loaded
         return stop("kernels", f"a kernel fails on the card: {type(error).__name__}: {str(error)[:300]}", STOCK)
     if off > 0.1 or lost > 1:
-        return stop("kernels", f"the card computes something else: off by {off:.3f}, 4-bit by {lost:.3f}", STOCK)
+        return stop("kernels", f"the card's results are wrong: off by {off:.3f}, 4-bit by {lost:.3f}", STOCK)
     return ok("kernels", f"4-bit weights and the fast step's kernels run on {torch.cuda.get_device_name()}")
 
 
-def check_deepspeed(torch):
-    """Its import, where there is no card with one that is only said to be there: it looks for more then."""
+def check_deepspeed(torch: Any) -> Line:
+    """Imports it, with a pretended card where there is none: with a card it needs more."""
     if not torch.cuda.is_available():
         _pretend_card(torch)
     try:
@@ -80,7 +83,7 @@ def check_deepspeed(torch):
     return ok("deepspeed", f"{deepspeed.__version__} can be imported where there is a card")
 
 
-def _pretend_card(torch):
+def _pretend_card(torch: Any) -> None:
     class Properties:
         major, minor, name, total_memory, multi_processor_count = 9, 0, "none", 1 << 36, 132
 
@@ -91,8 +94,8 @@ def _pretend_card(torch):
     cuda.device = lambda *which: contextlib.nullcontext()
 
 
-# The last pretends that there is a card.
-TRIALS = {
+# The last one may pretend that there is a card.
+TESTS = {
     "bitsandbytes": check_bitsandbytes,
     "compiler": check_compiler,
     "kernels": check_kernels,
@@ -100,14 +103,14 @@ TRIALS = {
 }
 
 
-def main(names):
-    """Run the trials of these names, or all; the exit code."""
+def main(names: Sequence[str]) -> int:
+    """Run the tests of these names, or all; returns the exit code."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         import torch
 
-        found = [trial(torch) for name, trial in TRIALS.items() if name in (names or TRIALS)]
+        found = [test(torch) for name, test in TESTS.items() if name in (names or TESTS)]
     for line in found:
         print("\t".join(" ".join(part.split()) for part in (line.status, line.name, line.found, line.remedy)))
     return 3 if any(line.status == "stop" for line in found) else 0

@@ -1,15 +1,16 @@
-"""Container engines: whether they answer, whether this user may use them, whether they hand the GPU on."""
+"""Checks the container engines: they answer, this user may use them, their containers get the GPU."""
 
 import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections import namedtuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from access import shared_by_group
-from lines import JUST, ROOT, ask, explain, ok, stop, system, warning
-from machine import check_system
+from lines import JUST, ROOT, Line, ask, explain, ok, stop, system, warning
+from machine import Host, check_system
+from needs import Need
 
 TOOLKIT = (
     "install the NVIDIA Container Toolkit: add NVIDIA's repository (docs.nvidia.com/datacenter/cloud-native/"
@@ -20,15 +21,15 @@ CDI = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 NO_CDI = "no CDI specification names the GPU"
 LACKING = {
     "docker": "docker lacks the NVIDIA Container Toolkit",
-    "podman": f"{NO_CDI}, and podman's --gpus would be ignored without a word",
+    "podman": f"{NO_CDI}, and podman's --gpus would be silently ignored",
 }
 FLAGS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}
 RANGES = "--add-subuids 100000-165535 --add-subgids 100000-165535"
-# NVIDIA Container Toolkit 1.19 writes group ids (additionalGids), which podman reads since 5.1. Where the toolkit's own
-# service writes the file, it reads the flag from a file.
+# NVIDIA Container Toolkit 1.19 writes group ids (additionalGids), which podman reads since 5.1. The toolkit's service
+# reads the flag against that from REFRESH.
 NO_GIDS = "no-additional-gids-for-device-nodes"
 REFRESH = "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env"
-# The verdicts of docker/examine: (what is wrong, the remedy). Those of GPU are no fault without one.
+# The verdicts of docker/runtime/examine: (what is wrong, the remedy). Those in GPU only matter if the GPU is needed.
 GPU = ("desktop", "toolkit", "old", "cdi", "gids")
 VERDICTS = {
     "absent": ("not installed", "{package}"),
@@ -59,7 +60,7 @@ VERDICTS = {
               "internlm2-recipe.tar.gz && apptainer build {detail} docker-archive:internlm2-recipe.tar"),
 }  # fmt: skip
 IGNORED = "the container started without the GPU"
-# What engines answer when a container asks for the GPU: (their words, what it means, the remedy).
+# Engines' error messages when a container asks for the GPU: (pattern, meaning, remedy).
 ERRORS = (
     (r"could not select device driver|nknown (or invalid )?runtime (name|specified)", LACKING["docker"], DOCKER),
     (r"unresolvable CDI devices|nvidia\.com/gpu=all: no such file|GPU vendor from CDI", NO_CDI,
@@ -71,7 +72,7 @@ ERRORS = (
      "rootless: sudo nvidia-ctk config --in-place --set nvidia-container-cli.no-cgroups=true; "
      "else update it: {install} nvidia-container-toolkit"),
     (r"nvidia-container-cli.*(libnvidia-ml|libcuda|driver)", "the engine finds no NVIDIA driver",
-     "look at nvidia-smi first; docker from snap, and Docker Desktop on Linux, cannot see the driver: "
+     "try nvidia-smi first; docker from snap, and Docker Desktop on Linux, cannot see the driver: "
      "{package}"),
     (r"Insufficient Permissions", "SELinux keeps the container from the card",
      "sudo setsebool -P container_use_devices 1"),
@@ -80,19 +81,39 @@ ERRORS = (
 )  # fmt: skip
 
 
-# What docker/choose-runtime says; `engines`: {name: Engine}, `closed`: folders that docker's daemon may not enter.
-Choice = namedtuple("Choice", "runtime reason engines closed loopback")
-Engine = namedtuple("Engine", "verdict detail version storage traits")
+class Engine(NamedTuple):
+    """What docker/runtime/examine finds."""
+
+    verdict: str
+    detail: str
+    version: str
+    storage: str
+    traits: str
 
 
-def choose_runtime(*paths):
-    """(Choice, ""), or (None, error). `paths`: what a container must reach beside the clone."""
-    program = ROOT / "docker" / "choose-runtime"
+class Choice(NamedTuple):
+    """What docker/runtime/choose finds. `closed`: folders that docker's daemon may not enter."""
+
+    runtime: str
+    reason: str
+    engines: Dict[str, Engine]
+    closed: Set[str]
+    loopback: str
+
+
+Fault = Callable[[str, str, str], Line]  # lines.stop or lines.warning
+
+
+def choose_runtime(*paths: Any) -> Tuple[Optional[Choice], str]:
+    """(Choice, ""), or (None, error). `paths`: what a container must reach besides the clone."""
+    program = ROOT / "docker" / "runtime" / "choose"
     done = subprocess.run([str(program), "--verdicts", *map(str, paths)], capture_output=True)
     if done.returncode:
         return None, done.stderr.decode("utf-8", "replace").strip()
     runtime, reason, *facts = done.stdout.decode("utf-8", "replace").splitlines()
-    engines, closed, loopback = {}, set(), ""
+    engines: Dict[str, Engine] = {}
+    closed: Set[str] = set()
+    loopback = ""
     for kind, name, *rest in (line.split("\t") for line in facts):
         if kind == "engine":
             engines[name] = Engine(*rest)
@@ -103,15 +124,16 @@ def choose_runtime(*paths):
     return Choice(runtime, reason, engines, closed, loopback), ""
 
 
-def check_engines(host, need, choice):
+def check_engines(host: Host, need: Need, choice: Choice) -> Tuple[List[Line], Dict[str, str]]:
     """(lines, {root, image} of the chosen engine): each engine that was examined, in the order of the choice.
 
-    Where the host was chosen for a reason of its own (a container, an environment that is here), none was.
+    None was if the host was chosen first: in a container, or where the environment is made.
     """
-    lines, chosen = [], {}
+    lines: List[Line] = []
+    chosen: Dict[str, str] = {}
     for name, engine in choice.engines.items():
         is_chosen = choice.runtime == name
-        # One that was passed over is worth a word, not a stop.
+        # An engine that was passed over only gets a warning.
         fault = _stop_naming_the_host(host) if is_chosen else warning
         if not is_chosen and (engine.verdict in ("absent", "shim") or (engine.verdict in GPU and not need.gpu)):
             continue
@@ -126,20 +148,20 @@ def check_engines(host, need, choice):
         image = _image(name) if name != "apptainer" else ""
         chosen = {"root": engine.storage, "image": image}
         if engine.verdict == "ok" and engine.detail and need.gpu and name != "apptainer":
-            lines.append(_hands_gpu_on(name, host, need, fault, engine.detail, image))
+            lines.append(_check_gpu(name, host, need, fault, engine.detail, image))
         lines += _check_rights(host, need, choice, fault)
         lines += _check_loopback(need, choice, image)
     return lines, chosen
 
 
-def _stop_naming_the_host(host):
-    """`stop`, which names the host runtime where that would serve."""
-    serves = check_system(host, None, "host")[0].status == "ok"
+def _stop_naming_the_host(host: Host) -> Fault:
+    """`stop`, with the host runtime as another remedy where it can run."""
+    serves = check_system(host, "host")[0].status == "ok"
     return lambda name, found, remedy: stop(name, found, f"{remedy}; or RUNTIME=host" if serves else remedy)
 
 
-def _explained(host, need, name, engine, fault):
-    """The line of a verdict that is a fault."""
+def _explained(host: Host, need: Need, name: str, engine: Engine, fault: Fault) -> Line:
+    """The line for a verdict that is a fault."""
     found, remedy = VERDICTS[engine.verdict]
     generate = f"sudo nvidia-ctk cdi generate --feature-flag={NO_GIDS} --output=/etc/cdi/nvidia.yaml"
     if os.path.exists(system(REFRESH)):
@@ -151,16 +173,16 @@ def _explained(host, need, name, engine, fault):
         "user": os.environ.get("USER", "$USER"),
     }  # fmt: skip
     if engine.verdict == "squashed":
-        fault = warning  # whether the server lets root in is not seen from here
+        fault = warning  # the server may let root in
     if engine.verdict not in GPU:
         return fault(name, found.format(**words), remedy.format(**words))
     remedy = remedy if need.gpu else f"GPUS=none, as {need.name} needs no GPU; or {remedy}"
     return fault(f"{name} gpu", found.format(**words), remedy.format(**words))
 
 
-def _described(name, engine):
+def _described(name: str, engine: Engine) -> str:
     if name == "docker":
-        remapped = "; userns-remap, which stages do without" if "userns" in engine.traits else ""
+        remapped = "; userns-remap, which stages do not use" if "userns" in engine.traits else ""
         return f"daemon {engine.version}{remapped}"
     if name == "podman":
         return f"{engine.version}, {'rootless' if 'rootless' in engine.traits else 'as root'}"
@@ -168,8 +190,8 @@ def _described(name, engine):
     return f"{ask(program, '--version').text}; {engine.detail}; --nv takes the host's driver"
 
 
-def _check_rights(host, need, choice, fault):
-    """What this user reaches, and a container of the chosen engine would not."""
+def _check_rights(host: Host, need: Need, choice: Choice, fault: Fault) -> List[Line]:
+    """Paths that this user can access, but a container of the chosen engine cannot."""
     name, engine = choice.runtime, choice.engines[choice.runtime]
     lines = []
     if name == "docker" and "rootless" not in engine.traits and "desktop" not in engine.traits:
@@ -177,11 +199,11 @@ def _check_rights(host, need, choice, fault):
             _explained(host, need, name, engine._replace(verdict="squashed", detail=folder), fault)
             for folder in sorted(choice.closed)
         ]
-    # docker/docker and docker/podman take the user's groups along; where ids are mapped crun alone can.
+    # Rootless, only crun keeps the user's groups.
     shared = shared_by_group(need) if "rootless" in engine.traits and "crun" not in engine.traits else None
     if shared:
         path, group = shared
-        found = f"{path} is open to this user by the group {group} alone, which rootless {name} leaves behind"
+        found = f"this user can only access {path} through the group {group}, which rootless {name} does not keep"
         remedy = f"chmod -R o+rX {shlex.quote(str(path))}"
         if name == "podman":
             remedy = f'{host.install} crun and runtime = "crun" in containers.conf, which keeps groups; or {remedy}'
@@ -189,8 +211,8 @@ def _check_rights(host, need, choice, fault):
     return lines
 
 
-def _check_loopback(need, choice, image):
-    """What fetches gets this machine's network, but not where docker keeps it apart: then its proxy is out of reach."""
+def _check_loopback(need: Need, choice: Choice, image: str) -> List[Line]:
+    """A proxy on the host's own address, which some kinds of docker cannot reach when they fetch."""
     engine = choice.engines[choice.runtime]
     kinds = {"rootless": "rootless docker", "desktop": "Docker Desktop"}
     if not image:
@@ -203,10 +225,8 @@ def _check_loopback(need, choice, image):
     return [warning("proxy", found, "name the address that it has in the network; or RUNTIME=host")]
 
 
-def _image(engine):
-    """Our image's name where `engine` has it, the one of this clone and variant first, else "". RECIPE_IMAGE names
-    another.
-    """
+def _image(engine: str) -> str:
+    """Our image's name if `engine` has it, this clone's and variant's own first, else ""."""
     wanted = os.environ.get("RECIPE_IMAGE", "internlm2-recipe")
     names = ask(engine, "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").text.splitlines()
     ours = [name for name in names if wanted in (name, name.rpartition(":")[0].rpartition("/")[2])]
@@ -214,15 +234,15 @@ def _image(engine):
     return next((name for name in ours if name.rpartition("/")[2] == exact), ours[0] if ours else "")
 
 
-def _hands_gpu_on(engine, host, need, fault, inspected, image):
-    """Whether a container gets the GPU: tried with our own image where it is here, else what was looked at.
+def _check_gpu(engine: str, host: Host, need: Need, fault: Fault, inspected: str, image: str) -> Line:
+    """A container must get the GPU: started with our image if the engine has it, except before a stage.
 
-    `inspected`: what speaks for it. Before a stage nothing is tried: the stage's own container comes next.
+    `inspected`: why it should, without a start.
     """
     name = f"{engine} gpu"
     usual = VERDICTS["toolkit" if engine == "docker" else "cdi"][1].format(install=host.install)
     if not image or need.stage:
-        why = "" if need.stage else f"; looked at, not tried: our image is not here yet ({JUST} image)"
+        why = "" if need.stage else f"; not tried, as our image is not here yet ({JUST} image)"
         return ok(name, inspected + why)
     run = [engine, "run", "--rm", "--network", "none", *FLAGS[engine]]
     run += ["--entrypoint", "nvidia-smi", image, "-L"]

@@ -1,0 +1,89 @@
+"""Checks and parses a command line for the scripts under docker/: Python's standard library alone.
+
+`python3 -m recipe.cli.words COMMAND WORD …` prints what the scripts need to know, a `name<TAB>value` pair a line. Exit
+code 2: the words are wrong, and stderr says why. Exit code 10: the words ask for help, which is printed instead.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import List, Sequence, Tuple
+
+from recipe.cli import grammar
+from recipe.core.errors import InputWrong
+from recipe.core.recipe_files import ROOT
+
+HELP = 10  # exit code
+PATH = re.compile(r"/|\.\./|.*/\.\./")  # leads out of the clone, where commands run
+QUOTED_PATH = re.compile(r"""(["'])((?:/|\.\./)[^"'\n]*)\1""")
+
+
+def facts(command: str, words: Sequence[str]) -> List[Tuple[str, str]]:
+    """(name, value) pairs of a command line; `reads` and `writes` may repeat. Raises InputWrong.
+
+    command, recipe, output; values: the recipe's settings as JSON, where this Python reads TOML; writes: folders that
+    the command writes to; reads: paths outside the clone that it may read; host, port: of the web page; detach, json:
+    the option is given.
+    """
+    checked = grammar.check(command, words, ROOT)
+    options = checked.words.options
+    found = [("command", command), ("recipe", _utf8(checked.recipe))]
+    found.append(("values", json.dumps(checked.values, default=str)))
+    output, chart = (_utf8(grammar.value_of(options, name, "")) for name in ("--output", "--png"))
+    found.append(("output", output or "output"))
+    if output:
+        found.append(("writes", output))
+    if chart:
+        found.append(("writes", os.path.dirname(chart) or "."))
+    found += [("reads", path) for path in paths(words)]
+    if command == "web":
+        host = grammar.value_of(options, "--host", "127.0.0.1").strip("[]").replace("localhost", "127.0.0.1")
+        found.append(("host", f"[{host}]" if ":" in host else host))
+        found.append(("port", grammar.value_of(options, "--port", "8501")))
+    return found + [(name, "yes") for name in ("detach", "json") if f"--{name}" in options]
+
+
+def paths(words: Sequence[str]) -> List[str]:
+    """Paths outside the clone that the words name, alone, in a list, or in a recipe file."""
+    found: List[str] = []
+    for word in words:
+        value = word.partition("=")[2] or word
+        if PATH.match(value) and "\n" not in value:
+            found.append(_utf8(value))
+        else:
+            found += _quoted(_utf8(value))
+        if value.endswith(".toml") and os.path.isfile(value):
+            found += _quoted(Path(value).read_text(encoding="utf-8", errors="surrogateescape"))
+    return found
+
+
+def _utf8(word: str) -> str:
+    """The same bytes as UTF-8, as in recipe files: the shell may have another encoding."""
+    return os.fsencode(word).decode("utf-8", errors="surrogateescape")
+
+
+def _quoted(text: str) -> List[str]:
+    return [path for _, path in QUOTED_PATH.findall(text)]
+
+
+def main(words: Sequence[str]) -> int:
+    try:
+        text = grammar.answer(words)
+        if text is not None:
+            print(text)
+            return HELP
+        if words[0] in grammar.load()["commands"]:  # the others are the justfile's own
+            lines = "".join(f"{name}\t{value}\n" for name, value in facts(words[0], words[1:]))
+            sys.stdout.buffer.write(lines.encode("utf-8", errors="surrogateescape"))
+    except InputWrong as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.exit(main(sys.argv[1:]))
