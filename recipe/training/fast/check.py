@@ -36,7 +36,7 @@ class Tolerance(NamedTuple):
 
 # Both sides compute alike in fp32; the project's tests hold 1e-5 of the largest value.
 FP32 = Tolerance(1e-4, 1e-3, 1e-2)
-# In bf16 one to eight layers' gradients are 1.4 to 2.9 % off fp32, XTuner's as well as ours (docs/speed.md): a single
+# In bf16 one to eight layers' gradients are 1.4 to 2.9 % off fp32, XTuner's as well as ours (docs/en/speed.md): one
 # matrix may be several times that, a wrong weight is 100 % and more. Through 32 layers of random weights rounding grows
 # to 19 %, and moves the loss of 1,024 tokens by up to 0.13 %, of 64 tokens by four times that.
 HALF = Tolerance(0.02, 0.2, 0.5)
