@@ -34,7 +34,7 @@ CHINESE = {path: path.parent.parent / "zh" / path.name for path in ROOT.glob("do
 PAIRS = [(path, CHINESE.get(path, path.with_name(path.stem + ".zh-CN.md"))) for path in ENGLISH]
 DOCUMENTS = [path for pair in PAIRS for path in pair]
 NAMES = [path.relative_to(ROOT).as_posix() for path in ENGLISH]
-FENCE = re.compile(r"(?ms)^```\w*\n(.*?)^```$")
+FENCE = re.compile(r"(?ms)^```(\w*)\n(.*?)^```$")
 JUST = re.compile(r"(?:^|[ |&] *)(?:\./justw|just)(?: |$)")
 
 
@@ -58,8 +58,10 @@ def bare(line: str) -> str:
 
 
 def fenced(path: Path) -> List[str]:
-    """The lines of blocks, those that are set in by four spaces as well, but for what a command prints and TOML."""
-    blocks = "".join(FENCE.findall(text(path))).splitlines()
+    """The lines of blocks, those that are set in by four spaces as well, but for diagrams, what a command prints and
+    TOML.
+    """
+    blocks = "".join(block for language, block in FENCE.findall(text(path)) if language != "mermaid").splitlines()
     blocks += re.findall(r"(?m)^    (\./justw .*)$", prose(path))
     return [bare(line) for line in blocks if line.strip() and not line.startswith("worse: ")]
 
@@ -112,6 +114,22 @@ def test_links_and_anchors_lead_somewhere(path):
         assert place.exists(), target
         if anchor:
             assert anchor in map(slug, re.findall(r"(?m)^#+ (.+)$", text(place))), (target, anchor)
+
+
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_files_of_the_project_that_are_named_exist(path):
+    for name in spans(path):
+        if re.match(r"(recipe|docker|tests)/[\w./*-]+$", name):
+            assert list(ROOT.glob(name)), name
+
+
+def test_the_architecture_page_has_every_package():
+    packages = {place.parent.name for place in ROOT.glob("recipe/*/__init__.py")}
+    for language in ("en", "zh"):
+        page = text(ROOT / "docs" / language / "architecture.md")
+        assert set(re.findall(r"(?m)^\| `(\w+)` \|", page)) >= packages
 
 
 def test_every_guide_is_named_in_the_readme_and_leads_back():
