@@ -1,4 +1,4 @@
-"""Workbook in, fine-tuned InternLM2-chat-7B out. docs/architecture.md says which package does what.
+"""Workbook in, fine-tuned InternLM2-chat-7B out. docs/en/architecture.md says which package does what.
 
 The recipes that ship (*.toml) lie beside this file.
 """

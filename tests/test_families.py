@@ -239,7 +239,7 @@ def test_computed_memory_against_what_was_measured():
 
 
 def test_computed_memory_of_other_models_against_what_was_measured():
-    """H100 80GB HBM3, PyTorch 2.11, 2026-11-26: MiB allocated at the peak of an iteration (docs/other-models.md)."""
+    """H100 80GB HBM3, PyTorch 2.11, 2026-11-26: MiB allocated at the peak of an iteration (docs/en/other-models.md)."""
     llama, internlm = memory.Shape(6_738_415_616, 32, 4096, 32000), memory.Shape(1_889_110_016, 24, 2048, 92544)
     sights = [memory.sight(memory.LARGE, 4096, 4, rank) for rank in (0, 64)]  # LLaVA, four images
     text = 4 * 634  # 15,208 tokens in 24 pairs
