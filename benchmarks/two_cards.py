@@ -241,7 +241,7 @@ class Benchmark:
         self.recipe = "demo" if tiny else "coach"
         data = output / "conversations.jsonl"
         if not data.exists():
-            _write(data, conversations(120 if tiny else 1500))
+            _write(data, conversations(120 if tiny else 400))
         self.words = [f"data.files={data}", "data.url=", "data.sha256=", "model.source=tiny"]
         self.words += ["train.accumulative_counts=1", "train.deepspeed=deepspeed_zero2", "train.save_steps=100000"]
 
@@ -358,17 +358,20 @@ class Benchmark:
         shutil.rmtree(str(self.output / part), ignore_errors=True)
         wanted = self._finish(self._train(unbroken, words), unbroken)
         child = self._train(broken, words)
-        while len(_checkpoints(broken)) < 3:
-            if child.poll() is not None:
-                raise RuntimeError(_end(broken))
-            time.sleep(0.02)
-        time.sleep(0.3)
-        processes = family(child.pid)
-        [rank] = [pid for pid in processes if _is_rank(pid, 1)]
-        at, began = max(_checkpoints(broken)), time.monotonic()
-        os.kill(rank, signal.SIGKILL)
-        code = child.wait(timeout=STARTING)
-        ended = time.monotonic() - began
+        try:
+            while max(_checkpoints(broken), default=0) < 10:  # the second one
+                if child.poll() is not None:
+                    raise RuntimeError(_end(broken))
+                time.sleep(0.02)
+            time.sleep(0.2)  # some iterations further
+            processes = family(child.pid)
+            [rank] = [pid for pid in processes if _is_rank(pid, 1)]
+            at, began = max(_checkpoints(broken)), time.monotonic()
+            os.kill(rank, signal.SIGKILL)
+            code = child.wait(timeout=STARTING)
+            ended = time.monotonic() - began
+        finally:
+            child.kill()
         time.sleep(0.5)
         left = [pid for pid in processes if Path(f"/proc/{pid}").exists()]
         said = _end(broken).strip().splitlines()[-1:]
@@ -487,7 +490,7 @@ def _ratio(speeds: Dict[str, Any], one: str, other: str, times: int = 1) -> Opti
 
 
 def _checkpoints(output: Path) -> List[int]:
-    return [int(path.name.split("_")[1]) for path in output.glob("*/checkpoints/*/iter_*")]
+    return [int(path.stem.split("_")[1]) for path in output.glob("*/checkpoints/*/iter_*")]
 
 
 def _end(output: Path) -> str:
