@@ -25,21 +25,17 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
 from mmengine.hooks import Hook
 
-SEVEN = dict(
-    vocab_size=92544, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=8,
-)  # fmt: skip
-TWENTY = {**SEVEN, "hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 48, "num_attention_heads": 48}
-TINY = dict(
-    vocab_size=2048, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=8,
-    num_key_value_heads=2,
-)  # fmt: skip
+from recipe.training import bench
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SHAPES_20B = {
+    **bench.SHAPES_7B, "hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 48,
+    "num_attention_heads": 48,
+}  # fmt: skip
 REPEATS = 3
 FIRST = 4  # iterations that are not timed when a trainer begins: the check, what is compiled, the recording
 WARM, TIMED = 2, 10  # iterations of a turn: before the clock starts (memory is taken again), and on it
@@ -59,11 +55,10 @@ def random_llm(dtype: str, **sizes: int) -> Any:
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     from recipe.base_model.internlm2 import InternLM2Config, InternLM2ForCausalLM
-    from recipe.training import bench
 
     kind = getattr(torch, dtype)
     if not is_deepspeed_zero3_enabled():
-        return bench.llm(sizes, "cuda" if torch.cuda.is_available() else "cpu", kind)
+        return bench.build_llm(sizes, "cuda" if torch.cuda.is_available() else "cpu", kind)
     config = InternLM2Config(**sizes, rope_scaling={"type": "dynamic", "factor": 2.0})
     model = InternLM2ForCausalLM._from_config(config, torch_dtype=kind)
     for parameter in model.parameters():
@@ -141,7 +136,7 @@ class Trainer:
 
     def __init__(self, folder: Path, name: str, cards: int, rounds: int = REPEATS, first: int = FIRST) -> None:
         self.folder, self.name, self.cards, self.rounds, self.first = folder / name, name, cards, rounds, first
-        self.child: Optional["subprocess.Popen[bytes]"] = None
+        self.child: Optional[subprocess.Popen] = None
         shutil.rmtree(str(self.folder), ignore_errors=True)
 
     def prepare(self, recipe: str, words: Sequence[str], sizes: Dict[str, int], more: str = "") -> None:
@@ -174,7 +169,7 @@ class Trainer:
 
         place = self.folder / "checkpoints"
         place.mkdir()
-        write_text(place / process.DEEPSPEED, step_choice.deepspeed_text(self.run.settings))
+        write_text(place / process.DEEPSPEED_FILE, step_choice.deepspeed_text(self.run.settings))
         found = {**process.environment(self.run)}
         paths = [str(ROOT / "benchmarks"), str(ROOT), found.get("PYTHONPATH", "")]
         found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -276,7 +271,7 @@ class Benchmark:
         for name, (step, cards, more) in trainers.items():
             words = [*self.words, *self.size(batch, length, cards), f"train.speed={step}"]
             trainer = Trainer(self.output / part, name, cards)
-            trainer.prepare(self.recipe, words, TINY if self.tiny else SEVEN, more)
+            trainer.prepare(self.recipe, words, bench.SHAPES_TINY if self.tiny else bench.SHAPES_7B, more)
             made.append(trainer)
         rounds: Dict[str, List[List[Dict[str, Any]]]] = {trainer.name: [] for trainer in made}
         faults: Dict[str, str] = {}
@@ -319,7 +314,7 @@ class Benchmark:
         """Ten updates of the 20B model, two sequences of 512 tokens on each card."""
         from recipe.planning import memory
 
-        sizes, stage = (TINY if self.tiny else TWENTY), LARGE[method]
+        sizes, stage = (bench.SHAPES_TINY if self.tiny else SHAPES_20B), LARGE[method]
         batch, length, cards = 2, 512, 2
         words = [*self.words, *self.size(batch, length, cards), "train.speed=stock"]
         words += [f"train.method={'lora' if self.tiny else method}", f"train.deepspeed=deepspeed_{stage}"]
@@ -347,7 +342,7 @@ class Benchmark:
     def killed(self, part: str) -> None:
         """The real command three times: unbroken; killed at rank 1; the same again."""
         model = self.output / "model"
-        sizes = TINY if self.tiny else {**SEVEN, "num_hidden_layers": 8}
+        sizes = bench.SHAPES_TINY if self.tiny else {**bench.SHAPES_7B, "num_hidden_layers": 8}
         write_model(model, sizes, self.words)
         words = [word for word in self.words if not word.startswith(("model.", "train.save_steps"))]
         words += [f"model.path={model}", "gpus=2", *self.size(2, 512, 2), "train.max_epochs=1", "train.speed=fast"]
@@ -451,10 +446,9 @@ def write_model(folder: Path, sizes: Dict[str, int], words: Sequence[str]) -> No
 
 
 def _parameters(sizes: Dict[str, int]) -> float:
-    from recipe.training import bench
 
     hidden, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
-    matrices = sum(out * inner for out, inner in bench.shapes(sizes))
+    matrices = sum(out * inner for out, inner in bench.matrix_shapes(sizes))
     return layers * (matrices + 2 * hidden) + hidden + 2 * sizes["vocab_size"] * hidden
 
 
@@ -479,7 +473,7 @@ def _fast_step(trainer: Trainer) -> Dict[str, Any]:
     """Whether the comparison with XTuner's step, and the recording's, passed."""
     from recipe.training.fast import verdict
 
-    found = verdict.of_log(trainer.log())
+    found = verdict.parse_log(trainer.log())
     return {name: one.get("error", "") or one["passed"] for name, one in found.items()}
 
 
@@ -531,11 +525,11 @@ def answer_for_the_card(folder: Path) -> None:
 
 
 PARTS = {
-    "speed-4x2048": lambda bench: bench.speed("speed-4x2048", 4, 2048),
-    "speed-2x512": lambda bench: bench.speed("speed-2x512", 2, 512),
-    "killed": lambda bench: bench.killed("killed"),
-    "large-qlora": lambda bench: bench.large("large-qlora", "qlora"),
-    "large-lora": lambda bench: bench.large("large-lora", "lora"),
+    "speed-4x2048": lambda benchmark: benchmark.speed("speed-4x2048", 4, 2048),
+    "speed-2x512": lambda benchmark: benchmark.speed("speed-2x512", 2, 512),
+    "killed": lambda benchmark: benchmark.killed("killed"),
+    "large-qlora": lambda benchmark: benchmark.large("large-qlora", "qlora"),
+    "large-lora": lambda benchmark: benchmark.large("large-lora", "lora"),
 }
 
 
@@ -554,18 +548,18 @@ def main() -> int:
     output = given.output.resolve()
     if given.tiny:
         answer_for_the_card(output / "stub")
-    bench = Benchmark(output, given.tiny)
-    if bench.about["cards_there"] < 2:
-        parser.exit(3, f"This needs two NVIDIA GPUs; {bench.about['cards_there']} can be used here.\n")
+    benchmark = Benchmark(output, given.tiny)
+    if benchmark.about["cards_there"] < 2:
+        parser.exit(3, f"This needs two NVIDIA GPUs; {benchmark.about['cards_there']} can be used here.\n")
     failed = 0
     for part in given.parts or PARTS:
-        if bench.is_done(part) and not given.again:
-            print(f"{part}: measured already, in {bench.results}", file=sys.stderr)
+        if benchmark.is_done(part) and not given.again:
+            print(f"{part}: measured already, in {benchmark.results}", file=sys.stderr)
             continue
         try:
-            PARTS[part](bench)
+            PARTS[part](benchmark)
         except (RuntimeError, RecipeError, subprocess.TimeoutExpired) as error:
-            bench.tell(part, whole=False, error=str(error)[-1500:])
+            benchmark.tell(part, whole=False, error=str(error)[-1500:])
             failed += 1
     return 1 if failed else 0
 
