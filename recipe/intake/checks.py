@@ -68,13 +68,12 @@ def error_in_text(text: str) -> str:
     found = find_control(text)
     if not found:
         return ""
+    excerpt = _excerpt(text, found)
     if not INVALID_CHARACTER.fullmatch(found.group()):
-        kind = f"the chat control token {found.group()}"
-    elif found.group() == "\ufffd":
-        kind = "a character lost in an earlier conversion (U+FFFD)"
-    else:
-        kind = f"an invalid character (U+{ord(found.group()):04X})"
-    return f"{kind} in {_excerpt(text, found)}"
+        return f"the chat control token {found.group()} in {excerpt}"
+    if found.group() == "\ufffd":
+        return f"a character lost in an earlier conversion (U+FFFD) in {excerpt}"
+    return f"an invalid character (U+{ord(found.group()):04X}) in {excerpt}"
 
 
 def _excerpt(text: str, found: Match[str]) -> str:
