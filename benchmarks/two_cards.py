@@ -1,4 +1,4 @@
-"""Training on one GPU and on two, side by side: docker/host exec python benchmarks/two_cards.py [PART …]
+"""Training on one GPU and on two, side by side: docker/runtime/host exec python benchmarks/two_cards.py [PART …]
 
   speed-2x512, speed-4x2048   coach with so many sequences × tokens on each card, the fast step and XTuner's own, on one
                               card and on two. All trainers hold their model at once and train in turn, three times.

@@ -295,7 +295,7 @@ def test_the_whole_pipeline_inside(bare, clone):
     assert "not here yet: fetching it" in said
     assert_no_container(["podman", "ps", "--all", "--quiet"], env=bare)
     child, end = terminal(*words, "--detach", **bare)
-    assert "Under way" in read_until(end, "code ")
+    assert "you can close this terminal" in read_until(end, "code ")
     os.close(end)
     os.waitpid(child, 0)
     followed = run([clone / "docker/runtime/run", "watch", "demo"], env=bare)
@@ -503,7 +503,7 @@ def test_a_detached_training_is_watched_stopped_and_resumed_under_docker(dockerd
     folder = clone / "output/detached/demo"
     for asked in (["watch", "stop"], ["watch"]):
         child, end = terminal(*words, "--detach", **env)
-        assert "Under way" in read_until(end, "code ")
+        assert "you can close this terminal" in read_until(end, "code ")
         os.close(end)
         os.waitpid(child, 0)
         with contextlib.ExitStack() as ended:
