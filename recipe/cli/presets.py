@@ -17,7 +17,9 @@ TABLE = Path(__file__).resolve().parent.parent.parent / "docs" / "presets.tsv"
 
 def rows(word: str = "") -> List[List[str]]:
     """A row for every preset whose row holds `word`, in any case; see HEAD. Memory is of one GPU, as shipped."""
-    found = [preset_facts.shown(preset_facts.facts(name), memory.gib(name)) for name in preset_editor.files()]
+    found = [
+        preset_facts.table_row(preset_facts.facts(name), memory.preset_gib(name)) for name in preset_editor.files()
+    ]
     return [row for row in found if word.lower() in " ".join(row).lower()]
 
 
@@ -52,7 +54,7 @@ def write_recipe(name: str, base: str) -> Path:
         raise InputWrong(
             f"{path.stem!r} is no name for a recipe: letters, digits, - and _ make a name of a folder too."
         )
-    said = found.why
+    said = found.refusal
     warning = f"# Does not run here: {said}.\n" if said else ""
     sight = "" if found.kind != "image" else SIGHT.format(eyes=found.eyes)
     rate = {"full": "2e-5", "projector": "1e-3"}.get(found.method, "2e-4")
