@@ -200,8 +200,8 @@ def test_plan_says_which_type_trains(machine):
     machine(RTX_3090)
     assert step_choice.training_dtype(settings.load("tutorial")[1]) == "bf16"
     assert step_choice.dtype(settings.load("tutorial")[1]) == "fp16"
-    assert plan.of_type(settings.load("coach")[1]) == []
-    assert "in bf16, not in the recipe's fp16" in plan.of_type(settings.load("tutorial")[1])[0]
+    assert plan.dtype_warnings(settings.load("coach")[1]) == []
+    assert "in bf16, not in the recipe's fp16" in plan.dtype_warnings(settings.load("tutorial")[1])[0]
 
 
 def test_the_guard_asks_the_card(machine, monkeypatch):

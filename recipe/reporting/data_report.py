@@ -203,7 +203,7 @@ class Sight:
         cfg = config.effective(run.settings)
         self.template, self.max_length = config.template(cfg), cfg.max_length
         self.tokenizer = base_model_tokenizer.tokenizer(run)
-        self.pictures = preset_facts.pictures(run.settings)
+        self.pictures = preset_facts.has_images(run.settings)
 
     def count(self, conversation: Conversation) -> Tuple[int, int]:
         """(tokens, tokens with loss) before any cut."""
