@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
-from recipe.base_model import download, folder, hub, tokenizer, visual_encoder
+from recipe.base_model import download, folder, tokenizer, transfer, visual_encoder
 from recipe.cli.main import cli
 from recipe.core import imports, settings
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RunFailed
@@ -28,8 +28,8 @@ from recipe.planning import memory
 from recipe.planning import tokens as planning_tokens
 from recipe.reporting import collect, compare, report, verify
 from recipe.stages import data, pipeline
-from recipe.stages.model import work
-from recipe.stages.plan import reads
+from recipe.stages.model import make
+from recipe.stages.plan import inputs
 from recipe.weights import checkpoint_reader, llava
 from recipe.xtuner import config, preset_facts
 
@@ -203,7 +203,7 @@ def server(encoder, tls, tmp_path, monkeypatch):
         ("MODELSCOPE_CACHE", str(tmp_path / "modelscope")), ("XDG_CACHE_HOME", str(tmp_path)),
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(hub, "TRIES", 2)
+    monkeypatch.setattr(transfer, "TRIES", 2)
     yield made
     made.close()
 
@@ -238,16 +238,16 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     monkeypatch.setenv("RECIPE_FETCH", "no")
     pipeline.run_stages(run, "plan")
     assert run.figures("plan")["image_tokens"] == 16
-    planned = key_of(reads(run))
+    planned = key_of(inputs(run))
     with pytest.raises(NotFetched, match="visual encoder") as told:
-        work(run, run.folder)
+        make(run, run.folder)
     assert told.value.code == NotFetched.CODES["model"]
     monkeypatch.delenv("RECIPE_FETCH")
-    figures = work(run, run.folder)
+    figures = make(run, run.folder)
     assert set(server.sent) == {*light, "pytorch_model.bin"}
     assert all(sent == len(encoder[name]) for name, sent in server.sent.items())
     assert figures["visual_encoder_commit"] == server.commit(0)
-    assert key_of(reads(run)) == planned
+    assert key_of(inputs(run)) == planned
     seen = CLIPVisionModel.from_pretrained(str(tmp_path / "models" / CLIP)).state_dict()
     same = torch.load(io.BytesIO(encoder["pytorch_model.bin"]))
     assert all(torch.equal(seen[name], tensor) for name, tensor in same.items())

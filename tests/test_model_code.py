@@ -193,7 +193,7 @@ def test_another_family_under_an_internlm2_preset_keeps_its_way(run_of_demo, tmp
     def rendered():
         _, chosen = settings.load("demo", [f"model.path={run_of_demo}"])
         run = Run("demo", chosen, tmp_path, tmp_path / "output")
-        ours = model.has_own_code(run)
+        ours = model.is_internlm2(run)
         return ours, config.render(chosen, "m", "d", {}, None, ours)
 
     ours, text = rendered()
