@@ -177,7 +177,7 @@ def test_a_deepspeed_file_of_the_users_own(tmp_path):
         preset_editor.deepspeed_text(str(own), "bf16")
     for text in ("[]", "{", '{"fp16": true}'):
         own.write_text(text)
-        with pytest.raises(InputWrong, match=r"mine.json is no DeepSpeed configuration"):
+        with pytest.raises(InputWrong, match=r"mine.json is not a DeepSpeed configuration"):
             preset_editor.deepspeed_text(str(own), "fp16")
 
 

@@ -147,7 +147,7 @@ def test_the_column_of_images_must_be_told(tmp_path, workbook, header, said):
     [
         (FIRST, ["model.visual_encoder="], "model.visual_encoder=openai/clip-vit-large-patch14-336"),
         (FIRST, ["data.kind=pretrain"], "cannot take pretrain data"),
-        (FIRST, ["model.pretrained_pth=x"], "trains the projector anew"),
+        (FIRST, ["model.pretrained_pth=x"], "trains a new projector"),
         (SECOND, [], "model.pretrained_pth=none"),
         ("internlm2_chat_7b_qlora_oasst1_e3", ["data.kind=image"], "LLaVA's presets"),
         (FIRST, ["train.evaluation_images=['a', 'b', 'c']"], "one for each"),

@@ -27,37 +27,7 @@ TRAINING_ARGS = {
     "log_interval": "logging_steps", "seed": "seed",
 }  # fmt: skip
 
-# Copied from XTuner's presets, for presets that do not have it.
-DATASET = """dict(
-    type=process_hf_dataset,
-    dataset={load},
-    tokenizer=tokenizer,
-    max_length=max_length,
-    dataset_map_fn=None,
-    template_map_fn=dict(
-        type=template_map_fn_factory, template=prompt_template),
-    remove_unused_columns=True,
-    shuffle_before_pack=True,
-    pack_to_max_length={pack},
-    use_varlen_attn=use_varlen_attn)"""
-
-LORA = """dict(
-        type=LoraConfig,
-        r=64,
-        lora_alpha=16,
-        lora_dropout=0.1,
-        bias='none',
-        task_type='CAUSAL_LM')"""
-
-NF4 = """dict(
-            type=BitsAndBytesConfig,
-            load_in_4bit=True,
-            load_in_8bit=False,
-            llm_int8_threshold=6.0,
-            llm_int8_has_fp16_weight=False,
-            bnb_4bit_compute_dtype=torch.float16,
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_quant_type='nf4')"""
+REFERENCE = "internlm2_chat_7b_qlora_oasst1_e3"  # its dataset, LoRA and quantization are copied into other presets
 
 FULL_LR, ADAPTER_LR = 2e-5, 2e-4  # as in XTuner's presets
 
@@ -122,21 +92,19 @@ def data_edits(settings: Settings, found: Facts, dataset: str) -> Edits:
     changes: Edits = {found.path: repr(dataset)}
     name, num_proc = found.dataset, settings.train.map_num_proc
     load = f"dict(type=load_dataset, path='json', data_files=dict(train={found.path}))"
-    if found.names.get(f"{name}.type") == "process_hf_dataset":
-        changes[f"{name}.dataset"] = load
-        changes[f"{name}.dataset_map_fn"] = "None"
-        if num_proc is not None:
-            changes[f"{name}.map_num_proc"] = repr(num_proc)
-    else:  # several joined datasets, MOSS's own format, a dataset from ModelScope: ours replaces all of it
-        pack = "pack_to_max_length"
-        if pack not in found.names:  # MOSS's format is never packed; ours is by default
-            pack = repr(settings.train.pack_to_max_length is not False)
-        text = DATASET.format(load=load, pack=pack)
-        changes[name] = text if num_proc is None else f"{text[:-1]},\n    map_num_proc={num_proc})"
+    if found.names.get(f"{name}.type") != "process_hf_dataset":
+        # Several joined datasets, MOSS's own format, a dataset from ModelScope: one dataset replaces all of it.
+        changes[name] = preset_editor.part(REFERENCE, "train_dataset")
+        if "pack_to_max_length" not in found.names:  # MOSS's format is never packed; ours is by default
+            changes[f"{name}.pack_to_max_length"] = repr(settings.train.pack_to_max_length is not False)
         for other in sorted({value for key, value in found.names.items() if key.startswith(f"{name}.datasets.")}):
             changes.update({value: None for key, value in found.names.items() if key.startswith(f"{other}.")
                             and value.endswith("_path") and value != found.path})  # fmt: skip
             changes[other] = None
+    changes[f"{name}.dataset"] = load
+    changes[f"{name}.dataset_map_fn"] = "None"
+    if num_proc is not None:
+        changes[f"{name}.map_num_proc"] = repr(num_proc)
     changes.update(_template(settings, found))
     return changes
 
@@ -227,10 +195,10 @@ def _method(settings: Settings, found: Facts) -> Edits:
         return changes
     if found.method == "full":
         changes[f"{found.llm}.torch_dtype"] = "torch.float16"
-        changes[found.lora] = LORA
+        changes[found.lora] = preset_editor.part(REFERENCE, "model.lora")
     if wanted == "qlora":
         changes[f"{found.llm}.load_in_8bit"] = None
-        changes[f"{found.llm}.quantization_config"] = NF4
+        changes[f"{found.llm}.quantization_config"] = preset_editor.part(REFERENCE, "model.llm.quantization_config")
     elif found.method == "qlora":
         changes[f"{found.llm}.quantization_config"] = None
     return changes

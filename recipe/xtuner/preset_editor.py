@@ -121,6 +121,18 @@ def value(text: str, name: str) -> Any:
     return ast.literal_eval(assignment.value)
 
 
+def part(name: str, path: str) -> str:
+    """The source of the value at a path of the preset `name`."""
+    parsed = _ParsedConfig(source(name))
+    top, *keys = path.split(".")
+    assignment = _assignment(parsed.tree, top)
+    if assignment is None:
+        raise KeyError(f"{path}: the preset has no {top}")
+    node, keyword = _descend(assignment.value, keys, path)
+    start, end = parsed.span(keyword.value if keyword else node)
+    return parsed.raw[start:end].decode("utf-8")
+
+
 def _descend(node: ast.expr, keys: List[str], path: str) -> Tuple[ast.expr, Optional[ast.keyword]]:
     """The `dict(...)` call that holds the last of `keys`, and its keyword if it has it; for "+" the list."""
     keyword: Optional[ast.keyword] = None
