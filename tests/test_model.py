@@ -93,14 +93,14 @@ def test_a_damaged_index_is_told(tmp_path, text):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(HostLacks, match="is damaged"):
-        folder.complete(tmp_path, "models/x")
+        folder.check_complete(tmp_path, "models/x")
 
 
 def test_an_empty_shard_is_missing(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(HostLacks, match=r"lacks model\.safetensors"):
-        folder.complete(tmp_path, "models/x")
+        folder.check_complete(tmp_path, "models/x")
 
 
 def test_a_model_that_is_not_there_is_told_to_every_stage(tmp_path):

@@ -69,7 +69,7 @@ def check(run: Run, place: Path) -> None:
     """
     shown = run.shown(place)
     check_source(run, place)
-    complete(place, shown)
+    check_complete(place, shown)
     record = read_record(place)
     if record:
         check_files(place, shown, record, run.verify, run.settings.model.placed)
@@ -80,7 +80,7 @@ def check(run: Run, place: Path) -> None:
     compatibility.check(place, shown, elsewhere(run))
 
 
-def complete(place: Path, shown: str) -> None:
+def check_complete(place: Path, shown: str) -> None:
     """Raise HostLacks unless `place` holds a config and every weight file that its index names."""
     if not place.is_dir():
         raise HostLacks(f"The base model is not here: there is no {shown}. Fetch it first: just model.")
@@ -116,7 +116,7 @@ def fingerprint(place: Path) -> Dict[str, str]:
     """File → sha256 of a model folder. Weights without a record are identified by their size and samples, because
     hashing 15 GB takes longer than most stages.
     """
-    complete(place, str(place))
+    check_complete(place, str(place))
     files = (read_record(place) or {"files": {}})["files"]
     heavy = {path.name for path in weights(place)}
     found = {}

@@ -82,7 +82,9 @@ def encoder_shape(run: Run) -> EncoderShape:
         config = CLIPVisionConfig.from_pretrained(str(place))
         crop = CLIPImageProcessor.from_pretrained(str(place)).crop_size
     except (OSError, ValueError, TypeError) as error:
-        raise InputWrong(f"model.visual_encoder: {run.shown(place)} is no CLIP ({str(error).splitlines()[0][:200]}).")
+        raise InputWrong(
+            f"model.visual_encoder: {run.shown(place)} is not a CLIP model ({str(error).splitlines()[0][:200]})."
+        )
     if {crop.get("height"), crop.get("width")} != {config.image_size}:
         raise InputWrong(
             f"model.visual_encoder: {run.shown(place)} cuts images to {crop}, and its model takes {config.image_size} "

@@ -154,12 +154,15 @@ def estimate_run(
     if preset_facts.four_bits(settings):
         bits = 4
     arguments = (method, bits, cfg.batch_size * length, lora.get("r", 64) if lora else 0)
-    alone = estimate(shape, *arguments, deepspeed, vision)
-    found = {name: round(value / MIB) for name, value in alone.items()}
+    on_one_gpu = estimate(shape, *arguments, deepspeed, vision)
+    found = {name: round(value / MIB) for name, value in on_one_gpu.items()}
     zero = zero_stages(shape, *arguments, vision)
     for row in zero:
         row.update({place: {n: round(v / MIB) for n, v in row[place].items()} for place in ("gpu", "host")})
-    parameters, trained = round(shape.parameters), round(_trained_parameters(shape, method, alone["trained"], vision))
+    parameters, trained = (
+        round(shape.parameters),
+        round(_trained_parameters(shape, method, on_one_gpu["trained"], vision)),
+    )
     # The new checkpoint is written before the oldest is deleted.
     copies = checkpoints if cfg.save_total_limit < 1 else min(checkpoints, cfg.save_total_limit + 1)
     return {
@@ -189,9 +192,9 @@ def zero_stages(
     ZeRO-1 divides the 12 among the GPUs, ZeRO-2 also the gradients, ZeRO-3 everything. Offload moves the 12 (with
     ZeRO-3 also the weights) into RAM, where the update then runs.
     """
-    alone = estimate(shape, method, bits, tokens, rank, vision=vision)
-    trained = _trained_parameters(shape, method, alone["trained"], vision)
-    frozen = 2.0 * vision.frozen if method == "full" else alone["weights"]
+    on_one_gpu = estimate(shape, method, bits, tokens, rank, vision=vision)
+    trained = _trained_parameters(shape, method, on_one_gpu["trained"], vision)
+    frozen = 2.0 * vision.frozen if method == "full" else on_one_gpu["weights"]
     work = max(_work(shape, tokens, 2, vision), BUCKETS)
     # stage → bytes per trained parameter: on each GPU, divided among the GPUs, in RAM
     stages = {

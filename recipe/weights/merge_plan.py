@@ -71,7 +71,7 @@ def is_weight(name: str) -> bool:
 
 def base_tensors(place: Path) -> Dict[str, Stored]:
     """Name → tensor of every weight of a model folder, in file order. Raises HostLacks for missing or damaged files."""
-    folder.complete(place, str(place))
+    folder.check_complete(place, str(place))
     found: Dict[str, Stored] = {}
     for path in folder.weights(place):
         try:

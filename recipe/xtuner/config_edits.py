@@ -1,5 +1,6 @@
 """The edits that turn a preset into the recipe's config: path → Python source (see `preset_editor.edit`)."""
 
+import ast
 import math
 from typing import Any, Dict, Optional
 
@@ -72,6 +73,10 @@ def edits(
     return changes
 
 
+def _reference(path: str) -> str:
+    return preset_editor.part(preset_editor.source(REFERENCE), path)
+
+
 def _own_code(found: Facts) -> Edits:
     """Our InternLM2 classes instead of the folder's own, which transformers would run."""
     changes: Edits = {}
@@ -94,7 +99,7 @@ def data_edits(settings: Settings, found: Facts, dataset: str) -> Edits:
     load = f"dict(type=load_dataset, path='json', data_files=dict(train={found.path}))"
     if found.names.get(f"{name}.type") != "process_hf_dataset":
         # Several joined datasets, MOSS's own format, a dataset from ModelScope: one dataset replaces all of it.
-        changes[name] = preset_editor.part(REFERENCE, "train_dataset")
+        changes[name] = _reference("train_dataset")
         if "pack_to_max_length" not in found.names:  # MOSS's format is never packed; ours is by default
             changes[f"{name}.pack_to_max_length"] = repr(settings.train.pack_to_max_length is not False)
         for other in sorted({value for key, value in found.names.items() if key.startswith(f"{name}.datasets.")}):
@@ -160,7 +165,7 @@ def _share_of_each_rank(settings: Settings, found: Facts, changes: Edits) -> Edi
         raise InputWrong(f"base = {settings.base!r} uses transformers' Trainer, here on one GPU only: gpus=1.")
     text = preset_editor.edit(preset_editor.source(settings.base), changes)
     names = ("batch_size", "accumulative_counts")
-    share = distributed.shared(settings, *(preset_editor.value(text, name) for name in names))
+    share = distributed.shared(settings, *(ast.literal_eval(preset_editor.part(text, name)) for name in names))
     return dict(zip(names, map(repr, share)))
 
 
@@ -195,10 +200,10 @@ def _method(settings: Settings, found: Facts) -> Edits:
         return changes
     if found.method == "full":
         changes[f"{found.llm}.torch_dtype"] = "torch.float16"
-        changes[found.lora] = preset_editor.part(REFERENCE, "model.lora")
+        changes[found.lora] = _reference("model.lora")
     if wanted == "qlora":
         changes[f"{found.llm}.load_in_8bit"] = None
-        changes[f"{found.llm}.quantization_config"] = preset_editor.part(REFERENCE, "model.llm.quantization_config")
+        changes[f"{found.llm}.quantization_config"] = _reference("model.llm.quantization_config")
     elif found.method == "qlora":
         changes[f"{found.llm}.quantization_config"] = None
     return changes

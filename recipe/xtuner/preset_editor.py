@@ -11,7 +11,7 @@ import functools
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 from recipe.core.errors import HostLacks, InputWrong
 
@@ -113,21 +113,13 @@ def _assignment(tree: ast.Module, name: str) -> Optional[ast.Assign]:
     return found[-1] if found else None
 
 
-def value(text: str, name: str) -> Any:
-    """The literal value of a top-level name in a config's text. Raises KeyError if it has no such name."""
-    assignment = _assignment(ast.parse(text), name)
+def part(text: str, path: str) -> str:
+    """The source of the value at a path of a config's text. Raises KeyError if it has no such name."""
+    parsed = _ParsedConfig(text)
+    name, *keys = path.split(".")
+    assignment = _assignment(parsed.tree, name)
     if assignment is None:
-        raise KeyError(f"{name}: the preset has no {name}")
-    return ast.literal_eval(assignment.value)
-
-
-def part(name: str, path: str) -> str:
-    """The source of the value at a path of the preset `name`."""
-    parsed = _ParsedConfig(source(name))
-    top, *keys = path.split(".")
-    assignment = _assignment(parsed.tree, top)
-    if assignment is None:
-        raise KeyError(f"{path}: the preset has no {top}")
+        raise KeyError(f"{path}: the preset has no {name}")
     node, keyword = _descend(assignment.value, keys, path)
     start, end = parsed.span(keyword.value if keyword else node)
     return parsed.raw[start:end].decode("utf-8")
