@@ -258,7 +258,7 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     [
         (401, (), HostLacks, "private, gated or misspelt.*model.visual_encoder=/some/folder"),
         (404, (), InputWrong, "has no org/clip.*Check model.visual_encoder"),
-        (0, ("pytorch_model.bin",), InputWrong, "no weights of PyTorch's.*model.visual_encoder"),
+        (0, ("pytorch_model.bin",), InputWrong, "no PyTorch weights.*model.visual_encoder"),
         (0, ("preprocessor_config.json",), InputWrong, "model.visual_encoder: .*is not a CLIP model"),
         (0, ("config.json",), InputWrong, "model.visual_encoder: .*is not a CLIP model"),
     ],
