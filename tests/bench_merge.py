@@ -56,7 +56,7 @@ def make(place, gigabytes):
     import torch
     from safetensors.torch import save_file
 
-    from recipe.base_model import tiny
+    from recipe.base_model import architecture, tiny
     from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config
 
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def make(place, gigabytes):
     base = Path(place) / "base"
     base.mkdir()
     tiny.write_tokenizer(base, tiny.train_pieces(["压力很大，怎么办？ hello world"] * 9, 2048))
-    for name in tiny.CODE:
+    for name in architecture.CODE:
         shutil.copyfile(str(ROOT / "recipe/base_model/tiny" / f"{name}.py"), str(base / f"{name}.py"))
     InternLM2Config(
         vocab_size=VOCABULARY, hidden_size=HIDDEN // narrow, intermediate_size=INTERMEDIATE // narrow,

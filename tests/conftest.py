@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hub_server import Hub, certificate
 
-from recipe.base_model import download, hub
+from recipe.base_model import download, transfer
 from recipe.core import settings
 from recipe.core.run import Run
 
@@ -163,7 +163,7 @@ def server(tiny, tls, caches, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_CACHE", str(caches / "modelscope"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
     monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
-    monkeypatch.setattr(hub, "TRIES", 3)
+    monkeypatch.setattr(transfer, "TRIES", 3)
     yield made
     made.close()
 

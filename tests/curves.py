@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from recipe.core import imports
 from recipe.training import bench
-from recipe.xtuner import config
+from recipe.xtuner import config_edits
 
 imports.load()
 
@@ -44,7 +44,9 @@ def texts(rows, tokens, device):
 
 def made(way, device, kind):
     """The model of a way, and what it trains: for both the same numbers, no LoRA zero."""
-    words = dict(r=64, lora_alpha=16, lora_dropout=0.0, target_modules=list(config.LINEARS), task_type="CAUSAL_LM")
+    words = dict(
+        r=64, lora_alpha=16, lora_dropout=0.0, target_modules=list(config_edits.LINEARS), task_type="CAUSAL_LM"
+    )
     torch.manual_seed(1)
     with contextlib.redirect_stdout(io.StringIO()):
         base = bench.build_llm(bench.SHAPES_7B if device == "cuda" else bench.SHAPES_TINY, device, kind)

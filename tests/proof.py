@@ -34,7 +34,8 @@ from gguf import GGUFReader, dequantize  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from recipe.base_model.tiny import CHAT_TEMPLATE, CODE  # noqa: E402
+from recipe.base_model.architecture import CODE  # noqa: E402
+from recipe.base_model.tiny import CHAT_TEMPLATE  # noqa: E402
 from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config  # noqa: E402
 from recipe.base_model.tiny.modeling_internlm2 import InternLM2ForCausalLM  # noqa: E402
 from recipe.core import imports  # noqa: E402

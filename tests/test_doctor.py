@@ -334,7 +334,7 @@ def test_the_need_is_what_the_plan_reckons(machine, monkeypatch):
         monkeypatch.setenv("PATH", str(machine.programs))
         for words in ((), ("train.checkpointing=true",), ("train.batch_size=4", "train.max_length=2048")):
             chosen = settings.load("coach", list(words))[1]
-            batch, length = step_choice.sequences(chosen)
+            batch, length = step_choice.batch_shape(chosen)
             plan = {"batch_size": batch, "max_length": length, "iterations": 1}
             plan["way"] = step_choice.way(chosen, batch * length)
             planned = measurements.estimate(plan, "", 0)

@@ -477,7 +477,7 @@ def test_opencompass_runs_the_config(run, merged, exported, opencompass):
 def test_vlmevalkit_lets_it_judge_and_says_what_it_cannot(run, exported):
     assert "cannot score it" in exported["vlmevalkit"]
     width = json.loads((run.merged / "config.json").read_text())["hidden_size"]
-    assert f"No eyes are published for a model of width {width}" in exported["vlmevalkit"]
+    assert f"XTuner has no LLaVA for a model of width {width}" in exported["vlmevalkit"]
     assert not (run.folder / "export/vlmevalkit/config.json").exists()
     lines = (run.folder / "export/vlmevalkit/judge.env").read_text().splitlines()
     said = dict(line.split("=", 1) for line in lines)

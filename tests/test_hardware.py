@@ -177,7 +177,7 @@ def test_a_deepspeed_file_of_the_users_own(tmp_path):
         preset_editor.deepspeed_text(str(own), "bf16")
     for text in ("[]", "{", '{"fp16": true}'):
         own.write_text(text)
-        with pytest.raises(InputWrong, match=r"mine.json is no DeepSpeed configuration"):
+        with pytest.raises(InputWrong, match=r"mine.json is not a DeepSpeed configuration"):
             preset_editor.deepspeed_text(str(own), "fp16")
 
 
@@ -200,8 +200,8 @@ def test_plan_says_which_type_trains(machine):
     machine(RTX_3090)
     assert step_choice.training_dtype(settings.load("tutorial")[1]) == "bf16"
     assert step_choice.dtype(settings.load("tutorial")[1]) == "fp16"
-    assert plan.of_type(settings.load("coach")[1]) == []
-    assert "in bf16, not in the recipe's fp16" in plan.of_type(settings.load("tutorial")[1])[0]
+    assert plan.dtype_warnings(settings.load("coach")[1]) == []
+    assert "in bf16, not in the recipe's fp16" in plan.dtype_warnings(settings.load("tutorial")[1])[0]
 
 
 def test_the_guard_asks_the_card(machine, monkeypatch):

@@ -7,7 +7,7 @@ import struct
 import pytest
 from test_model import AT_HUGGING_FACE, BOTH, heavy, is_whole, record
 
-from recipe.base_model import download, hub
+from recipe.base_model import download, hub_clients
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.stages import model, pipeline
 
@@ -38,7 +38,7 @@ def test_modelscopes_list_is_read_in_every_shape(server, asking, tiny, tmp_path,
     assert is_whole(place, tiny)
     made = record(place)
     assert made["listed_by"].startswith("its list of files, as the client failed (")
-    said = pipeline.says("model", model.make(asking(), tmp_path))
+    said = pipeline.summary("model", model.make(asking(), tmp_path))
     assert "the hub was asked by its list of files, as the client failed" in said
 
 
@@ -98,7 +98,7 @@ def test_hugging_face_is_asked_by_addresses_where_its_api_fails(server, asking, 
 
 
 def test_a_client_that_cannot_even_start_is_done_without(server, asking, tiny, monkeypatch):
-    monkeypatch.setattr(hub, "_api", lambda: 1 / 0)
+    monkeypatch.setattr(hub_clients, "modelscope_api", lambda: 1 / 0)
     assert is_whole(download.ensure(asking()), tiny)
 
 
@@ -196,5 +196,5 @@ def test_a_header_longer_than_what_is_first_asked_for_is_read_whole(server, aski
 def test_what_is_no_safetensors_file_is_told_before_it_is_fetched(server, asking, tiny):
     shard = sorted(heavy(tiny))[0]
     server.push({shard: b"version https://git-lfs.github.com/spec/v1\n" * 99}, "master")
-    with pytest.raises(InputWrong, match=f"{shard} of org/tiny is no safetensors file"):
+    with pytest.raises(InputWrong, match=f"{shard} of org/tiny is not a safetensors file"):
         download.ensure(asking())

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
-from recipe.base_model import download, folder, hub, tokenizer
+from recipe.base_model import download, folder, tokenizer, transfer, visual_encoder
 from recipe.cli.main import cli
 from recipe.core import imports, settings
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RunFailed
@@ -147,7 +147,7 @@ def test_the_column_of_images_must_be_told(tmp_path, workbook, header, said):
     [
         (FIRST, ["model.visual_encoder="], "model.visual_encoder=openai/clip-vit-large-patch14-336"),
         (FIRST, ["data.kind=pretrain"], "cannot take pretrain data"),
-        (FIRST, ["model.pretrained_pth=x"], "trains the projector anew"),
+        (FIRST, ["model.pretrained_pth=x"], "trains a new projector"),
         (SECOND, [], "model.pretrained_pth=none"),
         ("internlm2_chat_7b_qlora_oasst1_e3", ["data.kind=image"], "LLaVA's presets"),
         (FIRST, ["train.evaluation_images=['a', 'b', 'c']"], "one for each"),
@@ -181,7 +181,7 @@ def encoder(tmp_path_factory):
     """Files of a tiny CLIP as the hubs have it, path → bytes: PyTorch's weights beside TensorFlow's and JAX's."""
     root = tmp_path_factory.mktemp("clip")
     run = Run("x", settings.load("demo", ["model.visual_encoder=tiny"])[1], root, root)
-    place = download.ensure(folder.visual(run))
+    place = download.ensure(visual_encoder.encoder_run(run))
     files = {path.name: path.read_bytes() for path in place.iterdir() if path.suffix == ".json"}
     torch.save(load_file(str(place / "model.safetensors")), str(root / "pytorch_model.bin"))
     files["pytorch_model.bin"] = (root / "pytorch_model.bin").read_bytes()
@@ -203,7 +203,7 @@ def server(encoder, tls, tmp_path, monkeypatch):
         ("MODELSCOPE_CACHE", str(tmp_path / "modelscope")), ("XDG_CACHE_HOME", str(tmp_path)),
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(hub, "TRIES", 2)
+    monkeypatch.setattr(transfer, "TRIES", 2)
     yield made
     made.close()
 
@@ -228,10 +228,10 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     run = asking(where)
     monkeypatch.setenv("RECIPE_FETCH", "no")
     with pytest.raises(NotFetched, match="visual encoder is not here yet") as told:
-        download.visual_facts(run)
+        visual_encoder.settings_folder(run)
     assert told.value.code == NotFetched.CODES["tokenizer"]
     monkeypatch.delenv("RECIPE_FETCH")
-    [(what, place)] = download.fetch_for_plan(run)  # what docker/runtime/run asks for then
+    [(what, place)] = tokenizer.download_for_plan(run)  # what docker/runtime/run asks for then
     assert (what, place) == ("visual encoder", tmp_path / "models" / ".download" / where / CLIP)
     light = {name for name in encoder if name.endswith((".json", ".md"))}
     assert set(server.sent) == light
@@ -258,9 +258,9 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     [
         (401, (), HostLacks, "private, gated or misspelt.*model.visual_encoder=/some/folder"),
         (404, (), InputWrong, "has no org/clip.*Check model.visual_encoder"),
-        (0, ("pytorch_model.bin",), InputWrong, "no weights of PyTorch's.*model.visual_encoder"),
-        (0, ("preprocessor_config.json",), InputWrong, "model.visual_encoder: .*is no CLIP"),
-        (0, ("config.json",), InputWrong, "model.visual_encoder: .*is no CLIP"),
+        (0, ("pytorch_model.bin",), InputWrong, "no PyTorch weights.*model.visual_encoder"),
+        (0, ("preprocessor_config.json",), InputWrong, "model.visual_encoder: .*is not a CLIP model"),
+        (0, ("config.json",), InputWrong, "model.visual_encoder: .*is not a CLIP model"),
     ],
 )
 def test_a_clip_that_does_not_come_is_told(server, asking, status, left_out, kind, said):
@@ -268,16 +268,16 @@ def test_a_clip_that_does_not_come_is_told(server, asking, status, left_out, kin
     for name in left_out:
         del server.history[0][name]
     with pytest.raises(kind, match=said) as told:
-        memory.eyes(asking())
+        visual_encoder.encoder_shape(asking())
     assert "\n" not in str(told.value)
 
 
 def test_a_clip_that_comes_damaged_is_told(server, asking):
     server.corrupt.add("pytorch_model.bin")
     with pytest.raises(HostLacks, match=r"pytorch_model\.bin of org/clip arrived damaged"):
-        download.ensure(folder.visual(asking()))
+        download.ensure(visual_encoder.encoder_run(asking()))
     with pytest.raises(InputWrong, match=r"model\.visual_encoder: there is no folder \./gone"):
-        memory.eyes(asking(encoder="./gone"))
+        visual_encoder.encoder_shape(asking(encoder="./gone"))
 
 
 # ---- both stages
@@ -315,29 +315,31 @@ def test_the_plan_is_what_xtuner_does(stages, monkeypatch):
     assert stages[1].figures("plan")["packs_repeated"] == 4  # 12 pairs in updates of 8
 
 
-def test_the_memory_is_reckoned_of_all_parts(stages):
+def test_the_memory_estimate_covers_all_parts(stages):
     """What it counts is what is there: CLIP's parameters, those that are trained, an image's tokens in the length."""
     first = stages[0]
-    eyes = memory.eyes(first)
-    encoder = CLIPVisionModel.from_pretrained(str(folder.folder(folder.visual(first))))
-    assert eyes.parameters == sum(weight.numel() for weight in encoder.parameters())
-    assert memory.LARGE.parameters == 303_507_456  # of openai/clip-vit-large-patch14-336, by its own config
-    made = [memory.sight(eyes, 256, 2, rank) for rank in (0, 64)]
+    clip = visual_encoder.encoder_shape(first)
+    encoder = CLIPVisionModel.from_pretrained(str(visual_encoder.encoder_folder(first)))
+    assert clip.parameters == sum(weight.numel() for weight in encoder.parameters())
+    assert (
+        visual_encoder.CLIP_LARGE.parameters == 303_507_456
+    )  # of openai/clip-vit-large-patch14-336, by its own config
+    made = [clip.load(256, 2, rank) for rank in (0, 64)]
     figures = [run.figures("adapter") for run in stages]
     assert made[0].trained == figures[0]["projector"]
     assert made[1].trained == figures[1]["projector"] + figures[1]["visual_encoder_adapter"]
     seen = encoder(torch.zeros(2, 3, 56, 56), output_hidden_states=True).hidden_states[:-1]
-    assert made[0].kept == sum(state.numel() for state in seen)
+    assert made[0].activations == sum(state.numel() for state in seen)
     held = [run.figures("plan")["memory"] for run in stages]
-    shape = memory.of_folder(folder.folder(first))
+    shape = memory.shape_of_folder(folder.folder(first))
     assert held[0]["method"] == "projector"
     assert held[0]["disk"]["checkpoint"] == 12 * figures[0]["projector"]
     assert held[0]["disk"]["merged"] == 0 < held[1]["disk"]["merged"]
     tokens = 2 * (first.figures("plan")["longest_row"] + 15)
-    alone = memory.parts(shape, "projector", 16, tokens, 0, False, made[0])
+    alone = memory.estimate(shape, "projector", 16, tokens, 0, False, made[0])
     assert held[0]["mib"] == round(alone["total"] / memory.MIB)
-    blind = memory.parts(shape, "projector", 16, tokens, 0, False)
-    more = 4 * eyes.parameters + 16 * made[0].trained + 4 * made[0].kept
+    blind = memory.estimate(shape, "projector", 16, tokens, 0, False)
+    more = 4 * clip.parameters + 16 * made[0].trained + 4 * made[0].activations
     assert alone["total"] - blind["total"] == more
 
 

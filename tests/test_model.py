@@ -15,13 +15,13 @@ import pytest
 from conftest import HUB_ID as ID
 from conftest import ROOT, recipe, refused
 
-from recipe.base_model import compatibility, download, folder, hub, tokenizer
+from recipe.base_model import compatibility, download, folder, hub_clients, tokenizer, transfer
 from recipe.base_model.record import RECORD
 from recipe.core import hashing, settings
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.stages import model, pipeline
-from recipe.stages.plan import reads
+from recipe.stages.plan import inputs
 
 AT_HUGGING_FACE = 'model.source="huggingface"'
 BOTH = pytest.mark.parametrize("where", [(), (AT_HUGGING_FACE,)], ids=["modelscope", "huggingface"])
@@ -93,14 +93,14 @@ def test_a_damaged_index_is_told(tmp_path, text):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(HostLacks, match="is damaged"):
-        folder.complete(tmp_path, "models/x")
+        folder.check_complete(tmp_path, "models/x")
 
 
 def test_an_empty_shard_is_missing(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(HostLacks, match=r"lacks model\.safetensors"):
-        folder.complete(tmp_path, "models/x")
+        folder.check_complete(tmp_path, "models/x")
 
 
 def test_a_model_that_is_not_there_is_told_to_every_stage(tmp_path):
@@ -147,7 +147,7 @@ def test_a_cut_transfer_goes_on_where_it_stopped(server, asking, tiny, where):
     resumed = [headers for _, headers in server.asked if "Range" in headers]
     again = sum(server.sent.values()) - sum(map(len, tiny.values()))
     assert len(resumed) >= 8
-    assert again <= len(resumed) * hub.BLOCK
+    assert again <= len(resumed) * transfer.BLOCK
 
 
 def test_modelscopes_own_downloader_loses_what_was_cut(server, tmp_path, monkeypatch):
@@ -177,8 +177,8 @@ def test_a_server_that_always_cuts_and_knows_no_ranges_is_given_up(server, askin
 
 
 def test_a_throttled_transfer_is_taken_up_again(server, asking, tiny, monkeypatch):
-    monkeypatch.setattr(hub, "SILENCE", 0.5)
-    monkeypatch.setattr(hub, "TRIES", 6)  # a busy machine is silent too
+    monkeypatch.setattr(transfer, "SILENCE", 0.5)
+    monkeypatch.setattr(transfer, "TRIES", 6)  # a busy machine is silent too
     server.pause = 0.05
     slow = iter([1.0, 1.0])
     server.file, quick = lambda *given: (time.sleep(next(slow, 0)), quick(*given)), server.file
@@ -204,7 +204,7 @@ def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
     server.pause = 0
     time.sleep(0.5)
     server.sent.clear()
-    said = pipeline.says("model", model.make(asking(), tmp_path))
+    said = pipeline.summary("model", model.make(asking(), tmp_path))
     assert is_whole(tmp_path / "models" / "org" / "tiny", tiny)
     assert sum(server.sent.values()) == sum(len(tiny[name]) for name in heavy(tiny)) - here
     assert f"master is commit {server.commit(0)[:12]} at ModelScope" in said
@@ -282,14 +282,14 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
     server.asked.clear()
     ids = tokenizer.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids == [2047, 2046]
-    planned = hashing.key_of(reads(asking()))
+    planned = hashing.key_of(inputs(asking()))
     assert server.asked == []
     server.push({"generation_config.json": b"{}"}, "master")
     place = download.ensure(asking())
     assert record(place)["commit"] == server.commit(0)
     assert is_whole(place, tiny)
     assert server.sent["tokenizer.model"] == len(tiny["tokenizer.model"])
-    assert hashing.key_of(reads(asking())) == planned  # the plan made before the download still holds
+    assert hashing.key_of(inputs(asking())) == planned  # the plan made before the download still holds
 
 
 @BOTH
@@ -352,9 +352,11 @@ def test_a_disk_too_small_is_told_before_anything_is_fetched(server, asking, mon
 
 
 def test_a_disk_that_fills_up_is_told(server, asking, monkeypatch):
-    part_of = hub.part_of
+    partial_file = transfer.partial_file
     full = Path("/dev/full")
-    monkeypatch.setattr(hub, "part_of", lambda place, name: full if name in heavy([name]) else part_of(place, name))
+    monkeypatch.setattr(
+        transfer, "partial_file", lambda place, name: full if name in heavy([name]) else partial_file(place, name)
+    )
     with pytest.raises(HostLacks, match=r"The disk is full while org/tiny is being fetched.*what has arrived is kept"):
         download.ensure(asking())
 
@@ -453,7 +455,7 @@ def test_where_the_hub_has_no_old_revision_by_name_the_message_says_where_to_loo
     server.push(other_family(tiny), "master")
     with pytest.raises(InputWrong, match=r"Name a revision from before 2024-03-18, .* lists master; .*huggingface"):
         download.ensure(asking())
-    assert f'"{hub.STACK_DAY:%Y-%m-%d}T00:00:00Z"' in (ROOT / "docker/locks/lock.py").read_text()
+    assert f'"{hub_clients.STACK_DAY:%Y-%m-%d}T00:00:00Z"' in (ROOT / "docker/locks/lock.py").read_text()
 
 
 @pytest.mark.parametrize(
@@ -483,24 +485,29 @@ def test_where_the_hub_has_no_old_revision_by_name_the_message_says_where_to_loo
             None,
         ),
         ("from transformers.models.llama import LlamaConfig", None),
-        ("match x:\n    case = (", "x.py is no Python of this version"),
+        ("match x:\n    case = (", "x.py is not valid in this version of Python"),
     ],
 )
 def test_imports_of_a_models_code_are_resolved_without_running_it(tmp_path, text, missing):
     (tmp_path / "x.py").write_text(text + "\nraise SystemExit('this must not run')\n" if "match" not in text else text)
-    found = compatibility.code(tmp_path)
+    found = compatibility.code_problems(tmp_path)
     assert found == [] if missing is None else found[0].startswith(missing)
 
 
 def test_every_import_of_the_shipped_code_resolves(tiny, tmp_path):
     for name in tiny:
         (tmp_path / name).write_bytes(tiny[name])
-    assert compatibility.code(tmp_path) == compatibility.tokens(tmp_path) == compatibility.shapes(tmp_path) == []
+    assert (
+        compatibility.code_problems(tmp_path)
+        == compatibility.tokenizer_problems(tmp_path)
+        == compatibility.weight_problems(tmp_path)
+        == []
+    )
     assert compatibility.marker_ids(tmp_path) == {"<|im_start|>": 2047, "<|im_end|>": 2046}
     # And of the authors' own code of the stack's age, but for the package it was written into.
     theirs = Path(os.environ["REFERENCE"]) / "lmdeploy/pytorch/modeling/modeling_internlm2.py"
     shutil.copy2(str(theirs), str(tmp_path / "modeling_internlm2.py"))
-    assert compatibility.code(tmp_path) == ["modeling_internlm2.py needs the package lmdeploy"]
+    assert compatibility.code_problems(tmp_path) == ["modeling_internlm2.py needs the package lmdeploy"]
 
 
 def test_chat_markers_must_have_their_ids(tmp_path):
@@ -508,7 +515,7 @@ def test_chat_markers_must_have_their_ids(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "internlm2", "vocab_size": size}))
         added = {str(number): {"content": f"<|{name}|>"} for name, number in ids.items()}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-        return compatibility.tokens(tmp_path)
+        return compatibility.tokenizer_problems(tmp_path)
 
     assert wrong(92544, im_start=92543, im_end=92542) == []
     assert wrong(92544, im_start=92542, im_end=92543) == [
@@ -523,11 +530,14 @@ def test_the_published_tokenizer_needs_its_configuration(real_tokenizer, tmp_pat
     """The real tokenizer.model alone has placeholders where the markers are: their names stand in the json."""
     shutil.copy2(str(real_tokenizer), str(tmp_path / "tokenizer.model"))
     (tmp_path / "config.json").write_text('{"model_type": "internlm2", "vocab_size": 92544}')
-    assert compatibility.tokens(tmp_path) == ["its tokenizer has no <|im_start|>", "its tokenizer has no <|im_end|>"]
+    assert compatibility.tokenizer_problems(tmp_path) == [
+        "its tokenizer has no <|im_start|>",
+        "its tokenizer has no <|im_end|>",
+    ]
     from recipe.base_model.tiny import write_tokenizer
 
     write_tokenizer(tmp_path, real_tokenizer.read_bytes())
-    assert compatibility.tokens(tmp_path) == []
+    assert compatibility.tokenizer_problems(tmp_path) == []
 
 
 @pytest.mark.parametrize(

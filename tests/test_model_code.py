@@ -193,7 +193,7 @@ def test_another_family_under_an_internlm2_preset_keeps_its_way(run_of_demo, tmp
     def rendered():
         _, chosen = settings.load("demo", [f"model.path={run_of_demo}"])
         run = Run("demo", chosen, tmp_path, tmp_path / "output")
-        ours = model.has_own_code(run)
+        ours = model.is_internlm2(run)
         return ours, config.render(chosen, "m", "d", {}, None, ours)
 
     ours, text = rendered()
@@ -271,7 +271,7 @@ def test_the_expected_weights_are_those_of_our_model(tmp_path, change):
 def test_a_tokenizer_that_adds_otherwise_is_refused(run_of_demo):
     path = run_of_demo / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_eos_token": True}))
-    assert compatibility.tokens(run_of_demo) == [
+    assert compatibility.tokenizer_problems(run_of_demo) == [
         "tokenizer_config.json says add_eos_token = True, and our tokenizer has False"
     ]
 

@@ -108,7 +108,7 @@ def test_ten_rows_are_refused_before_mmengine_crashes(workbook, tmp_path):
     rows = [[f"第{i}个问题怎么办？", f"这是第{i}个答案。"] for i in range(10)]
     path = workbook(s=[["q", "a"], *rows])
     done, found = planned(tmp_path, "demo", f'data.files=["{path}"]', "train.max_epochs=3", "train.warmup_ratio=0.03")
-    refused(done, 2, "warm-up ends at iteration 0", "train.warmup_ratio=", "optimizer updates")
+    refused(done, 2, "warm-up has 0 iterations", "train.warmup_ratio=", "optimizer updates")
     assert {refusal["fault"] for refusal in found["refusals"]} >= {"warmup-crash", "few-updates"}
 
 
@@ -134,7 +134,7 @@ def test_of_more_iterations_the_warm_up_may_be_long_enough(tmp_path, workbook):
     path = workbook(s=[["q", "a"], *[[f"第{i}个问题？", f"第{i}个回答，说得长一些。"] for i in range(40)]])
     words = (f'data.files=["{path}"]', "train.accumulative_counts=4", "train.max_epochs=1", "train.warmup_ratio=0.1")
     done, _ = planned(tmp_path, "demo", *words)
-    refused(done, 2, "The warm-up ends at iteration 0", "optimizer updates", "All of it together: ")
+    refused(done, 2, "The warm-up has 0 iterations", "optimizer updates", "All of it together: ")
     [together] = re.findall(r"^All of it together: (.*) \(", done.stderr, re.M)
     assert "train.warmup_ratio" not in together
     done, found = planned(tmp_path, "demo", *words, *together.split())

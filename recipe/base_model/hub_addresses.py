@@ -1,41 +1,47 @@
-"""A hub asked by plain addresses, for when its client's calls fail or are answered in another shape.
+"""Lists a revision's files by plain HTTP, for when the hub's client fails or cannot parse the answer.
 
-modelscope 1.9.5 is of 2023, and the hub goes on changing. What does not change is that each file has an address. The
-names come from ModelScope's list of files, read in every shape that its clients have known; without it from what model
-folders usually hold, from the code that the JSON files name, and from the weights' index. Sizes and checksums come from
-headers.
+modelscope 1.9.5 is from 2023, and the hub keeps changing its API; the address of each file does not change. File names
+come from ModelScope's file list, in any format that its clients have read; without a list from the usual contents of
+a model folder, the code that the JSON files name, and the weights' index. Sizes and checksums come from headers.
 """
 
 import os
 import re
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 from urllib.parse import quote, urlsplit
 
 from recipe.core.settings import Model
 
+NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face"}
+MIRRORS = {"modelscope": "MODELSCOPE_DOMAIN=host", "huggingface": "HF_ENDPOINT=https://host"}
 LIMIT = 30  # seconds without a byte
-ELSEWHERE = (400, 401, 403, 404, 405, 410, 501)  # statuses after which another address of the same file is tried
-# What a model folder may hold beside its weights and its code. Only config.json is required.
+TRY_NEXT = (400, 401, 403, 404, 405, 410, 501)  # statuses after which the next address of the same file is tried
+# What a model folder may hold besides weights and code. Only config.json is required.
 LIGHT = (
     *("config.json", "generation_config.json", "configuration.json", "README.md", "LICENSE", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
     *("vocab.txt", "qwen.tiktoken", "preprocessor_config.json", "chat_template.jinja"),
 )
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WHOLE = ("model.safetensors", "pytorch_model.bin")  # of models so small that they have no index
+SINGLE = ("model.safetensors", "pytorch_model.bin")  # weights of a model too small to have an index
 WEIGHTS = (".safetensors", ".bin")
 
-Files = Dict[str, Dict[str, Any]]
+Files = Dict[str, Dict[str, Any]]  # path → size, sha256, git (blob id), at (the commit to download it from)
+
+
+def branch(model: Model) -> str:
+    """The revision that a recipe asks for; ModelScope's `master` is `main` at Hugging Face."""
+    return "main" if model.source == "huggingface" and model.revision == "master" else model.revision
 
 
 def endpoint(model: Model) -> str:
-    """The hub's address, or the mirror's that stands in its place."""
+    """The address of the hub, or of the mirror that replaces it."""
     if model.source == "modelscope":
         return f"https://{os.environ.get('MODELSCOPE_DOMAIN') or 'www.modelscope.cn'}"
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def of_file(model: Model, name: str, at: str) -> List[str]:
+def file_urls(model: Model, name: str, at: str) -> List[str]:
     """The addresses of a file, in the order in which to try them."""
     resolve = f"{model.id}/resolve/{quote(at, safe='')}/{quote(name)}"
     if model.source == "huggingface":
@@ -44,175 +50,170 @@ def of_file(model: Model, name: str, at: str) -> List[str]:
     return [api, f"{endpoint(model)}/models/{resolve}"]
 
 
-def _get(url: str, headers: Dict[str, str], **more: Any) -> Any:
-    """requests' answer, its body not yet read. Not packed on the way, or lengths would count something else."""
+def get(url: str, headers: Dict[str, str], timeout: float = LIMIT, **more: str) -> Any:
+    """requests' response, its body not yet read. Uncompressed, so that lengths and offsets count the file's bytes."""
     import requests
 
-    return requests.get(url, headers={**headers, "Accept-Encoding": "identity", **more}, stream=True, timeout=LIMIT)
+    return requests.get(url, headers={**headers, "Accept-Encoding": "identity", **more}, stream=True, timeout=timeout)
 
 
 def first_bytes(url: str, name: str, size: int, headers: Dict[str, str], length: int) -> bytes:
-    """The first bytes of a file of `size`; a server that knows no ranges is left in the middle of it."""
-    with _get(url, headers, Range=f"bytes=0-{length - 1}") as answer:
-        answer.raise_for_status()
-        refuse_other(answer, name, size)
+    """The first `length` bytes of a file of `size` bytes, also from a server that ignores ranges."""
+    with get(url, headers, Range=f"bytes=0-{length - 1}") as response:
+        response.raise_for_status()
+        check_response(response, name, size)
         found = b""
-        for block in answer.iter_content(min(length, 1 << 16)):
+        for block in response.iter_content(min(length, 1 << 16)):
             found += block
             if len(found) >= length:
                 break
         return found[:length]
 
 
-def refuse_other(answer: Any, name: str, size: Optional[int] = None) -> None:
-    """Raise requests' HTTPError for an answer of status 200 that is not the file: a page, an error in JSON, another
-    size where that is known.
-    """
+def check_response(response: Any, name: str, size: Optional[int] = None) -> None:
+    """Raise requests' HTTPError if a response with status 200 is not the file: a page, a JSON error, another size."""
     import requests
 
-    kind = answer.headers.get("Content-Type", "").split(";")[0].strip().lower()
+    kind = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
     page = kind == "text/html" and not name.endswith(".html")
     error = kind == "application/json" and not name.endswith((".json", ".jsonl"))
-    if page or error or (size is not None and _size(answer) not in (None, size)):
-        answer.status_code = 404
-        host = urlsplit(answer.url).netloc
-        raise requests.HTTPError(f"{host} answers {kind or 'something'} in place of {name}", response=answer)
+    if page or error or (size is not None and _file_size(response) not in (None, size)):
+        response.status_code = 404
+        host = urlsplit(response.url).netloc
+        raise requests.HTTPError(f"{host} sent {kind or 'something else'} instead of {name}", response=response)
 
 
-def _size(answer: Any) -> Optional[int]:
-    """Bytes of a whole file, by an answer to its address; None where that does not tell."""
-    if answer.status_code == 206:
-        told = answer.headers.get("Content-Range", "").rpartition("/")[2]
+def _file_size(response: Any) -> Optional[int]:
+    """Bytes of the whole file, from a response's headers; None if they do not state it."""
+    if response.status_code == 206:
+        size = response.headers.get("Content-Range", "").rpartition("/")[2]
     else:
-        told = answer.headers.get("Content-Length", "")
-    return int(told) if told.isdigit() else None
+        size = response.headers.get("Content-Length", "")
+    return int(size) if size.isdigit() else None
 
 
-def resolve(model: Model, revision: str, headers: Dict[str, str]) -> Optional[Tuple[str, str, Files]]:
-    """(how it was asked, commit, files) of a revision, as `hub.resolve` has them; None where no address answers."""
+def resolve(model: Model, headers: Dict[str, str]) -> Optional[Tuple[str, str, Files]]:
+    """(how the files were listed, commit, files) of the recipe's revision; None if no address answers."""
     if model.source == "modelscope":
-        listed = _listed(model, revision, headers)
+        listed = _modelscope_list(model, headers)
         if listed:
             return ("its list of files", *listed)
-    return _by_names(model, revision, headers)
+    return _probe_files(model, headers)
 
 
-def _listed(model: Model, revision: str, headers: Dict[str, str]) -> Optional[Tuple[str, Files]]:
-    """ModelScope's list of files, in any of the shapes that its clients of 2023 to 2026 read."""
+def _modelscope_list(model: Model, headers: Dict[str, str]) -> Optional[Tuple[str, Files]]:
+    """(commit, files) from ModelScope's file list, in any format that its clients from 2023 to 2026 read."""
+    revision = branch(model)
     url = f"{endpoint(model)}/api/v1/models/{model.id}/repo/files?Revision={quote(revision, safe='')}&Recursive=True"
-    payload = _json(url, headers)
-    entries: Any = payload
+    entries = _json(url, headers)
     for key in ("data", "files"):
         if isinstance(entries, dict):
-            entries = {name.lower(): value for name, value in entries.items()}.get(key, entries)
-    if not isinstance(entries, list):
+            entries = _lower_keys(entries).get(key, entries)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return None
-    commit, newest, files = "", -1, {}
-    for entry in entries:
-        if not isinstance(entry, dict):
-            return None
-        told = {name.lower(): value for name, value in entry.items()}
-        if told.get("type") in ("tree", "dir", "directory"):
+    commit, newest, files = "", -1.0, {}
+    for entry in map(_lower_keys, entries):
+        if entry.get("type") in ("tree", "dir", "directory"):
             continue
-        path, size = told.get("path") or told.get("name"), told.get("size")
+        path, size = entry.get("path") or entry.get("name"), entry.get("size")
         if not isinstance(path, str) or not isinstance(size, int):
             return None
         if path.split("/")[-1] in (".gitignore", ".gitattributes"):
             continue
-        at = told.get("revision") if isinstance(told.get("revision"), str) else ""
-        date = told.get("committeddate")
+        at = entry["revision"] if isinstance(entry.get("revision"), str) else ""
+        date = entry.get("committeddate")
         if at and isinstance(date, (int, float)) and date > newest:
             commit, newest = at, date
-        files[path] = {"size": size, "sha256": told.get("sha256") or "", "at": at or revision}
+        files[path] = {"size": size, "sha256": entry.get("sha256") or "", "at": at or revision}
     return (commit, files) if "config.json" in files else None
 
 
+def _lower_keys(entry: Dict[str, Any]) -> Dict[str, Any]:
+    return {key.lower(): value for key, value in entry.items()}
+
+
 def _json(url: str, headers: Dict[str, str]) -> Any:
-    """What an address answers in JSON; None where it does not."""
+    """The JSON at an address; None if there is none."""
     import requests
 
     try:
-        with _get(url, headers) as answer:
-            answer.raise_for_status()
-            return answer.json()
+        with get(url, headers) as response:
+            response.raise_for_status()
+            return response.json()
     except (requests.RequestException, ValueError):
         return None
 
 
-def _by_names(model: Model, revision: str, headers: Dict[str, str]) -> Optional[Tuple[str, str, Files]]:
+def _probe_files(model: Model, headers: Dict[str, str]) -> Optional[Tuple[str, str, Files]]:
+    """Request every file that a model folder may hold."""
+    revision = branch(model)
     files: Files = {}
-    texts: Dict[str, Any] = {}
+    contents: Dict[str, Any] = {}
     commits: List[str] = []
 
-    def ask(name: str) -> bool:
-        """Whether the hub has a file; its entry, and of JSON its content, are noted."""
-        for url in of_file(model, name, revision):
-            found = _head(url, name, headers)
+    def probe(name: str) -> bool:
+        """Whether the hub has a file; notes its entry and, for JSON, its content."""
+        for url in file_urls(model, name, revision):
+            found = _request_file(url, name, headers)
             if found is not None:
-                entry, commit, content = found
+                entry, commit, contents[name] = found
                 files[name] = {**entry, "at": revision}
                 commits.append(commit)
-                texts[name] = content
                 return True
         return False
 
-    if not ask("config.json"):
+    if not probe("config.json"):
         return None
     for name in LIGHT[1:]:
-        ask(name)
-    _ask_code(texts, ask)
+        probe(name)
+    for module in sorted({module for content in list(contents.values()) for module in _code_modules(content)}):
+        probe(f"{module}.py")
     shards: List[str] = []
     for name in INDEXES:
-        if not shards and ask(name):
-            weight_map = (texts[name] or {}).get("weight_map")
+        if not shards and probe(name):
+            weight_map = (contents[name] or {}).get("weight_map")
             shards = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-    for name in shards or WHOLE:
-        if ask(name) and name in WHOLE and not shards:
+    for name in shards or SINGLE:
+        if probe(name) and not shards:
             break
-    commit = commits[0] if commits and set(commits) == {commits[0]} else ""
+    commit = commits[0] if len(set(commits)) == 1 else ""
     for entry in files.values():
         entry["at"] = commit or revision
     return "the addresses of its files", commit, files
 
 
-def _ask_code(texts: Dict[str, Any], ask: Callable[[str], bool]) -> None:
-    """The Python files that the JSON files name."""
-    for module in sorted({one for text in list(texts.values()) for one in _modules(text)}):
-        ask(f"{module}.py")
+def _code_modules(content: Any) -> Iterator[str]:
+    """Modules of the folder's own code that a JSON file names in auto_map."""
+    auto_map = content.get("auto_map") if isinstance(content, dict) else None
+    for value in auto_map.values() if isinstance(auto_map, dict) else ():
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and re.fullmatch(r"\w+\.\w+", name):
+                yield name.split(".")[0]
 
 
-def _modules(text: Any) -> Iterator[str]:
-    """Modules of a folder's own code that a config names in its auto_map."""
-    named = text.get("auto_map") if isinstance(text, dict) else None
-    for value in named.values() if isinstance(named, dict) else ():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str) and re.fullmatch(r"\w+\.\w+", one):
-                yield one.split(".")[0]
-
-
-def _head(url: str, name: str, headers: Dict[str, str]) -> Optional[Tuple[Dict[str, Any], str, Any]]:
-    """(entry, commit, content of JSON) of a file by the answer to its address; None where there is none."""
+def _request_file(url: str, name: str, headers: Dict[str, str]) -> Optional[Tuple[Dict[str, Any], str, Any]]:
+    """(entry, commit, parsed JSON) of a file from the response to its address; None if there is no such file."""
     import requests
 
-    heavy = name.endswith(WEIGHTS)  # of which one byte is enough
+    heavy = name.endswith(WEIGHTS)  # one byte is enough
     try:
-        with _get(url, headers, **({"Range": "bytes=0-0"} if heavy else {})) as answer:
-            answer.raise_for_status()
-            refuse_other(answer, name)
-            content = answer.json() if name.endswith(".json") else None
-            if isinstance(content, dict) and {"Code", "Message"} <= set(content):  # an error that says 200
+        with get(url, headers, LIMIT, **({"Range": "bytes=0-0"} if heavy else {})) as response:
+            response.raise_for_status()
+            check_response(response, name)
+            content = response.json() if name.endswith(".json") else None
+            if isinstance(content, dict) and {"Code", "Message"} <= set(content):  # an error with status 200
                 return None
-            size = _size(answer)
+            size = _file_size(response)
             if size is None and not heavy:
-                size = len(answer.content)
+                size = len(response.content)
             if size is None:
                 return None
-            told = [{key.lower(): value for key, value in one.headers.items()} for one in [*answer.history, answer]]
+            answers = [_lower_keys(one.headers) for one in [*response.history, response]]
     except (requests.RequestException, ValueError):
         return None
-    commit = next((one["x-repo-commit"] for one in told if "x-repo-commit" in one), "")  # Hugging Face alone says it
+    commit = next((one["x-repo-commit"] for one in answers if "x-repo-commit" in one), "")  # only Hugging Face sends it
     stated = ("x-linked-etag", "etag") if commit else ("x-linked-etag",)
-    tags = [one[key].strip('W/"') for one in told for key in stated if key in one]
+    tags = [one[key].strip('W/"') for one in answers for key in stated if key in one]
     sha256 = next((tag for tag in tags if re.fullmatch(r"[0-9a-f]{64}", tag)), "")
-    git = next((tag for tag in tags if re.fullmatch(r"[0-9a-f]{40}", tag)), "") if not sha256 else ""
+    git = "" if sha256 else next((tag for tag in tags if re.fullmatch(r"[0-9a-f]{40}", tag)), "")
     return {"size": size, "sha256": sha256, "git": git}, commit, content

@@ -1,4 +1,4 @@
-"""InternLM2's classes, our own, by the names that a rendered config loads them by. None of a folder's own code runs."""
+"""Our InternLM2 classes, under the names that a rendered config imports; a folder's own code is never run."""
 
 import contextlib
 import functools
@@ -15,14 +15,14 @@ __all__ = ["InternLM2Config", "InternLM2ForCausalLM", "InternLM2Tokenizer"]
 
 class InternLM2ForCausalLM(Model):
     @classmethod
-    def from_pretrained(cls, *given: Any, **more: Any) -> Any:
-        """transformers' own, but that a .bin file is read as tensors alone: a pickle can hold code."""
-        with _tensors_alone():
-            return super().from_pretrained(*given, **more)
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Like transformers', but a .bin file is read as tensors only, because a pickle can hold code."""
+        with _tensors_only():
+            return super().from_pretrained(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def _tensors_alone() -> Iterator[None]:
+def _tensors_only() -> Iterator[None]:
     """transformers 4.36 calls torch.load without weights_only."""
     load = torch.load
     torch.load = functools.partial(load, weights_only=True)

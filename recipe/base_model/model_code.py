@@ -1,6 +1,6 @@
-"""Whose code loads a model folder: ours for InternLM2, transformers' or the folder's own for every other family.
+"""Loads a model folder: InternLM2 with our code, every other family with transformers' or the folder's own.
 
-Our code never asks a folder for its own (auto_map), so nothing that a hub publishes is executed for InternLM2.
+For InternLM2 the folder's own code (auto_map) is never run.
 """
 
 import json
@@ -14,8 +14,8 @@ HERE = Path(__file__).parent / "tiny"
 FILES = tuple(HERE / f"{name}.py" for name in architecture.CODE)
 
 
-def config_of(place: Path) -> Dict[str, Any]:
-    """A model folder's config.json; {} where there is none, or none that can be read."""
+def read_config(place: Path) -> Dict[str, Any]:
+    """A model folder's config.json; {} if it is missing or damaged."""
     try:
         found = json.loads((place / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -23,32 +23,32 @@ def config_of(place: Path) -> Dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def is_ours(place: Path) -> bool:
+def is_internlm2(place: Path) -> bool:
     """Whether our own code loads a model folder."""
-    return architecture.is_internlm2(config_of(place))
+    return architecture.is_internlm2(read_config(place))
 
 
 def describe(place: Path) -> str:
-    """Whose code loads a model folder, in words."""
-    if is_ours(place):
+    """Whose code loads a model folder, for the figures."""
+    if is_internlm2(place):
         return "this project's"
-    return "the folder's own" if "auto_map" in config_of(place) else "transformers'"
+    return "the folder's own" if "auto_map" in read_config(place) else "transformers'"
 
 
 def load_tokenizer(place: Path, kind: str = "AutoTokenizer", **more: Any) -> Any:
     """The tokenizer of a model folder; `kind`: transformers' class for a folder that our code does not load."""
-    if is_ours(place) and (place / "tokenizer.model").is_file():
+    if is_internlm2(place) and (place / "tokenizer.model").is_file():
         from recipe.base_model.internlm2 import InternLM2Tokenizer
 
         return InternLM2Tokenizer.from_pretrained(str(place), **more)
     import transformers
 
-    return getattr(transformers, kind).from_pretrained(str(place), trust_remote_code=not is_ours(place), **more)
+    return getattr(transformers, kind).from_pretrained(str(place), trust_remote_code=not is_internlm2(place), **more)
 
 
 def load_config(place: Path) -> Any:
     """The configuration of a model folder."""
-    if is_ours(place):
+    if is_internlm2(place):
         from recipe.base_model.internlm2 import InternLM2Config
 
         return InternLM2Config.from_pretrained(str(place))
@@ -59,7 +59,7 @@ def load_config(place: Path) -> Any:
 
 def load_model(place: Path, **more: Any) -> Any:
     """The language model of a folder, with its weights."""
-    if is_ours(place):
+    if is_internlm2(place):
         from recipe.base_model.internlm2 import InternLM2ForCausalLM
 
         return InternLM2ForCausalLM.from_pretrained(str(place), **more)
@@ -69,7 +69,7 @@ def load_model(place: Path, **more: Any) -> Any:
 
 
 def make_model(config: Any, **more: Any) -> Any:
-    """The language model that `load_config`'s result describes, without weights."""
+    """A language model of `load_config`'s result, with random weights."""
     from recipe.base_model.internlm2 import InternLM2Config, InternLM2ForCausalLM
 
     if isinstance(config, InternLM2Config):
@@ -80,7 +80,7 @@ def make_model(config: Any, **more: Any) -> Any:
 
 
 def write(place: Path) -> None:
-    """Put our code into a folder that holds an InternLM2, and name it there: the folder then loads on this stack."""
+    """Copy our code into an InternLM2 folder and name it in the JSON files, so that transformers loads the folder."""
     for path in FILES:
         shutil.copyfile(str(path), str(place / path.name))
     _set(place / "config.json", {
@@ -91,9 +91,9 @@ def write(place: Path) -> None:
 
 
 def link(place: Path, into: Path) -> None:
-    """A folder of links to an InternLM2's files, with our code in the place of the folder's own."""
+    """Make a folder of links to an InternLM2's files, with our code instead of the folder's own."""
     into.mkdir(parents=True)
-    for path in (one for one in place.iterdir() if one.is_file() and one.suffix != ".py" and one.name[0] != "."):
+    for path in (file for file in place.iterdir() if file.is_file() and file.suffix != ".py" and file.name[0] != "."):
         if path.name in ("config.json", "tokenizer_config.json"):
             shutil.copyfile(str(path), str(into / path.name))
         else:
@@ -102,7 +102,7 @@ def link(place: Path, into: Path) -> None:
 
 
 def _set(path: Path, values: Dict[str, Any]) -> None:
-    """Set keys of a JSON file; a file that has them already stays as it is."""
+    """Set keys of a JSON file. A file that has them already is not rewritten."""
     found = json.loads(path.read_text(encoding="utf-8"))
     if {**found, **values} != found:
         path.write_text(json.dumps({**found, **values}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,11 +1,11 @@
-"""What was fetched into a model folder (.recipe/fetched.json): the commit, and every file's size and sha256."""
+"""The record of a download (.recipe/fetched.json in the model folder): the commit, and each file's size and sha256."""
 
 import contextlib
 import json
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from recipe.base_model import hub
+from recipe.base_model.hub_addresses import NAMES, branch
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
@@ -14,13 +14,13 @@ from recipe.core.settings import Model
 
 RECORD = Path(".recipe") / "fetched.json"
 
-ORIGIN = ("source", "id", "revision", "commit", "fetched", "listed_by")  # of a record, what figures say
+ORIGIN = ("source", "id", "revision", "commit", "fetched", "listed_by")  # the fields that go into the figures
 
-COMMIT = 7  # characters of a commit that tell it
+SHORT_COMMIT = 7  # characters that identify a commit
 
 
 def read_record(place: Path) -> Optional[Dict[str, Any]]:
-    """What was fetched into a folder; None where that is not known."""
+    """The record of a folder; None if it has none, or a damaged one."""
     try:
         found = json.loads((place / RECORD).read_text(encoding="utf-8"))
         return found if {"source", "id", "revision", "commit", "files"} <= set(found) else None
@@ -33,66 +33,68 @@ def save_record(place: Path, record: Dict[str, Any]) -> None:
     write_text(place / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
-def is_untouched(place: Path, name: str, file: Dict[str, Any]) -> bool:
-    """Whether a file has the size and time with which its sha256 was taken."""
+def is_unchanged(place: Path, name: str, file: Dict[str, Any]) -> bool:
+    """Whether a file still has the size and modification time that it had when its sha256 was computed."""
     path = place / name
     return "time" in file and path.is_file() and [path.stat().st_size, path.stat().st_mtime_ns] == [
         file["size"], file["time"],
     ]  # fmt: skip
 
 
-def is_asked_for(model: Model, record: Dict[str, Any]) -> bool:
-    """Whether the record is of what the recipe asks for: the same words, or the commit they once meant."""
-    wanted = hub.branch(model)
+def is_of(model: Model, record: Dict[str, Any]) -> bool:
+    """Whether a record is of the recipe's model at its revision, by the revision's name or its commit."""
+    wanted = branch(model)
     return (model.source, model.id) == (record["source"], record["id"]) and (
-        wanted == record["revision"] or (len(wanted) >= COMMIT and record["commit"].startswith(wanted))
+        wanted == record["revision"] or (len(wanted) >= SHORT_COMMIT and record["commit"].startswith(wanted))
     )
 
 
 def check_source(run: Run, place: Path) -> None:
-    """Raise InputWrong if the folder holds another revision, or comes from another hub, than the recipe asks for."""
+    """Raise InputWrong if the folder was downloaded from another hub or revision than the recipe names."""
     model, record = run.settings.model, read_record(place)
-    if record is None or model.path or model.source == "tiny" or is_asked_for(model, record):
+    if record is None or model.path or model.source == "tiny" or is_of(model, record):
         return
-    shown = run.shown(place)
     raise InputWrong(
-        f"{shown} holds revision {record['revision']} (commit {record['commit'][:12] or 'unknown'}) from "
-        f"{hub.NAMES[record['source']]}; the recipe asks for {hub.branch(model)} from {hub.NAMES[model.source]}. "
+        f"{run.shown(place)} holds revision {record['revision']} (commit {record['commit'][:12] or 'unknown'}) from "
+        f"{NAMES[record['source']]}; the recipe asks for {branch(model)} from {NAMES[model.source]}. "
         f"Rename the folder to keep both ({model.placed}=… names the renamed one), or remove it; then: just model."
     )
 
 
 def check_files(place: Path, shown: str, record: Dict[str, Any], everything: bool, placed: str) -> None:
-    """Compare a folder with its record; raises HostLacks. Content is read where size or time changed, or always.
+    """Raise HostLacks if a folder's files are not those of its record. Reads files whose size or modification time
+    changed; all of them with `everything`.
 
     `placed`: the setting that names a folder.
     """
-    changed, restamped = [], False
+    changed, updated = [], False
     for name, file in record["files"].items():
         path = place / name
         if not path.is_file():
             raise HostLacks(f"{shown} lacks {name}. To fetch it again: just model.")
-        if not everything and is_untouched(place, name, file):
+        unchanged = is_unchanged(place, name, file)
+        if unchanged and not everything:
             continue
         if path.stat().st_size != file["size"] or digest(path) != file["sha256"]:
             changed.append(name)
-        else:
-            restamped = restamped or not is_untouched(place, name, file)
-            file["time"] = path.stat().st_mtime_ns
+        elif not unchanged:
+            file["time"], updated = path.stat().st_mtime_ns, True
     if changed:
         raise HostLacks(
             f"{', '.join(changed)} in {shown}: not what was fetched (sha256 differs). Remove "
-            f"{'it' if len(changed) == 1 else 'them'} and type just model, which fetches no more than that; to keep a "
-            f"change of your own, rename the folder, remove {RECORD} in it, and name it: {placed}=…"
+            f"{'it' if len(changed) == 1 else 'them'} and type just model, which fetches no more than that; to keep "
+            f"your own change, rename the folder, remove {RECORD} in it, and name it: {placed}=…"
         )
-    if restamped:
-        with contextlib.suppress(OSError):  # read-only: the content is right, it will be read again next time
+    if updated:
+        with contextlib.suppress(OSError):  # a read-only folder: the file is read again next time
             save_record(place, record)
 
 
 def staging_folder(run: Run) -> Path:
+    """Where a download is gathered until it is complete."""
     return run.models / ".download" / run.settings.model.source / run.settings.model.id
 
 
 def elsewhere(run: Run) -> str:
+    """The remedy for a model that does not work here."""
     return f"Take another revision (model.revision=…) or a folder that you have ({run.settings.model.placed}=…)."

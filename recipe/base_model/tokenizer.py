@@ -1,11 +1,12 @@
-"""The recipe's tokenizer, which planning needs without the weights."""
+"""The recipe's tokenizer, and the other model files that planning needs; none of them are weights."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, List, Tuple
 
-from recipe.base_model import model_code
-from recipe.base_model.download import ensure, fetch_tokenizer
-from recipe.base_model.folder import folder
+from recipe.base_model import model_code, visual_encoder
+from recipe.base_model.download import download_files, ensure, light_files
+from recipe.base_model.folder import folder, is_internlm2, is_local
+from recipe.base_model.hub_addresses import Files
 from recipe.base_model.record import check_source
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
@@ -14,8 +15,8 @@ from recipe.xtuner import preset_facts
 
 
 def tokenizer(run: Run) -> Any:
-    """The recipe's tokenizer, without weights: model.tokenizer (a folder or a tokenizer.model), else the
-    base model's folder, else tokenizer.model alone is fetched. Raises InputWrong, HostLacks.
+    """The recipe's tokenizer: from model.tokenizer (a folder or a tokenizer.model), else from the base model's folder,
+    else downloaded alone. Raises InputWrong, HostLacks.
     """
     from recipe.base_model.tiny import tokenizer_from_model
 
@@ -29,20 +30,50 @@ def tokenizer(run: Run) -> Any:
         if run.settings.model.source == "tiny" or run.settings.model.path:
             ensure(run)
         else:
-            place = fetch_tokenizer(run)
+            place = download_tokenizer(run)
     try:
         if place.is_file():
             return tokenizer_from_model(place)
         return load(run.settings, place, padding_side="right")
-    except Exception as error:  # sentencepiece, tokenizers and remote code raise anything
+    except Exception as error:  # sentencepiece, tokenizers and remote code raise many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputWrong(
-            f"{run.shown(place)} is no tokenizer ({reason[:200]}). model.tokenizer takes a tokenizer.model file or a "
-            f"folder with one, model.path a whole model folder."
+            f"{run.shown(place)} is not a tokenizer ({reason[:200]}). model.tokenizer takes a tokenizer.model file or "
+            f"a folder with one, model.path a whole model folder."
         )
 
 
 def load(settings: Settings, place: Path, **more: Any) -> Any:
-    """The tokenizer in a model folder as the recipe's preset loads it."""
-    kind, own = preset_facts.tokenizer_settings(settings)
-    return model_code.load_tokenizer(place, kind, **more, **own)
+    """The tokenizer of a model folder, loaded the way the recipe's preset loads it."""
+    kind, arguments = preset_facts.tokenizer_settings(settings)
+    return model_code.load_tokenizer(place, kind, **more, **arguments)
+
+
+def download_tokenizer(run: Run) -> Path:
+    """tokenizer.model, downloaded with config.json (1.5 MB) from the commit that the weights will come from. For a
+    family other than InternLM2, whose tokenizer has its own code, a folder with everything except the weights.
+    """
+
+    def tokenizer_files(files: Files) -> List[str]:
+        if "tokenizer.model" not in files:
+            raise InputWrong(
+                f"{run.settings.model.id} has no tokenizer.model: name a tokenizer (model.tokenizer=…), or fetch the "
+                f"whole model first: just model."
+            )
+        return [name for name in ("tokenizer.model", "config.json") if name in files]
+
+    if is_internlm2(run):
+        place = download_files(run, tokenizer_files)
+        if is_internlm2(run):  # by config.json, which may be of another family than the preset
+            return place / "tokenizer.model"
+    return download_files(run, light_files)
+
+
+def download_for_plan(run: Run) -> List[Tuple[str, Path]]:
+    """(what, path) of the model files that a plan needs, downloaded if they are not here."""
+    found = []
+    if not (is_local(run) or run.settings.model.tokenizer):
+        found.append(("tokenizer", download_tokenizer(run)))
+    if preset_facts.has_images(run.settings):
+        found.append(("visual encoder", visual_encoder.settings_folder(run)))
+    return found

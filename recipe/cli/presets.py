@@ -17,7 +17,9 @@ TABLE = Path(__file__).resolve().parent.parent.parent / "docs" / "presets.tsv"
 
 def rows(word: str = "") -> List[List[str]]:
     """A row for every preset whose row holds `word`, in any case; see HEAD. Memory is of one GPU, as shipped."""
-    found = [preset_facts.shown(preset_facts.facts(name), memory.gib(name)) for name in preset_editor.files()]
+    found = [
+        preset_facts.table_row(preset_facts.facts(name), memory.preset_gib(name)) for name in preset_editor.files()
+    ]
     return [row for row in found if word.lower() in " ".join(row).lower()]
 
 
@@ -52,15 +54,16 @@ def write_recipe(name: str, base: str) -> Path:
         raise InputWrong(
             f"{path.stem!r} is no name for a recipe: letters, digits, - and _ make a name of a folder too."
         )
-    said = found.why
+    said = found.refusal
     warning = f"# Does not run here: {said}.\n" if said else ""
-    sight = "" if found.kind != "image" else SIGHT.format(eyes=found.eyes)
+    has_images = found.kind == "image"
+    vision = VISUAL_ENCODER.format(visual_encoder=found.visual_encoder) if has_images else ""
     rate = {"full": "2e-5", "projector": "1e-3"}.get(found.method, "2e-4")
     text = NEW.format(
         name=path, base=base, warning=warning, model=found.model, method=found.method,
         template=found.template or "none", lr=rate, data=DATA[found.kind],
-        length=found.names["max_length"] if found.names["max_length"].isdigit() else 2048 - 576 * bool(sight),
-        sight=sight + PROJECTOR * ("pretrained_pth" in found.names),
+        length=found.names["max_length"] if found.names["max_length"].isdigit() else 2048 - 576 * has_images,
+        vision=vision + PROJECTOR * ("pretrained_pth" in found.names),
     )  # fmt: skip
     try:
         with path.open("x", encoding="utf-8") as stream:
@@ -88,7 +91,7 @@ DATA = {
     'images = "data/images" # below which the images lie; left out: beside the file\n'
     'system = "" # the system prompt of training, evaluation and chat',
 }
-SIGHT = 'visual_encoder = "{eyes}" # CLIP at the same hub, or a folder that you have\n'
+VISUAL_ENCODER = 'visual_encoder = "{visual_encoder}" # CLIP at the same hub, or a folder that you have\n'
 PROJECTOR = 'pretrained_pth = "none" # better: the folder of the first stage\'s run, output/…\n'
 NEW = """# A recipe of your own. Check it with: just plan {name}, then: just train {name}
 {warning}
@@ -98,7 +101,7 @@ base = "{base}" # XTuner's preset: whatever is not named here stays as it has it
 id = "{model}"
 source = "huggingface" # or "modelscope"; or name a folder that you have: path = "models/mine"
 revision = "main" # of a model that brings its own code, one from before 2024-03-18
-{sight}
+{vision}
 [data]
 {data}
 eval_share = 0.05 # of it is held out: `just eval` measures there whether the model got better

@@ -28,14 +28,14 @@ def load(invocation: Invocation, verify: bool = False, name: str = "") -> Any:
 
 def only_fetches(run: Any, tokenizer: bool = False) -> bool:
     """Fetch what docker/runtime/run started this process for (RECIPE_FETCH), or the tokenizer; False: do more."""
-    from recipe.base_model import download
+    from recipe.base_model.tokenizer import download_for_plan
     from recipe.xtuner import loggers
 
     wanted = os.environ.get("RECIPE_FETCH")
     if wanted == "loggers":
         loggers.fetch()
     elif wanted == "tokenizer" or (wanted != "model" and tokenizer):
-        for what, path in download.fetch_for_plan(run):
+        for what, path in download_for_plan(run):
             say(what, run.shown(path))
     elif wanted == "model":
         run_stages(run, "model")

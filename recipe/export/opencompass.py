@@ -16,7 +16,7 @@ def opencompass(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     base is named by a folder of links with our code, which runs there; the hub's own may ask for newer libraries.
     """
     base = folder.folder(run).resolve()
-    if model_code.is_ours(base):
+    if model_code.is_internlm2(base):
         model_code.link(base, place / "base")
         base = (run.folder / "export" / "opencompass" / "base").resolve()
 

@@ -7,12 +7,12 @@ from recipe.core.run import Run
 from recipe.export.lmdeploy import PORT
 from recipe.export.merged import JUST, Merged, shown_path, write_json
 
-# Published by XTuner for VLMEvalKit: what makes InternLM2 of this width see. Width → folder on Hugging Face.
+# XTuner's LLaVA models for VLMEvalKit: InternLM2's hidden size → folder on Hugging Face.
 LLAVA = {4096: "xtuner/llava-internlm2-7b", 6144: "xtuner/llava-internlm2-20b"}
 
 
 def vlmevalkit(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
-    """What VLMEvalKit, which asks about pictures, can do with a model of text: let it judge, or give it eyes.
+    """What VLMEvalKit, which asks about images, can do with a text model: use it as judge, or with LLaVA's vision part.
 
     judge.env: the model, served by LMDeploy, takes GPT's place in reading answers. config.json: XTuner's published
     LLaVA with the merged model as its language part, for the widths that there are.
@@ -28,24 +28,24 @@ def vlmevalkit(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
         f"{shown_path(run, 'vlmevalkit', 'judge.env')} to VLMEvalKit/.env",
     ]
     commands = [f"cp {shown_path(run, 'vlmevalkit', 'judge.env')} VLMEvalKit/.env"]
-    eyes = LLAVA.get(merged.config["hidden_size"])
-    if eyes is None or merged.config.get("model_type") != "internlm2":
+    vision = LLAVA.get(merged.config["hidden_size"])
+    if vision is None or merged.config.get("model_type") != "internlm2":
         notes.append(
-            f"No eyes are published for a model of width {merged.config['hidden_size']}: no config.json was written."
+            f"XTuner has no LLaVA for a model of width {merged.config['hidden_size']}: no config.json was written."
         )
         return {"commands": commands, "notes": notes}
     llava = {
         "class": "LLaVA_XTuner",
         "llm_path": str(merged.place.resolve()),
-        "llava_path": eyes,
+        "llava_path": vision,
         "visual_select_layer": -2,
         "prompt_template": "internlm2_chat",
     }
     data = {"MMBench_DEV_CN": {"class": "ImageMCQDataset", "dataset": "MMBench_DEV_CN"}}
     write_json(place / "config.json", {"model": {f"llava-{merged.name}": llava}, "data": data})
     notes.append(
-        f"With eyes: {eyes} (XTuner's LLaVA) was trained on the base model. Its score with the merged one behind it, "
-        f"beside VLMEvalKit's own {eyes.split('/')[1]}, tells what fine-tuning did to its sight, not to its answers."
+        f"{vision} (XTuner's LLaVA) was trained on the base model. Its score with the merged model, compared "
+        f"to VLMEvalKit's own {vision.split('/')[1]}, shows how fine-tuning changed the use of images, not answers."
     )
     commands.append(f"python VLMEvalKit/run.py --config {shown_path(run, 'vlmevalkit', 'config.json')}")
     return {"commands": commands, "notes": notes}

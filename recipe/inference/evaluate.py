@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
-from recipe.base_model import folder
+from recipe.base_model import folder, visual_encoder
 from recipe.base_model.tokenizer import load as load_tokenizer
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.files import write_text
@@ -28,7 +28,6 @@ from recipe.inference import chat_model, loading, prompt, scores
 from recipe.inference.loading import ModelFiles
 from recipe.intake import dataset, split
 from recipe.intake.images import IMAGE_TOKEN, image_folder
-from recipe.planning import memory
 from recipe.planning import tokens as planning_tokens
 from recipe.weights import llava
 from recipe.xtuner import config, preset_facts
@@ -81,7 +80,7 @@ def inputs(run: Run) -> Dict[str, Any]:
     what = loading.find_model(run).kind
     made_by = {"merged": "merge", "adapter": "adapter"}
     # LLaVA's other parts lie beside the language model's adapter, also when that is merged.
-    parts = {"parts": output_digest(run, "adapter", "adapter")} if preset_facts.pictures(run.settings) else {}
+    parts = {"parts": output_digest(run, "adapter", "adapter")} if preset_facts.has_images(run.settings) else {}
     return {**_asked(run), "tuned": output_digest(run, made_by[what], what), "dataset": run.dataset, **parts}
 
 
@@ -96,7 +95,7 @@ def _asked(run: Run) -> Dict[str, Any]:
         "settings": {**settings.eval.model_dump(), "max_new_tokens": limit},
         "template": dict(config.template(cfg) or {}),
         "max_length": cfg.max_length,
-        **({**llava.inputs(run), "square": _square(cfg)} if preset_facts.pictures(settings) else {}),
+        **({**llava.inputs(run), "square": _square(cfg)} if preset_facts.has_images(settings) else {}),
         "code": source(Path(__file__).parent, Path(planning_tokens.__file__), Path(llava.__file__)),
         "versions": {name: versions()[name] for name in ("torch", "transformers", "xtuner")},
     }
@@ -119,7 +118,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
             f"answers of your own: data.eval_files=data/exam.xlsx."
         )
     lines = list(dataset.lines(run.held_out))
-    for line in lines if preset_facts.pictures(run.settings) else ():
+    for line in lines if preset_facts.has_images(run.settings) else ():
         image = image_folder(run) / line["image"]
         if digest(image) != line["sha256"]:
             raise InputWrong(
@@ -168,7 +167,7 @@ def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: made anew
     with tempfile.TemporaryDirectory() as place:
-        vision = llava.prepare_untrained(run, Path(place)) if preset_facts.pictures(run.settings) else None
+        vision = llava.prepare_untrained(run, Path(place)) if preset_facts.has_images(run.settings) else None
         made = _measured(run, loading.find_model(run, "base")._replace(vision=vision), lines, asked, kind)
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -180,13 +179,13 @@ def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str
 
 def _measured(run: Run, of: ModelFiles, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
     """`losses` of every conversation and `answers` ([text, ended]) of those that `_answered` names."""
-    chosen, pictures = asked["settings"], preset_facts.pictures(run.settings)
+    chosen, has_images = asked["settings"], preset_facts.has_images(run.settings)
     template = prompt.template(run)
     with loading.explain_load_errors(run, of):
         model = chat_model.ChatModel(of.folder, template, of.adapter, kind, load_tokenizer(run.settings, of.folder))
     trained = None if preset_facts.kind(run.settings) == "pretrain" else model.template
     encoded = [
-        planning_tokens.encoded(line["conversation"], trained, model.tokenizer, asked["max_length"], pictures)
+        planning_tokens.encoded(line["conversation"], trained, model.tokenizer, asked["max_length"], has_images)
         for line in lines
     ]
     questions = []
@@ -197,7 +196,7 @@ def _measured(run: Run, of: ModelFiles, lines: Any, asked: Dict[str, Any], kind:
         questions.append((number, said[0].get("system", ""), turns, question))
     if of.vision:
         see = _seeing(run, model, of.vision, lines, asked["square"])
-        losses = model.losses(encoded, chosen["batch_size"], see, memory.eyes(run).patches)
+        losses = model.losses(encoded, chosen["batch_size"], see, visual_encoder.encoder_shape(run).patches)
         answers = []
         for number, *asking in questions:  # one by one: each has an image of its own
             model.image = see(number)
@@ -217,11 +216,11 @@ def _measured(run: Run, of: ModelFiles, lines: Any, asked: Dict[str, Any], kind:
 
 
 def _seeing(
-    run: Run, model: chat_model.ChatModel, eyes: Tuple[Path, Path], lines: Any, square: bool
+    run: Run, model: chat_model.ChatModel, vision: Tuple[Path, Path], lines: Any, square: bool
 ) -> Callable[[int], Any]:
     """Function that gives a held-out conversation's image as tokens, by its number."""
-    sight, folder = llava.VisionTower(*eyes, model.model.device, model.dtype), image_folder(run)
-    return lambda number: sight.embed(folder / lines[number]["image"], square)
+    tower, folder = llava.VisionTower(*vision, model.model.device, model.dtype), image_folder(run)
+    return lambda number: tower.embed(folder / lines[number]["image"], square)
 
 
 def _blind(encoded: Dict[str, List[int]]) -> Dict[str, List[int]]:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Iterator, NamedTuple, Optional, Tuple
 
-from recipe.base_model import folder
+from recipe.base_model import folder, visual_encoder
 from recipe.core import hardware
 from recipe.core.errors import HostLacks, InputWrong, RecipeError
 from recipe.core.run import Run
@@ -36,7 +36,7 @@ def find_model(run: Run, which: str = "") -> ModelFiles:
     merged, adapter = ((stages.get(name) or {}).get("finished", "") for name in ("merge", "adapter"))
     if which == "base":
         return ModelFiles("base", folder.folder(run))
-    vision = (folder.folder(folder.visual(run)), run.adapter) if preset_facts.pictures(run.settings) else None
+    vision = (visual_encoder.encoder_folder(run), run.adapter) if preset_facts.has_images(run.settings) else None
     full = preset_facts.method(run.settings) == "full"
     if full and which == "adapter":
         raise InputWrong(f"{run.name} is fully fine-tuned: it has a merged model, but no adapter.")

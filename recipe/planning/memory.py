@@ -1,8 +1,7 @@
-"""GPU memory and disk that training takes, computed from a model's shape: for models and methods that were never
-measured.
+"""Estimates the GPU memory and disk space of a training run from the model's shape, also where nothing was measured.
 
-What is summed of memory: the weights as XTuner holds them, gradients and Adam's moments of what is trained, the
-checkpointed activations and the logits. `core/measurements.py` has what was measured, of InternLM2-chat-7B alone.
+Memory is the sum of the weights as XTuner holds them, gradients and Adam's moments of what is trained, checkpointed
+activations and logits. `core/measurements.py` has measured figures, but only for InternLM2-chat-7B.
 """
 
 import json
@@ -10,32 +9,36 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from recipe.base_model import download, folder
+from recipe.base_model import folder
+from recipe.base_model.visual_encoder import CLIP_LARGE, EncoderShape, VisionLoad
 from recipe.core import tensor_files
-from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.xtuner import preset_editor, preset_facts
 
 GIB, MIB = 1 << 30, 1 << 20
-OVERHEAD = 0.5 * GIB  # cuBLAS' workspace and fragments; CUDA's own context is not in it
-BUCKETS = 2.5 * GIB  # DeepSpeed's buckets of gradients (5e8 values), which are free again while the layers work
-# Bytes of a trained weight that DeepSpeed's update holds beside: its gradients joined in 16 bits and copied to fp32. By
-# then the layers' work is done. ZeRO-3 takes no more than so many weights at a time (XTuner's file has the default).
+OVERHEAD = 0.5 * GIB  # cuBLAS workspace and fragmentation; without CUDA's own context
+BUCKETS = 2.5 * GIB  # DeepSpeed's gradient buckets (5e8 values), which are free while the layers are computed
+# Bytes per trained weight during DeepSpeed's update, when the layers' activations are free again: the joined 16-bit
+# gradients and their fp32 copy. ZeRO-3 updates at most GROUP weights at a time (the default in XTuner's file).
 STEP, GROUP = 6, 1e9
-# Layers and width of the models that XTuner's presets name, by their size in billions, and words of the vocabulary.
+# (layers, hidden size) of the models that XTuner's presets name, by billions of parameters; size of the vocabulary, by
+# a part of the name.
 LAYERS = {
     0.5: (24, 1024), 1.8: (24, 2048), 2: (18, 2048), 4: (40, 2560), 6: (32, 4096), 6.24: (28, 4096), 6.7: (32, 4096),
     7: (32, 4096), 13: (40, 5120), 14: (40, 5120), 15.5: (40, 6144), 16.4: (28, 2048), 20: (60, 5120), 34: (60, 7168),
     46.7: (32, 4096), 70: (80, 8192), 72: (80, 8192),
 }  # fmt: skip
-WORDS = (
+VOCABULARIES = (
     ("internlm2", 92544), ("internlm", 103168), ("baichuan2", 125696), ("baichuan", 64000), ("chatglm", 65024),
     ("qwen", 151936), ("gemma", 256000), ("deepseek-moe", 102400), ("starcoder", 49152), ("yi-", 64000), ("", 32000),
 )  # fmt: skip
 
 
+NO_IMAGES = VisionLoad()
+
+
 class Shape(NamedTuple):
-    """`parameters` in all, and what the activations' size follows from."""
+    """The shape of a language model; `parameters` is their total number."""
 
     parameters: float
     layers: int
@@ -43,60 +46,17 @@ class Shape(NamedTuple):
     vocabulary: int
 
 
-class Eyes(NamedTuple):
-    """The half of CLIP that sees: `patches` are the tokens of an image, its own class token not counted."""
-
-    layers: int
-    hidden: int
-    inner: int
-    patch: int
-    patches: int
-
-    @property
-    def parameters(self) -> int:
-        layer = 4 * self.hidden * (self.hidden + 1) + 2 * self.hidden * self.inner + self.inner + 5 * self.hidden
-        ends = self.hidden * (3 * self.patch**2 + self.patches + 6)
-        return self.layers * layer + ends
-
-
-LARGE = Eyes(24, 1024, 4096, 14, 576)  # openai/clip-vit-large-patch14-336, by which all of LLaVA's presets see
-
-
-class Sight(NamedTuple):
-    """What seeing adds: parameters that stay as they are, parameters that are trained, values that are kept of an
-    iteration's images for their gradients.
-    """
-
-    frozen: int = 0
-    trained: int = 0
-    kept: int = 0
-
-
-BLIND = Sight()
-
-
-def sight(eyes: Eyes, hidden: int, images: int, rank: int = 0) -> Sight:
-    """Of an iteration of so many images, before a language model of this width; `rank`: of LoRA on CLIP, 0 for none.
-
-    The projector is XTuner's, of two layers. The checkpointed input of every layer of CLIP is kept, also where it is
-    frozen: XTuner lets gradients into it.
-    """
-    projector = eyes.hidden * hidden + hidden * hidden + 2 * hidden
-    adapter = rank * eyes.layers * (8 * eyes.hidden + 2 * (eyes.hidden + eyes.inner))
-    return Sight(eyes.parameters, projector + adapter, images * (eyes.patches + 1) * eyes.layers * eyes.hidden)
-
-
-def by_name(name: str) -> Optional[Shape]:
-    """The shape that a model's name tells, None where it tells none."""
+def shape_by_name(name: str) -> Optional[Shape]:
+    """The shape of a model of a known size; None if its name does not state one."""
     billions = preset_facts.size_of(name)
     if billions not in LAYERS:
         return None
-    words = next(count for word, count in WORDS if word in name.lower())
-    return Shape(1e9 * billions, *LAYERS[billions], words)
+    vocabulary = next(size for word, size in VOCABULARIES if word in name.lower())
+    return Shape(1e9 * billions, *LAYERS[billions], vocabulary)
 
 
-def of_folder(place: Path) -> Optional[Shape]:
-    """The shape of a model folder, from its config and its weights' headers; None where they do not tell."""
+def shape_of_folder(place: Path) -> Optional[Shape]:
+    """The shape of a model folder, from its config and the headers of its weights; None if it is incomplete."""
     try:
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
         stored = [t for path in folder.weights(place) for t in tensor_files.tensors(path).values()]
@@ -109,164 +69,148 @@ def of_folder(place: Path) -> Optional[Shape]:
     return found if stored else None
 
 
-def parts(
-    shape: Shape, method: str, bits: int, tokens: int, rank: int = 64, deepspeed: bool = True, seeing: Sight = BLIND
-) -> Dict[str, float]:
-    """Bytes on one GPU with `tokens` an iteration: {weights, trained (gradients and moments), work, total}.
+def estimate(
+    shape: Shape, method: str, bits: int, tokens: int, rank: int = 64, deepspeed: bool = True,
+    vision: VisionLoad = NO_IMAGES,
+) -> Dict[str, float]:  # fmt: skip
+    """Bytes on one GPU with `tokens` per iteration: {weights, trained (gradients and moments), work, total}.
 
-    Full fine-tuning holds 16 bytes a weight in either way: DeepSpeed 2 of weights, 2 of gradients, 12 of fp32 weights
-    and moments, at whose update it holds STEP more (an H100 took 39,725 MiB for a model of 1.9 billion: 22 a weight);
-    mmengine's runner 4, 4 and 8, and 2 more for autocast's copies. Of a frozen model DeepSpeed keeps what
-    is not quantized in 16 bits; without it PEFT makes that fp32, which under a projector alone is not there to do so.
+    Full fine-tuning holds 16 bytes per weight. With DeepSpeed: 2 for the weight, 2 for its gradient, 12 for the fp32
+    weight and moments, and STEP more during the update (an H100 took 39,725 MiB for 1.9 billion weights: 22 each).
+    With mmengine's runner: 4, 4, 8, and 2 more for autocast's copies. What is not quantized in a frozen model is 16
+    bits with DeepSpeed; without it PEFT converts it to fp32, except under a projector alone, which does not use PEFT.
     """
-    ends = min(2 * shape.vocabulary * shape.hidden, shape.parameters)
+    ends = min(2 * shape.vocabulary * shape.hidden, shape.parameters)  # embeddings and output layer
     wide = 2 if deepspeed else 4
     if method == "full":
         weights, trained = wide * shape.parameters, 14 * shape.parameters
     else:
         unquantized = 2 if method == "projector" else wide
         weights = {4: 0.52, 8: 1.0}.get(bits, unquantized) * (shape.parameters - ends) + unquantized * ends
-        # Every linear layer: four of width × width, three of width × about 2.7 widths
+        # LoRA on every linear layer: four of hidden × hidden, three of hidden × about 2.7 hidden
         trained = 16 * rank * shape.layers * 19 * shape.hidden if method in ("lora", "qlora") else 0
-    weights, trained = weights + wide * seeing.frozen, trained + 16 * seeing.trained
-    work = _work(shape, tokens, wide, seeing)
+    weights, trained = weights + wide * vision.frozen, trained + 16 * vision.trained
+    work = _work(shape, tokens, wide, vision)
     if deepspeed:
-        work = max(work, BUCKETS, STEP * _trained(shape, method, trained, seeing))
+        work = max(work, BUCKETS, STEP * _trained_parameters(shape, method, trained, vision))
     else:
         work += OVERHEAD
     return {"weights": weights, "trained": trained, "work": work, "total": weights + trained + work}
 
 
-def _work(shape: Shape, tokens: int, wide: int, seeing: Sight) -> float:
-    """The checkpointed input of every layer, one layer's inside, and logits with their fp32 copy and gradients."""
-    of_token = wide * shape.layers * shape.hidden + 70 * shape.hidden + 12 * shape.vocabulary
-    return tokens * of_token + wide * seeing.kept
+def _work(shape: Shape, tokens: int, wide: int, vision: VisionLoad) -> float:
+    """Bytes of each layer's checkpointed input, one layer's activations, and logits with fp32 copy and gradients."""
+    per_token = wide * shape.layers * shape.hidden + 70 * shape.hidden + 12 * shape.vocabulary
+    return tokens * per_token + wide * vision.activations
 
 
-def gib(name: str) -> Optional[float]:
-    """GiB that a preset takes as it is shipped, on one GPU with ZeRO-2; None where its model tells no size."""
+def _trained_parameters(shape: Shape, method: str, trained: float, vision: VisionLoad = NO_IMAGES) -> float:
+    """How many parameters are trained; `trained`: bytes from `estimate`, 16 for each parameter of an adapter."""
+    return shape.parameters + vision.trained if method == "full" else trained / 16
+
+
+def preset_gib(name: str) -> Optional[float]:
+    """GiB that a preset as shipped takes on one GPU with ZeRO-2; None if its model's name does not state a size."""
     found = preset_facts.facts(name)
-    shape = by_name(found.model)
+    shape = shape_by_name(found.model)
     if shape is None:
         return None
     batch = _number(found, "batch_size", "training_args.per_device_train_batch_size")
     rank = _number(found, f"{found.lora}.r") if found.method in ("lora", "qlora") else 0
     if found.kind == "image":
-        # The text has what an image leaves of so many tokens: max_length = int(2048 - (336 / 14)**2)
-        told = re.search(r"max_length = int\((\d+) - \(\d+ / \d+\) ?\*\* ?2\)", preset_editor.source(name))
-        tokens = batch * (int(told[1]) - 1 if told else 0)  # the image's sign is in either
-        seeing = sight(LARGE, shape.hidden, batch, _number(found, "model.visual_encoder_lora.r", none=0))
+        # The preset's max_length leaves room for an image's tokens: max_length = int(2048 - (336 / 14)**2)
+        total = re.search(r"max_length = int\((\d+) - \(\d+ / \d+\) ?\*\* ?2\)", preset_editor.source(name))
+        tokens = batch * (int(total[1]) - 1 if total else 0)  # the image's placeholder is in both
+        vision = CLIP_LARGE.load(shape.hidden, batch, _number(found, "model.visual_encoder_lora.r", default=0))
     else:
-        tokens, seeing = batch * _number(found, "max_length"), BLIND
-    return parts(shape, found.method, found.bits, tokens, rank, seeing=seeing)["total"] / GIB
+        tokens, vision = batch * _number(found, "max_length"), NO_IMAGES
+    return estimate(shape, found.method, found.bits, tokens, rank, vision=vision)["total"] / GIB
 
 
-def of_run(
-    run: Run, cfg: Any, deepspeed: bool, checkpoints: int, eyes: Optional[Eyes] = None, text: int = 0
+def _number(found: preset_facts.Facts, *names: str, default: int = 1) -> int:
+    return next((int(found.names[name]) for name in names if found.names.get(name, "").isdigit()), default)
+
+
+def estimate_run(
+    run: Run, cfg: Any, deepspeed: bool, checkpoints: int, encoder: Optional[EncoderShape] = None, longest: int = 0
 ) -> Optional[Dict[str, Any]]:
-    """What the recipe's training takes, in MiB: `mib` on one GPU in all and `weights`, `trained`, `work` of it; `zero`,
-    a table of DeepSpeed's stages (`of_zero`); `disk`, of the run's so many checkpoints (`of_disk`). None where neither
-    the model's folder nor its name tells its shape. `eyes`: of a recipe with images, whose longest text has `text`
-    tokens.
+    """What the recipe's training takes, in MiB: `mib` on one GPU in total, and of it `weights`, `trained`, `work`;
+    `zero`, a table by DeepSpeed stage (`zero_stages`); `disk`, with this number of checkpoints. None if neither the
+    model's folder nor its name states its shape.
+
+    `encoder`: for a recipe with images, whose longest text has `longest` tokens.
     """
     settings = run.settings
-    shape = of_folder(folder.folder(run)) or by_name(settings.model.id)
+    shape = shape_of_folder(folder.folder(run)) or shape_by_name(settings.model.id)
     if shape is None:
         return None
     method = preset_facts.method(settings)
-    lora, seeing, length = cfg.model.get("llm_lora" if eyes else "lora"), BLIND, cfg.max_length
-    if eyes:  # nothing is packed, and an image takes the place of one token of its text
-        on_eyes = cfg.model.get("visual_encoder_lora")
-        length = min(length, text) + eyes.patches - 1
-        seeing = sight(eyes, shape.hidden, cfg.batch_size, on_eyes.get("r", 64) if on_eyes else 0)
+    lora, vision, length = cfg.model.get("llm_lora" if encoder else "lora"), NO_IMAGES, cfg.max_length
+    if encoder:  # nothing is packed, and an image replaces one token of its text
+        encoder_lora = cfg.model.get("visual_encoder_lora")
+        length = min(length, longest) + encoder.patches - 1
+        vision = encoder.load(shape.hidden, cfg.batch_size, encoder_lora.get("r", 64) if encoder_lora else 0)
     bits = {"full": 32}.get(method, 8 if preset_facts.facts(settings.base).bits == 8 else 16)
     if preset_facts.four_bits(settings):
         bits = 4
-    shared = (method, bits, cfg.batch_size * length, lora.get("r", 64) if lora else 0)
-    held = parts(shape, *shared, deepspeed, seeing)
-    found = {name: round(value / MIB) for name, value in held.items()}
-    zero = of_zero(shape, *shared, seeing)
+    arguments = (method, bits, cfg.batch_size * length, lora.get("r", 64) if lora else 0)
+    on_one_gpu = estimate(shape, *arguments, deepspeed, vision)
+    found = {name: round(value / MIB) for name, value in on_one_gpu.items()}
+    zero = zero_stages(shape, *arguments, vision)
     for row in zero:
         row.update({place: {n: round(v / MIB) for n, v in row[place].items()} for place in ("gpu", "host")})
-    parameters, trained = round(shape.parameters), round(_trained(shape, method, held["trained"], seeing))
-    # A new one is written before the oldest goes.
+    parameters, trained = (
+        round(shape.parameters),
+        round(_trained_parameters(shape, method, on_one_gpu["trained"], vision)),
+    )
+    # The new checkpoint is written before the oldest is deleted.
     copies = checkpoints if cfg.save_total_limit < 1 else min(checkpoints, cfg.save_total_limit + 1)
     return {
         "mib": found.pop("total"), "method": method, "parameters": parameters, **found, "zero": zero,
-        "disk": of_disk(parameters, trained, deepspeed, copies, method != "projector"),
+        "disk": disk(parameters, trained, deepspeed, copies, method != "projector"),
     }  # fmt: skip
 
 
-def _trained(shape: Shape, method: str, held: float, seeing: Sight = BLIND) -> float:
-    """How many weights are trained, of the bytes that `parts` has as `trained`: an adapter's hold 16 each."""
-    return shape.parameters + seeing.trained if method == "full" else held / 16
+def disk(parameters: int, trained: int, deepspeed: bool, copies: int, merges: bool = True) -> Dict[str, int]:
+    """Bytes: {model, checkpoint, checkpoints (all copies), merged}; both models in 16 bits.
 
-
-def of_disk(parameters: int, trained: int, deepspeed: bool, copies: int, merges: bool = True) -> Dict[str, int]:
-    """Bytes: {model, checkpoint, checkpoints: all that lie there at once, merged}; the two models in 16 bits.
-
-    A checkpoint holds what is trained in fp32 and Adam's two moments (12 bytes), DeepSpeed's the 16-bit weights too.
+    A checkpoint holds 12 bytes per trained parameter (fp32 and Adam's two moments), DeepSpeed's also 2 of 16 bits.
     """
     checkpoint = (14 if deepspeed else 12) * trained
-    model_files = 2 * parameters
-    return {"model": model_files, "checkpoint": checkpoint, "checkpoints": copies * checkpoint,
-            "merged": model_files if merges else 0}  # fmt: skip
+    return {
+        "model": 2 * parameters, "checkpoint": checkpoint, "checkpoints": copies * checkpoint,
+        "merged": 2 * parameters if merges else 0,
+    }  # fmt: skip
 
 
-def _number(found: preset_facts.Facts, *names: str, none: int = 1) -> int:
-    return next((int(found.names[name]) for name in names if found.names.get(name, "").isdigit()), none)
-
-
-def of_zero(
-    shape: Shape, method: str, bits: int, tokens: int, rank: int, seeing: Sight = BLIND
+def zero_stages(
+    shape: Shape, method: str, bits: int, tokens: int, rank: int, vision: VisionLoad = NO_IMAGES
 ) -> List[Dict[str, Any]]:
-    """What DeepSpeed's stages need: [{stage, gpu, host: bytes on 1, 2, 4, 8 GPUs}]; `host` is RAM in all.
+    """What each DeepSpeed stage needs: [{stage, gpu: bytes on each, host: bytes of RAM in total}], by 1, 2, 4, 8 GPUs.
 
-    DeepSpeed holds 16-bit weights and gradients (2 bytes each) of what is trained, and 12 bytes of fp32 weights and
-    moments. ZeRO-1 divides the 12 among the GPUs, ZeRO-2 the gradients too, ZeRO-3 everything; offload moves the 12
-    (with ZeRO-3 the weights too) into RAM, where the update then is.
+    For each trained parameter DeepSpeed holds 2 bytes of weight, 2 of gradient, and 12 of fp32 weight and moments.
+    ZeRO-1 divides the 12 among the GPUs, ZeRO-2 also the gradients, ZeRO-3 everything. Offload moves the 12 (with
+    ZeRO-3 also the weights) into RAM, where the update then runs.
     """
-    alone = parts(shape, method, bits, tokens, rank, seeing=seeing)
-    trained = _trained(shape, method, alone["trained"], seeing)
-    frozen = 2.0 * seeing.frozen if method == "full" else alone["weights"]
-    work = max(_work(shape, tokens, 2, seeing), BUCKETS)
+    on_one_gpu = estimate(shape, method, bits, tokens, rank, vision=vision)
+    trained = _trained_parameters(shape, method, on_one_gpu["trained"], vision)
+    frozen = 2.0 * vision.frozen if method == "full" else on_one_gpu["weights"]
+    work = max(_work(shape, tokens, 2, vision), BUCKETS)
+    # stage → bytes per trained parameter: on each GPU, divided among the GPUs, in RAM
+    stages = {
+        "zero1": (4, 12, 0), "zero2": (2, 14, 0), "zero2_offload": (2, 2, 12), "zero3": (0, 16, 0),
+        "zero3_offload": (0, 0, 16),
+    }  # fmt: skip
     table = []
-    for stage in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"):
-        if bits == 4 and stage.startswith("zero3"):
+    for stage, (each, divided, ram) in stages.items():
+        zero3, offload = stage.startswith("zero3"), stage.endswith("offload")
+        if bits == 4 and zero3:
             continue
         row: Dict[str, Any] = {"stage": stage, "gpu": {}, "host": {}}
         for gpus in (1, 2, 4, 8):
-            whole = {"zero1": 4.0, "zero2": 2.0}.get(stage[:5], 0.0) * trained
-            cut = {"zero1": 12.0, "zero2": 14.0, "zero3": 16.0}[stage[:5]] * trained
-            base = frozen / gpus if stage.startswith("zero3") else frozen
-            host = 0.0
-            if stage == "zero2_offload":
-                cut, host = 2.0 * trained, 12.0 * trained
-            elif stage == "zero3_offload":
-                cut, host, base = 0.0, 16.0 * trained + frozen, 0.0
-            step = 0.0 if "offload" in stage else STEP * min(trained / gpus, GROUP if stage == "zero3" else trained)
-            row["gpu"][str(gpus)] = whole + cut / gpus + base + max(work, step)
-            row["host"][str(gpus)] = host
+            base = 0.0 if stage == "zero3_offload" else frozen / gpus if zero3 else frozen
+            step = 0.0 if offload else STEP * min(trained / gpus, GROUP if zero3 else trained)
+            row["gpu"][str(gpus)] = (each + divided / gpus) * trained + base + max(work, step)
+            row["host"][str(gpus)] = ram * trained + (frozen if stage == "zero3_offload" else 0.0)
         table.append(row)
     return table
-
-
-def eyes(run: Run) -> Eyes:
-    """CLIP's shape; its class token, which XTuner leaves out, is no patch. Raises InputWrong for what is no CLIP."""
-    from transformers import CLIPImageProcessor, CLIPVisionConfig
-
-    place = download.visual_facts(run)
-    try:
-        config = CLIPVisionConfig.from_pretrained(str(place))
-        cut = CLIPImageProcessor.from_pretrained(str(place)).crop_size
-    except (OSError, ValueError, TypeError) as error:
-        raise InputWrong(f"model.visual_encoder: {run.shown(place)} is no CLIP ({str(error).splitlines()[0][:200]}).")
-    if {cut.get("height"), cut.get("width")} != {config.image_size}:
-        raise InputWrong(
-            f"model.visual_encoder: {run.shown(place)} cuts images to {cut}, and its model takes {config.image_size} "
-            f"pixels."
-        )
-    return Eyes(
-        config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.patch_size,
-        (config.image_size // config.patch_size) ** 2,
-    )  # fmt: skip

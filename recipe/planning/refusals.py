@@ -6,11 +6,11 @@ from typing import Any, Dict, List, Tuple
 
 from recipe.planning.schedule import smallest_warmup, updates
 
-MIN_UPDATES = 30  # below it nothing settles; the tutorial makes 3
+MIN_UPDATES = 30  # fewer do not converge; the tutorial makes 3
 
 MIN_ANSWERS_KEPT = 0.95
 
-LR_RANGE = (1e-6, 5e-3)  # of the reached peak, for adapters
+LR_RANGE = (1e-6, 5e-3)  # for adapters
 
 MAX_BATCH = 1024  # sequences per update
 
@@ -18,7 +18,7 @@ Remedy = Dict[str, Any]  # setting → value
 
 
 def warnings(plan: Dict[str, Any]) -> List[str]:
-    """What is worth knowing and stops nothing."""
+    """What the user should know although it does not stop the run."""
     found = []
     if plan["ranks"] > 1:
         found.append(
@@ -27,16 +27,16 @@ def warnings(plan: Dict[str, Any]) -> List[str]:
         )
     if plan["packs_repeated"]:
         found.append(
-            f"{plan['packs']} packs are no multiple of {plan['ranks']} GPUs: {plan['packs_repeated']} stand in every "
+            f"{plan['packs']} packs are not a multiple of {plan['ranks']} GPUs: {plan['packs_repeated']} are in every "
             f"epoch twice."
             if plan["ranks"] > 1
-            else f"{plan['packs']} pairs fill no whole update: {plan['packs_repeated']} stand in every epoch twice."
+            else f"{plan['packs']} pairs do not fill whole updates: {plan['packs_repeated']} are in every epoch twice."
         )
     if plan["duplicates"]:
-        found.append(f"{plan['duplicates']} conversations stand in the data twice and weigh double.")
+        found.append(f"{plan['duplicates']} conversations are in the data twice and count double.")
     if plan["updates_with_deepspeed"] != plan["updates_without_deepspeed"]:
         found.append(
-            f"{plan['iterations']} iterations are no multiple of accumulative_counts={plan['accumulative_counts']}: "
+            f"{plan['iterations']} iterations are not a multiple of accumulative_counts={plan['accumulative_counts']}: "
             f"{plan['updates_with_deepspeed']} updates with DeepSpeed, which drops the rest, "
             f"{plan['updates_without_deepspeed']} without."
         )
@@ -52,20 +52,20 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
     remedies["warmup-crash"] = remedies["peak-not-reached"] = {"train.warmup_ratio": ratio} if ratio else {}
     if crash:
         found["warmup-crash"] = (
-            f"The warm-up ends at iteration {plan['warmup_iterations']}, where it begins; mmengine stops there "
-            f"({crash}). Raise it: {remedy}."
+            f"The warm-up has {plan['warmup_iterations']} iterations, and mmengine does not start with that ({crash}). "
+            f"Raise it: {remedy}."
         )
     elif plan["lr_peak"] < 0.99 * plan["lr_configured"]:
         found["peak-not-reached"] = (
-            f"The learning rate never comes near its peak: it reaches {plan['lr_peak']:.3g} of "
+            f"The learning rate does not reach its peak: it gets to {plan['lr_peak']:.3g} of "
             f"{plan['lr_configured']:.3g}. The warm-up of {plan['warmup_iterations']} iteration(s) is too short for "
             f"mmengine's ramp: {remedy}."
         )
     if plan["updates"] < MIN_UPDATES:
         remedies["few-updates"], made = _more_updates(plan, deepspeed)
         found["few-updates"] = (
-            f"Only {plan['updates']} optimizer updates (fewer than {MIN_UPDATES}): {words(remedies['few-updates'])} "
-            f"gives {made}."
+            f"Only {plan['updates']} optimizer updates (fewer than {MIN_UPDATES}): "
+            f"{overrides(remedies['few-updates'])} gives {made}."
         )
     share = plan["answer_tokens_kept"] / plan["answer_tokens"]
     if share < MIN_ANSWERS_KEPT:
@@ -77,7 +77,7 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
         found["rows-cut"] = (
             f"{len(plan['rows_cut'])} conversation(s) are longer than train.max_length={plan['max_length']} and lose "
             f"their end, so the model would not learn to stop (lines {shown} of dataset.jsonl): "
-            f"{words(remedies['rows-cut'])}, or shorten them."
+            f"{overrides(remedies['rows-cut'])}, or shorten them."
         )
     for name, what in (("evaluation_freq", "evaluation"), ("save_steps", "checkpoint")):
         steps = plan["intervals"].get(name, cfg[name])
@@ -100,13 +100,13 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
     return [{"fault": fault, "why": why, "remedy": remedies.get(fault, {})} for fault, why in found.items()]
 
 
-def words(remedy: Remedy) -> str:
-    """As overrides to type."""
+def overrides(remedy: Remedy) -> str:
+    """A remedy as overrides to type."""
     return " ".join(f"{name}={json.dumps(value)}" for name, value in remedy.items())
 
 
 def _more_updates(plan: Dict[str, Any], deepspeed: bool) -> Tuple[Remedy, int]:
-    """(remedy, the updates that it gives)"""
+    """(remedy, number of updates with it)"""
     fitting = plan["iterations"] // MIN_UPDATES
     if fitting:
         return _accumulating(plan, fitting), updates(plan["iterations"], fitting, deepspeed)
@@ -115,24 +115,25 @@ def _more_updates(plan: Dict[str, Any], deepspeed: bool) -> Tuple[Remedy, int]:
 
 
 def _accumulating(plan: Dict[str, Any], each: int) -> Remedy:
-    """With it every rank accumulates over `each` iterations of the size that they have now."""
+    """The remedy with which every rank accumulates over `each` iterations of the current batch size."""
     if plan["ranks"] == 1:
         return {"train.accumulative_counts": each}
     return {"train.batch_size": plan["batch_size"], "train.accumulative_counts": each * plan["ranks"]}
 
 
 def _more_answers(plan: Dict[str, Any]) -> Tuple[Remedy, str]:
-    """(remedy, the same as text)"""
+    """(remedy, text)"""
     if plan["rows_cut"]:
         longer: Remedy = {"train.max_length": next_length(plan["longest_row"])}
-        return longer, f"{words(longer)} holds the longest conversation"
+        return longer, f"{overrides(longer)} holds the longest conversation"
     if plan["map_num_proc"] > 1:
         alone: Remedy = {"train.map_num_proc": 1}
         many = plan["map_num_proc"]
-        return alone, f"{many} processes pack alone and throw their remainders away: {words(alone)}"
+        return alone, f"{many} processes each drop the end of their last pack: {overrides(alone)}"
     unpacked: Remedy = {"train.pack_to_max_length": False}
-    return unpacked, f"a shorter train.max_length leaves a smaller remainder, {words(unpacked)} none"
+    return unpacked, f"a shorter train.max_length leaves a smaller remainder, {overrides(unpacked)} none"
 
 
 def next_length(longest: int) -> int:
+    """The next power of two."""
     return 2 ** math.ceil(math.log2(longest))

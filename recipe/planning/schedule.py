@@ -1,14 +1,13 @@
-"""Iterations, updates and the learning rate of every iteration, by mmengine's own schedulers."""
+"""Iterations, updates and the learning rate of each iteration, from mmengine's own schedulers."""
 
 import math
 from typing import Any, List, Optional, Sequence
 
 
 def learning_rates(schedulers: Sequence[Any], lr: float, per_epoch: int, iterations: int) -> List[float]:
-    """The rate of every iteration, from mmengine's own scheduler classes.
+    """The learning rate of each iteration; `schedulers` is the config's param_scheduler.
 
-    `schedulers` is the config's param_scheduler. Raises ValueError as mmengine would, for instance for a
-    warm-up that ends where it begins.
+    Raises mmengine's ValueError, for instance for a warm-up of 0 iterations.
     """
     import torch
     from mmengine.optim import CosineAnnealingLR, LinearLR
@@ -24,54 +23,54 @@ def learning_rates(schedulers: Sequence[Any], lr: float, per_epoch: int, iterati
             built.append(kind.build_iter_from_epoch(optimizer, epoch_length=per_epoch, **arguments))
         else:
             built.append(kind(optimizer, **arguments))
-    trace = []
+    rates = []
     for _ in range(iterations):
-        trace.append(float(optimizer.param_groups[0]["lr"]))
+        rates.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()
         for scheduler in built:
             scheduler.step()
-    return trace
+    return rates
 
 
 def updates(iterations: int, accumulation: int, deepspeed: bool) -> int:
-    """Optimizer updates. DeepSpeed drops a last group that is not full; mmengine makes an update of it."""
+    """Optimizer updates. DeepSpeed drops an incomplete last accumulation; mmengine makes an update of it."""
     return iterations // accumulation if deepspeed else math.ceil(iterations / accumulation)
 
 
-def iterations_per_epoch(packs: int, batch_size: int, together: int = 1, grouped: int = 1) -> int:
-    """Iterations per epoch and rank: mmengine's sampler pads to equal shares, the last batch may be short. XTuner's,
-    by length, pads to whole groups of `grouped` batches.
+def iterations_per_epoch(packs: int, batch_size: int, ranks: int = 1, group: int = 1) -> int:
+    """Iterations per epoch and rank. mmengine's sampler pads to equal shares, and the last batch may be short; XTuner's
+    sampler by length pads to full groups of `group` batches.
     """
-    return math.ceil(math.ceil(packs / together) / (batch_size * grouped)) * grouped
+    return math.ceil(math.ceil(packs / ranks) / (batch_size * group)) * group
 
 
-def answers(cfg: Any, within: Sequence[int], iterations: int, once: bool) -> int:
-    """Tokens, at most, of the answers that XTuner's hook generates: before training (cut at 50), after the iterations
-    `within` the run, and at its end; `once`: unless the same model has then been asked already (hooks.DedupeEvalHook).
+def generated_tokens(cfg: Any, evaluated: Sequence[int], iterations: int, once: bool) -> int:
+    """The most tokens that XTuner's evaluation hook generates: before training (50 per answer), after the iterations
+    `evaluated`, and at the end; `once`: not twice for the same model (hooks.DedupeEvalHook).
     """
     hook = next((one for one in cfg.get("custom_hooks", ()) if "evaluation_inputs" in one), None)
     if hook is None:
         return 0
     longest = hook.get("max_new_tokens", 600)  # XTuner's default
-    times = len(set(within)) + (0 if once and iterations in within else 1)
+    times = len(set(evaluated)) + (0 if once and iterations in evaluated else 1)
     return len(hook["evaluation_inputs"]) * (50 + longest * times)
 
 
-def grouped(cfg: Any) -> int:
-    """How many batches the config's sampler keeps together: those of an update where it groups by length, else 0."""
+def group_size(cfg: Any) -> int:
+    """How many batches the config's sampler groups by length (those of an update); 0 if it does not group."""
     return cfg.train_dataloader.sampler.get("per_device_batch_size", 0) // cfg.batch_size
 
 
-def interval(value: Any, iterations: int) -> int:
-    """A setting that is a share of the run (below 1) in iterations, rounded up; a whole number as it is."""
+def in_iterations(value: Any, iterations: int) -> int:
+    """A setting that may be a share of the run (a float below 1), in iterations, rounded up."""
     return math.ceil(value * iterations) if isinstance(value, float) and value < 1 else int(value)
 
 
 def smallest_warmup(per_epoch: int, epochs: int) -> Optional[float]:
-    """Smallest warm-up ratio in hundredths with which mmengine's LinearLR reaches the peak, if any does.
+    """The smallest warm-up ratio, in hundredths, with which mmengine's LinearLR reaches the peak; None if none does.
 
-    The ramp ends at int(ratio * epochs * per_epoch) iterations; with one it stays at its start factor for
-    ever (the cause of the tutorial's flat loss), with none mmengine refuses to start.
+    The warm-up has int(ratio * epochs * per_epoch) iterations. With one, the rate stays at its start factor (the cause
+    of the tutorial's flat loss); with none, mmengine does not start.
     """
     for hundredths in range(1, 100):
         if int(hundredths / 100 * epochs * per_epoch) >= 2:
@@ -79,6 +78,6 @@ def smallest_warmup(per_epoch: int, epochs: int) -> Optional[float]:
     return None
 
 
-def events(every: int, iterations: int, also: Sequence[int] = ()) -> List[int]:
-    """Iterations at which something that happens every `every` iterations falls inside the run."""
+def multiples(every: int, iterations: int, also: Sequence[int] = ()) -> List[int]:
+    """The multiples of `every` up to `iterations`, and `also`, sorted."""
     return sorted({*range(every, iterations + 1, every), *also})

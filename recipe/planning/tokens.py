@@ -1,4 +1,4 @@
-"""Tokens of the conversations and the packs that XTuner makes of them, by XTuner's own code."""
+"""Counts the tokens of the conversations and packs them, with XTuner's own code."""
 
 import copy
 from pathlib import Path
@@ -8,12 +8,12 @@ from recipe.xtuner import config
 
 
 def encoded(
-    conversation: List[Dict[str, str]], template: Any, tokenizer: Any, max_length: int, pictures: bool = False
+    conversation: List[Dict[str, str]], template: Any, tokenizer: Any, max_length: int, images: bool = False
 ) -> Dict[str, List[int]]:
-    """`input_ids` and `labels` of a conversation, cut at `max_length`, by XTuner's template_map_fn and encode_fn.
+    """`input_ids` and `labels` of a conversation, cut at `max_length`.
 
-    Without a `template` the texts are encoded as they are, as for continued pre-training. With `pictures` one id, below
-    0, stands for an image.
+    Without a `template` the texts are encoded unchanged, as for continued pre-training. With `images` a negative id
+    stands for an image.
     """
     from xtuner.dataset.map_fns.template_map_fn import template_map_fn
     from xtuner.dataset.utils import encode_fn
@@ -21,7 +21,7 @@ def encoded(
     example = {"conversation": copy.deepcopy(conversation)}
     if template is not None:
         example = template_map_fn(example, template)
-    return encode_fn(example, tokenizer, max_length=max_length, with_image_token=pictures)
+    return encode_fn(example, tokenizer, max_length=max_length, with_image_token=images)
 
 
 def count(
@@ -29,17 +29,17 @@ def count(
     template: Any,
     tokenizer: Any,
     max_length: int,
-    pictures: bool = False,
+    images: bool = False,
 ) -> Dict[str, Any]:
-    """Token counts before packing, by XTuner's template_map_fn and encode_fn.
+    """Token counts before packing.
 
-    `lengths` and `answers` hold each conversation's tokens and its tokens that carry loss, both before the
-    cut at `max_length`; `cut` the 1-based numbers of conversations that are cut (they lose their end);
-    `masked` those that keep no token with loss after the cut; `answers_cut` the answer tokens cut off.
+    `lengths` and `answers`: each conversation's tokens, and its tokens with loss, before the cut at `max_length`;
+    `cut`: the 1-based numbers of conversations that are cut; `masked`: of those without a token with loss after it;
+    `answers_cut`: how many answer tokens are cut off.
     """
     lengths, answers, cut, masked, answers_cut = [], [], [], [], 0
     for number, conversation in enumerate(conversations, start=1):
-        labels = encoded(conversation, template, tokenizer, 10**9, pictures)["labels"]
+        labels = encoded(conversation, template, tokenizer, 10**9, images)["labels"]
         lengths.append(len(labels))
         answers.append(sum(label >= 0 for label in labels))
         if len(labels) > max_length:
@@ -50,27 +50,26 @@ def count(
     return {"lengths": lengths, "answers": answers, "cut": cut, "masked": masked, "answers_cut": answers_cut}
 
 
-def pack(cfg: Any, dataset: Path, tokenizer: Any, seed: int, pictures: bool = False) -> Dict[str, int]:
-    """Sequences that training will see, through XTuner's own pipeline with training's own seed; with `pictures` one of
-    each conversation, in which the image is one token.
+def pack(cfg: Any, dataset: Path, tokenizer: Any, seed: int, images: bool = False) -> Dict[str, int]:
+    """The sequences that training will see with this seed: packs (their number), tokens_kept, answer_tokens_kept.
 
-    Returns packs (sequences), tokens_kept and answer_tokens_kept.
+    With `images` nothing is packed, and an image counts as one token.
     """
     import datasets
     import numpy
     from xtuner.dataset.huggingface import process
 
     arguments = {k: v for k, v in config.dataset(cfg).items() if k not in ("type", "dataset", "tokenizer")}
-    # The trainer seeds numpy once, and datasets' shuffle takes its seed from there.
+    # As in the trainer: datasets' shuffle draws its seed from numpy.
     numpy.random.seed(seed)
     datasets.disable_progress_bar()
     try:
-        if pictures:
-            from recipe.xtuner.llava_dataset import texts
+        if images:
+            from recipe.xtuner.llava_dataset import encoded_rows
 
             for name in ("data_path", "image_folder", "image_processor", "pad_image_to_square"):
                 arguments.pop(name)
-            made = texts(str(dataset), tokenizer=tokenizer, **arguments)
+            made = encoded_rows(str(dataset), tokenizer=tokenizer, **arguments)
         else:
             rows = datasets.load_dataset("json", data_files={"train": str(dataset)})
             made = process(dataset=rows, tokenizer=tokenizer, **arguments)

@@ -195,7 +195,7 @@ def rendered(
     ]
 
 
-class Sight:
+class TokenView:
     """Tokenizer and chat template of a recipe: how the model sees a conversation."""
 
     def __init__(self, run: Run) -> None:
@@ -203,15 +203,15 @@ class Sight:
         cfg = config.effective(run.settings)
         self.template, self.max_length = config.template(cfg), cfg.max_length
         self.tokenizer = base_model_tokenizer.tokenizer(run)
-        self.pictures = preset_facts.pictures(run.settings)
+        self.has_images = preset_facts.has_images(run.settings)
 
     def count(self, conversation: Conversation) -> Tuple[int, int]:
         """(tokens, tokens with loss) before any cut."""
-        counted = planning_tokens.count([conversation], self.template, self.tokenizer, 10**9, self.pictures)
+        counted = planning_tokens.count([conversation], self.template, self.tokenizer, 10**9, self.has_images)
         return counted["lengths"][0], counted["answers"][0]
 
     def pieces(self, conversation: Conversation) -> List[Piece]:
-        return rendered(conversation, self.template, self.tokenizer, self.max_length, self.pictures)
+        return rendered(conversation, self.template, self.tokenizer, self.max_length, self.has_images)
 
 
 def _picked(dataset: Path, numbers: Sequence[int]) -> Iterator[Tuple[int, Conversation]]:
@@ -227,13 +227,13 @@ def preview(run: Run, row: int, console: Console) -> None:
     if found is None:
         count = run.figures("data")["conversations"]
         raise InputWrong(f"There is no conversation {row}: dataset.jsonl holds 1 to {count}.")
-    sight = Sight(run)
-    tokens, with_loss = sight.count(found[1])
-    cut = f", cut at max_length {sight.max_length}" if tokens > sight.max_length else ""
+    view = TokenView(run)
+    tokens, with_loss = view.count(found[1])
+    cut = f", cut at max_length {view.max_length}" if tokens > view.max_length else ""
     console.print(
         f"conversation {row}: {tokens} tokens, {with_loss} with loss (between ⟦ and ⟧){cut}\n", highlight=False
     )
-    console.print(_text(sight.pieces(found[1])))
+    console.print(_text(view.pieces(found[1])))
 
 
 def _text(pieces: Sequence[Piece]) -> Text:
@@ -246,9 +246,9 @@ def _text(pieces: Sequence[Piece]) -> Text:
 def report(run: Run, console: Console) -> Path:
     """Print the report and write data-report.html into the run's folder; returns its path."""
     figures = run.figures("data")
-    sight, why_not = None, ""
+    view, why_not = None, ""
     try:
-        sight = Sight(run)
+        view = TokenView(run)
     except (HostLacks, InputWrong) as error:
         why_not = str(error)
     survey = Survey()
@@ -259,8 +259,8 @@ def report(run: Run, console: Console) -> Path:
         for number, line in enumerate(intake_dataset.lines(run.dataset), start=1):
             conversation = line["conversation"]
             survey.add(number, conversation, line.get("sha256", ""))
-            if sight:
-                tokens, with_loss = sight.count(conversation)
+            if view:
+                tokens, with_loss = view.count(conversation)
                 survey.tokens.append(tokens)
                 survey.answer_tokens.append(with_loss)
             if number & 255 == 0:
@@ -269,13 +269,13 @@ def report(run: Run, console: Console) -> Path:
         progress.stop()
     findings = survey.findings(lambda lines: _questions(run, lines))
     shown = []
-    if sight:
+    if view:
         numbers = sorted(chance.sample(range(1, count + 1), min(RENDERED, count)))
-        shown = [(number, sight.pieces(conversation)) for number, conversation in _picked(run.dataset, numbers)]
+        shown = [(number, view.pieces(conversation)) for number, conversation in _picked(run.dataset, numbers)]
     histograms = _lengths(survey)
-    if sight:
+    if view:
         histograms.append(("conversations, tokens", histogram(survey.tokens)))
-    rows = _counts(figures, survey, sight.max_length if sight else 0)
+    rows = _counts(figures, survey, view.max_length if view else 0)
     if why_not:
         rows.append(("tokens", f"not counted: {why_not}"))
     _print(rows, histograms, findings, shown, console)

@@ -84,7 +84,7 @@ def write(run: Run, price: Optional[float] = None, working: Optional[bool] = Non
         "adapter": seen.figures("adapter"),
         "lora": bool(seen.figures("config").get("lora")),
         "method": seen.figures("config").get("method"),
-        "sees": preset_facts.pictures(run.settings),
+        "sees": preset_facts.has_images(run.settings),
         "provenance": provenance(seen),
         "difference": difference.read_text(encoding="utf-8").splitlines() if difference.is_file() else [],
         "recipe_file": toml(run.settings.model_dump()),

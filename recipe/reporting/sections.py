@@ -100,7 +100,7 @@ def subject(seen: Seen) -> Rows:
 def _seeing(seen: Seen) -> Rows:
     """By what the images are seen, and what of that is trained."""
     run = seen.run
-    if not preset_facts.pictures(run.settings):
+    if not preset_facts.has_images(run.settings):
         return []
     chosen, adapter = run.settings.model, run.figures("adapter")
     tokens = f", {seen.plan['image_tokens']} tokens an image" if "image_tokens" in seen.plan else ""

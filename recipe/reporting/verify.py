@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Set, Tuple
 
-from recipe.base_model import folder
+from recipe.base_model import folder, visual_encoder
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError
 from recipe.core.hashing import below, digest, digest_of, sums
 from recipe.core.host import host, versions
@@ -52,8 +52,8 @@ def check(run: Run, beside: Path) -> Iterator[Line]:
         ("adapter", "adapter, made again", lambda: _adapter(run, beside / "adapter")),
         ("merge", "merged less base", lambda: _merged(run)),
     ]
-    if preset_facts.pictures(run.settings):
-        encoder = folder.folder(folder.visual(run))
+    if preset_facts.has_images(run.settings):
+        encoder = visual_encoder.encoder_folder(run)
         checks.insert(1, ("model", "visual encoder", lambda: _model(run, encoder, "visual_encoder")))
         if run.figures("train").get("pretrained_pth", llava.NONE) != llava.NONE:
             checks.insert(2, ("train", "first stage's projector", lambda: _began_from(run)))
@@ -116,7 +116,7 @@ def _made_again(run: Run, beside: Path) -> Iterator[Line]:
         gone = [name for name in given if not (run.root / name).exists()]
         if gone:
             without = without or f"{', '.join(gone)}: deleted, or elsewhere"
-        elif stage is pipeline.DATA and preset_facts.pictures(run.settings):
+        elif stage is pipeline.DATA and preset_facts.has_images(run.settings):
             line = _line("images", lambda: _images(run))
             without = "" if line.verdict == OK else "needs the images as they were"
             yield line
@@ -179,7 +179,7 @@ def _text(path: Path) -> Any:
             return {name: value for name, value in json.loads(text).items() if name != "cost"}
         except (ValueError, AttributeError):
             return text
-    return config.without_places(text)
+    return config.without_paths(text)
 
 
 # --- what training and merging left ---

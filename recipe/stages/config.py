@@ -8,7 +8,8 @@ from recipe.core import imports
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.xtuner import preset_editor, preset_facts
-from recipe.xtuner.config import render, speed_changes, template
+from recipe.xtuner.config import render, template
+from recipe.xtuner.config_edits import speed_edits
 from recipe.xtuner.step_choice import dtype, speed, training_dtype
 
 
@@ -17,7 +18,7 @@ def inputs(run: Run) -> Dict[str, Any]:
     from recipe.weights import llava
 
     return {
-        **({"sight": llava.config_values(run)} if preset_facts.pictures(run.settings) else {}),
+        **({"vision": llava.config_values(run)} if preset_facts.has_images(run.settings) else {}),
         "settings": run.settings.model_dump(
             exclude={
                 "data": {"files", "skip_blank", "eval_share", "eval_files"},
@@ -30,10 +31,10 @@ def inputs(run: Run) -> Dict[str, Any]:
             }
         ),
         "dtype": dtype(run.settings),
-        "speed": speed_changes(run.settings, 0),
+        "speed": speed_edits(run.settings, 0),
         "plan": run.plan,
         "model": run.shown(folder.folder(run)),
-        "own_code": folder.has_own_code(run),
+        "own_code": folder.is_internlm2(run),
         "dataset": run.shown(run.dataset),
         "code": source(Path(__file__), Path(preset_editor.__file__).parent),
     }
@@ -50,9 +51,11 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     from recipe.weights import llava
 
     plan = json.loads(run.plan.read_text(encoding="utf-8"))
-    sight = llava.config_values(run) if preset_facts.pictures(run.settings) else None
-    ours = folder.has_own_code(run)
-    text = render(run.settings, run.shown(folder.folder(run)), run.shown(run.dataset), plan["intervals"], sight, ours)
+    vision = llava.config_values(run) if preset_facts.has_images(run.settings) else None
+    own_code = folder.is_internlm2(run)
+    text = render(
+        run.settings, run.shown(folder.folder(run)), run.shown(run.dataset), plan["intervals"], vision, own_code
+    )
     diff = preset_editor.difference(
         preset_editor.source(run.settings.base), text, f"{run.settings.base}.py", "config.py"
     )
@@ -70,7 +73,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         "dtype": training_dtype(run.settings),
         "speed": speed(run.settings),
         # What adapter and merge need of the config, without loading the libraries that reading it takes.
-        "lora": _lora(cfg, "llm_lora" if sight else "lora"),
-        **({"visual_encoder_lora": _lora(cfg, "visual_encoder_lora")} if sight else {}),
+        "lora": _lora(cfg, "llm_lora" if vision else "lora"),
+        **({"visual_encoder_lora": _lora(cfg, "visual_encoder_lora")} if vision else {}),
         "stop_words": list((template(cfg) or {}).get("STOP_WORDS", [])),
     }

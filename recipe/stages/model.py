@@ -5,8 +5,9 @@ from typing import Any, Dict
 
 from recipe.base_model import model_code
 from recipe.base_model.download import commit, ensure
-from recipe.base_model.folder import fingerprint, visual
+from recipe.base_model.folder import fingerprint
 from recipe.base_model.record import ORIGIN, read_record
+from recipe.base_model.visual_encoder import encoder_run
 from recipe.core.run import Run
 from recipe.xtuner import preset_facts
 
@@ -18,7 +19,7 @@ def inputs(run: Run) -> Dict[str, Any]:
 def make(run: Run, output: Path) -> Dict[str, Any]:
     """Make sure of the base model. Figures: its folder, files, bytes, and what its record says of its origin."""
     place = ensure(run)
-    seeing = visual(run) if preset_facts.pictures(run.settings) else None
+    encoder = encoder_run(run) if preset_facts.has_images(run.settings) else None
     sizes = [p.stat().st_size for p in place.iterdir() if p.is_file()]
     record, model = read_record(place), run.settings.model
     return {
@@ -26,7 +27,11 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         "files": len(sizes),
         "bytes": sum(sizes),
         "fingerprint": fingerprint(place),
-        **({"visual_encoder": fingerprint(ensure(seeing)), "visual_encoder_commit": commit(seeing)} if seeing else {}),
+        **(
+            {"visual_encoder": fingerprint(ensure(encoder)), "visual_encoder_commit": commit(encoder)}
+            if encoder
+            else {}
+        ),
         **{name: (record or {}).get(name, "") for name in ORIGIN},
         "code": model_code.describe(place),
         "verified": run.verify,

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import click
 
-from recipe.base_model import hub
+from recipe.base_model import hub, hub_addresses
 from recipe.core.errors import InputWrong, RecipeError, RunFailed
 from recipe.core.hashing import digest, key_of
 from recipe.core.run import Run
@@ -74,9 +74,11 @@ def summary(name: str, figures: Dict[str, Any]) -> str:
 
 
 def _model_summary(f: Dict[str, Any]) -> str:
-    origin = f"; {f['revision']} is commit {f['commit'][:12]} at {hub.NAMES[f['source']]}" if f["commit"] else ""
+    origin = (
+        f"; {f['revision']} is commit {f['commit'][:12]} at {hub_addresses.NAMES[f['source']]}" if f["commit"] else ""
+    )
     if f["source"] and not f["commit"]:
-        origin = f"; {f['revision']} of {hub.NAMES[f['source']]}, which states no commit"
+        origin = f"; {f['revision']} of {hub_addresses.NAMES[f['source']]}, which states no commit"
     if f["listed_by"] not in ("", hub.CLIENT):
         origin += f"; the hub was asked by {f['listed_by']}"
     if f["unknown_revision"]:
@@ -108,7 +110,7 @@ def of_method(run: Run, items: Tuple[Any, ...]) -> Tuple[Any, ...]:
     """`items` as the recipe's method has them: full fine-tuning makes no adapter, and evaluates its whole model; of
     LLaVA's it makes the projector, and the first stage no more than that.
     """
-    if preset_facts.pictures(run.settings):
+    if preset_facts.has_images(run.settings):
         alone = preset_facts.method(run.settings) == "projector"
         return tuple(item for item in items if not (alone and item in (MERGE, SAMPLES)))
     if preset_facts.method(run.settings) != "full" or ADAPTER not in items:

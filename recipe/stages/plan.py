@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict
 
-from recipe.base_model import download, folder
+from recipe.base_model import folder, visual_encoder
 from recipe.base_model import tokenizer as base_model_tokenizer
 from recipe.core import imports, measurements
 from recipe.core.errors import PlanRefused
@@ -12,7 +12,7 @@ from recipe.core.files import write_text
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.planning import memory
-from recipe.planning.plan import SMALL, drawn_seed, predict, together, unknown
+from recipe.planning.plan import SMALL, combined_remedy, drawn_seed, predict, unknown_refusals
 from recipe.xtuner import config, preset_facts, step_choice
 
 
@@ -23,7 +23,9 @@ def inputs(run: Run) -> Dict[str, Any]:
     # A tiny model's folder is named after what it is made of, and may not be there yet.
     tokenizer = Path(chosen) if chosen else folder.tokenizer_file(folder.folder(run))
     if not (chosen or tiny or run.settings.model.path or folder.folder(run).exists()):
-        tokenizer = download.fetch_tokenizer(run)  # the same file, so that the plan still holds when the model is there
+        tokenizer = base_model_tokenizer.download_tokenizer(
+            run
+        )  # the same file, so that the plan still holds when the model is there
         tokenizer = folder.tokenizer_file(tokenizer) if tokenizer.is_dir() else tokenizer
     return {
         "settings": run.settings.model_dump(
@@ -40,13 +42,17 @@ def inputs(run: Run) -> Dict[str, Any]:
         "dataset": run.dataset,
         "held_out": run.figures("data").get("held_out", 0),
         "tokenizer": folder.folder(run).name if tiny else tokenizer,
-        **({"eyes": download.visual_facts(run) / "config.json"} if preset_facts.pictures(run.settings) else {}),
+        **(
+            {"visual_encoder": visual_encoder.settings_folder(run) / "config.json"}
+            if preset_facts.has_images(run.settings)
+            else {}
+        ),
         "force": run.force,
         "speed": step_choice.speed(run.settings),
         "dtype": step_choice.training_dtype(run.settings),
         "deepspeed": step_choice.deepspeed_text(run.settings),  # a file that is wrong is refused here
         "bench": measurements.BENCH,
-        "code": source(Path(__file__), Path(memory.__file__).parent),
+        "code": source(Path(__file__), Path(memory.__file__).parent, Path(visual_encoder.__file__)),
     }
 
 
@@ -65,17 +71,17 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     conversations = [line["conversation"] for line in lines]
     figures = predict(run, cfg, conversations, tokenizer, seed, images)
     text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
-    stopping = unknown(run, figures)
+    stopping = unknown_refusals(run, figures)
     if stopping and not run.force:
         # The refused plan is kept for reading; no later stage takes it, since this one is not done.
         write_text(run.plan, text)
         lines = "\n".join(f"- {refusal['why']}" for refusal in stopping)
 
-        def remake(trial: Run) -> Dict[str, Any]:
+        def plan_again(trial: Run) -> Dict[str, Any]:
             return predict(trial, config.effective(trial.settings), conversations, tokenizer, seed, images)
 
         if len(conversations) <= SMALL:
-            lines += together(run, stopping, remake)
+            lines += combined_remedy(run, stopping, plan_again)
         raise PlanRefused(f"Recipe {run.name} would not learn:\n{lines}\n--force trains all the same.", figures)
     (output / "plan.json").write_text(text, encoding="utf-8")
     return {name: value for name, value in figures.items() if name != "lr_trace"}

@@ -75,7 +75,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         "updates": found["updates"],
         "seed": found["seed"],
         "ranks": distributed.count(run.settings),
-        **({"pretrained_pth": llava.projector_checksum(run)} if preset_facts.pictures(run.settings) else {}),
+        **({"pretrained_pth": llava.projector_checksum(run)} if preset_facts.has_images(run.settings) else {}),
         **curve_figures(parse_iterations(said)),
         "time_breakdown": time_breakdown(said),
         **({"fast_step": compared} if compared else {}),

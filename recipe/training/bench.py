@@ -24,7 +24,7 @@ from recipe.core.files import write_text
 from recipe.core.host import gpus, versions
 from recipe.core.settings import Settings
 from recipe.training.fast import verdict
-from recipe.xtuner import config, step_choice
+from recipe.xtuner import config_edits, step_choice
 
 Sizes = Dict[str, int]  # of InternLM2Config
 
@@ -65,7 +65,7 @@ def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[st
     dtype = torch.float32
     if has_gpu:
         dtype = torch.bfloat16 if step_choice.dtype(settings) == "bf16" else torch.float16
-    batch, length = step_choice.sequences(settings)
+    batch, length = step_choice.batch_shape(settings)
     card = cards[0]["name"] if has_gpu and cards else "CPU"
     say(f"{card}, {'7B' if has_gpu else 'tiny'} model, {batch} × {length} tokens, torch {torch.__version__}")
     ceilings = measure_ceilings(sizes, device, dtype, batch * length)
@@ -105,7 +105,7 @@ def _measure_way(
     except StepMismatch as error:
         say(f"{WAYS[way]:26} differs from XTuner's own step here and is not measured: {error}")
         return None
-    tokens = math.prod(step_choice.sequences(settings))
+    tokens = math.prod(step_choice.batch_shape(settings))
     floor = step_floor(sizes, ceilings, tokens, recomputed=way != "kept")
     seconds = took["step"] + took["update"] / (settings.train.accumulative_counts or 1)
     say(
@@ -125,7 +125,7 @@ def measure_step(way: str, sizes: Sizes, settings: Settings, device: str, dtype:
     """
     import torch
 
-    batch, length = step_choice.sequences(settings)
+    batch, length = step_choice.batch_shape(settings)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # a line per layer
         model = build_model(way, sizes, settings, device, dtype)
     ids = torch.randint(5, sizes["vocab_size"], (batch, length), device=device)
@@ -185,7 +185,7 @@ def build_model(way: str, sizes: Sizes, settings: Settings, device: str, dtype: 
     if way == "stock":
         dropout = 0.1 if lora.lora_dropout is None else lora.lora_dropout
         return SupervisedFinetune(base, LoraConfig(lora_dropout=dropout, **common)).to(device).train()
-    adapter = LoraConfig(lora_dropout=lora.lora_dropout or 0.0, target_modules=list(config.LINEARS), **common)
+    adapter = LoraConfig(lora_dropout=lora.lora_dropout or 0.0, target_modules=list(config_edits.LINEARS), **common)
     return Finetune(base, adapter, None, way != "kept", small=way == "small").to(device).train()
 
 

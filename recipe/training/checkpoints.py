@@ -66,8 +66,8 @@ def inputs(run: Run) -> Dict[str, Any]:
     place = model.folder(run)
     ranks = distributed.count(run.settings)
     return {
-        **(llava.inputs(run) if preset_facts.pictures(run.settings) else {}),
-        "config": config.without_places(run.config.read_text(encoding="utf-8")),
+        **(llava.inputs(run) if preset_facts.has_images(run.settings) else {}),
+        "config": config.without_paths(run.config.read_text(encoding="utf-8")),
         "dataset": run.dataset,
         "model": model.fingerprint(place) if place.is_dir() else "absent",
         "deepspeed": step_choice.deepspeed_text(run.settings),

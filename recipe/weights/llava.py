@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Tuple
 
-from recipe.base_model import folder
+from recipe.base_model import folder, visual_encoder
 from recipe.core.errors import InputWrong, RunFailed
 from recipe.core.hashing import digest
 from recipe.core.run import Run
@@ -33,7 +33,7 @@ def config_values(run: Run) -> Dict[str, Any]:
     if missing:
         raise InputWrong(f"train.evaluation_images: {missing[0]} does not exist.")
     values: Dict[str, Any] = {
-        "visual_encoder_name_or_path": run.shown(folder.folder(folder.visual(run))),
+        "visual_encoder_name_or_path": run.shown(visual_encoder.encoder_folder(run)),
         "image_folder": run.shown(images_folder),
         "evaluation_images": [run.shown(run.root / image) for image in images],
     }
@@ -66,7 +66,7 @@ def pretrained_checkpoint(run: Run) -> Optional[Path]:
 
 def inputs(run: Run) -> Dict[str, Any]:
     """Additional inputs of training with images. dataset.jsonl holds the checksums of the images."""
-    place = folder.folder(folder.visual(run))
+    place = visual_encoder.encoder_folder(run)
     return {
         "visual_encoder": folder.fingerprint(place) if place.is_dir() else "absent",
         "pretrained_pth": projector_checksum(run),
@@ -120,7 +120,7 @@ def prepare_untrained(run: Run, place: Path) -> Optional[Tuple[Path, Path]]:
     weights = checkpoint_reader.read_checkpoint(checkpoint)
     projector = {name: stored.read for name, stored in weights.items() if name.startswith(PROJECTOR)}
     _write_projector(projector, place / "projector")
-    return folder.folder(folder.visual(run)), place
+    return visual_encoder.encoder_folder(run), place
 
 
 def _write_projector(weights: Dict[str, Callable[[], Any]], place: Path) -> int:

@@ -71,7 +71,7 @@ def is_weight(name: str) -> bool:
 
 def base_tensors(place: Path) -> Dict[str, Stored]:
     """Name → tensor of every weight of a model folder, in file order. Raises HostLacks for missing or damaged files."""
-    folder.complete(place, str(place))
+    folder.check_complete(place, str(place))
     found: Dict[str, Stored] = {}
     for path in folder.weights(place):
         try:
@@ -134,7 +134,7 @@ def make_plan(
         targets.append(Target(name, source, total.get(name, []), shard, used))
         used += source.nbytes
     others = sorted(p for p in base.iterdir() if p.is_file() and not is_weight(p.name) and p.name[0] != ".")
-    code = model_code.FILES if model_code.is_ours(base) else ()
+    code = model_code.FILES if model_code.is_internlm2(base) else ()
     copied = [path for path in others if path.name not in ("README.md", CHECKSUMS)]  # the merge writes new ones
     copied = [path for path in copied if not (code and path.suffix == ".py")]
     key = key_of(

@@ -1,7 +1,7 @@
-"""Weights & Biases and SwanLab beside TensorBoard's files: train.loggers = ["wandb", "swanlab"].
+"""Weights & Biases and SwanLab in addition to TensorBoard: train.loggers = ["wandb", "swanlab"].
 
-Both write below the checkpoints (vis_data/) and send nothing: containers have no network while training.
-`wandb sync` and `swanlab sync` send it later; WANDB_MODE=online and SWANLAB_MODE=cloud do at once, on a host.
+Both write into vis_data/ below the checkpoints and send nothing, because containers train without a network.
+`wandb sync` and `swanlab sync` upload it later; on a host WANDB_MODE=online and SWANLAB_MODE=cloud do it immediately.
 """
 
 import importlib.util
@@ -15,12 +15,12 @@ from recipe.core.recipe_files import ROOT
 from recipe.core.run import Run
 
 PROJECT = "internlm2-recipe"
-# mmengine builds these by their names; TensorBoard's is its own.
+# Class names for mmengine, which has TensorBoard's itself.
 BACKENDS = {"wandb": "recipe.training.hooks.WandbBackend", "swanlab": "swanlab.integration.mmengine.SwanlabVisBackend"}
 
 
 def preflight(run: Run) -> None:
-    """Have what train.loggers needs, fetched when it is first asked for. Raises HostLacks where that cannot be."""
+    """Install what train.loggers needs if it is missing. Raises HostLacks, NotFetched."""
     if all(importlib.util.find_spec(name) for name in run.settings.train.loggers):
         return
     if os.environ.get("RECIPE_FETCH") == "no":
@@ -29,7 +29,7 @@ def preflight(run: Run) -> None:
 
 
 def fetch() -> None:
-    """The packages of docker/locks/loggers.lock, beside the environment; on our path and the trainer's."""
+    """Install docker/locks/loggers.lock and add it to our path and the trainer's. Raises HostLacks."""
     host = ROOT / "docker" / "runtime" / "host"
     done = subprocess.run([str(host), "loggers"], capture_output=True, text=True)
     if done.returncode:
@@ -40,7 +40,7 @@ def fetch() -> None:
 
 
 def environment(run: Run) -> Dict[str, str]:
-    """For the trainer: names and modes, by the loggers' own variables, where the user has set none."""
+    """The loggers' own environment variables for the trainer, except those that the user has set."""
     own = {
         "WANDB_MODE": "offline", "WANDB_PROJECT": PROJECT, "WANDB_NAME": run.name, "WANDB_SILENT": "true",
         "SWANLAB_MODE": "offline", "SWANLAB_PROJ_NAME": PROJECT, "SWANLAB_EXP_NAME": run.name,

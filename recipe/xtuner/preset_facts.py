@@ -1,7 +1,6 @@
-"""What each of XTuner's presets means, read from its text: family, method, chat template, kind of data; and whether it
-runs on this stack.
+"""Reads an XTuner preset's family, method, chat template and kind of data from its text, and whether it runs here.
 
-Nothing is imported and nothing built, so that all 408 are read in seconds.
+Nothing is imported or built, so all 408 are read in seconds.
 """
 
 import ast
@@ -14,10 +13,10 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Settings
-from recipe.xtuner import preset_editor
+from recipe.xtuner import llava, preset_editor
 
-# Architectures that are part of transformers: model names → its module there, and since when.
-OWN_CODE = (
+# Architectures in transformers: model names → its module there, and the first version that has it.
+ARCHITECTURES = (
     (r"gemma", "gemma", "4.38"),
     (r"qwen1\.5", "qwen2", "4.37"),
     (r"mixtral", "mixtral", "4.36"),
@@ -25,16 +24,22 @@ OWN_CODE = (
     (r"llama|vicuna|yi-|deepseek-coder", "llama", "4.28"),
     (r"starcoder", "gpt_bigcode", "4.27"),
 )
-# Billions of parameters where the name does not tell them.
+# Billions of parameters where the name does not state them.
 SIZES = {"8x7b": 46.7, "moe-16b": 16.4, "starcoder": 15.5, "chatglm2-6b": 6.24, "chatglm3-6b": 6.24}
+
 FLASH = "it computes attention with the package flash_attn, which this environment does not have"
+OLD_TOKENIZER = (
+    "the tokenizer's code in the published folder fails from transformers 4.34 on (it asks for its vocabulary before "
+    "it has read it); a copy whose class calls super().__init__ last runs, named with model.path=…"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """`method`: qlora, lora, full, or projector (LLaVA's first stage); `bits` of the frozen weights (4, 8, 16; 32 where
-    they are trained). `kind`: instruction, pretrain, agent or image. `dataset`: the name of the dict that is trained
-    on, `path`: the name that holds its place, "" where there is none. `why`: why it does not run here, "" if it does.
+    """`method`: qlora, lora, full, or projector (LLaVA's first stage). `bits`: of frozen weights 4, 8 or 16, of trained
+    ones 32. `kind`: instruction, pretrain, agent or image. `dataset`: the name of the dataset's dict; `path`: the name
+    of its path, "" if it has none. `names`: each top-level name, and each key below it → its source. `code`: the
+    transformers module of the architecture, "" for code in the model's folder. `refusal`: why it does not run here, "".
     """
 
     name: str
@@ -47,9 +52,14 @@ class Facts:
     kind: str
     dataset: str
     path: str
-    names: Dict[str, str]  # every top-level name and every key below it → its source
-    code: str  # where the architecture's code comes from: transformers' module, or "" for the model's own folder
-    why: str
+    names: Dict[str, str]
+    code: str
+    refusal: str
+
+    @property
+    def model_key(self) -> str:
+        """The name of the language model's path or id."""
+        return "llm_name_or_path" if "llm_name_or_path" in self.names else "pretrained_model_name_or_path"
 
     @property
     def llm(self) -> str:
@@ -58,55 +68,41 @@ class Facts:
 
     @property
     def lora(self) -> str:
-        """The path of LoRA's dict, whether it is there or not."""
+        """The path of LoRA's dict, also if the preset has none."""
         if self.kind == "image":
             return "model.llm_lora"
         return "lora" if self.framework == "huggingface" else "model.lora"
 
     @property
-    def eyes(self) -> str:
-        """The visual encoder that LLaVA's presets name."""
+    def visual_encoder(self) -> str:
+        """The visual encoder of a LLaVA preset."""
         return self.names["visual_encoder_name_or_path"].strip("'")
-
-    @property
-    def billions(self) -> float:
-        """Parameters of the language model, 10^9, by its name."""
-        return size_of(self.model)
 
 
 def size_of(model: str) -> float:
-    """Parameters, 10^9, that a model's name tells; 0 for none."""
+    """Billions of parameters, from a model's name; 0 if it does not state them."""
     lowered = model.lower().replace("_", ".")
-    told = next((size for word, size in SIZES.items() if word in lowered), 0.0)
+    known = next((size for word, size in SIZES.items() if word in lowered), 0.0)
     found = re.findall(r"(?<![\dx.])(\d+(?:\.\d+)?)b\b", lowered)
-    return told or (float(found[0]) if found else 0.0)
+    return known or (float(found[0]) if found else 0.0)
 
 
 @functools.lru_cache(maxsize=None)
 def facts(name: str) -> Facts:
-    """Raises InputWrong for a name that XTuner does not have."""
+    """The facts of a preset. Raises InputWrong for a name that XTuner does not have."""
     names = flat(preset_editor.source(name))
     text = {key: value.strip("'\"") for key, value in names.items()}
     model = text.get("pretrained_model_name_or_path", text.get("llm_name_or_path", ""))
     framework = text.get("framework", "mmengine")
     llm = "model" if framework == "huggingface" else "model.llm"
-    image = text.get("model.type") == "LLaVAModel"
-    dataset = names.get("train_dataloader.dataset", "train_dataset")
-    maps = [value for key, value in names.items() if key.endswith(".dataset_map_fn")]
-    kind = (
-        "image" if image
-        else "pretrain" if "pretrain_map_fn" in maps
-        else "agent" if "msagent_react_map_fn" in maps
-        else "instruction"
-    )  # fmt: skip
+    kind = _kind(names, text)
     four = f"{llm}.quantization_config.type" in names
     eight = text.get(f"{llm}.load_in_8bit") == "True"
-    lora = next((key for key in ("model.lora.type", "model.llm_lora.type", "lora.type") if key in names), "")
-    if lora:
+    if any(key in names for key in ("model.lora.type", "model.llm_lora.type", "lora.type")):
         method = "qlora" if four else "lora"
     else:
-        method = "projector" if image and text.get("model.freeze_llm") == "True" else "full"
-    known = next((entry for entry in OWN_CODE if re.search(entry[0], model.lower())), None)
+        method = "projector" if kind == "image" and text.get("model.freeze_llm") == "True" else "full"
+    known = next((entry for entry in ARCHITECTURES if re.search(entry[0], model.lower())), None)
     paths = [key for key in names if re.fullmatch(r"(data|dataset_name_or|\w+_data|\w+)_path", key)]
     paths = [key for key in paths if key not in ("pretrained_model_name_or_path", "llm_name_or_path",
                                                  "visual_encoder_name_or_path", "refcoco_path")]  # fmt: skip
@@ -119,15 +115,25 @@ def facts(name: str) -> Facts:
         bits=4 if four else 8 if eight else 16 if method in ("lora", "projector") else 32,
         template=text.get("prompt_template", "").replace("PROMPT_TEMPLATE.", ""),
         kind=kind,
-        dataset=dataset,
+        dataset=names.get("train_dataloader.dataset", "train_dataset"),
         path="data_path" if "data_path" in names else paths[0] if paths else "",
         names=names,
         code=known[1] if known else "",
-        why=_why(text, framework, known, model),
+        refusal=_refusal(text, framework, known, model),
     )
 
 
-def _why(text: Dict[str, str], framework: str, known: Any, model: str) -> str:
+def _kind(names: Dict[str, str], text: Dict[str, str]) -> str:
+    if text.get("model.type") == "LLaVAModel":
+        return "image"
+    maps = [value for key, value in names.items() if key.endswith(".dataset_map_fn")]
+    if "pretrain_map_fn" in maps:
+        return "pretrain"
+    return "agent" if "msagent_react_map_fn" in maps else "instruction"
+
+
+def _refusal(text: Dict[str, str], framework: str, known: Optional[Tuple[str, str, str]], model: str) -> str:
+    """Why a preset does not run here; "" if it does."""
     if text.get("train_dataset.type") == "build_packed_dataset":
         return (
             "it reads folders that InternLM's own pipeline has tokenized, not rows or texts, and "
@@ -140,25 +146,17 @@ def _why(text: Dict[str, str], framework: str, known: Any, model: str) -> str:
             "transformers' Trainer runs it and leaves other checkpoints than the next stages read; the preset of the "
             "same name without _hf trains the same by mmengine, and `xtuner train` runs this config as it is rendered"
         )
-    if known and not _has(known[1]):
+    if known and not _has_architecture(known[1]):
         return (
             f"its architecture came with transformers {known[2]}, and this stack has 4.36.2, the version of XTuner "
             "0.1.14's day"
         )
-    if "baichuan" in model.lower():
-        return OLD_TOKENIZER
-    return ""
-
-
-OLD_TOKENIZER = (
-    "the tokenizer's code in the published folder fails from transformers 4.34 on (it asks for its vocabulary before "
-    "it has read it); a copy whose class calls super().__init__ last runs, named with model.path=…"
-)
+    return OLD_TOKENIZER if "baichuan" in model.lower() else ""
 
 
 @functools.lru_cache(maxsize=None)
-def _has(module: str) -> bool:
-    """Whether this transformers carries an architecture; looked up without importing it."""
+def _has_architecture(module: str) -> bool:
+    """Whether this transformers has an architecture; does not import it."""
     spec = importlib.util.find_spec("transformers")
     return bool(spec and spec.origin and (Path(spec.origin).parent / "models" / module).is_dir())
 
@@ -167,7 +165,7 @@ def flat(text: str) -> Dict[str, str]:
     """Every name and key of a config → its source; "" for a dict(...) or a list, whose parts follow."""
     found: Dict[str, str] = {}
 
-    def walk(path: str, node: Any) -> None:
+    def walk(path: str, node: ast.expr) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
             found[path] = ""
             for keyword in node.keywords:
@@ -177,20 +175,20 @@ def flat(text: str) -> Dict[str, str]:
             for index, element in enumerate(node.elts):
                 walk(f"{path}.{index}", element)
         else:
-            found[path] = _said(node)
+            found[path] = _source(node)
 
     for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign):
-            walk(node.targets[0].id, node.value)  # type: ignore[attr-defined]
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            walk(node.targets[0].id, node.value)
     return found
 
 
-def _said(node: Any) -> str:
-    """A value's source, as far as it is a name or a constant (ast.unparse is not in Python 3.8)."""
+def _source(node: ast.expr) -> str:
+    """The source of a name or a constant, else a dump (Python 3.8 has no ast.unparse)."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
-        return f"{_said(node.value)}.{node.attr}"
+        return f"{_source(node.value)}.{node.attr}"
     return repr(node.value) if isinstance(node, ast.Constant) else ast.dump(node)
 
 
@@ -198,37 +196,38 @@ def _said(node: Any) -> str:
 def templates() -> List[str]:
     """Names of XTuner's chat templates, read from its source."""
     text = (preset_editor.folder().parent / "utils" / "templates.py").read_text(encoding="utf-8")
-    call = next(
-        node.value for node in ast.parse(text).body
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PROMPT_TEMPLATE"
-    )  # fmt: skip
-    return [str(keyword.arg) for keyword in call.keywords]  # type: ignore[attr-defined]
+    values = (
+        node.value
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and _source(node.targets[0]) == "PROMPT_TEMPLATE"
+    )
+    return [str(keyword.arg) for call in values if isinstance(call, ast.Call) for keyword in call.keywords]
 
 
 def method(settings: Settings) -> str:
-    """The recipe's method, or what its preset means."""
+    """The recipe's method, by default its preset's."""
     return settings.train.method or facts(settings.base).method
 
 
 def kind(settings: Settings) -> str:
-    """The recipe's kind of data, or what its preset means."""
+    """The recipe's kind of data, by default its preset's."""
     return settings.data.kind or facts(settings.base).kind
 
 
-def pictures(settings: Settings) -> bool:
-    """Whether it trains on pairs of images and texts."""
+def has_images(settings: Settings) -> bool:
+    """Whether the recipe trains on image-text pairs."""
     return kind(settings) == "image"
 
 
 def tokenizer_settings(settings: Settings) -> Tuple[str, Dict[str, Any]]:
-    """transformers' class and the arguments with which the preset loads a tokenizer (Mistral's pre-training takes
-    Llama's slow one, which cuts otherwise than the fast one; Qwen's end token, ChatGLM's special tokens).
+    """(transformers class, arguments) with which the preset loads its tokenizer. Some presets have arguments of their
+    own: Mistral's pre-training uses Llama's slow tokenizer, which splits differently from the fast one.
     """
-    names = facts(settings.base).names
-    own = ("type", "pretrained_model_name_or_path", "trust_remote_code", "padding_side")
-    told = {key[len("tokenizer.") :]: value for key, value in names.items() if key.startswith("tokenizer.")}
-    more = {key: ast.literal_eval(value) for key, value in told.items() if key not in own}
-    return told["type"].split(".")[0], more
+    prefix = "tokenizer."
+    shared = ("type", "pretrained_model_name_or_path", "trust_remote_code", "padding_side")
+    given = {k[len(prefix) :]: v for k, v in facts(settings.base).names.items() if k.startswith(prefix)}
+    arguments = {key: ast.literal_eval(value) for key, value in given.items() if key not in shared}
+    return given["type"].split(".")[0], arguments
 
 
 def is_internlm2(name: str) -> bool:
@@ -236,26 +235,24 @@ def is_internlm2(name: str) -> bool:
     return "internlm2" in facts(name).model.lower()
 
 
-def is_measured(settings: Any) -> bool:
-    """Whether it is InternLM2's 7B model by QLoRA, which is what was measured."""
-    shipped = facts(settings.base).model.lower()
-    if pictures(settings):
-        return False
-    return method(settings) == "qlora" and "internlm2" in shipped and "7b" in shipped
+def is_measured(settings: Settings) -> bool:
+    """Whether the recipe is InternLM2's 7B model by QLoRA, the only combination that was measured."""
+    model = facts(settings.base).model.lower()
+    return not has_images(settings) and method(settings) == "qlora" and "internlm2" in model and "7b" in model
 
 
 def check(settings: Settings) -> None:
-    """Raise InputWrong, with the reason, for a recipe whose preset does not run here, or not in this way."""
+    """Raise InputWrong, with the reason, for a recipe whose preset does not run here, or not with these settings."""
     found = facts(settings.base)
-    if found.why and not (found.why == OLD_TOKENIZER and settings.model.path):
-        raise InputWrong(f"base = {found.name!r} does not run here: {found.why}.")
+    if found.refusal and not (found.refusal == OLD_TOKENIZER and settings.model.path):
+        raise InputWrong(f"base = {found.name!r} does not run here: {found.refusal}.")
     if four_bits(settings) and "zero3" in settings.train.deepspeed:
         raise InputWrong(
             "train.deepspeed: ZeRO-3 cuts weights into parts, and 4-bit ones cannot be cut. Take deepspeed_zero2, or "
             "train.method=lora."
         )
     if "image" in (found.kind, settings.data.kind):
-        _check_pairs(settings, found)
+        llava.check(settings, found)
     chosen = settings.model
     named = "id" in chosen.model_fields_set or chosen.path or chosen.source == "tiny"
     if not named and not found.model.lower().endswith("internlm2-chat-7b"):
@@ -265,51 +262,18 @@ def check(settings: Settings) -> None:
         )
 
 
-def _check_pairs(settings: Settings, found: Facts) -> None:
-    """What a recipe of images and texts must say, and what there is not for it. Raises InputWrong."""
-    wanted, chosen, train = settings.data.kind, settings.model, settings.train
-    if wanted and found.kind != wanted:
-        raise InputWrong(
-            f"data.kind: {found.name} trains on {found.kind} data and cannot take {wanted} data. Images take one of "
-            f"LLaVA's presets (just presets llava)."
-        )
-    if not chosen.visual_encoder:
-        raise InputWrong(
-            f"base = {found.name!r} sees by {found.eyes}: name its folder, or what the model's hub calls it: "
-            f"model.visual_encoder={found.eyes} (Hugging Face; ModelScope's is "
-            f"{found.eyes.replace('openai/', 'AI-ModelScope/')})."
-        )
-    if ("pretrained_pth" in found.names) != bool(chosen.pretrained_pth):
-        if chosen.pretrained_pth:
-            raise InputWrong(
-                f"model.pretrained_pth: base = {found.name!r} is the stage that trains the projector anew."
-            )
-        raise InputWrong(
-            f"base = {found.name!r} goes on from the projector that the first stage trained: name its run's folder or "
-            "checkpoint, model.pretrained_pth=output/…, or begin with a random one, model.pretrained_pth=none."
-        )
-    shipped = sum(key.startswith("evaluation_inputs.") for key in found.names)
-    asked = len(train.evaluation_inputs or ()) or shipped
-    if train.evaluation_images and len(train.evaluation_images) not in (1, asked):
-        raise InputWrong(
-            f"train.evaluation_images: one image for all of the {asked} evaluation_inputs, or one for each; there "
-            f"are {len(train.evaluation_images)}."
-        )
-
-
 def four_bits(settings: Settings) -> bool:
-    """Whether the language model is held in 4 bits; under a projector it is as the preset has it, but in fp32."""
+    """Whether the language model is held in 4 bits. Under a projector the preset decides, except in fp32."""
     if method(settings) != "projector":
         return method(settings) == "qlora"
     return facts(settings.base).bits == 4 and settings.train.dtype != "fp32"
 
 
-def shown(facts_of: Facts, gib: Optional[float]) -> List[str]:
-    """A row of the table: name, family, method, template, kind of data, expected memory, accepted or why not."""
-    how = facts_of.method + (" int8" if facts_of.bits == 8 else "")
-    code = f"code: transformers' {facts_of.code}" if facts_of.code else "code: in the model's folder, checked there"
-    said = facts_of.why
+def table_row(found: Facts, gib: Optional[float]) -> List[str]:
+    """Name, family, method, template, kind of data, estimated memory in GiB, accepted or why not."""
+    how = found.method + (" int8" if found.bits == 8 else "")
+    code = f"code: transformers' {found.code}" if found.code else "code: in the model's folder, checked there"
     return [
-        facts_of.name, facts_of.family, how, facts_of.template or "none", facts_of.kind,
-        f"{gib:.0f}" if gib else "?", f"refused: {said}" if said else f"accepted; {code}",
+        found.name, found.family, how, found.template or "none", found.kind,
+        f"{gib:.0f}" if gib else "?", f"refused: {found.refusal}" if found.refusal else f"accepted; {code}",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which training step, compute type and recomputation a recipe takes on this machine's card."""
+"""Chooses the training step, the dtype and activation checkpointing for a recipe on this machine's GPU."""
 
 import re
 from typing import Any, Tuple
@@ -11,9 +11,8 @@ from recipe.xtuner import preset_editor, preset_facts
 
 
 def dtype(settings: Settings) -> str:
-    """The compute type: as set, or for "auto" bf16 where every GPU of the run has it (capability 8.0), else fp16.
-
-    Without any GPU "auto" is bf16: then the config is being looked at, not trained with.
+    """The compute dtype. "auto" is bf16 if every GPU of the run has it (capability 8.0), else fp16; without any GPU it
+    is bf16, because the config is then only inspected.
     """
     if settings.train.dtype != "auto":
         return settings.train.dtype
@@ -21,78 +20,78 @@ def dtype(settings: Settings) -> str:
 
 
 def training_dtype(settings: Settings) -> str:
-    """The type that trains: the recipe's, unless it trains by XTuner's own classes alone. Then XTuner puts what PyTorch
-    supports on the card in place of DeepSpeed's "auto": from PyTorch 2.4 on that is bf16 everywhere, by emulation too.
+    """The dtype that training uses. It is the recipe's, unless it uses DeepSpeed with XTuner's own classes only: XTuner
+    then replaces DeepSpeed's "auto" with what PyTorch supports, which from 2.4 on is always bf16, emulated if need be.
     """
-    if hooked(settings.train) or not deepspeed(settings):
+    if has_hooks(settings.train) or not deepspeed(settings):
         return dtype(settings)
     emulates = tuple(map(int, re.findall(r"\d+", versions()["torch"] or "")[:2])) >= (2, 4)
     return "fp16" if not emulates and any(float(card["capability"]) < 8 for card in gpus()[:1]) else "bf16"
 
 
-def sequences(settings: Settings) -> Tuple[int, int]:
-    """(batch size, length) of an iteration; where the recipe says neither, 1 × 2048 as in XTuner's presets."""
+def batch_shape(settings: Settings) -> Tuple[int, int]:
+    """(batch size, length) of an iteration, by default 1 × 2048 as in XTuner's presets."""
     return settings.train.batch_size or 1, settings.train.max_length or 2048
 
 
 def has_fast(settings: Settings) -> bool:
-    """Whether fast and small know the recipe: InternLM2's presets and adapters alone, and weights that lie whole on
-    each card.
-    """
-    known = settings.base.startswith("internlm2_") and preset_facts.method(settings) != "full"
-    return known and "zero3" not in settings.train.deepspeed
+    """Whether fast and small support the recipe: adapters of InternLM2's presets, without ZeRO-3."""
+    supported = settings.base.startswith("internlm2_") and preset_facts.method(settings) != "full"
+    return supported and "zero3" not in settings.train.deepspeed
 
 
 def speed(settings: Settings) -> str:
-    """stock, fast or small: as set, or for "auto" what the first GPU allows; without any it is fast, as for dtype.
+    """stock, fast or small. "auto" depends on the first GPU's memory, and is fast without any GPU.
 
-    "auto" takes fast and small in bf16 and on one GPU only: no card without bf16 was tried, and two together but once.
-    Whatever the stack, no update is made before recipe/training/fast/check.py has compared the step with XTuner's own.
+    "auto" is fast or small only in bf16 and on one GPU: GPUs without bf16 were not tested, and two GPUs only once. No
+    update is made before training/fast/check.py has compared the step with XTuner's own. Raises InputWrong.
     """
-    known = has_fast(settings)
+    supported = has_fast(settings)
     if settings.train.speed != "auto":
-        if settings.train.speed != "stock" and not known:
+        if settings.train.speed != "stock" and not supported:
             raise InputWrong(
-                f"train.speed={settings.train.speed} knows adapters of InternLM2 alone, without ZeRO-3, not base = "
+                f"train.speed={settings.train.speed} supports only adapters of InternLM2 without ZeRO-3, not base = "
                 f"{settings.base!r} by {preset_facts.method(settings)} with "
                 f"{settings.train.deepspeed or 'no DeepSpeed'}: train.speed=stock trains everything that XTuner does."
             )
         return settings.train.speed
-    if not known or distributed.count(settings) > 1 or dtype(settings) != "bf16":
+    if not supported or distributed.count(settings) > 1 or dtype(settings) != "bf16":
         return "stock"
     found = gpus()
     return "small" if found and found[0]["memory_mib"] < measurements.SMALL else "fast"
 
 
 def deepspeed(settings: Settings) -> str:
-    """train.deepspeed, but none for "small": its buffers are what there is no memory for."""
+    """train.deepspeed; "" for "small", which has no memory for DeepSpeed's buffers."""
     return "" if speed(settings) == "small" else settings.train.deepspeed
 
 
 def deepspeed_text(settings: Settings) -> str:
-    """DeepSpeed's configuration file: it names the type that trains, but where a recipe trains by XTuner's own classes
-    alone. "" without DeepSpeed.
+    """DeepSpeed's configuration file, which names the dtype unless training uses XTuner's own classes only; "" without
+    DeepSpeed.
     """
     name = deepspeed(settings)
-    return preset_editor.deepspeed_text(name, dtype(settings) if hooked(settings.train) else "") if name else ""
+    return preset_editor.deepspeed_text(name, dtype(settings) if has_hooks(settings.train) else "") if name else ""
 
 
 def checkpointing(settings: Settings, tokens: int) -> bool:
-    """Whether layers are computed again for their gradients; `tokens`: of an iteration."""
+    """Whether activations are recomputed for the gradients; `tokens`: of an iteration."""
     if settings.train.checkpointing is not None:
         return settings.train.checkpointing
     found = gpus()[: settings.gpus]
-    if speed(settings) != "fast" or not found or compiler.fault():  # PyTorch's own operations keep more
+    if (
+        speed(settings) != "fast" or not found or compiler.fault()
+    ):  # without a compiler PyTorch's own operations keep more
         return True
     return not all(measurements.fits_kept(tokens, card["name"], card["memory_mib"]) for card in found)
 
 
 def way(settings: Settings, tokens: int) -> str:
-    """How an iteration of `tokens` is reckoned, in measured.toml's words: stock, fast, kept or small."""
+    """The name in measured.toml for an iteration of `tokens`: stock, fast, kept (no checkpointing) or small."""
     kind = speed(settings)
     return "kept" if kind == "fast" and not checkpointing(settings, tokens) else kind
 
 
-def hooked(train: Any) -> bool:
-    """Whether our hooks are in the config: with neither of these a recipe trains by XTuner's own classes alone."""
+def has_hooks(train: Any) -> bool:
+    """Whether the config has our hooks; without them training uses XTuner's own classes only."""
     return bool(train.guard or train.deterministic)

@@ -1,4 +1,4 @@
-"""A tiny CLIP: the half that sees, of random weights, with an image processor of its size."""
+"""Makes a tiny CLIP vision model with random weights, and its image processor."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The configuration of InternLM2, in the fields the published checkpoints use."""
+"""The configuration of InternLM2, with the fields of the published checkpoints."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from transformers.configuration_utils import PretrainedConfig
 class InternLM2Config(PretrainedConfig):
     """Sizes and switches of an InternLM2 model; the defaults are those of the 7B chat model.
 
-    ``rope_scaling`` is None or ``{"type": "dynamic", "factor": f}`` with f >= 1; ``rope_parameters``
-    is what transformers 5 writes in place of it and of ``rope_theta``. ``attn_implementation`` is
-    dropped: there is one implementation here. Raises ValueError when the heads do not divide the
-    width, the key-value heads do not divide the heads, the head width is odd, or ``rope_scaling``
-    is anything else.
+    `rope_scaling` is None or {"type": "dynamic", "factor": f} with f >= 1; transformers 5 writes `rope_parameters`
+    instead of it and `rope_theta`. `attn_implementation` is ignored, because there is only one. Raises ValueError for
+    any other `rope_scaling`, heads that do not divide the width, key-value heads that do not divide the heads, and an
+    odd head width.
     """
 
     model_type = "internlm2"

@@ -1,7 +1,7 @@
-"""InternLM2: a decoder with grouped-query attention, rotary positions and SwiGLU.
+"""InternLM2: grouped-query attention, rotary positions and SwiGLU. One file, because it is copied into model folders.
 
-Written for transformers 4.36 (legacy tuple key-value cache). Module names, and the class names
-that XTuner looks for when it swaps in its own attention, are those of the published checkpoints.
+For transformers 4.36 (legacy tuple key-value cache) and later. Module names, and the class names by which XTuner
+replaces the attention, are those of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .configuration_internlm2 import InternLM2Config
 
 
 class InternLM2RMSNorm(nn.Module):
-    """Scale (..., hidden) by the reciprocal of its root mean square, computed in float32."""
+    """Divides (..., hidden) by its root mean square, computed in float32."""
 
     def __init__(self, hidden_size, eps=1e-5):
         super().__init__()
@@ -39,23 +39,23 @@ class InternLM2RotaryEmbedding(nn.Module):
         self.dim = dim
         self.max_position_embeddings = max_position_embeddings
         self.base = base
-        # XTuner sizes its own replacement from these two.
+        # XTuner's replacement reads these two.
         self.max_seq_len_cached = max_position_embeddings
         inv_freq = self.frequencies(base, device)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
 
     def frequencies(self, base, device):
-        """The (dim / 2) angular frequencies, in radians a token, float32."""
+        """The dim / 2 angular frequencies in radians per token, float32."""
         steps = torch.arange(0, self.dim, 2, device=device, dtype=torch.float32)
         return 1.0 / base ** (steps / self.dim)
 
     def base_for(self, seq_len):
-        """The base of the frequencies for a sequence of ``seq_len`` tokens."""
+        """The base of the frequencies for a sequence of `seq_len` tokens."""
         return self.base
 
     def forward(self, x, seq_len):
-        """Return cos and sin, each (seq_len, dim), of x's device and type."""
-        # From the base, not from the buffer: casting the model to float16 rounds the buffer.
+        """Return cos and sin, each (seq_len, dim), with x's device and dtype."""
+        # Not from the buffer: casting the model to float16 rounds it.
         inv_freq = self.frequencies(self.base_for(seq_len), x.device)
         positions = torch.arange(seq_len, device=x.device, dtype=torch.float32)
         angles = torch.outer(positions, inv_freq)
@@ -64,7 +64,7 @@ class InternLM2RotaryEmbedding(nn.Module):
 
 
 class InternLM2DynamicNTKScalingRotaryEmbedding(InternLM2RotaryEmbedding):
-    """Rotary positions whose base grows once a sequence is longer than the trained length."""
+    """Rotary positions whose base grows for sequences longer than max_position_embeddings."""
 
     def __init__(self, dim, max_position_embeddings=32768, base=1000000, device=None, factor=1.0):
         super().__init__(dim, max_position_embeddings, base, device)
@@ -105,8 +105,8 @@ class InternLM2MLP(nn.Module):
 class InternLM2Attention(nn.Module):
     """Grouped-query attention with one fused projection.
 
-    The rows of ``wqkv`` are laid out as (kv_head, groups + 2, head_dim): the queries of the group,
-    then its key, then its value. XTuner replaces ``forward`` and reads the attributes below.
+    The rows of `wqkv` are laid out as (kv_head, groups + 2, head_dim): the group's queries, then its key, then its
+    value. XTuner replaces `forward` and reads the attributes below.
     """
 
     def __init__(self, config):
@@ -141,10 +141,9 @@ class InternLM2Attention(nn.Module):
     ):
         """Attend from hidden_states (batch, tokens, hidden) to the past and to themselves.
 
-        ``attention_mask`` is added to the scores: (batch, 1, tokens, past + tokens).
-        ``past_key_value`` is None or the pair of keys and values, each
-        (batch, kv_heads, past, head_dim). Returns the output, the weights or None, and the
-        grown pair or None.
+        `attention_mask` (batch, 1, tokens, past + tokens) is added to the scores. `past_key_value` is None or (keys,
+        values), each (batch, kv_heads, past, head_dim). Returns (output, attention weights or None, new (keys, values)
+        or None).
         """
         batch, tokens, _ = hidden_states.shape
         query, key, value = self.split(self.wqkv(hidden_states))
@@ -167,7 +166,7 @@ class InternLM2Attention(nn.Module):
 
 
 def rotary_embedding(config, head_dim):
-    """The rotary embedding that the configuration asks for."""
+    """The rotary embedding of a configuration."""
     sizes = (head_dim, config.max_position_embeddings, config.rope_theta)
     if config.rope_scaling is None:
         return InternLM2RotaryEmbedding(*sizes)
@@ -176,7 +175,7 @@ def rotary_embedding(config, head_dim):
 
 
 class InternLM2DecoderLayer(nn.Module):
-    """Attention and feed-forward, each behind a norm and around a residual."""
+    """Attention and feed-forward, each with a norm before it and a residual around it."""
 
     def __init__(self, config):
         super().__init__()
@@ -209,14 +208,14 @@ class InternLM2DecoderLayer(nn.Module):
 
 
 class InternLM2PreTrainedModel(PreTrainedModel):
-    """What transformers needs to load, spread over devices and checkpoint the models below."""
+    """What transformers needs to load, shard and checkpoint the models below."""
 
     config_class = InternLM2Config
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["InternLM2DecoderLayer"]
     _skip_keys_device_placement = "past_key_values"
-    # The cache is a tuple of (key, value) pairs, not one of the later Cache classes.
+    # The cache is a tuple of (key, value) pairs.
     _supports_cache_class = False
 
     def _init_weights(self, module):
@@ -227,11 +226,11 @@ class InternLM2PreTrainedModel(PreTrainedModel):
 
 
 def additive_mask(attention_mask, like, past):
-    """Causal mask with padding, to be added to scores.
+    """A causal mask with padding, to be added to the scores.
 
-    ``attention_mask`` is None or (batch, past + tokens), true or 1 where a key may be seen;
-    ``like`` is (batch, tokens, hidden). Returns (batch, 1, tokens, past + tokens): 0 where seen,
-    the lowest finite number elsewhere, so that a row of padding alone gives no NaN.
+    `attention_mask` is None or (batch, past + tokens), 1 for tokens that are attended to; `like` is (batch, tokens,
+    hidden). Returns (batch, 1, tokens, past + tokens): 0 where attended to, else the lowest finite number, so that a
+    row of padding alone gives no NaN.
     """
     batch, tokens, _ = like.shape
     keys = torch.arange(past + tokens, device=like.device)
@@ -278,13 +277,12 @@ class InternLM2Model(InternLM2PreTrainedModel):
         output_hidden_states=None,
         return_dict=None,
     ):
-        """Run the decoder.
+        """Run the decoder on either `input_ids` (batch, tokens) or `inputs_embeds` (batch, tokens, hidden).
 
-        Exactly one of ``input_ids`` (batch, tokens) and ``inputs_embeds`` (batch, tokens, hidden)
-        is given, else ValueError. ``attention_mask`` is (batch, past + tokens), 1 for what may be
-        seen; ``position_ids`` is (batch, tokens), by default counting on from the past, padding
-        included. Returns hidden states (batch, tokens, hidden) and, as ``use_cache`` and the
-        ``output_`` switches ask, the cache, all hidden states and all attention weights.
+        `attention_mask` is (batch, past + tokens), 1 for tokens that are attended to; `position_ids` is (batch,
+        tokens), by default consecutive, padding included. Returns hidden states (batch, tokens, hidden) and, if asked
+        for, the cache, all hidden states and all attention weights. Raises ValueError unless exactly one of the inputs
+        is given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -293,7 +291,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         output_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
         return_dict = default(return_dict, self.config.use_return_dict)
         checkpointing = self.gradient_checkpointing and self.training
-        # A layer run twice would grow the cache twice.
+        # A layer that runs twice would grow the cache twice.
         use_cache = use_cache and not checkpointing
 
         hidden_states = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
@@ -369,9 +367,9 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
     ):
         """Return logits (batch, tokens, vocabulary) in float32 and, with labels, the loss.
 
-        ``labels`` (batch, tokens) are aligned with the inputs: token t is scored by the logits of
-        token t - 1, and -100 is not scored. The loss is the mean cross-entropy in nats a token.
-        The other arguments, and the ValueError, are those of InternLM2Model.
+        `labels` (batch, tokens) are aligned with the inputs: the logits of token t - 1 predict token t, and -100 is
+        ignored. The loss is the mean cross-entropy in nats per token. The other arguments, and the ValueError, are
+        those of InternLM2Model.
         """
         return_dict = default(return_dict, self.config.use_return_dict)
         outputs = self.model(
@@ -409,14 +407,14 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         use_cache=None,
         **kwargs,
     ):
-        """The arguments of the next forward call: only what the cache has not seen yet."""
+        """The arguments of the next forward call, without the tokens that are in the cache."""
         if past_key_values is not None:
             past = past_key_values[0][0].shape[2]
-            # After a start from inputs_embeds the ids are shorter than the cache: one is new.
+            # After inputs_embeds the ids are shorter than the cache, and one of them is new.
             unseen = input_ids.shape[1] - past if input_ids.shape[1] > past else 1
             input_ids = input_ids[:, -unseen:]
         if attention_mask is not None and position_ids is None:
-            # Left padding must not shift the positions of the text.
+            # Left padding does not shift the positions of the text.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             if past_key_values is not None:
                 position_ids = position_ids[:, -input_ids.shape[1] :]

@@ -11,8 +11,8 @@ from transformers.tokenization_utils import AddedToken, PreTrainedTokenizer
 
 VOCAB_FILES_NAMES = {"vocab_file": "tokenizer.model"}
 
-# In the order of their ids, which are the last six of the vocabulary. The sentencepiece file has
-# placeholders there ([UNUSED_TOKEN_141] and on), so the names live only in the tokenizer.
+# In the order of their ids, the last six of the vocabulary. The sentencepiece file has placeholders there
+# ([UNUSED_TOKEN_141] and following), so only the tokenizer knows the names.
 MARKERS = (
     "<|plugin|>",
     "<|interpreter|>",
@@ -24,17 +24,17 @@ MARKERS = (
 
 
 def special_tokens(vocabulary):
-    """The special tokens of a vocabulary of that many ids, by id."""
+    """id → special token, for a vocabulary of `vocabulary` ids."""
     names = dict(enumerate(("<unk>", "<s>", "</s>")))
     names.update(enumerate(MARKERS, vocabulary - len(MARKERS)))
     return {i: AddedToken(name, normalized=False, special=True) for i, name in names.items()}
 
 
 class InternLM2Tokenizer(PreTrainedTokenizer):
-    """Text to ids and back, without loss but for U+2581, which reads back as a space.
+    """Encodes text and decodes it without loss, except that U+2581 becomes a space.
 
-    Encoding with special tokens puts ``<s>`` in front, and never ``</s>`` behind. Raises OSError
-    when ``vocab_file`` cannot be read and RuntimeError when it is no sentencepiece model.
+    Encoding with special tokens adds <s> in front and no </s> at the end. Raises OSError if `vocab_file` cannot be
+    read, RuntimeError if it is not a sentencepiece model.
     """
 
     vocab_files_names = VOCAB_FILES_NAMES
@@ -70,7 +70,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         return self.sp_model.GetPieceSize()
 
     def get_vocab(self):
-        """Ids by token, one token an id: a marker's name stands in for its placeholder."""
+        """token → id, with the markers' names instead of their placeholders."""
         vocabulary = {self.convert_ids_to_tokens(i): i for i in range(self.vocab_size)}
         vocabulary.update(self.added_tokens_encoder)
         return vocabulary
@@ -85,7 +85,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         return self.sp_model.IdToPiece(index)
 
     def convert_tokens_to_string(self, tokens):
-        """The text of the tokens; special tokens stand as they are."""
+        """The text of the tokens; special tokens stay as they are."""
         text = []
         for special, run in groupby(tokens, self.added_tokens_encoder.__contains__):
             text.append("".join(run) if special else self.sp_model.DecodePieces(list(run)))  # noqa: B031
@@ -104,7 +104,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
 
     def save_vocabulary(self, save_directory, filename_prefix=None):
-        """Write the sentencepiece model into the folder and return its path, in a tuple."""
+        """Write the sentencepiece model into the folder and return (its path,)."""
         prefix = filename_prefix + "-" if filename_prefix else ""
         target = Path(save_directory) / (prefix + VOCAB_FILES_NAMES["vocab_file"])
         source = Path(self.vocab_file)

@@ -1,0 +1,164 @@
+"""Turns a failure of a hub, or of the connection to it, into one paragraph: what, where, what to do."""
+
+import contextlib
+import errno
+from typing import Any, Iterator, Optional
+from urllib.parse import urlsplit
+
+from recipe.base_model.hub_addresses import MIRRORS, NAMES, branch, endpoint
+from recipe.base_model.hub_clients import revisions, unknown_revision
+from recipe.core.errors import HostLacks, InputWrong, RecipeError
+from recipe.core.settings import Model
+
+RETRY = "Type the same command again: what has arrived is kept."
+
+
+@contextlib.contextmanager
+def as_recipe_errors(model: Model) -> Iterator[None]:
+    """Raise every failure inside as a RecipeError."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:  # the clients, requests and urllib3 raise many types
+        raise explain(error, model)
+
+
+def causes(error: Any) -> Iterator[Any]:
+    """The error and what it was raised from, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def status(error: Exception) -> Optional[int]:
+    """The HTTP status behind an error, or None."""
+    responses = [getattr(cause, "response", None) for cause in causes(error)]
+    return next((response.status_code for response in responses if response is not None), None)
+
+
+def has_cause(error: Exception, *names: str) -> bool:
+    """Whether an error or one of its causes is of a class with one of these names."""
+    return any(type(cause).__name__ in names for cause in causes(error))
+
+
+def is_temporary(error: Exception) -> bool:
+    """Whether trying again soon may help."""
+    import requests
+
+    if isinstance(error, requests.exceptions.ProxyError) or _is_certificate_error(error):
+        return False
+    code = status(error)
+    return code is None or code in (408, 429) or code >= 500
+
+
+def is_client_fault(error: Exception) -> bool:
+    """Whether plain addresses may work where a hub's client failed: not if the hub cannot be reached at all."""
+    import requests
+
+    if has_cause(error, "HFValidationError", "InvalidParameter"):
+        return False
+    if isinstance(error, requests.exceptions.ConnectionError):  # proxy, certificate, DNS, port
+        return status(error) is not None
+    return not isinstance(error, OSError) or isinstance(error, requests.RequestException)
+
+
+def _is_certificate_error(error: Exception) -> bool:
+    import ssl
+
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error))
+
+
+def explain(error: Exception, model: Model) -> RecipeError:
+    """The RecipeError that names cause, place and remedy of a failure."""
+    *_, first = causes(error)  # the innermost message is the shortest
+    reason = f"{type(first).__name__}: {first}".splitlines()[0][:200]
+    return (
+        _explain_disk(error, model)
+        or _explain_connection(error, model, reason)
+        or _explain_status(error, model, reason)
+        or _explain_response(error, model, reason)
+    )
+
+
+def _other_source(model: Model) -> str:
+    return f"or use a mirror ({MIRRORS[model.source]}), or a folder you have ({model.placed}=/some/folder)"
+
+
+def _explain_disk(error: Exception, model: Model) -> Optional[RecipeError]:
+    numbers = [getattr(cause, "errno", None) for cause in causes(error)]
+    if errno.ENOSPC in numbers or errno.EDQUOT in numbers:
+        return HostLacks(f"The disk is full while {model.id} is being fetched. Free some space. {RETRY}")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return HostLacks(f"{error.filename}: {error.strerror}. Make it writable. {RETRY}")
+    return None
+
+
+def _explain_connection(error: Exception, model: Model, reason: str) -> Optional[RecipeError]:
+    import requests
+
+    hub = NAMES[model.source]
+    if has_cause(error, "HFValidationError", "InvalidParameter"):
+        return InputWrong(f"{model.named}={model.id} is not a valid name at {hub}: {reason}")
+    if _is_certificate_error(error):
+        return HostLacks(
+            f"{hub}'s certificate is not accepted: {reason}. Check the clock; behind a proxy that decrypts TLS, name "
+            f"its certificate: REQUESTS_CA_BUNDLE=/path/to/ca.pem."
+        )
+    if isinstance(error, requests.exceptions.ProxyError):
+        return HostLacks(f"The proxy (HTTPS_PROXY) does not let through to {hub}: {reason}. Correct or unset it.")
+    return None
+
+
+def _explain_status(error: Exception, model: Model, reason: str) -> Optional[RecipeError]:
+    import requests
+
+    hub, code = NAMES[model.source], status(error)
+    if code in (401, 403):
+        login = {
+            "huggingface": "set the token of an account that may read it: HF_TOKEN=hf_…",
+            "modelscope": "log in with ModelScope's own command (modelscope login)",
+        }[model.source]
+        return HostLacks(
+            f"{hub} denies access to {model.id} (HTTP {code}): it is private, gated or misspelt. Accept its terms on "
+            f"its page and {login}, {_other_source(model)}."
+        )
+    if code == 404 or has_cause(error, "RequestError"):  # ModelScope's class for an error sent with status 200
+        known = revisions(model)
+        if known and branch(model) not in known:
+            return unknown_revision(model)
+        return InputWrong(f"{hub} has no {model.id} (revision {branch(model)}): {reason}. Check {model.named}.")
+    if code is not None or isinstance(error, requests.exceptions.RetryError):
+        return HostLacks(f"{hub} answers HTTP {code or '5xx'} ({reason}). {RETRY} Later, {_other_source(model)}.")
+    return None
+
+
+def _explain_response(error: Exception, model: Model, reason: str) -> RecipeError:
+    hub, host = NAMES[model.source], urlsplit(endpoint(model)).netloc
+    if "OfflineModeIsEnabled" in type(error).__name__:
+        return HostLacks(f"HF_HUB_OFFLINE is set, and {model.id} is not here. Unset it for this command.")
+    other = _redirected_host(error, host)
+    if other:
+        return HostLacks(
+            f"{host} redirects to {other}, which cannot be reached from here: {reason}. Name a mirror that holds the "
+            f"files itself ({MIRRORS[model.source]}), or a folder you have ({model.placed}=/some/folder)."
+        )
+    unreadable = isinstance(error, (KeyError, TypeError, AttributeError, ValueError)) and not isinstance(error, OSError)
+    if unreadable or "JSON" in type(error).__name__:
+        return HostLacks(
+            f"{host} does not answer as {hub} does ({reason}) and has no config.json of {model.id}. Check "
+            f"{model.named} and the connection (a page to log in, a mirror of something else), {_other_source(model)}."
+        )
+    if has_cause(error, "NameResolutionError", "gaierror"):
+        return HostLacks(
+            f"{hub}'s name cannot be resolved: no network here, or no DNS ({reason}). Connect, {_other_source(model)}."
+        )
+    remedy = _other_source(model)[len("or ") :]
+    return HostLacks(f"{model.id} could not be fetched from {hub}: {reason}. {RETRY} If that repeats: {remedy}.")
+
+
+def _redirected_host(error: Exception, host: str) -> str:
+    """The host that failed, if it is not `host`; else ""."""
+    requests = (getattr(cause, "request", None) for cause in causes(error))
+    hosts = [urlsplit(str(getattr(request, "url", ""))).netloc for request in requests if request is not None]
+    return next((other for other in hosts if other and other != host), "")

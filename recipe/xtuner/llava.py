@@ -1,0 +1,54 @@
+"""What is special about XTuner's LLaVA presets: image-text pairs, a visual encoder and a projector."""
+
+from typing import Any, Dict, Optional
+
+from recipe.core.errors import InputWrong
+from recipe.core.settings import Settings
+
+DATASET = "llava_dataset"  # the dataset's name in every LLaVA preset
+
+
+def check(settings: Settings, found: Any) -> None:
+    """Raise InputWrong if a recipe does not fit its LLaVA preset (`found`, its Facts)."""
+    wanted, model, train = settings.data.kind, settings.model, settings.train
+    if wanted and found.kind != wanted:
+        raise InputWrong(
+            f"data.kind: {found.name} trains on {found.kind} data and cannot take {wanted} data. For images take one "
+            f"of LLaVA's presets (just presets llava)."
+        )
+    if not model.visual_encoder:
+        raise InputWrong(
+            f"base = {found.name!r} needs the visual encoder {found.visual_encoder}: name its folder, or its id at the "
+            f"model's hub: model.visual_encoder={found.visual_encoder} (Hugging Face; at ModelScope "
+            f"{found.visual_encoder.replace('openai/', 'AI-ModelScope/')})."
+        )
+    if "pretrained_pth" not in found.names and model.pretrained_pth:
+        raise InputWrong(f"model.pretrained_pth: base = {found.name!r} is the stage that trains a new projector.")
+    if "pretrained_pth" in found.names and not model.pretrained_pth:
+        raise InputWrong(
+            f"base = {found.name!r} continues with the projector that the first stage trained: name its run's folder "
+            "or checkpoint, model.pretrained_pth=output/…, or start with a random one, model.pretrained_pth=none."
+        )
+    shipped = sum(key.startswith("evaluation_inputs.") for key in found.names)
+    inputs = len(train.evaluation_inputs or ()) or shipped
+    if train.evaluation_images and len(train.evaluation_images) not in (1, inputs):
+        raise InputWrong(
+            f"train.evaluation_images: name one image for all of the {inputs} evaluation_inputs, or one for each, not "
+            f"{len(train.evaluation_images)}."
+        )
+
+
+def data_edits(settings: Settings, found: Any, dataset: str) -> Dict[str, Optional[str]]:
+    """The edits that replace the preset's dataset with ours, like `config_edits.data_edits`."""
+    changes: Dict[str, Optional[str]] = {
+        found.path: repr(dataset),
+        f"{DATASET}.type": "'recipe.xtuner.llava_dataset.Dataset'",
+        f"{DATASET}.dataset_map_fn": "None",
+        "custom_hooks.1.type": "'recipe.training.hooks.ImageChatHook'",
+    }
+    if settings.train.map_num_proc is not None:
+        changes[f"{DATASET}.map_num_proc"] = repr(settings.train.map_num_proc)
+    if found.dataset != DATASET:  # joined with RefCOCO
+        changes["train_dataloader.dataset"] = DATASET
+        changes.update(dict.fromkeys((found.dataset, "refcoco_dataset", "inv_refcoco_dataset", "refcoco_path")))
+    return changes
