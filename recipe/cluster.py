@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from recipe.core import distributed
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.core.recipe_files import find_recipe, recipes
@@ -88,7 +89,9 @@ def kubernetes(run: Run, words: Sequence[str], shown: str) -> Any:
     """(manifest, lines to print): a JobSet with one pod a machine; a recipe file of one's own comes as a ConfigMap."""
     asked, name = run.settings.cluster, _label(run.name)
     if not asked.image:
-        raise InputWrong("cluster.image=registry/name:tag names the image: of `just image push`, or a fork's workflow.")
+        raise InputWrong(
+            f"cluster.image=registry/name:tag names the image: of `{command_line('image push')}`, or a fork's workflow."
+        )
     mounts = [
         {"name": "shared", "mountPath": f"{INSIDE}/{folder}", "subPath": folder}
         for folder in ("output", "models", "data")

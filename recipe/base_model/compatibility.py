@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from recipe.base_model import architecture
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 
 # The chat markers of InternLM2's published vocabulary of 92544; XTuner's template and stop words rest on them.
@@ -27,7 +28,7 @@ def read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise InputWrong(f"{path} is damaged: {error}. Remove it and fetch it again: just model.")
+        raise InputWrong(f"{path} is damaged: {error}. Remove it and fetch it again: {command_line('model')}.")
 
 
 def code(place: Path) -> List[str]:
@@ -153,7 +154,9 @@ def marker_ids(place: Path) -> Dict[str, int]:
         try:
             model.Load(str(pieces))
         except (RuntimeError, OSError) as error:
-            raise InputWrong(f"{pieces} is damaged: {str(error).splitlines()[0]}. Remove it and type: just model.")
+            raise InputWrong(
+                f"{pieces} is damaged: {str(error).splitlines()[0]}. Remove it and type: {command_line('model')}."
+            )
         found.update({name: model.PieceToId(name) for name in MARKERS if model.PieceToId(name) != model.unk_id()})
     if (place / "tokenizer.json").is_file():
         found.update({one["content"]: one["id"] for one in read(place / "tokenizer.json").get("added_tokens", [])})

@@ -20,6 +20,7 @@ from recipe.base_model.record import (
     save_record,
     staging_folder,
 )
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong, NotFetched
 from recipe.core.hashing import digest
 from recipe.core.run import Run
@@ -66,7 +67,7 @@ def fetch_tokenizer(run: Run) -> Path:
             if name not in record["files"]:
                 raise InputWrong(
                     f"{model.id} has no {name}: name a tokenizer (model.tokenizer=…), or fetch the whole model first: "
-                    f"just model."
+                    f"{command_line('model')}."
                 )
             _gather(run, place, record, [one for one in names if one in record["files"]])
         if not has_own_code(run):  # another family's model under an InternLM2 preset
@@ -140,7 +141,7 @@ class _alone:
             where, what = self.run.shown(self.run.models), self.run.settings.model.what
             raise HostLacks(
                 f"The {what} is not in {where}, and nothing can be written there ({error.strerror}). Fetch it "
-                f"first, where {where} is writable and there is a network: just model."
+                f"first, where {where} is writable and there is a network: {command_line('model')}."
             )
 
     def __exit__(self, *_: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Dict, Iterable, Optional, Tuple
 
 from recipe.base_model import compatibility, model_code
 from recipe.base_model.record import check_files, check_source, elsewhere, is_untouched, read_record, staging_folder
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import ROOT
@@ -92,7 +93,8 @@ def check(run: Run, place: Path) -> None:
         check_files(place, shown, record, run.verify, run.settings.model.placed)
     elif run.verify:
         raise InputWrong(
-            f"--verify: {shown} was not fetched by `just model`, so there are no checksums to compare with."
+            f"--verify: {shown} was not fetched by `{command_line('model')}`, so there are no checksums to compare "
+            f"with."
         )
     compatibility.check(place, shown, elsewhere(run))
 
@@ -100,7 +102,7 @@ def check(run: Run, place: Path) -> None:
 def complete(place: Path, shown: str) -> None:
     """Raise HostLacks unless `place` holds a config and every weight file that its index names."""
     if not place.is_dir():
-        raise HostLacks(f"The base model is not here: there is no {shown}. Fetch it first: just model.")
+        raise HostLacks(f"The base model is not here: there is no {shown}. Fetch it first: {command_line('model')}.")
     if not (place / "config.json").is_file():
         raise HostLacks(f"{shown} holds no config.json: it is not a model folder.")
     listed, told = index(place, shown)
@@ -108,7 +110,7 @@ def complete(place: Path, shown: str) -> None:
     missing = sorted(name for name in names if not (place / name).is_file() or not (place / name).stat().st_size)
     if missing or not names:
         what = ", ".join(missing) or "any weights (*.safetensors, pytorch_model*.bin)"
-        raise HostLacks(f"{shown} lacks {what}. Remove what is left of it and fetch it again: just model.")
+        raise HostLacks(f"{shown} lacks {what}. Remove what is left of it and fetch it again: {command_line('model')}.")
 
 
 def index(place: Path, shown: str) -> Tuple[str, Dict[str, str]]:
@@ -120,7 +122,7 @@ def index(place: Path, shown: str) -> Tuple[str, Dict[str, str]]:
                 set(told.values())  # names, or it raises
                 return name, told
             except (ValueError, KeyError, TypeError):
-                raise HostLacks(f"{shown}/{name} is damaged. Remove it and fetch it again: just model.")
+                raise HostLacks(f"{shown}/{name} is damaged. Remove it and fetch it again: {command_line('model')}.")
     return "", {}
 
 

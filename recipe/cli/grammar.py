@@ -5,11 +5,11 @@ The command line reads words through this module, and so do the scripts under do
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from recipe.core.commands import program
 from recipe.core.errors import InputWrong
 from recipe.core.recipe_files import (  # fmt: skip
     ROOT,
@@ -35,11 +35,6 @@ class Words(NamedTuple):
     arguments: List[str]
 
 
-def typed() -> str:
-    """How this user starts commands: just or ./justw."""
-    return os.environ.get("RECIPE_COMMAND", "just")
-
-
 def load() -> Dict[str, Any]:
     """{"commands": {name: …}, "settings": {dotted key: schema}}."""
     found: Dict[str, Any] = json.loads(Path(__file__).with_name("grammar.json").read_text(encoding="utf-8"))
@@ -47,7 +42,7 @@ def load() -> Dict[str, Any]:
 
 
 def usage(command: Dict[str, Any]) -> str:
-    return f"Usage: {command['usage'].replace(JUST, typed())}"
+    return f"Usage: {command['usage'].replace(JUST, program())}"
 
 
 def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
@@ -77,7 +72,7 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
                 shown = [one for one, about in options.items() if not about["hidden"]]
                 raise InputWrong(
                     f"{command['name']} has no option {name}.{did_you_mean(name, shown)} "
-                    f"`{typed()} {command['name']} --help` lists them."
+                    f"`{program()} {command['name']} --help` lists them."
                 )
             found.options.append(word)
             if option["value"] and not equals:
@@ -213,7 +208,7 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     command = known["commands"].get(name)
     if command is None:
         raise InputWrong(
-            f"There is no command {name!r}.{did_you_mean(name, names(known))} `{typed()} help` lists them."
+            f"There is no command {name!r}.{did_you_mean(name, names(known))} `{program()} help` lists them."
         )
     check_full_width(words, list(known["settings"]))
     found = sort_words(command, words)
@@ -260,13 +255,15 @@ def names(known: Dict[str, Any]) -> List[str]:
 
 def overview(known: Dict[str, Any]) -> str:
     """All commands, grouped."""
-    lines = [f"Usage: {typed()} COMMAND [RECIPE] [KEY=VALUE]…", ""]
+    lines = [f"Usage: {program()} COMMAND [RECIPE] [KEY=VALUE]…", ""]
     groups: Dict[str, List[Dict[str, Any]]] = {}
     for command in known["commands"].values():
         groups.setdefault(command["group"], []).append(command)
     for group, commands in groups.items():
         lines += [f"{group}:", *(f"  {one['name']:12} {one['summary']}" for one in commands), ""]
-    lines.append(f"`{typed()} COMMAND --help` tells more. `{typed()} --list` also shows the commands for developing.")
+    lines.append(
+        f"`{program()} COMMAND --help` tells more. `{program()} --list` also shows the commands for developing."
+    )
     return "\n".join(lines)
 
 
@@ -280,9 +277,9 @@ def answer(words: Sequence[str]) -> Optional[str]:
         return overview(known)
     if {"-h", "--help"} & set(rest) and name in known["commands"]:
         text: str = known["commands"][name]["help"]
-        return text.replace(JUST, typed())
+        return text.replace(JUST, program())
     if name not in names(known):
         raise InputWrong(
-            f"There is no command {name!r}.{did_you_mean(name, names(known))} `{typed()} help` lists them."
+            f"There is no command {name!r}.{did_you_mean(name, names(known))} `{program()} help` lists them."
         )
     return None

@@ -14,6 +14,7 @@ import click
 
 from recipe.cli import grammar
 from recipe.cli.command import OUTPUT
+from recipe.core.commands import command_line, program
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError, Stopped
 from recipe.core.recipe_files import did_you_mean
 
@@ -75,7 +76,7 @@ class Commands(click.Group):
         if args[0] not in COMMANDS:
             raise InputWrong(
                 f"There is no command {args[0]!r}.{did_you_mean(args[0], list(COMMANDS))} "
-                f"`{grammar.typed()} help` lists them."
+                f"`{command_line('help')}` lists them."
             )
         return super().resolve_command(ctx, args)
 
@@ -93,7 +94,7 @@ class Commands(click.Group):
                 click.echo(text)
                 return
             color = False if os.environ.get("NO_COLOR") else None
-            super().main(args=words, prog_name=grammar.typed(), standalone_mode=False, color=color)
+            super().main(args=words, prog_name=program(), standalone_mode=False, color=color)
         except RecipeError as error:
             click.secho(str(error), fg=None if isinstance(error, (NotFetched, Stopped)) else "red", err=True)
             sys.exit(error.code)

@@ -5,7 +5,8 @@ from typing import Any, List, Tuple
 
 import click
 
-from recipe.cli.command import command, console, grammar
+from recipe.cli.command import command, console
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.planning import memory
@@ -139,4 +140,4 @@ def presets(words: Tuple[str, ...], write: bool) -> None:
 def new(name: str, base: str) -> None:
     """Write a recipe file of your own, NAME.toml, from one of XTuner's presets."""
     path = write_recipe(name, base)
-    click.echo(f"{path}: edit it, then: {grammar.typed()} plan {path}")
+    click.echo(f"{path}: edit it, then: {command_line('plan', str(path))}")

@@ -10,7 +10,6 @@ from recipe.cli.command import (  # fmt: skip
     command,
     console,
     force_option,
-    grammar,
     invocation,
     options,
     output_option,
@@ -18,6 +17,7 @@ from recipe.cli.command import (  # fmt: skip
     say,
 )
 from recipe.cli.run import Show, join_other_nodes, load, only_fetches, run_stages
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 
 GROUP = "One stage"
@@ -59,7 +59,7 @@ def preview(recipe: Optional[str], row: Optional[str], output: str, force: bool)
     if recipe and recipe.isdecimal() and row is None:  # just preview 3
         recipe, row = None, recipe
     if row is not None and not (row.isdecimal() and int(row)):
-        raise InputWrong(f"{row!r} is not a conversation number. Usage: {grammar.typed()} preview [recipe] [row]")
+        raise InputWrong(f"{row!r} is not a conversation number. Usage: {command_line('preview')} [recipe] [row]")
     _run(recipe, output, force, lambda run: report.preview(run, int(row or 1), console()))
 
 
@@ -78,7 +78,7 @@ def plan(recipe: Optional[str], output: str, force: bool, png: Optional[str]) ->
         if png:
             page.png(made, Path(png))
             say("\nCurve:", png)
-        say("\nNext:", f"{grammar.typed()} train {typed.same}")
+        say("\nNext:", command_line("train", typed.same))
 
     _run(recipe, output, force, show)
 

@@ -12,7 +12,6 @@ from recipe.cli.command import (  # fmt: skip
     detach_option,
     exec_script,
     force_option,
-    grammar,
     invocation,
     options,
     output_option,
@@ -20,6 +19,7 @@ from recipe.cli.command import (  # fmt: skip
     say,
 )
 from recipe.cli.run import Show, check_before_detaching, join_other_nodes, load, only_fetches, run_stages
+from recipe.core.commands import command_line
 from recipe.core.errors import RunFailed
 
 trains = options(recipe_argument, output_option, force_option, detach_option, checks_option)
@@ -49,13 +49,12 @@ def demo(recipe: Optional[str], output: str, force: bool, detach: bool, checks: 
 def _show_demo(run: Any, typed: Any) -> None:
     from recipe.reporting import console as page
 
-    just = grammar.typed()
     page.samples(run)
     if "eval" in run.manifest["stages"]:
         click.echo(f"\nOn what was held out, {page.judged(run)}")
-    say("\nNext, to talk to it:      ", f"{just} chat {typed.quoted}")
-    say("your own workbook:       ", f"{just} demo data.files=data/mine.xlsx")
-    say("on an NVIDIA GPU:        ", f"{just} train")
+    say("\nNext, to talk to it:      ", command_line("chat", typed.quoted))
+    say("your own workbook:       ", command_line("demo data.files=data/mine.xlsx"))
+    say("on an NVIDIA GPU:        ", command_line("train"))
 
 
 @command("train", "train coach train.max_epochs=5 --detach", default="coach", settings=True)
@@ -71,7 +70,7 @@ def _show_train(run: Any, typed: Any) -> None:
     if preset_facts.method(run.settings) == "projector":
         say("\nNext: the second stage's recipe, with", f"model.pretrained_pth={run.shown(run.folder)}")
     else:
-        say("\nNext:", f"{grammar.typed()} merge {typed.same}")
+        say("\nNext:", command_line("merge", typed.same))
 
 
 @command("merge", "merge coach --dry-run", default="coach", settings=True)
@@ -91,7 +90,7 @@ def merge(recipe: Optional[str], output: str, force: bool, detach: bool, checks:
 
 
 def _show_merge(run: Any, typed: Any) -> None:
-    say("\nNext:", f"{grammar.typed()} chat {typed.quoted}")
+    say("\nNext:", command_line("chat", typed.quoted))
 
 
 @command("reproduce", "reproduce --output output/again", default="tutorial", settings=True)

@@ -11,7 +11,6 @@ from recipe.cli.command import (  # fmt: skip
     command,
     console,
     force_option,
-    grammar,
     invocation,
     options,
     output_option,
@@ -21,6 +20,7 @@ from recipe.cli.command import (  # fmt: skip
 )
 from recipe.cli.run import load, only_fetches, reported
 from recipe.core import settings
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.export.targets import TARGETS
 
@@ -62,7 +62,7 @@ def use_trained_settings(run: Any, typed: Invocation) -> None:
     if other:
         raise InputWrong(
             f"{typed.command} never trains, and the model in {run.shown(run.folder)} was trained with other settings: "
-            f"{', '.join(other)}. Retrain with: {grammar.typed()} {_makes(wanted)} {typed.same}"
+            f"{', '.join(other)}. Retrain with: {command_line(_makes(wanted), typed.same)}"
         )
 
 
@@ -81,7 +81,7 @@ def _refuse_untrained(run: Any, typed: Invocation, hint: str = "") -> None:
     if not _is_trained(run):
         raise InputWrong(
             f"Nothing is trained in {run.shown(run.folder)} yet, and {typed.command} never trains.{hint} Train with: "
-            f"{grammar.typed()} {_makes(run.settings)} {typed.same}"
+            f"{command_line(_makes(run.settings), typed.same)}"
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import List, NamedTuple, Optional, Tuple
 
 from recipe.core import hardware
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.host import gpus
 from recipe.core.settings import Settings
@@ -74,8 +75,8 @@ def node(settings: Settings) -> Optional[Node]:
     if not rank or not address:
         raise InputWrong(
             f"nodes={settings.nodes}: type the command on every machine with NODES={settings.nodes} NODE_RANK=0 "
-            f"(… {settings.nodes - 1}) MASTER_ADDR=the first one's address, or have a scheduler do it: just cluster "
-            f"slurm, k8s or sky."
+            f"(… {settings.nodes - 1}) MASTER_ADDR=the first one's address, or have a scheduler do it: "
+            f"{command_line('cluster slurm')}, k8s or sky."
         )
     if not rank.isdigit() or int(rank) >= settings.nodes or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputWrong(f"Node {rank} of {settings.nodes} at port {port}: numbers from 0, below nodes, a port.")

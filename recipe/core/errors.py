@@ -1,18 +1,10 @@
 """How a failure is told: one paragraph (what, where, what to do) and an exit code, never a traceback."""
 
-import os
-import re
-
 
 class RecipeError(Exception):
     """A failure the user can act on. `str(error)` is the paragraph; `code` the process's exit code."""
 
     code = 1
-
-    def __str__(self):
-        """The paragraph, with the commands that it names as this user types them: just or ./justw."""
-        just = os.environ.get("RECIPE_COMMAND", "just")
-        return re.sub(r"(?<![\w./])just (?!or )(?=[a-z])", f"{just} ", super().__str__())
 
 
 class RunFailed(RecipeError):

@@ -2,21 +2,19 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Set
 
 from recipe.base_model import folder
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.export import gguf_writer
 from recipe.inference import terminal
 from recipe.inference.prompt import separator
 from recipe.stages import pipeline
-
-JUST = os.environ.get("RECIPE_COMMAND", "just")
 
 # ChatML in Jinja, for model folders that bring no template of their own.
 CHATML = (
@@ -62,9 +60,9 @@ def check(run: Run, recipe: str) -> Merged:
     or another vocabulary's, the model's code missing, an answer's end that does not stop, another chat template.
     """
     place, shown = run.merged, run.shown(run.merged)
-    again = f"Make it again: {JUST} merge {recipe}"
+    again = f"Make it again: {command_line('merge', recipe)}"
     if not place.is_dir() or not run.config.is_file():
-        raise InputWrong(f"There is no merged model {shown}. Type first: {JUST} merge {recipe}")
+        raise InputWrong(f"There is no merged model {shown}. Type first: {command_line('merge', recipe)}")
     if pipeline.is_outdated(run):
         raise InputWrong(f"{shown} is of an earlier training than the one in {run.shown(run.folder)}. {again}")
     config = read_json(place / "config.json", shown, again)

@@ -12,11 +12,12 @@ from typing import Any, Callable, Dict
 import click
 
 from recipe.base_model import folder
+from recipe.core.commands import program
 from recipe.core.run import Run
 from recipe.core.stage import Stage, perform
 from recipe.export.gguf import gguf
 from recipe.export.lmdeploy import lmdeploy
-from recipe.export.merged import JUST, Merged, check
+from recipe.export.merged import Merged, check
 from recipe.export.ollama import ollama
 from recipe.export.opencompass import opencompass
 from recipe.export.upload import send, upload
@@ -54,7 +55,7 @@ def stage(target: str, merged: Merged) -> Stage:
 def _inputs(run: Run, merged: Merged) -> Dict[str, Any]:
     return {
         "merged": folder.fingerprint(run.merged),
-        "named": [str(run.merged.resolve()), run.shown(run.merged), merged.recipe, JUST],
+        "named": [str(run.merged.resolve()), run.shown(run.merged), merged.recipe, program()],
         "config": run.config,
         "settings": run.settings.export.model_dump(),
         "system": run.settings.data.system,

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
@@ -11,6 +10,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 from pydantic import ValidationError
 
 from recipe.core import settings
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong, RecipeError
 from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import find_recipe
@@ -153,10 +153,6 @@ def _samples(run: Run) -> List[Dict[str, Any]]:
     found = read_json(run.folder / "samples.json") if "chat" in run.manifest["stages"] else None
     wanted = {"question", "base", "merged", "base_ended", "merged_ended"}
     return [one for one in found or [] if wanted <= set(one)]
-
-
-def command_line(stage: str) -> str:
-    return f"{os.environ.get('RECIPE_COMMAND', 'just')} {stage}"
 
 
 def shown_path(path: Path, root: Path) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from recipe.core import settings
+from recipe.core.commands import command_line
 from recipe.core.errors import RecipeError
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
 from recipe.reporting import charts as curves
-from recipe.reporting.collect import Seen, base_model, command_line
+from recipe.reporting.collect import Seen, base_model
 from recipe.reporting.console import listed
 from recipe.reporting.format import Rows, number, rate, seconds
 from recipe.stages import reproduce

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import click
 
 from recipe.base_model import hub
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong, RecipeError, RunFailed
 from recipe.core.hashing import digest, key_of
 from recipe.core.run import Run
@@ -184,7 +185,7 @@ def _same_data(run: Run, trained: str) -> None:
             return
     raise InputWrong(
         f"{', '.join(run.settings.data.files)}: it changed since the training, so what would be held out now may have "
-        f"been trained on. Put it back as it was, or train again: just merge {run.called}"
+        f"been trained on. Put it back as it was, or train again: {command_line('merge', run.called)}"
     )
 
 

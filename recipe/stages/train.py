@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from recipe.core import distributed, tensor_files
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, RunFailed, Stopped
 from recipe.core.hashing import below
 from recipe.core.host import gpus
@@ -28,7 +29,7 @@ def preflight(run: Run) -> None:
         hidden = ", or CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
         raise HostLacks(
             f"Recipe {run.name} trains in {kind} ({preset_facts.method(run.settings)}) and needs an NVIDIA GPU; "
-            f"nvidia-smi finds none{hidden}. Without a GPU `just demo` runs everything on a tiny model."
+            f"nvidia-smi finds none{hidden}. Without a GPU `{command_line('demo')}` runs everything on a tiny model."
         )
     if kind != "fp32" or run.settings.gpus > 1:
         distributed.enough(run.settings)

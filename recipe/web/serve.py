@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import is_held
 
@@ -172,7 +173,7 @@ def door(app: Any, where: Place) -> Any:
             self.finish((HERE / "closed.html").read_text(encoding="utf-8"))
 
         def write_error(self, status_code: int, **_: Any) -> None:
-            self.finish(f"{status_code}: open the page by the address that just web printed.")
+            self.finish(f"{status_code}: open the page by the address that {command_line('web')} printed.")
 
     class File(web.StaticFileHandler):
         def set_extra_headers(self, path: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from recipe.base_model import folder, model_code
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.core.hashing import digest, digest_of
@@ -138,9 +139,9 @@ def dry_run(run: Run) -> List[str]:
     """Describe what the merge would do, as lines. Raises what the merge would raise."""
     if preset_facts.method(run.settings) == "full":
         if "train" not in run.manifest.get("stages", {}):
-            raise InputWrong(f"There is no checkpoint in {run.shown(run.folder)} yet. Run: just train")
+            raise InputWrong(f"There is no checkpoint in {run.shown(run.folder)} yet. Run: {command_line('train')}")
     elif not run.peft.is_dir():
-        raise InputWrong(f"There is no adapter in {run.shown(run.peft)} yet. Run: just adapter")
+        raise InputWrong(f"There is no adapter in {run.shown(run.peft)} yet. Run: {command_line('adapter')}")
     plan = plan_merge(run)
     needed, free = check_disk(plan, run.folder / PART)
     touched = [target for target in plan.targets if target.parts]

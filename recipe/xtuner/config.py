@@ -9,6 +9,7 @@ import re
 from typing import Any, Dict, Optional
 
 from recipe.core import distributed, imports
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Settings
 from recipe.xtuner import loggers, preset_editor, preset_facts
@@ -271,7 +272,7 @@ def _method(settings: Settings, found: preset_facts.Facts) -> Dict[str, Optional
     if found.kind == "image" and {wanted, found.method} != {"lora", "qlora"}:
         raise InputWrong(
             f"train.method = {wanted!r}: {found.name} trains LLaVA's {found.method}; XTuner has presets of its own for "
-            f"LLaVA's other stages (just presets llava)."
+            f"LLaVA's other stages ({command_line('presets llava')})."
         )
     changes: Dict[str, Optional[str]] = {}
     if wanted == "full":

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Settings
 from recipe.xtuner import preset_editor
@@ -271,7 +272,7 @@ def _check_pairs(settings: Settings, found: Facts) -> None:
     if wanted and found.kind != wanted:
         raise InputWrong(
             f"data.kind: {found.name} trains on {found.kind} data and cannot take {wanted} data. Images take one of "
-            f"LLaVA's presets (just presets llava)."
+            f"LLaVA's presets ({command_line('presets llava')})."
         )
     if not chosen.visual_encoder:
         raise InputWrong(
