@@ -38,7 +38,7 @@ def test_modelscopes_list_is_read_in_every_shape(server, asking, tiny, tmp_path,
     assert is_whole(place, tiny)
     made = record(place)
     assert made["listed_by"].startswith("its list of files, as the client failed (")
-    said = pipeline.says("model", model.make(asking(), tmp_path))
+    said = pipeline.summary("model", model.make(asking(), tmp_path))
     assert "the hub was asked by its list of files, as the client failed" in said
 
 

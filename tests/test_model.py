@@ -21,7 +21,7 @@ from recipe.core import hashing, settings
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.stages import model, pipeline
-from recipe.stages.plan import reads
+from recipe.stages.plan import inputs
 
 AT_HUGGING_FACE = 'model.source="huggingface"'
 BOTH = pytest.mark.parametrize("where", [(), (AT_HUGGING_FACE,)], ids=["modelscope", "huggingface"])
@@ -204,7 +204,7 @@ def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
     server.pause = 0
     time.sleep(0.5)
     server.sent.clear()
-    said = pipeline.says("model", model.make(asking(), tmp_path))
+    said = pipeline.summary("model", model.make(asking(), tmp_path))
     assert is_whole(tmp_path / "models" / "org" / "tiny", tiny)
     assert sum(server.sent.values()) == sum(len(tiny[name]) for name in heavy(tiny)) - here
     assert f"master is commit {server.commit(0)[:12]} at ModelScope" in said
@@ -282,14 +282,14 @@ def test_tokenizer_first_and_weights_later_come_from_one_commit(server, asking, 
     server.asked.clear()
     ids = tokenizer.tokenizer(asking()).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids == [2047, 2046]
-    planned = hashing.key_of(reads(asking()))
+    planned = hashing.key_of(inputs(asking()))
     assert server.asked == []
     server.push({"generation_config.json": b"{}"}, "master")
     place = download.ensure(asking())
     assert record(place)["commit"] == server.commit(0)
     assert is_whole(place, tiny)
     assert server.sent["tokenizer.model"] == len(tiny["tokenizer.model"])
-    assert hashing.key_of(reads(asking())) == planned  # the plan made before the download still holds
+    assert hashing.key_of(inputs(asking())) == planned  # the plan made before the download still holds
 
 
 @BOTH
