@@ -17,6 +17,7 @@ from recipe.core.run import Run
 from recipe.inference import chat_model, evaluate, loading, prompt, scores
 from recipe.intake import dataset, split
 from recipe.planning import tokens
+from recipe.stages import evaluate as evaluate_stage
 from recipe.stages import pipeline
 
 
@@ -241,10 +242,10 @@ def test_the_base_is_measured_once_for_all_recipes(run, found, monkeypatch, tmp_
     assert first["summary"] in said
     [kept] = (tmp_path / "eval").iterdir()
     monkeypatch.setenv("RECIPE_CACHE", str(tmp_path))
-    cached = evaluate.make(run, tmp_path)
+    cached = evaluate_stage.make(run, tmp_path)
     assert cached == {**{name: value for name, value in first.items() if name != "samples"}, "base_cached": True}
     kept.write_text(kept.read_text(encoding="utf-8")[:500], encoding="utf-8")
-    assert evaluate.make(run, tmp_path)["base_cached"] is False
+    assert evaluate_stage.make(run, tmp_path)["base_cached"] is False
     assert json.loads(kept.read_text(encoding="utf-8"))["losses"]
 
 
@@ -253,16 +254,16 @@ def test_what_cannot_be_measured_is_told_and_loses_nothing(run, demo, monkeypatc
         raise HostLacks("too small a card")
 
     monkeypatch.setattr(pipeline, "perform", broken)
-    pipeline.run_stages(run, "merge", (pipeline.EVAL,))
+    pipeline.run_stages(run, "merge", (evaluate_stage.STAGE,))
     assert "not measured: too small a card" in capsys.readouterr().out
     with pytest.raises(HostLacks):
-        pipeline.run_stages(run, "eval", (pipeline.EVAL,))
+        pipeline.run_stages(run, "eval", (evaluate_stage.STAGE,))
     monkeypatch.undo()
     run.held_out.write_text("", encoding="utf-8")
-    pipeline.run_stages(run, "merge", (pipeline.EVAL,))
+    pipeline.run_stages(run, "merge", (evaluate_stage.STAGE,))
     assert capsys.readouterr().out == ""
     with pytest.raises(InputWrong, match=r"Nothing is held out of training in .*data.eval_share.*eval_files"):
-        evaluate.make(run, run.folder)
+        evaluate_stage.make(run, run.folder)
 
 
 def test_what_was_looked_at_since_changes_no_verdict(run, found, monkeypatch, tmp_path):

@@ -21,15 +21,16 @@ from recipe.core import imports, settings
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RunFailed
 from recipe.core.hashing import below, digest, key_of, stamp
 from recipe.core.run import Run
-from recipe.inference import chat_model, evaluate, loading, prompt, terminal
+from recipe.inference import chat_model, loading, prompt, terminal
 from recipe.intake import dataset as intake_dataset
 from recipe.intake.images import IMAGE_TOKEN, image_folder
 from recipe.planning import memory
 from recipe.planning import tokens as planning_tokens
 from recipe.reporting import collect, compare, report, verify
 from recipe.stages import data, pipeline
-from recipe.stages.model import work
-from recipe.stages.plan import reads
+from recipe.stages import evaluate as evaluate_stage
+from recipe.stages.model import make
+from recipe.stages.plan import inputs
 from recipe.weights import checkpoint_reader, llava
 from recipe.xtuner import config, preset_facts
 
@@ -238,16 +239,16 @@ def test_clip_is_fetched_as_the_base_model_is(server, asking, encoder, tmp_path,
     monkeypatch.setenv("RECIPE_FETCH", "no")
     pipeline.run_stages(run, "plan")
     assert run.figures("plan")["image_tokens"] == 16
-    planned = key_of(reads(run))
+    planned = key_of(inputs(run))
     with pytest.raises(NotFetched, match="visual encoder") as told:
-        work(run, run.folder)
+        make(run, run.folder)
     assert told.value.code == NotFetched.CODES["model"]
     monkeypatch.delenv("RECIPE_FETCH")
-    figures = work(run, run.folder)
+    figures = make(run, run.folder)
     assert set(server.sent) == {*light, "pytorch_model.bin"}
     assert all(sent == len(encoder[name]) for name, sent in server.sent.items())
     assert figures["visual_encoder_commit"] == server.commit(0)
-    assert key_of(reads(run)) == planned
+    assert key_of(inputs(run)) == planned
     seen = CLIPVisionModel.from_pretrained(str(tmp_path / "models" / CLIP)).state_dict()
     same = torch.load(io.BytesIO(encoder["pytorch_model.bin"]))
     assert all(torch.equal(seen[name], tensor) for name, tensor in same.items())
@@ -604,7 +605,7 @@ def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, mo
     built = BUILDER.build(cfg.model)
     before = loss(built, blind=name == "first")
     built.load_state_dict(torch.load(str(run.checkpoint), map_location="cpu")["state_dict"], strict=False)
-    models = evaluate.make(run, run.folder)["models"]
+    models = evaluate_stage.make(run, run.folder)["models"]
     assert models["base"]["loss"] == pytest.approx(before, abs=1e-4)
     assert models["tuned"]["loss"] == pytest.approx(loss(built), abs=2e-3 if name == "second" else 1e-4)  # merged: fp16
     told = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
@@ -634,7 +635,7 @@ def test_an_image_that_was_changed_is_not_measured(finished, tmp_path, monkeypat
     run = held("first", finished, tmp_path, monkeypatch)
     flip(tmp_path / "pairs" / "seen" / "red.png")
     with pytest.raises(InputWrong, match=r"seen/red\.png is not the image that was held out"):
-        evaluate.make(run, run.folder)
+        evaluate_stage.make(run, run.folder)
 
 
 def test_an_image_that_changed_trains_again(stages, pairs):

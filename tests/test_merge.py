@@ -17,6 +17,7 @@ from recipe.core import hashing, imports, settings, stage
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.run import Run
 from recipe.stages import pipeline
+from recipe.stages.merge import STAGE as MERGE
 from recipe.weights import load_check, merge, merge_write
 from recipe.weights import merge_plan as plans
 
@@ -279,7 +280,7 @@ def test_a_merge_that_changed_nothing_fails_unless_that_is_known(force, known, e
     """Exit 1, but for --force and for a recipe that is about it."""
     figures = {"tensors_changed": 0, "tensors": 17, "share_changed": 0.0, "shards": 1, "shards_reused": 0, "kinds": {}}
     monkeypatch.setattr(pipeline, "perform", lambda run, stage: ({"figures": figures, "seconds": 1.0}, True))
-    monkeypatch.setitem(pipeline.COMMANDS, "merge", (pipeline.MERGE,))
+    monkeypatch.setitem(pipeline.COMMANDS, "merge", (MERGE,))
     recipe_settings = settings.replace(settings.load("demo")[1], "known_faults", known)
     run = Run("demo", recipe_settings, ROOT, ROOT / "output", force=force)
     if ends:

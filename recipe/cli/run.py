@@ -62,7 +62,7 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
         if closing:
             click.echo()
             console().print(page.closing(run))
-            for what, path in [*pipeline.places(run), *reported(run)]:
+            for what, path in [*results(run), *reported(run)]:
                 say(f"{what:13}", path)
         if show:
             show(run)
@@ -86,9 +86,18 @@ def check_before_detaching(run: Any, command: str) -> None:
     from recipe.training import watch
 
     with run.open(), contextlib.redirect_stdout(sys.stderr):
-        pipeline.run_stages(run, command, pipeline.COMMANDS[command][:4])
+        pipeline.run_stages(run, command, pipeline.PLANNED)
         watch.mark_starting(run, command)
     print(run.folder)
+
+
+def results(run: Any) -> List[Tuple[str, str]]:
+    """Where the results lie: (what, path)."""
+    stages = run.manifest["stages"]
+    found = [("checkpoint", run.checkpoint)]
+    found += [("adapter", run.adapter)] * ("adapter" in stages)
+    found += [("merged model", run.merged)] * ("merge" in stages)
+    return [(what, run.shown(path)) for what, path in [*found, ("all figures", run.folder / "run.json")]]
 
 
 def reported(run: Any) -> List[Tuple[str, str]]:

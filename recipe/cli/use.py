@@ -99,7 +99,7 @@ def eval_(recipe: Optional[str], output: str, force: bool) -> None:
     _refuse_untrained(run, typed)
     with run.open():
         use_trained_settings(run, typed)
-        pipeline.measure(run)
+        pipeline.evaluate_trained(run)
         page.verdict(run, console())
         for what, path in reported(run):
             say(f"{what:13}", path)

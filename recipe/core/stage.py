@@ -19,11 +19,12 @@ from recipe.core.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """`make` makes `outputs` from what `inputs` names; see the module's text."""
+    """`make` makes `outputs` from what `inputs` names; `summary` puts its figures into words. See the module's text."""
 
     name: str
-    make: Callable[[Run, Path], Dict[str, Any]]
     inputs: Callable[[Run], Dict[str, Any]]
+    make: Callable[[Run, Path], Dict[str, Any]]
+    summary: Callable[[Dict[str, Any]], str]
     outputs: Tuple[str, ...] = ()
     always: bool = False  # cheap, and looks at what lies outside the run's folder
 

@@ -14,7 +14,7 @@ from recipe.core.run import Run
 from recipe.export import gguf_writer
 from recipe.inference import terminal
 from recipe.inference.prompt import separator
-from recipe.stages import pipeline
+from recipe.stages import merge
 
 # ChatML in Jinja, for model folders that bring no template of their own.
 CHATML = (
@@ -63,7 +63,7 @@ def check(run: Run, recipe: str) -> Merged:
     again = f"Make it again: {command_line('merge', recipe)}"
     if not place.is_dir() or not run.config.is_file():
         raise InputWrong(f"There is no merged model {shown}. Type first: {command_line('merge', recipe)}")
-    if pipeline.is_outdated(run):
+    if merge.is_outdated(run):
         raise InputWrong(f"{shown} is of an earlier training than the one in {run.shown(run.folder)}. {again}")
     config = read_json(place / "config.json", shown, again)
     _check_weights(place, shown, again)

@@ -49,7 +49,10 @@ def stage(target: str, merged: Merged) -> Stage:
         (run.folder / "export").mkdir(exist_ok=True)
         return TARGETS[target](run, merged, place)
 
-    return Stage(f"export-{target}", make, lambda run: _inputs(run, merged), (f"export/{target}",))
+    def summary(figures: Dict[str, Any]) -> str:
+        return "\n".join(figures["notes"])
+
+    return Stage(f"export-{target}", lambda run: _inputs(run, merged), make, summary, outputs=(f"export/{target}",))
 
 
 def _inputs(run: Run, merged: Merged) -> Dict[str, Any]:
@@ -67,7 +70,8 @@ def hand_over(run: Run, target: str, recipe: str, yes: bool) -> None:
     """Check the merged model, make `target`, say what was made and what to type; with `yes`, upload."""
     merged = check(run, recipe)
     for name in [*([NEEDS[target]] if target in NEEDS else []), target]:
-        entry, ran = perform(run, stage(name, merged))
+        made = stage(name, merged)
+        entry, ran = perform(run, made)
         took = click.style(f"{entry['seconds']:.1f} s" if ran else "unchanged", dim=True)
         click.echo(f"{click.style(f'{name:11}', bold=True)} {run.shown(run.folder / 'export' / name)}  {took}")
     figures = entry["figures"]
@@ -76,7 +80,7 @@ def hand_over(run: Run, target: str, recipe: str, yes: bool) -> None:
     if target == "upload" and yes:
         click.echo(f"Sent: {send(run, merged)}")
         return
-    for note in figures["notes"]:
+    for note in made.summary(figures).splitlines():
         click.echo(note)
     click.echo("\nNext:")
     for command in figures["commands"]:

@@ -120,7 +120,7 @@ def stale(run: Run) -> List[str]:
             current = False
         if not current:
             kept = [other.name for other in chain[: chain.index(stage)]]
-            return [name for name in entries if name not in [*kept, pipeline.MODEL.name]]
+            return [name for name in entries if name not in [*kept, "model"]]
     return []
 
 

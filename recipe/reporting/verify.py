@@ -17,7 +17,10 @@ from recipe.core.run import Run, is_held
 from recipe.core.stage import perform
 from recipe.intake.images import image_folder
 from recipe.reporting import collect
-from recipe.stages import pipeline, train
+from recipe.stages import train
+from recipe.stages.config import STAGE as CONFIG
+from recipe.stages.data import STAGE as DATA
+from recipe.stages.plan import STAGE as PLAN
 from recipe.training import checkpoints, log_lines
 from recipe.weights import adapter, llava, merge
 from recipe.weights.merge_check import check_weights
@@ -108,15 +111,15 @@ def _made_again(run: Run, beside: Path) -> Iterator[Line]:
     if "seed" in run.figures("plan"):  # one that was drawn
         (shadow.folder / "seed").write_text(str(run.figures("plan")["seed"]), encoding="utf-8")
     without = ""
-    for stage in (pipeline.DATA, pipeline.PLAN, pipeline.CONFIG):
+    for stage in (DATA, PLAN, CONFIG):
         if stage.name not in run.manifest["stages"]:
             return
         chosen = run.settings.data
-        given = {pipeline.DATA: [*chosen.files, chosen.images], pipeline.CONFIG: _pretrained(run)}.get(stage, [])
+        given = {DATA: [*chosen.files, chosen.images], CONFIG: _pretrained(run)}.get(stage, [])
         gone = [name for name in given if not (run.root / name).exists()]
         if gone:
             without = without or f"{', '.join(gone)}: deleted, or elsewhere"
-        elif stage is pipeline.DATA and preset_facts.pictures(run.settings):
+        elif stage is DATA and preset_facts.pictures(run.settings):
             line = _line("images", lambda: _images(run))
             without = "" if line.verdict == OK else "needs the images as they were"
             yield line
@@ -131,7 +134,7 @@ def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
     perform(shadow, stage)
     for name in stage.outputs:
         mine, again = run.folder / name, shadow.folder / name
-        if stage is pipeline.DATA:
+        if stage is DATA:
             if digest(again) != run.manifest["stages"]["data"]["outputs"][name]["sha256"]:
                 return DIFFERS, f"{name} is another one, made of what now lies in {', '.join(run.settings.data.files)}"
         elif not mine.exists():

@@ -6,8 +6,9 @@ from typing import Any, Dict
 from recipe.base_model import folder
 from recipe.core.hashing import source
 from recipe.core.run import Run
+from recipe.core.stage import Stage
 from recipe.weights import adapter, checkpoint_reader
-from recipe.weights.adapter import base_checksum, card, write_adapter
+from recipe.weights.adapter import base_checksum, card, summary, write_adapter
 
 
 def inputs(run: Run) -> Dict[str, Any]:
@@ -31,3 +32,6 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     figures = write_adapter(run, output / "adapter", run.settings.adapter.dtype, metadata)
     (output / "adapter" / "README.md").write_text(card(run, figures, output / "adapter"), encoding="utf-8")
     return figures
+
+
+STAGE = Stage("adapter", inputs, make, summary, outputs=("adapter",))

@@ -7,6 +7,7 @@ from typing import Any, Dict
 from recipe.core import imports
 from recipe.core.hashing import source
 from recipe.core.run import Run
+from recipe.core.stage import Stage
 from recipe.xtuner import preset_editor, preset_facts
 from recipe.xtuner.config import render, speed_changes, template
 from recipe.xtuner.step_choice import dtype, speed, training_dtype
@@ -74,3 +75,10 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         **({"visual_encoder_lora": _lora(cfg, "visual_encoder_lora")} if sight else {}),
         "stop_words": list((template(cfg) or {}).get("STOP_WORDS", [])),
     }
+
+
+def summary(figures: Dict[str, Any]) -> str:
+    return f"{figures['base']} with {figures['lines_changed']} lines changed (config.diff), {figures['dtype']}"
+
+
+STAGE = Stage("config", inputs, make, summary, outputs=("config.py", "config.diff"))

@@ -13,7 +13,8 @@ from recipe.core.errors import HostLacks, RunFailed, Stopped
 from recipe.core.hashing import below
 from recipe.core.host import gpus
 from recipe.core.run import Run
-from recipe.training.checkpoints import folder, iteration_of, last_checkpoint
+from recipe.core.stage import Stage
+from recipe.training.checkpoints import folder, inputs, iteration_of, last_checkpoint
 from recipe.training.fast import verdict
 from recipe.training.log_lines import HEARTBEAT, curve_figures, parse_iterations, time_breakdown
 from recipe.training.process import failure_message, run_process, run_trainer, wait_for_first_node
@@ -85,6 +86,10 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     }
 
 
+def summary(figures: Dict[str, Any]) -> str:
+    return f"{figures['iterations']} iterations, loss {figures['loss_first']:.3f} → {figures['loss_last']:.3f}"
+
+
 def _room(run: Run, place: Path, planned: Dict[str, Any]) -> None:
     """Raise HostLacks if the disk cannot hold the checkpoints that the plan reckons with."""
     disk = (planned["memory"] or {}).get("disk")
@@ -132,3 +137,6 @@ def join(run: Run) -> str:
     if end.code:
         raise RunFailed(failure_message(run, end, log, {}))
     return f"Ended at {reached}. What became of it is said by {here.address}, which also makes the adapter."
+
+
+STAGE = Stage("train", inputs, make, summary)
