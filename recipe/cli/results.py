@@ -7,8 +7,8 @@ from typing import Any, Optional, Tuple
 import click
 
 from recipe.cli.command import command, console, invocation, options, output_option, recipe_argument, root
-from recipe.core import settings
 from recipe.core.errors import RunFailed
+from recipe.core.overrides import price
 
 
 @command("report coach", "report coach plan.price_per_hour=1.5", default="coach", settings=True, runs=True)
@@ -20,7 +20,7 @@ def report(recipe: Optional[str], output: str) -> None:
 
     typed = invocation(recipe, output)
     run = collect.find(typed.recipe, root(), typed.folder)
-    click.echo(f"report        {run.shown(reporting.write(run, price=settings.price(typed.overrides)))}")
+    click.echo(f"report        {run.shown(reporting.write(run, price=price(typed.overrides)))}")
 
 
 @command("verify coach", "verify output/coach", default="coach", runs=True)

@@ -19,7 +19,7 @@ from recipe.cli.command import (  # fmt: skip
     say,
 )
 from recipe.cli.run import load, only_fetches, reported
-from recipe.core import settings
+from recipe.core import overrides, settings
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.export.targets import TARGETS
@@ -47,12 +47,12 @@ def use_trained_settings(run: Any, typed: Invocation) -> None:
     # How it is measured is as the recipe says now.
     run.settings = settings.replace(run.settings, "eval", wanted.eval.model_dump())
     for name in ("model.path", "model.tokenizer"):  # it may have been moved, and the recipe corrected
-        old, new = settings.value(run.settings, name), settings.value(wanted, name)
+        old, new = overrides.get(run.settings, name), overrides.get(wanted, name)
         if old and new and not (root() / old).exists():
             run.settings = settings.replace(run.settings, name, new)
     for word in typed.overrides:
         name = word.partition("=")[0]
-        new, old = settings.value(wanted, name), settings.value(run.settings, name)
+        new, old = overrides.get(wanted, name), overrides.get(run.settings, name)
         kept = run.settings.data
         # An exam in place of what is held out: only where nothing of the data was.
         if name.startswith(INDEPENDENT) or (name == "data.eval_files" and (kept.eval_files or not kept.eval_share)):

@@ -10,11 +10,12 @@ from typing import Any, Dict, List
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from recipe.core import overrides
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.host import host, versions
-from recipe.core.settings import Settings, differences, load
+from recipe.core.settings import Settings, load
 
 ENTRY = ("key", "figures", "outputs", "seconds", "peak_memory_mb")  # what every stage's entry holds
 
@@ -130,7 +131,7 @@ class Run:
         """
         typed = self.typed or shlex.quote(self.name)
         try:
-            words = differences(load(shlex.split(typed)[0])[1], self.settings)
+            words = overrides.between(load(shlex.split(typed)[0])[1], self.settings)
         except InputWrong:  # its file is gone
             words = []
         return " ".join([typed, *map(shlex.quote, words)])
