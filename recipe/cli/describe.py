@@ -29,7 +29,7 @@ def commands() -> Dict[str, Any]:
 
 
 def schemas() -> Dict[str, Any]:
-    """dotted key → what of its JSON schema grammar.mistake knows."""
+    """dotted key → its JSON schema, as far as schema.find_error knows it."""
     schema = settings.Settings.model_json_schema()
     found: Dict[str, Any] = {}
 
