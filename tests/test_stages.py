@@ -165,7 +165,7 @@ def test_details_of_an_unexpected_error_lie_below_output(tmp_path, monkeypatch):
     def fails(*_):
         raise KeyError("what nobody thought of")
 
-    monkeypatch.setattr("recipe.cli.stages.invocation", fails)
+    monkeypatch.setattr("recipe.cli.stages.load", fails)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(front.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()

@@ -123,7 +123,7 @@ deepspeed = "deepspeed_zero2"
 """
 
 
-@command("presets", "presets llava")
+@command("presets", "presets llava", default="", settings=False)
 @click.argument("words", nargs=-1, metavar="[WORD]...")
 @click.option("--write", is_flag=True, help="Make docs/presets.tsv again.")
 def presets(words: Tuple[str, ...], write: bool) -> None:
@@ -134,7 +134,7 @@ def presets(words: Tuple[str, ...], write: bool) -> None:
         show(" ".join(words), console())
 
 
-@command("new mine --from internlm2_chat_7b_qlora_oasst1_e3")
+@command("new mine --from internlm2_chat_7b_qlora_oasst1_e3", default="", settings=False)
 @click.argument("name")
 @click.option("--from", "base", required=True, metavar="PRESET", help="The preset to begin with; `presets` lists them.")
 def new(name: str, base: str) -> None:
