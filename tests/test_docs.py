@@ -422,8 +422,12 @@ def test_other_programs_commands(desk, demo):
 def filled(node: ast.AST) -> str:
     """A text of the source with … where something is put in."""
     if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
-    return str(node.value)
+        return "".join(map(filled, node.values))
+    if isinstance(node, ast.FormattedValue):
+        call = node.value
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "command_line":
+            return " ".join(["just", *map(filled, call.args)])
+    return str(node.value) if isinstance(node, ast.Constant) else "…"
 
 
 def literals() -> List[str]:
