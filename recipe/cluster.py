@@ -33,11 +33,11 @@ def write(run: Run, target: str, given: str, overrides: Sequence[str]) -> List[s
     words = [given, *(word for word in overrides if not word.startswith("cluster."))]
     path = run.folder / "cluster" / TARGETS[target]
     path.parent.mkdir(parents=True, exist_ok=True)
-    text, then = {"slurm": slurm, "k8s": kubernetes, "sky": skypilot}[target](run, words, run.shown(path))
+    text, then = {"slurm": slurm, "k8s": kubernetes, "sky": skypilot}[target](run, words, run.relative(path))
     write_text(path, text)
     here = "each" if run.settings.nodes > 1 else ""
     what = f"{run.settings.nodes} machine(s), {run.settings.gpus} GPU(s) {here}".rstrip()
-    return [f"{run.shown(path)}: recipe {run.name} on {what}", *then]
+    return [f"{run.relative(path)}: recipe {run.name} on {what}", *then]
 
 
 def slurm(run: Run, words: Sequence[str], shown: str) -> Any:

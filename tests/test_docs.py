@@ -295,7 +295,9 @@ def test_every_stages_words_are_read_as_meant(at_desk):
         if command.name == "reproduce":
             overrides = reproduce.overrides(overrides)
         recipe_name, found = settings.load(checked.recipe, overrides)
-        distributed.shared(found, found.train.batch_size or 1, found.train.accumulative_counts or 1)  # gpus= and nodes=
+        distributed.update_per_rank(
+            found, found.train.batch_size or 1, found.train.accumulative_counts or 1
+        )  # gpus= and nodes=
         assert recipe_name in ("coach", "demo", "tutorial", "mine")
         seen += 1
     assert seen > 25

@@ -102,7 +102,7 @@ def run(demo, tmp_path_factory):
     shutil.copytree(str(demo[1]), str(output / "demo"))
     run = Run("demo", settings.load("demo")[1], ROOT, output)
     with run.open():
-        run.recall()
+        run.use_trained_settings()
     return run
 
 
@@ -113,7 +113,9 @@ def voice(run):
 
 @pytest.fixture(scope="module")
 def encoded(run, voice):
-    return [tokens.encoded(one, voice.template, voice.tokenizer, 256) for one in dataset.conversations(run.held_out)]
+    return [
+        tokens.encoded(one, voice.template, voice.tokenizer, 256) for one in dataset.conversations(run.eval_dataset)
+    ]
 
 
 def measured(run, **more):
@@ -259,7 +261,7 @@ def test_what_cannot_be_measured_is_told_and_loses_nothing(run, demo, monkeypatc
     with pytest.raises(HostLacks):
         pipeline.run_stages(run, "eval", (evaluate_stage.STAGE,))
     monkeypatch.undo()
-    run.held_out.write_text("", encoding="utf-8")
+    run.eval_dataset.write_text("", encoding="utf-8")
     pipeline.run_stages(run, "merge", (evaluate_stage.STAGE,))
     assert capsys.readouterr().out == ""
     with pytest.raises(InputWrong, match=r"Nothing is held out of training in .*data.eval_share.*eval_files"):
@@ -272,7 +274,7 @@ def test_what_was_looked_at_since_changes_no_verdict(run, found, monkeypatch, tm
     words = ("data.eval_share=0.5", "data.system=另一个助手。", "train.template=vicuna", "--force")
     looked = recipe("config", "demo", *words, "--output", run.output)
     assert looked.returncode == 0, looked.stderr
-    assert len(run.held_out.read_text(encoding="utf-8").splitlines()) > 40
+    assert len(run.eval_dataset.read_text(encoding="utf-8").splitlines()) > 40
     said, again = measured(run, RECIPE_CACHE=str(tmp_path))
     for what in ("conversations", "measured_on", "verdict"):
         assert again[what] == found[what]
@@ -283,7 +285,7 @@ def test_what_was_looked_at_since_changes_no_verdict(run, found, monkeypatch, tm
     assert "Left out" not in page
     assert re.search(r"data +94 conversations|data .*94 conversations", said)
     with run.open():
-        run.recall()
+        run.use_trained_settings()
     assert run.settings.data.system == settings.load("demo")[1].data.system  # export and chat take it too
 
 

@@ -567,8 +567,8 @@ def held(name, finished, tmp_path, monkeypatch):
     run = finished(name)
     run.force = True
     lines = run.dataset.read_text(encoding="utf-8").splitlines(keepends=True)
-    run.held_out.write_text("".join(lines[:4]), encoding="utf-8")
-    run.manifest["stages"]["data"]["outputs"]["eval.jsonl"]["sha256"] = digest(run.held_out)
+    run.eval_dataset.write_text("".join(lines[:4]), encoding="utf-8")
+    run.manifest["stages"]["data"]["outputs"]["eval.jsonl"]["sha256"] = digest(run.eval_dataset)
     run.settings = settings.replace(run.settings, "eval", {"answers": 2, "max_new_tokens": 4})
     return run
 
@@ -600,7 +600,7 @@ def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, mo
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     run = held(name, finished, tmp_path, monkeypatch)
     cfg = Config.fromfile(str(run.config))
-    cfg.train_dataloader.dataset.data_path = str(run.held_out)
+    cfg.train_dataloader.dataset.data_path = str(run.eval_dataset)
     assert cfg.train_dataloader.dataset.pad_image_to_square == (name == "second")
     built = BUILDER.build(cfg.model)
     before = loss(built, blind=name == "first")
@@ -621,7 +621,7 @@ def test_whole_images_are_held_out(tmp_path):
     files = tiny_families.pictures(tmp_path, times=3)
     run = run_of(tmp_path, "one", FIRST, files, "data.eval_share=0.2")
     figures, kept = read(run)
-    out = list(intake_dataset.lines(run.held_out))
+    out = list(intake_dataset.lines(run.eval_dataset))
     assert (figures["held_out"], figures["conversations"], len(kept), len(out)) == (6, 12, 12, 6)  # two of six images
     assert not {line["image"] for line in out} & {line["image"] for line in kept}
     text = files.read_text(encoding="utf-8").splitlines()

@@ -138,7 +138,7 @@ class _alone:
                 print("Another command is fetching a model; waiting for it …", file=sys.stderr, flush=True)
                 self.lock.acquire()
         except OSError as error:
-            where, what = self.run.shown(self.run.models), self.run.settings.model.what
+            where, what = self.run.relative(self.run.models), self.run.settings.model.what
             raise HostLacks(
                 f"The {what} is not in {where}, and nothing can be written there ({error.strerror}). Fetch it "
                 f"first, where {where} is writable and there is a network: {command_line('model')}."
@@ -214,7 +214,7 @@ def _download(run: Run, place: Path) -> None:
     free = shutil.disk_usage(str(run.models)).free
     if free < missing:
         raise HostLacks(
-            f"{model.id} needs {missing / 1e9:.1f} GB more in {run.shown(run.models)}; {free / 1e9:.1f} GB are free."
+            f"{model.id} needs {missing / 1e9:.1f} GB more in {run.relative(run.models)}; {free / 1e9:.1f} GB are free."
         )
     light = [name for name in files if not name.endswith(HEAVY)]
     _gather(run, staging, record, light)

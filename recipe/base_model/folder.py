@@ -85,7 +85,7 @@ def check(run: Run, place: Path) -> None:
     """Raise unless `place` is a whole model folder, the one that was asked for, as it was fetched, and fit for
     this stack. Writes nothing but new times into the record, where it can.
     """
-    shown = run.shown(place)
+    shown = run.relative(place)
     check_source(run, place)
     complete(place, shown)
     record = read_record(place)

@@ -55,7 +55,7 @@ def check_source(run: Run, place: Path) -> None:
     model, record = run.settings.model, read_record(place)
     if record is None or model.path or model.source == "tiny" or is_asked_for(model, record):
         return
-    shown = run.shown(place)
+    shown = run.relative(place)
     raise InputWrong(
         f"{shown} holds revision {record['revision']} (commit {record['commit'][:12] or 'unknown'}) from "
         f"{hub.NAMES[record['source']]}; the recipe asks for {hub.branch(model)} from {hub.NAMES[model.source]}. "

@@ -37,8 +37,8 @@ def tokenizer(run: Run) -> Any:
     except Exception as error:  # sentencepiece, tokenizers and remote code raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputWrong(
-            f"{run.shown(place)} is no tokenizer ({reason[:200]}). model.tokenizer takes a tokenizer.model file or a "
-            f"folder with one, model.path a whole model folder."
+            f"{run.relative(place)} is no tokenizer ({reason[:200]}). model.tokenizer takes a tokenizer.model file or "
+            f"a folder with one, model.path a whole model folder."
         )
 
 

@@ -28,7 +28,7 @@ def report(typed: Invocation) -> None:
     from recipe.reporting import report as reporting
 
     run = _find(typed.recipe, typed)
-    click.echo(f"report        {run.shown(reporting.write(run, price=price(typed.overrides)))}")
+    click.echo(f"report        {run.relative(reporting.write(run, price=price(typed.overrides)))}")
 
 
 @command("verify coach", "verify output/coach", settings=False, runs=True)
@@ -52,7 +52,7 @@ def compare(typed: Invocation, run: str, other: str) -> None:
     from recipe.reporting import compare as comparing
 
     both = _show_differences(typed, run, other)
-    click.echo(f"page          {both[0].run.shown(comparing.write(*both, typed.folder / 'compare'))}")
+    click.echo(f"page          {both[0].run.relative(comparing.write(*both, typed.folder / 'compare'))}")
 
 
 @compares("diff coach tutorial", "diff output/coach old/coach")

@@ -25,7 +25,7 @@ def load(typed: Invocation, verify: bool = False, name: str = "") -> Any:
     recipe_name, recipe = settings.load(typed.recipe, typed.overrides)
     run = Run(
         name=name or recipe_name, settings=recipe, root=root(), output=typed.folder, force=typed.force,
-        verify=verify, typed=typed.recipe_arguments,
+        verify=verify, recipe_arguments=typed.recipe_arguments,
     )  # fmt: skip
     wanted = os.environ.get("RECIPE_FETCH")
     if wanted in FETCHES:
@@ -39,7 +39,7 @@ def fetch_tokenizer(run: Any) -> None:
     from recipe.base_model import download
 
     for what, path in download.fetch_for_plan(run):
-        click.echo(f"{what} {run.shown(path)}")
+        click.echo(f"{what} {run.relative(path)}")
 
 
 def _fetch_loggers(run: Any) -> None:
@@ -64,7 +64,7 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
             if command == "plan":
                 page.show(refused.plan, console())
             raise
-        if not run.done_now:  # else the last stage has saved it
+        if not run.performed:  # else the last stage has saved it
             run.save()
         if closing:
             click.echo()
@@ -105,7 +105,7 @@ def results(run: Any) -> List[Tuple[str, str]]:
     found = [("checkpoint", run.checkpoint)]
     found += [("adapter", run.adapter)] * ("adapter" in stages)
     found += [("merged model", run.merged)] * ("merge" in stages)
-    return [(what, run.shown(path)) for what, path in [*found, ("all figures", run.folder / "run.json")]]
+    return [(what, run.relative(path)) for what, path in [*found, ("all figures", run.folder / "run.json")]]
 
 
 def write_report(run: Any) -> None:
@@ -113,7 +113,7 @@ def write_report(run: Any) -> None:
     from recipe.reporting import report
 
     try:
-        click.echo(f"{'report':13} {run.shown(report.write(run, working=False))}")
+        click.echo(f"{'report':13} {run.relative(report.write(run, working=False))}")
     except Exception as error:
         click.secho(f"The report could not be written: {type(error).__name__}: {error}", fg="yellow", err=True)
 

@@ -31,7 +31,7 @@ def data_report(typed: Invocation) -> None:
     from recipe.reporting import data_report as report
 
     def show(run: Any) -> None:
-        click.echo(f"\nThe same as a page: {run.shown(report.report(run, console()))}")
+        click.echo(f"\nThe same as a page: {run.relative(report.report(run, console()))}")
 
     run_stages(load(typed), typed.command, show)
 

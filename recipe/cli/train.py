@@ -62,7 +62,7 @@ def _show_train(run: Any, typed: Invocation) -> None:
     from recipe.xtuner import preset_facts
 
     if preset_facts.method(run.settings) == "projector":
-        click.echo(f"\nNext: the second stage's recipe, with model.pretrained_pth={run.shown(run.folder)}")
+        click.echo(f"\nNext: the second stage's recipe, with model.pretrained_pth={run.relative(run.folder)}")
     else:
         click.echo(f"\nNext: {command_line('merge', typed.arguments)}")
 

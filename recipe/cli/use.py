@@ -34,7 +34,7 @@ def use_trained_settings(run: Any, typed: Invocation) -> None:
     Raises InputWrong for any other override: it would need another training.
     """
     wanted, conflicts = run.settings, []
-    run.recall()
+    run.use_trained_settings()
     data = run.settings.data
     run.settings = settings.replace(run.settings, "eval", wanted.eval.model_dump())
     for key in ("model.path", "model.tokenizer"):  # the recipe may name the new place of a folder that was moved
@@ -52,8 +52,8 @@ def use_trained_settings(run: Any, typed: Invocation) -> None:
             conflicts.append(f"{key} was {json.dumps(old, ensure_ascii=False)}")
     if conflicts:
         raise InputWrong(
-            f"{typed.command} never trains, and the model in {run.shown(run.folder)} was trained with other settings: "
-            f"{', '.join(conflicts)}. Retrain with: {_training_command(wanted, typed)}"
+            f"{typed.command} never trains, and the model in {run.relative(run.folder)} was trained with other "
+            f"settings: {', '.join(conflicts)}. Retrain with: {_training_command(wanted, typed)}"
         )
 
 
@@ -71,8 +71,8 @@ def _is_trained(run: Any) -> bool:
 def _check_trained(run: Any, typed: Invocation, hint: str = "") -> None:
     if not _is_trained(run):
         raise InputWrong(
-            f"Nothing is trained in {run.shown(run.folder)} yet, and {typed.command} never trains.{hint} Train with: "
-            f"{_training_command(run.settings, typed)}"
+            f"Nothing is trained in {run.relative(run.folder)} yet, and {typed.command} never trains.{hint} Train "
+            f"with: {_training_command(run.settings, typed)}"
         )
 
 
@@ -156,6 +156,6 @@ def export(typed: Invocation, target: str, yes: bool) -> None:
         raise InputWrong(f"{foreign[0]}: the model is trained and merged; export takes only export.… settings.")
     wanted = run.settings.export.model_dump()
     with run.open():
-        run.recall()
+        run.use_trained_settings()
         run.settings = settings.replace(run.settings, "export", wanted)
         exporting.hand_over(run, target, typed.recipe_arguments, yes)

@@ -20,7 +20,7 @@ def gguf(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     free = shutil.disk_usage(str(place)).free
     if free < needed * 1.05:
         raise HostLacks(
-            f"The GGUF file needs {needed / 1e9:.1f} GB in {run.shown(run.folder)}; {free / 1e9:.1f} are free."
+            f"The GGUF file needs {needed / 1e9:.1f} GB in {run.relative(run.folder)}; {free / 1e9:.1f} are free."
         )
     if find_spec("gguf") is None:
         raise HostLacks(f"The gguf package is not installed: start this through {program()}, which brings it.")

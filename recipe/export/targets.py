@@ -58,7 +58,7 @@ def stage(target: str, merged: Merged) -> Stage:
 def _inputs(run: Run, merged: Merged) -> Dict[str, Any]:
     return {
         "merged": folder.fingerprint(run.merged),
-        "named": [str(run.merged.resolve()), run.shown(run.merged), merged.recipe, program()],
+        "named": [str(run.merged.resolve()), run.relative(run.merged), merged.recipe, program()],
         "config": run.config,
         "settings": run.settings.export.model_dump(),
         "system": run.settings.data.system,
@@ -73,7 +73,7 @@ def hand_over(run: Run, target: str, recipe: str, yes: bool) -> None:
         made = stage(name, merged)
         entry, ran = perform(run, made)
         took = click.style(f"{entry['seconds']:.1f} s" if ran else "unchanged", dim=True)
-        click.echo(f"{click.style(f'{name:11}', bold=True)} {run.shown(run.folder / 'export' / name)}  {took}")
+        click.echo(f"{click.style(f'{name:11}', bold=True)} {run.relative(run.folder / 'export' / name)}  {took}")
     figures = entry["figures"]
     for name, size in figures.get("files", {}).items():
         click.echo(f"  {size:>15,}  {name}")

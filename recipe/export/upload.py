@@ -23,7 +23,7 @@ def upload(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     write_json(place / "files.json", files)
     notes = []
     if not (merged.place / "README.md").is_file():
-        notes.append(f"There is no model card: put a README.md into {run.shown(merged.place)}.")
+        notes.append(f"There is no model card: put a README.md into {run.relative(merged.place)}.")
     notes.append(f"{len(files)} files, {sum(files.values()):,} bytes; nothing was sent.")
     repo = export.repo or "OWNER/NAME"
     token = "MODELSCOPE_API_TOKEN" if export.hub == "modelscope" else "HF_TOKEN"

@@ -73,7 +73,7 @@ def is_quick(run: Run) -> bool:
 
 def is_there(run: Run) -> bool:
     """Whether anything is held out."""
-    return run.held_out.is_file() and run.held_out.stat().st_size > 0
+    return run.eval_dataset.is_file() and run.eval_dataset.stat().st_size > 0
 
 
 def base_inputs(run: Run) -> Dict[str, Any]:
@@ -83,7 +83,7 @@ def base_inputs(run: Run) -> Dict[str, Any]:
     cfg = config.effective(settings)
     return {
         "base": folder.fingerprint(folder.folder(run)),
-        "held_out": run.held_out,
+        "held_out": run.eval_dataset,
         "settings": {**settings.eval.model_dump(), "max_new_tokens": limit},
         "template": dict(config.template(cfg) or {}),
         "max_length": cfg.max_length,
@@ -105,17 +105,17 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
     """
     if not is_there(run):
         raise InputWrong(
-            f"Nothing is held out of training in {run.shown(run.folder)}, so there is nothing to measure on: set "
+            f"Nothing is held out of training in {run.relative(run.folder)}, so there is nothing to measure on: set "
             f"data.eval_share=0.05 and train again (30 conversations give {split.MIN_HELD_OUT}), or name questions and "
             f"answers of your own: data.eval_files=data/exam.xlsx."
         )
-    lines = list(dataset.lines(run.held_out))
+    lines = list(dataset.lines(run.eval_dataset))
     for line in lines if preset_facts.pictures(run.settings) else ():
         image = image_folder(run) / line["image"]
         if digest(image) != line["sha256"]:
             raise InputWrong(
-                f"{run.shown(image)} is not the image that was held out (it was changed, or is gone). Put it back, or "
-                f"train again."
+                f"{run.relative(image)} is not the image that was held out (it was changed, or is gone). Put it back, "
+                f"or train again."
             )
     asked = base_inputs(run)
     new = loading.find_model(run)
@@ -132,7 +132,7 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
         )
     conversations = [_said(line) for line in lines]
     figures = _figures(run, conversations, {"base": base, "tuned": after})
-    figures.update(tuned=new.kind, precision=kind, measured_on=digest(run.held_out))
+    figures.update(tuned=new.kind, precision=kind, measured_on=digest(run.eval_dataset))
     return figures, _samples(conversations, [line.get("image", "") for line in lines], base, after)
 
 

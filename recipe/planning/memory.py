@@ -260,11 +260,13 @@ def eyes(run: Run) -> Eyes:
         config = CLIPVisionConfig.from_pretrained(str(place))
         cut = CLIPImageProcessor.from_pretrained(str(place)).crop_size
     except (OSError, ValueError, TypeError) as error:
-        raise InputWrong(f"model.visual_encoder: {run.shown(place)} is no CLIP ({str(error).splitlines()[0][:200]}).")
+        raise InputWrong(
+            f"model.visual_encoder: {run.relative(place)} is no CLIP ({str(error).splitlines()[0][:200]})."
+        )
     if {cut.get("height"), cut.get("width")} != {config.image_size}:
         raise InputWrong(
-            f"model.visual_encoder: {run.shown(place)} cuts images to {cut}, and its model takes {config.image_size} "
-            f"pixels."
+            f"model.visual_encoder: {run.relative(place)} cuts images to {cut}, and its model takes "
+            f"{config.image_size} pixels."
         )
     return Eyes(
         config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.patch_size,

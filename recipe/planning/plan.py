@@ -171,7 +171,7 @@ def by_gpus(packs: int, cfg: Any, together: int, deepspeed: bool, by_length: boo
     """
     table = {}
     for number in (1, 2, 4, 8):
-        each = distributed.share(cfg.batch_size, cfg.accumulative_counts * together, number)
+        each = distributed.divide_update(cfg.batch_size, cfg.accumulative_counts * together, number)
         if each is None:
             continue
         kept = each[1] if by_length else 1

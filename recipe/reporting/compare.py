@@ -136,7 +136,7 @@ def write(first: Seen, second: Seen, folder: Path) -> Path:
     page = pages.render(
         "compare.html",
         names=called,
-        folders=[seen.run.shown(seen.run.folder) for seen in (first, second)],
+        folders=[seen.run.relative(seen.run.folder) for seen in (first, second)],
         verdicts=[verdict.verdict(seen) for seen in (first, second)],
         pictures=pictures,
         differences=found,

@@ -342,6 +342,6 @@ def command(seen: Seen) -> str:
     except RecipeError:
         pass  # a recipe file of the user's, elsewhere: the one beside the report holds everything
     if base is None:
-        return f"{command_line(stage)} {shlex.quote(run.shown(run.folder / 'report' / f'{run.name}.toml'))}"
+        return f"{command_line(stage)} {shlex.quote(run.relative(run.folder / 'report' / f'{run.name}.toml'))}"
     words = map(shlex.quote, overrides.between(base, own))
     return " ".join([command_line(stage), *([] if name in ("", stage) else [name]), *words])

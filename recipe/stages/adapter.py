@@ -28,7 +28,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     to zero. Raises RunFailed for values that are not finite.
     """
     base = folder.folder(run)
-    metadata = {"base_model": run.shown(base), "base_sha256": base_checksum(base)}
+    metadata = {"base_model": run.relative(base), "base_sha256": base_checksum(base)}
     figures = write_adapter(run, output / "adapter", run.settings.adapter.dtype, metadata)
     (output / "adapter" / "README.md").write_text(card(run, figures, output / "adapter"), encoding="utf-8")
     return figures

@@ -33,9 +33,9 @@ def inputs(run: Run) -> Dict[str, Any]:
         "dtype": dtype(run.settings),
         "speed": speed_changes(run.settings, 0),
         "plan": run.plan,
-        "model": run.shown(folder.folder(run)),
+        "model": run.relative(folder.folder(run)),
         "own_code": folder.has_own_code(run),
-        "dataset": run.shown(run.dataset),
+        "dataset": run.relative(run.dataset),
         "code": source(Path(__file__), Path(preset_editor.__file__).parent),
     }
 
@@ -53,7 +53,14 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     plan = json.loads(run.plan.read_text(encoding="utf-8"))
     sight = llava.config_values(run) if preset_facts.pictures(run.settings) else None
     ours = folder.has_own_code(run)
-    text = render(run.settings, run.shown(folder.folder(run)), run.shown(run.dataset), plan["intervals"], sight, ours)
+    text = render(
+        run.settings,
+        run.relative(folder.folder(run)),
+        run.relative(run.dataset),
+        plan["intervals"],
+        sight,
+        ours,
+    )
     diff = preset_editor.difference(
         preset_editor.source(run.settings.base), text, f"{run.settings.base}.py", "config.py"
     )

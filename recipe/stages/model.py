@@ -23,7 +23,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     sizes = [p.stat().st_size for p in place.iterdir() if p.is_file()]
     record, model = read_record(place), run.settings.model
     return {
-        "folder": run.shown(place),
+        "folder": run.relative(place),
         "files": len(sizes),
         "bytes": sum(sizes),
         "fingerprint": fingerprint(place),

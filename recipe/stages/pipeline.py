@@ -56,7 +56,7 @@ def run_stages(run: Run, command: str, items: Optional[Items] = None) -> None:
     if command == "merge" and preset_facts.method(run.settings) == "projector":
         raise InputWrong(
             f"{run.name} trains a projector alone, which is merged into nothing: the second stage's recipe goes on "
-            f"from it, model.pretrained_pth={run.shown(run.folder)}."
+            f"from it, model.pretrained_pth={run.relative(run.folder)}."
         )
     for item in items or of_method(run, COMMANDS[command]):
         if not isinstance(item, Stage):
@@ -66,7 +66,7 @@ def run_stages(run: Run, command: str, items: Optional[Items] = None) -> None:
         else:
             figures = _perform(run, item)
             if item is train.STAGE:
-                run.remember()
+                run.record_training()
             if item is merge.STAGE and not figures["tensors_changed"] and command != "reproduce":
                 _refuse_unchanged(run)
 
@@ -127,11 +127,11 @@ def evaluate_trained(run: Run) -> None:
 def _same_data(run: Run, trained: str) -> None:
     """Raise InputWrong unless the data of these settings are those with this sum. Nothing that is there is touched."""
     with tempfile.TemporaryDirectory(prefix=".data-", dir=str(run.output)) as beside:
-        shadow = run.shadow(Path(beside))
+        shadow = run.scratch_run(Path(beside))
         perform(shadow, data.STAGE)
         if digest(shadow.dataset) == trained:
             return
     raise InputWrong(
         f"{', '.join(run.settings.data.files)}: it changed since the training, so what would be held out now may have "
-        f"been trained on. Put it back as it was, or train again: {command_line('merge', run.called)}"
+        f"been trained on. Put it back as it was, or train again: {command_line('merge', run.arguments)}"
     )

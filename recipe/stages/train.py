@@ -33,7 +33,7 @@ def preflight(run: Run) -> None:
             f"nvidia-smi finds none{hidden}. Without a GPU `{command_line('demo')}` runs everything on a tiny model."
         )
     if kind != "fp32" or run.settings.gpus > 1:
-        distributed.enough(run.settings)
+        distributed.check_gpu_count(run.settings)
 
 
 def state(checkpoint: Path) -> Dict[str, Any]:
@@ -66,12 +66,14 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     checkpoint = last_checkpoint(place)
     if checkpoint is None or iteration_of(checkpoint) != planned["iterations"]:
         at = f"stopped at {checkpoint.name}" if checkpoint else "left no checkpoint"
-        raise RunFailed(f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.shown(log)}")
+        raise RunFailed(
+            f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.relative(log)}"
+        )
     found = state(checkpoint)
     said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     compared = verdict.parse_log(said)
     return {
-        "checkpoint": run.shown(checkpoint),
+        "checkpoint": run.relative(checkpoint),
         "resumed_from": iteration_of(start) if start else 0,
         "iterations": found["iterations"],
         "updates": found["updates"],
@@ -81,7 +83,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         **curve_figures(parse_iterations(said)),
         "time_breakdown": time_breakdown(said),
         **({"fast_step": compared} if compared else {}),
-        "log": run.shown(log),
+        "log": run.relative(log),
         "made": [str(checkpoint.relative_to(run.folder))],
     }
 

@@ -159,7 +159,7 @@ def edits(
             raise InputWrong(f"base = {settings.base!r} trains by transformers' Trainer, here on one GPU only: gpus=1.")
         text = preset_editor.edit(preset_editor.source(settings.base), changes)
         whole = (preset_editor.value(text, "batch_size"), preset_editor.value(text, "accumulative_counts"))
-        changes["batch_size"], changes["accumulative_counts"] = map(repr, distributed.shared(settings, *whole))
+        changes["batch_size"], changes["accumulative_counts"] = map(repr, distributed.update_per_rank(settings, *whole))
     # The evaluation samples get the data's system prompt, as chat does. The hook formats it once more than
     # the data path does, so braces in it are doubled.
     system = settings.data.system if train.evaluation_system is None else train.evaluation_system

@@ -37,8 +37,8 @@ class Tolerance(NamedTuple):
 # In fp32 both sides compute alike; the tests hold 1e-5 of the largest value.
 FP32_TOLERANCE = Tolerance(1e-4, 1e-3, 1e-2)
 # In bf16 the gradients of one to eight layers differ from fp32 by 1.4 to 2.9 %, XTuner's as well as ours
-# (docs/en/speed.md). A single matrix may differ several times as much; a wrong weight makes 100 % and more. Over 32 layers
-# of random weights rounding grows to 19 %, and changes the loss of 1,024 tokens by up to 0.13 %, of 64 by 0.5 %.
+# (docs/en/speed.md). A single matrix may differ several times as much; a wrong weight makes 100 % and more. Over 32
+# layers of random weights rounding grows to 19 %, and changes the loss of 1,024 tokens by up to 0.13 %, of 64 by 0.5 %.
 HALF_TOLERANCE = Tolerance(0.02, 0.2, 0.5)
 # A replay runs the recorded kernels. With deterministic training it repeats the step bit for bit. Otherwise flash
 # attention sums gradients in any order, and through the layers that grows to some percent.
