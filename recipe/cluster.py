@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from recipe.core import distributed
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.core.recipe_files import find_recipe, recipes
@@ -32,11 +33,11 @@ def write(run: Run, target: str, given: str, overrides: Sequence[str]) -> List[s
     words = [given, *(word for word in overrides if not word.startswith("cluster."))]
     path = run.folder / "cluster" / TARGETS[target]
     path.parent.mkdir(parents=True, exist_ok=True)
-    text, then = {"slurm": slurm, "k8s": kubernetes, "sky": skypilot}[target](run, words, run.shown(path))
+    text, then = {"slurm": slurm, "k8s": kubernetes, "sky": skypilot}[target](run, words, run.relative(path))
     write_text(path, text)
     here = "each" if run.settings.nodes > 1 else ""
     what = f"{run.settings.nodes} machine(s), {run.settings.gpus} GPU(s) {here}".rstrip()
-    return [f"{run.shown(path)}: recipe {run.name} on {what}", *then]
+    return [f"{run.relative(path)}: recipe {run.name} on {what}", *then]
 
 
 def slurm(run: Run, words: Sequence[str], shown: str) -> Any:
@@ -88,7 +89,9 @@ def kubernetes(run: Run, words: Sequence[str], shown: str) -> Any:
     """(manifest, lines to print): a JobSet with one pod a machine; a recipe file of one's own comes as a ConfigMap."""
     asked, name = run.settings.cluster, _label(run.name)
     if not asked.image:
-        raise InputWrong("cluster.image=registry/name:tag names the image: of `just image push`, or a fork's workflow.")
+        raise InputWrong(
+            f"cluster.image=registry/name:tag names the image: of `{command_line('image push')}`, or a fork's workflow."
+        )
     mounts = [
         {"name": "shared", "mountPath": f"{INSIDE}/{folder}", "subPath": folder}
         for folder in ("output", "models", "data")

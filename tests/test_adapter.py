@@ -68,12 +68,12 @@ def test_it_says_what_it_was_made_from(run):
     base = folder.folder(run)
     checksum = adapter.base_checksum(base)
     assert tensor_files.safetensors(run.adapter / "adapter_model.safetensors")[1] == {
-        "format": "pt", "base_model": run.shown(base), "base_sha256": checksum,
+        "format": "pt", "base_model": run.relative(base), "base_sha256": checksum,
     }  # fmt: skip
     card = (run.adapter / "README.md").read_text(encoding="utf-8")
     train = run.figures("train")
     figures = (f"{train['iterations']}, {train['updates']}", f"{train['loss_first']} → {train['loss_last']}")
-    for word in (checksum, run.shown(base), "library_name: peft", "demo", *figures):
+    for word in (checksum, run.relative(base), "library_name: peft", "demo", *figures):
         assert word in card, word
 
 

@@ -28,7 +28,7 @@ QUESTION = "面试前特别紧张，怎么调整？"
 def run(demo):
     run = Run("demo", settings.load("demo")[1], ROOT, demo[1].parent)
     with run.open():
-        run.recall()
+        run.use_trained_settings()
     return run
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import ROOT, recipe, refused
 
-from recipe.cli import describe, grammar, words
+from recipe.cli import describe, grammar, schema, words
 from recipe.cli.main import COMMANDS
 from recipe.core.errors import InputWrong
 
@@ -126,7 +126,7 @@ def test_settings_are_checked_as_the_recipe_checks_them():
     }  # fmt: skip
     for key, tried in values.items():
         for value in tried:
-            refused_here = bool(grammar.mistake(value, known[key]))
+            refused_here = bool(schema.find_error(value, known[key]))
             try:
                 settings.load("coach", [f"{key}={json.dumps(value)}"])
                 refused_there = False

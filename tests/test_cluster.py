@@ -166,13 +166,13 @@ def test_an_update_is_shared_equally_or_not_at_all():
     for batch in range(1, 9):
         for accumulation in range(1, 17):
             for together in (1, 2, 3, 4, 6, 8):
-                found = distributed.share(batch, accumulation, together)
+                found = distributed.divide_update(batch, accumulation, together)
                 if found:
                     assert found[0] * found[1] * together == batch * accumulation
                 else:
                     assert (batch * accumulation) % together
     with pytest.raises(InputWrong, match=r"train\.batch_size=1 train\.accumulative_counts=8\."):
-        distributed.shared(settings.load("coach", ["gpus=8"])[1], 2, 3)
+        distributed.update_per_rank(settings.load("coach", ["gpus=8"])[1], 2, 3)
 
 
 def test_every_pack_is_seen_by_some_rank():
@@ -207,9 +207,9 @@ def test_cards_that_are_hidden_do_not_count(monkeypatch, names, usable):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
     wanted = settings.load("coach", [f"gpus={usable + 1}"])[1]
     with pytest.raises(HostLacks, match=f"gpus={usable + 1}: {usable} can be used here"):
-        distributed.enough(wanted)
+        distributed.check_gpu_count(wanted)
     if usable:
-        distributed.enough(settings.load("coach", [f"gpus={usable}"])[1])
+        distributed.check_gpu_count(settings.load("coach", [f"gpus={usable}"])[1])
 
 
 def test_four_bit_weights_are_not_cut():

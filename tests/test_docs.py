@@ -295,7 +295,9 @@ def test_every_stages_words_are_read_as_meant(at_desk):
         if command.name == "reproduce":
             overrides = reproduce.overrides(overrides)
         recipe_name, found = settings.load(checked.recipe, overrides)
-        distributed.shared(found, found.train.batch_size or 1, found.train.accumulative_counts or 1)  # gpus= and nodes=
+        distributed.update_per_rank(
+            found, found.train.batch_size or 1, found.train.accumulative_counts or 1
+        )  # gpus= and nodes=
         assert recipe_name in ("coach", "demo", "tutorial", "mine")
         seen += 1
     assert seen > 25
@@ -422,8 +424,12 @@ def test_other_programs_commands(desk, demo):
 def filled(node: ast.AST) -> str:
     """A text of the source with … where something is put in."""
     if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
-    return str(node.value)
+        return "".join(map(filled, node.values))
+    if isinstance(node, ast.FormattedValue):
+        call = node.value
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "command_line":
+            return " ".join(["just", *map(filled, call.args)])
+    return str(node.value) if isinstance(node, ast.Constant) else "…"
 
 
 def literals() -> List[str]:

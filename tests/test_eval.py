@@ -17,6 +17,7 @@ from recipe.core.run import Run
 from recipe.inference import chat_model, evaluate, loading, prompt, scores
 from recipe.intake import dataset, split
 from recipe.planning import tokens
+from recipe.stages import evaluate as evaluate_stage
 from recipe.stages import pipeline
 
 
@@ -101,7 +102,7 @@ def run(demo, tmp_path_factory):
     shutil.copytree(str(demo[1]), str(output / "demo"))
     run = Run("demo", settings.load("demo")[1], ROOT, output)
     with run.open():
-        run.recall()
+        run.use_trained_settings()
     return run
 
 
@@ -112,7 +113,9 @@ def voice(run):
 
 @pytest.fixture(scope="module")
 def encoded(run, voice):
-    return [tokens.encoded(one, voice.template, voice.tokenizer, 256) for one in dataset.conversations(run.held_out)]
+    return [
+        tokens.encoded(one, voice.template, voice.tokenizer, 256) for one in dataset.conversations(run.eval_dataset)
+    ]
 
 
 def measured(run, **more):
@@ -241,10 +244,10 @@ def test_the_base_is_measured_once_for_all_recipes(run, found, monkeypatch, tmp_
     assert first["summary"] in said
     [kept] = (tmp_path / "eval").iterdir()
     monkeypatch.setenv("RECIPE_CACHE", str(tmp_path))
-    cached = evaluate.make(run, tmp_path)
+    cached = evaluate_stage.make(run, tmp_path)
     assert cached == {**{name: value for name, value in first.items() if name != "samples"}, "base_cached": True}
     kept.write_text(kept.read_text(encoding="utf-8")[:500], encoding="utf-8")
-    assert evaluate.make(run, tmp_path)["base_cached"] is False
+    assert evaluate_stage.make(run, tmp_path)["base_cached"] is False
     assert json.loads(kept.read_text(encoding="utf-8"))["losses"]
 
 
@@ -253,16 +256,16 @@ def test_what_cannot_be_measured_is_told_and_loses_nothing(run, demo, monkeypatc
         raise HostLacks("too small a card")
 
     monkeypatch.setattr(pipeline, "perform", broken)
-    pipeline.run_stages(run, "merge", (pipeline.EVAL,))
+    pipeline.run_stages(run, "merge", (evaluate_stage.STAGE,))
     assert "not measured: too small a card" in capsys.readouterr().out
     with pytest.raises(HostLacks):
-        pipeline.run_stages(run, "eval", (pipeline.EVAL,))
+        pipeline.run_stages(run, "eval", (evaluate_stage.STAGE,))
     monkeypatch.undo()
-    run.held_out.write_text("", encoding="utf-8")
-    pipeline.run_stages(run, "merge", (pipeline.EVAL,))
+    run.eval_dataset.write_text("", encoding="utf-8")
+    pipeline.run_stages(run, "merge", (evaluate_stage.STAGE,))
     assert capsys.readouterr().out == ""
     with pytest.raises(InputWrong, match=r"Nothing is held out of training in .*data.eval_share.*eval_files"):
-        evaluate.make(run, run.folder)
+        evaluate_stage.make(run, run.folder)
 
 
 def test_what_was_looked_at_since_changes_no_verdict(run, found, monkeypatch, tmp_path):
@@ -271,7 +274,7 @@ def test_what_was_looked_at_since_changes_no_verdict(run, found, monkeypatch, tm
     words = ("data.eval_share=0.5", "data.system=另一个助手。", "train.template=vicuna", "--force")
     looked = recipe("config", "demo", *words, "--output", run.output)
     assert looked.returncode == 0, looked.stderr
-    assert len(run.held_out.read_text(encoding="utf-8").splitlines()) > 40
+    assert len(run.eval_dataset.read_text(encoding="utf-8").splitlines()) > 40
     said, again = measured(run, RECIPE_CACHE=str(tmp_path))
     for what in ("conversations", "measured_on", "verdict"):
         assert again[what] == found[what]
@@ -282,7 +285,7 @@ def test_what_was_looked_at_since_changes_no_verdict(run, found, monkeypatch, tm
     assert "Left out" not in page
     assert re.search(r"data +94 conversations|data .*94 conversations", said)
     with run.open():
-        run.recall()
+        run.use_trained_settings()
     assert run.settings.data.system == settings.load("demo")[1].data.system  # export and chat take it too
 
 

@@ -232,7 +232,7 @@ def test_templates_are_xtuners():
 def test_computed_memory_against_what_was_measured():
     """measured.toml's three entries of InternLM2-chat-7B, QLoRA: within 10 %."""
     shape = memory.Shape(7_737_708_544, 32, 4096, 92544)
-    for entry in measurements.of_way("stock"):
+    for entry in measurements.for_step("stock"):
         tokens = entry["batch_size"] * entry["max_length"]
         computed = memory.estimate(shape, "qlora", 4, tokens)["total"] / 2**20
         assert computed == pytest.approx(entry["memory_mib"], rel=0.1), entry

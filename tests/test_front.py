@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, recipe, refused
 
+from recipe.core.commands import command_line
+from recipe.core.errors import InputWrong
+
 JUST = shutil.which("just")
 
 
@@ -264,6 +267,12 @@ def test_commands_in_errors_are_typed_as_this_users(tmp_path):
     words = ("chat", "demo", "--output", tmp_path)
     refused(recipe(*words, RECIPE_COMMAND="./justw"), 2, f": ./justw merge demo --output {tmp_path}")
     refused(recipe(*words), 2, f": just merge demo --output {tmp_path}")
+
+
+def test_a_users_own_words_in_errors_stay(monkeypatch):
+    monkeypatch.setenv("RECIPE_COMMAND", "./justw")
+    assert str(InputWrong("data.system holds 'just answer me'")) == "data.system holds 'just answer me'"
+    assert command_line("plan", "coach") == "./justw plan coach"
 
 
 def test_the_next_command_has_the_folder(tmp_path):

@@ -14,6 +14,8 @@ from recipe.core.errors import InputWrong, RunFailed
 from recipe.core.run import Run
 from recipe.export import gguf_writer
 from recipe.stages import pipeline
+from recipe.stages.adapter import STAGE as ADAPTER
+from recipe.stages.merge import STAGE as MERGE
 from recipe.weights import checkpoint_reader, merge
 from recipe.weights import merge_plan as plans
 
@@ -88,8 +90,8 @@ def test_no_adapter_is_made_and_none_is_added(tmp_path):
     run = Run("demo", found, ROOT, tmp_path)
     for command in ("train", "merge", "demo"):
         items = pipeline.of_method(run, pipeline.COMMANDS[command])
-        assert pipeline.ADAPTER not in items
-        assert (pipeline.MERGE in items) == (command != "train")
+        assert ADAPTER not in items
+        assert (MERGE in items) == (command != "train")
         assert len(set(map(id, items))) == len(items)
     run.settings = settings.replace(found, "merge.adapters", ["x"])
     run.manifest = {"stages": {"train": {"figures": {"checkpoint": "c"}}}}

@@ -84,7 +84,7 @@ def test_mig_shows_one_instance(machine):
         assert [card.name for card in found] == [f"{A100[0]} MIG {profile}"] * bool(profile), visible
         assert [card.total for card in found] == [instance.get(profile)] * bool(profile)
     with pytest.raises(HostLacks, match="gpus=2: 0 can be used here"):
-        distributed.enough(settings.load("coach", ["gpus=2"])[1])
+        distributed.check_gpu_count(settings.load("coach", ["gpus=2"])[1])
     machine(A100, mig="Enabled")  # no instance was made
     assert hardware.visible(hardware.query()[0]) == []
 

@@ -9,7 +9,7 @@ from test_model import AT_HUGGING_FACE, BOTH, heavy, is_whole, record
 
 from recipe.base_model import download, hub_clients
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.stages import model, pipeline
+from recipe.stages import model
 
 LIST = "/repo/files"
 
@@ -38,7 +38,7 @@ def test_modelscopes_list_is_read_in_every_shape(server, asking, tiny, tmp_path,
     assert is_whole(place, tiny)
     made = record(place)
     assert made["listed_by"].startswith("its list of files, as the client failed (")
-    said = pipeline.summary("model", model.make(asking(), tmp_path))
+    said = model.summary(model.make(asking(), tmp_path))
     assert "the hub was asked by its list of files, as the client failed" in said
 
 

@@ -21,13 +21,15 @@ from recipe.core import imports, settings
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RunFailed
 from recipe.core.hashing import below, digest, key_of, stamp
 from recipe.core.run import Run
-from recipe.inference import chat_model, evaluate, loading, prompt, terminal
+from recipe.inference import chat_model, loading, prompt, terminal
 from recipe.intake import dataset as intake_dataset
 from recipe.intake.images import IMAGE_TOKEN, image_folder
 from recipe.planning import memory
 from recipe.planning import tokens as planning_tokens
 from recipe.reporting import collect, compare, report, verify
 from recipe.stages import data, pipeline
+from recipe.stages import evaluate as evaluate_stage
+from recipe.stages import merge as merge_stage
 from recipe.stages.model import make
 from recipe.stages.plan import inputs
 from recipe.weights import checkpoint_reader, llava
@@ -435,7 +437,7 @@ def test_merge_takes_the_language_model_and_not_the_projector_alone(stages):
     first, second = stages
     with pytest.raises(InputWrong, match=r"merged into nothing.*model\.pretrained_pth="):
         pipeline.run_stages(first, "merge")
-    pipeline.run_stages(second, "merge", (pipeline.MERGE,))
+    pipeline.run_stages(second, "merge", (merge_stage.STAGE,))
     assert second.figures("merge")["tensors_changed"] > 0
     assert loading.find_model(second, "merged").vision[1] == second.adapter
 
@@ -443,7 +445,7 @@ def test_merge_takes_the_language_model_and_not_the_projector_alone(stages):
 @pytest.fixture
 def finished(stages, pairs, tmp_path):
     """Copies of both runs' folders and of their data, the second one merged: function that finds the run of one."""
-    pipeline.run_stages(stages[1], "merge", (pipeline.MERGE,))
+    pipeline.run_stages(stages[1], "merge", (merge_stage.STAGE,))
     for run in stages:
         run.save()
         shutil.copytree(str(run.folder), str(tmp_path / run.name))
@@ -568,8 +570,8 @@ def held(name, finished, tmp_path, monkeypatch):
     run = finished(name)
     run.force = True
     lines = run.dataset.read_text(encoding="utf-8").splitlines(keepends=True)
-    run.held_out.write_text("".join(lines[:4]), encoding="utf-8")
-    run.manifest["stages"]["data"]["outputs"]["eval.jsonl"]["sha256"] = digest(run.held_out)
+    run.eval_dataset.write_text("".join(lines[:4]), encoding="utf-8")
+    run.manifest["stages"]["data"]["outputs"]["eval.jsonl"]["sha256"] = digest(run.eval_dataset)
     run.settings = settings.replace(run.settings, "eval", {"answers": 2, "max_new_tokens": 4})
     return run
 
@@ -601,12 +603,12 @@ def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, mo
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     run = held(name, finished, tmp_path, monkeypatch)
     cfg = Config.fromfile(str(run.config))
-    cfg.train_dataloader.dataset.data_path = str(run.held_out)
+    cfg.train_dataloader.dataset.data_path = str(run.eval_dataset)
     assert cfg.train_dataloader.dataset.pad_image_to_square == (name == "second")
     built = BUILDER.build(cfg.model)
     before = loss(built, blind=name == "first")
     built.load_state_dict(torch.load(str(run.checkpoint), map_location="cpu")["state_dict"], strict=False)
-    models = evaluate.make(run, run.folder)["models"]
+    models = evaluate_stage.make(run, run.folder)["models"]
     assert models["base"]["loss"] == pytest.approx(before, abs=1e-4)
     assert models["tuned"]["loss"] == pytest.approx(loss(built), abs=2e-3 if name == "second" else 1e-4)  # merged: fp16
     told = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
@@ -622,7 +624,7 @@ def test_whole_images_are_held_out(tmp_path):
     files = tiny_families.pictures(tmp_path, times=3)
     run = run_of(tmp_path, "one", FIRST, files, "data.eval_share=0.2")
     figures, kept = read(run)
-    out = list(intake_dataset.lines(run.held_out))
+    out = list(intake_dataset.lines(run.eval_dataset))
     assert (figures["held_out"], figures["conversations"], len(kept), len(out)) == (6, 12, 12, 6)  # two of six images
     assert not {line["image"] for line in out} & {line["image"] for line in kept}
     text = files.read_text(encoding="utf-8").splitlines()
@@ -636,7 +638,7 @@ def test_an_image_that_was_changed_is_not_measured(finished, tmp_path, monkeypat
     run = held("first", finished, tmp_path, monkeypatch)
     flip(tmp_path / "pairs" / "seen" / "red.png")
     with pytest.raises(InputWrong, match=r"seen/red\.png is not the image that was held out"):
-        evaluate.make(run, run.folder)
+        evaluate_stage.make(run, run.folder)
 
 
 def test_an_image_that_changed_trains_again(stages, pairs):

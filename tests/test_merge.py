@@ -17,6 +17,7 @@ from recipe.core import hashing, imports, settings, stage
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.run import Run
 from recipe.stages import pipeline
+from recipe.stages.merge import STAGE as MERGE
 from recipe.weights import load_check, merge, merge_write
 from recipe.weights import merge_plan as plans
 
@@ -279,7 +280,7 @@ def test_a_merge_that_changed_nothing_fails_unless_that_is_known(force, known, e
     """Exit 1, but for --force and for a recipe that is about it."""
     figures = {"tensors_changed": 0, "tensors": 17, "share_changed": 0.0, "shards": 1, "shards_reused": 0, "kinds": {}}
     monkeypatch.setattr(pipeline, "perform", lambda run, stage: ({"figures": figures, "seconds": 1.0}, True))
-    monkeypatch.setitem(pipeline.COMMANDS, "merge", (pipeline.MERGE,))
+    monkeypatch.setitem(pipeline.COMMANDS, "merge", (MERGE,))
     recipe_settings = settings.replace(settings.load("demo")[1], "known_faults", known)
     run = Run("demo", recipe_settings, ROOT, ROOT / "output", force=force)
     if ends:
@@ -511,12 +512,12 @@ def test_the_stage_goes_on_where_it_was_stopped(base, adapter, tmp_path, monkeyp
         patch.setattr(os, "sched_getaffinity", lambda _: {0})
         interrupt(patch, 20, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            stage.perform(run, pipeline.MERGE)
+            stage.perform(run, MERGE)
     assert not run.merged.exists()
     assert f"resumes   after {len(list((run.folder / merge.PART).glob('*.bin')))} finished" in "\n".join(
         merge.dry_run(run)
     )
-    entry, ran = stage.perform(run, pipeline.MERGE)
+    entry, ran = stage.perform(run, MERGE)
     assert ran
     assert entry["figures"]["shards_reused"] >= 1
     assert entry["outputs"]["merged"]["sha256"] == hashing.digest(run.merged)
@@ -524,9 +525,9 @@ def test_the_stage_goes_on_where_it_was_stopped(base, adapter, tmp_path, monkeyp
     card = (run.merged / "README.md").read_text(encoding="utf-8")
     for word in ("base_model: a base", "0" * 64, "adapter × 1", "2, 92542"):
         assert word in card, card
-    assert not stage.perform(run, pipeline.MERGE)[1]
+    assert not stage.perform(run, MERGE)[1]
     run.settings = settings.load("demo", [*words, "merge.weights=[0.5]"])[1]
-    assert stage.perform(run, pipeline.MERGE)[1]
+    assert stage.perform(run, MERGE)[1]
 
 
 def test_dry_run_tells_and_writes_nothing(demo, tmp_path):

@@ -20,7 +20,7 @@ from recipe.base_model.record import RECORD
 from recipe.core import hashing, settings
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
-from recipe.stages import model, pipeline
+from recipe.stages import model
 from recipe.stages.plan import inputs
 
 AT_HUGGING_FACE = 'model.source="huggingface"'
@@ -204,7 +204,7 @@ def test_ctrl_c_keeps_what_has_arrived(server, asking, tiny, tmp_path):
     server.pause = 0
     time.sleep(0.5)
     server.sent.clear()
-    said = pipeline.summary("model", model.make(asking(), tmp_path))
+    said = model.summary(model.make(asking(), tmp_path))
     assert is_whole(tmp_path / "models" / "org" / "tiny", tiny)
     assert sum(server.sent.values()) == sum(len(tiny[name]) for name in heavy(tiny)) - here
     assert f"master is commit {server.commit(0)[:12]} at ModelScope" in said

@@ -22,7 +22,7 @@ class Counter:
     def __init__(self, run, source):
         self.count, self.run, self.source = 0, run, source
         self.fail = False
-        self.stage = stages.Stage("copy", self.make, self.inputs, ("copy.txt", "folder"))
+        self.stage = stages.Stage("copy", self.inputs, self.make, str, ("copy.txt", "folder"))
 
     def inputs(self, run):
         return {"source": self.source, "setting": run.settings.base}
@@ -78,7 +78,7 @@ def test_a_failed_stage_leaves_earlier_outputs_alone(run, counter):
 
 
 def test_a_stage_that_writes_nothing_is_a_failure(run):
-    stage = stages.Stage("idle", lambda run, out: {}, lambda run: {}, ("promised.txt",))
+    stage = stages.Stage("idle", lambda run: {}, lambda run, out: {}, str, ("promised.txt",))
     with run.open(), pytest.raises(RunFailed, match=r"promised\.txt"):
         stages.perform(run, stage)
 
@@ -125,7 +125,7 @@ def test_what_a_stage_made_in_place_is_watched_too(run, tmp_path):
         (run.folder / "made.bin").write_bytes(b"12345")
         return {"made": ["made.bin"]}
 
-    stage = stages.Stage("train", make, lambda run: {})
+    stage = stages.Stage("train", lambda run: {}, make, str)
     with run.open():
         assert stages.perform(run, stage)[1]
         assert not stages.perform(run, stage)[1]
@@ -165,7 +165,7 @@ def test_details_of_an_unexpected_error_lie_below_output(tmp_path, monkeypatch):
     def fails(*_):
         raise KeyError("what nobody thought of")
 
-    monkeypatch.setattr("recipe.cli.stages.invocation", fails)
+    monkeypatch.setattr("recipe.cli.stages.load", fails)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(front.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()

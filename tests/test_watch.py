@@ -159,8 +159,8 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
 
 def announced(folder):
     """A run in `folder` that has been announced, and of which nothing else is known."""
-    run = SimpleNamespace(folder=folder, now={})
-    run.tell = lambda **more: Run.tell(run, **more)
+    run = SimpleNamespace(folder=folder, status={})
+    run.update_status = lambda **more: Run.update_status(run, **more)
     watch.mark_starting(run, "train")
     return run
 

@@ -66,7 +66,7 @@ class Need:
         if self.speed == "auto" and self.has_fast and self.alone:
             bf16 = self.dtype == "bf16" or (self.dtype == "auto" and (card.capability or (0, 0)) >= BF16_CAPABILITY)
             kind = ("small" if card.total < cost().SMALL else "fast") if bf16 else "stock"
-        kept = self.compiles and cost().fits_kept(self.tokens, card.name, card.total)
+        kept = self.compiles and cost().fits_without_checkpointing(self.tokens, card.name, card.total)
         if isinstance(self.checkpointing, bool):
             kept = not self.checkpointing
         return "kept" if kind == "fast" and kept else kind

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Type
 
 from recipe.base_model import architecture
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 
 # The chat markers of InternLM2's published vocabulary of 92544; XTuner's template and stop words depend on them.
@@ -28,7 +29,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return {}
     except (ValueError, OSError) as error:
-        raise InputWrong(f"{path} is damaged: {error}. Remove it and fetch it again: just model.")
+        raise InputWrong(f"{path} is damaged: {error}. Remove it and fetch it again: {command_line('model')}.")
 
 
 def code_problems(place: Path) -> List[str]:
@@ -122,7 +123,9 @@ def marker_ids(place: Path) -> Dict[str, int]:
         try:
             model.Load(str(pieces))
         except (RuntimeError, OSError) as error:
-            raise InputWrong(f"{pieces} is damaged: {str(error).splitlines()[0]}. Remove it and type: just model.")
+            raise InputWrong(
+                f"{pieces} is damaged: {str(error).splitlines()[0]}. Remove it and type: {command_line('model')}."
+            )
         found.update({name: model.PieceToId(name) for name in MARKERS if model.PieceToId(name) != model.unk_id()})
     found.update(
         {token["content"]: token["id"] for token in read_json(place / "tokenizer.json").get("added_tokens", [])}

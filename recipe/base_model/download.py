@@ -22,6 +22,7 @@ from recipe.base_model.record import (
     save_record,
     staging_folder,
 )
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong, NotFetched
 from recipe.core.hashing import digest
 from recipe.core.run import Run
@@ -101,10 +102,10 @@ def _models_lock(run: Run) -> Iterator[None]:
             print("Another command is fetching a model; waiting for it …", file=sys.stderr, flush=True)
             lock.acquire()
     except OSError as error:
-        where, what = run.shown(run.models), run.settings.model.what
+        where, what = run.relative(run.models), run.settings.model.what
         raise HostLacks(
             f"The {what} is not in {where}, and nothing can be written there ({error.strerror}). Fetch it "
-            f"first, where {where} is writable and there is a network: just model."
+            f"first, where {where} is writable and there is a network: {command_line('model')}."
         )
     try:
         yield
@@ -189,8 +190,8 @@ def _check_space(run: Run, staging: Path, files: Files) -> None:
     free = shutil.disk_usage(str(run.models)).free
     if free < missing:
         raise HostLacks(
-            f"{run.settings.model.id} needs {missing / 1e9:.1f} GB more in {run.shown(run.models)}; {free / 1e9:.1f} "
-            f"GB are free."
+            f"{run.settings.model.id} needs {missing / 1e9:.1f} GB more in {run.relative(run.models)}; "
+            f"{free / 1e9:.1f} GB are free."
         )
 
 

@@ -13,6 +13,7 @@ from typing import Dict, List, Optional, Tuple
 from recipe.base_model import compatibility, model_code
 from recipe.base_model.hub_addresses import INDEXES
 from recipe.base_model.record import check_files, check_source, elsewhere, is_unchanged, read_record, staging_folder
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import ROOT
@@ -67,7 +68,7 @@ def check(run: Run, place: Path) -> None:
     """Raise InputWrong or HostLacks unless `place` is complete, what the recipe names, unchanged since its download,
     and compatible with this stack. Writes only modification times into the record.
     """
-    shown = run.shown(place)
+    shown = run.relative(place)
     check_source(run, place)
     check_complete(place, shown)
     record = read_record(place)
@@ -75,7 +76,8 @@ def check(run: Run, place: Path) -> None:
         check_files(place, shown, record, run.verify, run.settings.model.placed)
     elif run.verify:
         raise InputWrong(
-            f"--verify: {shown} was not fetched by `just model`, so there are no checksums to compare with."
+            f"--verify: {shown} was not fetched by `{command_line('model')}`, so there are no checksums to "
+            "compare with."
         )
     compatibility.check(place, shown, elsewhere(run))
 
@@ -83,7 +85,7 @@ def check(run: Run, place: Path) -> None:
 def check_complete(place: Path, shown: str) -> None:
     """Raise HostLacks unless `place` holds a config and every weight file that its index names."""
     if not place.is_dir():
-        raise HostLacks(f"The base model is not here: there is no {shown}. Fetch it first: just model.")
+        raise HostLacks(f"The base model is not here: there is no {shown}. Fetch it first: {command_line('model')}.")
     if not (place / "config.json").is_file():
         raise HostLacks(f"{shown} has no config.json: it is not a model folder.")
     name, files = index(place, shown)
@@ -91,7 +93,7 @@ def check_complete(place: Path, shown: str) -> None:
     missing = sorted(name for name in names if not (place / name).is_file() or not (place / name).stat().st_size)
     if missing or not names:
         what = ", ".join(missing) or "any weights (*.safetensors, pytorch_model*.bin)"
-        raise HostLacks(f"{shown} lacks {what}. Remove what is left of it and fetch it again: just model.")
+        raise HostLacks(f"{shown} lacks {what}. Remove what is left of it and fetch it again: {command_line('model')}.")
 
 
 def index(place: Path, shown: str) -> Tuple[str, Dict[str, str]]:
@@ -103,7 +105,7 @@ def index(place: Path, shown: str) -> Tuple[str, Dict[str, str]]:
                 set(files.values())  # raises TypeError for values that are not names
                 return name, files
             except (ValueError, KeyError, TypeError):
-                raise HostLacks(f"{shown}/{name} is damaged. Remove it and fetch it again: just model.")
+                raise HostLacks(f"{shown}/{name} is damaged. Remove it and fetch it again: {command_line('model')}.")
     return "", {}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from recipe.base_model.hub_addresses import NAMES, branch
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
@@ -55,9 +56,10 @@ def check_source(run: Run, place: Path) -> None:
     if record is None or model.path or model.source == "tiny" or is_of(model, record):
         return
     raise InputWrong(
-        f"{run.shown(place)} holds revision {record['revision']} (commit {record['commit'][:12] or 'unknown'}) from "
+        f"{run.relative(place)} holds revision {record['revision']} (commit {record['commit'][:12] or 'unknown'}) from "
         f"{NAMES[record['source']]}; the recipe asks for {branch(model)} from {NAMES[model.source]}. "
-        f"Rename the folder to keep both ({model.placed}=… names the renamed one), or remove it; then: just model."
+        f"Rename the folder to keep both ({model.placed}=… names the renamed one), or remove it; then: "
+        f"{command_line('model')}."
     )
 
 
@@ -71,7 +73,7 @@ def check_files(place: Path, shown: str, record: Dict[str, Any], everything: boo
     for name, file in record["files"].items():
         path = place / name
         if not path.is_file():
-            raise HostLacks(f"{shown} lacks {name}. To fetch it again: just model.")
+            raise HostLacks(f"{shown} lacks {name}. To fetch it again: {command_line('model')}.")
         unchanged = is_unchanged(place, name, file)
         if unchanged and not everything:
             continue
@@ -82,8 +84,8 @@ def check_files(place: Path, shown: str, record: Dict[str, Any], everything: boo
     if changed:
         raise HostLacks(
             f"{', '.join(changed)} in {shown}: not what was fetched (sha256 differs). Remove "
-            f"{'it' if len(changed) == 1 else 'them'} and type just model, which fetches no more than that; to keep "
-            f"your own change, rename the folder, remove {RECORD} in it, and name it: {placed}=…"
+            f"{'it' if len(changed) == 1 else 'them'} and type {command_line('model')}, which fetches no more than "
+            f"that; to keep your own change, rename the folder, remove {RECORD} in it, and name it: {placed}=…"
         )
     if updated:
         with contextlib.suppress(OSError):  # a read-only folder: the file is read again next time

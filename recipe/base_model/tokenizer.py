@@ -8,6 +8,7 @@ from recipe.base_model.download import download_files, ensure, light_files
 from recipe.base_model.folder import folder, is_internlm2, is_local
 from recipe.base_model.hub_addresses import Files
 from recipe.base_model.record import check_source
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.core.settings import Settings
@@ -38,8 +39,8 @@ def tokenizer(run: Run) -> Any:
     except Exception as error:  # sentencepiece, tokenizers and remote code raise many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputWrong(
-            f"{run.shown(place)} is not a tokenizer ({reason[:200]}). model.tokenizer takes a tokenizer.model file or "
-            f"a folder with one, model.path a whole model folder."
+            f"{run.relative(place)} is not a tokenizer ({reason[:200]}). model.tokenizer takes a tokenizer.model file "
+            f"or a folder with one, model.path a whole model folder."
         )
 
 
@@ -58,7 +59,7 @@ def download_tokenizer(run: Run) -> Path:
         if "tokenizer.model" not in files:
             raise InputWrong(
                 f"{run.settings.model.id} has no tokenizer.model: name a tokenizer (model.tokenizer=…), or fetch the "
-                f"whole model first: just model."
+                f"whole model first: {command_line('model')}."
             )
         return [name for name in ("tokenizer.model", "config.json") if name in files]
 

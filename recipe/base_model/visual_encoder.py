@@ -83,12 +83,12 @@ def encoder_shape(run: Run) -> EncoderShape:
         crop = CLIPImageProcessor.from_pretrained(str(place)).crop_size
     except (OSError, ValueError, TypeError) as error:
         raise InputWrong(
-            f"model.visual_encoder: {run.shown(place)} is not a CLIP model ({str(error).splitlines()[0][:200]})."
+            f"model.visual_encoder: {run.relative(place)} is not a CLIP model ({str(error).splitlines()[0][:200]})."
         )
     if {crop.get("height"), crop.get("width")} != {config.image_size}:
         raise InputWrong(
-            f"model.visual_encoder: {run.shown(place)} cuts images to {crop}, and its model takes {config.image_size} "
-            f"pixels."
+            f"model.visual_encoder: {run.relative(place)} cuts images to {crop}, and its model takes "
+            f"{config.image_size} pixels."
         )
     return EncoderShape(
         config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.patch_size,

@@ -1,11 +1,12 @@
-"""What the commands' declarations share: a click command whose words may hold settings, and the options of all."""
+"""What commands share: how they are declared, settings among their words, common options."""
 
+import functools
 import os
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 import click
 
@@ -16,16 +17,12 @@ OUTPUT = "output"
 
 
 def root() -> Path:
-    """The clone, from which relative paths count: the folder in which commands are typed."""
+    """The clone, which relative paths start from: commands run in it."""
     return Path.cwd()
 
 
-def say(what: str, command: str) -> None:
-    click.echo(f"{what} {command}")
-
-
 def console() -> Any:
-    """For tables. Importing it takes as long as reading some thousand rows: only where there is one to show."""
+    """rich's console. Importing rich is slow, so only commands that print tables do it."""
     from rich.console import Console
 
     return Console(soft_wrap=True)
@@ -33,7 +30,7 @@ def console() -> Any:
 
 @dataclass(frozen=True)
 class Invocation:
-    """A command as it was typed, for the stages and for the commands that messages name."""
+    """A command as it was typed."""
 
     command: str
     recipe: str
@@ -47,37 +44,35 @@ class Invocation:
         return root() / self.output
 
     @property
-    def quoted(self) -> str:
-        """The recipe as the next command must name it, with --output where that was given."""
+    def recipe_arguments(self) -> str:
+        """The recipe, and --output if it was given, for the next command."""
         return shlex.quote(self.recipe) + (f" --output {shlex.quote(self.output)}" if self.output != OUTPUT else "")
 
     @property
-    def same(self) -> str:
-        """Recipe, overrides and --force, as the next command must repeat them."""
-        return " ".join([self.quoted, *map(shlex.quote, self.overrides), *["--force"] * self.force])
+    def arguments(self) -> str:
+        """Recipe, overrides and --force, for the next command."""
+        return " ".join([self.recipe_arguments, *map(shlex.quote, self.overrides), *["--force"] * self.force])
 
 
 class Command(click.Command):
-    """A command whose words may hold settings (key=value) wherever they stand; grammar.py sorts them.
+    """A command that takes settings (key=value) anywhere among its words.
 
-    `group` and `examples` are for help, `default` is the recipe where none is named ("": the command takes none),
-    `settings` whether it takes settings, `runs` whether a run's folder may be named in place of a recipe.
+    `group` and `examples` are for help. `default` is the recipe if none is named ("": the command takes none),
+    `settings` whether it takes settings, `runs` whether a run's folder may be named instead of a recipe.
     """
 
     def __init__(
-        self, *given: Any, group: str, examples: Sequence[str], default: str = "", settings: bool = False,
-        runs: bool = False, **more: Any,
-    ) -> None:  # fmt: skip
+        self, *given: Any, group: str, examples: Sequence[str], default: str, settings: bool, runs: bool, **more: Any
+    ) -> None:
         super().__init__(*given, **more)
         self.group, self.examples, self.default, self.settings, self.runs = group, examples, default, settings, runs
 
     def parse_args(self, ctx: click.Context, args: List[str]) -> List[str]:
         words: Sequence[str] = args
         if not {"-h", "--help"} & set(args):
-            from recipe.core import settings
-
-            grammar.check_full_width(args, settings.known_keys())
-            found = grammar.sort_words(describe(self, str(ctx.info_name)), args)
+            known = grammar.load()
+            grammar.check_full_width(args, list(known["settings"]))
+            found = grammar.sort_words(known["commands"][ctx.info_name], args)
             if found.settings and not self.settings:
                 raise InputWrong(
                     f"{found.settings[0]}: {ctx.info_name} takes no settings, the run is as it was started."
@@ -97,53 +92,43 @@ class Command(click.Command):
 
 
 class Keyword(click.Option):
-    """An option that is mostly typed as key=value: port=8502 for --port 8502."""
+    """An option that may be typed as key=value: port=8502 for --port 8502."""
 
 
-def help_context(command: Command, name: str) -> click.Context:
-    """For help that is the same on every terminal and by every version of click."""
-    return click.Context(
-        command,
-        info_name=f"{grammar.JUST} {name}",
-        max_content_width=100,
-        terminal_width=100,
-        **command.context_settings,
-    )
+def command(
+    *examples: str, group: str = "Start", default: str = "coach", settings: bool = True, runs: bool = False
+) -> Callable[[Any], Command]:
+    """Declare a command: its examples (without `just`), and what Command has.
+
+    A command with --output gets an Invocation in place of recipe, --output and --force.
+    """
+
+    def decorate(function: Any) -> Command:
+        @functools.wraps(function)
+        def call(**given: Any) -> None:
+            if "output" in given:
+                typed = _invocation(given.pop("recipe", None), given.pop("output"), given.pop("force", False))
+                function(typed, **given)
+            else:
+                function(**given)
+
+        made: Command = click.command(
+            cls=Command, group=group, examples=examples, default=default, settings=settings, runs=runs,
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )(call)  # fmt: skip
+        return made
+
+    return decorate
 
 
-def describe(command: Command, name: str) -> Dict[str, Any]:
-    """What grammar.py needs to know of a command."""
-    options = [one for one in command.params if isinstance(one, click.Option)]
-    arguments = [one for one in command.params if isinstance(one, click.Argument)]
-    context = help_context(command, name)
-    return {
-        "name": name,
-        "group": command.group,
-        "summary": command.get_short_help_str(100),
-        "usage": " ".join([f"{grammar.JUST} {name}", *command.collect_usage_pieces(context)]),
-        "recipe": command.default,
-        "settings": command.settings,
-        "runs": command.runs,
-        "arguments": [
-            {
-                "name": (one.metavar or str(one.name).upper()).strip("[]."),
-                "required": one.required,
-                "many": one.nargs == -1,
-                "choices": list(one.type.choices) if isinstance(one.type, click.Choice) else [],
-            }
-            for one in arguments
-        ],
-        "options": [
-            {
-                "names": [*one.opts, *one.secondary_opts],
-                "value": not one.is_flag,
-                "keyword": isinstance(one, Keyword),
-                "hidden": one.hidden,
-            }
-            for one in options
-        ]
-        + [{"names": ["--help", "-h"], "value": False, "keyword": False, "hidden": False}],
-    }
+def _invocation(recipe: Optional[str], output: str, force: bool) -> Invocation:
+    context = click.get_current_context()
+    command = context.command
+    assert isinstance(command, Command)
+    if not output:
+        raise InputWrong("--output= names no folder for the results.")
+    overrides = list(context.meta.get("settings", []))
+    return Invocation(str(context.info_name), recipe or command.default, overrides, output, force)
 
 
 def options(*wanted: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -162,41 +147,12 @@ output_option = click.option(
     "--output", default=OUTPUT, show_default=True, metavar="FOLDER", help="Folder for results, one subfolder a recipe."
 )
 force_option = click.option("--force", is_flag=True, help="Go on although plan or merge refuses; recorded in run.json.")
-detach_option = click.option(
-    "--detach", is_flag=True, help="Check, then go on in the background; follow it with `watch`, end it with `stop`."
-)
-checks_option = click.option("--checks", is_flag=True, hidden=True)  # for docker/runtime/detach
-
-
-def invocation(recipe: Optional[str] = None, output: str = OUTPUT, force: bool = False) -> Invocation:
-    """The current command as it was typed."""
-    context = click.get_current_context()
-    command = context.command
-    assert isinstance(command, Command)
-    if not output:
-        raise InputWrong("--output= names no folder for the results.")
-    return Invocation(
-        str(context.info_name), recipe or command.default, list(context.meta.get("settings", [])), output, force
-    )
-
-
-def command(
-    *examples: str, group: str = "Start", default: str = "", settings: bool = False, runs: bool = False
-) -> Callable[[Any], Command]:
-    """Declare a command: its examples (without `just`), and what Command has."""
-
-    def decorate(function: Any) -> Command:
-        made: Command = click.command(
-            cls=Command, group=group, examples=examples, default=default, settings=settings, runs=runs,
-            context_settings={"help_option_names": ["-h", "--help"]},
-        )(function)  # fmt: skip
-        return made
-
-    return decorate
+run_options = options(recipe_argument, output_option)
+stage_options = options(recipe_argument, output_option, force_option)
 
 
 def exec_script(script: str, words: Sequence[str]) -> None:
-    """Hand over to a script under docker/, which does this command's work."""
+    """Replace this process by a script under docker/, which does the command's work."""
     path = root() / "docker" / script
     sys.stdout.flush()
     os.execv(str(path), [str(path), *words])

@@ -8,7 +8,8 @@ import click
 from pydantic import BeforeValidator
 from typing_extensions import get_args
 
-from recipe.cli import command, grammar, main
+from recipe.cli import grammar, main
+from recipe.cli.command import Keyword
 from recipe.core import settings
 from recipe.core.recipe_files import ROOT
 
@@ -18,18 +19,51 @@ KEPT = ("type", "enum", "anyOf", "items", "pattern", "minimum", "maximum", "excl
 
 def commands() -> Dict[str, Any]:
     """Every command, with its help."""
-    found = {}
-    group = main.cli
-    parent = click.Context(group, info_name=grammar.JUST)
-    for name in main.COMMANDS:
-        one = group.get_command(parent, name)
-        assert isinstance(one, command.Command)
-        found[name] = {**command.describe(one, name), "help": one.get_help(command.help_context(one, name))}
-    return found
+    parent = click.Context(main.cli, info_name=grammar.JUST)
+    return {name: _command(main.cli.get_command(parent, name), name) for name in main.COMMANDS}
+
+
+def _command(command: Any, name: str) -> Dict[str, Any]:
+    # The help must be the same on every terminal and by every version of click.
+    context = click.Context(
+        command, info_name=f"{grammar.JUST} {name}", max_content_width=100, terminal_width=100,
+        **command.context_settings,
+    )  # fmt: skip
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    arguments = [one for one in command.params if isinstance(one, click.Argument)]
+    return {
+        "name": name,
+        "group": command.group,
+        "summary": command.get_short_help_str(100),
+        "usage": " ".join([f"{grammar.JUST} {name}", *command.collect_usage_pieces(context)]),
+        "recipe": command.default,
+        "settings": command.settings,
+        "runs": command.runs,
+        "arguments": [
+            {
+                "name": (one.metavar or str(one.name).upper()).strip("[]."),
+                "required": one.required,
+                "many": one.nargs == -1,
+                "choices": list(one.type.choices) if isinstance(one.type, click.Choice) else [],
+            }
+            for one in arguments
+        ],
+        "options": [
+            {
+                "names": [*one.opts, *one.secondary_opts],
+                "value": not one.is_flag,
+                "keyword": isinstance(one, Keyword),
+                "hidden": one.hidden,
+            }
+            for one in options
+        ]
+        + [{"names": ["--help", "-h"], "value": False, "keyword": False, "hidden": False}],
+        "help": command.get_help(context),
+    }
 
 
 def schemas() -> Dict[str, Any]:
-    """dotted key → what of its JSON schema grammar.mistake knows."""
+    """dotted key → its JSON schema, as far as schema.find_error knows it."""
     schema = settings.Settings.model_json_schema()
     found: Dict[str, Any] = {}
 

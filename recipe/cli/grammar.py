@@ -5,11 +5,12 @@ The command line reads words through this module, and so do the scripts under do
 """
 
 import json
-import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
+from recipe.cli.schema import find_errors
+from recipe.core.commands import command_line, program
 from recipe.core.errors import InputWrong
 from recipe.core.recipe_files import (  # fmt: skip
     ROOT,
@@ -24,7 +25,7 @@ from recipe.core.recipe_files import (  # fmt: skip
 )
 
 SETTING = re.compile(r"[\w.]*=")
-JUST = "{just}"  # in help texts: just or ./justw
+JUST = "{just}"  # stands for commands.program() in grammar.json
 
 
 class Words(NamedTuple):
@@ -35,19 +36,18 @@ class Words(NamedTuple):
     arguments: List[str]
 
 
-def typed() -> str:
-    """How this user starts commands: just or ./justw."""
-    return os.environ.get("RECIPE_COMMAND", "just")
-
-
 def load() -> Dict[str, Any]:
     """{"commands": {name: …}, "settings": {dotted key: schema}}."""
     found: Dict[str, Any] = json.loads(Path(__file__).with_name("grammar.json").read_text(encoding="utf-8"))
     return found
 
 
+def unknown_command(name: str, known: Sequence[str]) -> InputWrong:
+    return InputWrong(f"There is no command {name!r}.{did_you_mean(name, known)} `{command_line('help')}` lists them.")
+
+
 def usage(command: Dict[str, Any]) -> str:
-    return f"Usage: {command['usage'].replace(JUST, typed())}"
+    return f"Usage: {command['usage'].replace(JUST, program())}"
 
 
 def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
@@ -77,7 +77,7 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
                 shown = [one for one, about in options.items() if not about["hidden"]]
                 raise InputWrong(
                     f"{command['name']} has no option {name}.{did_you_mean(name, shown)} "
-                    f"`{typed()} {command['name']} --help` lists them."
+                    f"`{command_line(command['name'], '--help')}` lists them."
                 )
             found.options.append(word)
             if option["value"] and not equals:
@@ -135,70 +135,6 @@ def check_full_width(words: Sequence[str], keys: Sequence[str]) -> None:
             raise InputWrong(f"{word}: ＝ is a full-width sign, as Chinese input types it. Type = in its place.")
 
 
-def unknown_key(key: str, keys: Sequence[str]) -> str:
-    hint = did_you_mean(key, keys, cutoff=0.5).replace(" Did", "; did").rstrip("?")
-    return f"unknown key{hint or '; known are ' + ', '.join(keys)}"
-
-
-def mistakes(values: Dict[str, Any], schemas: Dict[str, Any]) -> List[Tuple[str, str]]:
-    """(dotted key, what is wrong) of every setting that grammar.json can tell to be wrong."""
-    found = []
-    tables = {".".join(key.split(".")[:depth]) for key in schemas for depth in range(1, key.count(".") + 1)}
-    waiting = [(key, value) for key, value in values.items()]
-    while waiting:
-        key, value = waiting.pop(0)
-        if key in schemas:
-            why = mistake(value, schemas[key])
-            found += [(key, f"{why} (found {value!r})")] if why else []
-        elif key in tables:
-            if isinstance(value, dict):
-                waiting += [(f"{key}.{name}", one) for name, one in value.items()]
-            else:
-                found.append((key, f"is a table, not a value (found {value!r})"))
-        else:
-            found.append((key, unknown_key(key, list(schemas) if "." in key else [*tables, *schemas])))
-    return found
-
-
-def mistake(value: Any, schema: Dict[str, Any]) -> str:
-    """What of a JSON schema a value breaks, "" for nothing. Of JSON Schema it knows what settings.py uses."""
-    if schema.get("bare") and isinstance(value, str):  # one text in place of a list of texts
-        value = [value]
-    if "anyOf" in schema:
-        whys = [mistake(value, one) for one in schema["anyOf"] if one.get("type") != "null"]
-        return "" if "" in whys else " or ".join(dict.fromkeys(whys))
-    if "enum" in schema:
-        known = list(map(str, schema["enum"]))
-        close = did_you_mean(str(value), known).replace(" Did", "; did").rstrip("?")
-        return "" if value in schema["enum"] else f"should be one of {', '.join(known)}{close}"
-    kind = schema.get("type", "")
-    names = {"string": "a text", "integer": "a whole number", "number": "a number", "boolean": "true or false",
-             "array": "a list"}  # fmt: skip
-    fits = {
-        "string": isinstance(value, str), "boolean": isinstance(value, bool), "array": isinstance(value, list),
-        "integer": isinstance(value, int) and not isinstance(value, bool),
-        "number": isinstance(value, (int, float)) and not isinstance(value, bool),
-    }  # fmt: skip
-    if not fits.get(kind, True):
-        return f"should be {names[kind]}"
-    if kind == "array":
-        if len(value) < schema.get("minItems", 0):
-            return f"should have at least {schema['minItems']} entry"
-        return next((why for why in (mistake(one, schema["items"]) for one in value) if why), "")
-    if kind == "string":
-        pattern = schema.get("pattern")
-        return "" if not pattern or re.search(pattern, value) else f"should look like {pattern}"
-    if kind in ("integer", "number"):
-        for name, holds, words in (
-            ("minimum", lambda bound: value >= bound, "at least"), ("maximum", lambda bound: value <= bound, "at most"),
-            ("exclusiveMinimum", lambda bound: value > bound, "greater than"),
-            ("exclusiveMaximum", lambda bound: value < bound, "less than"),
-        ):  # fmt: skip
-            if name in schema and not holds(schema[name]):
-                return f"should be {words} {schema[name]:g}"
-    return ""
-
-
 class Checked(NamedTuple):
     """A command line that may run: its words, the recipe's name and values (None where no TOML can be read)."""
 
@@ -212,9 +148,7 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     known = load()
     command = known["commands"].get(name)
     if command is None:
-        raise InputWrong(
-            f"There is no command {name!r}.{did_you_mean(name, names(known))} `{typed()} help` lists them."
-        )
+        raise unknown_command(name, names(known))
     check_full_width(words, list(known["settings"]))
     found = sort_words(command, words)
     if found.settings and not command["settings"]:
@@ -240,7 +174,7 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
         overridden[".".join(keys)] = override
     choose_hub(values, [tuple(key.split(".")) for key in overridden])
     lines = []
-    for key, why in mistakes(values, known["settings"]):
+    for key, why in find_errors(values, known["settings"]):
         given = {f"{one}.": word for one, word in overridden.items()}
         near = (word for one, word in given.items() if f"{key}.".startswith(one) or one.startswith(f"{key}."))
         override = next(near, None)
@@ -260,13 +194,15 @@ def names(known: Dict[str, Any]) -> List[str]:
 
 def overview(known: Dict[str, Any]) -> str:
     """All commands, grouped."""
-    lines = [f"Usage: {typed()} COMMAND [RECIPE] [KEY=VALUE]…", ""]
+    lines = [f"Usage: {program()} COMMAND [RECIPE] [KEY=VALUE]…", ""]
     groups: Dict[str, List[Dict[str, Any]]] = {}
     for command in known["commands"].values():
         groups.setdefault(command["group"], []).append(command)
     for group, commands in groups.items():
         lines += [f"{group}:", *(f"  {one['name']:12} {one['summary']}" for one in commands), ""]
-    lines.append(f"`{typed()} COMMAND --help` tells more. `{typed()} --list` also shows the commands for developing.")
+    lines.append(
+        f"`{program()} COMMAND --help` tells more. `{program()} --list` also shows the commands for developing."
+    )
     return "\n".join(lines)
 
 
@@ -280,9 +216,7 @@ def answer(words: Sequence[str]) -> Optional[str]:
         return overview(known)
     if {"-h", "--help"} & set(rest) and name in known["commands"]:
         text: str = known["commands"][name]["help"]
-        return text.replace(JUST, typed())
+        return text.replace(JUST, program())
     if name not in names(known):
-        raise InputWrong(
-            f"There is no command {name!r}.{did_you_mean(name, names(known))} `{typed()} help` lists them."
-        )
+        raise unknown_command(name, names(known))
     return None

@@ -14,8 +14,8 @@ import click
 
 from recipe.cli import grammar
 from recipe.cli.command import OUTPUT
+from recipe.core.commands import program
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError, Stopped
-from recipe.core.recipe_files import did_you_mean
 
 # command → module of this package. A command is the module's function of its name, with _ for -.
 COMMANDS: Dict[str, str] = {
@@ -73,10 +73,7 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: List[str]) -> Any:
         if args[0] not in COMMANDS:
-            raise InputWrong(
-                f"There is no command {args[0]!r}.{did_you_mean(args[0], list(COMMANDS))} "
-                f"`{grammar.typed()} help` lists them."
-            )
+            raise grammar.unknown_command(args[0], list(COMMANDS))
         return super().resolve_command(ctx, args)
 
     def main(self, args: Optional[Sequence[str]] = None, prog_name: Optional[str] = None, **more: Any) -> Any:
@@ -93,7 +90,7 @@ class Commands(click.Group):
                 click.echo(text)
                 return
             color = False if os.environ.get("NO_COLOR") else None
-            super().main(args=words, prog_name=grammar.typed(), standalone_mode=False, color=color)
+            super().main(args=words, prog_name=program(), standalone_mode=False, color=color)
         except RecipeError as error:
             click.secho(str(error), fg=None if isinstance(error, (NotFetched, Stopped)) else "red", err=True)
             sys.exit(error.code)

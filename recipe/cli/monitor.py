@@ -1,31 +1,32 @@
 """Commands for a run that was started elsewhere: watch, stop."""
 
 import sys
-from typing import Optional
+from typing import Callable
 
-from recipe.cli.command import command, invocation, options, output_option, recipe_argument
+from recipe.cli.command import Invocation, command, run_options
 from recipe.cli.run import shown_path
 
-named = options(recipe_argument, output_option)
 
-
-@command("watch coach", "watch output/coach", default="coach", runs=True)
-@named
-def watch(recipe: Optional[str], output: str) -> None:
+@command("watch coach", "watch output/coach", settings=False, runs=True)
+@run_options
+def watch(typed: Invocation) -> None:
     """Follow a run that was started with --detach or elsewhere; Ctrl-C leaves it alone."""
-    from recipe.training import watch as watching
+    from recipe.training.watch import watch
 
-    typed = invocation(recipe, output)
-    folder = watching.find_run_folder(typed.recipe, typed.folder)
-    sys.exit(watching.watch(folder, shown_path(folder)))
+    _call(watch, typed)
 
 
-@command("stop coach", "stop output/coach", default="coach", runs=True)
-@named
-def stop(recipe: Optional[str], output: str) -> None:
+@command("stop coach", "stop output/coach", settings=False, runs=True)
+@run_options
+def stop(typed: Invocation) -> None:
     """End a run as SIGTERM does: training saves, and the same command goes on from there."""
-    from recipe.training import watch as watching
+    from recipe.training.watch import stop
 
-    typed = invocation(recipe, output)
-    folder = watching.find_run_folder(typed.recipe, typed.folder)
-    sys.exit(watching.stop(folder, shown_path(folder)))
+    _call(stop, typed)
+
+
+def _call(action: Callable[..., int], typed: Invocation) -> None:
+    from recipe.training.watch import find_run_folder
+
+    folder = find_run_folder(typed.recipe, typed.folder)
+    sys.exit(action(folder, shown_path(folder)))

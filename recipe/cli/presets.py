@@ -5,7 +5,8 @@ from typing import Any, List, Tuple
 
 import click
 
-from recipe.cli.command import command, console, grammar
+from recipe.cli.command import command, console
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.planning import memory
@@ -125,7 +126,7 @@ deepspeed = "deepspeed_zero2"
 """
 
 
-@command("presets", "presets llava")
+@command("presets", "presets llava", default="", settings=False)
 @click.argument("words", nargs=-1, metavar="[WORD]...")
 @click.option("--write", is_flag=True, help="Make docs/presets.tsv again.")
 def presets(words: Tuple[str, ...], write: bool) -> None:
@@ -136,10 +137,10 @@ def presets(words: Tuple[str, ...], write: bool) -> None:
         show(" ".join(words), console())
 
 
-@command("new mine --from internlm2_chat_7b_qlora_oasst1_e3")
+@command("new mine --from internlm2_chat_7b_qlora_oasst1_e3", default="", settings=False)
 @click.argument("name")
 @click.option("--from", "base", required=True, metavar="PRESET", help="The preset to begin with; `presets` lists them.")
 def new(name: str, base: str) -> None:
     """Write a recipe file of your own, NAME.toml, from one of XTuner's presets."""
     path = write_recipe(name, base)
-    click.echo(f"{path}: edit it, then: {grammar.typed()} plan {path}")
+    click.echo(f"{path}: edit it, then: {command_line('plan', str(path))}")

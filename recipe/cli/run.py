@@ -8,44 +8,51 @@ from typing import Any, Callable, List, Optional, Tuple
 
 import click
 
-from recipe.cli.command import Invocation, console, root, say
+from recipe.cli.command import Invocation, console, root
 from recipe.core import settings
 from recipe.core.errors import PlanRefused
 
 Show = Callable[[Any], None]
 
 
-def load(invocation: Invocation, verify: bool = False, name: str = "") -> Any:
-    """The run of the recipe and overrides that were typed; `name`: of its folder, if that is not the recipe's."""
+def load(typed: Invocation, verify: bool = False, name: str = "") -> Any:
+    """The run of the recipe and overrides that were typed; `name`: its folder's, if not the recipe's.
+
+    Ends the command if docker/runtime/run started it only to download something (RECIPE_FETCH).
+    """
     from recipe.core.run import Run
 
-    recipe_name, recipe = settings.load(invocation.recipe, invocation.overrides)
-    return Run(
-        name=name or recipe_name, settings=recipe, root=root(), output=invocation.folder, force=invocation.force,
-        verify=verify, typed=invocation.quoted,
+    recipe_name, recipe = settings.load(typed.recipe, typed.overrides)
+    run = Run(
+        name=name or recipe_name, settings=recipe, root=root(), output=typed.folder, force=typed.force,
+        verify=verify, recipe_arguments=typed.recipe_arguments,
     )  # fmt: skip
+    wanted = os.environ.get("RECIPE_FETCH")
+    if wanted in FETCHES:
+        FETCHES[wanted](run)
+        click.get_current_context().exit()
+    return run
 
 
-def only_fetches(run: Any, tokenizer: bool = False) -> bool:
-    """Fetch what docker/runtime/run started this process for (RECIPE_FETCH), or the tokenizer; False: do more."""
+def fetch_tokenizer(run: Any) -> None:
+    """Download what the plan needs of the base model."""
     from recipe.base_model.tokenizer import download_for_plan
+
+    for what, path in download_for_plan(run):
+        click.echo(f"{what} {run.relative(path)}")
+
+
+def _fetch_loggers(run: Any) -> None:
     from recipe.xtuner import loggers
 
-    wanted = os.environ.get("RECIPE_FETCH")
-    if wanted == "loggers":
-        loggers.fetch()
-    elif wanted == "tokenizer" or (wanted != "model" and tokenizer):
-        for what, path in download_for_plan(run):
-            say(what, run.shown(path))
-    elif wanted == "model":
-        run_stages(run, "model")
-    else:
-        return False
-    return True
+    loggers.fetch()
+
+
+FETCHES = {"loggers": _fetch_loggers, "tokenizer": fetch_tokenizer, "model": lambda run: run_stages(run, "model")}
 
 
 def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: bool = False) -> None:
-    """Run a command's stages, then `show` what was made; `closing`: with the table and the places of all results."""
+    """Run a command's stages, then `show` what was made; `closing`: with a table and the paths of all results."""
     from recipe.reporting import console as page
     from recipe.stages import pipeline
     from recipe.training import watch
@@ -57,13 +64,14 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
             if command == "plan":
                 page.show(refused.plan, console())
             raise
-        if not run.done_now:  # else the last stage's entry was written with everything
+        if not run.performed:  # else the last stage has saved it
             run.save()
         if closing:
             click.echo()
             console().print(page.closing(run))
-            for what, path in [*pipeline.places(run), *reported(run)]:
-                say(f"{what:13}", path)
+            for what, path in results(run):
+                click.echo(f"{what:13} {path}")
+            write_report(run)
         if show:
             show(run)
 
@@ -81,27 +89,35 @@ def join_other_nodes(run: Any) -> bool:
 
 
 def check_before_detaching(run: Any, command: str) -> None:
-    """What docker/runtime/detach does in front of the user: the stages before training. Prints the run's folder."""
+    """Run the stages before training in the foreground, for docker/runtime/detach. Prints only the run's folder."""
     from recipe.stages import pipeline
     from recipe.training import watch
 
     with run.open(), contextlib.redirect_stdout(sys.stderr):
-        pipeline.run_stages(run, command, pipeline.COMMANDS[command][:4])
+        pipeline.run_stages(run, command, pipeline.PLANNED)
         watch.mark_starting(run, command)
     print(run.folder)
 
 
-def reported(run: Any) -> List[Tuple[str, str]]:
-    """Write the report at a run's end: ("report", path). A report that cannot be written fails nothing."""
+def results(run: Any) -> List[Tuple[str, str]]:
+    """(what, path) of a trained run's results."""
+    stages = run.manifest["stages"]
+    found = [("checkpoint", run.checkpoint)]
+    found += [("adapter", run.adapter)] * ("adapter" in stages)
+    found += [("merged model", run.merged)] * ("merge" in stages)
+    return [(what, run.relative(path)) for what, path in [*found, ("all figures", run.folder / "run.json")]]
+
+
+def write_report(run: Any) -> None:
+    """Write the report at a run's end. A report that cannot be written does not fail the run."""
     from recipe.reporting import report
 
     try:
-        return [("report", run.shown(report.write(run, working=False)))]
+        click.echo(f"{'report':13} {run.relative(report.write(run, working=False))}")
     except Exception as error:
         click.secho(f"The report could not be written: {type(error).__name__}: {error}", fg="yellow", err=True)
-        return []
 
 
 def shown_path(path: Path) -> str:
-    """A path from the clone's folder where it lies below that."""
+    """`path` relative to the clone, if it lies below it."""
     return str(path.relative_to(root())) if root() in path.parents else str(path)

@@ -1,25 +1,24 @@
-"""Commands that scripts under docker/ carry out; declared here for help and for the check of their words."""
+"""Commands that scripts under docker/ carry out. They are declared here for help and to check their words."""
 
-from typing import Optional, Tuple
+from typing import Tuple
 
 import click
 
-from recipe.cli.command import command, exec_script, invocation, options, output_option, recipe_argument
+from recipe.cli.command import Invocation, command, exec_script, run_options
 
 
-@command("doctor", "doctor coach train.batch_size=4 --json", default="coach", settings=True)
-@options(recipe_argument, output_option)
+@command("doctor", "doctor coach train.batch_size=4 --json")
+@run_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(recipe: Optional[str], output: str, as_json: bool) -> None:
+def doctor(typed: Invocation, as_json: bool) -> None:
     """Tell what this machine can and cannot do, before anything is downloaded."""
-    typed = invocation(recipe, output)
-    exec_script("runtime/doctor", [typed.recipe, *typed.overrides, "--output", output, *["--json"] * as_json])
+    exec_script("runtime/doctor", [typed.recipe, *typed.overrides, "--output", typed.output, *["--json"] * as_json])
 
 
 ACTIONS = ("build", "check", "pull", "push", "save", "load", "manifest", "sizes", "name")
 
 
-@command("image", "image save internlm2-recipe.tar.gz")
+@command("image", "image save internlm2-recipe.tar.gz", default="", settings=False)
 @click.argument("action", type=click.Choice(ACTIONS), default="build", metavar="[ACTION]")
 @click.argument("words", nargs=-1, metavar="[WHAT]")
 def image(action: str, words: Tuple[str, ...]) -> None:
@@ -35,7 +34,7 @@ def image(action: str, words: Tuple[str, ...]) -> None:
     exec_script("image", [action, *words])
 
 
-@command("shell", "shell <commands.sh")
+@command("shell", "shell <commands.sh", default="", settings=False)
 def shell() -> None:
     """Open a shell where the tutorial's own folders resolve: paste the page's commands."""
     exec_script("runtime/host", ["shell"])

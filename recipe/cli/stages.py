@@ -1,74 +1,62 @@
 """Commands of one stage: data, data-report, preview, plan, model, config, adapter."""
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any, Optional
 
 import click
 
-from recipe.cli.command import (  # fmt: skip
-    command,
-    console,
-    force_option,
-    grammar,
-    invocation,
-    options,
-    output_option,
-    recipe_argument,
-    say,
-)
-from recipe.cli.run import Show, join_other_nodes, load, only_fetches, run_stages
+from recipe.cli import command as cli
+from recipe.cli.command import Invocation, console, force_option, output_option, recipe_argument, stage_options
+from recipe.cli.run import fetch_tokenizer, join_other_nodes, load, run_stages
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 
-GROUP = "One stage"
-stage_options = options(recipe_argument, output_option, force_option)
+command = functools.partial(cli.command, group="One stage")
 
 
-def _run(recipe: Optional[str], output: str, force: bool, show: Optional[Show] = None) -> None:
-    typed = invocation(recipe, output, force)
-    run = load(typed)
-    if not only_fetches(run):
-        run_stages(run, typed.command, show)
-
-
-@command("data coach", "data coach data.files=data/mine.xlsx data.sha256=", group=GROUP, default="coach", settings=True)
+@command("data coach", "data coach data.files=data/mine.xlsx data.sha256=")
 @stage_options
-def data(recipe: Optional[str], output: str, force: bool) -> None:
+def data(typed: Invocation) -> None:
     """Turn workbook, CSV, JSON or Parquet into dataset.jsonl; list every fault by its row."""
-    _run(recipe, output, force)
+    run_stages(load(typed), typed.command)
 
 
-@command("data-report coach", "data-report demo", group=GROUP, default="coach", settings=True)
+@command("data-report coach", "data-report demo")
 @stage_options
-def data_report(recipe: Optional[str], output: str, force: bool) -> None:
+def data_report(typed: Invocation) -> None:
     """Show what is in the data: lengths, likely mistakes, ten conversations as the model sees them."""
     from recipe.reporting import data_report as report
 
-    _run(recipe, output, force, lambda run: say("\nThe same as a page:", run.shown(report.report(run, console()))))
+    def show(run: Any) -> None:
+        click.echo(f"\nThe same as a page: {run.relative(report.report(run, console()))}")
+
+    run_stages(load(typed), typed.command, show)
 
 
-@command("preview coach 3", "preview 3", group=GROUP, default="coach", settings=True)
+@command("preview coach 3", "preview 3")
 @recipe_argument
 @click.argument("row", required=False)
 @output_option
 @force_option
-def preview(recipe: Optional[str], row: Optional[str], output: str, force: bool) -> None:
+def preview(typed: Invocation, row: Optional[str]) -> None:
     """Show one conversation as the model will see it, its loss part marked. ROW counts from 1."""
     from recipe.reporting import data_report as report
 
-    if recipe and recipe.isdecimal() and row is None:  # just preview 3
-        recipe, row = None, recipe
+    if typed.recipe.isdecimal() and row is None:  # preview 3
+        typed, row = dataclasses.replace(typed, recipe="coach"), typed.recipe
     if row is not None and not (row.isdecimal() and int(row)):
-        raise InputWrong(f"{row!r} is not a conversation number. Usage: {grammar.typed()} preview [recipe] [row]")
-    _run(recipe, output, force, lambda run: report.preview(run, int(row or 1), console()))
+        raise InputWrong(f"{row!r} is not a conversation number. Usage: {command_line('preview')} [recipe] [row]")
+    run_stages(load(typed), typed.command, lambda run: report.preview(run, int(row or 1), console()))
 
 
-@command("plan coach", "plan coach train.max_epochs=5 --png rate.png", group=GROUP, default="coach", settings=True)
+@command("plan coach", "plan coach train.max_epochs=5 --png rate.png")
 @stage_options
 @click.option("--png", metavar="FILE", help="Also draw the learning-rate curve into this file.")
-def plan(recipe: Optional[str], output: str, force: bool, png: Optional[str]) -> None:
+def plan(typed: Invocation, png: Optional[str]) -> None:
     """Predict a run: tokens, iterations, learning rate, memory, time and cost. Refuse one that cannot learn."""
-    typed = invocation(recipe, output, force)
 
     def show(run: Any) -> None:
         from recipe.reporting import console as page
@@ -77,36 +65,40 @@ def plan(recipe: Optional[str], output: str, force: bool, png: Optional[str]) ->
         page.show(made, console())
         if png:
             page.png(made, Path(png))
-            say("\nCurve:", png)
-        say("\nNext:", f"{grammar.typed()} train {typed.same}")
+            click.echo(f"\nCurve: {png}")
+        click.echo(f"\nNext: {command_line('train', typed.arguments)}")
 
-    _run(recipe, output, force, show)
+    run_stages(load(typed), typed.command, show)
 
 
-@command("model coach", "model coach --verify", group=GROUP, default="coach", settings=True)
+@command("model coach", "model coach --verify")
 @stage_options
 @click.option("--verify", is_flag=True, help="Read every byte again and compare it with what was fetched.")
 @click.option("--tokenizer", is_flag=True, help="Fetch the tokenizer alone (1.5 MB), enough for plan.")
-def model(recipe: Optional[str], output: str, force: bool, verify: bool, tokenizer: bool) -> None:
+def model(typed: Invocation, verify: bool, tokenizer: bool) -> None:
     """Fetch (or make) the base model, or check the one that is there."""
-    typed = invocation(recipe, output, force)
     run = load(typed, verify=verify)
-    if not only_fetches(run, tokenizer):
+    if tokenizer:
+        fetch_tokenizer(run)
+    else:
         run_stages(run, typed.command)
 
 
-@command("config coach", "config coach lora.r=16", group=GROUP, default="coach", settings=True)
+@command("config coach", "config coach lora.r=16")
 @stage_options
-def config(recipe: Optional[str], output: str, force: bool) -> None:
+def config(typed: Invocation) -> None:
     """Render the XTuner config from preset and recipe, and show the difference from the preset."""
-    _run(recipe, output, force, lambda run: click.echo((run.folder / "config.diff").read_text(encoding="utf-8")))
+
+    def show(run: Any) -> None:
+        click.echo((run.folder / "config.diff").read_text(encoding="utf-8"))
+
+    run_stages(load(typed), typed.command, show)
 
 
-@command("adapter coach", "adapter coach adapter.dtype=fp32", group=GROUP, default="coach", settings=True)
+@command("adapter coach", "adapter coach adapter.dtype=fp32")
 @stage_options
-def adapter(recipe: Optional[str], output: str, force: bool) -> None:
+def adapter(typed: Invocation) -> None:
     """Turn the last checkpoint into a PEFT adapter; train first where there is none."""
-    typed = invocation(recipe, output, force)
     run = load(typed)
-    if not (only_fetches(run) or join_other_nodes(run)):
+    if not join_other_nodes(run):
         run_stages(run, typed.command)

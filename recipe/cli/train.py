@@ -1,37 +1,31 @@
 """Commands that run the whole pipeline: demo, train, merge, reproduce."""
 
-from typing import Any, Optional
+from typing import Any
 
 import click
 
-from recipe.cli.command import (  # fmt: skip
-    OUTPUT,
-    checks_option,
-    command,
-    console,
-    detach_option,
-    exec_script,
-    force_option,
-    grammar,
-    invocation,
-    options,
-    output_option,
-    recipe_argument,
-    say,
-)
-from recipe.cli.run import Show, check_before_detaching, join_other_nodes, load, only_fetches, run_stages
+from recipe.cli.command import Invocation, command, console, exec_script, options, stage_options
+from recipe.cli.run import check_before_detaching, join_other_nodes, load, run_stages
+from recipe.core.commands import command_line
 from recipe.core.errors import RunFailed
 
-trains = options(recipe_argument, output_option, force_option, detach_option, checks_option)
+training_options = options(
+    stage_options,
+    click.option(
+        "--detach",
+        is_flag=True,
+        help="Check, then go on in the background; follow it with `watch`, end it with `stop`.",
+    ),
+    click.option("--checks", is_flag=True, hidden=True),  # for docker/runtime/detach
+)
 
 
-def _train(recipe: Optional[str], output: str, force: bool, detach: bool, checks: bool, show: Any) -> None:
-    typed = invocation(recipe, output, force)
+def _train(typed: Invocation, detach: bool, checks: bool, show: Any) -> None:
     if detach:  # docker/runtime/run does this before it starts a container
-        words = [typed.recipe, *typed.overrides, "--output", output, *["--force"] * force]
+        words = [typed.recipe, *typed.overrides, "--output", typed.output, *["--force"] * typed.force]
         exec_script("runtime/detach", [typed.command, *words, "--detach"])
     run = load(typed)
-    if only_fetches(run) or join_other_nodes(run):
+    if join_other_nodes(run):
         return
     if checks:
         check_before_detaching(run, typed.command)
@@ -39,75 +33,70 @@ def _train(recipe: Optional[str], output: str, force: bool, detach: bool, checks
         run_stages(run, typed.command, lambda run: show(run, typed), closing=True)
 
 
-@command("demo", "demo data.files=data/mine.xlsx", default="demo", settings=True)
-@trains
-def demo(recipe: Optional[str], output: str, force: bool, detach: bool, checks: bool) -> None:
+@command("demo", "demo data.files=data/mine.xlsx", default="demo")
+@training_options
+def demo(typed: Invocation, detach: bool, checks: bool) -> None:
     """Run everything on a tiny model: no GPU, no Docker, a few minutes."""
-    _train(recipe, output, force, detach, checks, _show_demo)
+    _train(typed, detach, checks, _show_demo)
 
 
-def _show_demo(run: Any, typed: Any) -> None:
+def _show_demo(run: Any, typed: Invocation) -> None:
     from recipe.reporting import console as page
 
-    just = grammar.typed()
     page.samples(run)
     if "eval" in run.manifest["stages"]:
         click.echo(f"\nOn what was held out, {page.judged(run)}")
-    say("\nNext, to talk to it:      ", f"{just} chat {typed.quoted}")
-    say("your own workbook:       ", f"{just} demo data.files=data/mine.xlsx")
-    say("on an NVIDIA GPU:        ", f"{just} train")
+    click.echo(f"\nNext, to talk to it:       {command_line('chat', typed.recipe_arguments)}")
+    click.echo(f"your own workbook:        {command_line('demo', 'data.files=data/mine.xlsx')}")
+    click.echo(f"on an NVIDIA GPU:         {command_line('train')}")
 
 
-@command("train", "train coach train.max_epochs=5 --detach", default="coach", settings=True)
-@trains
-def train(recipe: Optional[str], output: str, force: bool, detach: bool, checks: bool) -> None:
+@command("train", "train coach train.max_epochs=5 --detach")
+@training_options
+def train(typed: Invocation, detach: bool, checks: bool) -> None:
     """Fine-tune: data, plan, config, model, training, adapter. A stopped run resumes when typed again."""
-    _train(recipe, output, force, detach, checks, _show_train)
+    _train(typed, detach, checks, _show_train)
 
 
-def _show_train(run: Any, typed: Any) -> None:
+def _show_train(run: Any, typed: Invocation) -> None:
     from recipe.xtuner import preset_facts
 
     if preset_facts.method(run.settings) == "projector":
-        say("\nNext: the second stage's recipe, with", f"model.pretrained_pth={run.shown(run.folder)}")
+        click.echo(f"\nNext: the second stage's recipe, with model.pretrained_pth={run.relative(run.folder)}")
     else:
-        say("\nNext:", f"{grammar.typed()} merge {typed.same}")
+        click.echo(f"\nNext: {command_line('merge', typed.arguments)}")
 
 
-@command("merge", "merge coach --dry-run", default="coach", settings=True)
-@trains
+@command("merge", "merge coach --dry-run")
+@training_options
 @click.option("--dry-run", is_flag=True, help="Say what it would write, or refuse; write nothing.")
-def merge(recipe: Optional[str], output: str, force: bool, detach: bool, checks: bool, dry_run: bool) -> None:
+def merge(typed: Invocation, detach: bool, checks: bool, dry_run: bool) -> None:
     """Train, then join adapter and base into a model folder that loads anywhere, and evaluate it."""
     if not dry_run:
-        _train(recipe, output, force, detach, checks, _show_merge)
+        _train(typed, detach, checks, _show_merge)
         return
     from recipe.weights import merge as merging
 
-    run = load(invocation(recipe, output, force))
-    if not only_fetches(run):
-        with run.open():
-            print(*merging.dry_run(run), sep="\n")
+    run = load(typed)
+    with run.open():
+        print(*merging.dry_run(run), sep="\n")
 
 
-def _show_merge(run: Any, typed: Any) -> None:
-    say("\nNext:", f"{grammar.typed()} chat {typed.quoted}")
+def _show_merge(run: Any, typed: Invocation) -> None:
+    click.echo(f"\nNext: {command_line('chat', typed.recipe_arguments)}")
 
 
-@command("reproduce", "reproduce --output output/again", default="tutorial", settings=True)
-@options(recipe_argument, output_option, force_option)
-def reproduce(recipe: Optional[str], output: str = OUTPUT, force: bool = False) -> None:
+@command("reproduce", "reproduce --output output/again", default="tutorial")
+@stage_options
+def reproduce(typed: Invocation) -> None:
     """Repeat the tutorial exactly and compare it line by line with its published log."""
     from recipe.stages import reproduce as tutorial
 
-    typed = invocation(recipe, output, force)
     typed.overrides[:] = tutorial.overrides(typed.overrides)
-    run = load(typed, name="reproduce")  # a folder of its own: the tutorial's recipe may have been run otherwise
 
     def show(run: Any) -> None:
         if not tutorial.show(run, console()):
             raise RunFailed("The run differs from the published one in a line that can be compared.")
 
-    shows: Show = show
-    if not only_fetches(run):
-        run_stages(run, typed.command, shows)
+    # A folder of its own: the tutorial's recipe may have been run with other settings.
+    run_stages(load(typed, name="reproduce"), typed.command, show)

@@ -5,107 +5,94 @@ from typing import Any, List, Optional
 
 import click
 
-from recipe.cli.command import (  # fmt: skip
+from recipe.cli.command import (
     Invocation,
     Keyword,
     command,
     console,
     force_option,
-    grammar,
-    invocation,
-    options,
     output_option,
     recipe_argument,
     root,
-    say,
-)
-from recipe.cli.run import load, only_fetches, reported
-from recipe.core import settings
+    stage_options,
+)  # fmt: skip
+from recipe.cli.run import load, write_report
+from recipe.core import overrides, settings
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.export.targets import TARGETS
 
-# Settings that no training depends on.
+# Settings that a training does not depend on.
 INDEPENDENT = (
-    "eval.",
-    "export.",
-    "plan.",
-    "cluster.",
-    "merge.",
-    "model.path",
-    "model.tokenizer",
-    "model.visual_encoder",
-)
+    "eval.", "export.", "plan.", "cluster.", "merge.", "model.path", "model.tokenizer", "model.visual_encoder",
+)  # fmt: skip
 
 
 def use_trained_settings(run: Any, typed: Invocation) -> None:
-    """Take the settings of the training that is there, with those overrides that it does not depend on.
+    """Take the settings of the finished training, and those overrides that it does not depend on.
 
-    Raises InputWrong for an override that asks for another training: it would take hours of a card unasked.
+    Raises InputWrong for any other override: it would need another training.
     """
-    wanted, other = run.settings, []
-    run.recall()
-    # How it is measured is as the recipe says now.
+    wanted, conflicts = run.settings, []
+    run.use_trained_settings()
+    data = run.settings.data
     run.settings = settings.replace(run.settings, "eval", wanted.eval.model_dump())
-    for name in ("model.path", "model.tokenizer"):  # it may have been moved, and the recipe corrected
-        old, new = settings.value(run.settings, name), settings.value(wanted, name)
+    for key in ("model.path", "model.tokenizer"):  # the recipe may name the new place of a folder that was moved
+        old, new = overrides.get(run.settings, key), overrides.get(wanted, key)
         if old and new and not (root() / old).exists():
-            run.settings = settings.replace(run.settings, name, new)
+            run.settings = settings.replace(run.settings, key, new)
     for word in typed.overrides:
-        name = word.partition("=")[0]
-        new, old = settings.value(wanted, name), settings.value(run.settings, name)
-        kept = run.settings.data
-        # An exam in place of what is held out: only where nothing of the data was.
-        if name.startswith(INDEPENDENT) or (name == "data.eval_files" and (kept.eval_files or not kept.eval_share)):
-            run.settings = settings.replace(run.settings, name, new)
+        key = word.partition("=")[0]
+        new, old = overrides.get(wanted, key), overrides.get(run.settings, key)
+        # Other files may replace the held-out conversations only if the training data lost none.
+        independent = key == "data.eval_files" and (data.eval_files or not data.eval_share)
+        if key.startswith(INDEPENDENT) or independent:
+            run.settings = settings.replace(run.settings, key, new)
         elif new != old:
-            other.append(f"{name} was {json.dumps(old, ensure_ascii=False)}")
-    if other:
+            conflicts.append(f"{key} was {json.dumps(old, ensure_ascii=False)}")
+    if conflicts:
         raise InputWrong(
-            f"{typed.command} never trains, and the model in {run.shown(run.folder)} was trained with other settings: "
-            f"{', '.join(other)}. Retrain with: {grammar.typed()} {_makes(wanted)} {typed.same}"
+            f"{typed.command} never trains, and the model in {run.relative(run.folder)} was trained with other "
+            f"settings: {', '.join(conflicts)}. Retrain with: {_training_command(wanted, typed)}"
         )
 
 
-def _makes(recipe: Any) -> str:
-    """The command that makes a recipe's model: a projector is merged into nothing."""
+def _training_command(recipe: Any, typed: Invocation) -> str:
+    """The command that makes the recipe's model. A projector is not merged."""
     from recipe.xtuner import preset_facts
 
-    return "train" if preset_facts.method(recipe) == "projector" else "merge"
+    return command_line("train" if preset_facts.method(recipe) == "projector" else "merge", typed.arguments)
 
 
 def _is_trained(run: Any) -> bool:
     return run.config.is_file() and (run.merged.is_dir() or run.adapter.is_dir())
 
 
-def _refuse_untrained(run: Any, typed: Invocation, hint: str = "") -> None:
+def _check_trained(run: Any, typed: Invocation, hint: str = "") -> None:
     if not _is_trained(run):
         raise InputWrong(
-            f"Nothing is trained in {run.shown(run.folder)} yet, and {typed.command} never trains.{hint} Train with: "
-            f"{grammar.typed()} {_makes(run.settings)} {typed.same}"
+            f"Nothing is trained in {run.relative(run.folder)} yet, and {typed.command} never trains.{hint} Train "
+            f"with: {_training_command(run.settings, typed)}"
         )
 
 
-@command("eval coach", "eval coach eval.answers=100", default="coach", settings=True)
-@options(recipe_argument, output_option, force_option)
-def eval_(recipe: Optional[str], output: str, force: bool) -> None:
+@command("eval coach", "eval coach eval.answers=100")
+@stage_options
+def eval_(typed: Invocation) -> None:
     """Is it better? Compare base and tuned model on the conversations held out of training."""
     from recipe.reporting import console as page
     from recipe.stages import pipeline
 
-    typed = invocation(recipe, output, force)
     run = load(typed)
-    if only_fetches(run):
-        return
-    _refuse_untrained(run, typed)
+    _check_trained(run, typed)
     with run.open():
         use_trained_settings(run, typed)
-        pipeline.measure(run)
+        pipeline.evaluate_trained(run)
         page.verdict(run, console())
-        for what, path in reported(run):
-            say(f"{what:13}", path)
+        write_report(run)
 
 
-@command("chat coach", "chat coach 我最近压力很大，怎么办？ model=base", default="coach", settings=True)
+@command("chat coach", "chat coach 我最近压力很大，怎么办？ model=base")
 @recipe_argument
 @click.argument("question", required=False)
 @click.option(
@@ -117,23 +104,18 @@ def eval_(recipe: Optional[str], output: str, force: bool) -> None:
 @click.option("--image", cls=Keyword, metavar="FILE", help="An image to talk about (LLaVA).")
 @output_option
 @force_option
-def chat(
-    recipe: Optional[str], question: Optional[str], model: Optional[str], image: Optional[str], output: str, force: bool
-) -> None:
+def chat(typed: Invocation, question: Optional[str], model: Optional[str], image: Optional[str]) -> None:
     """Talk to the model, or ask one QUESTION. A pipe is read line by line."""
     from recipe.base_model import folder as base
     from recipe.inference import loading
     from recipe.inference.terminal import talk
     from recipe.stages import pipeline
 
-    typed = invocation(recipe, output, force)
     run = load(typed)
-    if only_fetches(run):
-        return
     which = model or ""
     if which != "base":
-        _refuse_untrained(run, typed, " The base model can be talked to: model=base.")
-    with run.open():  # what is there is used, whatever has changed since; the base needs no training
+        _check_trained(run, typed, " The base model can be talked to: model=base.")
+    with run.open():
         if _is_trained(run) and (which != "base" or not typed.overrides):
             use_trained_settings(run, typed)
         if not base.folder(run).is_dir() and (which == "base" or loading.find_model(run, which).adapter):
@@ -141,7 +123,7 @@ def chat(
     talk(run, question, which, image or "")
 
 
-@command("web coach", "web coach port=8502", default="coach", runs=True)
+@command("web coach", "web coach port=8502", settings=False, runs=True)
 @recipe_argument
 @click.option(
     "--host", cls=Keyword, metavar="ADDRESS", help="Where it listens (default: 127.0.0.1, this machine alone)."
@@ -150,42 +132,30 @@ def chat(
 @click.option("--token", cls=Keyword, metavar="TEXT", help="What a browser has to bring (default: WEB_TOKEN).")
 @click.option("--model", cls=Keyword, metavar="NAME", help="adapter or merged, beside the base.")
 @output_option
-def web(
-    recipe: Optional[str],
-    host: Optional[str],
-    port: Optional[str],
-    token: Optional[str],
-    model: Optional[str],
-    output: str,
-) -> None:
+def web(typed: Invocation, **given: Optional[str]) -> None:
     """Talk to base and tuned side by side, look at the run and the data, in a browser."""
     from recipe.web import serve
 
-    typed = invocation(recipe, output)
-    given = {"host": host, "port": port, "token": token, "model": model}
     words: List[str] = [f"{name}={value}" for name, value in given.items() if value is not None]
     serve.start(typed.recipe, words, root(), typed.folder)
 
 
-@command("export vllm coach", "export gguf coach export.type=q8_0", default="coach", settings=True)
+@command("export vllm coach", "export gguf coach export.type=q8_0")
 @click.argument("target", type=click.Choice(sorted(TARGETS)))
 @recipe_argument
 @click.option("--yes", is_flag=True, help="upload: really send; without it only what would go is shown.")
 @output_option
 @force_option
-def export(target: str, recipe: Optional[str], yes: bool, output: str, force: bool) -> None:
+def export(typed: Invocation, target: str, yes: bool) -> None:
     """Hand the merged model to another engine."""
     from recipe.export import targets as exporting
 
-    typed = invocation(recipe, output, force)
     run = load(typed)
-    if only_fetches(run):
-        return
     foreign = [word for word in typed.overrides if not word.startswith("export.")]
     if foreign:
         raise InputWrong(f"{foreign[0]}: the model is trained and merged; export takes only export.… settings.")
-    asking = run.settings.export.model_dump()
+    wanted = run.settings.export.model_dump()
     with run.open():
-        run.recall()
-        run.settings = settings.replace(run.settings, "export", asking)
-        exporting.hand_over(run, target, typed.quoted, yes)
+        run.use_trained_settings()
+        run.settings = settings.replace(run.settings, "export", wanted)
+        exporting.hand_over(run, target, typed.recipe_arguments, yes)

@@ -1,7 +1,7 @@
-"""Several processes that train together: how they share the work, which cards and machines they are on.
+"""Training on several GPUs and machines: how ranks divide an update, and this machine's place among the nodes.
 
-A rank is one process with one GPU. `gpus` × `nodes` of them start through torchrun, on each machine by the same
-command; node 0 runs the stages, the others wait for its trainer and join it (`join`).
+A rank is one process with one GPU. torchrun starts `gpus` of them on each of `nodes` machines. The same command is
+typed on every machine: node 0 runs the stages, the others join its training (stages/train.py).
 """
 
 import math
@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import List, NamedTuple, Optional, Tuple
 
 from recipe.core import hardware
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.host import gpus
 from recipe.core.settings import Settings
 
-PORT = 29500  # torchrun's own default, for the node that the others look for
+PORT = 29500  # torchrun's default port of node 0
 HEARTBEAT = "Iteration {} of {} on this machine"  # hooks.HeartbeatHook says it
 
 
 class Node(NamedTuple):
-    """This machine among those that train together: its number from 0, and where node 0 answers."""
+    """This machine's rank among the nodes, from 0, and node 0's address."""
 
     rank: int
     address: str
@@ -33,18 +34,18 @@ def count(settings: Settings) -> int:
     return settings.gpus * settings.nodes
 
 
-def share(batch: int, accumulation: int, ranks: int) -> Optional[Tuple[int, int]]:
-    """(batch, accumulation) of each of `ranks`, so that all together make an update of as many sequences as one rank
-    with `batch` and `accumulation` would; first by accumulating less. None if they cannot be shared equally.
+def divide_update(batch: int, accumulation: int, ranks: int) -> Optional[Tuple[int, int]]:
+    """(batch, accumulation) per rank, for updates of batch × accumulation sequences in all. Lowers the accumulation
+    first. None if the ranks cannot divide it equally.
     """
     divisor = math.gcd(accumulation, ranks)
     return None if batch % (ranks // divisor) else (batch // (ranks // divisor), accumulation // divisor)
 
 
-def shared(settings: Settings, batch: int, accumulation: int) -> Tuple[int, int]:
-    """As `share`; raises InputWrong where that does not go, with the nearest numbers that do."""
+def update_per_rank(settings: Settings, batch: int, accumulation: int) -> Tuple[int, int]:
+    """`divide_update` among the recipe's ranks. Raises InputWrong, with the nearest numbers that work."""
     ranks = count(settings)
-    found = share(batch, accumulation, ranks)
+    found = divide_update(batch, accumulation, ranks)
     if found is None:
         more = math.ceil(batch * accumulation / ranks) * ranks
         raise InputWrong(
@@ -56,16 +57,16 @@ def shared(settings: Settings, batch: int, accumulation: int) -> Tuple[int, int]
 
 
 def node(settings: Settings) -> Optional[Node]:
-    """This machine, as the environment tells it: NODE_RANK, MASTER_ADDR, MASTER_PORT, or what Slurm, SkyPilot, an
-    indexed Kubernetes job and Kubeflow set. None for a recipe of one machine. Raises InputWrong for what is missing or
-    contradicts the recipe.
+    """This machine's place, from NODE_RANK, MASTER_ADDR and MASTER_PORT or what Slurm, SkyPilot, an indexed Kubernetes
+    job or Kubeflow sets. None for a recipe of one machine. Raises InputWrong if a variable is missing or contradicts
+    the recipe.
     """
     if settings.nodes == 1:
         return None
     found = os.environ.get
-    told = _first("NODES", "SLURM_JOB_NUM_NODES", "SKYPILOT_NUM_NODES", "PET_NNODES")
-    if told and told != str(settings.nodes):
-        raise InputWrong(f"The recipe has nodes={settings.nodes}, the environment says {told}: make them equal.")
+    nodes = _first("NODES", "SLURM_JOB_NUM_NODES", "SKYPILOT_NUM_NODES", "PET_NNODES")
+    if nodes and nodes != str(settings.nodes):
+        raise InputWrong(f"The recipe has nodes={settings.nodes}, the environment says {nodes}: make them equal.")
     rank = _first("NODE_RANK", "SLURM_NODEID", "SKYPILOT_NODE_RANK", "PET_NODE_RANK", "JOB_COMPLETION_INDEX")
     addresses = found("SKYPILOT_NODE_IPS", "").split()
     address = _first("MASTER_ADDR", "PET_MASTER_ADDR") or (addresses[0] if addresses else "")
@@ -74,8 +75,8 @@ def node(settings: Settings) -> Optional[Node]:
     if not rank or not address:
         raise InputWrong(
             f"nodes={settings.nodes}: type the command on every machine with NODES={settings.nodes} NODE_RANK=0 "
-            f"(… {settings.nodes - 1}) MASTER_ADDR=the first one's address, or have a scheduler do it: just cluster "
-            f"slurm, k8s or sky."
+            f"(… {settings.nodes - 1}) MASTER_ADDR=the first one's address, or have a scheduler do it: "
+            f"{command_line('cluster slurm')}, k8s or sky."
         )
     if not rank.isdigit() or int(rank) >= settings.nodes or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputWrong(f"Node {rank} of {settings.nodes} at port {port}: numbers from 0, below nodes, a port.")
@@ -99,9 +100,9 @@ def free_port() -> int:
 
 
 def launcher(settings: Settings) -> List[str]:
-    """torchrun's words before the trainer's.
+    """The arguments of `python -m` that start the trainer's ranks.
 
-    A static rendezvous: it needs no name service, and its port is the only one that must be known.
+    The rendezvous is static: it needs no name service, and only one port must be known.
     """
     here = node(settings) or Node(0, "127.0.0.1", free_port())
     return [
@@ -111,8 +112,8 @@ def launcher(settings: Settings) -> List[str]:
     ]  # fmt: skip
 
 
-def enough(settings: Settings) -> None:
-    """Raise HostLacks if this machine has fewer GPUs than the recipe asks for."""
+def check_gpu_count(settings: Settings) -> None:
+    """Raise HostLacks if this machine has fewer GPUs than the recipe needs."""
     found = gpus()
     if len(found) < settings.gpus:
         rest = len(hardware.query()[0])
@@ -131,5 +132,5 @@ def is_complete(folder: Path) -> bool:
         saved_by = tensor_files.torch_file(states[0])["dp_world_size"]
     except (tensor_files.Damaged, LookupError, TypeError):
         return False
-    # ZeRO-3 has a file of model states for each rank, too
+    # ZeRO-3 also writes model states for each rank
     return len(parts) == saved_by and len(states) in (1, saved_by)

@@ -1,28 +1,20 @@
-"""How a failure is told: one paragraph (what, where, what to do) and an exit code, never a traceback."""
-
-import os
-import re
+"""Errors that the user sees: one paragraph (what is wrong, where, what to do) and an exit code."""
 
 
 class RecipeError(Exception):
-    """A failure the user can act on. `str(error)` is the paragraph; `code` the process's exit code."""
+    """An error that the user can act on. `code` is the process's exit code."""
 
     code = 1
 
-    def __str__(self):
-        """The paragraph, with the commands that it names as this user types them: just or ./justw."""
-        just = os.environ.get("RECIPE_COMMAND", "just")
-        return re.sub(r"(?<![\w./])just (?!or )(?=[a-z])", f"{just} ", super().__str__())
-
 
 class RunFailed(RecipeError):
-    """A stage was started with good input and failed (exit code 1)."""
+    """A stage failed although its input was valid (exit code 1)."""
 
     code = 1
 
 
 class Stopped(RecipeError):
-    """Training was asked to stop (SIGTERM) and has: nothing failed (exit code 0)."""
+    """Training stopped because it was asked to by SIGTERM (exit code 0)."""
 
     code = 0
 
@@ -34,7 +26,7 @@ class InputWrong(RecipeError):
 
 
 class PlanRefused(InputWrong):
-    """The run would not learn. `plan` is the whole plan, for whoever wants to show it."""
+    """The run would not learn. `plan` holds the plan's figures."""
 
     def __init__(self, message, plan):
         super().__init__(message)

@@ -23,16 +23,16 @@ def measurements() -> Dict[str, Any]:
     return found
 
 
-def of_way(way: str) -> List[Dict[str, Any]]:
-    """The measurements of one way to train: stock, fast, kept (fast, nothing recomputed) or small."""
+def for_step(way: str) -> List[Dict[str, Any]]:
+    """The measurements of one training step: stock, fast, kept (fast without checkpointing) or small."""
     return [entry for entry in measurements()["measurement"] if entry.get("way", "stock") == way]
 
 
 def nearest(card: str, tokens: int, way: str = "stock") -> Optional[Dict[str, Any]]:
-    """The measurement of `card` (its name holds the measured name or the other way round) nearest in tokens."""
+    """The measurement of `card` nearest in tokens; one name must contain the other."""
     wanted = card.lower().replace(" ", "")
     fitting: List[Dict[str, Any]] = []
-    for entry in of_way(way):
+    for entry in for_step(way):
         name = entry["card"].lower().replace(" ", "")
         if name in wanted or wanted in name:
             fitting.append(entry)
@@ -40,11 +40,11 @@ def nearest(card: str, tokens: int, way: str = "stock") -> Optional[Dict[str, An
 
 
 def memory_per_token(way: str = "stock") -> float:
-    """MiB that one more token an iteration needs, from the smallest and the largest H100 measurement; at least what the
-    layers are known to hold of it.
+    """MiB per token of an iteration, from the smallest and the largest H100 measurement; at least what the layers are
+    known to hold.
     """
     by_size = sorted(
-        (e for e in of_way(way) if e["card"] == "H100"),
+        (e for e in for_step(way) if e["card"] == "H100"),
         key=lambda e: e["batch_size"] * e["max_length"],
     )
     small, large = by_size[0], by_size[-1]
@@ -54,18 +54,18 @@ def memory_per_token(way: str = "stock") -> float:
 
 
 def memory_mib(tokens: int, card: str, way: str = "stock") -> int:
-    """MiB that training takes at its peak with `tokens` an iteration (stock: allocated; else reserved by PyTorch). For
-    a card that was never measured, the most that any measured one would take: it depends on the card by a few percent.
+    """Peak MiB of training with `tokens` per iteration (stock: allocated by PyTorch; else reserved). For a card without
+    measurements, the maximum over all measured cards, which differ by a few percent.
     """
     entry = nearest(card, tokens, way)
     return max(
         round(e["memory_mib"] + (tokens - e["batch_size"] * e["max_length"]) * memory_per_token(way))
-        for e in ([entry] if entry else of_way(way))
+        for e in ([entry] if entry else for_step(way))
     )
 
 
-def fits_kept(tokens: int, card: str, total: int) -> bool:
-    """Whether a card of `total` MiB holds an iteration of which nothing is recomputed, with room to spare."""
+def fits_without_checkpointing(tokens: int, card: str, total: int) -> bool:
+    """Whether training without activation checkpointing fits a card of `total` MiB, with 15 % to spare."""
     return memory_mib(tokens, card, "kept") <= 0.85 * total
 
 

@@ -10,18 +10,19 @@ from typing import Any, Dict, List
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from recipe.core import overrides
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.host import host, versions
-from recipe.core.settings import Settings, differences, load
+from recipe.core.settings import Settings, load
 
-ENTRY = ("key", "figures", "outputs", "seconds", "peak_memory_mb")  # what every stage's entry holds
+ENTRY_FIELDS = {"key", "figures", "outputs", "seconds", "peak_memory_mb"}  # of every stage in the manifest
 
 
 @dataclasses.dataclass
 class Run:
-    """One run: its settings and where everything lies. `folder` is output/<recipe name>."""
+    """One run: its settings and its files. `folder` is output/<recipe name>."""
 
     name: str
     settings: Settings
@@ -30,9 +31,9 @@ class Run:
     force: bool = False
     verify: bool = False  # read every byte of the base model again
     manifest: Dict[str, Any] = dataclasses.field(default_factory=dict)
-    done_now: List[str] = dataclasses.field(default_factory=list)
-    now: Dict[str, Any] = dataclasses.field(default_factory=dict)  # what it is doing, see watch.py
-    typed: str = ""  # its recipe as the next command must name it, with --output where that was given
+    performed: List[str] = dataclasses.field(default_factory=list)  # stages that ran in this process
+    status: Dict[str, Any] = dataclasses.field(default_factory=dict)  # what it is doing, see training/watch.py
+    recipe_arguments: str = ""  # its recipe as the next command must name it, with --output if that was given
 
     @property
     def folder(self) -> Path:
@@ -43,7 +44,7 @@ class Run:
         return self.folder / "dataset.jsonl"
 
     @property
-    def held_out(self) -> Path:
+    def eval_dataset(self) -> Path:
         return self.folder / "eval.jsonl"
 
     @property
@@ -60,7 +61,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The one that the finished training left: below the run's folder, which may have been moved since."""
+        """The finished training's checkpoint. It is relative to the run's folder, which may have been moved."""
         [made] = self.manifest["stages"]["train"]["outputs"]
         return self.folder / made
 
@@ -70,7 +71,7 @@ class Run:
 
     @property
     def peft(self) -> Path:
-        """The language model's own adapter: LLaVA's lies beside its other parts."""
+        """The language model's adapter: for LLaVA, a subfolder beside the other parts."""
         inner = self.adapter / "llm_adapter"
         return inner if inner.is_dir() or (self.adapter / "projector").is_dir() else self.adapter
 
@@ -82,61 +83,59 @@ class Run:
     def models(self) -> Path:
         return self.root / "models"
 
-    def shown(self, path: Path) -> str:
-        """`path` as the user would type it: relative to where they stand, when it lies below."""
+    def relative(self, path: Path) -> str:
+        """`path` relative to the clone, if it lies below it."""
         try:
             return str(path.resolve().relative_to(self.root.resolve()))
         except ValueError:
             return str(path)
 
     def figures(self, stage: str) -> Dict[str, Any]:
-        """Figures that `stage` left in the manifest; empty if it has not run."""
+        """The figures of `stage` in the manifest; {} if it has not run."""
         return self.manifest.get("stages", {}).get(stage, {}).get("figures", {})
 
     def open(self) -> FileLock:
-        """Make the folder, read its manifest, and hold it: a second run on it is refused.
+        """Make the folder, lock it and read its manifest.
 
-        Raises HostLacks if the folder cannot be written or another run holds it.
+        Raises HostLacks if the folder cannot be written or another run holds the lock.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(str(self.folder / ".lock"), timeout=0.5)  # who only looks holds it for less
+            lock = FileLock(str(self.folder / ".lock"), timeout=0.5)  # is_locked() holds it for less
             lock.acquire()
         except Timeout:
             raise HostLacks(
-                f"Another run is at work in {self.shown(self.folder)}. Wait for it, or use a recipe file of "
+                f"Another run is at work in {self.relative(self.folder)}. Wait for it, or use a recipe file of "
                 f"another name."
             )
         except OSError as error:
             raise HostLacks(
-                f"Cannot write the output folder {self.shown(self.folder)}: {error.strerror}. "
+                f"Cannot write the output folder {self.relative(self.folder)}: {error.strerror}. "
                 f"Make it writable, or name another with --output."
             )
         path = self.folder / "run.json"
         if path.exists():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
-                whole = all(set(ENTRY) <= set(entry) for entry in found["stages"].values())
+                is_valid = all(set(entry) >= ENTRY_FIELDS for entry in found["stages"].values())
             except (ValueError, TypeError, KeyError, AttributeError):
-                whole = False
-            # A manifest that cannot be read proves nothing: every stage runs again, nothing is deleted.
-            self.manifest = found if whole else {}
+                is_valid = False
+            # Without a valid manifest every stage runs again; nothing is deleted.
+            self.manifest = found if is_valid else {}
         return lock
 
     @property
-    def called(self) -> str:
-        """What follows the command in a remedy: the recipe as it was typed, or its name, and the overrides by which
-        the settings differ from it. Without them the command would be another training.
-        """
-        typed = self.typed or shlex.quote(self.name)
+    def arguments(self) -> str:
+        """The recipe and the overrides that give these settings, for a command in a message."""
+        recipe = self.recipe_arguments or shlex.quote(self.name)
         try:
-            words = differences(load(shlex.split(typed)[0])[1], self.settings)
-        except InputWrong:  # its file is gone
+            words = overrides.between(load(shlex.split(recipe)[0])[1], self.settings)
+        except InputWrong:  # the recipe's file is gone
             words = []
-        return " ".join([typed, *map(shlex.quote, words)])
+        return " ".join([recipe, *map(shlex.quote, words)])
 
-    def remember(self) -> None:
-        """Note what the training that is there was made of: other settings may be planned or looked at afterwards."""
+    def record_training(self) -> None:
+        """Record the finished training's settings and data: later commands may make stages with others."""
         files = self.manifest["stages"].get("data", {}).get("outputs", {})
         made = {"settings": self.settings.model_dump(), "forced": self.force, "config": digest(self.config)}
         made["data"] = {name: entry["sha256"] for name, entry in files.items()}
@@ -145,52 +144,52 @@ class Run:
         if self.manifest["trained"] != before:
             self.save()
 
-    def trained_with(self) -> Settings:
-        """The settings of the training that is there; where there was none, those with which the folder was made.
+    def trained_settings(self) -> Settings:
+        """The settings of the finished training, else those of the last command.
 
-        Raises InputWrong where the manifest holds none that are valid.
+        Raises InputWrong if the manifest holds no valid ones.
         """
         try:
             return Settings.model_validate((self.manifest.get("trained") or self.manifest)["settings"])
         except (ValidationError, KeyError, TypeError) as error:
-            raise unreadable(self.shown(self.folder / "run.json"), error)
+            raise manifest_error(self.relative(self.folder / "run.json"), error)
 
-    def shadow(self, output: Path, **more: Any) -> "Run":
-        """An empty run of the same name and settings below `output`: stages made again there touch nothing of this."""
-        made = dataclasses.replace(self, output=output, manifest={}, done_now=[], now={}, **more)
+    def scratch_run(self, output: Path, **more: Any) -> "Run":
+        """An empty run of the same name and settings below `output`, to make stages without touching this run."""
+        made = dataclasses.replace(self, output=output, manifest={}, performed=[], status={}, **more)
         made.folder.mkdir(parents=True)
         return made
 
-    def recall(self) -> None:
-        """Take the settings with which the model was trained."""
+    def use_trained_settings(self) -> None:
+        """Switch to the settings that the model was trained with."""
         if self.manifest:
-            self.settings = self.trained_with()
+            self.settings = self.trained_settings()
 
-    def tell(self, **more: Any) -> None:
-        """Say what the run is doing to whoever watches: `more` (stage, log, code …) beside what it said before."""
-        if self.now:
-            self.now.update(more, at=time.time())
-            write_text(self.folder / ".now.json", json.dumps(self.now, ensure_ascii=False) + "\n")
+    def update_status(self, **more: Any) -> None:
+        """Add `more` (stage, log, code …) to the status file that `just watch` reads."""
+        if self.status:
+            self.status.update(more, at=time.time())
+            write_text(self.folder / ".now.json", json.dumps(self.status, ensure_ascii=False) + "\n")
 
     def save(self) -> None:
-        """Write run.json beside and rename it into place."""
+        """Write run.json."""
         self.manifest.update(
             recipe=self.name, settings=self.settings.model_dump(), forced=self.force, host=host(), versions=versions()
         )
         write_text(self.folder / "run.json", json.dumps(self.manifest, ensure_ascii=False, indent=1) + "\n")
 
 
-def unreadable(shown: str, error: Exception) -> InputWrong:
-    """What is said of a run.json that holds no run of this version."""
+def manifest_error(path: str, error: Exception) -> InputWrong:
+    """The error for a run.json that is damaged or has another version's fields."""
     first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return InputWrong(
-        f"{shown} cannot be read ({first}): it is damaged, or of another version of this recipe. The same command that "
-        f"made it makes it anew."
+        f"{path} cannot be read ({first}): it is damaged, or from another version of this recipe. Run the command that "
+        f"made it again."
     )
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a run is at work in its folder."""
+def is_locked(folder: Path) -> bool:
+    """Whether a command holds the run's lock."""
     try:
         with FileLock(str(folder / ".lock"), timeout=0):
             return False

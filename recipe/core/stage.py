@@ -1,9 +1,8 @@
-"""What surrounds every stage, once: skip when unchanged, outputs renamed into place, timing, the manifest.
+"""Runs stages: caching, atomic outputs, timing, manifest.
 
-A stage is a function `make(run, output) -> figures`. It writes into the fresh folder `output` the files or folders
-named by `Stage.outputs`; they are renamed into the run's folder when it returns. What it depends on is what
-`Stage.inputs` returns: settings (values) and files (paths, which count by content). If neither that nor the
-outputs have changed since the manifest's entry was written, the stage is skipped.
+A stage's `make(run, output)` writes `outputs` into the empty folder `output` and returns figures. The outputs are
+renamed into the run's folder when it returns. `inputs(run)` returns what the result depends on: settings (values) and
+files (paths, which count by content). If inputs and outputs are as the manifest's entry has them, `make` is skipped.
 """
 
 import dataclasses
@@ -19,17 +18,18 @@ from recipe.core.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """`make` makes `outputs` from what `inputs` names; see the module's text."""
+    """See the module's docstring. `summary(figures)` is a line on what was made, or several."""
 
     name: str
-    make: Callable[[Run, Path], Dict[str, Any]]
     inputs: Callable[[Run], Dict[str, Any]]
+    make: Callable[[Run, Path], Dict[str, Any]]
+    summary: Callable[[Dict[str, Any]], str]
     outputs: Tuple[str, ...] = ()
-    always: bool = False  # cheap, and looks at what lies outside the run's folder
+    always: bool = False  # never skipped: it checks what lies outside the run's folder
 
 
 def is_current(run: Run, stage: Stage, key: str) -> bool:
-    """Whether the manifest's entry for `stage` was made from the same things and its outputs still stand."""
+    """Whether the manifest's entry of `stage` has this key and its outputs are unchanged."""
     entry = run.manifest.get("stages", {}).get(stage.name)
     if not entry or entry["key"] != key or (stage.outputs and set(entry["outputs"]) != set(stage.outputs)):
         return False
@@ -41,9 +41,7 @@ def is_current(run: Run, stage: Stage, key: str) -> bool:
 
 
 def output_digest(run: Run, stage: str, name: str) -> str:
-    """sha256 of what `stage` wrote, as the manifest has it; what is not as it was written is read (a merged model has
-    15 GB).
-    """
+    """sha256 of an output of `stage`: from the manifest if the output is untouched, else read."""
     path = run.folder / name
     made = run.manifest.get("stages", {}).get(stage, {}).get("outputs", {}).get(name)
     return made["sha256"] if made and made["stamp"] == stamp(path) else digest(path)
@@ -52,12 +50,12 @@ def output_digest(run: Run, stage: str, name: str) -> str:
 def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
     """Run `stage` unless it is current; return (its manifest entry, whether it ran).
 
-    Raises what the stage raises; then nothing it had made before is touched.
+    If `make` raises, the outputs of an earlier run stay.
     """
     key = key_of(stage.inputs(run))
     if not stage.always and is_current(run, stage, key):
         return run.manifest["stages"][stage.name], False
-    run.tell(stage=stage.name)
+    run.update_status(stage=stage.name)
     out = run.folder / f".{stage.name}.part"
     remove(out)
     out.mkdir()
@@ -68,7 +66,7 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
             replace(out / name, run.folder / name)
     finally:
         remove(out)
-    # A stage that writes in place (training) names what it made; one that has hashed its output says so (merge).
+    # Training writes in place and names its output; the merge has hashed its output already.
     made = [*stage.outputs, *figures.pop("made", [])]
     digests = figures.pop("digests", {})
     entry = {
@@ -80,13 +78,13 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
         "peak_memory_mb": peak_memory_mb(),
     }
     run.manifest.setdefault("stages", {})[stage.name] = entry
-    run.done_now.append(stage.name)
+    run.performed.append(stage.name)
     run.save()
     return entry, True
 
 
 def _made(path: Path, known: str) -> Dict[str, Any]:
-    """What the manifest holds of an output: sha256 (`known`, or taken), stamp, and of a folder `files`, their sums."""
+    """An output's manifest entry: sha256 (`known`, or computed), stamp, and a folder's checksums (files)."""
     if known or not path.is_dir():
         return {"sha256": known or digest(path), "stamp": stamp(path)}
     found = sums(path)

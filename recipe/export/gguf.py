@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Dict
 
 from recipe.base_model import folder
+from recipe.core.commands import command_line, program
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.export import gguf_writer
-from recipe.export.merged import JUST, Merged, shown_path
+from recipe.export.merged import Merged, shown_path
 
 
 def gguf(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
@@ -19,16 +20,16 @@ def gguf(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     free = shutil.disk_usage(str(place)).free
     if free < needed * 1.05:
         raise HostLacks(
-            f"The GGUF file needs {needed / 1e9:.1f} GB in {run.shown(run.folder)}; {free / 1e9:.1f} are free."
+            f"The GGUF file needs {needed / 1e9:.1f} GB in {run.relative(run.folder)}; {free / 1e9:.1f} are free."
         )
     if find_spec("gguf") is None:
-        raise HostLacks(f"The gguf package is not installed: start this through {JUST}, which brings it.")
+        raise HostLacks(f"The gguf package is not installed: start this through {program()}, which brings it.")
     if not merged.stops:
         raise InputWrong(f"{run.name}'s chat template names no word that ends an answer (STOP_WORDS).")
     path = place / gguf_name(run, merged)
     written = gguf_writer.write(merged.place, path, kind, merged.name, merged.stops[0], merged.chat_template)
     shown = shown_path(run, "gguf", path.name)
-    notes = [f"For llama.cpp and what is built on it; for Ollama: {JUST} export ollama {merged.recipe}"]
+    notes = [f"For llama.cpp and what is built on it; for Ollama: {command_line('export ollama', merged.recipe)}"]
     if kind != "q8_0":
         small = shown_path(run, "gguf", f"{merged.name}-q4_k_m.gguf")
         notes.append(f"Smaller (llama.cpp's own tool, 4.5 GB for 7B): llama-quantize {shown} {small} q4_k_m")

@@ -2,21 +2,19 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Set
 
 from recipe.base_model import folder
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.export import gguf_writer
 from recipe.inference import terminal
 from recipe.inference.prompt import separator
-from recipe.stages import pipeline
-
-JUST = os.environ.get("RECIPE_COMMAND", "just")
+from recipe.stages import merge
 
 # ChatML in Jinja, for model folders that bring no template of their own.
 CHATML = (
@@ -61,12 +59,12 @@ def check(run: Run, recipe: str) -> Merged:
     Raises InputWrong or HostLacks for the first of: no folder, a shard missing or cut, a tensor missing, no tokenizer
     or another vocabulary's, the model's code missing, an answer's end that does not stop, another chat template.
     """
-    place, shown = run.merged, run.shown(run.merged)
-    again = f"Make it again: {JUST} merge {recipe}"
+    place, shown = run.merged, run.relative(run.merged)
+    again = f"Make it again: {command_line('merge', recipe)}"
     if not place.is_dir() or not run.config.is_file():
-        raise InputWrong(f"There is no merged model {shown}. Type first: {JUST} merge {recipe}")
-    if pipeline.is_outdated(run):
-        raise InputWrong(f"{shown} is of an earlier training than the one in {run.shown(run.folder)}. {again}")
+        raise InputWrong(f"There is no merged model {shown}. Type first: {command_line('merge', recipe)}")
+    if merge.is_outdated(run):
+        raise InputWrong(f"{shown} is of an earlier training than the one in {run.relative(run.folder)}. {again}")
     config = read_json(place / "config.json", shown, again)
     _check_weights(place, shown, again)
     settings = read_json(place / "tokenizer_config.json", shown, again)
@@ -96,7 +94,7 @@ def check(run: Run, recipe: str) -> Merged:
     if not _agrees(jinja, template, settings):
         raise InputWrong(
             f"The chat template of {shown} is not the one that {run.name} was trained with (XTuner's, in "
-            f"{run.shown(run.config)}): engines would ask otherwise than was trained. Correct its chat_template in "
+            f"{run.relative(run.config)}): engines would ask otherwise than was trained. Correct its chat_template in "
             f"tokenizer_config.json."
         )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name).strip("-.") or "model"
@@ -239,7 +237,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def quoted_path(run: Run, path: Path) -> str:
-    return shlex.quote(run.shown(path))
+    return shlex.quote(run.relative(path))
 
 
 def shown_path(run: Run, target: str, name: str) -> str:

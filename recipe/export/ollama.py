@@ -28,7 +28,7 @@ def ollama(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     # Ollama makes small weights from whole ones only.
     small = run.settings.export.quantize if run.settings.export.type != "q8_0" else ""
     words = ["ollama", "create", merged.name, *(["-q", small] if small else [])]
-    words += ["-f", run.shown(run.folder / "export" / "ollama" / "Modelfile")]
+    words += ["-f", run.relative(run.folder / "export" / "ollama" / "Modelfile")]
     return {
         "commands": [" ".join(map(shlex.quote, words)), f"ollama run {merged.name}"],
         "notes": ["Ollama keeps a copy of its own: the GGUF file may go afterwards."],

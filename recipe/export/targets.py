@@ -12,11 +12,12 @@ from typing import Any, Callable, Dict
 import click
 
 from recipe.base_model import folder
+from recipe.core.commands import program
 from recipe.core.run import Run
 from recipe.core.stage import Stage, perform
 from recipe.export.gguf import gguf
 from recipe.export.lmdeploy import lmdeploy
-from recipe.export.merged import JUST, Merged, check
+from recipe.export.merged import Merged, check
 from recipe.export.ollama import ollama
 from recipe.export.opencompass import opencompass
 from recipe.export.upload import send, upload
@@ -48,13 +49,16 @@ def stage(target: str, merged: Merged) -> Stage:
         (run.folder / "export").mkdir(exist_ok=True)
         return TARGETS[target](run, merged, place)
 
-    return Stage(f"export-{target}", make, lambda run: _inputs(run, merged), (f"export/{target}",))
+    def summary(figures: Dict[str, Any]) -> str:
+        return "\n".join(figures["notes"])
+
+    return Stage(f"export-{target}", lambda run: _inputs(run, merged), make, summary, outputs=(f"export/{target}",))
 
 
 def _inputs(run: Run, merged: Merged) -> Dict[str, Any]:
     return {
         "merged": folder.fingerprint(run.merged),
-        "named": [str(run.merged.resolve()), run.shown(run.merged), merged.recipe, JUST],
+        "named": [str(run.merged.resolve()), run.relative(run.merged), merged.recipe, program()],
         "config": run.config,
         "settings": run.settings.export.model_dump(),
         "system": run.settings.data.system,
@@ -66,16 +70,17 @@ def hand_over(run: Run, target: str, recipe: str, yes: bool) -> None:
     """Check the merged model, make `target`, say what was made and what to type; with `yes`, upload."""
     merged = check(run, recipe)
     for name in [*([NEEDS[target]] if target in NEEDS else []), target]:
-        entry, ran = perform(run, stage(name, merged))
+        made = stage(name, merged)
+        entry, ran = perform(run, made)
         took = click.style(f"{entry['seconds']:.1f} s" if ran else "unchanged", dim=True)
-        click.echo(f"{click.style(f'{name:11}', bold=True)} {run.shown(run.folder / 'export' / name)}  {took}")
+        click.echo(f"{click.style(f'{name:11}', bold=True)} {run.relative(run.folder / 'export' / name)}  {took}")
     figures = entry["figures"]
     for name, size in figures.get("files", {}).items():
         click.echo(f"  {size:>15,}  {name}")
     if target == "upload" and yes:
         click.echo(f"Sent: {send(run, merged)}")
         return
-    for note in figures["notes"]:
+    for note in made.summary(figures).splitlines():
         click.echo(note)
     click.echo("\nNext:")
     for command in figures["commands"]:

@@ -7,10 +7,11 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict, List
 
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.run import Run
 from recipe.core.settings import Export
-from recipe.export.merged import JUST, Merged, write_json
+from recipe.export.merged import Merged, write_json
 
 
 def upload(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
@@ -22,7 +23,7 @@ def upload(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     write_json(place / "files.json", files)
     notes = []
     if not (merged.place / "README.md").is_file():
-        notes.append(f"There is no model card: put a README.md into {run.shown(merged.place)}.")
+        notes.append(f"There is no model card: put a README.md into {run.relative(merged.place)}.")
     notes.append(f"{len(files)} files, {sum(files.values()):,} bytes; nothing was sent.")
     repo = export.repo or "OWNER/NAME"
     token = "MODELSCOPE_API_TOKEN" if export.hub == "modelscope" else "HF_TOKEN"
@@ -34,7 +35,7 @@ def upload(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     words += ["export.public=true"] if export.public else []
     return {
         "files": files,
-        "commands": [f"{JUST} export upload {merged.recipe} {' '.join(map(shlex.quote, words))} --yes"],
+        "commands": [command_line("export upload", merged.recipe, *map(shlex.quote, words), "--yes")],
         "notes": notes,
     }
 

@@ -13,7 +13,7 @@ from recipe.inference import terminal
 def vllm(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     """The command, and the chat template where the folder brings none."""
     longest = merged.config["max_position_embeddings"]
-    words = ["vllm", "serve", run.shown(merged.place), "--served-model-name", merged.name, "--trust-remote-code"]
+    words = ["vllm", "serve", run.relative(merged.place), "--served-model-name", merged.name, "--trust-remote-code"]
     words += ["--max-model-len", str(longest)]
     notes = ["In an environment of its own: pip install vllm==0.21.0"]
     if architecture.rope_type(architecture.rope(merged.config)[1]) == "dynamic":
@@ -24,7 +24,7 @@ def vllm(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
         )
     if not merged.own:
         (place / "chat_template.jinja").write_text(merged.chat_template, encoding="utf-8")
-        words += ["--chat-template", run.shown(run.folder / "export" / "vllm" / "chat_template.jinja")]
+        words += ["--chat-template", run.relative(run.folder / "export" / "vllm" / "chat_template.jinja")]
     if merged.system:
         notes.append(
             "vLLM adds no system prompt: every request brings the recipe's as its first message, as request.json."

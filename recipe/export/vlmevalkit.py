@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any, Dict
 
+from recipe.core.commands import command_line
 from recipe.core.run import Run
 from recipe.export.lmdeploy import PORT
-from recipe.export.merged import JUST, Merged, shown_path, write_json
+from recipe.export.merged import Merged, shown_path, write_json
 
 # XTuner's LLaVA models for VLMEvalKit: InternLM2's hidden size → folder on Hugging Face.
 LLAVA = {4096: "xtuner/llava-internlm2-7b", 6144: "xtuner/llava-internlm2-20b"}
@@ -23,8 +24,8 @@ def vlmevalkit(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     )
     notes = [
         "VLMEvalKit scores models that see. This one reads only, so VLMEvalKit cannot score it by itself; "
-        f"{JUST} export opencompass {merged.recipe} can.",
-        f"As judge of other models' answers: serve it ({JUST} export lmdeploy {merged.recipe}) and copy "
+        f"{command_line('export opencompass', merged.recipe)} can.",
+        f"As judge of other models' answers: serve it ({command_line('export lmdeploy', merged.recipe)}) and copy "
         f"{shown_path(run, 'vlmevalkit', 'judge.env')} to VLMEvalKit/.env",
     ]
     commands = [f"cp {shown_path(run, 'vlmevalkit', 'judge.env')} VLMEvalKit/.env"]

@@ -23,7 +23,6 @@ from recipe.core.files import write_text
 from recipe.core.hashing import digest, key_of, source
 from recipe.core.host import versions
 from recipe.core.run import Run
-from recipe.core.stage import output_digest
 from recipe.inference import chat_model, loading, prompt, scores
 from recipe.inference.loading import ModelFiles
 from recipe.intake import dataset, split
@@ -73,25 +72,17 @@ def is_quick(run: Run) -> bool:
 
 def is_there(run: Run) -> bool:
     """Whether anything is held out."""
-    return run.held_out.is_file() and run.held_out.stat().st_size > 0
+    return run.eval_dataset.is_file() and run.eval_dataset.stat().st_size > 0
 
 
-def inputs(run: Run) -> Dict[str, Any]:
-    what = loading.find_model(run).kind
-    made_by = {"merged": "merge", "adapter": "adapter"}
-    # LLaVA's other parts lie beside the language model's adapter, also when that is merged.
-    parts = {"parts": output_digest(run, "adapter", "adapter")} if preset_facts.has_images(run.settings) else {}
-    return {**_asked(run), "tuned": output_digest(run, made_by[what], what), "dataset": run.dataset, **parts}
-
-
-def _asked(run: Run) -> Dict[str, Any]:
+def base_inputs(run: Run) -> Dict[str, Any]:
     """All that the base's results depend on, but for the precision."""
     settings = run.settings
     limit = settings.eval.max_new_tokens or settings.train.evaluation_max_new_tokens or chat_model.MAX_NEW_TOKENS
     cfg = config.effective(settings)
     return {
         "base": folder.fingerprint(folder.folder(run)),
-        "held_out": run.held_out,
+        "held_out": run.eval_dataset,
         "settings": {**settings.eval.model_dump(), "max_new_tokens": limit},
         "template": dict(config.template(cfg) or {}),
         "max_length": cfg.max_length,
@@ -106,26 +97,26 @@ def _square(cfg: Any) -> bool:
     return bool(config.dataset(cfg).get("pad_image_to_square", False))
 
 
-def make(run: Run, output: Path) -> Dict[str, Any]:
-    """Write eval.json: losses, scores and the verdict (the figures), and the answers side by side.
+def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
+    """(figures, samples): losses, scores and the verdict; and the answers side by side.
 
     Raises InputWrong if nothing is held out, HostLacks if the model does not fit.
     """
     if not is_there(run):
         raise InputWrong(
-            f"Nothing is held out of training in {run.shown(run.folder)}, so there is nothing to measure on: set "
+            f"Nothing is held out of training in {run.relative(run.folder)}, so there is nothing to measure on: set "
             f"data.eval_share=0.05 and train again (30 conversations give {split.MIN_HELD_OUT}), or name questions and "
             f"answers of your own: data.eval_files=data/exam.xlsx."
         )
-    lines = list(dataset.lines(run.held_out))
+    lines = list(dataset.lines(run.eval_dataset))
     for line in lines if preset_facts.has_images(run.settings) else ():
         image = image_folder(run) / line["image"]
         if digest(image) != line["sha256"]:
             raise InputWrong(
-                f"{run.shown(image)} is not the image that was held out (it was changed, or is gone). Put it back, or "
-                f"train again."
+                f"{run.relative(image)} is not the image that was held out (it was changed, or is gone). Put it back, "
+                f"or train again."
             )
-    asked = _asked(run)
+    asked = base_inputs(run)
     new = loading.find_model(run)
     try:
         kind = loading.choose_precision(folder.folder(run))
@@ -140,11 +131,8 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         )
     conversations = [_said(line) for line in lines]
     figures = _figures(run, conversations, {"base": base, "tuned": after})
-    figures.update(tuned=new.kind, precision=kind, measured_on=digest(run.held_out))
-    samples = _samples(conversations, [line.get("image", "") for line in lines], base, after)
-    text = json.dumps({**figures, "samples": samples}, ensure_ascii=False, indent=1)
-    write_text(output / "eval.json", text + "\n")
-    return figures
+    figures.update(tuned=new.kind, precision=kind, measured_on=digest(run.eval_dataset))
+    return figures, _samples(conversations, [line.get("image", "") for line in lines], base, after)
 
 
 def _said(line: Dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Iterator, NamedTuple, Optional, Tuple
 
 from recipe.base_model import folder, visual_encoder
 from recipe.core import hardware
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong, RecipeError
 from recipe.core.run import Run
 from recipe.xtuner import preset_facts
@@ -47,10 +48,8 @@ def find_model(run: Run, which: str = "") -> ModelFiles:
     else:
         found = ModelFiles("adapter", folder.folder(run), run.peft, vision)
     if not (found.adapter or (run.adapter if found.kind == "adapter" else found.folder)).is_dir():
-        raise InputWrong(
-            f"There is no {found.kind} model in {run.shown(run.folder)} yet: just "
-            f"{'merge' if found.kind == 'merged' else 'train'} {run.called} makes it."
-        )
+        makes = command_line("merge" if found.kind == "merged" else "train", run.arguments)
+        raise InputWrong(f"There is no {found.kind} model in {run.relative(run.folder)} yet: {makes} makes it.")
     return found
 
 
@@ -64,12 +63,12 @@ def explain_load_errors(run: Run, found: ModelFiles) -> Iterator[None]:
     except Exception as error:
         if re.search(r"memory|CUDA|kernel image|alloc", str(error)):
             raise
-        where, again = run.shown(found.folder), f"just merge {run.called} makes it anew"
+        where, again = run.relative(found.folder), f"{command_line('merge', run.arguments)} makes it anew"
         if found.kind != "merged":
-            again = f"just model {run.called} --verify says which"
+            again = f"{command_line('model', run.arguments)} --verify says which"
         if found.kind == "adapter":
-            where = f"{run.shown(run.peft)}, or of its base {where},"
-            again = f"just adapter {run.called} makes the adapter anew, {again} of the base"
+            where = f"{run.relative(run.peft)}, or of its base {where},"
+            again = f"{command_line('adapter', run.arguments)} makes the adapter anew, {again} of the base"
         raise HostLacks(
             f"The {found.kind} model cannot be loaded: a file of {where} is damaged or missing "
             f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). {again}."

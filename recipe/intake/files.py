@@ -58,7 +58,7 @@ def _expand(folder: Path, name: str, suffixes: Tuple[str, ...]) -> List[Tuple[Pa
 def _missing(run: Run, setting: str, path: Path, name: str) -> str:
     data = run.settings.data
     beside = sorted(p.name for p in path.parent.glob("*") if _is_data_file(p)) if path.parent.is_dir() else []
-    listing = f" {run.shown(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
+    listing = f" {run.relative(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
     published = data.url and setting == "files"
     remedy = f" It is published: curl -fL -o {name} {data.url}\nOr" if published else " Put it there, or"
     no_sum = " data.sha256=" if data.sha256 and setting == "files" else ""

@@ -196,7 +196,7 @@ def by_gpus(packs: int, cfg: Any, ranks: int, deepspeed: bool, by_length: bool =
     """
     table = {}
     for gpus in (1, 2, 4, 8):
-        share = distributed.share(cfg.batch_size, cfg.accumulative_counts * ranks, gpus)
+        share = distributed.divide_update(cfg.batch_size, cfg.accumulative_counts * ranks, gpus)
         if share is None:
             continue
         batch_size, accumulation = share

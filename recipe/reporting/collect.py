@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
@@ -11,10 +10,11 @@ from typing import Any, Dict, List, NamedTuple, Optional
 from pydantic import ValidationError
 
 from recipe.core import settings
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong, RecipeError
 from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import find_recipe
-from recipe.core.run import Run, is_held, unreadable
+from recipe.core.run import Run, is_locked, manifest_error
 from recipe.core.stage import Stage, is_current
 from recipe.stages import pipeline
 from recipe.training import log
@@ -59,7 +59,7 @@ def find(word: str, root: Path, output: Path) -> Run:
             hint = ""
         raise InputWrong(f"There is no run {word!r}: no {shown_path(folder / 'run.json', root)}.{hint}{others}")
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, ValidationError) as error:
-        raise unreadable(shown_path(folder / "run.json", root), error)
+        raise manifest_error(shown_path(folder / "run.json", root), error)
     folder = folder.resolve()
     return Run(name=folder.name, settings=made, root=root, output=folder.parent, manifest=manifest)
 
@@ -85,7 +85,7 @@ def see(run: Run, working: Optional[bool] = None) -> Seen:
         answers=log.read_answers(place, asked, plan.get("evaluations", [])) if place else [],
         evaluation=_evaluation(run),
         samples=_samples(run),
-        working=is_held(run.folder) if working is None else working,
+        working=is_locked(run.folder) if working is None else working,
         left_out=left_out,
     )
 
@@ -120,7 +120,7 @@ def stale(run: Run) -> List[str]:
             current = False
         if not current:
             kept = [other.name for other in chain[: chain.index(stage)]]
-            return [name for name in entries if name not in [*kept, pipeline.MODEL.name]]
+            return [name for name in entries if name not in [*kept, "model"]]
     return []
 
 
@@ -153,10 +153,6 @@ def _samples(run: Run) -> List[Dict[str, Any]]:
     found = read_json(run.folder / "samples.json") if "chat" in run.manifest["stages"] else None
     wanted = {"question", "base", "merged", "base_ended", "merged_ended"}
     return [one for one in found or [] if wanted <= set(one)]
-
-
-def command_line(stage: str) -> str:
-    return f"{os.environ.get('RECIPE_COMMAND', 'just')} {stage}"
 
 
 def shown_path(path: Path, root: Path) -> str:

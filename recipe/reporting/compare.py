@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from recipe.core import settings
+from recipe.core import overrides
 from recipe.core.files import write_text
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
@@ -54,7 +54,7 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
     last = "merge" if "merge" in entries else "adapter"  # LLaVA's first stage has nothing to merge
     for name, made in entries.get(last, {}).get("outputs", {}).items():
         found["result", f"{name}, sha256"] = made["sha256"]
-    for key, value in settings.flat(run.settings.model_dump()).items():
+    for key, value in overrides.flatten(run.settings.model_dump()).items():
         found["recipe", key] = "the preset's" if value is None else NOT if value in ("", []) else _text(value)
     for key in ("tokens", "tokens_kept", "packs", "image_tokens", "seed"):
         if key in seen.plan:
@@ -136,7 +136,7 @@ def write(first: Seen, second: Seen, folder: Path) -> Path:
     page = pages.render(
         "compare.html",
         names=called,
-        folders=[seen.run.shown(seen.run.folder) for seen in (first, second)],
+        folders=[seen.run.relative(seen.run.folder) for seen in (first, second)],
         verdicts=[verdict.verdict(seen) for seen in (first, second)],
         pictures=pictures,
         differences=found,

@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
+from recipe.core.commands import command_line, program
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.run import Run
 from recipe.reporting import charts as curves
 from recipe.reporting import data_report, pages
-from recipe.reporting.collect import Seen, base_model, command_line, is_tiny, see
+from recipe.reporting.collect import Seen, base_model, is_tiny, see
 from recipe.reporting.format import percent, seconds
 from recipe.reporting.sections import (
     against,
@@ -89,7 +90,7 @@ def write(run: Run, price: Optional[float] = None, working: Optional[bool] = Non
         "difference": difference.read_text(encoding="utf-8").splitlines() if difference.is_file() else [],
         "recipe_file": toml(run.settings.model_dump()),
         "command": command(seen),
-        "just": command_line("").strip(),
+        "just": program(),
         "base": base_model(run),
         "written": time.strftime("%Y-%m-%d %H:%M %z"),
     }

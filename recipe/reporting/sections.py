@@ -5,12 +5,13 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from recipe.core import settings
+from recipe.core import overrides, settings
+from recipe.core.commands import command_line
 from recipe.core.errors import RecipeError
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
 from recipe.reporting import charts as curves
-from recipe.reporting.collect import Seen, base_model, command_line
+from recipe.reporting.collect import Seen, base_model
 from recipe.reporting.console import listed
 from recipe.reporting.format import Rows, number, rate, seconds
 from recipe.stages import reproduce
@@ -319,7 +320,7 @@ def _commit(root: Path) -> str:
 def toml(values: Dict[str, Any], above: str = "") -> str:
     """Settings as a recipe file. Values are strings, numbers, booleans and lists of them; what is None is left out."""
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}
-    lines = [f"{name} = {settings.literal(v)}" for name, v in values.items() if name not in tables and v is not None]
+    lines = [f"{name} = {overrides.to_toml(v)}" for name, v in values.items() if name not in tables and v is not None]
     for name, table in tables.items():
         lines.append(f"\n[{above}{name}]\n{toml(table, f'{above}{name}.')}".rstrip())
     return "\n".join(lines) + ("" if above else "\n")
@@ -341,6 +342,6 @@ def command(seen: Seen) -> str:
     except RecipeError:
         pass  # a recipe file of the user's, elsewhere: the one beside the report holds everything
     if base is None:
-        return f"{command_line(stage)} {shlex.quote(run.shown(run.folder / 'report' / f'{run.name}.toml'))}"
-    words = map(shlex.quote, settings.differences(base, own))
+        return f"{command_line(stage)} {shlex.quote(run.relative(run.folder / 'report' / f'{run.name}.toml'))}"
+    words = map(shlex.quote, overrides.between(base, own))
     return " ".join([command_line(stage), *([] if name in ("", stage) else [name]), *words])

@@ -2,7 +2,8 @@
 
 from typing import Any, Dict, NamedTuple
 
-from recipe.reporting.collect import Seen, command_line, is_tiny
+from recipe.core.commands import command_line
+from recipe.reporting.collect import Seen, is_tiny
 from recipe.reporting.format import number, rate
 
 LEARNED = 0.05  # a fall of the training loss below this share is hardly one

@@ -13,11 +13,14 @@ from recipe.base_model import folder, visual_encoder
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError
 from recipe.core.hashing import below, digest, digest_of, sums
 from recipe.core.host import host, versions
-from recipe.core.run import Run, is_held
+from recipe.core.run import Run, is_locked
 from recipe.core.stage import perform
 from recipe.intake.images import image_folder
 from recipe.reporting import collect
-from recipe.stages import pipeline, train
+from recipe.stages import train
+from recipe.stages.config import STAGE as CONFIG
+from recipe.stages.data import STAGE as DATA
+from recipe.stages.plan import STAGE as PLAN
 from recipe.training import checkpoints, log_lines
 from recipe.weights import adapter, llava, merge
 from recipe.weights.merge_check import check_weights
@@ -38,8 +41,8 @@ def check(run: Run, beside: Path) -> Iterator[Line]:
 
     Raises InputWrong while a command is at work in the run's folder.
     """
-    if is_held(run.folder):
-        raise InputWrong(f"A command is at work in {run.shown(run.folder)}: verify it when that has ended.")
+    if is_locked(run.folder):
+        raise InputWrong(f"A command is at work in {run.relative(run.folder)}: verify it when that has ended.")
     os.environ["RECIPE_FETCH"] = "no"  # nothing is fetched, nor made in models/
     entries = run.manifest["stages"]
     for entry in entries.values():
@@ -104,19 +107,19 @@ def _own_sums(folder: Path, wanted: str) -> Dict[str, str]:
 
 def _made_again(run: Run, beside: Path) -> Iterator[Line]:
     """Data, plan and config once more, by the same stages, as a run of the same name in `beside`."""
-    shadow = run.shadow(beside, force=bool(run.manifest.get("forced")))
+    shadow = run.scratch_run(beside, force=bool(run.manifest.get("forced")))
     if "seed" in run.figures("plan"):  # one that was drawn
         (shadow.folder / "seed").write_text(str(run.figures("plan")["seed"]), encoding="utf-8")
     without = ""
-    for stage in (pipeline.DATA, pipeline.PLAN, pipeline.CONFIG):
+    for stage in (DATA, PLAN, CONFIG):
         if stage.name not in run.manifest["stages"]:
             return
         chosen = run.settings.data
-        given = {pipeline.DATA: [*chosen.files, chosen.images], pipeline.CONFIG: _pretrained(run)}.get(stage, [])
+        given = {DATA: [*chosen.files, chosen.images], CONFIG: _pretrained(run)}.get(stage, [])
         gone = [name for name in given if not (run.root / name).exists()]
         if gone:
             without = without or f"{', '.join(gone)}: deleted, or elsewhere"
-        elif stage is pipeline.DATA and preset_facts.has_images(run.settings):
+        elif stage is DATA and preset_facts.has_images(run.settings):
             line = _line("images", lambda: _images(run))
             without = "" if line.verdict == OK else "needs the images as they were"
             yield line
@@ -131,7 +134,7 @@ def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
     perform(shadow, stage)
     for name in stage.outputs:
         mine, again = run.folder / name, shadow.folder / name
-        if stage is pipeline.DATA:
+        if stage is DATA:
             if digest(again) != run.manifest["stages"]["data"]["outputs"][name]["sha256"]:
                 return DIFFERS, f"{name} is another one, made of what now lies in {', '.join(run.settings.data.files)}"
         elif not mine.exists():
@@ -153,7 +156,7 @@ def _images(run: Run) -> Tuple[str, str]:
     """Every image that the run's rows name, by the sum that stands beside it."""
     folder = image_folder(run)
     named: Set[Tuple[str, str]] = set()
-    for path in (run.dataset, run.held_out):
+    for path in (run.dataset, run.eval_dataset):
         if not path.exists():
             return NOT_HERE, f"{path.name} was deleted, which names them"
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -188,12 +191,12 @@ def _text(path: Path) -> Any:
 def _model(run: Run, place: Path, which: str) -> Tuple[str, str]:
     """The model in the folder `place`, of which the manifest has the figure `which`."""
     if not place.is_dir():
-        return NOT_HERE, f"{run.shown(place)}: not fetched, or deleted"
+        return NOT_HERE, f"{run.relative(place)}: not fetched, or deleted"
     now = folder.fingerprint(place)
     other = _others(now, run.figures("model")[which])
     if other:
-        return DIFFERS, f"{run.shown(place)}: {', '.join(other)}"
-    return OK, f"{run.shown(place)}: {len(now)} files as they were"
+        return DIFFERS, f"{run.relative(place)}: {', '.join(other)}"
+    return OK, f"{run.relative(place)}: {len(now)} files as they were"
 
 
 def _began_from(run: Run) -> Tuple[str, str]:
@@ -204,15 +207,15 @@ def _began_from(run: Run) -> Tuple[str, str]:
     place, now = llava.pretrained_checkpoint(run), llava.projector_checksum(run)
     then = run.figures("train")["pretrained_pth"]
     if now != then:
-        return DIFFERS, f"{run.shown(place)}: sha256 {now[:12]}…, was {then[:12]}…"  # type: ignore[arg-type]
-    return OK, f"{run.shown(place)}: sha256 {now[:12]}…"  # type: ignore[arg-type]
+        return DIFFERS, f"{run.relative(place)}: sha256 {now[:12]}…, was {then[:12]}…"  # type: ignore[arg-type]
+    return OK, f"{run.relative(place)}: sha256 {now[:12]}…"  # type: ignore[arg-type]
 
 
 def _checkpoint(run: Run) -> Tuple[str, str]:
     if not run.checkpoint.exists():
         return NOT_HERE, "deleted"
     if not checkpoints.is_complete(run.checkpoint):
-        return DIFFERS, f"{run.shown(run.checkpoint)} is cut short or damaged"
+        return DIFFERS, f"{run.relative(run.checkpoint)} is cut short or damaged"
     found, figures = train.state(run.checkpoint), run.figures("train")
     other = [f"{name} {found[name]}, was {figures[name]}" for name in found if found[name] != figures[name]]
     return (DIFFERS, "; ".join(other)) if other else (OK, ", ".join(f"{name} {found[name]}" for name in found))

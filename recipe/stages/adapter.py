@@ -6,8 +6,9 @@ from typing import Any, Dict
 from recipe.base_model import folder
 from recipe.core.hashing import source
 from recipe.core.run import Run
+from recipe.core.stage import Stage
 from recipe.weights import adapter, checkpoint_reader
-from recipe.weights.adapter import base_checksum, card, write_adapter
+from recipe.weights.adapter import base_checksum, card, summary, write_adapter
 
 
 def inputs(run: Run) -> Dict[str, Any]:
@@ -27,7 +28,10 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     to zero. Raises RunFailed for values that are not finite.
     """
     base = folder.folder(run)
-    metadata = {"base_model": run.shown(base), "base_sha256": base_checksum(base)}
+    metadata = {"base_model": run.relative(base), "base_sha256": base_checksum(base)}
     figures = write_adapter(run, output / "adapter", run.settings.adapter.dtype, metadata)
     (output / "adapter" / "README.md").write_text(card(run, figures, output / "adapter"), encoding="utf-8")
     return figures
+
+
+STAGE = Stage("adapter", inputs, make, summary, outputs=("adapter",))

@@ -7,6 +7,7 @@ from typing import Any, Dict
 from recipe.core import imports
 from recipe.core.hashing import source
 from recipe.core.run import Run
+from recipe.core.stage import Stage
 from recipe.xtuner import preset_editor, preset_facts
 from recipe.xtuner.config import render, template
 from recipe.xtuner.config_edits import speed_edits
@@ -33,9 +34,9 @@ def inputs(run: Run) -> Dict[str, Any]:
         "dtype": dtype(run.settings),
         "speed": speed_edits(run.settings, 0),
         "plan": run.plan,
-        "model": run.shown(folder.folder(run)),
+        "model": run.relative(folder.folder(run)),
         "own_code": folder.is_internlm2(run),
-        "dataset": run.shown(run.dataset),
+        "dataset": run.relative(run.dataset),
         "code": source(Path(__file__), Path(preset_editor.__file__).parent),
     }
 
@@ -54,7 +55,12 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     vision = llava.config_values(run) if preset_facts.has_images(run.settings) else None
     own_code = folder.is_internlm2(run)
     text = render(
-        run.settings, run.shown(folder.folder(run)), run.shown(run.dataset), plan["intervals"], vision, own_code
+        run.settings,
+        run.relative(folder.folder(run)),
+        run.relative(run.dataset),
+        plan["intervals"],
+        vision,
+        own_code,
     )
     diff = preset_editor.difference(
         preset_editor.source(run.settings.base), text, f"{run.settings.base}.py", "config.py"
@@ -77,3 +83,10 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         **({"visual_encoder_lora": _lora(cfg, "visual_encoder_lora")} if vision else {}),
         "stop_words": list((template(cfg) or {}).get("STOP_WORDS", [])),
     }
+
+
+def summary(figures: Dict[str, Any]) -> str:
+    return f"{figures['base']} with {figures['lines_changed']} lines changed (config.diff), {figures['dtype']}"
+
+
+STAGE = Stage("config", inputs, make, summary, outputs=("config.py", "config.diff"))

@@ -7,6 +7,7 @@ from recipe.core import imports
 from recipe.core.errors import InputWrong
 from recipe.core.hashing import source
 from recipe.core.run import Run
+from recipe.core.stage import Stage
 from recipe.intake import images, split
 from recipe.intake.checks import find_control
 from recipe.intake.dataset import conversations, lines
@@ -120,3 +121,26 @@ def _max_chars(run: Run) -> int:
     given = run.settings.data.piece or run.settings.train.max_length
     preset = preset_facts.facts(run.settings.base).names.get("max_length", "")
     return given or (int(preset) if preset.isdigit() else 2048)
+
+
+def summary(figures: Dict[str, Any]) -> str:
+    """Counts; and what a user would not expect: other encodings, what was dropped, sheets that were not read."""
+    f = figures
+    parts = [f"{f['rows']} rows, {f['conversations']} conversations, {f['duplicates']} duplicates"]
+    if f["held_out"]:
+        parts.append(f"{f['held_out']} more held out")
+    if f["held_out_dropped"]:
+        parts.append(f"{f['held_out_dropped']} of data.eval_files not: their questions are in training")
+    if f["blank_dropped"] or f["duplicates_dropped"]:
+        parts.append(f"dropped {f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates")
+    parts += [f"{one['file']} is {one['encoding']}" for one in f["read"] if one["encoding"] not in ("", "UTF-8")]
+    for one in f["read"]:
+        lost = [column for column in one["unused"] if column.endswith("(without a name)")]
+        if lost:
+            parts.append(f"not read: {', '.join(lost)} of {one['file']}")
+    if f["skipped"]:
+        parts.append(f"not read: {'; '.join(f['skipped'])}")
+    return "; ".join(parts)
+
+
+STAGE = Stage("data", inputs, make, summary, outputs=("dataset.jsonl", "eval.jsonl"))

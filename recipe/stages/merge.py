@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any, Dict
 
 from recipe.base_model import folder, model_code
-from recipe.core.hashing import digest, source, stamp
+from recipe.core.hashing import digest, key_of, source, stamp
 from recipe.core.run import Run
-from recipe.weights.merge import PART, adapters, checkpoint, checksum_digest, merge, model_card, plan_merge
+from recipe.core.stage import Stage, is_current
+from recipe.weights.merge import PART, adapters, checkpoint, checksum_digest, merge, model_card, plan_merge, summary
 from recipe.weights.merge_plan import CODE
 
 
@@ -28,3 +29,13 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         lambda figures: model_card(run, figures), run.settings.merge.device,
     )  # fmt: skip
     return {**figures, "digests": {"merged": checksum_digest(output / "merged")}}
+
+
+STAGE = Stage("merge", inputs, make, summary, outputs=("merged",))
+
+
+def is_outdated(run: Run) -> bool:
+    """Whether the merged model is of an earlier training than the adapter or checkpoint beside it."""
+    finished = {name: entry.get("finished", "") for name, entry in run.manifest.get("stages", {}).items()}
+    is_later = any(finished.get(name, "") > finished.get("merge", "") for name in ("train", "adapter"))
+    return is_later and not is_current(run, STAGE, key_of(inputs(run)))

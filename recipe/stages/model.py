@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any, Dict
 
-from recipe.base_model import model_code
+from recipe.base_model import hub, hub_addresses, model_code
 from recipe.base_model.download import commit, ensure
 from recipe.base_model.folder import fingerprint
 from recipe.base_model.record import ORIGIN, read_record
 from recipe.base_model.visual_encoder import encoder_run
 from recipe.core.run import Run
+from recipe.core.stage import Stage
 from recipe.xtuner import preset_facts
 
 
@@ -23,7 +24,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     sizes = [p.stat().st_size for p in place.iterdir() if p.is_file()]
     record, model = read_record(place), run.settings.model
     return {
-        "folder": run.shown(place),
+        "folder": run.relative(place),
         "files": len(sizes),
         "bytes": sum(sizes),
         "fingerprint": fingerprint(place),
@@ -37,3 +38,23 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         "verified": run.verify,
         "unknown_revision": record is None and not model.path and model.source != "tiny",
     }
+
+
+def summary(figures: Dict[str, Any]) -> str:
+    """The folder, where its files come from, and whose code loads them."""
+    revision, commit, source = figures["revision"], figures["commit"], figures["source"]
+    origin = ""
+    if figures["unknown_revision"]:
+        origin = "; not fetched by this recipe: which revision it is, is not known"
+    elif commit:
+        origin = f"; {revision} is commit {commit[:12]} at {hub_addresses.NAMES[source]}"
+    elif source:
+        origin = f"; {revision} of {hub_addresses.NAMES[source]}, which states no commit"
+    if figures["listed_by"] not in ("", hub.CLIENT) and not figures["unknown_revision"]:
+        origin += f"; the hub was asked by {figures['listed_by']}"
+    checked = "; every byte is as it was fetched" if figures["verified"] else ""
+    size = f"{figures['bytes'] / 1e6:,.1f} MB"
+    return f"{figures['folder']}, {size}{origin}{checked}; loaded with {figures['code']} code"
+
+
+STAGE = Stage("model", inputs, make, summary, always=True)

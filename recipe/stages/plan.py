@@ -11,6 +11,7 @@ from recipe.core.errors import PlanRefused
 from recipe.core.files import write_text
 from recipe.core.hashing import source
 from recipe.core.run import Run
+from recipe.core.stage import Stage
 from recipe.planning import memory
 from recipe.planning.plan import SMALL, combined_remedy, drawn_seed, predict, unknown_refusals
 from recipe.xtuner import config, preset_facts, step_choice
@@ -85,3 +86,15 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         raise PlanRefused(f"Recipe {run.name} would not learn:\n{lines}\n--force trains all the same.", figures)
     (output / "plan.json").write_text(text, encoding="utf-8")
     return {name: value for name, value in figures.items() if name != "lr_trace"}
+
+
+def summary(figures: Dict[str, Any]) -> str:
+    kept, ranks = figures["tokens_kept"] / figures["tokens"], figures["ranks"]
+    shared = f" of {figures['update_sequences']} sequences, shared by {ranks} GPUs" if ranks > 1 else ""
+    return (
+        f"{figures['tokens']:,} tokens, {kept:.1%} kept in {figures['packs']} packs; "
+        f"{figures['iterations']} iterations, {figures['updates']} updates{shared}"
+    )
+
+
+STAGE = Stage("plan", inputs, make, summary, outputs=("plan.json",))

@@ -8,7 +8,7 @@ from recipe.base_model import folder
 from recipe.base_model.tokenizer import load as load_tokenizer
 from recipe.core.hashing import source
 from recipe.core.run import Run
-from recipe.core.stage import output_digest
+from recipe.core.stage import Stage, output_digest
 from recipe.inference import chat_model
 from recipe.inference.chat_model import ChatModel
 from recipe.inference.prompt import template
@@ -44,3 +44,10 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     ]
     (output / "samples.json").write_text(json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return {"samples": samples}
+
+
+def summary(figures: Dict[str, Any]) -> str:
+    return f"{len(figures['samples'])} questions asked of base and merged model"
+
+
+STAGE = Stage("chat", inputs, make, summary, outputs=("samples.json",))

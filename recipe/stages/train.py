@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from recipe.core import distributed, tensor_files
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, RunFailed, Stopped
 from recipe.core.hashing import below
 from recipe.core.host import gpus
 from recipe.core.run import Run
-from recipe.training.checkpoints import folder, iteration_of, last_checkpoint
+from recipe.core.stage import Stage
+from recipe.training.checkpoints import folder, inputs, iteration_of, last_checkpoint
 from recipe.training.fast import verdict
 from recipe.training.log_lines import HEARTBEAT, curve_figures, parse_iterations, time_breakdown
 from recipe.training.process import failure_message, run_process, run_trainer, wait_for_first_node
@@ -28,10 +30,10 @@ def preflight(run: Run) -> None:
         hidden = ", or CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
         raise HostLacks(
             f"Recipe {run.name} trains in {kind} ({preset_facts.method(run.settings)}) and needs an NVIDIA GPU; "
-            f"nvidia-smi finds none{hidden}. Without a GPU `just demo` runs everything on a tiny model."
+            f"nvidia-smi finds none{hidden}. Without a GPU `{command_line('demo')}` runs everything on a tiny model."
         )
     if kind != "fp32" or run.settings.gpus > 1:
-        distributed.enough(run.settings)
+        distributed.check_gpu_count(run.settings)
 
 
 def state(checkpoint: Path) -> Dict[str, Any]:
@@ -64,12 +66,14 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     checkpoint = last_checkpoint(place)
     if checkpoint is None or iteration_of(checkpoint) != planned["iterations"]:
         at = f"stopped at {checkpoint.name}" if checkpoint else "left no checkpoint"
-        raise RunFailed(f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.shown(log)}")
+        raise RunFailed(
+            f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.relative(log)}"
+        )
     found = state(checkpoint)
     said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     compared = verdict.parse_log(said)
     return {
-        "checkpoint": run.shown(checkpoint),
+        "checkpoint": run.relative(checkpoint),
         "resumed_from": iteration_of(start) if start else 0,
         "iterations": found["iterations"],
         "updates": found["updates"],
@@ -79,9 +83,13 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         **curve_figures(parse_iterations(said)),
         "time_breakdown": time_breakdown(said),
         **({"fast_step": compared} if compared else {}),
-        "log": run.shown(log),
+        "log": run.relative(log),
         "made": [str(checkpoint.relative_to(run.folder))],
     }
+
+
+def summary(figures: Dict[str, Any]) -> str:
+    return f"{figures['iterations']} iterations, loss {figures['loss_first']:.3f} → {figures['loss_last']:.3f}"
 
 
 def _room(run: Run, place: Path, planned: Dict[str, Any]) -> None:
@@ -131,3 +139,6 @@ def join(run: Run) -> str:
     if end.code:
         raise RunFailed(failure_message(run, end, log, {}))
     return f"Ended at {reached}. What became of it is said by {here.address}, which also makes the adapter."
+
+
+STAGE = Stage("train", inputs, make, summary)

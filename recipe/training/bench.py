@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from recipe.core import compiler, imports, measurements
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.core.host import gpus, versions
@@ -58,7 +59,7 @@ def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[st
     import torch
 
     if not re.match(r"internlm2_.*7b", settings.base):
-        raise InputWrong(f"base = {settings.base!r}: just bench has the shapes of InternLM2-7B alone.")
+        raise InputWrong(f"base = {settings.base!r}: {command_line('bench')} has the shapes of InternLM2-7B alone.")
     has_gpu, cards = torch.cuda.is_available(), gpus()
     device = "cuda" if has_gpu else "cpu"
     sizes = SHAPES_7B if has_gpu else SHAPES_TINY

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Match, Optional, Tuple, Union
 
 from recipe.core import hardware, measurements
+from recipe.core.commands import command_line
 from recipe.core.host import gpus
 from recipe.core.run import Run
 from recipe.xtuner import step_choice
@@ -145,8 +146,8 @@ def _memory_of_others() -> int:
 def _no_kernel(found: Match[str], run: Run, planned: Plan) -> str:
     card = next((f"{card['name']}, capability {card['capability']}" for card in gpus()), "the card")
     return (
-        f"This environment's binaries have no code for {card} ({found[0]}). just doctor names the variant that serves "
-        f"it: VARIANT=cu13 for RTX 50 and B200, VARIANT=cu118 for cards before the T4."
+        f"This environment's binaries have no code for {card} ({found[0]}). {command_line('doctor')} names the "
+        f"variant that serves it: VARIANT=cu13 for RTX 50 and B200, VARIANT=cu118 for cards before the T4."
     )
 
 
@@ -167,8 +168,8 @@ def _peer_lost(found: Match[str], run: Run, planned: Plan) -> str:
 
 def _missing(found: Match[str], run: Run, planned: Plan) -> str:
     return (
-        f"The environment lacks something that training on a GPU takes ({found[0].rstrip('.')}). `just doctor` says "
-        f"what it is and how to get it."
+        f"The environment lacks something that training on a GPU takes ({found[0].rstrip('.')}). "
+        f"`{command_line('doctor')}` says what it is and how to get it."
     )
 
 

@@ -53,13 +53,13 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
     """The trainer's command line, through torchrun for several ranks. `start`: the checkpoint to resume from."""
     several = distributed.count(run.settings) > 1
     words = [sys.executable, "-m", *(distributed.launcher(run.settings) if several else ["recipe.training.entry"])]
-    words += [run.shown(run.config), "--work-dir", run.shown(place)]
+    words += [run.relative(run.config), "--work-dir", run.relative(place)]
     if several:
         words += ["--launcher", "pytorch"]
     if step_choice.deepspeed(run.settings):
-        words += ["--deepspeed", run.shown(place / DEEPSPEED_FILE)]
+        words += ["--deepspeed", run.relative(place / DEEPSPEED_FILE)]
     if start is not None:
-        words += ["--resume", run.shown(start)]
+        words += ["--resume", run.relative(start)]
     elif run.settings.train.seed is None:
         words += ["--seed", str(seed)]
     return words
@@ -93,7 +93,7 @@ def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned
     words = command(run, place, start, planned["seed"])
     if step_choice.deepspeed(run.settings):
         write_text(place / DEEPSPEED_FILE, step_choice.deepspeed_text(run.settings))
-    run.tell(log=str(log.relative_to(run.folder)))
+    run.update_status(log=str(log.relative_to(run.folder)))
     if step_choice.speed(run.settings) != "stock" and gpus() and compiler.fault():
         print(compiler.notice(), file=sys.stderr, flush=True)
     with TrainingProgress(total, planned["tokens_kept"] / planned["iterations_per_epoch"]) as progress:
@@ -105,7 +105,7 @@ def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned
             if iteration and int(iteration[2]) != total:
                 raise RunFailed(
                     f"The trainer is going to make {iteration[2]} iterations, but the plan has {total}: stopped. This "
-                    f"is a bug in this project; please report it with {run.shown(log)}."
+                    f"is a bug in this project; please report it with {run.relative(log)}."
                 )
             if iteration:
                 progress.update(int(iteration[1]), parse_iterations(line)[int(iteration[1])])
@@ -147,7 +147,7 @@ def failure_message(run: Run, end: TrainerEnd, log: Path, planned: Dict[str, Any
     said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2] + "".join(
         f"{xid}\n" for xid in end.xids
     )
-    return f"{failure.explain(end.code, said, run, planned, end.oom_killed)} Full log: {run.shown(log)}."
+    return f"{failure.explain(end.code, said, run, planned, end.oom_killed)} Full log: {run.relative(log)}."
 
 
 def run_process(run: Run, words: List[str], log: Path, on_line: Callable[[str], None]) -> TrainerEnd:

@@ -17,7 +17,7 @@ import click
 
 from recipe.core.errors import InputWrong, NotFetched, RecipeError, Stopped
 from recipe.core.files import remove, write_text
-from recipe.core.run import Run, is_held
+from recipe.core.run import Run, is_locked
 from recipe.training import checkpoints, process
 from recipe.training import log as training_log
 from recipe.training.log_lines import ITERATION, parse_iterations
@@ -37,8 +37,8 @@ def report_status(run: Run, command: str) -> Iterator[None]:
         remove(run.folder / STOP_FILE)
     # A container that only downloads runs between two others of the same run: it keeps their status.
     fetching = os.environ.get("RECIPE_FETCH") in ("model", "tokenizer")
-    run.now = read_status(run.folder) if fetching else {"command": command, "began": time.time()}
-    run.tell()
+    run.status = read_status(run.folder) if fetching else {"command": command, "began": time.time()}
+    run.update_status()
     ended = threading.Event()
     threading.Thread(target=_watch_for_stop, args=(run, ended), daemon=True).start()
     code, said = 0, ""
@@ -51,9 +51,9 @@ def report_status(run: Run, command: str) -> Iterator[None]:
     finally:
         ended.set()
         if code or not fetching:
-            run.tell(code=code, said=said, ended=time.time(), starting=False)
+            run.update_status(code=code, said=said, ended=time.time(), starting=False)
         else:
-            run.tell()
+            run.update_status()
 
 
 def _watch_for_stop(run: Run, ended: threading.Event) -> None:
@@ -61,7 +61,7 @@ def _watch_for_stop(run: Run, ended: threading.Event) -> None:
         if (run.folder / STOP_FILE).exists():
             remove(run.folder / STOP_FILE)
             if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # no training is running: nothing to save
-                run.tell(code=Stopped.code, said="Stopped as asked: resume by typing the same command.")
+                run.update_status(code=Stopped.code, said="Stopped as asked: resume by typing the same command.")
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -76,8 +76,8 @@ def read_status(folder: Path) -> Dict[str, Any]:
 def mark_starting(run: Run, command: str) -> None:
     """Replace the status of the folder's previous run: on a slow machine the new one takes a while to set its own."""
     remove(run.folder / STOP_FILE)
-    run.now = {"command": command, "began": time.time(), "starting": True}
-    run.tell()
+    run.status = {"command": command, "began": time.time(), "starting": True}
+    run.update_status()
 
 
 def _is_starting(status: Dict[str, Any]) -> bool:
@@ -88,7 +88,7 @@ def _is_starting(status: Dict[str, Any]) -> bool:
 
 def is_active(folder: Path) -> bool:
     """Whether a command runs in `folder` or is about to start there."""
-    return _is_starting(read_status(folder)) or is_held(folder)
+    return _is_starting(read_status(folder)) or is_locked(folder)
 
 
 def find_run_folder(word: str, output: Path) -> Path:

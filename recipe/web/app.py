@@ -91,7 +91,7 @@ def talk(run: Any, spoken: str) -> None:
     if state.ticket and (state.ticket.done or state.ticket.stopped):
         settle()
     try:
-        run = dataclasses.replace(run, settings=run.trained_with())
+        run = dataclasses.replace(run, settings=run.trained_settings())
         loading.find_model(run)
     except InputWrong as error:
         st.info(str(error))

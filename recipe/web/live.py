@@ -4,7 +4,7 @@ import threading
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 from recipe.core.hashing import stamp
-from recipe.core.run import is_held
+from recipe.core.run import is_locked
 from recipe.reporting import charts as curves
 from recipe.reporting import collect, format, sections
 from recipe.reporting.collect import Seen
@@ -33,7 +33,7 @@ def blocks(language: str) -> Found:
         place = log.training_folder(run)
         files = [run.folder / "run.json", *(sorted(place.glob("*/vis_data/scalars.json")) if place else [])]
         files += [place / "train.log"] if place else []
-        working = is_held(run.folder)
+        working = is_locked(run.folder)
         now = [[stamp(file) for file in files], working]
         if language not in _drawn or _drawn[language][0] != now:
             _drawn[language] = (now, Found(_blocks(collect.see(run, working), language), working))

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 import click
 
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.core.run import is_held
+from recipe.core.run import is_locked
 
 HERE = Path(__file__).resolve().parent
 PORT = 8501  # Streamlit's own
@@ -172,7 +173,7 @@ def door(app: Any, where: Place) -> Any:
             self.finish((HERE / "closed.html").read_text(encoding="utf-8"))
 
         def write_error(self, status_code: int, **_: Any) -> None:
-            self.finish(f"{status_code}: open the page by the address that just web printed.")
+            self.finish(f"{status_code}: open the page by the address that {command_line('web')} printed.")
 
     class File(web.StaticFileHandler):
         def set_extra_headers(self, path: str) -> None:
@@ -284,11 +285,11 @@ def start(name: str, words: Sequence[str], root: Path, output: Path) -> None:
 
     def trained() -> Any:
         made = find()
-        made.recall()
+        made.use_trained_settings()
         return made
 
     run = find()
     shared.find, shared.desk = find, Desk(lambda: load(trained(), where.which), present)
-    if (run.adapter.is_dir() or run.merged.is_dir()) and not is_held(run.folder):
+    if (run.adapter.is_dir() or run.merged.is_dir()) and not is_locked(run.folder):
         shared.desk.wake()
     serve(where, shared.desk)

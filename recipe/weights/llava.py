@@ -33,13 +33,13 @@ def config_values(run: Run) -> Dict[str, Any]:
     if missing:
         raise InputWrong(f"train.evaluation_images: {missing[0]} does not exist.")
     values: Dict[str, Any] = {
-        "visual_encoder_name_or_path": run.shown(visual_encoder.encoder_folder(run)),
-        "image_folder": run.shown(images_folder),
-        "evaluation_images": [run.shown(run.root / image) for image in images],
+        "visual_encoder_name_or_path": run.relative(visual_encoder.encoder_folder(run)),
+        "image_folder": run.relative(images_folder),
+        "evaluation_images": [run.relative(run.root / image) for image in images],
     }
     if run.settings.model.pretrained_pth:
         checkpoint = pretrained_checkpoint(run)
-        values["pretrained_pth"] = run.shown(checkpoint) if checkpoint else None
+        values["pretrained_pth"] = run.relative(checkpoint) if checkpoint else None
     return values
 
 

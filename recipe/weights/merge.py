@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from recipe.base_model import folder, model_code
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.core.hashing import digest, digest_of
@@ -138,19 +139,19 @@ def dry_run(run: Run) -> List[str]:
     """Describe what the merge would do, as lines. Raises what the merge would raise."""
     if preset_facts.method(run.settings) == "full":
         if "train" not in run.manifest.get("stages", {}):
-            raise InputWrong(f"There is no checkpoint in {run.shown(run.folder)} yet. Run: just train")
+            raise InputWrong(f"There is no checkpoint in {run.relative(run.folder)} yet. Run: {command_line('train')}")
     elif not run.peft.is_dir():
-        raise InputWrong(f"There is no adapter in {run.shown(run.peft)} yet. Run: just adapter")
+        raise InputWrong(f"There is no adapter in {run.relative(run.peft)} yet. Run: {command_line('adapter')}")
     plan = plan_merge(run)
     needed, free = check_disk(plan, run.folder / PART)
     touched = [target for target in plan.targets if target.parts]
     weights = sum(target.source.numel for target in touched)
     kinds = sorted({kind_of(target.name) for target in touched})
     return [
-        f"base      {run.shown(plan.base)}, {len(plan.targets)} tensors, {plan.nbytes / 1e9:.2f} GB",
-        *(f"adapter   {run.shown(place)}, weight {weight:g}" for place, weight in adapters(run)),
+        f"base      {run.relative(plan.base)}, {len(plan.targets)} tensors, {plan.nbytes / 1e9:.2f} GB",
+        *(f"adapter   {run.relative(place)}, weight {weight:g}" for place, weight in adapters(run)),
         f"changes   {len(touched)} tensors, {weights:,} weights: {', '.join(kinds)}",
-        f"writes    {run.shown(run.merged)}: {plan.shard_name(0)}{' …' * (plan.shards > 1)}, {plan.shards} shards"
+        f"writes    {run.relative(run.merged)}: {plan.shard_name(0)}{' …' * (plan.shards > 1)}, {plan.shards} shards"
         f", {', '.join(sorted(path.name for path in (*plan.copied, *plan.code)))}",
         f"resumes   after {len(finished(plan, run.folder / PART))} finished shards",
         f"disk      {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
@@ -188,12 +189,12 @@ def summary(figures: Dict[str, Any]) -> str:
 def model_card(run: Run, figures: Dict[str, Any]) -> str:
     """Model card of the merged model."""
     place, own = folder.folder(run), run.figures("adapter")
-    base = run.settings.model.id if run.settings.model.source != "tiny" else own.get("base_model", run.shown(place))
+    base = run.settings.model.id if run.settings.model.source != "tiny" else own.get("base_model", run.relative(place))
     checksum = own.get("base_sha256") or base_checksum(place)
     rows = {
         "base model": base,
         "base checksum": f"sha256 {checksum} (sizes and samples of the weight files)",
-        "trained": ", ".join(f"{run.shown(place)} × {weight:g}" for place, weight in adapters(run)) or "all weights",
+        "trained": ", ".join(f"{run.relative(place)} × {weight:g}" for place, weight in adapters(run)) or "all weights",
         "recipe": run.name,
         "changed": f"{figures['share_changed']:.2%} of {figures['weights']:,} weights, in "
         f"{figures['tensors_changed']} of {figures['tensors']} tensors",

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from recipe.base_model import folder, model_code
 from recipe.base_model.download import HEAVY
 from recipe.core import tensor_files
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.hashing import digest, key_of, stamp
 from recipe.core.tensor_files import Stored
@@ -77,14 +78,15 @@ def base_tensors(place: Path) -> Dict[str, Stored]:
         try:
             stored = tensor_files.tensors(path)
         except tensor_files.Damaged as error:
-            raise HostLacks(f"{error}. Fetch the base model again: remove the folder, then just model.")
+            raise HostLacks(f"{error}. Fetch the base model again: remove the folder, then {command_line('model')}.")
         found.update(sorted(stored.items(), key=lambda item: item[1].offset))
     index, weight_map = folder.index(place, str(place))
     missing = sorted(name for name, file in weight_map.items() if name not in found or found[name].path.name != file)
     if missing:
         raise HostLacks(
             f"{place / index} lists {len(missing)} weights that {weight_map[missing[0]]} does not hold: "
-            f"{tensor_files.listing(missing)}. Fetch the base model again: remove the folder, then just model."
+            f"{tensor_files.listing(missing)}. Fetch the base model again: remove the folder, then "
+            f"{command_line('model')}."
         )
     return found
 

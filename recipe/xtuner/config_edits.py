@@ -5,6 +5,7 @@ import math
 from typing import Any, Dict, Optional
 
 from recipe.core import distributed
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Settings
 from recipe.xtuner import llava, loggers, preset_editor, preset_facts
@@ -165,7 +166,7 @@ def _share_of_each_rank(settings: Settings, found: Facts, changes: Edits) -> Edi
         raise InputWrong(f"base = {settings.base!r} uses transformers' Trainer, here on one GPU only: gpus=1.")
     text = preset_editor.edit(preset_editor.source(settings.base), changes)
     names = ("batch_size", "accumulative_counts")
-    share = distributed.shared(settings, *(ast.literal_eval(preset_editor.part(text, name)) for name in names))
+    share = distributed.update_per_rank(settings, *(ast.literal_eval(preset_editor.part(text, name)) for name in names))
     return dict(zip(names, map(repr, share)))
 
 
@@ -191,7 +192,7 @@ def _method(settings: Settings, found: Facts) -> Edits:
     if found.kind == "image" and {wanted, found.method} != {"lora", "qlora"}:
         raise InputWrong(
             f"train.method = {wanted!r}: {found.name} is LLaVA's stage by {found.method}; XTuner has separate presets "
-            f"for the other stages (just presets llava)."
+            f"for the other stages ({command_line('presets', 'llava')})."
         )
     changes: Edits = {}
     if wanted == "full":

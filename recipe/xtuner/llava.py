@@ -2,6 +2,7 @@
 
 from typing import Any, Dict, Optional
 
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Settings
 
@@ -14,7 +15,7 @@ def check(settings: Settings, found: Any) -> None:
     if wanted and found.kind != wanted:
         raise InputWrong(
             f"data.kind: {found.name} trains on {found.kind} data and cannot take {wanted} data. For images take one "
-            f"of LLaVA's presets (just presets llava)."
+            f"of LLaVA's presets ({command_line('presets', 'llava')})."
         )
     if not model.visual_encoder:
         raise InputWrong(

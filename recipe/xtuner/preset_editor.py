@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
+from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 
 _Change = Tuple[int, int, bytes]  # start, end, new bytes
@@ -38,7 +39,7 @@ def source(name: str) -> str:
     if name not in files():
         close = difflib.get_close_matches(name, list(files()), n=3)
         hint = f" Close to it: {', '.join(close)}." if close else ""
-        raise InputWrong(f"base: XTuner 0.1.14 has no preset {name!r}.{hint} `just presets` lists all.")
+        raise InputWrong(f"base: XTuner 0.1.14 has no preset {name!r}.{hint} `{command_line('presets')}` lists all.")
     return files()[name].read_text(encoding="utf-8")
 
 

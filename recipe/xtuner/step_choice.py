@@ -83,7 +83,7 @@ def checkpointing(settings: Settings, tokens: int) -> bool:
         speed(settings) != "fast" or not found or compiler.fault()
     ):  # without a compiler PyTorch's own operations keep more
         return True
-    return not all(measurements.fits_kept(tokens, card["name"], card["memory_mib"]) for card in found)
+    return not all(measurements.fits_without_checkpointing(tokens, card["name"], card["memory_mib"]) for card in found)
 
 
 def way(settings: Settings, tokens: int) -> str:

@@ -1,0 +1,56 @@
+"""Settings as overrides (key=value): what one recipe has to add to become another."""
+
+import json
+from typing import Any, Dict, List, Optional, Sequence
+
+import tomli
+from pydantic import ValidationError
+
+from recipe.core.errors import InputWrong
+from recipe.core.recipe_files import parse_override
+from recipe.core.settings import Plan, Settings
+
+
+def get(settings: Settings, key: str) -> Any:
+    """The value of a dotted key; None for a key that does not exist."""
+    found: Any = settings.model_dump()
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def to_toml(value: Any) -> str:
+    """A value in TOML, whose strings, numbers and lists are JSON's, except for DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def flatten(values: Dict[str, Any], above: str = "") -> Dict[str, Any]:
+    """Nested tables as dotted keys."""
+    found: Dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(flatten(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value})
+    return found
+
+
+def between(base: Settings, other: Settings) -> List[str]:
+    """The overrides that turn the settings `base` into `other`."""
+    before = flatten(base.model_dump())
+    return [
+        f"{key}={to_toml(value)}"
+        for key, value in flatten(other.model_dump()).items()
+        if value != before.get(key) and value is not None
+    ]
+
+
+def price(overrides: Sequence[str]) -> Optional[float]:
+    """The plan.price_per_hour among `overrides`, None without one. Raises InputWrong for any other override."""
+    found = None
+    for override in overrides:
+        keys, value = parse_override(override, tomli)
+        if keys != ("plan", "price_per_hour"):
+            raise InputWrong(f"{override}: the run is as it was made; a report takes plan.price_per_hour=… alone.")
+        try:
+            found = Plan.model_validate({keys[1]: value}).price_per_hour
+        except ValidationError as error:
+            raise InputWrong(f"override {override}: {error.errors()[0]['msg']} (found {value!r}).")
+    return found
