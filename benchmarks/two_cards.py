@@ -327,7 +327,7 @@ class Benchmark:
         shape = memory.Shape(
             _parameters(sizes), sizes["num_hidden_layers"], sizes["hidden_size"], sizes["vocab_size"]
         )  # fmt: skip
-        table = memory.of_zero(shape, method, 4 if method == "qlora" else 16, batch * length, 64)
+        table = memory.zero_stages(shape, method, 4 if method == "qlora" else 16, batch * length, 64)
         [row] = [row for row in table if row["stage"] == stage]
         planned = row["gpu"][str(cards)] / MIB
         measured = max(one["allocated_mib"] for one in found)

@@ -210,11 +210,11 @@ def fixed(output: Path, overrides: Sequence[str]) -> None:
 
 def _tensors(output: Path) -> Dict[str, Any]:
     from recipe.training import checkpoints
-    from recipe.weights import adapter as stage
+    from recipe.weights import checkpoint_reader
 
     checkpoint = checkpoints.last_checkpoint(next(output.glob("demo/checkpoints/*")))
     assert checkpoint
-    return stage.tensors(checkpoint)
+    return checkpoint_reader.lora_tensors(checkpoint)
 
 
 def stages_of_zero(folder: Path) -> None:

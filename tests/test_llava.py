@@ -663,7 +663,7 @@ def test_the_preview_shows_where_the_image_is(stages):
     from recipe.reporting import data_report
 
     conversation = next(intake_dataset.conversations(stages[0].dataset))
-    pieces = data_report.Sight(stages[0]).pieces(conversation)
+    pieces = data_report.TokenView(stages[0]).pieces(conversation)
     assert IMAGE_TOKEN in [text for text, _ in pieces]
     assert planning_tokens.count([conversation], None, tokenizer.tokenizer(stages[0]), 99, True)["lengths"][0] > 5
 

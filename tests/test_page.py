@@ -49,12 +49,16 @@ def test_a_card_never_measured_gets_a_figure_for_memory_alone():
 def test_questions_are_reckoned_beside_the_iterations():
     asking = {"type": "EvaluateChatHook", "evaluation_inputs": ["a", "b", "c"], "max_new_tokens": 300}
     cfg = {"custom_hooks": [{"type": "DatasetInfoHook"}, asking]}
-    asked = schedule.answers(cfg, [39], 78, once=True)
-    assert asked == schedule.answers(cfg, [39, 78], 78, once=True) == 3 * (50 + 300 + 300)
-    assert schedule.answers(cfg, [39, 78], 78, once=False) == 3 * (50 + 300 + 300 + 300)  # at its end again
+    asked = schedule.generated_tokens(cfg, [39], 78, once=True)
+    assert asked == schedule.generated_tokens(cfg, [39, 78], 78, once=True) == 3 * (50 + 300 + 300)
+    assert schedule.generated_tokens(cfg, [39, 78], 78, once=False) == 3 * (50 + 300 + 300 + 300)  # at its end again
     asking["max_new_tokens"] = 20
-    assert schedule.answers(cfg, [], 78, once=True) == 3 * (50 + 20)  # the first ones have XTuner's own limit
-    assert schedule.answers({"custom_hooks": []}, [39], 78, once=True) == schedule.answers({}, [], 78, once=True) == 0
+    assert schedule.generated_tokens(cfg, [], 78, once=True) == 3 * (50 + 20)  # the first ones have XTuner's own limit
+    assert (
+        schedule.generated_tokens({"custom_hooks": []}, [39], 78, once=True)
+        == schedule.generated_tokens({}, [], 78, once=True)
+        == 0
+    )
     found = measurements.estimate(plan_of(2, 512, 78), "H100", 0, asked)
     assert (found["answers"], found["answers_seconds"]) == (asked, 287)  # 6.8 a second
 

@@ -243,7 +243,7 @@ def test_a_disk_that_fills_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path)
 
 def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
     run = Run("demo", settings.load("demo")[1], ROOT, tmp_path)
-    disk = memory.of_disk(7_000_000_000, 7_000_000_000, deepspeed=True, copies=3)
+    disk = memory.disk(7_000_000_000, 7_000_000_000, deepspeed=True, copies=3)
     planned = {"iterations": 300, "memory": {"disk": disk}}
     (tmp_path / "iter_1.pth").mkdir()
     with (tmp_path / "iter_1.pth" / "part.pt").open("wb") as stream:
