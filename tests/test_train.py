@@ -211,7 +211,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
     told = str(caught.value)
     assert told.startswith("The loss is nan at iteration 5 of 66. Likely: the learning rate is too high")
     assert "train.lr=0.001" in told
-    rows = [int(n) for n in told.split("something odd: ")[1].split(" of ")[0].split(", ")]
+    rows = [int(n) for n in told.split("in these rows: ")[1].split(" of ")[0].split(", ")]
     assert 1 <= len(rows) <= 6
     assert set(rows) <= set(range(1, 105))
     assert checkpoints.last_checkpoint(checkpoints.folder(run)).name == "iter_4.pth"
