@@ -196,42 +196,42 @@ proof *args:
 # Give the readers damaged and strange files: just fuzz [seconds] [seed]
 [group('develop')]
 fuzz *args:
-    @docker/runtime/host exec python tests/fuzz.py "$@"
+    @docker/runtime/host exec python benchmarks/fuzz.py "$@"
 
 # Measure the readers' speed and the tutorial's script's
 [group('develop')]
 bench-data *args:
-    @docker/runtime/host exec python tests/bench_data.py "$@"
+    @docker/runtime/host exec python benchmarks/bench_data.py "$@"
 
 # Measure the merge's speed, XTuner's and a copy's: just bench-merge [GB, 0.2 to 15.5] [times] [folder] [cpu,cuda]
 [group('develop')]
 bench-merge *args:
-    @docker/runtime/host exec python tests/bench_merge.py "$@"
+    @docker/runtime/host exec python benchmarks/bench_merge.py "$@"
 
 # Kill and resume training at random moments; compare every byte with an unbroken run: just survive [kills] [seed]
 [group('develop')]
 survive *args:
-    @docker/runtime/host exec python tests/survive.py "$@"
+    @docker/runtime/host exec python benchmarks/survive.py "$@"
 
 # Train with two ranks, on one machine and on two: just ranks [same] [zero] [resumed] [machines] (15 minutes)
 [group('develop')]
 ranks *args:
-    @docker/runtime/host exec python tests/ranks.py "$@"
+    @docker/runtime/host exec python benchmarks/ranks.py "$@"
 
 # Estimate the GPUs for 7B, 20B and 70B models; writes docs/guide/large-models.md
 [group('develop')]
 memory:
-    @docker/runtime/host exec python tests/memory.py
+    @docker/runtime/host exec python benchmarks/memory.py
 
 # Measure the adapter stage on the 7B recipe's 157 million parameters: just bench-adapter [layers] [folder]
 [group('develop')]
 bench-adapter *args:
-    @docker/runtime/host exec python tests/bench_adapter.py "$@"
+    @docker/runtime/host exec python benchmarks/bench_adapter.py "$@"
 
 # Run tiny models of every family in transformers through the whole recipe (20 minutes): just families [name …]
 [group('develop')]
 families *args:
-    @docker/runtime/host exec python tests/families.py "$@"
+    @docker/runtime/host exec python benchmarks/families.py "$@"
 
 # Run the linters
 [group('develop')]

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_merge import ALPHA, RANK, child, shapes
+from benchmarks.bench_merge import ALPHA, RANK, child, shapes
 
 LORA = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.1, "bias": "none", "task_type": "CAUSAL_LM"}
 

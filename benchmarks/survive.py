@@ -3,7 +3,7 @@
 Trains the demo once (2 epochs of 33 iterations) without a break, then once more and ends it by SIGKILL at `kills`
 random moments (20), every fourth while a checkpoint is being written, every fifth by SIGTERM, and types the same
 command again after each. The two adapters must have the same sha256. Further words are overrides, such as
-train.deepspeed=deepspeed_zero2 (on a machine without a GPU with PYTHONPATH=tests/no_gpu and --force).
+train.deepspeed=deepspeed_zero2 (on a machine without a GPU with PYTHONPATH=tests/support/no_gpu and --force).
 """
 
 import hashlib

@@ -512,12 +512,12 @@ def _is_rank(pid: int, rank: int) -> bool:
 
 
 def answer_for_the_card(folder: Path) -> None:
-    """Two cards whose work the CPU does (tests/no_gpu), for this process and those that it starts."""
+    """Two cards whose work the CPU does (tests/support/no_gpu), for this process and those that it starts."""
     folder.mkdir(parents=True, exist_ok=True)
     stub = folder / "nvidia-smi"
     stub.write_text(STUB, encoding="ascii")
     stub.chmod(0o755)
-    paths = [str(ROOT / "tests" / "no_gpu"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT / "tests" / "support" / "no_gpu"), os.environ.get("PYTHONPATH", "")]
     os.environ.update(
         PATH=f"{folder}{os.pathsep}{os.environ['PATH']}", PYTHONPATH=os.pathsep.join(filter(None, paths)),
         OMP_NUM_THREADS="1",

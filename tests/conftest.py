@@ -1,34 +1,36 @@
 """Shared by the tests: the repository, workbooks made on the spot, one finished demo run, a hub on this machine."""
 
 import hashlib
-import inspect
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import openpyxl
 import pytest
-from click.testing import CliRunner
-from hub_server import Hub, certificate
 
 from recipe.base_model import download, transfer
 from recipe.core import settings
 from recipe.core.run import Run
+from support.command import ROOT, recipe
+from support.hub_checks import HUB_ID
+from support.hub_server import Hub, certificate
 
-ROOT = Path(__file__).resolve().parent.parent
-# The lock of the environment in which the tests run, by PyPI's build: PyTorch's own differs in torch alone.
-LOCK = ROOT / "docker" / "locks" / ("cu13.lock" if sys.version_info >= (3, 12) else "cu118-pypi.lock")
 # How commands are named in what is printed: the same whether the tests were started by ./justw or not.
 os.environ.pop("RECIPE_COMMAND", None)
+
+
 # As the command line has it, for what tests call without it: threads that wait by spinning slow each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 # The tutorial's workbook and the real tokenizer are not ours to ship: they are found by checksum.
 WORKBOOK = "58d1e6b293790d043cb34f37014f5219ea1dcc1102acf00b65e4223f0a36b8f5"
-HUB_ID = "model.id=org/tiny"
+
+
 TOKENIZER = "f868398fc4e05ee1e8aeba95ddf18ddcc45b8bce55d5093bead5bbf80429b48b"
 
 
@@ -54,7 +56,8 @@ def _real(checksum, what):
 def pytest_collection_modifyitems(items):
     """In several processes (`-n 2 --dist loadgroup`) what shares a costly fixture stays in one of them."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("demo" if "demo" in item.fixturenames else item.path.stem))
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("demo" if "demo" in item.fixturenames else file))
 
 
 @pytest.fixture(scope="session")
@@ -65,35 +68,6 @@ def real_workbook():
 @pytest.fixture(scope="session")
 def real_tokenizer():
     return _real(TOKENIZER, "the InternLM2 tokenizer.model")
-
-
-def recipe(*words, cwd=ROOT, timeout=600, **more):
-    """`python -m recipe …` in its own process, as `just` starts it; returns the finished process."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # what docker/runtime/host puts beside, too
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
-    return subprocess.run(
-        [sys.executable, "-m", "recipe", *map(str, words)],
-        cwd=str(cwd),
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
-def runner():
-    """Of commands in this process; standard error apart, which click does by itself since 8.2."""
-    told = "mix_stderr" in inspect.signature(CliRunner).parameters
-    return CliRunner(mix_stderr=False) if told else CliRunner()
-
-
-def refused(done, code, *words):
-    """Assert that a command ended with `code` and one clear paragraph that holds `words`."""
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    for word in words:
-        assert word in done.stderr, done.stderr
 
 
 @pytest.fixture
@@ -123,18 +97,7 @@ def demo(tmp_path_factory):
     return done, output / "demo"
 
 
-def sharded(place, layers):
-    """A tiny InternLM2 in several shards, made in `place`; returns that."""
-    from recipe.base_model import tiny
-
-    tiny.make(
-        place, ["压力很大，怎么办？ hello world"] * 9, vocab_size=700, hidden_size=64, layers=layers, heads=4,
-        kv_heads=2, intermediate_size=128, max_shard_size="130KB",
-    )  # fmt: skip
-    return place
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The files of a tiny InternLM2: path → bytes."""
     root = tmp_path_factory.mktemp("tiny")
@@ -142,12 +105,12 @@ def tiny(tmp_path_factory):
     return {path.name: path.read_bytes() for path in place.iterdir()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tls(tmp_path_factory):
     return certificate(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def caches(tmp_path_factory):
     """ModelScope writes an index of its own code at the first import: once is enough."""
     return tmp_path_factory.mktemp("caches")
@@ -176,3 +139,12 @@ def asking(tmp_path):
         return Run("coach", settings.load("coach", [HUB_ID, *overrides])[1], tmp_path, tmp_path / "output")
 
     return make
+
+
+@pytest.fixture
+def run_of_demo(tiny, tmp_path):
+    place = tmp_path / "base"
+    place.mkdir()
+    for name, body in tiny.items():
+        (place / name).write_bytes(body)
+    return place

@@ -1,6 +1,7 @@
 """Container engines on machines that are not here: which is chosen, what the doctor says of it, how it is called.
 
-The programs are stand-ins: for the choice those of test_doctor.py, for the calls one that prints its arguments.
+The programs are stand-ins: for the choice those of support/stand_in_machine.py, for the calls one that
+prints its arguments.
 """
 
 import json
@@ -8,8 +9,9 @@ import os
 import subprocess
 
 import pytest
-from conftest import ROOT
-from test_doctor import (
+
+from support.command import ROOT
+from support.stand_in_machine import (
     DOCKER_DOWN,
     IN_WSL,
     NVIDIA,
@@ -26,16 +28,29 @@ from test_doctor import (
 )  # fmt: skip
 
 CARD = {"nvidia_smi": nvidia_smi(RTX_3090)}
+
+
 CDI = "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n"
+
+
 # As NVIDIA Container Toolkit 1.19 writes it.
 WITH_GIDS = "cdiVersion: 0.7.0\nkind: nvidia.com/gpu\ndevices:\n- containerEdits:\n    additionalGids:\n    - 44\n"
+
+
 APPTAINER = "#!/bin/sh\necho apptainer version 1.3.4\n"
+
+
 FLAG = "nvidia-ctk cdi generate --feature-flag=no-additional-gids-for-device-nodes --output=/etc/cdi/nvidia.yaml"
+
+
 DESKTOP = docker(system="Docker Desktop")
+
+
 ADDRESSES = [
     "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "PIP_INDEX_URL", "UV_DEFAULT_INDEX", "TORCH_INDEX",
     "HF_ENDPOINT", "MODELSCOPE_DOMAIN",
 ]  # fmt: skip
+
 
 # Programs, files, variables; which runtime is chosen; of each engine that is passed over, what the doctor says.
 SITUATIONS = {

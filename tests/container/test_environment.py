@@ -4,18 +4,21 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 from elftools.elf.elffile import ELFFile
-from test_lock import pins
+
+from support.command import ROOT
+from support.environment import CU13
+from support.locks import pins
 
 ENVIRONMENT = Path(os.environ["VIRTUAL_ENV"]).resolve()
+
+
 [SITE] = ENVIRONMENT.glob("lib/python3.*/site-packages")
-CU13 = sys.version_info >= (3, 12)
+
+
 # What PyTorch's +cu118 wheels hold in torch/lib, by pytorch/builder at release/2.0 (56177be): DEPS_LIST of
 # manywheel/build_cuda.sh, of which fname_with_sha256 in build_common.sh renames what the second line has
 # (libcudart-d0da41ae.so.11.0). All else of CUDA is linked in (ATEN_STATIC_CUDA, USE_STATIC_NCCL).
@@ -23,11 +26,21 @@ BUNDLED = ["libcublas.so.11", "libcublasLt.so.11", "libnvrtc-builtins.so.11.8", 
 BUNDLED += [
     f"libcudnn_{part}.so.8" for part in ("adv_infer", "adv_train", "cnn_infer", "cnn_train", "ops_infer", "ops_train")
 ]
+
+
 RENAMED = ["libcudart.so.11.0", "libnvToolsExt.so.1", "libnvrtc.so.11.2", "libgomp.so.1"]
+
+
 PACKAGES = {"nvidia-cuda-runtime-cu11": "libcudart.so.11.0", "nvidia-cusparse-cu11": "libcusparse.so.11"}
+
+
 # The C library's, GCC's and zlib of every Debian; libGL and GLib, which the Dockerfile installs.
 BASE = r"(ld-linux-x86-64|lib(c|m|dl|rt|util|pthread|gcc_s|stdc\+\+|z|GL|glib-2\.0|gthread-2\.0))\.so\.\d+"
+
+
 DRIVER = r"libcuda\.so\.1"
+
+
 # Loaded by no stage: bitsandbytes for other accelerators, OpenCV's windows, InfiniBand and its like.
 UNUSED = r"nvshmem_(bootstrap|transport)|libcufile_rdma|cv2/qt/|Qt5|libxcb|libxkb|libbitsandbytes_(?!cpu\.|cuda%s\.)"
 UNUSED %= "130" if CU13 else "118"
@@ -203,91 +216,3 @@ def test_training_needs_no_toolkit_and_no_compiler(bare):
         fails = subprocess.run(selftest, env={**bare, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
         assert fails.returncode == 3
         assert "stop\tdeepspeed" in fails.stdout
-
-
-@pytest.fixture
-def compiler(monkeypatch):
-    """recipe.core.compiler on a machine that has none; what else may be missing is the test's."""
-    from recipe.core import compiler
-
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("CC", raising=False)
-    fault = compiler.fault
-    fault.cache_clear()
-    yield compiler
-    fault.cache_clear()
-
-
-@pytest.mark.skipif(not CU13, reason="only cu13 compiles")
-def test_what_a_compiler_may_lack(compiler, monkeypatch, tmp_path):
-    assert compiler.fault() == "there is no C compiler"
-    assert "apt-get install gcc libc6-dev" in compiler.notice()
-    assert "slower" in compiler.notice()
-    for text, said in (("exit 1", "compiles nothing"), ("echo 'x.c:1: fatal error: dlfcn.h'; exit 1", "dlfcn.h")):
-        (tmp_path / "cc").write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / "cc").chmod(0o755)
-        monkeypatch.setenv("CC", str(tmp_path / "cc"))
-        compiler.fault.cache_clear()
-        assert said in compiler.fault()
-    monkeypatch.setenv("CC", str(tmp_path / "none"))
-    compiler.fault.cache_clear()
-    assert "does not start" in compiler.fault()
-    monkeypatch.setattr(compiler.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    compiler.fault.cache_clear()
-    assert "headers are not in" in compiler.fault()
-    assert compiler.remedy() == "apt-get install python3.12-dev"
-
-
-@pytest.mark.skipif(not CU13, reason="only cu13 compiles")
-def test_the_fast_step_does_without_a_compiler(compiler, monkeypatch):
-    """On what says that it is on a card, PyTorch's own operations."""
-    import bitsandbytes
-    import torch
-
-    from recipe.training.fast import kernels, nf4
-
-    class OnCard(torch.Tensor):
-        is_cuda = True
-
-    def on_card(value):
-        return value.as_subclass(OnCard)
-
-    norm = torch.nn.LayerNorm(64)
-    norm.variance_epsilon = 1e-6
-    x, y, angle = torch.randn(2, 2, 5, 64), torch.randn(2, 2, 5, 64), torch.randn(5, 64)
-    for work in (
-        lambda a, b: kernels.rms_norm(a, norm),
-        kernels.swiglu,
-        lambda a, b: torch.cat(kernels.rotate(a, b, angle.cos(), angle.sin())),
-    ):
-        assert torch.equal(work(on_card(x), on_card(y)).as_subclass(torch.Tensor), work(x, y))
-    packed, state = bitsandbytes.functional.quantize_4bit(x.reshape(-1, 64), quant_type="nf4")
-    packed.quant_state = state
-    plain = nf4.dequantize(packed, torch.float32)
-    weight = on_card(packed)
-    weight.quant_state = state
-    assert torch.equal(nf4.dequantize(weight, torch.float32).as_subclass(torch.Tensor), plain)
-    monkeypatch.setattr(compiler, "fault", lambda: "")
-    with pytest.raises(Exception, match=r"(?i)triton|cuda|driver|pointer"):
-        kernels.swiglu(on_card(x), on_card(y))
-
-
-def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
-    from recipe.core import compiler, settings
-    from recipe.training import process
-    from recipe.xtuner import step_choice
-
-    def started(*words):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(process, "gpus", lambda: [{"name": "one"}])
-    monkeypatch.setattr(process, "command", lambda *words: [])
-    monkeypatch.setattr(process, "run_process", started)
-    monkeypatch.setattr(compiler, "fault", lambda: "there is no C compiler")
-    run = SimpleNamespace(settings=settings.load("demo")[1], folder=tmp_path, tell=lambda **words: None)
-    planned = {"seed": 0, "iterations": 1, "iterations_per_epoch": 1, "tokens_kept": 1}
-    for speed in ("fast", "stock"):
-        monkeypatch.setattr(step_choice, "speed", lambda settings, speed=speed: speed)
-        with pytest.raises(KeyboardInterrupt):
-            process.run_trainer(run, tmp_path, tmp_path / "train.log", None, planned)
-        assert ("there is no C compiler" in capsys.readouterr().err) == (speed == "fast")

@@ -17,12 +17,19 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from test_doctor import older_python
+
+from support.command import ROOT
+from support.stand_in_machine import older_python
 
 VARIANT, VERSION = ("cu13", "3.12") if sys.version_info >= (3, 12) else ("cu118", "3.8")
+
+
 LOCK = "cu13.lock" if VARIANT == "cu13" else "cu118-pypi.lock"
+
+
 PYTHON = os.path.realpath(sys.executable)
+
+
 # What a recipe is in these clones: it says which Python runs it and what surrounds it.
 RECIPE = """import os, sys, torch
 print(sys.executable, sys.version_info[:2] == (%s), torch.__file__, os.environ.get("USER"), sys.argv[1:])
@@ -336,7 +343,7 @@ def _without_python(host):
 
 SCRIPTS = [
     path
-    for path in [ROOT / "justw", ROOT / "tests/standin", *ROOT.glob("docker/**/*"), *ROOT.glob(".ci/*")]
+    for path in [ROOT / "justw", ROOT / "tests/support/standin", *ROOT.glob("docker/**/*"), *ROOT.glob(".ci/*")]
     if path.is_file() and re.match(rb"#!.*[ /](ba)?sh\b", path.read_bytes())
 ]
 

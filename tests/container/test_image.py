@@ -23,14 +23,25 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import LOCK, ROOT
-from test_watch import WORDS, read_until, terminal
+
+from support.command import LOCK, ROOT
+from support.terminal import WORDS, read_until, terminal
 
 PACKAGES = re.search(r"packages=\((.*)\)", (ROOT / ".ci/run").read_text(encoding="utf-8"))[1]
+
+
 ENGINES = f"apt-get install --no-install-recommends {PACKAGES}"
+
+
 CERTIFICATES = "ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt"
+
+
 ENVIRONMENT = Path(os.environ["VIRTUAL_ENV"]).resolve()
+
+
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
 PROBE = """
 id -u
 touch /opt/x 2>&1; touch recipe/x 2>&1; touch models/x 2>&1
@@ -56,11 +67,11 @@ def ok(words, **more):
 
 @pytest.fixture(scope="module")
 def standin(tmp_path_factory):
-    """A base image as a file; see tests/standin."""
+    """A base image as a file; see tests/support/standin."""
     if os.geteuid() != 0 or not shutil.which("mmdebstrap"):
         pytest.skip(f"a base image is made as root with mmdebstrap: {ENGINES}")
     file = tmp_path_factory.mktemp("base") / "standin.tar"
-    done = run([ROOT / "tests" / "standin", file])
+    done = run([ROOT / "tests" / "support" / "standin", file])
     if done.returncode:
         pytest.skip(f"NO IMAGE TEST: a base image cannot be made here: {done.stderr[-400:]}")
     return file

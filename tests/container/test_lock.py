@@ -6,22 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import LOCK, ROOT
+
+from support.command import LOCK, ROOT
+from support.locks import DOCKER, blocks, pins
 
 sys.path.insert(0, str(ROOT / "docker/locks"))
+
 import lock
-
-DOCKER = ROOT / "docker/locks"
-
-
-def blocks(name):
-    return dict(lock.packages((DOCKER / name).read_text(encoding="utf-8")))
-
-
-def pins(name):
-    return {
-        package: re.match(r"\S+?==(\S+)", re.sub(r"\[.*?\]", "", block))[1] for package, block in blocks(name).items()
-    }
 
 
 def test_flavours_differ_in_torch_torchvision_and_nvidia_only():

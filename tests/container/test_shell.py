@@ -10,13 +10,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from mmengine.config import Config
 
 from recipe.base_model import tiny
+from support.command import ROOT
 
 pytestmark = pytest.mark.skipif(Path("/root/autodl-tmp").exists(), reason="a real /root/autodl-tmp is not ours")
+
+
 CONFIG = "/root/autodl-tmp/ft-learn/config/internlm2_chat_7b_qlora_oasst1_e3_career_coach.py"
+
+
 COMMANDS = f"""
 set -e
 mkdir -p /root/autodl-tmp/ft-learn
@@ -52,7 +56,11 @@ def test_the_pages_commands_find_its_folders():
 
 
 BASE = "/root/autodl-tmp/Shanghai_AI_Laboratory/internlm2-chat-7b"
+
+
 WORK = "/root/work_dirs/internlm2_chat_7b_qlora_oasst1_e3_career_coach"
+
+
 # The page edits its config by hand: these are its changes.
 EDITS = {
     "^pretrained_model_name_or_path = .*": f"pretrained_model_name_or_path = '{BASE}'",
@@ -64,6 +72,8 @@ EDITS = {
     ),
     "dataset_map_fn=oasst1_map_fn": "dataset_map_fn=None",
 }
+
+
 PREPARE = """
 set -e
 mkdir -p {base} /root/autodl-tmp/ft-learn/dataset /root/autodl-tmp/ft-learn/config
@@ -74,6 +84,8 @@ xtuner copy-cfg internlm2_chat_7b_qlora_oasst1_e3 /root/autodl-tmp/ft-learn/conf
 mv /root/autodl-tmp/ft-learn/config/internlm2_chat_7b_qlora_oasst1_e3_copy.py {config}
 sed -i {edits} {config}
 """
+
+
 TRAIN = f"""
 xtuner train {CONFIG} --deepspeed deepspeed_zero2
 mkdir -p {WORK}/hf
@@ -93,7 +105,7 @@ def test_the_pages_training_conversion_and_merge(tmp_path):
             turn = {"system": "你是职场教练", "input": f"问题{number}", "output": answer}
             stream.write(json.dumps({"conversation": [turn]}, ensure_ascii=False) + "\n")
     edits = " ".join(f'-e "s|{old}|{new}|"' for old, new in EDITS.items())
-    no_gpu = ROOT / "tests" / "no_gpu"
+    no_gpu = ROOT / "tests" / "support" / "no_gpu"
     commands = PREPARE.format(base=BASE, here=tmp_path, no_gpu=no_gpu, config=CONFIG, edits=edits) + TRAIN
     done = subprocess.run(
         [str(ROOT / "docker/runtime/host"), "shell"],

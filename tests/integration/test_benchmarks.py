@@ -1,4 +1,4 @@
-"""The measurements that `just` has recipes for, each at a size that a suite can bear."""
+"""The measurements of benchmarks/, each at a small size, and the page that one writes."""
 
 import json
 import os
@@ -6,7 +6,11 @@ import re
 import shutil
 import subprocess
 
-from conftest import ROOT
+import pytest
+
+from benchmarks import memory
+from recipe.core import measurements
+from support.command import ROOT
 
 JUST = shutil.which("just")
 
@@ -45,3 +49,20 @@ def test_the_merges_speed(tmp_path):
     assert "equal to one rounding of each: 98,174,464 weights" in said
     assert "6 of 10 tensors changed" in said
     assert os.listdir(str(tmp_path)) == []
+
+
+def test_the_page_is_what_the_command_makes():
+    assert memory.PAGE.read_text(encoding="utf-8") == memory.page()
+
+
+def test_sizes_are_the_models_own():
+    seven, twenty, seventy = memory.MODELS
+    assert seven.parameters == 7_737_708_544  # of the merged 7B model's files
+    assert seven.trained == 157_179_904
+    assert twenty.parameters == 19_861_149_696  # from its published shape, 48 layers of 6144
+    assert seventy.parameters == 68_976_648_192  # as published
+
+
+def test_what_is_computed_is_what_was_measured():
+    computed = memory.states(memory.MODELS[0], 1, 1)["QLoRA, ZeRO-2"][0] / 2**20
+    assert computed == pytest.approx(measurements.memory_mib(0, "H100"), rel=0.02)

@@ -1,6 +1,5 @@
 """Talking to the models: at a terminal, which a pseudo-terminal stands in for, and through a pipe."""
 
-import io
 import json
 import os
 import pty
@@ -13,13 +12,13 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, recipe, refused
 
 from recipe.core import settings
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.inference import chat_model, loading
 from recipe.inference import terminal as chat
+from support.command import ROOT, recipe, refused
 
 QUESTION = "面试前特别紧张，怎么调整？"
 
@@ -202,19 +201,6 @@ def test_turns_and_commands(run, capsys):
     assert len(model.tokenizer(told("甲", kept, "早"))["input_ids"]) <= 300
     assert len(model.tokenizer(told("甲", long[-len(kept) - 1 :], "早"))["input_ids"]) > 300
     capsys.readouterr()
-
-
-@pytest.mark.parametrize(
-    ("given", "said"), [("你好\n", "你好"), ("你好\n".encode("gb18030"), "你好"), (b"\xff\n", "Line 1")]
-)
-def test_a_pipe_is_read_in_utf8_and_gb18030(monkeypatch, given, said):
-    given = given.encode() if isinstance(given, str) else given
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), encoding="ascii"))
-    if said == "Line 1":
-        with pytest.raises(InputWrong, match="Line 1 of standard input is neither UTF-8 nor GB18030"):
-            list(chat.piped_lines())
-    else:
-        assert [line.strip() for line in chat.piped_lines()] == [said]
 
 
 def test_which_model_is_meant(run, tmp_path):

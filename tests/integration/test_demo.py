@@ -5,7 +5,8 @@ import re
 import time
 
 import pytest
-from conftest import recipe, refused
+
+from support.command import recipe, refused
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +171,10 @@ def test_earlier_outputs_survive_a_mistake(demo):
     assert recipe("demo", 'data.files=["data/none.xlsx"]', "--output", demo[1].parent).returncode == 2
     after = sorted((p.name, p.stat().st_mtime_ns) for p in demo[1].iterdir() if not p.name.startswith("."))
     assert before == after
+
+
+def test_words_that_would_be_taken_for_others_are_refused(demo):
+    refused(recipe("chat", "demo", "train.lr＝1e-4", "--output", demo[1].parent), 2, "Type = in its place")
+    for stage in ("verify", "watch", "stop"):
+        refused(recipe(stage, "demo", "train.lr=1", "--output", demo[1].parent), 2, f"{stage} takes no settings")
+    refused(recipe("preview", "demo", "²", "--output", demo[1].parent), 2, "is not a conversation number")

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 import pytest
-from conftest import ROOT, runner
 from PIL import Image
-from test_report import CHROMIUM, chromium
 
 from recipe.cli import grammar
 from recipe.cli.main import COMMANDS, cli
@@ -28,13 +26,27 @@ from recipe.core import distributed, measurements, settings
 from recipe.export.targets import TARGETS
 from recipe.planning import plan
 from recipe.stages import reproduce
+from support.chromium import CHROMIUM, chromium
+from support.command import ROOT, runner
 
 ENGLISH = sorted([ROOT / "README.md", ROOT / "data/README.md", *ROOT.glob("docs/en/*.md")])
+
+
 CHINESE = {path: path.parent.parent / "zh" / path.name for path in ROOT.glob("docs/en/*.md")}
+
+
 PAIRS = [(path, CHINESE.get(path, path.with_name(path.stem + ".zh-CN.md"))) for path in ENGLISH]
+
+
 DOCUMENTS = [path for pair in PAIRS for path in pair]
+
+
 NAMES = [path.relative_to(ROOT).as_posix() for path in ENGLISH]
+
+
 FENCE = re.compile(r"(?ms)^```(\w*)\n(.*?)^```$")
+
+
 JUST = re.compile(r"(?:^|[ |&] *)(?:\./justw|just)(?: |$)")
 
 
@@ -184,45 +196,53 @@ def kind(command: Command) -> str:
 
 HERE = {"data", "data-report", "preview", "plan", "report", "compare", "diff", "model", "train", "merge", "eval",
         "merge --dry-run", "presets", "new --from", "config", "doctor", "fuzz", "bench-data", ""}  # fmt: skip
+
+
 TESTED: Dict[str, str] = {
     "demo": "conftest.py::demo",
-    "bench": "test_fast.py::test_bench_measures_and_plan_reckons_with_it",
-    "web": "test_web.py::test_refused_at_the_command_line",
-    "chat": "test_demo.py::test_chat_never_trains",
-    "chat model": "test_chat.py::test_a_conversation_at_a_terminal",
-    "chat image": "test_llava.py::test_a_question_about_an_image",
-    "chat |": "test_chat.py::test_a_pipe_gets_answers_alone",
-    "export": "test_export.py::test_the_command",
-    "model --verify": "test_model.py::test_what_was_fetched_is_checked_ever_after",
-    "reproduce": "test_reproduce.py::test_the_published_run_digit_for_digit",
-    "shell": "test_shell.py::test_the_pages_training_conversion_and_merge",
-    "survive": "test_train.py::stopped_and_resumed",
-    "cluster": "test_cluster.py::test_the_command",
-    "memory": "test_memory.py::test_the_page_is_what_the_command_makes",
-    "train --detach": "test_watch.py::detached",
-    "watch": "test_watch.py::detached",
-    "stop": "test_watch.py::detached",
-    "verify": "test_verify.py::test_an_untouched_run_is_ok_and_stays_as_it_was",
-    "lock": "test_lock.py::test_locks_are_made_again_byte_for_byte",
-    "test": "test_front.py::test_ci_calls_the_readmes_test_command",
-    "image": "test_image.py::test_the_whole_image",
-    "image build": "test_image.py::test_the_whole_image",
-    "image check": "test_image.py::test_the_whole_image",
-    "image pull": "test_image.py::test_published_by_docker",
-    "image push": "test_image.py::test_published_by_docker",
-    "image save": "test_image.py::test_save_and_load",
-    "image load": "test_image.py::test_save_and_load",
-    "image sizes": "test_image.py::test_where_the_bytes_are",
+    "bench": "unit/training/test_bench.py::test_bench_measures_and_plan_reckons_with_it",
+    "web": "integration/test_web.py::test_refused_at_the_command_line",
+    "chat": "integration/test_demo.py::test_chat_never_trains",
+    "chat model": "integration/test_chat.py::test_a_conversation_at_a_terminal",
+    "chat image": "integration/test_llava.py::test_a_question_about_an_image",
+    "chat |": "integration/test_chat.py::test_a_pipe_gets_answers_alone",
+    "export": "integration/test_export.py::test_the_command",
+    "model --verify": "integration/test_hub.py::test_what_was_fetched_is_checked_ever_after",
+    "reproduce": "integration/test_reproduce.py::test_the_published_run_digit_for_digit",
+    "shell": "container/test_shell.py::test_the_pages_training_conversion_and_merge",
+    "survive": "integration/test_training.py::stopped_and_resumed",
+    "cluster": "unit/test_cluster.py::test_the_command",
+    "memory": "integration/test_benchmarks.py::test_the_page_is_what_the_command_makes",
+    "train --detach": "integration/test_watch.py::detached",
+    "watch": "integration/test_watch.py::detached",
+    "stop": "integration/test_watch.py::detached",
+    "verify": "integration/test_verify.py::test_an_untouched_run_is_ok_and_stays_as_it_was",
+    "lock": "container/test_lock.py::test_locks_are_made_again_byte_for_byte",
+    "test": "integration/test_repository.py::test_ci_calls_the_readmes_test_command",
+    "image": "container/test_image.py::test_the_whole_image",
+    "image build": "container/test_image.py::test_the_whole_image",
+    "image check": "container/test_image.py::test_the_whole_image",
+    "image pull": "container/test_image.py::test_published_by_docker",
+    "image push": "container/test_image.py::test_published_by_docker",
+    "image save": "container/test_image.py::test_save_and_load",
+    "image load": "container/test_image.py::test_save_and_load",
+    "image sizes": "container/test_image.py::test_where_the_bytes_are",
     # Each at a size that a suite can bear
-    "proof": "test_long.py::test_the_proofs_model",
-    "proof --check": "test_long.py::test_the_proofs_model",
-    "bench-adapter": "test_long.py::test_the_adapters_speed",
-    "bench-merge": "test_long.py::test_the_merges_speed",
-    "ranks": "test_ranks.py::ended",
-    "families": "test_full.py::test_a_tiny_llama_goes_the_whole_way",
+    "proof": "integration/test_benchmarks.py::test_the_proofs_model",
+    "proof --check": "integration/test_benchmarks.py::test_the_proofs_model",
+    "bench-adapter": "integration/test_benchmarks.py::test_the_adapters_speed",
+    "bench-merge": "integration/test_benchmarks.py::test_the_merges_speed",
+    "ranks": "integration/test_ranks.py::ended",
+    "families": "integration/test_full.py::test_a_tiny_llama_goes_the_whole_way",
 }
+
+
 BY_HAND = {"proof", "bench-adapter", "bench-merge", "ranks", "families"}  # at their full size
+
+
 OF_NO_RECIPE = {"presets", "new"}
+
+
 BEFORE_TESTS = {"lint"}  # `just test` begins with it
 
 
@@ -378,8 +398,8 @@ def test_the_rest_of_the_documents_commands_run(demo):
             assert ("[start]" if not command.name else "Recipe coach can") in done.stdout
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for words, said in (
-        (["tests/fuzz.py", "1", "20261125"], "none failed"),
-        (["tests/bench_data.py", "50", "1"], "equal"),
+        (["benchmarks/fuzz.py", "1", "20261125"], "none failed"),
+        (["benchmarks/bench_data.py", "50", "1"], "equal"),
     ):
         done = subprocess.run([sys.executable, *words], cwd=str(ROOT), env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -491,7 +511,7 @@ def test_memory_of_small_cards_is_what_the_doctor_reckons():
         import gpu
     finally:
         sys.path.pop(0)
-    from test_doctor import RTX_2080_TI, RTX_3060
+    from support.stand_in_machine import RTX_2080_TI, RTX_3060
 
     kept = {RTX_2080_TI[1]: RTX_2080_TI[2], RTX_3060[1]: RTX_3060[2]}  # the driver keeps the rest
     page = text(ROOT / "docs/en/small-cards.md")

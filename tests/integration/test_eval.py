@@ -1,90 +1,22 @@
-"""Held-out conversations, and what is measured on them."""
+"""The demo's evaluation on its held-out conversations."""
 
 import json
 import math
-import random
 import re
 import shutil
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, recipe, refused
 
 from recipe.core import settings
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
-from recipe.inference import chat_model, evaluate, loading, prompt, scores
-from recipe.intake import dataset, split
+from recipe.inference import chat_model, loading, prompt
+from recipe.intake import dataset
 from recipe.planning import tokens
 from recipe.stages import evaluate as evaluate_stage
 from recipe.stages import pipeline
-
-
-def talk(*questions):
-    return [{"input": question, "output": "答"} for question in questions]
-
-
-def test_equal_questions_are_found_whatever_their_signs():
-    assert split.key("压力大，怎么办？", 0) == split.key(" 压力大怎么办 ?", 0)
-    assert split.key("Ｈow？", 0) == split.key("how", 0)
-    assert len({split.key(text, 0) for text in ("？", "！", "怎么办", "怎么")}) == 4
-    assert split.key("怎么办", 0) != split.key("怎么办", 1)
-
-
-def test_what_is_held_out_has_no_question_in_common_with_the_rest():
-    for seed in range(30):
-        chance = random.Random(seed)
-        talks = [talk(*(f"问{chance.randrange(150)}" for _ in range(chance.choice([1, 1, 2])))) for _ in range(100)]
-        chosen = split.choose(talks, 0.1, seed)
-        assert len(chosen) == 10
-        asked = [split.keys(talks[number]) for number in chosen]
-        rest = set().union(*(split.keys(one) for number, one in enumerate(talks) if number not in chosen))
-        assert not rest & set().union(*asked)
-        assert sum(map(len, asked)) == len(set().union(*asked))
-        # Chosen by what it says: the order of the rows, and rows that are gone, change nothing.
-        order = chance.sample(range(100), 100)
-        again = split.choose([talks[number] for number in order], 0.1, seed)
-        assert {order[number] for number in again} == chosen
-        assert split.choose(talks, 0.1, seed + 1) != chosen
-
-
-def test_too_few_to_hold_out():
-    assert split.choose([talk(str(n)) for n in range(14)], 0.1, 0) == set()
-    assert len(split.choose([talk(str(n)) for n in range(15)], 0.1, 0)) == 2
-    assert split.choose([talk("甲")] * 100, 0.1, 0) == set()
-
-
-def lines(path):
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def test_data_writes_both_parts_and_files_of_ones_own(tmp_path, workbook):
-    for name, more in (("all", ["data.eval_share=0"]), ("part", []), ("other", ["train.seed=1"])):
-        done = recipe("data", "demo", *more, "--output", tmp_path / name)
-        assert done.returncode == 0, done.stderr
-        assert ("10 more held out" in done.stdout) == (name != "all")
-    whole = lines(tmp_path / "all/demo/dataset.jsonl")
-    kept, held = (lines(tmp_path / "part/demo" / name) for name in ("dataset.jsonl", "eval.jsonl"))
-    assert [line for line in whole if line not in held] == kept
-    assert sorted(kept + held) == sorted(whole)
-    assert lines(tmp_path / "all/demo/eval.jsonl") == []
-    assert set(lines(tmp_path / "other/demo/eval.jsonl")) != set(held)
-
-    asked = [turn["input"] for talk in dataset.conversations(tmp_path / "all/demo/dataset.jsonl") for turn in talk]
-    own = workbook(
-        s=[["q", "a"], ["没有人问过的问题", "答"], [asked[5] + "!", "另一个答案"], ["没有人问过的问题？", "答"]]
-    )
-    done = recipe("data", "demo", f"data.eval_files={own}", "--output", tmp_path / "own")
-    assert "1 more held out; 2 of data.eval_files not: " in done.stdout
-    assert lines(tmp_path / "own/demo/dataset.jsonl") == whole
-    [[turn]] = dataset.conversations(tmp_path / "own/demo/eval.jsonl")
-    assert turn["input"] == "没有人问过的问题"
-    assert turn["system"] == json.loads(whole[0])["conversation"][0]["system"]
-    missing = recipe("data", "demo", "data.eval_files=data/none.csv", "--output", tmp_path / "own")
-    assert missing.returncode == 2
-    assert "data.eval_files of recipe demo" in missing.stderr
-
+from support.command import ROOT, recipe, refused
 
 # ---- Measuring
 
@@ -162,16 +94,6 @@ def test_the_loss_is_transformers_own_whatever_the_batch(found, voice, encoded):
     assert found["tokens"] == sum(counts)
 
 
-def test_batches_hold_no_more_than_they_may():
-    chance = random.Random(0)
-    lengths = [chance.randrange(1, 3000) for _ in range(200)]
-    batches = list(chat_model._batches(lengths, 8))
-    assert sorted(number for batch in batches for number in batch) == list(range(200))
-    for batch in batches:
-        assert len(batch) <= 8
-        assert len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= chat_model.MAX_BATCH_TOKENS
-
-
 def test_answers_in_a_batch_are_those_asked_alone(found, run, voice):
     system = run.settings.data.system
     questions = ["压力大怎么办？", "面试前特别紧张，怎么调整？", "早"]
@@ -181,56 +103,6 @@ def test_answers_in_a_batch_are_those_asked_alone(found, run, voice):
     assert together[::-1] == voice.answer_batch(prompts[::-1], 40, 2)
     assert any(answer.ended for answer in together)
     assert voice.answer(system, [], questions[0], limit=2).ended is False
-
-
-def test_intervals_are_students_where_all_answers_are_equally_long():
-    from scipy import stats
-
-    chance = random.Random(1)
-    base, tuned = ([(chance.gauss(mean, 2) * 20, 20) for _ in range(9)] for mean in (50, 48))
-    mean, interval = evaluate.ratio(*zip(*tuned))
-    theirs = stats.ttest_1samp([value / 20 for value, _ in tuned], 0)
-    assert mean == pytest.approx(sum(value for value, _ in tuned) / 180)
-    assert interval == pytest.approx(tuple(theirs.confidence_interval()))
-    paired = stats.ttest_rel([value / 20 for value, _ in tuned], [value / 20 for value, _ in base])
-    assert evaluate.compared(base, tuned)["difference"]["interval"] == pytest.approx(list(paired.confidence_interval()))
-
-
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Of unequal lengths, with a loss that depends on them: 95 % of the intervals, give or take, hold the ratio."""
-    chance = random.Random(2)
-    held = 0
-    for _ in range(1000):
-        counts = [chance.randrange(10, 100) for _ in range(30)]
-        low, high = evaluate.ratio([count * (2 + chance.gauss(0, 0.5)) for count in counts], counts)[1]
-        held += low <= 2 <= high
-    assert 925 <= held <= 970
-
-
-def test_verdicts():
-    base = [(20.0 + n, 10) for n in range(8)]
-    assert evaluate.compared(base, [(v - 1 - n / 10, c) for n, (v, c) in enumerate(base)])["verdict"] == "better"
-    assert evaluate.compared(base, [(v + 1 + n / 10, c) for n, (v, c) in enumerate(base)])["verdict"] == "worse"
-    noise = evaluate.compared(base, [(v + (-1) ** n, c) for n, (v, c) in enumerate(base)])
-    assert (noise["verdict"], noise["difference"]["lower_in"]) == ("no difference", 4)
-    assert evaluate.compared(base, base)["verdict"] == "no difference"
-
-
-def test_scores():
-    assert scores.is_repetitive("先休息，先休息，先休息，先休息，")
-    assert scores.is_repetitive("好好好好好好好好好好")
-    assert not scores.is_repetitive("先休息，再休息，先说出来，再说清楚。哈哈哈")
-    texts = ["先睡够，再慢慢想。", "找一个人说说你的感受吧。"]
-    assert scores.overlap(texts, texts) == pytest.approx({"bleu4": 100, "rouge_l": 100, "chrf": 100})
-    assert scores.overlap(["", "天"], texts) == pytest.approx({"bleu4": 0, "rouge_l": 0, "chrf": 0}, abs=1)
-    half = scores.overlap(["先睡够。", "找一个朋友说说。"], texts)
-    assert all(10 < value < 90 for value in half.values())
-
-
-def test_without_their_packages_the_scores_say_who_brings_them(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rjieba", None)
-    with pytest.raises(HostLacks, match="docker/runtime/host brings"):
-        scores.overlap(["甲"], ["乙"])
 
 
 def test_the_base_is_measured_once_for_all_recipes(run, found, monkeypatch, tmp_path):

@@ -1,7 +1,7 @@
 """Export: each target as far as a CPU goes, with the engines' own code where PyPI has it (docker/locks/engines.in).
 
 llama.cpp runs and gives the tokens that transformers gives. OpenCompass's own model class runs. LMDeploy's template
-class renders. Of vLLM and VLMEvalKit the sources are read (vLLM itself: tests/vllm_cpu.py).
+class renders. Of vLLM and VLMEvalKit the sources are read (vLLM itself: benchmarks/vllm_cpu.py).
 """
 
 import ast
@@ -22,7 +22,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, recipe, runner
 
 from recipe.base_model import tiny
 from recipe.cli.main import cli
@@ -33,12 +32,18 @@ from recipe.export import gguf as export_gguf
 from recipe.export import gguf_writer, targets, upload, vllm, vlmevalkit
 from recipe.export.merged import CHATML, check
 from recipe.inference import terminal
-from recipe.intake import dataset
+from support.command import ROOT, recipe, runner
+from support.prompts import SYSTEM, pairs, prompts
 
 ENGINES = Path(os.environ.get("ENGINES", ""))
+
+
 REFERENCE = Path(os.environ.get("REFERENCE", ""))
-SYSTEM = "你是一位有心理学背景的职场教练。"
+
+
 LIMIT = 60  # tokens of an answer
+
+
 QUESTION = "我最近总是感到工作压力很大，该怎么办？"
 
 
@@ -104,7 +109,7 @@ def llama(path, questions):
     ).stdout.strip()
     assert python, "no Python 3.10 or later: install one, or let uv (uv python install 3.12)"
     done = subprocess.run(
-        [python, str(ROOT / "tests/llama.py"), str(path)],
+        [python, str(ROOT / "tests/support/llama.py"), str(path)],
         input=json.dumps(questions),
         capture_output=True,
         text=True,
@@ -113,25 +118,6 @@ def llama(path, questions):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
-
-
-# ---- GGUF and llama.cpp
-
-
-def prompts(template):
-    """Prompts as text: chat with and without a system prompt, two turns, bare Chinese, bare English."""
-    asked = [question for question, _ in pairs()]
-    talker = types.SimpleNamespace(template=template)
-    return [
-        *(terminal.ChatModel.prompt(talker, system, [], question) for question in asked[:6] for system in (SYSTEM, "")),
-        terminal.ChatModel.prompt(talker, SYSTEM, [(asked[0], "好的。")], asked[1]),
-        "职场焦虑",
-        "Hello,  world!\n\n1234",
-    ]
-
-
-def pairs():
-    return [(turns[0]["input"], turns[0]["output"]) for turns in dataset.sample(ROOT / "data/workplace.xlsx")]
 
 
 @pytest.fixture(scope="module")

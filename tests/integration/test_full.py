@@ -1,23 +1,18 @@
-"""Full fine-tuning: the checkpoint becomes the model, streamed from either form; and the whole way of a tiny Llama."""
+"""Full fine-tuning: the checkpoint becomes the model, up to the whole way of a tiny Llama."""
 
 import contextlib
 import json
 
-import families
 import pytest
 import torch
-from conftest import ROOT, sharded
-from test_adapter import write_zero
 
-from recipe.core import settings
+from benchmarks import families
+from benchmarks.bench_adapter import write_zero
 from recipe.core.errors import InputWrong, RunFailed
-from recipe.core.run import Run
 from recipe.export import gguf_writer
-from recipe.stages import pipeline
-from recipe.stages.adapter import STAGE as ADAPTER
-from recipe.stages.merge import STAGE as MERGE
-from recipe.weights import checkpoint_reader, merge
+from recipe.weights import merge
 from recipe.weights import merge_plan as plans
+from support.models import sharded
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +54,6 @@ def test_the_checkpoint_becomes_the_model(base, trained, tmp_path, form):
     assert figures["shards"] > 1
 
 
-def test_rows_of_a_weight_that_lies_in_parts(tmp_path):
-    weights = {"llm.a": torch.randn(7, 5), "llm.b": torch.randn(11), "llm.c": torch.randn(3, 2)}
-    write_zero(tmp_path / "iter_1.pth", [weights], 2, 4)
-    held = checkpoint_reader.full_weights(tmp_path / "iter_1.pth")
-    for name, tensor in weights.items():
-        one = held[name[len("llm.") :]]
-        assert (one.shape, one.numel) == (tuple(tensor.shape), tensor.numel())
-        for first, last in ((0, None), (0, 1), (1, 3), (2, 3)):
-            assert torch.equal(one.read(first, last), tensor[first:last])
-
-
 def test_what_is_not_this_model_is_refused(base, trained, tmp_path):
     names = list(trained)
     other = {**trained, names[1]: torch.zeros(3, 3)}
@@ -83,20 +67,6 @@ def test_what_is_not_this_model_is_refused(base, trained, tmp_path):
         with pytest.raises((InputWrong, RunFailed), match=said):
             whole(base, path, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
-
-
-def test_no_adapter_is_made_and_none_is_added(tmp_path):
-    _, found = settings.load("demo", ["train.method=full"])
-    run = Run("demo", found, ROOT, tmp_path)
-    for command in ("train", "merge", "demo"):
-        items = pipeline.of_method(run, pipeline.COMMANDS[command])
-        assert ADAPTER not in items
-        assert (MERGE in items) == (command != "train")
-        assert len(set(map(id, items))) == len(items)
-    run.settings = settings.replace(found, "merge.adapters", ["x"])
-    run.manifest = {"stages": {"train": {"figures": {"checkpoint": "c"}}}}
-    with pytest.raises(InputWrong, match="no adapter to combine"):
-        merge.adapters(run)
 
 
 def test_a_tiny_llama_goes_the_whole_way(tmp_path):

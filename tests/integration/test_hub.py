@@ -1,4 +1,4 @@
-"""The base model: fetched from a hub that behaves badly, kept as it was fetched, and fit for this stack."""
+"""The base model from a hub that behaves badly, and kept as it was fetched."""
 
 import hashlib
 import json
@@ -12,19 +12,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
-from conftest import HUB_ID as ID
-from conftest import ROOT, recipe, refused
 
-from recipe.base_model import compatibility, download, folder, hub_clients, tokenizer, transfer
+from recipe.base_model import download, folder, hub_clients, tokenizer, transfer
 from recipe.base_model.record import RECORD
-from recipe.core import hashing, settings
+from recipe.core import hashing
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.core.run import Run
 from recipe.stages import model
 from recipe.stages.plan import inputs
+from support.command import ROOT, recipe, refused
+from support.hub_checks import AT_HUGGING_FACE, BOTH, heavy, is_whole, record
+from support.hub_checks import HUB_ID as ID
 
-AT_HUGGING_FACE = 'model.source="huggingface"'
-BOTH = pytest.mark.parametrize("where", [(), (AT_HUGGING_FACE,)], ids=["modelscope", "huggingface"])
 NEWER = b"from transformers.cache_utils import Cache, DynamicCache, StaticCache\n"
 
 
@@ -33,79 +31,6 @@ def other_family(files, **changes):
     config = json.loads(files["config.json"])
     config.update(model_type="internlm", architectures=["InternLMForCausalLM"], **changes)
     return {"config.json": json.dumps(config).encode(), "modeling_internlm2.py": NEWER + files["modeling_internlm2.py"]}
-
-
-@pytest.fixture
-def run(tmp_path):
-    return Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
-
-
-def record(place):
-    return json.loads((place / RECORD).read_text())
-
-
-def is_whole(place, files):
-    return {p.name: p.read_bytes() for p in place.iterdir() if p.is_file()} == files
-
-
-def heavy(files):
-    return {name for name in files if name.endswith(".safetensors")}
-
-
-# The folder
-
-
-def test_a_tiny_model_is_made_whole_and_named_after_what_it_is_made_of(run):
-    place = download.ensure(run)
-    assert place == folder.folder(run)
-    assert place.name.startswith("tiny-internlm2-")
-    assert download.ensure(run) == place
-    assert [p.name for p in place.parent.iterdir() if "part" in p.name] == []
-
-
-def test_other_weights_of_the_same_size_are_another_model(run):
-    place = download.ensure(run)
-    before = folder.fingerprint(place)
-    shard = next(iter(folder.weights(place)))
-    data = shard.read_bytes()
-    shard.write_bytes(data[:-1000] + bytes(reversed(data[-1000:])))
-    after = folder.fingerprint(place)
-    assert {name for name in before if before[name] != after[name]} == {shard.name}
-
-
-def test_two_at_once_make_one_model(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from recipe.base_model import download; "
-        "from recipe.core import run, settings; "
-        "root = Path(sys.argv[1]); print(download.ensure(run.Run('demo', settings.load('demo')[1], root, root)))"
-    )
-    both = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=str(ROOT), stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = [child.communicate()[0] for child in both]
-    assert [child.returncode for child in both] == [0, 0]
-    assert said[0] == said[1]
-
-
-@pytest.mark.parametrize("text", ["{}", "not json", '{"weight_map": 3}'])
-def test_a_damaged_index_is_told(tmp_path, text):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(HostLacks, match="is damaged"):
-        folder.check_complete(tmp_path, "models/x")
-
-
-def test_an_empty_shard_is_missing(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(HostLacks, match=r"lacks model\.safetensors"):
-        folder.check_complete(tmp_path, "models/x")
-
-
-def test_a_model_that_is_not_there_is_told_to_every_stage(tmp_path):
-    with pytest.raises(HostLacks, match="Fetch it first: just model"):
-        folder.fingerprint(tmp_path / "nothing")
 
 
 # Fetched
@@ -456,128 +381,3 @@ def test_where_the_hub_has_no_old_revision_by_name_the_message_says_where_to_loo
     with pytest.raises(InputWrong, match=r"Name a revision from before 2024-03-18, .* lists master; .*huggingface"):
         download.ensure(asking())
     assert f'"{hub_clients.STACK_DAY:%Y-%m-%d}T00:00:00Z"' in (ROOT / "docker/locks/lock.py").read_text()
-
-
-@pytest.mark.parametrize(
-    ("text", "missing"),
-    [
-        (
-            "from transformers.cache_utils import Cache, StaticCache",
-            "x.py needs StaticCache of transformers.cache_utils",
-        ),
-        (
-            "from transformers.utils import is_flash_attn_greater_or_equal, logging, add_start_docstrings",
-            "x.py needs is_flash_attn_greater_or_equal of transformers.utils",
-        ),
-        (
-            "import torch\nif torch:\n    from transformers import NoSuch, AutoModel",
-            "x.py needs NoSuch of transformers",
-        ),
-        ("from transformers.no.such import x", "x.py needs transformers.no.such"),
-        ("import nosuchpackage", "x.py needs the package nosuchpackage"),
-        ("from .other import x", "x.py needs other.py beside it"),
-        ("from .x import y", None),
-        ("try:\n    from transformers.cache_utils import StaticCache\nexcept ImportError:\n    pass", None),
-        ("def f():\n    from transformers.cache_utils import StaticCache", None),
-        ("from transformers.modeling_attn_mask_utils import AttentionMaskConverter", None),
-        (
-            "from transformers.modeling_outputs import ModelOutput\nfrom transformers import PreTrainedModel",
-            None,
-        ),
-        ("from transformers.models.llama import LlamaConfig", None),
-        ("match x:\n    case = (", "x.py is not valid in this version of Python"),
-    ],
-)
-def test_imports_of_a_models_code_are_resolved_without_running_it(tmp_path, text, missing):
-    (tmp_path / "x.py").write_text(text + "\nraise SystemExit('this must not run')\n" if "match" not in text else text)
-    found = compatibility.code_problems(tmp_path)
-    assert found == [] if missing is None else found[0].startswith(missing)
-
-
-def test_every_import_of_the_shipped_code_resolves(tiny, tmp_path):
-    for name in tiny:
-        (tmp_path / name).write_bytes(tiny[name])
-    assert (
-        compatibility.code_problems(tmp_path)
-        == compatibility.tokenizer_problems(tmp_path)
-        == compatibility.weight_problems(tmp_path)
-        == []
-    )
-    assert compatibility.marker_ids(tmp_path) == {"<|im_start|>": 2047, "<|im_end|>": 2046}
-    # And of the authors' own code of the stack's age, but for the package it was written into.
-    theirs = Path(os.environ["REFERENCE"]) / "lmdeploy/pytorch/modeling/modeling_internlm2.py"
-    shutil.copy2(str(theirs), str(tmp_path / "modeling_internlm2.py"))
-    assert compatibility.code_problems(tmp_path) == ["modeling_internlm2.py needs the package lmdeploy"]
-
-
-def test_chat_markers_must_have_their_ids(tmp_path):
-    def wrong(size, **ids):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": "internlm2", "vocab_size": size}))
-        added = {str(number): {"content": f"<|{name}|>"} for name, number in ids.items()}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-        return compatibility.tokenizer_problems(tmp_path)
-
-    assert wrong(92544, im_start=92543, im_end=92542) == []
-    assert wrong(92544, im_start=92542, im_end=92543) == [
-        "<|im_start|> is token 92542 there and must be 92543",
-        "<|im_end|> is token 92543 there and must be 92542",
-    ]
-    assert wrong(92544, im_start=92543) == ["its tokenizer has no <|im_end|>"]
-    assert wrong(100, im_start=1, im_end=100) == ["<|im_end|> is token 100, beyond its vocabulary of 100"]
-
-
-def test_the_published_tokenizer_needs_its_configuration(real_tokenizer, tmp_path):
-    """The real tokenizer.model alone has placeholders where the markers are: their names stand in the json."""
-    shutil.copy2(str(real_tokenizer), str(tmp_path / "tokenizer.model"))
-    (tmp_path / "config.json").write_text('{"model_type": "internlm2", "vocab_size": 92544}')
-    assert compatibility.tokenizer_problems(tmp_path) == [
-        "its tokenizer has no <|im_start|>",
-        "its tokenizer has no <|im_end|>",
-    ]
-    from recipe.base_model.tiny import write_tokenizer
-
-    write_tokenizer(tmp_path, real_tokenizer.read_bytes())
-    assert compatibility.tokenizer_problems(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"vocab_size": 92544}, r"tok_embeddings\.weight is \[2048, 256\], config\.json says \[92544, 256\]"),
-        ({"num_hidden_layers": 32}, "the weights have 2 layers, config.json says 32"),
-    ],
-)
-def test_config_and_weights_must_agree(run, change, words):
-    place = download.ensure(run)
-    config = json.loads((place / "config.json").read_text())
-    (place / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(InputWrong, match=words):
-        download.ensure(run)
-
-
-def test_a_folder_of_ones_own_with_a_weight_file_cut_short(run, tmp_path):
-    place = download.ensure(run)
-    shard = next(iter(folder.weights(place)))
-    shard.write_bytes(shard.read_bytes()[:-100])
-    own = Run("x", settings.load("demo", [f"model.path={place}"])[1], tmp_path, tmp_path / "output")
-    with pytest.raises(InputWrong, match=f"{shard.name} is damaged or cut short.*model.path"):
-        download.ensure(own)
-
-
-def test_caches_and_home_lie_below_ours_where_there_is_no_home(tmp_path):
-    names = ("HOME", "HF_HOME", "MODELSCOPE_CACHE", "XDG_CACHE_HOME")
-    code = f"import os, recipe.__main__; print(*(os.environ[name] for name in {names}))"
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    environment.update(HOME="/proc/none", RECIPE_CACHE=str(tmp_path), PYTHONPATH=str(ROOT))
-    said = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True).stdout
-    assert said.split() == [str(tmp_path / name) for name in ("home", "huggingface", "modelscope", "")]
-    assert (tmp_path / "home").is_dir()
-
-
-def test_modelscopes_hub_part_needs_no_framework():
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys('torch attr datasets einops oss2 PIL scipy'.split()))\n"
-        "from modelscope.hub.api import HubApi\nfrom modelscope.hub.file_download import get_file_download_url\n"
-        "assert not [m for m in sys.modules if m.startswith(('modelscope.models', 'modelscope.trainers'))]"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

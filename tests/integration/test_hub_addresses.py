@@ -5,11 +5,11 @@ import shutil
 import struct
 
 import pytest
-from test_model import AT_HUGGING_FACE, BOTH, heavy, is_whole, record
 
 from recipe.base_model import download, hub_clients
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.stages import model
+from support.hub_checks import AT_HUGGING_FACE, BOTH, heavy, is_whole, record
 
 LIST = "/repo/files"
 
@@ -130,7 +130,7 @@ def test_a_mirror_that_only_redirects_is_told(server, asking):
 
 
 def test_a_mirror_that_redirects_to_a_hub_within_reach_serves(server, asking, tiny, tls):
-    from hub_server import Hub
+    from support.hub_server import Hub
 
     mirror = Hub({}, *tls)
     mirror.redirect = f"https://{server.address}"

@@ -1,20 +1,18 @@
-"""Images with texts: what is read and refused, and both of LLaVA's stages on tiny models, by XTuner's own trainer."""
+"""Both of LLaVA's stages on tiny models, by XTuner's own trainer, up to report and chat."""
 
 import dataclasses
 import io
 import json
 import shutil
 
-import families as tiny_families
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import ROOT
-from hub_server import Hub, certificate
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
+from benchmarks import families as tiny_families
 from recipe.base_model import download, folder, tokenizer, transfer, visual_encoder
 from recipe.cli.main import cli
 from recipe.core import imports, settings
@@ -34,29 +32,11 @@ from recipe.stages.model import make
 from recipe.stages.plan import inputs
 from recipe.weights import checkpoint_reader, llava
 from recipe.xtuner import config, preset_facts
+from support.command import ROOT
+from support.hub_server import Hub, certificate
+from support.llava import FIRST, read, run_of
 
-FIRST = "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain"
 SECOND = "llava_internlm2_chat_7b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"
-WORDS = [
-    "model.visual_encoder=tiny", "data.eval_share=0", "train.max_length=128", "train.batch_size=2",
-    "train.max_epochs=1", "train.evaluation_max_new_tokens=4", "train.evaluation_freq=9999", "train.save_steps=9999",
-    "train.warmup_ratio=0.5",
-]  # fmt: skip
-
-
-def run_of(place, name, base, files, *more):
-    """A run of the demo's settings with a preset of LLaVA; its models lie where the demo's do."""
-    _, found = settings.load("demo", [f"base={base}", f"data.files={json.dumps([str(files)])}", *WORDS, *more])
-    if base == FIRST:
-        found = settings.replace(found, "train.method", None)
-    run = Run(name, found, ROOT, place / "output", force=True)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    return run
-
-
-def read(run):
-    figures = data.make(run, run.folder)
-    return figures, [json.loads(line) for line in run.dataset.read_text("utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -76,72 +56,6 @@ def stages(tmp_path_factory, pairs):
     )
     pipeline.run_stages(second, "train")
     return first, second
-
-
-# ---- data
-
-
-def test_tables_and_llavas_own_json_give_the_same_rows(tmp_path, workbook):
-    tiny_families.pictures(tmp_path, times=1)
-    book = workbook(
-        s=[
-            ["图片", "问题", "答案"],
-            ["seen/red.png", "什么颜色？", "红色。"],
-            ["seen\\blue.png", "<image>呢？", "蓝。"],
-        ]
-    )
-    figures, found = read(run_of(tmp_path, "one", FIRST, book, "data.system=你看图。"))
-    assert figures["images"] == figures["rows"] == 2
-    assert found[0]["image"] == "seen/red.png"
-    assert found[0]["conversation"] == [{"system": "你看图。", "input": "<image>\n什么颜色？", "output": "红色。"}]
-    assert found[1]["conversation"][0]["input"] == "<image>\n呢？"
-    rows = [
-        {"id": 1, "image": "red.png", "conversations": [
-            {"from": "human", "value": "什么颜色？\n<image>"}, {"from": "gpt", "value": "红色。"},
-            {"from": "human", "value": "还有呢？"}, {"from": "gpt", "value": "没有了。"}]},
-        {"image": "blue.png", "q": "呢？", "a": "蓝。"},
-    ]  # fmt: skip
-    (tmp_path / "own.json").write_text(json.dumps(rows), encoding="utf-8")
-    asked = [f"data.images={tmp_path / 'seen'}", "data.system=你看图。"]
-    _, again = read(run_of(tmp_path, "two", FIRST, tmp_path / "own.json", *asked))
-    assert again[0]["conversation"][0] == found[0]["conversation"][0]
-    assert again[0]["conversation"][1] == {"input": "还有呢？", "output": "没有了。"}
-    assert [row["image"] for row in again] == ["red.png", "blue.png"]
-    assert [row["sha256"] for row in again] == [row["sha256"] for row in found]
-
-
-def test_images_that_are_refused_are_named_with_their_row(tmp_path, workbook):
-    tiny_families.pictures(tmp_path, times=1)
-    good = (tmp_path / "seen" / "red.png").read_bytes()
-    flipped = bytearray(good)
-    flipped[good.index(b"IDAT") + 6] ^= 0xFF
-    (tmp_path / "flipped.png").write_bytes(bytes(flipped))
-    Image.effect_noise((64, 64), 50).save(str(tmp_path / "whole.jpg"))
-    jpeg = (tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
-    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
-    Image.new("RGB", (900, 2)).save(str(tmp_path / "line.png"))
-    Image.new("1", (14000, 7000)).save(str(tmp_path / "huge.png"))
-    names = ["gone.png", "flipped.png", "cut.jpg", "text.png", "line.png", "huge.png", "seen/red.png", None]
-    book = workbook(甲=[["image", "q", "a"], *([name, "问", "答"] for name in names)])
-    with pytest.raises(InputWrong) as caught:
-        read(run_of(tmp_path, "x", FIRST, book))
-    told = str(caught.value).splitlines()
-    for row, said in ((2, "no such file"), (3, "cannot be read"), (4, "cannot be read"), (5, "cannot be read"),
-                      (6, "900 × 2 pixels"), (7, "more than"), (9, "blank")):  # fmt: skip
-        [line] = [line for line in told if f"sheet 甲, row {row}, image" in line]
-        assert said in line
-        assert names[row - 2] is None or names[row - 2] in line
-    assert not any("row 8" in line for line in told)
-
-
-@pytest.mark.parametrize(
-    ("header", "said"),
-    [(["bild", "q", "a"], "no column of images. Found: bild, q, a"), (["image", "图片", "a", "q"], "image and 图片")],
-)
-def test_the_column_of_images_must_be_told(tmp_path, workbook, header, said):
-    with pytest.raises(InputWrong, match=said):
-        read(run_of(tmp_path, "x", FIRST, workbook(s=[header, ["x.png"] * len(header)])))
 
 
 @pytest.mark.parametrize(
@@ -556,14 +470,6 @@ def test_report_and_diff_tell_what_was_trained_to_see(finished):
     assert not [what for group, what in found if group == "data"]
 
 
-def test_one_question_about_two_images_is_no_duplicate(tmp_path, workbook):
-    tiny_families.pictures(tmp_path, times=1)
-    rows = [[f"seen/{name}.png", "几个？", "一个。"] for name in ("red", "blue", "blue")]
-    run = run_of(tmp_path, "one", FIRST, workbook(s=[["image", "q", "a"], *rows]))
-    pipeline.run_stages(run, "plan")
-    assert run.figures("data")["duplicates"] == run.figures("plan")["duplicates"] == 1
-
-
 def held(name, finished, tmp_path, monkeypatch):
     """One of the copies with its first rows as what was held out."""
     monkeypatch.setenv("RECIPE_CACHE", str(tmp_path / "cache"))
@@ -617,21 +523,6 @@ def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, mo
     assert IMAGE_TOKEN not in json.dumps(told)
     page = report.write(run, working=False).read_text(encoding="utf-8")
     assert "<code>seen/red.png</code>" in page
-
-
-def test_whole_images_are_held_out(tmp_path):
-    """None of which is in training; and of an exam of one's own, what was asked about the same image in training."""
-    files = tiny_families.pictures(tmp_path, times=3)
-    run = run_of(tmp_path, "one", FIRST, files, "data.eval_share=0.2")
-    figures, kept = read(run)
-    out = list(intake_dataset.lines(run.eval_dataset))
-    assert (figures["held_out"], figures["conversations"], len(kept), len(out)) == (6, 12, 12, 6)  # two of six images
-    assert not {line["image"] for line in out} & {line["image"] for line in kept}
-    text = files.read_text(encoding="utf-8").splitlines()
-    (tmp_path / "exam.csv").write_text("\n".join([*text[:2], text[3].replace("1：", "9：")]) + "\n", encoding="utf-8")
-    run = run_of(tmp_path, "two", FIRST, files, f"data.eval_files={json.dumps([str(tmp_path / 'exam.csv')])}")
-    figures, _ = read(run)
-    assert (figures["held_out"], figures["held_out_dropped"]) == (1, 1)
 
 
 def test_an_image_that_was_changed_is_not_measured(finished, tmp_path, monkeypatch):

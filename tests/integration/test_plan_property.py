@@ -69,7 +69,7 @@ def combination(number):
 def tokenizer():
     imports.load()
     _, recipe = settings.load("demo")
-    from conftest import ROOT
+    from support.command import ROOT
 
     return base_model_tokenizer.tokenizer(Run("demo", recipe, ROOT, ROOT / "output"))
 

@@ -8,9 +8,12 @@ import signal
 import time
 
 import pytest
-import ranks
+
+from benchmarks import ranks
 
 WORDS = (ranks.ZERO2, "train.max_epochs=1")
+
+
 # Only the loopback device is there, as in a container without a network.
 ALONE = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 

@@ -8,22 +8,19 @@ import random
 import re
 import shlex
 import shutil
-import subprocess
 import time
-import warnings
 
 import pytest
-from conftest import ROOT, recipe, refused
 from filelock import FileLock
 
 from recipe.core import hashing, host, settings
-from recipe.core.errors import InputWrong
 from recipe.reporting import charts, collect, compare, format, pages, report, sections
 from recipe.reporting.sections import TIME_BREAKDOWN
 from recipe.stages import reproduce
 from recipe.training import log, log_lines
+from support.chromium import CHROMIUM, chromium
+from support.command import ROOT, recipe, refused
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PLANNED = 792  # the demo's iterations: 24 epochs of 33 packs
 
 
@@ -180,31 +177,6 @@ def test_the_curves_hold_what_the_trainer_logged(demo, manifest):
     assert [one.iteration for one in said] == manifest["stages"]["plan"]["figures"]["evaluations"]
     assert all(ended and answer for _, answer, ended in said[-1].replies)
     assert all("<|" not in answer for one in said for _, answer, _ in one.replies)
-
-
-def test_single_values_come_back_from_mmengines_means():
-    from mmengine.logging import HistoryBuffer
-
-    buffer, values, steps = HistoryBuffer(), [random.Random(n).uniform(0, 9) for n in range(200)], {}
-    for n, value in enumerate(values, start=1):
-        buffer.update(value)
-        steps[n] = {"loss": buffer.mean(log.WINDOW)}
-    assert list(log.per_iteration(steps).values()) == pytest.approx(values, abs=1e-9)
-    assert log.per_iteration({n: steps[n] for n in range(10, 200, 10)}) == {}  # logged every tenth: not in the log
-    assert log.per_iteration({1: {"loss": float("nan")}}) == {}
-
-
-def test_a_run_that_went_on_counts_from_its_checkpoint(tmp_path):
-    for hour, numbered in (("1", range(1, 9)), ("2", range(5, 8)), ("3", range(7, 13))):
-        place = tmp_path / hour / "vis_data"
-        place.mkdir(parents=True)
-        lines = [json.dumps({"step": n, "loss": int(hour), "lr": 1e-4, "time": 1}) for n in numbered]
-        (place / "scalars.json").write_text("\n".join([*lines, '{"step": 9, "lo']))
-    steps = log.read_iterations(tmp_path)
-    assert [int(step["loss"]) for step in steps.values()] == [1] * 4 + [2] * 2 + [3] * 6
-    # Begun anew from iteration 5, and stopped at 6: 7 and 8 of the first try are not part of it.
-    shutil.rmtree(str(tmp_path / "3"))
-    assert list(log.read_iterations(tmp_path)) == [*range(1, 8)]
 
 
 def test_at_every_stage(folder, undrawn, demo):
@@ -428,14 +400,6 @@ def test_the_recipe_beside_the_report_and_the_command_repeat_the_run(folder, und
     assert command.endswith("我的 recipe/report/我的 recipe.toml'")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"stages": {}}', '{"settings": {"base": 1}, "stages": {}}', "[]"])
-def test_a_damaged_manifest(tmp_path, text):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x/run.json").write_text(text)
-    with pytest.raises(InputWrong, match="cannot be read"):
-        collect.find("x", tmp_path, tmp_path)
-
-
 def test_no_run_is_one_clear_error(demo):
     done = recipe("report", "coach", "--output", demo[1].parent)
     refused(done, 2, "There is no run 'coach'", "train coach", "Runs that are there: demo")
@@ -474,26 +438,6 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
     assert compare.differences(*both)[0] == []
 
 
-def test_names_that_no_font_here_can_draw_leave_no_boxes(monkeypatch):
-    monkeypatch.setattr(charts, "_chinese", list)
-    lines = [charts.Line("我的", {1: 2.0, 2: 1.0}), charts.Line("demo", {1: 1.0, 2: 2.0}, "", "second")]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib warns of signs that its fonts lack
-        (picture,) = charts.draw([charts.Chart("loss", "Loss", lines)])
-    assert ">A</text>" in picture.svg
-    assert ">demo</text>" in picture.svg
-
-
-def test_long_curves_keep_their_peaks():
-    values = {n: float(n % 97) for n in range(1, 40_001)}
-    values[12_345] = 1e6
-    at = charts.thinned(values)
-    assert len(at) <= 1500
-    assert 12_345 in at
-    assert min(values[n] for n in at) == 0
-    assert charts.thinned({3: 1.0, 1: 2.0}) == [1, 3]
-
-
 def test_it_is_quick(folder):
     """It stands at the end of every training: 20,000 iterations cost little more than the demo's 792."""
 
@@ -509,14 +453,6 @@ def test_it_is_quick(folder):
     lines = [json.dumps({**line, "step": n, "loss": 2 + 0.1 * random.random()}) for n in range(1, 20_001)]
     path.write_text("\n".join(lines), encoding="utf-8")
     assert cost() < 2 * few  # 1.3
-
-
-def chromium(*words, folder):
-    return subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-         f"--user-data-dir={folder}/profile", *map(str, words)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
 
 
 def test_in_a_browser(demo, folder):

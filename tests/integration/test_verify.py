@@ -4,10 +4,10 @@ import json
 import shutil
 
 import pytest
-from conftest import ROOT, recipe
 
 from recipe.core import hashing, host
 from recipe.reporting import collect, verify
+from support.command import ROOT, recipe
 
 
 @pytest.fixture

@@ -2,47 +2,15 @@
 
 import json
 import os
-import pty
-import select
-import shutil
-import signal
 import subprocess
 import sys
-import time
-from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, recipe, refused
 
 from recipe.core import files
-from recipe.core.errors import InputWrong
-from recipe.core.run import Run
 from recipe.training import watch
-
-WORDS = ("train", "demo", "train.max_epochs=5", "train.evaluation_max_new_tokens=2")
-
-
-def terminal(*words, **more):
-    """Start a shell at a terminal of its own that runs `words` and then waits, as one left open does.
-    Returns its process id and the terminal's other end.
-    """
-    child, end = pty.fork()
-    if child == 0:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup just test` ignores it; a terminal's shell does not
-        os.chdir(str(ROOT))
-        line = " ".join(f"'{word}'" for word in words)
-        variables = {**os.environ, "RUNTIME": "host", "NO_COLOR": "1", "TERM": "dumb", "DETACH": "300", **more}
-        os.execvpe("bash", ["bash", "-c", f"{line}; echo code $?; sleep 600"], variables)
-    return child, end
-
-
-def read_until(end, word, seconds=200):
-    said, until = "", time.time() + seconds
-    while word not in said:
-        ready = select.select([end], [], [], max(0, until - time.time()))[0]
-        assert ready, said
-        said += os.read(end, 65536).decode("utf-8", "replace")
-    return said
+from support.command import ROOT, recipe, refused
+from support.terminal import WORDS, read_until, terminal
 
 
 @pytest.fixture(scope="module")
@@ -155,63 +123,3 @@ def test_a_run_that_is_being_started_is_waited_for(tmp_path):
     files.write_text(folder / ".now.json", json.dumps({**state, "at": state["at"] - watch.STARTUP_SECONDS}))
     assert not watch.is_active(folder)  # it never came
     assert f"{folder}/detached.log" in recipe("watch", folder).stdout
-
-
-def announced(folder):
-    """A run in `folder` that has been announced, and of which nothing else is known."""
-    run = SimpleNamespace(folder=folder, status={})
-    run.update_status = lambda **more: Run.update_status(run, **more)
-    watch.mark_starting(run, "train")
-    return run
-
-
-def test_a_fetch_that_fails_is_not_waited_for(tmp_path, monkeypatch):
-    """Of a detached run's two containers the first fetches the model; where it cannot, the second never comes."""
-    monkeypatch.setenv("RECIPE_FETCH", "model")
-    run = announced(tmp_path)
-    with watch.report_status(run, "train"):
-        pass
-    assert watch.is_active(tmp_path)  # the second is coming
-    with pytest.raises(InputWrong), watch.report_status(run, "train"):
-        raise InputWrong("No such model.")
-    assert not watch.is_active(tmp_path)
-    assert watch.read_status(tmp_path)["said"] == "No such model."
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        (["train", "demo", "train.lr=0.05", "--detach"], 2, "at most 0.01"),
-        (["train", "demo", "train.max_epochs=1", "train.accumulative_counts=40", "--detach"], 2, "would not learn"),
-        (["plan", "demo", "--detach"], 2, "plan has no option --detach"),
-    ],
-)
-def test_what_is_refused_is_refused_in_front_of_the_user(tmp_path, words, code, said):
-    done = subprocess.run(
-        [str(ROOT / "docker/runtime/run"), *words, "--output", str(tmp_path)], env={**os.environ, "RUNTIME": "host"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    assert said in done.stderr
-    assert not list(tmp_path.glob("*/detached.log"))
-
-
-def test_a_run_that_fails_at_once_is_not_hidden(tmp_path):
-    """docker/runtime/detach alone, with a stand-in for what it starts: its checks pass, then it fails."""
-    (tmp_path / "docker").mkdir()
-    shutil.copy(str(ROOT / "docker" / "runtime" / "detach"), str(tmp_path / "docker"))
-    runs = tmp_path / "docker" / "run"
-    (tmp_path / "run.json").write_text("{}")
-    announced(tmp_path)
-    (tmp_path / watch.STOP_FILE).touch()
-    runs.write_text(f'#!/bin/sh\n[ "$3" != --checks ] || exec echo "{tmp_path}"\necho no GPU "$@"\nexit 3\n')
-    runs.chmod(0o755)
-    assert watch.is_active(tmp_path)
-    words = [str(tmp_path / "docker" / "detach"), "train", "--detach", "a b"]
-    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "DETACH": "abc"})
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "DETACH=abc is not a number of seconds.\n")
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (3, "no GPU train a b\n")
-    assert (tmp_path / "detached.log").read_text() == done.stdout
-    assert not watch.is_active(tmp_path)  # else watch and stop would wait for it
-    assert not (tmp_path / watch.STOP_FILE).exists()  # else it would stop the next run

@@ -1,10 +1,9 @@
-"""The web page in a real browser, under twenty sessions, and its parts: the desk, the door, the run as it is now.
+"""The web page in a real browser, under twenty sessions, and on a training under way.
 
-PICTURES=docs ./justw test tests/test_web.py makes the README's picture anew.
+PICTURES=docs ./justw test tests/integration/test_web.py makes the README's picture anew.
 """
 
 import contextlib
-import getpass
 import json
 import os
 import re
@@ -15,33 +14,28 @@ import subprocess
 import sys
 import threading
 import time
-import types
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 import websocket
-from browser import CHROMIUM, browser
-from conftest import ROOT, recipe, refused
 from filelock import FileLock
 
 from recipe.core import files
-from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.errors import InputWrong
 from recipe.core.run import Run
-from recipe.inference import chat_model
 from recipe.reporting import collect, pages
-from recipe.web import desk, live, serve, shared, words
+from recipe.web import desk, live, shared
+from support.browser import CHROMIUM, browser
+from support.command import ROOT, recipe, refused
+from support.ports import free_port
 
 SESSIONS = 20
+
+
 TOKENS = 24  # of an answer, under twenty sessions
+
+
 TYPED = "这句话不应当写进任何日志，怎么减压？"
-
-
-def free_port():
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return trial.getsockname()[1]
 
 
 class Site:
@@ -421,113 +415,6 @@ def test_twenty_sessions(site):
     assert "Traceback" not in log.read_text()
 
 
-# --- the desk ---
-
-
-class Voice:
-    """Says its question back, letter by letter, when it is allowed to."""
-
-    def __init__(self):
-        self.letters = threading.Semaphore(0)
-        self.tokenizer = None
-        self.asked = []
-
-    def fitting(self, system, turns, question, limit):
-        return turns[-1:]
-
-    def answer(self, system, turns, question, streamer, limit, sampling):
-        self.asked.append((question, sampling))
-        if question == "bad":
-            raise RuntimeError("out of memory")
-        for letter in question[:limit]:
-            assert self.letters.acquire(timeout=10)
-            streamer.put(letter)
-        return chat_model.Answer(question[:limit], len(question) <= limit)
-
-
-@pytest.fixture
-def counter(monkeypatch):
-    """(desk, its voice, sessions that are there, how often it was loaded)"""
-    voice, there, loads = Voice(), {"a", "b", "c"}, []
-
-    def load():
-        loads.append(1)
-        return {pane: desk.Voice(voice, contextlib.nullcontext) for pane in desk.PANES}
-
-    made = desk.Desk(load, there.__contains__)
-
-    def streamer(ticket, pane, tokenizer):
-        def put(letter):
-            if not made._wanted(ticket):
-                raise desk.Gone
-            ticket.said[pane] += letter
-
-        return types.SimpleNamespace(put=put)
-
-    monkeypatch.setattr(made, "_streamer", streamer)
-    return types.SimpleNamespace(desk=made, voice=voice, there=there, loads=loads)
-
-
-def ticket(counter, session, question, **more):
-    how = {"temperature": 0.0, "top_p": 0.8, "limit": 50, "seed": 0, **more}
-    made = desk.Ticket(session, question, "", {pane: [("x", "y"), ("z", "w")] for pane in desk.PANES}, how)
-    counter.desk.take(made)
-    return made
-
-
-def wait(condition):
-    deadline = time.time() + 10
-    while not condition():
-        assert time.time() < deadline
-        time.sleep(0.01)
-
-
-def test_in_turn_and_only_ones_own_is_stopped(counter):
-    first, second, third = (ticket(counter, name, name * 3) for name in "abc")
-    wait(lambda: counter.voice.asked)
-    assert [counter.desk.place(one) for one in (first, second, third)] == [0, 1, 2]
-    counter.voice.letters.release()
-    wait(lambda: first.said.get("base") == "a")
-    first.stopped = True
-    counter.there.remove("b")  # closed its tab: is asked nothing
-    assert counter.desk.place(third) == 0
-    for _ in range(7):
-        counter.voice.letters.release()
-    wait(lambda: third.done)
-    assert [question for question, _ in counter.voice.asked] == ["aaa", "ccc", "ccc"]
-    assert (first.said, first.marks) == ({"base": "a"}, {"base": "stopped", "tuned": "stopped"})
-    assert (second.done, second.said) == (True, {})
-    assert (third.said, third.marks) == ({"base": "ccc", "tuned": "ccc"}, {"base": "", "tuned": ""})
-    assert third.unseen == 1
-    assert counter.loads == [1]
-
-
-def test_a_failed_answer_is_told_and_the_next_is_served(counter):
-    bad, cut = ticket(counter, "a", "bad"), ticket(counter, "b", "long", limit=2, temperature=0.7)
-    for _ in range(4):
-        counter.voice.letters.release()
-    wait(lambda: cut.done)
-    assert bad.done
-    assert bad.error == "RuntimeError: out of memory"
-    assert (cut.said["tuned"], cut.marks["tuned"]) == ("lo", "cut")
-    assert counter.voice.asked[-1][1] == {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 0}
-
-
-def test_a_model_that_cannot_be_loaded_is_tried_again():
-    tried = []
-
-    def load():
-        tried.append(1)
-        raise HostLacks("The model takes 7.4 GB of GPU memory")
-
-    made = desk.Desk(load, lambda session: True)
-    for n in (1, 2):
-        one = ticket(types.SimpleNamespace(desk=made), "a", "?")
-        wait(lambda one=one: one.done)
-        assert one.error == "The model takes 7.4 GB of GPU memory"
-        assert len(tried) == n
-
-
 def test_one_set_of_weights_or_two(demo, capfd):
     """The adapter's own base answers for the base; the merged model needs the base beside it. Both say the same."""
     run = collect.find("demo", ROOT, demo[1].parent)
@@ -545,36 +432,6 @@ def test_one_set_of_weights_or_two(demo, capfd):
     assert question not in "".join(capfd.readouterr())
 
 
-# --- the door ---
-
-
-@pytest.mark.parametrize(
-    ("given", "summary"),
-    [
-        (["host=0.0.0.0"], "there is no token"),
-        (["host=192.168.1.5", "port=80"], "there is no token"),
-        (["host=example.org"], "is no address of this machine"),
-        (["token=short"], "it needs 8"),
-        (["port=http"], "a port is a number"),
-        (["port=0"], "a port is a number"),
-        (["model=base"], "beside the base stands"),
-        (["train.lr=1"], "the run is as it was made"),
-    ],
-)
-def test_words_that_are_refused(given, says):
-    with pytest.raises(InputWrong, match=re.escape(says)):
-        serve.place(given)
-
-
-def test_what_is_printed():
-    assert "http://localhost:8501" in serve.hints(serve.place([]))[0]
-    assert "ssh -L 8600:127.0.0.1:8600 " in serve.hints(serve.place(["host=localhost", "port=8600"]))[1]
-    far = "\n".join(serve.hints(serve.place(["host=0.0.0.0"], "long enough")))
-    assert "token=" in far
-    assert "long enough" not in far
-    assert "ssh -L" in far
-
-
 def test_refused_at_the_command_line(demo):
     """One clear error each; a busy port is named with another."""
     output = demo[1].parent
@@ -585,75 +442,6 @@ def test_refused_at_the_command_line(demo):
         port = busy.getsockname()[1]
         refused(recipe("web", "demo", f"port={port}", "--output", output), 3, f"Port {port} of 127.0.0.1", "port=8502")
     refused(recipe("web", "nothing", "--output", output), 2, "There is no run 'nothing'")
-
-
-@pytest.fixture
-def doors():
-    """Function: (place, headers, path) → (status, headers, body) of a door with an application behind it."""
-    import asyncio
-
-    from tornado import httpserver, web
-
-    class Behind(web.RequestHandler):
-        def get(self):
-            self.write("behind")
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def opened(where, headers=None, path="/_stcore/health"):
-        async def start():
-            server = httpserver.HTTPServer(serve.door(web.Application([(r"/.*", Behind)]), where))
-            server.listen(0, "127.0.0.1")
-            return server, next(iter(server._sockets.values())).getsockname()[1]
-
-        server, port = asyncio.run_coroutine_threadsafe(start(), loop).result()
-        base = f"http://127.0.0.1:{port}"
-        headers = {name: value.replace("PORT", str(port)) for name, value in (headers or {}).items()}
-        opener = urllib.request.build_opener(Stay)
-        try:
-            with opener.open(urllib.request.Request(base + path, headers=headers), timeout=10) as answer:
-                return answer.status, answer.headers, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.headers, error.read().decode()
-        finally:
-            loop.call_soon_threadsafe(server.stop)
-
-    class Stay(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *_):
-            return None
-
-    yield opened
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
-
-
-def test_who_is_let_in(doors):
-    here, token = serve.place([]), serve.place(["host=0.0.0.0", "token=long enough"])
-    assert doors(here)[::2] == (200, "behind")
-    assert doors(here, {"Origin": "http://127.0.0.1:PORT"})[0] == 200
-    assert doors(here, {"Host": "evil.example:PORT"})[0] == 403  # a foreign name that leads here
-    assert doors(here, {"Origin": "http://evil.example"})[0] == 403
-    for path in ("/", "/_stcore/health", "/_stcore/stream", "/web/page.js", "/media/x", "/?token=wrong", "/?token="):
-        status, _, body = doors(token, path=path)
-        assert status == 401, path
-        assert "behind" not in body
-    status, headers, _ = doors(token, path="/?token=long%20enough")
-    cookie = headers["Set-Cookie"]
-    assert (status, headers["Location"]) == (302, "./")
-    assert "HttpOnly" in cookie
-    assert "long" not in cookie
-    passed = {"Cookie": cookie.split(";")[0]}
-    assert doors(token, passed)[::2] == (200, "behind")
-    assert doors(token, {**passed, "Host": "gpu.example"})[0] == 200
-    assert doors(token, {**passed, "Origin": "http://evil.example"})[0] == 403
-    assert doors(token, {"Cookie": f"{serve.COOKIE}=long enough"})[0] == 401
-    status, headers, page = doors(here, path="/")
-    assert "default-src 'self'" in headers["Content-Security-Policy"]
-    assert "web/page.js" in page
-    assert "<script>" not in page
 
 
 # --- the run as it is now ---
@@ -690,62 +478,3 @@ def test_the_run_as_it_is_now(demo, tmp_path, monkeypatch):
     assert "Trained" in done[0]
     assert "at iteration 792" in "".join(done)
     assert all("\n" not in block for block in done)  # else Streamlit would read on
-
-
-def test_no_text_is_missing_or_unused():
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "recipe/web").glob("*.py"))
-    for key, (english, chinese) in words.WORDS.items():
-        assert english.count("{}") == chinese.count("{}"), key
-        assert sources.count(f'"{key}"') > 1 or key.startswith("title "), key
-    assert set(words.CHARTS) >= {"iteration", "mean over 10"}
-
-
-def test_what_is_said_is_shown_as_it_is():
-    from recipe.web import html as pieces
-
-    line = pieces.turn("<b>![x](http://evil.example/x.png)", [pieces.said("Base", "a\n\n# b\u202e<script>")], "en")
-    assert "\n" not in line
-    assert "<script>" not in line
-    assert "<b>!" not in line
-    assert pieces.label("[a](b) *c* $") == r"\[a\](b) \*c\* \$"
-    assert "a&#10;&#10;# b\ufffd&lt;script&gt;" in line
-
-
-# --- in containers ---
-
-
-def test_a_container_publishes_one_port_on_loopback(tmp_path):
-    """No engine here: a stub records how it would be called."""
-    stub = '#!/bin/sh\ncase $1 in image) echo sha256:1 ;; info) ;; run) printf "%s\\n" "$@" ;; esac\n'
-    for engine in ("docker", "podman", "apptainer"):
-        (tmp_path / engine).write_text(stub if engine != "apptainer" else '#!/bin/sh\nprintf "%s\\n" "$@"\n')
-        (tmp_path / engine).chmod(0o755)
-    (tmp_path / "image.sif").touch()
-    port = free_port()
-    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "RECIPE_CACHE": str(tmp_path)}
-
-    def called(engine, *given):
-        image = str(tmp_path / "image.sif") if engine == "apptainer" else "some:1"
-        return subprocess.run(
-            [str(ROOT / "docker/runtime/run"), *given], env={**env, "RUNTIME": engine, "RECIPE_IMAGE": image},
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-
-    for engine in ("docker", "podman"):
-        done = called(engine, "web", "demo", f"port={port}")
-        assert done.returncode == 0, done.stderr
-        assert f"--publish\n127.0.0.1:{port}:{port}\n" in done.stdout
-        assert f"WEB_PUBLISHED={getpass.getuser()}@{socket.gethostname()}\n" in done.stdout  # for the ssh hint
-        assert "--network" not in done.stdout
-        assert f"{ROOT}/models,readonly" in done.stdout
-    assert "--publish\n0.0.0.0:8599:8599\n" in called("docker", "web", "host=0.0.0.0", "port=8599", "token=x").stdout
-    assert "--publish" not in called("docker", "chat", "demo").stdout
-    assert "--network\nnone\n" in called("docker", "chat", "demo").stdout
-    assert "--network" not in called("apptainer", "web", "demo").stdout
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", port))
-        busy.listen()
-        done = called("docker", "web", "demo", f"port={port}")
-        assert done.returncode == 3
-        assert f"Port {port} " in done.stderr
-        assert "port=8502" in done.stderr

@@ -1,87 +1,12 @@
-"""The command line: what is declared, help without an environment, and mistakes that are told before anything runs."""
+"""The command line's checks: recipe files, overrides and names."""
 
 import json
-import os
-import subprocess
-import time
 
 import pytest
-from conftest import ROOT, recipe, refused
 
-from recipe.cli import describe, grammar, schema, words
-from recipe.cli.main import COMMANDS
+from recipe.cli import grammar, schema, words
 from recipe.core.errors import InputWrong
-
-
-def justw(*words, cache, **more):
-    """./justw on a machine that has made and fetched nothing yet; (finished process, seconds)."""
-    environment = {**os.environ, "RECIPE_CACHE": str(cache), "PATH": "/usr/local/bin:/usr/bin:/bin", **more}
-    environment.pop("RECIPE_ENV", None)
-    began = time.monotonic()
-    done = subprocess.run(
-        [str(ROOT / "justw"), *words], env=environment, cwd=str(ROOT), stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    return done, time.monotonic() - began
-
-
-def test_the_grammar_is_that_of_the_commands():
-    """`python -m recipe.cli.describe` writes it again."""
-    written = (ROOT / "recipe/cli/grammar.json").read_text(encoding="utf-8")
-    assert written == describe.text()
-
-
-@pytest.mark.parametrize("words", [["help"], ["train", "--help"], ["image", "-h"], ["help", "export"]])
-def test_help_needs_nothing(tmp_path, words):
-    spent = min(justw(*words, cache=tmp_path / "none")[1] for _ in range(3))
-    done, _ = justw(*words, cache=tmp_path / "none")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Usage: ./justw ")
-    assert not (tmp_path / "none").exists()
-    assert spent < 1
-
-
-def test_every_command_has_help_with_two_examples():
-    known = grammar.load()["commands"]
-    assert list(known) == list(COMMANDS)
-    for name, command in known.items():
-        text = recipe(name, "--help").stdout if name in ("plan", "image") else grammar.answer([name, "--help"])
-        assert text.startswith(f"Usage: just {name} ")
-        examples = text.partition("Examples:\n")[2].splitlines()
-        assert all(line.startswith(f"  just {name}") for line in examples)
-        assert len(examples) >= (1 if name in ("shell", "new") else 2), name
-        assert command["summary"]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["trian"], "no command 'trian'. Did you mean train?"),
-        (["plan", "coch"], "no recipe 'coch'. Did you mean coach?"),
-        (["doctor", "coach", "train.speed=fsat"], "did you mean fast (found 'fsat')"),
-        (["train", "coach", "train.max_epoch=3"], "unknown key; did you mean train.max_epochs"),
-        (["train", "coach", "train.max_epochs=three"], "should be a whole number (found 'three')"),
-        (["plan", "trian.lr=1"], "override trian.lr=1: trian: unknown key; did you mean train."),
-        (["plan", "train.lr=1"], "should be at most 0.01 (found 1)"),
-        (["merge", "train.lr＝1e-4"], "Type = in its place"),
-        (["verify", "coach", "train.lr=1e-4"], "verify takes no settings"),
-        (["eval", "--png", "curve.png"], "eval has no option --png"),
-        (["train", "--yes"], "train has no option --yes"),
-        (["chat", "--tokenizer"], "chat has no option --tokenizer"),
-        (["plan", "--dry-run"], "plan has no option --dry-run"),
-        (["model", "--verfy"], "Did you mean --verify?"),
-        (["export", "gguff"], "Did you mean gguf?"),
-        (["image", "biuld"], "Did you mean build?"),
-        (["compare", "coach"], "RUN is missing"),
-        (["plan", "coach", "more"], "Too many words: more"),
-        (["plan", "--output"], "--output wants a value"),
-    ],
-)
-def test_mistakes_are_told_before_anything_is_made(tmp_path, words, said):
-    done, _ = justw(*words, cache=tmp_path / "none")
-    refused(done, 2, said)
-    assert done.stdout == ""
-    assert not (tmp_path / "none").exists()
+from support.command import ROOT
 
 
 def test_a_recipe_file_is_checked_by_line(tmp_path):
@@ -135,18 +60,6 @@ def test_settings_are_checked_as_the_recipe_checks_them():
             assert refused_here == refused_there, (key, value)
 
 
-def test_words_are_checked_from_any_folder(tmp_path):
-    """Python imports from the current folder first: what lies there is not ours."""
-    (tmp_path / "json.py").write_text("raise SystemExit('not ours')")
-    (tmp_path / "recipe").mkdir()
-    (tmp_path / "recipe/__init__.py").write_text("")
-    done = subprocess.run(
-        [str(ROOT / "docker/runtime/doctor"), "--help"], cwd=str(tmp_path), capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Usage: just doctor ")
-
-
 def test_what_the_scripts_are_told(tmp_path):
     """Folders to write to and files to read that lie outside the clone, and where the page is published."""
     mine = tmp_path / "mine.toml"
@@ -181,10 +94,3 @@ def test_a_run_is_named_although_its_recipe_is_being_edited(tmp_path):
 def test_a_name_that_no_file_can_have_is_told():
     with pytest.raises(InputWrong, match="There is no recipe"):
         grammar.check("chat", ["我最近压力很大" * 60])
-
-
-def test_options_of_just_itself_are_justs(tmp_path):
-    done, _ = justw("--show", "train", cache=os.environ.get("RECIPE_CACHE") or ROOT / ".cache")
-    assert "docker/runtime/run --doctor train" in done.stdout, done.stderr
-    done, _ = justw("help", "trian", cache=tmp_path / "none")
-    refused(done, 2, "Did you mean train?")

@@ -1,13 +1,11 @@
-"""The plan's page, its curve and its cost."""
+"""The plan's page and its curve."""
 
 import json
 
-import pytest
-from conftest import recipe
-
 from recipe.core import measurements
-from recipe.planning import schedule
 from recipe.reporting import console
+from support.command import recipe
+from support.plans import plan_of
 
 
 def test_curve():
@@ -16,51 +14,6 @@ def test_curve():
     assert console.curve([0.0, 0.0]) == "▁▁"
     assert len(console.curve(list(range(1000)), width=48)) == 48
     assert len(console.curve(list(range(81)), width=48)) == 48
-
-
-def plan_of(batch_size, max_length, iterations):
-    return {"batch_size": batch_size, "max_length": max_length, "iterations": iterations}
-
-
-def test_cost_is_the_measured_one_where_it_was_measured():
-    found = measurements.estimate(plan_of(2, 512, 51), "NVIDIA GeForce RTX 3090", price=1.5)
-    assert found["memory_mib"] == 10580
-    assert found["seconds"] == pytest.approx(62, abs=4)  # the published run took 62 s
-    assert found["price"] == pytest.approx(0.03, abs=0.01)
-    assert "published log" in found["source"]
-
-
-def test_cost_scales_from_the_nearest_size():
-    long = measurements.estimate(plan_of(1, 2048, 100), "NVIDIA H100 80GB HBM3", price=0)
-    assert (long["seconds"], long["memory_mib"], long["price"]) == (44, 10494, None)  # 0.445 s: 44.5, to even
-    double = measurements.estimate(plan_of(4, 512, 100), "RTX 3090", price=0)
-    assert double["seconds"] == 254
-    assert double["memory_mib"] > 10580
-
-
-def test_a_card_never_measured_gets_a_figure_for_memory_alone():
-    """The most that a measured one takes: memory depends on the card by a few percent, as the doctor says too."""
-    found = measurements.estimate(plan_of(2, 512, 51), "Voodoo 2", price=1)
-    assert found["seconds"] is found["price"] is None
-    assert found["memory_mib"] == max(measurements.memory_mib(1024, card) for card in ("H100", "RTX 3090"))
-    assert found["disk_gb"] > 30
-
-
-def test_questions_are_reckoned_beside_the_iterations():
-    asking = {"type": "EvaluateChatHook", "evaluation_inputs": ["a", "b", "c"], "max_new_tokens": 300}
-    cfg = {"custom_hooks": [{"type": "DatasetInfoHook"}, asking]}
-    asked = schedule.generated_tokens(cfg, [39], 78, once=True)
-    assert asked == schedule.generated_tokens(cfg, [39, 78], 78, once=True) == 3 * (50 + 300 + 300)
-    assert schedule.generated_tokens(cfg, [39, 78], 78, once=False) == 3 * (50 + 300 + 300 + 300)  # at its end again
-    asking["max_new_tokens"] = 20
-    assert schedule.generated_tokens(cfg, [], 78, once=True) == 3 * (50 + 20)  # the first ones have XTuner's own limit
-    assert (
-        schedule.generated_tokens({"custom_hooks": []}, [39], 78, once=True)
-        == schedule.generated_tokens({}, [], 78, once=True)
-        == 0
-    )
-    found = measurements.estimate(plan_of(2, 512, 78), "H100", 0, asked)
-    assert (found["answers"], found["answers_seconds"]) == (asked, 287)  # 6.8 a second
 
 
 def test_page_and_png(tmp_path):

@@ -5,9 +5,9 @@ import re
 from array import array
 
 import pytest
-from conftest import recipe, refused
 
 from recipe.reporting import data_report
+from support.command import recipe, refused
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import json
 
 import pandas
 import pytest
-from conftest import ROOT, recipe, refused
 
 from recipe.intake import dataset
+from support.command import ROOT, recipe, refused
 
 
 def convert(output, path, *more):

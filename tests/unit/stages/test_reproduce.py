@@ -1,10 +1,8 @@
 """Reproducing the published run: the seed search, the log, the comparison."""
 
 import collections
-import json
 
 import pytest
-from conftest import ROOT, recipe, refused
 
 from recipe.core import imports, settings
 from recipe.core.run import Run
@@ -12,6 +10,7 @@ from recipe.planning import schedule
 from recipe.planning import tokens as planning_tokens
 from recipe.stages import reproduce
 from recipe.xtuner import config
+from support.command import recipe, refused
 
 
 @pytest.fixture(scope="module")
@@ -110,24 +109,3 @@ def test_other_data_are_not_compared(tmp_path):
 def test_without_the_workbook_its_address_is_told(tmp_path):
     done = recipe("reproduce", 'data.files=["data/none.xlsx"]', "--output", tmp_path)
     refused(done, 2, "curl -fL", "0932a89b")
-
-
-def test_the_published_run_digit_for_digit(real_workbook, real_tokenizer, tmp_path):
-    """The whole tutorial on a tiny model with the real tokenizer: `just reproduce` on a machine without a GPU."""
-    done = recipe(
-        "reproduce", f'data.files=["{real_workbook}"]', f"model.tokenizer={real_tokenizer}", "--output", tmp_path,
-        "train.evaluation_max_new_tokens=2",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    manifest = json.loads((tmp_path / "reproduce/run.json").read_text(encoding="utf-8"))
-    figures = {name: entry["figures"] for name, entry in manifest["stages"].items()}
-    assert figures["train"]["iterations"] == 51
-    assert figures["train"]["updates"] == 4
-    assert figures["plan"]["updates_with_deepspeed"] == 3
-    assert figures["merge"]["tensors_changed"] == figures["merge"]["weights_changed"] == 0
-    assert figures["adapter"]["underflow_share"] == 1.0
-    assert "It trained nothing." in done.stdout
-    assert "DIFFERS" not in done.stdout
-    steps = reproduce.parse_iterations((ROOT / figures["train"]["log"]).read_text(encoding="utf-8"))
-    for entry in reproduce.published()["log"]:
-        assert f"{steps[entry['iteration']]['lr']:.4e}" == f"{entry['lr']:.4e}"

@@ -5,19 +5,15 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 from mmengine.config import Config
 
-from recipe.core import settings
+from benchmarks import families as tiny_families
+from recipe.base_model import tiny
+from recipe.core import imports, settings
 from recipe.core.errors import InputWrong
-from recipe.xtuner import config, preset_editor, step_choice
-
-PRESET = "internlm2_chat_7b_qlora_oasst1_e3"
-
-
-def rendered(name, *overrides, intervals=None):
-    _, recipe = settings.load(name, overrides)
-    return config.render(recipe, "models/base", "output/x/dataset.jsonl", intervals or {})
+from recipe.xtuner import config, preset_editor, preset_facts, step_choice
+from support.command import ROOT
+from support.presets import PRESET, parsed, recipe_of, rendered
 
 
 def flat(text):
@@ -72,15 +68,6 @@ def test_tutorial_differs_from_the_preset_in_the_pages_edits_only():
     assert cfg.SYSTEM == ""
     assert cfg.randomness.seed is None
     assert "map_num_proc" not in cfg.train_dataset
-
-
-def test_the_difference_is_shown_as_lines():
-    text = rendered("tutorial", intervals={"evaluation_freq": 500})
-    diff = preset_editor.difference(preset_editor.source(PRESET), text, "a", "b")
-    assert "-max_length = 2048\n+max_length = 512\n" in diff
-    assert "-    dataset_map_fn=oasst1_map_fn,\n+    dataset_map_fn=None,\n" in diff
-    comments = [line for line in preset_editor.source(PRESET).splitlines() if line.lstrip().startswith("#")]
-    assert [line for line in text.splitlines() if line.lstrip().startswith("#")] == comments
 
 
 @pytest.mark.parametrize("name", ["coach", "demo"])
@@ -141,21 +128,41 @@ def test_unknown_preset_and_misfit():
                  "base=deepseek_moe_16b_base_full_oasst1_e3")  # fmt: skip
 
 
-def test_edits_keep_everything_else_byte_for_byte():
-    source = "# 头\na = dict(b=1,  # keep\n         c=dict(d='中文', e=2))\nz = [dict(k=1), 2]\n"
-    assert preset_editor.edit(source, {"a.c.d": "'新'"}) == source.replace("'中文'", "'新'")
-    assert preset_editor.edit(source, {"a.c.e": None}) == source.replace(", e=2", "")
-    assert preset_editor.edit(source, {"a.b": None}) == source.replace("b=1,  # keep\n         ", "")
-    assert preset_editor.edit(source, {"z.0.k": "7"}) == source.replace("k=1", "k=7")
-    assert preset_editor.edit(source, {"z": "3"}) == source.replace("[dict(k=1), 2]", "3")
-    added = preset_editor.edit(source, {"a.c.f": "5"})
-    assert eval(added.split("a = ")[1].split("\nz")[0], {}) == {"b": 1, "c": {"d": "中文", "e": 2, "f": 5}}
-    with pytest.raises(KeyError, match="no nothing"):
-        preset_editor.edit(source, {"nothing": "1"})
-    with pytest.raises(KeyError):
-        preset_editor.edit(source, {"a.b.c": "1"})
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        ("llama", "llama2_7b_qlora_oasst1_e3"),
+        ("mistral", "mistral_7b_qlora_skypile_pretrain_e1"),
+        ("mixtral", "mixtral_8x7b_instruct_qlora_oasst1_e3"),
+        ("gpt_bigcode", "starcoder_qlora_stack_exchange_example"),
+        ("internlm2", "internlm2_7b_qlora_oasst1_e3"),
+    ],
+)
+def test_no_token_sees_those_to_come(kind, base, tmp_path):
+    """Of the model as XTuner builds it from the rendered config, and with its attention in place of transformers'."""
+    imports.load()
+    import torch
+    from xtuner.registry import BUILDER
+
+    place = tmp_path / kind
+    texts = ["压力很大，怎么办？ hello world"] * 9
+    if kind == "internlm2":
+        tiny.make(place, texts, vocab_size=700, hidden_size=64, heads=4, intermediate_size=128)
+    else:
+        tiny_families.make(place, kind, texts)
+    text = config.render(recipe_of(base, method="lora", dtype="fp32"), str(place), "d", {})
+    model = BUILDER.build(parsed(tmp_path, text).model).llm.eval()
+    ids = torch.arange(60, 100)[None]
+    other = ids.clone()
+    other[0, 20:] += 7
+    with torch.no_grad():
+        one, two = (model(input_ids=i, attention_mask=torch.ones_like(i)).logits for i in (ids, other))
+    assert torch.equal(one[0, :20], two[0, :20])
+    assert not torch.allclose(one[0, 20:], two[0, 20:])
 
 
-def test_a_preset_can_be_edited_to_itself():
-    source = preset_editor.source(PRESET)
-    assert preset_editor.edit(source, {"max_length": "2048", "model.lora.r": "64"}) == source
+def test_templates_are_xtuners():
+    text = config.render(recipe_of("llama2_7b_qlora_oasst1_e3", template="vicuna"), "m", "d", {})
+    assert preset_facts.flat(text)["prompt_template"] == "PROMPT_TEMPLATE.vicuna"
+    with pytest.raises(InputWrong, match="internlm2_chat"):
+        config.render(recipe_of("llama2_7b_qlora_oasst1_e3", template="vicunia"), "m", "d", {})

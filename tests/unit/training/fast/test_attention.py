@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_fast import models
 
 from recipe.training import bench
 from recipe.training.fast import attention, layers
+from support.fast_step import models
 
 
 def plain(query, key, value):

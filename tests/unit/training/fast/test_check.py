@@ -1,15 +1,14 @@
 """The comparison of the fast step with XTuner's own and with its recording: what is wrong is caught and not used."""
 
 import copy
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.logging import MessageHub
-from test_fast import batch, loss_and_gradients, models, trained
 
 from recipe.training.fast import check, finetune, layers, nf4, verdict
+from support.fast_step import batch, loss_and_gradients, models, trained
 
 
 @pytest.fixture
@@ -249,21 +248,6 @@ def test_a_replay_is_compared_where_a_batch_has_nothing_to_learn():
     assert found["gradient_difference"] == 0
 
 
-def test_what_is_recorded_follows_from_who_lays_the_weights_out(monkeypatch):
-    inner = SimpleNamespace(blocksize=256)
-    state = SimpleNamespace(quant_type="nf4", blocksize=64, nested=True, state2=inner)
-    weight = SimpleNamespace(quant_state=state, is_cuda=True)
-    versions = {"0.43.0": False, "0.43.3": False, "0.44.0": True, "0.50.2": True, "1.0.0": True}
-    for release, records in versions.items():
-        nf4.uses_legacy_stream.cache_clear()
-        monkeypatch.setattr(nf4.metadata, "version", lambda name, release=release: release)
-        for ours in (True, False):
-            monkeypatch.setattr(nf4, "HAS_KERNEL", ours)
-            assert (nf4.graph_obstacle(weight) == "") == (records and ours)
-    nf4.uses_legacy_stream.cache_clear()
-    assert nf4.graph_obstacle(torch.zeros(2)) == ""  # 16-bit weights are nobody's to lay out
-
-
 def test_a_step_that_may_not_be_recorded_says_why_once(monkeypatch, running):
     said = []
     monkeypatch.setattr(check, "log_figures", said.append)
@@ -273,21 +257,3 @@ def test_a_step_that_may_not_be_recorded_says_why_once(monkeypatch, running):
     assert not fast._can_use_graph(x)
     assert not fast._can_use_graph(x)
     assert [one["error"] for one in said] == ["bitsandbytes is too old"]
-
-
-def test_the_log_of_the_last_start_that_compared_counts():
-    first = {"compared": "against_stock", "passed": False, "error": "kernel gone"}
-    later = {
-        "compared": "against_stock",
-        "passed": True,
-        "loss_difference": 1e-7,
-        "layer_difference": None,
-        "worst": "w",
-    }
-    stamp = "11/29 07:00:00 - mmengine - INFO - " + verdict.MARK
-    log = f"\n$ python\n{stamp}{json.dumps(first)}\n\n$ python --resume\n{stamp}{json.dumps(later)}\nIter(train) …\n"
-    assert verdict.parse_log(log) == {"against_stock": later}
-    assert verdict.parse_log(log + "\n$ python --resume\nended at once\n") == {"against_stock": later}
-    assert verdict.parse_log("nothing") == {}
-    assert "nan" in verdict.summary({"against_stock": later})
-    assert "kernel gone" in verdict.summary({"against_stock": first})

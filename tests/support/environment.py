@@ -1,0 +1,5 @@
+"""The environment in which the tests run."""
+
+import sys
+
+CU13 = sys.version_info >= (3, 12)

@@ -1,0 +1,40 @@
+"""Confidence intervals and verdicts."""
+
+import random
+
+import pytest
+
+from recipe.inference import evaluate
+
+
+def test_intervals_are_students_where_all_answers_are_equally_long():
+    from scipy import stats
+
+    chance = random.Random(1)
+    base, tuned = ([(chance.gauss(mean, 2) * 20, 20) for _ in range(9)] for mean in (50, 48))
+    mean, interval = evaluate.ratio(*zip(*tuned))
+    theirs = stats.ttest_1samp([value / 20 for value, _ in tuned], 0)
+    assert mean == pytest.approx(sum(value for value, _ in tuned) / 180)
+    assert interval == pytest.approx(tuple(theirs.confidence_interval()))
+    paired = stats.ttest_rel([value / 20 for value, _ in tuned], [value / 20 for value, _ in base])
+    assert evaluate.compared(base, tuned)["difference"]["interval"] == pytest.approx(list(paired.confidence_interval()))
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Of unequal lengths, with a loss that depends on them: 95 % of the intervals, give or take, hold the ratio."""
+    chance = random.Random(2)
+    held = 0
+    for _ in range(1000):
+        counts = [chance.randrange(10, 100) for _ in range(30)]
+        low, high = evaluate.ratio([count * (2 + chance.gauss(0, 0.5)) for count in counts], counts)[1]
+        held += low <= 2 <= high
+    assert 925 <= held <= 970
+
+
+def test_verdicts():
+    base = [(20.0 + n, 10) for n in range(8)]
+    assert evaluate.compared(base, [(v - 1 - n / 10, c) for n, (v, c) in enumerate(base)])["verdict"] == "better"
+    assert evaluate.compared(base, [(v + 1 + n / 10, c) for n, (v, c) in enumerate(base)])["verdict"] == "worse"
+    noise = evaluate.compared(base, [(v + (-1) ** n, c) for n, (v, c) in enumerate(base)])
+    assert (noise["verdict"], noise["difference"]["lower_in"]) == ("no difference", 4)
+    assert evaluate.compared(base, base)["verdict"] == "no difference"

@@ -1,0 +1,14 @@
+"""Manifests that cannot be read."""
+
+import pytest
+
+from recipe.core.errors import InputWrong
+from recipe.reporting import collect
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"stages": {}}', '{"settings": {"base": 1}, "stages": {}}', "[]"])
+def test_a_damaged_manifest(tmp_path, text):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/run.json").write_text(text)
+    with pytest.raises(InputWrong, match="cannot be read"):
+        collect.find("x", tmp_path, tmp_path)

@@ -1,0 +1,28 @@
+"""The trainer's imports and start time."""
+
+import subprocess
+import sys
+import time
+
+from support.command import ROOT
+
+
+def test_the_trainers_libraries_come_in_the_order_that_is_soonest():
+    """What looks through the source of all frames above it is imported where there are few."""
+    script = (
+        "import runpy, sys; from recipe.training import entry as trainer\n"
+        "def run(name, **more):\n"
+        "    print(trainer.SLOW_IMPORT in sys.modules, 'mmengine' in sys.modules, name, *sys.argv[1:])\n"
+        "runpy.run_module = run; trainer.main(['a', 'b'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=str(ROOT))
+    assert done.stdout.split() == ["True", "False", "xtuner.tools.train", "a", "b"], done.stderr
+
+
+def test_the_trainers_process_knows_when_it_began():
+    """Not up to a second before, as psutil has it: the kernel tells its boot in whole seconds."""
+    code = "import time; from recipe.training import timing; print(time.monotonic() - timing.process_age())"
+    before = time.monotonic()
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    after = time.monotonic()
+    assert before - 0.02 < float(child.communicate()[0].split()[-1]) < after + 0.02

@@ -1,0 +1,61 @@
+"""The trainer's process: hangs, memory, a missing compiler."""
+
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from recipe.core import settings
+from recipe.core.run import Run
+from recipe.training import process as train
+from support.command import ROOT
+
+
+def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
+    from recipe.core import compiler, settings
+    from recipe.training import process
+    from recipe.xtuner import step_choice
+
+    def started(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "gpus", lambda: [{"name": "one"}])
+    monkeypatch.setattr(process, "command", lambda *words: [])
+    monkeypatch.setattr(process, "run_process", started)
+    monkeypatch.setattr(compiler, "fault", lambda: "there is no C compiler")
+    run = SimpleNamespace(settings=settings.load("demo")[1], folder=tmp_path, tell=lambda **words: None)
+    planned = {"seed": 0, "iterations": 1, "iterations_per_epoch": 1, "tokens_kept": 1}
+    for speed in ("fast", "stock"):
+        monkeypatch.setattr(step_choice, "speed", lambda settings, speed=speed: speed)
+        with pytest.raises(KeyboardInterrupt):
+            process.run_trainer(run, tmp_path, tmp_path / "train.log", None, planned)
+        assert ("there is no C compiler" in capsys.readouterr().err) == (speed == "fast")
+
+
+def process(*words):
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_trainer_that_says_nothing_is_ended(tmp_path):
+    child = process("sh", "-c", "echo one; sleep 60")
+    with (tmp_path / "log").open("w") as log, pytest.raises(train.RunFailed) as caught:
+        list(train._read_lines(child, log, 1.0, []))
+    assert "said nothing for 0.0167 minutes" in str(caught.value)
+    assert child.wait() == -9
+    assert (tmp_path / "log").read_text() == "one\n"
+
+
+def test_a_trainer_that_does_not_stop_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "STOP_TIMEOUT", 1)
+    child = process("sh", "-c", "trap '' TERM; echo one; sleep 60 & wait; sleep 60")
+    with (tmp_path / "log").open("w") as log:
+        list(train._read_lines(child, log, 100.0, [1.0]))
+    assert child.wait() == -9
+
+
+def test_memory_is_kept_between_iterations_where_a_cpu_trains(monkeypatch):
+    run = Run("demo", settings.load("demo")[1], ROOT, ROOT / "output")
+    monkeypatch.setattr(train, "gpus", lambda: [])
+    assert train.MALLOC_SETTINGS.items() <= train.environment(run).items()
+    monkeypatch.setattr(train, "gpus", lambda: [{"name": "H100"}])
+    assert not train.MALLOC_SETTINGS.keys() & train.environment(run).keys()

@@ -1,0 +1,109 @@
+"""The page's server: addresses, passwords, what is printed."""
+
+import re
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+from recipe.core.errors import InputWrong
+from recipe.web import serve
+
+# --- the door ---
+
+
+@pytest.mark.parametrize(
+    ("given", "summary"),
+    [
+        (["host=0.0.0.0"], "there is no token"),
+        (["host=192.168.1.5", "port=80"], "there is no token"),
+        (["host=example.org"], "is no address of this machine"),
+        (["token=short"], "it needs 8"),
+        (["port=http"], "a port is a number"),
+        (["port=0"], "a port is a number"),
+        (["model=base"], "beside the base stands"),
+        (["train.lr=1"], "the run is as it was made"),
+    ],
+)
+def test_words_that_are_refused(given, says):
+    with pytest.raises(InputWrong, match=re.escape(says)):
+        serve.place(given)
+
+
+def test_what_is_printed():
+    assert "http://localhost:8501" in serve.hints(serve.place([]))[0]
+    assert "ssh -L 8600:127.0.0.1:8600 " in serve.hints(serve.place(["host=localhost", "port=8600"]))[1]
+    far = "\n".join(serve.hints(serve.place(["host=0.0.0.0"], "long enough")))
+    assert "token=" in far
+    assert "long enough" not in far
+    assert "ssh -L" in far
+
+
+@pytest.fixture
+def doors():
+    """Function: (place, headers, path) → (status, headers, body) of a door with an application behind it."""
+    import asyncio
+
+    from tornado import httpserver, web
+
+    class Behind(web.RequestHandler):
+        def get(self):
+            self.write("behind")
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def opened(where, headers=None, path="/_stcore/health"):
+        async def start():
+            server = httpserver.HTTPServer(serve.door(web.Application([(r"/.*", Behind)]), where))
+            server.listen(0, "127.0.0.1")
+            return server, next(iter(server._sockets.values())).getsockname()[1]
+
+        server, port = asyncio.run_coroutine_threadsafe(start(), loop).result()
+        base = f"http://127.0.0.1:{port}"
+        headers = {name: value.replace("PORT", str(port)) for name, value in (headers or {}).items()}
+        opener = urllib.request.build_opener(Stay)
+        try:
+            with opener.open(urllib.request.Request(base + path, headers=headers), timeout=10) as answer:
+                return answer.status, answer.headers, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read().decode()
+        finally:
+            loop.call_soon_threadsafe(server.stop)
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_):
+            return None
+
+    yield opened
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_who_is_let_in(doors):
+    here, token = serve.place([]), serve.place(["host=0.0.0.0", "token=long enough"])
+    assert doors(here)[::2] == (200, "behind")
+    assert doors(here, {"Origin": "http://127.0.0.1:PORT"})[0] == 200
+    assert doors(here, {"Host": "evil.example:PORT"})[0] == 403  # a foreign name that leads here
+    assert doors(here, {"Origin": "http://evil.example"})[0] == 403
+    for path in ("/", "/_stcore/health", "/_stcore/stream", "/web/page.js", "/media/x", "/?token=wrong", "/?token="):
+        status, _, body = doors(token, path=path)
+        assert status == 401, path
+        assert "behind" not in body
+    status, headers, _ = doors(token, path="/?token=long%20enough")
+    cookie = headers["Set-Cookie"]
+    assert (status, headers["Location"]) == (302, "./")
+    assert "HttpOnly" in cookie
+    assert "long" not in cookie
+    passed = {"Cookie": cookie.split(";")[0]}
+    assert doors(token, passed)[::2] == (200, "behind")
+    assert doors(token, {**passed, "Host": "gpu.example"})[0] == 200
+    assert doors(token, {**passed, "Origin": "http://evil.example"})[0] == 403
+    assert doors(token, {"Cookie": f"{serve.COOKIE}=long enough"})[0] == 401
+    status, headers, page = doors(here, path="/")
+    assert "default-src 'self'" in headers["Content-Security-Policy"]
+    assert "web/page.js" in page
+    assert "<script>" not in page
