@@ -58,7 +58,7 @@ class Page(html.parser.HTMLParser):
         return next([cell.strip() for cell in row] for row in self.rows if row and row[0].strip() == what)
 
     def first_line(self):
-        return self.classes["summary"].strip()
+        return self.classes["says"].strip()
 
 
 def numbers(text):
@@ -310,7 +310,7 @@ def test_the_evaluations_verdict_comes_first(folder, undrawn, verdict, line):
     change(folder, lambda found: found["settings"]["model"].update(source="modelscope"))
     path = folder / "eval.json"
     says = f"{verdict}: loss lower by 0.5639"  # as `just eval` writes it
-    path.write_text(json.dumps(evaluation(verdict=verdict, says=says)), encoding="utf-8")
+    path.write_text(json.dumps(evaluation(verdict=verdict, summary=says)), encoding="utf-8")
     page = made(folder)
     assert page.first_line() == f"{line}: loss lower by 0.5639"
     assert page.row("loss, nats a token")[1:] == ["2.9513 (2.9000 to 3.0000)", "2.3874 (2.3000 to 2.5000)"]
@@ -339,7 +339,7 @@ def test_hostile_text_stays_text(folder, undrawn):
     texts = {name: HOSTILE for name in ("question", "base", "merged")}
     (folder / "samples.json").write_text(json.dumps([{**texts, "base_ended": True, "merged_ended": True}]))
     sample = {**texts, "reference": HOSTILE, "tuned": HOSTILE, "base_ended": True, "tuned_ended": False}
-    (folder / "eval.json").write_text(json.dumps(evaluation(says=HOSTILE, samples=[sample])))
+    (folder / "eval.json").write_text(json.dumps(evaluation(summary=HOSTILE, samples=[sample])))
     (folder / "config.diff").write_text(HOSTILE)
     page = made(folder)
     assert not {"script", "img"} & set(page.tags)
@@ -348,7 +348,7 @@ def test_hostile_text_stays_text(folder, undrawn):
     assert text.count("&lt;script&gt;alert(1)") >= 8
     assert "\u202e" not in text
     assert "\x00" not in text
-    assert "49" not in page.classes["summary"]
+    assert "49" not in page.classes["says"]
     card = (folder / "report/README.md").read_text(encoding="utf-8")
     fenced = re.sub(r"(?ms)^(`{3,})text\n.*?^\1$", "", card)
     assert "<script" not in fenced.replace("\\<script", "")

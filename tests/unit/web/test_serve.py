@@ -14,7 +14,7 @@ from recipe.web import serve
 
 
 @pytest.mark.parametrize(
-    ("given", "summary"),
+    ("given", "says"),
     [
         (["host=0.0.0.0"], "there is no token"),
         (["host=192.168.1.5", "port=80"], "there is no token"),
