@@ -21,7 +21,7 @@ def test_the_trainers_libraries_come_in_the_order_that_is_soonest():
 
 def test_the_trainers_process_knows_when_it_began():
     """Not up to a second before, as psutil has it: the kernel tells its boot in whole seconds."""
-    code = "import time; from recipe.training import timing; print(time.monotonic() - timing.process_age())"
+    code = "import time; from recipe.training.hooks import timing; print(time.monotonic() - timing.process_age())"
     before = time.monotonic()
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     after = time.monotonic()
