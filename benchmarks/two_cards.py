@@ -294,7 +294,7 @@ class Benchmark:
             found = _summary(rounds[trainer.name], tokens * trainer.cards)
             speeds[trainer.name] = found.get("tokens_per_second")
             step, cards, _ = trainers[trainer.name]
-            self.tell(
+            self.update_status(
                 part, trainer=trainer.name, step=step, cards=cards, batch=batch, length=length, **found,
                 fast_step=_fast_step(trainer), **({"error": faults[trainer.name]} if trainer.name in faults else {}),
             )  # fmt: skip
@@ -308,7 +308,7 @@ class Benchmark:
             "recorded_over_stock_on_two": _ratio(speeds, "fast-recorded-2", "stock-2"),
         }
         ratios = {name: value for name, value in ratios.items() if value}
-        self.tell(part, whole=not faults, **ratios)
+        self.update_status(part, whole=not faults, **ratios)
 
     def large(self, part: str, method: str) -> None:
         """Ten updates of the 20B model, two sequences of 512 tokens on each card."""
@@ -331,7 +331,7 @@ class Benchmark:
         [row] = [row for row in table if row["stage"] == stage]
         planned = row["gpu"][str(cards)] / MIB
         measured = max(one["allocated_mib"] for one in found)
-        self.tell(
+        self.update_status(
             part, whole=True, method=method, deepspeed=stage, parameters=round(shape.parameters), cards=cards,
             batch=batch, length=length, updates=TIMED, seconds_an_update=round(found[0]["seconds"], 3),
             loss=[one["loss"] for one in found], allocated_mib=measured,
@@ -371,7 +371,7 @@ class Benchmark:
         left = [pid for pid in processes if Path(f"/proc/{pid}").exists()]
         said = _end(broken).strip().splitlines()[-1:]
         again = self._finish(self._train(broken, words), broken)
-        self.tell(
+        self.update_status(
             part, whole=True, layers=sizes["num_hidden_layers"], killed_after_checkpoint=at, exit_code=code,
             ended_after_seconds=round(ended, 1), said=said, processes_left=len(left), adapter=wanted,
             same_bytes=again == wanted,

@@ -175,9 +175,12 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     choose_hub(values, [tuple(key.split(".")) for key in overridden])
     lines = []
     for key, why in find_errors(values, known["settings"]):
-        given = {f"{one}.": word for one, word in overridden.items()}
-        near = (word for one, word in given.items() if f"{key}.".startswith(one) or one.startswith(f"{key}."))
-        override = next(near, None)
+        near = [
+            word
+            for given, word in overridden.items()
+            if f"{key}.".startswith(f"{given}.") or f"{given}.".startswith(f"{key}.")
+        ]
+        override = near[0] if near else ""
         line = 0 if override else line_of(text, key.split("."), reader)
         where = f"override {override}" if override else f"{path}, line {line}" if line else str(path)
         lines.append(f"{where}: {key}: {why}.")

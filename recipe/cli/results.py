@@ -51,8 +51,8 @@ def compare(typed: Invocation, run: str, other: str) -> None:
     """Put two runs on a page, with both curves. Each is a recipe's name or a run folder."""
     from recipe.reporting import compare as comparing
 
-    both = _show_differences(typed, run, other)
-    click.echo(f"page          {both[0].run.relative(comparing.write(*both, typed.folder / 'compare'))}")
+    first, second = _show_differences(typed, run, other)
+    click.echo(f"page          {first.run.relative(comparing.write(first, second, typed.folder / 'compare'))}")
 
 
 @compares("diff coach tutorial", "diff output/coach old/coach")
@@ -62,10 +62,10 @@ def diff(typed: Invocation, run: str, other: str) -> None:
     _show_differences(typed, run, other)
 
 
-def _show_differences(typed: Invocation, *names: str) -> Any:
+def _show_differences(typed: Invocation, run: str, other: str) -> Any:
     from recipe.reporting import collect
     from recipe.reporting import compare as comparing
 
-    both = [collect.see(_find(name, typed)) for name in names]
-    comparing.show(*both, console())
-    return both
+    first, second = (collect.see(_find(name, typed)) for name in (run, other))
+    comparing.show(first, second, console())
+    return first, second

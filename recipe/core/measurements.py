@@ -17,7 +17,7 @@ def measurements() -> Dict[str, Any]:
     """measured.toml: `measurement`, a list of tables, this machine's own first; and `disk`."""
     import tomli
 
-    found = tomli.loads(MEASURED.read_text(encoding="utf-8"))
+    found: Dict[str, Any] = tomli.loads(MEASURED.read_text(encoding="utf-8"))
     if BENCH.is_file():
         found["measurement"][:0] = json.loads(BENCH.read_text(encoding="utf-8"))["measurement"]
     return found
@@ -36,7 +36,9 @@ def nearest(card: str, tokens: int, way: str = "stock") -> Optional[Dict[str, An
         name = entry["card"].lower().replace(" ", "")
         if name in wanted or wanted in name:
             fitting.append(entry)
-    return min(fitting, key=lambda e: abs(e["batch_size"] * e["max_length"] - tokens), default=None)
+    if not fitting:
+        return None
+    return min(fitting, key=lambda e: abs(e["batch_size"] * e["max_length"] - tokens))
 
 
 def memory_per_token(way: str = "stock") -> float:

@@ -66,7 +66,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     tokenizer = base_model_tokenizer.tokenizer(run)
     seed = run.settings.train.seed
     if seed is None:
-        # XTuner would draw one itself; drawn here, the plan is exact and the run can be repeated.
+        # XTuner would draw one itself. Drawn here, the plan is exact and the run can be repeated.
         seed = drawn_seed(run)
     images = [line.get("sha256", "") for line in lines]
     conversations = [line["conversation"] for line in lines]
@@ -74,16 +74,16 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
     stopping = unknown_refusals(run, figures)
     if stopping and not run.force:
-        # The refused plan is kept for reading; no later stage takes it, since this one is not done.
+        # Keep the refused plan for reading. No later stage uses it, since this stage fails.
         write_text(run.plan, text)
-        lines = "\n".join(f"- {refusal['why']}" for refusal in stopping)
+        reasons = "\n".join(f"- {refusal['why']}" for refusal in stopping)
 
         def plan_again(trial: Run) -> Dict[str, Any]:
             return predict(trial, config.effective(trial.settings), conversations, tokenizer, seed, images)
 
         if len(conversations) <= SMALL:
-            lines += combined_remedy(run, stopping, plan_again)
-        raise PlanRefused(f"Recipe {run.name} would not learn:\n{lines}\n--force trains all the same.", figures)
+            reasons += combined_remedy(run, stopping, plan_again)
+        raise PlanRefused(f"Recipe {run.name} would not learn:\n{reasons}\n--force trains all the same.", figures)
     (output / "plan.json").write_text(text, encoding="utf-8")
     return {name: value for name, value in figures.items() if name != "lr_trace"}
 

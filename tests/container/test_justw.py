@@ -8,8 +8,6 @@ import time
 
 import pytest
 
-from recipe.core.commands import command_line
-from recipe.core.errors import InputWrong
 from support.command import ROOT, refused
 from support.justw import JUST, run
 
@@ -222,9 +220,3 @@ def test_a_clone_by_git_for_windows_runs_in_wsl(clone, tmp_path):
     assert len(files) > 200
     for name in files:
         assert (target / name).read_bytes() == (clone / name).read_bytes(), name
-
-
-def test_a_users_own_words_in_errors_stay(monkeypatch):
-    monkeypatch.setenv("RECIPE_COMMAND", "./justw")
-    assert str(InputWrong("data.system holds 'just answer me'")) == "data.system holds 'just answer me'"
-    assert command_line("plan", "coach") == "./justw plan coach"
