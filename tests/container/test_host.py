@@ -280,7 +280,7 @@ def test_a_command_that_is_gone_is_not_waited_for(host):
     done = host.run("run", "plan", LOCK_PATIENCE="1")
     host.works(done)
     assert "process 1 on elsewhere" in done.stderr
-    assert "is gone" in done.stderr
+    assert "taking over" in done.stderr
     assert not list(host.cache.glob("making*"))
     shutil.rmtree(str(host.environment))
     for sign in ("terminate", "fails"):
