@@ -7,24 +7,24 @@ from typing import Any, Dict
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.export.gguf import gguf_name
-from recipe.export.merged import Merged
+from recipe.export.merged import MergedModel
 
 
-def ollama(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
+def ollama(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
     """Modelfile beside the GGUF file of target gguf: template, stop words and system prompt of the training."""
-    pieces = merged.prompt()
+    parts = merged.template_parts()
     if '"""' in merged.system:
         raise InputWrong('data.system holds """, which a Modelfile cannot: Ollama ends the system prompt there.')
     lines = [
         f"FROM ../gguf/{gguf_name(run, merged)}",
-        'TEMPLATE """{{ if .System }}' + pieces["system"] + "{{ .System }}" + pieces["eosys"] + "{{ end }}"
-        "{{ if .Prompt }}" + pieces["user"] + "{{ .Prompt }}" + pieces["assistant"] + "{{ end }}"
-        "{{ .Response }}" + pieces["end"] + '"""',
-        *(f'PARAMETER stop "{word}"' for word in merged.stops),
+        'TEMPLATE """{{ if .System }}' + parts["system"] + "{{ .System }}" + parts["eosys"] + "{{ end }}"
+        "{{ if .Prompt }}" + parts["user"] + "{{ .Prompt }}" + parts["assistant"] + "{{ end }}"
+        "{{ .Response }}" + parts["end"] + '"""',
+        *(f'PARAMETER stop "{word}"' for word in merged.stop_words),
     ]
     if merged.system:
         lines.append(f'SYSTEM """{merged.system}"""')
-    (place / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (output / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
     # Ollama makes small weights from whole ones only.
     small = run.settings.export.quantize if run.settings.export.type != "q8_0" else ""
     words = ["ollama", "create", merged.name, *(["-q", small] if small else [])]

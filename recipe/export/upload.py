@@ -11,19 +11,19 @@ from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.run import Run
 from recipe.core.settings import Export
-from recipe.export.merged import Merged, write_json
+from recipe.export.merged import MergedModel, write_json
 
 
-def upload(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
+def upload(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
     """files.json: what would go, with sizes; and ModelScope's configuration.json where the folder has none."""
     export = run.settings.export
-    if export.hub == "modelscope" and not (merged.place / "configuration.json").exists():
-        write_json(place / "configuration.json", {"framework": "pytorch", "task": "text-generation"})
-    files = {path.name: path.stat().st_size for path in files_to_send(merged.place, place)}
-    write_json(place / "files.json", files)
+    if export.hub == "modelscope" and not (merged.folder / "configuration.json").exists():
+        write_json(output / "configuration.json", {"framework": "pytorch", "task": "text-generation"})
+    files = {path.name: path.stat().st_size for path in files_to_send(merged.folder, output)}
+    write_json(output / "files.json", files)
     notes = []
-    if not (merged.place / "README.md").is_file():
-        notes.append(f"There is no model card: put a README.md into {run.relative(merged.place)}.")
+    if not (merged.folder / "README.md").is_file():
+        notes.append(f"There is no model card: put a README.md into {run.relative(merged.folder)}.")
     notes.append(f"{len(files)} files, {sum(files.values()):,} bytes; nothing was sent.")
     repo = export.repo or "OWNER/NAME"
     token = "MODELSCOPE_API_TOKEN" if export.hub == "modelscope" else "HF_TOKEN"
@@ -40,40 +40,37 @@ def upload(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     }
 
 
-# ---- the one step that leaves the machine
-
-
-def files_to_send(merged: Path, more: Path) -> List[Path]:
+def files_to_send(merged: Path, extra_folder: Path) -> List[Path]:
     """Files of the merged folder, and ModelScope's configuration where we had to write it."""
     found = [path for path in sorted(merged.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    extra = more / "configuration.json"
+    extra = extra_folder / "configuration.json"
     return [*found, extra] if extra.is_file() else found
 
 
-def send(run: Run, merged: Merged) -> str:
+def send(run: Run, merged: MergedModel) -> str:
     """Upload what `upload` listed; return where it is then. Raises InputWrong, HostLacks, RunFailed."""
     export = run.settings.export
     if not export.repo:
         raise InputWrong("Where to? Name it: export.repo=owner/name")
-    staged = run.folder / ".upload.part"
-    shutil.rmtree(str(staged), ignore_errors=True)
-    staged.mkdir()
+    staging = run.folder / ".upload.part"
+    shutil.rmtree(str(staging), ignore_errors=True)
+    staging.mkdir()
     try:
-        for path in files_to_send(merged.place, run.folder / "export" / "upload"):
-            os.link(str(path), str(staged / path.name))  # no copy: the same 15 GB under another name
+        for path in files_to_send(merged.folder, run.folder / "export" / "upload"):
+            os.link(str(path), str(staging / path.name))  # no copy: the same 15 GB under another name
         if export.hub == "modelscope":
-            return _send_modelscope(export, staged, run.settings.model.id)
-        return _send_hugging_face(export, staged)
+            return _send_modelscope(export, staging, run.settings.model.id)
+        return _send_hugging_face(export, staging)
     finally:
-        shutil.rmtree(str(staged), ignore_errors=True)
+        shutil.rmtree(str(staging), ignore_errors=True)
 
 
-def _not_sent(export: Export, error: Exception) -> str:
+def _upload_failed(export: Export, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"{export.repo} could not be sent to {export.hub}: {reason[:300]}. The same command tries again."
 
 
-def _send_hugging_face(export: Export, staged: Path) -> str:
+def _send_hugging_face(export: Export, staging: Path) -> str:
     from huggingface_hub import HfApi
 
     token = os.environ.get("HF_TOKEN")
@@ -81,11 +78,11 @@ def _send_hugging_face(export: Export, staged: Path) -> str:
         raise HostLacks("There is no token for Hugging Face: set HF_TOKEN (huggingface.co/settings/tokens, write).")
     api = HfApi(token=token)
     try:
-        place = api.create_repo(export.repo, private=not export.public, exist_ok=True)
-        api.upload_folder(repo_id=export.repo, folder_path=str(staged), commit_message="Merged model")
-        return str(place)
+        url = api.create_repo(export.repo, private=not export.public, exist_ok=True)
+        api.upload_folder(repo_id=export.repo, folder_path=str(staging), commit_message="MergedModel model")
+        return str(url)
     except (ValueError, OSError) as error:  # names the hub refuses; what the network and the hub say
-        raise RunFailed(_not_sent(export, error))
+        raise RunFailed(_upload_failed(export, error))
 
 
 def has_git_lfs() -> bool:
@@ -94,7 +91,7 @@ def has_git_lfs() -> bool:
     return bool(shutil.which("git")) and subprocess.run(["git", "lfs", "version"], **quiet).returncode == 0
 
 
-def _send_modelscope(export: Export, staged: Path, base: str) -> str:
+def _send_modelscope(export: Export, staging: Path, base: str) -> str:
     from modelscope.hub.api import HubApi, ModelScopeConfig
     from modelscope.hub.constants import Licenses, ModelVisibility
 
@@ -112,13 +109,13 @@ def _send_modelscope(export: Export, staged: Path, base: str) -> str:
             api.login(token)
         api.push_model(
             model_id=export.repo,
-            model_dir=str(staged),
+            model_dir=str(staging),
             visibility=ModelVisibility.PUBLIC if export.public else ModelVisibility.PRIVATE,
             license=Licenses.APACHE_V2,
-            commit_message="Merged model",
+            commit_message="MergedModel model",
             original_model_id=base,
             lfs_suffix=["*.safetensors", "*.bin", "*.model"],
         )
     except Exception as error:  # git's and the hub's refusals are of many kinds
-        raise RunFailed(_not_sent(export, error))
+        raise RunFailed(_upload_failed(export, error))
     return export.repo

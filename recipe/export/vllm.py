@@ -6,14 +6,14 @@ from typing import Any, Dict
 
 from recipe.base_model import architecture
 from recipe.core.run import Run
-from recipe.export.merged import Merged, shown_path, write_json
+from recipe.export.merged import MergedModel, target_path, write_json
 from recipe.inference import terminal
 
 
-def vllm(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
+def vllm(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
     """The command, and the chat template where the folder brings none."""
     longest = merged.config["max_position_embeddings"]
-    words = ["vllm", "serve", run.relative(merged.place), "--served-model-name", merged.name, "--trust-remote-code"]
+    words = ["vllm", "serve", run.relative(merged.folder), "--served-model-name", merged.name, "--trust-remote-code"]
     words += ["--max-model-len", str(longest)]
     notes = ["In an environment of its own: pip install vllm==0.21.0"]
     if architecture.rope_type(architecture.rope(merged.config)[1]) == "dynamic":
@@ -22,8 +22,8 @@ def vllm(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
             f"vLLM stretches dynamically scaled positions at every length, the model itself only beyond {longest:,} "
             f"tokens: --hf-overrides switches that off, --max-model-len keeps within."
         )
-    if not merged.own:
-        (place / "chat_template.jinja").write_text(merged.chat_template, encoding="utf-8")
+    if not merged.has_chat_template:
+        (output / "chat_template.jinja").write_text(merged.chat_template, encoding="utf-8")
         words += ["--chat-template", run.relative(run.folder / "export" / "vllm" / "chat_template.jinja")]
     if merged.system:
         notes.append(
@@ -32,9 +32,9 @@ def vllm(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     messages = [{"role": "user", "content": terminal.questions(run)[0]}]
     if merged.system:
         messages.insert(0, {"role": "system", "content": merged.system})
-    write_json(place / "request.json", {"model": merged.name, "messages": messages, "temperature": 0})
+    write_json(output / "request.json", {"model": merged.name, "messages": messages, "temperature": 0})
     ask = (
         "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d @"
-        f"{shown_path(run, 'vllm', 'request.json')}"
+        f"{target_path(run, 'vllm', 'request.json')}"
     )
     return {"commands": [" ".join(map(shlex.quote, words)), ask], "notes": notes}

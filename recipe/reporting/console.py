@@ -12,27 +12,27 @@ from rich.table import Table
 from recipe.core.run import Run
 
 BARS = "▁▂▃▄▅▆▇█"
-SHOWN = 120  # characters of an answer in the closing samples
+MAX_ANSWER = 120  # characters of an answer in the closing samples
 
 
-def curve(values: Sequence[float], full: float = 0.0, width: int = 48) -> str:
-    """`values` as a line of `width` bars at most, `full` (default: the highest) a full bar; empty for no values."""
+def sparkline(values: Sequence[float], top_value: float = 0.0, width: int = 48) -> str:
+    """`values` as a line of `width` bars at most, `top_value` (default: the highest) a top_value bar; empty for no values."""
     if not values:
         return ""
     step = max(1, len(values) / width)
     picked = [
         max(values[int(i * step) : max(int(i * step) + 1, int((i + 1) * step))]) for i in range(int(len(values) / step))
     ]
-    top = full or max(picked) or 1.0
+    top = top_value or max(picked) or 1.0
     return "".join(BARS[round(value / top * (len(BARS) - 1))] for value in picked)
 
 
-def listed(numbers: Sequence[int], most: int = 8) -> str:
-    shown = ", ".join(map(str, numbers[:most]))
-    return f"{shown}, … ({len(numbers)} in all)" if len(numbers) > most else shown
+def join_numbers(numbers: Sequence[int], limit: int = 8) -> str:
+    shown = ", ".join(map(str, numbers[:limit]))
+    return f"{shown}, … ({len(numbers)} in all)" if len(numbers) > limit else shown
 
 
-def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
+def plan_rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
     """The page's lines: (what, figure)."""
     p, cost = plan, plan.get("cost")
     here = str(p["ranks"])
@@ -65,14 +65,14 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
             f"{p['updates']} ({p['updates_with_deepspeed']} with DeepSpeed, {p['updates_without_deepspeed']} without)",
         ),
         ("learning rate", f"{rate}, warm-up {p['warmup_iterations']} iterations"),
-        ("", curve(p["lr_trace"], p["lr_configured"])),
+        ("", sparkline(p["lr_trace"], p["lr_configured"])),
         *([("computed in", p["dtype"])] if "dtype" in p else []),
-        ("evaluation at", listed(p["evaluations"])),
-        ("checkpoints at", f"{listed(p['checkpoints'])}; the last {p['checkpoints_kept']} are kept"),
+        ("evaluation at", join_numbers(p["evaluations"])),
+        ("checkpoints at", f"{join_numbers(p['checkpoints'])}; the last {p['checkpoints_kept']} are kept"),
     ]
-    held = p.get("memory")
-    if held and not cost:
-        lines += [("[bold]GPU memory and disk, computed[/]", ""), *_memory(held)]
+    memory = p.get("memory")
+    if memory and not cost:
+        lines += [("[bold]GPU memory and disk, computed[/]", ""), *_memory_rows(memory)]
     if cost is None:
         return lines
     lines += [("[bold]cost of the 7B model[/]", ""), ("card", cost["card"])]
@@ -97,7 +97,7 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
     return lines
 
 
-def _memory(held: Dict[str, Any]) -> List[Sequence[str]]:
+def _memory_rows(memory: Dict[str, Any]) -> List[Sequence[str]]:
     """What training takes by the model's shape, and what DeepSpeed's stages make of it."""
 
     def gib(mib: float) -> str:
@@ -105,32 +105,32 @@ def _memory(held: Dict[str, Any]) -> List[Sequence[str]]:
 
     lines: List[Sequence[str]] = [
         (
-            f"{held['method']}, one GPU",
-            f"{gib(held['mib'])} GiB: weights {gib(held['weights'])}, gradients and moments {gib(held['trained'])}, "
-            f"layers and logits {gib(held['work'])}; {held['parameters'] / 1e9:.2f} billion parameters",
+            f"{memory['method']}, one GPU",
+            f"{gib(memory['mib'])} GiB: weights {gib(memory['weights'])}, gradients and moments {gib(memory['trained'])}, "
+            f"layers and logits {gib(memory['work'])}; {memory['parameters'] / 1e9:.2f} billion parameters",
         )
     ]
-    for row in held["zero"]:
+    for row in memory["zero"]:
         ram = f", and {gib(max(row['host'].values()))} GiB of RAM" if any(row["host"].values()) else ""
         each = ", ".join(f"{gpus}: {gib(mib)}" for gpus, mib in row["gpu"].items())
         lines.append((f"  deepspeed_{row['stage']}", f"GiB on each of so many GPUs: {each}{ram}"))
-    gb = {name: f"{size / 1e9:.1f}" for name, size in held["disk"].items()}
+    gb = {name: f"{size / 1e9:.1f}" for name, size in memory["disk"].items()}
     each = f"{gb['checkpoints']} at their most ({gb['checkpoint']} each)"
     lines.append(("disk, GB", f"model {gb['model']}, checkpoints {each}, merged model {gb['merged']}"))
     return lines
 
 
-def show(plan: Dict[str, Any], console: Console) -> None:
+def show_plan(plan: Dict[str, Any], console: Console) -> None:
     """Print the page."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    for what, figure in rows(plan):
+    for what, figure in plan_rows(plan):
         table.add_row(what, figure)
     console.print(table)
     for warning in plan["warnings"]:
         console.print(f"[yellow]note:[/] {warning}", highlight=False)
 
 
-def png(plan: Dict[str, Any], path: Path) -> None:
+def save_learning_rate(plan: Dict[str, Any], path: Path) -> None:
     """Learning rate over iterations, with the configured peak, evaluations and checkpoints marked."""
     import matplotlib
 
@@ -151,7 +151,7 @@ def png(plan: Dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def closing(run: Run) -> Table:
+def summary_table(run: Run) -> Table:
     """What happened, in figures; every one comes from the manifest."""
     figures = {name: entry["figures"] for name, entry in run.manifest["stages"].items()}
     seconds = {name: entry["seconds"] for name, entry in run.manifest["stages"].items()}
@@ -182,7 +182,7 @@ def closing(run: Run) -> Table:
     return table
 
 
-def verdict(run: Run, console: Console) -> None:
+def show_evaluation(run: Run, console: Console) -> None:
     """Print eval.json: base and tuned side by side, and some of their answers."""
     found = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
     table = Table(
@@ -190,16 +190,16 @@ def verdict(run: Run, console: Console) -> None:
     )
     for heading in ("", "base", "tuned", "data"):
         table.add_column(heading, justify="right" if heading else "left")
-    for what, form, key in MEASURED:
-        row = [form.format(*_listed(found["models"][name], key)) for name in ("base", "tuned")]
+    for what, form, key in METRICS:
+        row = [form.format(*_values(found["models"][name], key)) for name in ("base", "tuned")]
         table.add_row(what, *row, f"{found['reference_length']:.0f}" if key == "answer_length" else "")
     console.print(table)
-    for sample in found["samples"][:SAMPLES]:
-        _sample(sample["question"], sample, ("base", "tuned"), sample["reference"])
-    click.echo(f"\n{judged(run)}")
+    for sample in found["samples"][:MAX_SAMPLES]:
+        _show_sample(sample["question"], sample, ("base", "tuned"), sample["reference"])
+    click.echo(f"\n{evaluation_verdict(run)}")
 
 
-def judged(run: Run) -> str:
+def evaluation_verdict(run: Run) -> str:
     """The verdict in a line; and why it is no surprise where the base has nothing to generalize from."""
     figures = run.figures("eval")
     tiny = run.settings.model.source == "tiny" and figures["verdict"] == "worse"
@@ -207,37 +207,37 @@ def judged(run: Run) -> str:
     return click.style(figures["summary"], bold=True) + (why if tiny else "")
 
 
-MEASURED = (
+METRICS = (
     ("loss, nats a token", "{:.3f}", "loss"), ("  its 95 % interval", "{:.3f} to {:.3f}", "loss_interval"),
     ("perplexity", "{:,.1f}", "perplexity"), ("BLEU-4", "{:.1f}", "bleu4"), ("ROUGE-L", "{:.1f}", "rouge_l"),
     ("chrF", "{:.1f}", "chrf"), ("answers that repeat themselves", "{:.0%}", "repetition"),
     ("answers equal to one in training", "{:.0%}", "copied"), ("answers that never stop", "{:.0%}", "never_stops"),
     ("mean answer, characters", "{:.0f}", "answer_length"),
 )  # fmt: skip
-SAMPLES = 3
+MAX_SAMPLES = 3
 
 
-def _listed(model: Dict[str, Any], key: str) -> List[float]:
+def _values(model: Dict[str, Any], key: str) -> List[float]:
     return model[key] if isinstance(model[key], list) else [model[key]]
 
 
-def samples(run: Run) -> None:
+def show_samples(run: Run) -> None:
     """Print the evaluation questions with the base's and the merged model's answers."""
     if run.settings.model.source == "tiny":
         click.echo("\nThe base is a model of random weights: noise is what it has to say.")
     for sample in json.loads((run.folder / "samples.json").read_text(encoding="utf-8")):
-        _sample(sample["question"], sample, ("base", "merged"))
+        _show_sample(sample["question"], sample, ("base", "merged"))
 
 
-def _sample(question: str, sample: Dict[str, Any], names: Sequence[str], reference: str = "") -> None:
+def _show_sample(question: str, sample: Dict[str, Any], names: Sequence[str], reference: str = "") -> None:
     click.secho(f"\n{question}", bold=True)
     if reference:
-        click.echo(f"  {'data':7}{_shortened(reference)}")
+        click.echo(f"  {'data':7}{_shorten(reference)}")
     for name in names:
         ended = "" if sample[f"{name}_ended"] else click.style(" … (did not end by itself)", dim=True)
-        click.echo(f"  {name:7}{_shortened(sample[name])}{ended}")
+        click.echo(f"  {name:7}{_shorten(sample[name])}{ended}")
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     text = "".join(c if unicodedata.category(c)[0] != "C" else "�" for c in text)
-    return f"{text[:SHOWN]}{'…' if len(text) > SHOWN else ''}"
+    return f"{text[:MAX_ANSWER]}{'…' if len(text) > MAX_ANSWER else ''}"

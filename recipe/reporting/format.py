@@ -5,9 +5,6 @@ from typing import List, Optional, Tuple
 Rows = List[Tuple[str, str]]
 
 
-# --- figures as text ---
-
-
 def rate(value: Optional[float]) -> str:
     """A learning rate: 2e-9, 0.0002."""
     return "—" if value is None else f"{value:.4g}".replace("e-0", "e-")

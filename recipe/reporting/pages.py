@@ -9,20 +9,22 @@ import jinja2
 
 HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 # Signs that turn the direction of what follows them; line ends and tabs stay.
-TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def clean(text: Any) -> str:
     """`text` with what no page can or should hold (control characters, lone surrogates, turned direction) as �."""
     return "".join(
-        "�" if sign in TURNS or (unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t") else sign
-        for sign in str(text)
+        "�"
+        if character in BIDI_CONTROLS or (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t")
+        else character
+        for character in str(text)
     )
 
 
-def short(text: Any, most: int = 200) -> str:
+def shorten(text: Any, limit: int = 200) -> str:
     text = " ".join(str(text).split())
-    return text[:most] + "…" if len(text) > most else text
+    return text[:limit] + "…" if len(text) > limit else text
 
 
 def _zh(text: Any) -> str:
@@ -52,5 +54,5 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=template.endswith(".md"),
         keep_trailing_newline=True,
     )
-    environment.filters.update(clean=clean, short=short, zh=_zh, cell=_cell, fence=_fence)
+    environment.filters.update(clean=clean, short=shorten, zh=_zh, cell=_cell, fence=_fence)
     return environment.get_template(template).render(**values)

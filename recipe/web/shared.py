@@ -3,7 +3,7 @@
 from typing import Callable
 
 from recipe.core.run import Run
-from recipe.web.desk import Desk
+from recipe.web.inference_queue import InferenceQueue
 
-desk: Desk
-find: Callable[[], Run]  # the run as it is now; raises InputWrong while there is none
+queue: InferenceQueue
+find_run: Callable[[], Run]  # the run as it is now; raises InputWrong while there is none

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from recipe.core import hashing, host, settings
-from recipe.reporting import charts, collect, compare, format, pages, report, sections
+from recipe.reporting import charts, compare, format, pages, report, run_view, sections
 from recipe.reporting.sections import TIME_BREAKDOWN
 from recipe.stages import reproduce
 from recipe.training import log, log_lines
@@ -58,7 +58,7 @@ class Page(html.parser.HTMLParser):
         return next([cell.strip() for cell in row] for row in self.rows if row and row[0].strip() == what)
 
     def first_line(self):
-        return self.classes["says"].strip()
+        return self.classes["headline"].strip()
 
 
 def numbers(text):
@@ -94,7 +94,7 @@ def change(folder, how):
 
 def made(folder, **more):
     """Write the report of a run folder; its page."""
-    return Page(report.write(collect.find(str(folder), ROOT, ROOT), **more).read_text(encoding="utf-8"))
+    return Page(report.write(run_view.find_run(str(folder), ROOT, ROOT), **more).read_text(encoding="utf-8"))
 
 
 def pruned(folder, last):
@@ -348,7 +348,7 @@ def test_hostile_text_stays_text(folder, undrawn):
     assert text.count("&lt;script&gt;alert(1)") >= 8
     assert "\u202e" not in text
     assert "\x00" not in text
-    assert "49" not in page.classes["says"]
+    assert "49" not in page.classes["headline"]
     card = (folder / "report/README.md").read_text(encoding="utf-8")
     fenced = re.sub(r"(?ms)^(`{3,})text\n.*?^\1$", "", card)
     assert "<script" not in fenced.replace("\\<script", "")
@@ -356,7 +356,7 @@ def test_hostile_text_stays_text(folder, undrawn):
 
 
 def test_nothing_outside_the_page_is_loaded(demo, folder):
-    first, second = (collect.see(collect.find(str(path), ROOT, ROOT)) for path in (demo[1], folder))
+    first, second = (run_view.read_run(run_view.find_run(str(path), ROOT, ROOT)) for path in (demo[1], folder))
     pages = [demo[1] / "report/index.html", compare.write(first, second, folder.parent / "compare")]
     for path in pages:
         text = path.read_text(encoding="utf-8")
@@ -390,13 +390,13 @@ def test_the_recipe_beside_the_report_and_the_command_repeat_the_run(folder, und
     change(folder, how)
     made(folder)
     name, again = settings.load(str(folder / "report/demo.toml"))
-    run = collect.find(str(folder), ROOT, ROOT)
+    run = run_view.find_run(str(folder), ROOT, ROOT)
     assert (name, again) == ("demo", run.settings)
-    words = shlex.split(sections.command(collect.see(run)))
+    words = shlex.split(sections.repeat_command(run_view.read_run(run)))
     assert words[:2] == ["just", "demo"]
     assert settings.load("demo", words[2:])[1] == run.settings
     mine = folder.rename(folder.with_name("我的 recipe"))
-    command = sections.command(collect.see(collect.find(str(mine), ROOT, ROOT)))
+    command = sections.repeat_command(run_view.read_run(run_view.find_run(str(mine), ROOT, ROOT)))
     assert command.endswith("我的 recipe/report/我的 recipe.toml'")
 
 
@@ -434,7 +434,7 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
     assert page.with_name("demo-against-我的-loss.png").read_bytes().startswith(b"\x89PNG")
     table = recipe("diff", "demo", mine, "--output", demo[1].parent, COLUMNS="160").stdout
     assert done.stdout.startswith(table)
-    both = [collect.see(collect.find("demo", ROOT, demo[1].parent))] * 2
+    both = [run_view.read_run(run_view.find_run("demo", ROOT, demo[1].parent))] * 2
     assert compare.differences(*both)[0] == []
 
 
@@ -460,7 +460,7 @@ def test_in_a_browser(demo, folder):
     and it prints."""
     if not CHROMIUM:
         pytest.skip("no chromium here: the report is not looked at in a browser (apt-get install chromium)")
-    sides = [collect.see(collect.find(str(path), ROOT, ROOT)) for path in (demo[1], folder)]
+    sides = [run_view.read_run(run_view.find_run(str(path), ROOT, ROOT)) for path in (demo[1], folder)]
     pages = [demo[1] / "report/index.html", compare.write(*sides, folder.parent / "compare")]
     frames = "".join(
         f'<iframe width="{width}" height="900" srcdoc="{html.escape(path.read_text("utf-8"))}"></iframe>'

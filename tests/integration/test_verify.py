@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from recipe.core import hashing, host
-from recipe.reporting import collect, verify
+from recipe.reporting import run_view, verify
 from support.command import ROOT, recipe
 
 
@@ -33,8 +33,8 @@ def look(tmp_path, monkeypatch):
     times = iter(range(99))
 
     def checks(place):
-        run = collect.find(str(place), ROOT, place.parent)
-        return {line.what: line[1:] for line in verify.check(run, tmp_path / f"beside{next(times)}")}
+        run = run_view.find_run(str(place), ROOT, place.parent)
+        return {line.what: line[1:] for line in verify.check_run(run, tmp_path / f"beside{next(times)}")}
 
     return checks
 
@@ -84,13 +84,13 @@ def test_a_damaged_byte_in_any_file_of_any_output_is_found(folder):
             for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
                 whole = path.read_bytes()
                 flip(path)
-                line = verify._written(place, name, made)
+                line = verify._check_output(place, name, made)
                 assert line.verdict == verify.DIFFERS, path
                 if place.is_dir():
                     assert line.detail.endswith(f": {path.name}")
                 path.write_bytes(whole)
                 files += 1
-            assert verify._written(place, name, made).verdict == verify.OK
+            assert verify._check_output(place, name, made).verdict == verify.OK
     assert files > 25
 
 
@@ -141,7 +141,7 @@ def test_plan_and_config_made_again_are_compared(folder, look):
 
 
 def test_what_is_not_here_is_not_called_ok(folder, look, monkeypatch):
-    run = collect.find(str(folder), ROOT, folder.parent)
+    run = run_view.find_run(str(folder), ROOT, folder.parent)
     shutil.rmtree(str(folder / "checkpoints"))
     shutil.rmtree(str(folder / "merged"))
     for module in ("folder", "tokenizer", "download"):

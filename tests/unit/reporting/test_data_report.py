@@ -104,8 +104,8 @@ def test_histogram_ranges_hold_everything_once():
 
 
 def test_equal_lines_are_grouped():
-    assert data_report._equal(array("q", [5, 7, 5, 9, 7, 5])) == [[1, 3, 6], [2, 5]]
-    assert data_report._equal(array("q", [1])) == []
+    assert data_report._group_equal(array("q", [5, 7, 5, 9, 7, 5])) == [[1, 3, 6], [2, 5]]
+    assert data_report._group_equal(array("q", [1])) == []
 
 
 def test_what_is_known_of_the_tutorials_workbook(real_workbook, real_tokenizer, tmp_path):

@@ -4,7 +4,7 @@ from typing import Dict, Tuple
 
 LANGUAGES = {"English": "en", "中文": "zh-CN"}
 
-WORDS: Dict[str, Tuple[str, str]] = {
+TEXTS: Dict[str, Tuple[str, str]] = {
     "title talk": ("Base and tuned, side by side", "原模型与微调后，并排对比"),
     "title run": ("The run, as it is now", "训练实况"),
     "title data": ("The data", "数据报告"),
@@ -40,7 +40,7 @@ WORDS: Dict[str, Tuple[str, str]] = {
     "later": ("after the base model", "原模型之后"),
     "stopped": ("stopped", "已停止"),
     "cut": ("cut at the longest length", "达到长度上限，已截断"),
-    "unseen": ("{} earlier turns had no room and were not seen.", "较早的 {} 轮对话超出长度，模型未看到。"),
+    "dropped": ("{} earlier turns had no room and were not seen.", "较早的 {} 轮对话超出长度，模型未看到。"),
     "failed": ("No answer: {}", "没有回答：{}"),
     "nothing": ("(nothing)", "（空）"),
     "under way": ("Training is under way", "训练进行中"),
@@ -80,6 +80,6 @@ CHARTS = {
 }
 
 
-def say(key: str, language: str, *values: object) -> str:
+def translate(key: str, language: str, *values: object) -> str:
     """The text of `key` in `language` (en, zh-CN)."""
-    return WORDS[key][language == "zh-CN"].format(*values)
+    return TEXTS[key][language == "zh-CN"].format(*values)

@@ -20,7 +20,7 @@ from recipe.stages import pipeline
 from recipe.training import log
 
 
-class Seen(NamedTuple):
+class RunView(NamedTuple):
     """All that a report is made of, read once."""
 
     run: Run
@@ -30,80 +30,80 @@ class Seen(NamedTuple):
     answers: List[log.Answers]
     evaluation: Dict[str, Any]  # eval.json; {} if there is none
     samples: List[Dict[str, Any]]
-    working: bool  # another command is at work in the folder
+    is_running: bool  # another command is at work in the folder
     left_out: List[str]  # stages whose results are of other settings or data than what now stands before them
 
     def figures(self, stage: str) -> Dict[str, Any]:
         return self.run.figures(stage)
 
 
-def find(word: str, root: Path, output: Path) -> Run:
-    """The run that `word` names: a recipe's name or file, or a run folder. Its folder is only read, not held.
+def find_run(name: str, root: Path, output: Path) -> Run:
+    """The run that `name` names: a recipe's name or file, or a run folder. Its folder is only read, not held.
 
     Raises InputWrong if there is no such run.
     """
-    folder = next((p for p in (Path(word), output / word) if (p / "run.json").is_file()), None)
+    folder = next((p for p in (Path(name), output / name) if (p / "run.json").is_file()), None)
     if folder is None:
-        folder = output / (Path(word).stem if word.endswith(".toml") else word)
+        folder = output / (Path(name).stem if name.endswith(".toml") else name)
     try:
         manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        made = settings.Settings.model_validate(manifest["settings"])
+        recipe = settings.Settings.model_validate(manifest["settings"])
         assert all("figures" in entry for entry in manifest["stages"].values())
     except OSError:
-        there = sorted(path.parent.name for path in output.glob("*/run.json"))
-        others = f" Runs that are there: {', '.join(there)}." if there else ""
-        makes = command_line(word) if word in ("demo", "reproduce") else f"{command_line('train')} {shlex.quote(word)}"
+        existing = sorted(path.parent.name for path in output.glob("*/run.json"))
+        others = f" Runs that are there: {', '.join(existing)}." if existing else ""
+        makes = command_line(name) if name in ("demo", "reproduce") else f"{command_line('train')} {shlex.quote(name)}"
         try:
-            hint = f" {makes} makes one." if find_recipe(word) else ""
+            hint = f" {makes} makes one." if find_recipe(name) else ""
         except InputWrong:
             hint = ""
-        raise InputWrong(f"There is no run {word!r}: no {shown_path(folder / 'run.json', root)}.{hint}{others}")
+        raise InputWrong(f"There is no run {name!r}: no {shown_path(folder / 'run.json', root)}.{hint}{others}")
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, ValidationError) as error:
         raise manifest_error(shown_path(folder / "run.json", root), error)
     folder = folder.resolve()
-    return Run(name=folder.name, settings=made, root=root, output=folder.parent, manifest=manifest)
+    return Run(name=folder.name, settings=recipe, root=root, output=folder.parent, manifest=manifest)
 
 
-def see(run: Run, working: Optional[bool] = None) -> Seen:
-    """Read what the stages of `run` left. `working`: whether another command holds the folder (None: look).
+def read_run(run: Run, is_running: Optional[bool] = None) -> RunView:
+    """Read what the stages of `run` left. `is_running`: whether another command holds the folder (None: look).
 
     Results that do not belong to the settings and data in the folder are left out of the run's manifest.
     """
-    left_out = stale(run)
+    left_out = stale_stages(run)
     if left_out:
         kept = {name: entry for name, entry in run.manifest["stages"].items() if name not in left_out}
         run = dataclasses.replace(run, manifest={**run.manifest, "stages": kept})
-    place = log.training_folder(run)
-    steps = log.read_iterations(place) if place else {}
-    asked = run.settings.train.evaluation_inputs or [s["question"] for s in run.figures("chat").get("samples", [])]
-    plan = _plan(run)
-    return Seen(
+    trainer_folder = log.training_folder(run)
+    steps = log.read_iterations(trainer_folder) if trainer_folder else {}
+    questions = run.settings.train.evaluation_inputs or [s["question"] for s in run.figures("chat").get("samples", [])]
+    plan = _read_plan(run)
+    return RunView(
         run=run,
         plan=plan,
         steps=steps,
         log=log.curve_summary(steps),
-        answers=log.read_answers(place, asked, plan.get("evaluations", [])) if place else [],
-        evaluation=_evaluation(run),
-        samples=_samples(run),
-        working=is_locked(run.folder) if working is None else working,
+        answers=log.read_answers(trainer_folder, questions, plan.get("evaluations", [])) if trainer_folder else [],
+        evaluation=_read_evaluation(run),
+        samples=_read_samples(run),
+        is_running=is_locked(run.folder) if is_running is None else is_running,
         left_out=left_out,
     )
 
 
-def _plan(run: Run) -> Dict[str, Any]:
+def _read_plan(run: Run) -> Dict[str, Any]:
     """plan.json where it is the manifest's, else what the manifest holds of it; where that has none, a refused one."""
-    entry, found = run.manifest["stages"].get("plan"), read_json(run.plan)
+    entry, plan = run.manifest["stages"].get("plan"), read_json(run.plan)
     if entry:
-        return found if digest(run.plan) == entry["outputs"].get("plan.json", {}).get("sha256") else entry["figures"]
-    return found if isinstance(found, dict) and is_refused(run, found) else {}
+        return plan if digest(run.plan) == entry["outputs"].get("plan.json", {}).get("sha256") else entry["figures"]
+    return plan if isinstance(plan, dict) and is_refused(run, plan) else {}
 
 
 def is_refused(run: Run, plan: Dict[str, Any]) -> bool:
     """Whether a plan refuses the run for a fault that its recipe does not name as known."""
-    return any(one["fault"] not in run.settings.known_faults for one in plan.get("refusals", []))
+    return any(refusal["fault"] not in run.settings.known_faults for refusal in plan.get("refusals", []))
 
 
-def stale(run: Run) -> List[str]:
+def stale_stages(run: Run) -> List[str]:
     """Stages of the manifest whose results are of another recipe or other data than the stage before them.
 
     A stage that ended before the one before it did is looked at closely: by its key, as when it is asked to run.
@@ -132,7 +132,7 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def _evaluation(run: Run) -> Dict[str, Any]:
+def _read_evaluation(run: Run) -> Dict[str, Any]:
     """eval.json, if it is whole, no older than the training, and of what is held out now; else {}."""
     path = run.folder / "eval.json"
     found = read_json(path)
@@ -148,11 +148,11 @@ def _evaluation(run: Run) -> Dict[str, Any]:
     return found if path.stat().st_mtime >= ended else {}
 
 
-def _samples(run: Run) -> List[Dict[str, Any]]:
+def _read_samples(run: Run) -> List[Dict[str, Any]]:
     """samples.json, of the merged model that is there; [] if there is none."""
     found = read_json(run.folder / "samples.json") if "chat" in run.manifest["stages"] else None
-    wanted = {"question", "base", "merged", "base_ended", "merged_ended"}
-    return [one for one in found or [] if wanted <= set(one)]
+    required = {"question", "base", "merged", "base_ended", "merged_ended"}
+    return [sample for sample in found or [] if required <= set(sample)]
 
 
 def shown_path(path: Path, root: Path) -> str:
@@ -166,6 +166,6 @@ def is_tiny(run: Run) -> bool:
     return run.settings.model.source == "tiny" and not run.settings.model.path
 
 
-def base_model(run: Run) -> str:
+def base_model_name(run: Run) -> str:
     model = run.settings.model
     return model.path or ("a tiny InternLM2 of random weights" if is_tiny(run) else model.id)
