@@ -1,8 +1,7 @@
-"""Job files for several machines, from the recipe: Slurm, Kubernetes (JobSet), SkyPilot.
+"""Renders a recipe's job files for several machines: Slurm, Kubernetes (JobSet), SkyPilot.
 
-Each starts the same command on every machine, which is what is typed on one: the stage `train`. Which machine it is and
-where the first one answers, the job tells by NODES, NODE_RANK, MASTER_ADDR and MASTER_PORT (see `ranks.node`). All
-machines see the same output/ and models/: the first writes them, all read them.
+A job runs the same `train` command on every machine. It sets NODES, NODE_RANK, MASTER_ADDR and MASTER_PORT. All
+machines share output/ and models/: the first machine writes them, all read them.
 """
 
 import re
@@ -25,11 +24,11 @@ SHARED_MOUNT = "/recipe-shared"  # SkyPilot: where the volume is mounted
 
 
 def write(run: Run, target: str, recipe: str, overrides: Sequence[str]) -> List[str]:
-    """Write output/<recipe>/cluster/<file>; return the lines to print. Raises InputWrong for what no job could run.
+    """Write output/<recipe>/cluster/<file>; return the lines to print. Raises InputWrong for settings that cannot run.
 
-    `recipe`: the recipe as it was typed; `overrides`: those of the training.
+    `recipe`: the recipe as it was typed; `overrides`: for the training.
     """
-    config.render(run.settings, "model", "dataset", {})  # what GPUs cannot share is told now
+    config.render(run.settings, "model", "dataset", {})  # refuses settings that several GPUs do not support
     arguments = [recipe, *(word for word in overrides if not word.startswith("cluster."))]
     path = run.folder / "cluster" / TARGETS[target]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +42,7 @@ def write(run: Run, target: str, recipe: str, overrides: Sequence[str]) -> List[
 
 
 def render_slurm(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
-    """(batch script, lines to print). With cluster.image in apptainer, else in the host's environment."""
+    """(batch script, lines to print). Runs in apptainer with cluster.image, else on the host."""
     cluster = run.settings.cluster
     options = {
         "job-name": run.name,
@@ -57,7 +56,7 @@ def render_slurm(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
         "account": cluster.account,
         "output": f"{Path(shown_path).parent}/slurm-%j.log",
         "open-mode": "append",
-        "signal": "TERM@120",  # before the time is over: training saves and ends
+        "signal": "TERM@120",  # before the time limit: training saves and ends
     }
     lines = "".join(f"#SBATCH --{name}={shlex.quote(str(value))}\n" for name, value in options.items() if value)
     image = cluster.image if "://" in cluster.image or cluster.image.endswith(".sif") else f"docker://{cluster.image}"
@@ -67,13 +66,13 @@ def render_slurm(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
         arguments=" ".join(map(shlex.quote, arguments)),
     )  # fmt: skip
     return text, [
-        f"before:  ./justw model {shlex.quote(arguments[0])}   (here, where there is a network: environment and model)",
-        f"submit:  sbatch {shown_path}   (again after an interruption: it goes on)",
+        f"first:   ./justw model {shlex.quote(arguments[0])}   (with a network: downloads environment and model)",
+        f"submit:  sbatch {shown_path}   (submit again to resume)",
     ]
 
 
 SLURM = """#!/usr/bin/env bash
-# Recipe {name}, rendered by `just cluster slurm`. The clone lies on a disk that all nodes share.
+# Recipe {name}, rendered by `just cluster slurm`. The clone must be on a disk that all nodes share.
 {lines}#SBATCH --requeue
 set -euo pipefail
 
@@ -82,17 +81,18 @@ export {runtime}
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_PORT=$(({port} + SLURM_JOB_ID % 1000)) # jobs may share a node
 export MASTER_ADDR MASTER_PORT NODES="$SLURM_JOB_NUM_NODES" RECIPE_COMMAND=./justw
-# One task a node: its number is SLURM_NODEID. Where one fails, all end.
+# One task per node, numbered by SLURM_NODEID. If one fails, all end.
 srun --kill-on-bad-exit=1 docker/runtime/run train {arguments}
 """
 
 
 def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
-    """(manifest, lines to print): a JobSet with one pod a machine; a recipe file of one's own comes as a ConfigMap."""
+    """(manifest, lines to print): a JobSet with one pod per machine; the user's recipe file becomes a ConfigMap."""
     cluster, name = run.settings.cluster, _label(run.name)
     if not cluster.image:
         raise InputWrong(
-            f"cluster.image=registry/name:tag names the image: of `{command_line('image push')}`, or a fork's workflow."
+            f"cluster.image is missing: set cluster.image=registry/name:tag, from `{command_line('image push')}` "
+            f"or a fork's workflow."
         )
     mounts = [
         {"name": "shared", "mountPath": f"{CONTAINER_ROOT}/{folder}", "subPath": folder}
@@ -117,7 +117,7 @@ def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> An
     environment: List[Dict[str, Any]] = [
         {"name": "NODES", "value": str(run.settings.nodes)},
         {"name": "NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": index}}},
-        {"name": "MASTER_ADDR", "value": f"{name}-node-0-0.{name}"},  # the first pod, by JobSet's user_files service
+        {"name": "MASTER_ADDR", "value": f"{name}-node-0-0.{name}"},  # the first pod, through JobSet's service
         {"name": "MASTER_PORT", "value": str(distributed.PORT)},
     ]
     limits = {"nvidia.com/gpu": run.settings.gpus, "cpu": cluster.cpus, "memory": f"{cluster.memory_gb}Gi"}
@@ -143,7 +143,7 @@ def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> An
         "parallelism": run.settings.nodes,
         "completions": run.settings.nodes,
         "completionMode": "Indexed",
-        "backoffLimit": 0,  # a pod alone cannot come back: all are started again
+        "backoffLimit": 0,  # one pod cannot rejoin: restart all
         "template": {"spec": pod},
     }
     documents.append(
@@ -158,17 +158,17 @@ def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> An
         }
     )
     head = (
-        f"# Recipe {run.name}, rendered by `just cluster k8s`. Wants the JobSet controller, NVIDIA's device plugin,\n"
-        f"# and a claim {cluster.volume} that all pods can write (ReadWriteMany), with the workbook in its folder data.\n"
+        f"# Recipe {run.name}, rendered by `just cluster k8s`. Needs the JobSet controller, NVIDIA's device plugin,\n"
+        f"# and a ReadWriteMany claim {cluster.volume} with the workbook in its folder data.\n"
     )
     return head + _yaml(documents), [
         f"submit:  kubectl apply -f {shown_path}",
-        f"log:     kubectl logs -f job/{name}-node-0   (fails, or a node is lost: all pods start again and it goes on)",
+        f"log:     kubectl logs -f job/{name}-node-0   (after a failure, all pods restart and training resumes)",
     ]
 
 
 def render_skypilot(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
-    """(task, lines to print). Several machines share output and models by a volume."""
+    """(task, lines to print). Several machines share output and models through a volume."""
     cluster, nodes = run.settings.cluster, run.settings.nodes
     task: Dict[str, Any] = {
         "name": _label(run.name),
@@ -184,7 +184,7 @@ def render_skypilot(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
     if cluster.image:
         task["resources"]["image_id"] = f"docker:{cluster.image}"
     setup = "RUNTIME=host docker/runtime/host env"
-    # The user's own workbooks are ignored by git, so SkyPilot does not take them with the clone.
+    # Git ignores the user's workbooks, so SkyPilot does not copy them with the clone.
     user_files = [
         file for file in run.settings.data.files if (run.root / file).exists() and not Path(file).is_absolute()
     ]
@@ -198,26 +198,26 @@ def render_skypilot(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
         )
         setup = folders.format(SHARED_MOUNT) + f"\n{setup}"
     task["setup"] = f"set -e\n{setup}\n"
-    # SKYPILOT_NODE_RANK and SKYPILOT_NODE_IPS tell each machine its place
+    # SKYPILOT_NODE_RANK and SKYPILOT_NODE_IPS identify each machine
     task["run"] = (
         f"RUNTIME=host RECIPE_COMMAND=./justw docker/runtime/run train {' '.join(map(shlex.quote, arguments))}\n"
     )
     shared = f" The volume {cluster.volume} is shared by all machines (sky volumes apply)." if nodes > 1 else ""
     head = f"# Recipe {run.name}, rendered by `just cluster sky`; launched from the clone.{shared}\n"
-    return head + _yaml([task]), [f"launch:  sky launch -c {_label(run.name)} {shown_path}   (sky exec goes on)"]
+    return head + _yaml([task]), [f"launch:  sky launch -c {_label(run.name)} {shown_path}   (sky exec resumes)"]
 
 
 def _label(name: str) -> str:
-    """A recipe's name as Kubernetes takes it: small letters, digits and dashes, short enough for its pods' names."""
+    """A recipe's name as a Kubernetes label: lowercase letters, digits and dashes, short enough for pod names."""
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
     return label if label[:1].isalpha() else f"recipe-{label}".strip("-")
 
 
 def _yaml(documents: Sequence[Any]) -> str:
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     class Dumper(yaml.SafeDumper):
-        """Texts of several lines as blocks, and no references."""
+        """Writes multi-line texts as blocks, without aliases."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True

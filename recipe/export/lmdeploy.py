@@ -1,4 +1,4 @@
-"""For LMDeploy."""
+"""Target lmdeploy: a chat template for LMDeploy."""
 
 from pathlib import Path
 from typing import Any, Dict
@@ -10,7 +10,7 @@ PORT = 23333  # LMDeploy's default
 
 
 def lmdeploy(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
-    """chat_template.json: LMDeploy goes by the folder's name, and `merged` would get no chat template or another's."""
+    """Write chat_template.json: LMDeploy chooses templates by folder name, and finds none for `merged`."""
     parts = merged.template_parts()
     end, after_question = parts.pop("end"), parts["assistant"]
     eoh = end if after_question.startswith(end) else ""
@@ -29,8 +29,8 @@ def lmdeploy(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
             f"--chat-template {template} --server-port {PORT}"
         ],
         "notes": [
-            "In an environment of its own: pip install lmdeploy==0.18.0 (old ones know no --trust-remote-code)",
-            f"To talk at the terminal: lmdeploy chat {folder} --trust-remote-code --chat-template {template}",
-            "Where a request has no system message, the recipe's system prompt is put in front.",
+            "In a separate environment: pip install lmdeploy==0.18.0 (older versions do not have --trust-remote-code)",
+            f"To chat in the terminal: lmdeploy chat {folder} --trust-remote-code --chat-template {template}",
+            "Requests without a system message get the recipe's system prompt.",
         ],
     }

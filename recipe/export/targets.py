@@ -1,9 +1,8 @@
-"""Hands the merged model over: what an engine needs beside it, and the command to type there.
+"""Exports the merged model: writes what an engine needs beside it and shows the commands to run.
 
-A target is a function `export(run, merged, output) -> figures`. It writes into the fresh folder `output`, which becomes
-output/<recipe>/export/<target>, and returns `commands` (to type, in order) and `notes` (what one must know).
-Before any of them the merged folder is checked: an incomplete one is refused here, not by an engine an hour later.
-The prompts are the ones the recipe trained with: everything is derived from XTuner's chat template.
+A target is a function `target(run, merged, output) -> figures`. It writes into the empty folder `output`, which becomes
+output/<recipe>/export/<target>, and returns `commands` (to run in order) and `notes`. Before any target, check_merged
+refuses an incomplete model. All prompts are derived from XTuner's chat template, which the model was trained with.
 """
 
 from pathlib import Path
@@ -34,11 +33,11 @@ TARGETS: Dict[str, Callable[[Run, MergedModel, Path], Dict[str, Any]]] = {
     "upload": upload,
 }
 
-REQUIRES = {"ollama": "gguf"}  # target: the one that must have been made before
+REQUIRES = {"ollama": "gguf"}  # target → the target that it needs first
 
 
 def export_stage(target: str, merged: MergedModel) -> Stage:
-    """The target as a stage: skipped when nothing it depends on has changed, written beside, with figures."""
+    """The target as a stage, which is skipped if its inputs have not changed."""
 
     def make(run: Run, output: Path) -> Dict[str, Any]:
         target_folder = output / "export" / target
@@ -64,7 +63,7 @@ def _inputs(run: Run, merged: MergedModel) -> Dict[str, Any]:
 
 
 def export(run: Run, target: str, recipe: str, yes: bool) -> None:
-    """Check the merged model, make `target`, say what was made and what to type; with `yes`, upload."""
+    """Check the merged model, export to `target` and print the next commands; with `yes`, upload."""
     merged = check_merged(run, recipe)
     for name in [*([REQUIRES[target]] if target in REQUIRES else []), target]:
         stage = export_stage(name, merged)

@@ -1,4 +1,4 @@
-"""For VLMEvalKit."""
+"""Target vlmevalkit: configs for VLMEvalKit."""
 
 from pathlib import Path
 from typing import Any, Dict
@@ -13,19 +13,20 @@ LLAVA = {4096: "xtuner/llava-internlm2-7b", 6144: "xtuner/llava-internlm2-20b"}
 
 
 def vlmevalkit(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
-    """What VLMEvalKit, which asks about pictures, can do with a model of text: let it judge, or give it eyes.
+    """Write two files.
 
-    judge.env: the model, served by LMDeploy, takes GPT's place in reading answers. config.json: XTuner's published
-    LLaVA with the merged model as its language part, for the widths that there are.
+    judge.env: the merged model, served by LMDeploy, judges answers in place of GPT. config.json: XTuner's published
+    LLaVA with the merged model as its language model, for the hidden sizes that XTuner has.
+
     """
     endpoint = f"http://127.0.0.1:{PORT}/v1/chat/completions"
     (output / "judge.env").write_text(
         f"OPENAI_API_KEY=sk-123456\nOPENAI_API_BASE={endpoint}\nLOCAL_LLM={merged.name}\n", encoding="utf-8"
     )
     notes = [
-        "VLMEvalKit scores models that see. This one reads only, so VLMEvalKit cannot score it by itself; "
-        f"{command_line('export opencompass', merged.recipe)} can.",
-        f"As judge of other models' answers: serve it ({command_line('export lmdeploy', merged.recipe)}) and copy "
+        "VLMEvalKit evaluates vision models and cannot evaluate this text model. "
+        f"For text, use {command_line('export opencompass', merged.recipe)}.",
+        f"To judge other models' answers, serve the model ({command_line('export lmdeploy', merged.recipe)}) and copy "
         f"{target_path(run, 'vlmevalkit', 'judge.env')} to VLMEvalKit/.env",
     ]
     commands = [f"cp {target_path(run, 'vlmevalkit', 'judge.env')} VLMEvalKit/.env"]

@@ -1,7 +1,7 @@
-"""Curves as pictures: each as a PNG, and as SVG for a page that has light and dark colours. matplotlib draws.
+"""Draws curves with matplotlib: as PNG, and as SVG for pages with light and dark colours.
 
-The SVG's text is text in the reader's own fonts, its colours are the page's. A PNG needs its fonts here: names that
-none of them can draw are left out, so that no boxes appear.
+An SVG keeps its text as text and takes the page's fonts and colours. A PNG needs fonts on this machine: a label that
+they cannot draw is replaced by A or B.
 """
 
 import io
@@ -9,7 +9,7 @@ import math
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-# Colours stand in the SVG as these values and are replaced by the page's variables of the same name.
+# In the SVG, these colours are replaced by the page's CSS variables of the same names.
 PALETTE = {"ink": "#1c2431", "muted": "#5c6675", "line": "#dde2e9", "first": "#2457d6", "second": "#c2410c"}
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei",
            "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Droid Sans Fallback")  # fmt: skip
@@ -17,7 +17,7 @@ SIZE = (5.4, 2.9)  # inches of 72 points
 
 
 class Line(NamedTuple):
-    """One curve: iteration → value. `style`: "thin" for raw values, "dashed" for what was planned, else full."""
+    """One curve: iteration → value. `style`: "thin" for raw values, "dashed" for planned values, else solid."""
 
     label: str
     values: Dict[int, float]
@@ -26,7 +26,7 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A chart of curves over iterations; `name` is its file's. `level`: (label, value) of a dashed line."""
+    """A chart of curves over iterations; `name`: of its file. `level`: (label, value) of a dashed line."""
 
     name: str
     title: str
@@ -45,7 +45,7 @@ class Picture(NamedTuple):
 
 
 def draw(charts: Sequence[Chart]) -> List[Picture]:
-    """Draw charts. Importing matplotlib takes half a second: here, not with the module."""
+    """Draw charts. Imports matplotlib late, because that takes half a second."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -63,7 +63,7 @@ def draw(charts: Sequence[Chart]) -> List[Picture]:
 
 
 def _chinese_fonts() -> List[str]:
-    """Fonts with Chinese characters that this machine has, by name."""
+    """Names of the installed fonts with Chinese characters."""
     from matplotlib import font_manager
 
     installed = {entry.name for entry in font_manager.fontManager.ttflist}
@@ -71,7 +71,7 @@ def _chinese_fonts() -> List[str]:
 
 
 def has_glyphs(text: str, fonts: Sequence[str]) -> bool:
-    """Whether every character of `text` is in one of `fonts`."""
+    """Whether `fonts` can draw every character of `text`."""
     from matplotlib import font_manager
 
     charmaps = [font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in fonts]
@@ -129,7 +129,7 @@ def _plot(axes: Any, line: Line, lines: Sequence[Line], fonts: Sequence[str]) ->
 
 
 def downsample(values: Dict[int, float], limit: int = 1500) -> List[int]:
-    """Iterations that draw the same curve: of many, the lowest and the highest of each stretch."""
+    """At most `limit` iterations that draw the same curve: the minimum and maximum of each range."""
     iterations = sorted(values)
     if len(iterations) <= limit:
         return iterations
@@ -141,7 +141,7 @@ def downsample(values: Dict[int, float], limit: int = 1500) -> List[int]:
 
 
 def _set_y_limits(axes: Any, values: Sequence[float]) -> None:
-    """The axis begins at 0 where that flattens nothing, and never makes a hill of a change of a few percent."""
+    """Start the axis at 0 if that does not flatten the curve; keep a change of a few percent small."""
     if not values or min(values) < 0:
         return
     low, high = min(values), max(values)
@@ -153,7 +153,7 @@ def _set_y_limits(axes: Any, values: Sequence[float]) -> None:
 
 
 def _inline_svg(svg: str, chart: Chart) -> str:
-    """matplotlib's SVG inside a page: no prologue or addresses, the page's colours and fonts, ids of its own."""
+    """matplotlib's SVG for inlining: no prolog or URLs, the page's colours and fonts, unique ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _svg_tag(chart), svg, count=1)

@@ -1,6 +1,4 @@
-"""Two runs side by side: item differs between them, as a table (`just diff`) and as a page with both curves
-(`just compare`).
-"""
+"""Compares two runs: their differences as a table (`just diff`), and as a page with both curves (`just compare`)."""
 
 import re
 from pathlib import Path
@@ -27,7 +25,7 @@ class Difference(NamedTuple):
 
 
 def compared_values(view: RunView) -> Dict[Tuple[str, str], str]:
-    """(group, item) → value: all of a run that two runs may differ in."""
+    """(group, item) → value, for everything in which two runs may differ."""
     run = view.run
     entries, machine = run.manifest["stages"], run.manifest.get("host", {})
     data, model, trained, merged = (run.figures(name) for name in ("data", "model", "train", "merge"))
@@ -85,7 +83,7 @@ def _join(value: Any) -> str:
 
 
 def differences(first: RunView, second: RunView) -> Tuple[List[Difference], int]:
-    """(item differs, in the order of `ORDER`; how many things are the same)."""
+    """(the differences, in the order of `ORDER`; the number of equal items)."""
     a, b = compared_values(first), compared_values(second)
     keys = sorted({**a, **b}, key=lambda key: ORDER.index(key[0]))
     found = [
@@ -97,7 +95,7 @@ def differences(first: RunView, second: RunView) -> Tuple[List[Difference], int]
 
 
 def run_labels(first: Run, second: Run) -> Tuple[str, str]:
-    """What the two runs are labels: their folders' names, with A and B where these are the same."""
+    """Labels of the two runs: their folders' names, with A and B if these are equal."""
     if first.name == second.name:
         return f"{first.name} (A)", f"{second.name} (B)"
     return first.name, second.name
@@ -111,7 +109,7 @@ def show(first: RunView, second: RunView, console: Any) -> None:
 
     found, same = differences(first, second)
     if not found:
-        console.print(f"The two runs do not differ: all {same} things that were compared are the same.")
+        console.print(f"The two runs do not differ: all {same} compared items are equal.")
         return
     table = Table()
     for heading in ("", "", *map(escape, run_labels(first.run, second.run))):
@@ -124,11 +122,11 @@ def show(first: RunView, second: RunView, console: Any) -> None:
         table.add_row(one.group if one.group != group else "", *map(Text, cells))
         group = one.group
     console.print(table)
-    console.print(f"{len(found)} things differ, {same} are the same.", highlight=False)
+    console.print(f"{len(found)} items differ, {same} are equal.", highlight=False)
 
 
 def write(first: RunView, second: RunView, folder: Path) -> Path:
-    """Write the page and its curves (PNG) into `folder`; returns the page's path."""
+    """Write the page and its curves (PNG) into `folder`; return the page's path."""
     labels = run_labels(first.run, second.run)
     found, same = differences(first, second)
     pictures = charts.draw(paired_charts(first, second))
@@ -152,7 +150,7 @@ def write(first: RunView, second: RunView, folder: Path) -> Path:
 
 
 def paired_charts(first: RunView, second: RunView) -> List[charts.Chart]:
-    """Both runs' curves in one chart each."""
+    """Charts that show both runs."""
     found = []
     for key, name, title in (
         ("loss", "loss", f"Training loss, mean over {log.WINDOW}"),
@@ -171,7 +169,7 @@ def paired_charts(first: RunView, second: RunView) -> List[charts.Chart]:
 
 
 def _common_samples(first: RunView, second: RunView) -> List[Dict[str, Any]]:
-    """Questions that both merged models were asked, with both answers."""
+    """Questions that both merged models answered, with both answers."""
     others = {sample["question"]: sample for sample in second.samples}
     return [
         {"question": one["question"], "first": one, "second": others[one["question"]]}

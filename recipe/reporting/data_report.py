@@ -1,7 +1,7 @@
-"""What is in dataset.jsonl: counts, lengths, what was dropped or changed, what is likely a mistake, and conversations
-exactly as the model will see them. `just data-report` (terminal and data-report.html), `just preview`.
+"""Reports on dataset.jsonl: counts, lengths, dropped and changed rows, likely mistakes, and conversations as the model
+sees them. `just data-report` (terminal and data-report.html) and `just preview`.
 
-The rows are read as a stream; a few numbers a conversation stay in memory.
+Streams the rows; only a few numbers per conversation stay in memory.
 """
 
 import random
@@ -45,21 +45,21 @@ IDENTITY_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 1
 
 
 class Finding(NamedTuple):
-    """Something that is likely a mistake: how often, and examples as (line of dataset.jsonl, text)."""
+    """A likely mistake: how often it occurs, and examples as (line of dataset.jsonl, text)."""
 
     issue: str
-    count: int
+    occurrences: int
     examples: List[Tuple[int, str]]
 
 
 def is_identity(number: str) -> bool:
-    """Whether 18 signs are a Chinese identity number: its last one is a checksum."""
+    """Whether 18 characters are a Chinese identity number; the last one is a checksum."""
     total = sum(int(digit) * weight for digit, weight in zip(number, IDENTITY_WEIGHTS))
     return "10X98765432"[total % 11] == number[17].upper()
 
 
 def find_personal_data(text: str) -> Optional[str]:
-    """The first telephone number, e-mail address or identity number of a text, if there is one."""
+    """The first telephone number, e-mail address or identity number in a text, if any."""
     for pattern in (MAIL, IDENTITY, PHONE):
         for found in pattern.finditer(text):
             if pattern is not IDENTITY or is_identity(found.group()):
@@ -68,7 +68,7 @@ def find_personal_data(text: str) -> Optional[str]:
 
 
 def detect_language(text: str) -> str:
-    """Chinese, Latin or "" for what has neither letters enough: by the share of signs, a word counting as one."""
+    """ "Chinese", "Latin letters", or "" for too short a text. Compares Chinese characters with Latin words."""
     han, latin = len(pages.HAN.findall(text)), len(re.findall(f"{LATIN.pattern}+", text))
     if han + latin < 2:
         return ""
@@ -76,11 +76,11 @@ def detect_language(text: str) -> str:
 
 
 def _count(findings: Dict[str, Finding], issue: str, number: int, text: str) -> None:
-    """Count `issue` once more, with an example while there are few."""
+    """Count `issue` and keep the first few examples."""
     finding = findings.get(issue) or Finding(issue, 0, [])
     if len(finding.examples) < EXAMPLES:
         finding.examples.append((number, text))
-    findings[issue] = finding._replace(count=finding.count + 1)
+    findings[issue] = finding._replace(occurrences=finding.occurrences + 1)
 
 
 class Survey:
@@ -100,8 +100,8 @@ class Survey:
         _count(self.mistakes, issue, number, text)
 
     def add(self, number: int, conversation: Conversation, image: str = "") -> None:
-        """The conversation on line `number` (from 1), and the sum of what it is about: of two images one question may
-        have two answers.
+        """Add the conversation on line `number` (from 1). `image`: its sha256, because the same question about
+        another image may have another answer.
         """
         self.lines.append(hash((image, str(conversation))))
         first, one = conversation[0], len(conversation) == 1
@@ -128,12 +128,13 @@ class Survey:
                     break
 
     def findings(self, texts: Callable[[Sequence[int]], Dict[int, str]]) -> List[Finding]:
-        """All that is likely a mistake; `texts` gives the questions of some lines."""
+        """All likely mistakes; `texts` returns the questions on the given lines."""
         found = []
         copies = _group_equal(self.lines)
         if copies:
-            found.append(Finding("equal conversations (they weigh double)", sum(len(g) - 1 for g in copies),
-                                 [(g[1], f"as line {g[0]}") for g in copies[:EXAMPLES]]))  # fmt: skip
+            examples = [(group[1], f"same as line {group[0]}") for group in copies[:EXAMPLES]]
+            extra = sum(len(group) - 1 for group in copies)
+            found.append(Finding("duplicate conversations (they count twice in training)", extra, examples))
         conflicts = []
         for group in _group_equal(self.questions):
             if self.questions[group[0] - 1] and len({self.answers[number - 1] for number in group}) > 1:
@@ -146,8 +147,8 @@ class Survey:
             found.append(Finding("questions with different answers", len(conflicts), examples))
         found += self.mistakes.values()
         if len(self.languages) > 1:
-            fewer = min(self.languages.values(), key=lambda finding: finding.count)
-            found.append(fewer._replace(issue=f"answers in {fewer.issue} among others"))
+            fewer = min(self.languages.values(), key=lambda finding: finding.occurrences)
+            found.append(fewer._replace(issue=f"answers in {fewer.issue}, unlike the others"))
         return found
 
 
@@ -167,7 +168,7 @@ def _group_equal(hashes: Any) -> List[List[int]]:
 
 
 def histogram(values: Any, max_bars: int = 10) -> List[Tuple[str, int]]:
-    """(range, count) of round ranges of equal width from the first that holds any; beyond 99 % the rest in one."""
+    """(range, count) rows with ranges of equal, round width; the top 1 % of values share the last row."""
     numbers = numpy.frombuffer(values, dtype=f"uint{8 * values.itemsize}")
     top = float(numpy.percentile(numbers, 99)) or 1.0
     width = next(w * 10**e for e in range(9) for w in (1, 2, 5) if w * 10**e * max_bars > top)
@@ -183,9 +184,9 @@ def histogram(values: Any, max_bars: int = 10) -> List[Tuple[str, int]]:
 def render_pieces(
     conversation: Conversation, template: Any, tokenizer: Any, max_length: int, has_images: bool = False
 ) -> List[Piece]:
-    """The conversation as XTuner hands it to the model, in pieces with and without loss.
+    """The conversation as XTuner passes it to the model, in pieces with and without loss.
 
-    What is cut at `max_length` is not there. With `pictures` the sign for an image is a piece of its own.
+    Omits everything after `max_length`. With `has_images`, an image token is its own piece.
     """
     made = encoded(conversation, template, tokenizer, max_length, has_images)
     pairs = zip(made["input_ids"], made["labels"])
@@ -196,7 +197,7 @@ def render_pieces(
 
 
 class TokenView:
-    """Tokenizer and chat template of a recipe: how the model sees a conversation."""
+    """Shows conversations as the model sees them, with the recipe's tokenizer and chat template."""
 
     def __init__(self, run: Run) -> None:
         imports.load()
@@ -206,7 +207,7 @@ class TokenView:
         self.has_images = preset_facts.has_images(run.settings)
 
     def count(self, conversation: Conversation) -> Tuple[int, int]:
-        """(tokens, tokens with loss) before any cut."""
+        """(tokens, tokens with loss) before truncation."""
         counted = planning_tokens.count([conversation], self.template, self.tokenizer, 10**9, self.has_images)
         return counted["lengths"][0], counted["answers"][0]
 
@@ -222,14 +223,14 @@ def _select_lines(dataset: Path, numbers: Sequence[int]) -> Iterator[Tuple[int, 
 
 
 def preview(run: Run, row: int, console: Console) -> None:
-    """Print one conversation, by its line in dataset.jsonl, as the model will see it. Raises InputWrong."""
+    """Print the conversation on line `row` of dataset.jsonl as the model sees it. Raises InputWrong."""
     found = next(_select_lines(run.dataset, [row]), None)
     if found is None:
         count = run.figures("data")["conversations"]
-        raise InputWrong(f"There is no conversation {row}: dataset.jsonl holds 1 to {count}.")
+        raise InputWrong(f"There is no conversation {row}: dataset.jsonl has 1 to {count}.")
     view = TokenView(run)
     tokens, with_loss = view.count(found[1])
-    cut = f", cut at max_length {view.max_length}" if tokens > view.max_length else ""
+    cut = f", truncated at max_length {view.max_length}" if tokens > view.max_length else ""
     console.print(
         f"conversation {row}: {tokens} tokens, {with_loss} with loss (between ⟦ and ⟧){cut}\n", highlight=False
     )
@@ -244,7 +245,7 @@ def _mark_loss(pieces: Sequence[Piece]) -> Text:
 
 
 def write(run: Run, console: Console) -> Path:
-    """Print the report and write data-report.html into the run's folder; returns its path."""
+    """Print the report and write data-report.html into the run's folder; return its path."""
     figures = run.figures("data")
     view, reason = None, ""
     try:
@@ -290,7 +291,7 @@ def write(run: Run, console: Console) -> Path:
 
 
 def summarize(run: Run) -> Tuple[List[Tuple[str, str]], List[Tuple[str, Any]], List[Finding]]:
-    """(counts, histograms, likely mistakes) of the data, without what needs the tokenizer: for the run's report."""
+    """(counts, histograms, likely mistakes) without token counts, for the run's report."""
     survey = Survey()
     for number, line in enumerate(intake_dataset.lines(run.dataset), start=1):
         survey.add(number, line["conversation"], line.get("sha256", ""))
@@ -316,15 +317,15 @@ def _count_rows(figures: Dict[str, Any], survey: Survey, max_length: int) -> Lis
         encoding = f", {one['encoding']}" if one["encoding"] else ""
         roles = "; ".join(f"{role}: {column}" for role, column in one.get("columns", {}).items())
         rows.append(("read", f"{one['file']}{sheet}{encoding}: {one['rows']:,} rows; {roles}{unused}"))
-    rows.append(("held out", f"{f['held_out']} conversations more (eval.jsonl), of which nothing below counts"))
+    rows.append(("held out", f"{f['held_out']} more conversations (eval.jsonl), not counted below"))
     rows += [("not read", what) for what in f["skipped"]]
-    rows.append(("dropped", f"{f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates"))
-    changed = f"{f['numbers_as_text']} numbers and dates taken as the text that Excel shows"
-    rows.append(("changed", f"{changed}, {f['line_breaks_changed']} cells' line breaks made \\n"))
+    rows.append(("dropped", f"{f['blank_dropped']} rows with empty cells, {f['duplicates_dropped']} duplicates"))
+    changed = f"{f['numbers_as_text']} numbers and dates read as Excel shows them"
+    rows.append(("changed", f"{changed}, {f['line_breaks_changed']} cells' line breaks changed to \\n"))
     if survey.tokens:
         over = sum(1 for tokens in survey.tokens if tokens > max_length)
         total, with_loss = sum(survey.tokens), sum(survey.answer_tokens)
-        rows.append(("tokens", f"{total:,}, of which {with_loss:,} with loss; {over} conversations over {max_length}"))
+        rows.append(("tokens", f"{total:,}, {with_loss:,} of them with loss; {over} conversations over {max_length}"))
     return rows
 
 
@@ -341,11 +342,11 @@ def _print_report(rows: Any, histograms: Any, findings: Sequence[Finding], examp
     where = " (lines of dataset.jsonl)" if findings else ""
     console.print(f"\n[bold]likely mistakes: {len(findings) or 'none found'}[/]{where}", highlight=False)
     for finding in findings:
-        console.print(f"  [yellow]{finding.count:,}[/] {finding.issue}", highlight=False)
+        console.print(f"  [yellow]{finding.occurrences:,}[/] {finding.issue}", highlight=False)
         for number, text in finding.examples:
             console.print(Text(f"     line {number}: {pages.shorten(text, 60)}"))
     if examples:
-        console.print("\n[bold]as the model will see them[/] (loss between ⟦ and ⟧)")
+        console.print("\n[bold]as the model sees them[/] (loss between ⟦ and ⟧)")
     for number, pieces in examples:
         console.print(Text(f"\n— {number}"))
         console.print(_mark_loss(pieces))

@@ -1,7 +1,7 @@
-"""What happened in a run, on one page: report/index.html, its curves as PNGs, and README.md, a model card.
+"""Writes a run's report: report/index.html, its curves as PNGs, and README.md, a model card.
 
-It reads what the stages left (run.json, plan.json, the trainer's logs, samples.json, eval.json) and runs none of them,
-so it works at every stage, also beside a training that is under way. Every figure is one of theirs.
+Reads the stages' results (run.json, plan.json, the trainer's logs, samples.json, eval.json) and runs no stage, so it
+works after every stage and during training.
 """
 
 import os
@@ -19,15 +19,13 @@ from recipe.reporting.run_view import RunView, base_model_name, is_tiny, read_ru
 from recipe.reporting.verdict import judge_run
 from recipe.xtuner import preset_facts
 
-MAX_CONVERSATIONS = (
-    20_000  # conversations that are looked through for the report, in a second; data-report takes any number
-)
+MAX_CONVERSATIONS = 20_000  # surveyed for the report, within a second; data-report has no limit
 
 
 def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = None) -> Path:
-    """Write report/ into the run's folder; returns index.html. `price`: an hour's, else the recipe's.
+    """Write report/ into the run's folder; return index.html. `price`: per hour, default the recipe's.
 
-    Raises OSError where the folder cannot be written.
+    Raises OSError if the folder cannot be written.
     """
     view = read_run(run, is_running)
     run = view.run
@@ -92,18 +90,18 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
 
 
 def _data_section(view: RunView) -> Tuple[Any, str]:
-    """((counts, histograms, likely mistakes) or None, why not)."""
+    """((counts, histograms, likely mistakes), ""), or (None, the reason)."""
     run, figures = view.run, view.figures("data")
     if not figures or not run.dataset.is_file():
-        return None, "The data have not been read yet, or dataset.jsonl is gone."
+        return None, "The data stage has not run yet, or dataset.jsonl was deleted."
     if figures["conversations"] > MAX_CONVERSATIONS:
         return (
             None,
-            f"{figures['conversations']:,} conversations: {command_line('data-report')} {run.name} looks through them.",
+            f"{figures['conversations']:,} conversations: run {command_line('data-report')} {run.name} to survey them.",
         )
     if digest(run.dataset) != run.manifest["stages"]["data"]["outputs"]["dataset.jsonl"]["sha256"]:
         return (
             None,
-            f"dataset.jsonl is not that of this run. Make it again: {command_line('data')} {run.name}",
+            f"dataset.jsonl does not belong to this run. Recreate it: {command_line('data')} {run.name}",
         )
     return data_report.summarize(run), ""

@@ -1,4 +1,4 @@
-"""Reads what a run's stages left, once, for report, comparison and verification."""
+"""Reads a run's results from its folder, for the report, the comparison, verification and the web page."""
 
 import dataclasses
 import datetime
@@ -21,24 +21,24 @@ from recipe.training import log
 
 
 class RunView(NamedTuple):
-    """All that a report is made of, read once."""
+    """A run's results, read once."""
 
     run: Run
-    plan: Dict[str, Any]  # {} before there is one
+    plan: Dict[str, Any]  # {} before it is planned
     steps: Dict[int, log.Step]
-    log: Dict[str, Any]  # log.curve_summary of them
+    log: Dict[str, Any]  # log.curve_summary of the steps
     answers: List[log.Answers]
     evaluation: Dict[str, Any]  # eval.json; {} if there is none
     samples: List[Dict[str, Any]]
-    is_running: bool  # another command is at work in the folder
-    left_out: List[str]  # stages whose results are of other settings or data than what now stands before them
+    is_running: bool  # another command is running in the folder
+    left_out: List[str]  # stages whose results belong to other settings or data
 
     def figures(self, stage: str) -> Dict[str, Any]:
         return self.run.figures(stage)
 
 
 def find_run(name: str, root: Path, output: Path) -> Run:
-    """The run that `name` names: a recipe's name or file, or a run folder. Its folder is only read, not held.
+    """Find a run by its recipe's name or file, or by its folder. Reads the folder without locking it.
 
     Raises InputWrong if there is no such run.
     """
@@ -51,10 +51,10 @@ def find_run(name: str, root: Path, output: Path) -> Run:
         assert all("figures" in entry for entry in manifest["stages"].values())
     except OSError:
         existing = sorted(path.parent.name for path in output.glob("*/run.json"))
-        others = f" Runs that are there: {', '.join(existing)}." if existing else ""
+        others = f" Existing runs: {', '.join(existing)}." if existing else ""
         makes = command_line(name) if name in ("demo", "reproduce") else f"{command_line('train')} {shlex.quote(name)}"
         try:
-            hint = f" {makes} makes one." if find_recipe(name) else ""
+            hint = f" {makes} creates it." if find_recipe(name) else ""
         except InputWrong:
             hint = ""
         raise InputWrong(f"There is no run {name!r}: no {shown_path(folder / 'run.json', root)}.{hint}{others}")
@@ -65,9 +65,9 @@ def find_run(name: str, root: Path, output: Path) -> Run:
 
 
 def read_run(run: Run, is_running: Optional[bool] = None) -> RunView:
-    """Read what the stages of `run` left. `is_running`: whether another command holds the folder (None: look).
+    """Read the results of `run`. `is_running`: whether another command has locked the folder (None: check).
 
-    Results that do not belong to the settings and data in the folder are left out of the run's manifest.
+    Drops stages from the manifest whose results belong to other settings or data.
     """
     left_out = stale_stages(run)
     if left_out:
@@ -91,7 +91,7 @@ def read_run(run: Run, is_running: Optional[bool] = None) -> RunView:
 
 
 def _read_plan(run: Run) -> Dict[str, Any]:
-    """plan.json where it is the manifest's, else what the manifest holds of it; where that has none, a refused one."""
+    """plan.json if it matches the manifest, else the manifest's figures; a refused plan if no plan stage finished."""
     entry, plan = run.manifest["stages"].get("plan"), read_json(run.plan)
     if entry:
         return plan if digest(run.plan) == entry["outputs"].get("plan.json", {}).get("sha256") else entry["figures"]
@@ -99,14 +99,14 @@ def _read_plan(run: Run) -> Dict[str, Any]:
 
 
 def is_refused(run: Run, plan: Dict[str, Any]) -> bool:
-    """Whether a plan refuses the run for a fault that its recipe does not name as known."""
+    """Whether a plan refuses the run for a fault outside the recipe's known_faults."""
     return any(refusal["fault"] not in run.settings.known_faults for refusal in plan.get("refusals", []))
 
 
 def stale_stages(run: Run) -> List[str]:
-    """Stages of the manifest whose results are of another recipe or other data than the stage before them.
+    """Stages whose results belong to another recipe or other data than the stage before them.
 
-    A stage that ended before the one before it did is looked at closely: by its key, as when it is asked to run.
+    Recomputes a stage's key only if the stage finished earlier than the one before it.
     """
     entries = run.manifest["stages"]
     chain = [stage for stage in pipeline.ORDER if isinstance(stage, Stage) and stage.name in entries]
@@ -116,7 +116,7 @@ def stale_stages(run: Run) -> List[str]:
             continue
         try:
             current = is_current(run, stage, key_of(stage.inputs(run)))
-        except (RecipeError, OSError, KeyError, ValueError):  # what it was made from is gone
+        except (RecipeError, OSError, KeyError, ValueError):  # its inputs were deleted
             current = False
         if not current:
             kept = [other.name for other in chain[: chain.index(stage)]]
@@ -125,7 +125,7 @@ def stale_stages(run: Run) -> List[str]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of the run's folder holds; None if there is none, or it is not whole."""
+    """The content of a JSON file; None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -133,7 +133,7 @@ def read_json(path: Path) -> Any:
 
 
 def _read_evaluation(run: Run) -> Dict[str, Any]:
-    """eval.json, if it is whole, no older than the training, and of what is held out now; else {}."""
+    """eval.json, if it is complete, newer than the training and measured on the current held-out data; else {}."""
     path = run.folder / "eval.json"
     found = read_json(path)
     if not isinstance(found, dict) or not {"models", "difference", "verdict", "summary"} <= set(found):
@@ -149,7 +149,7 @@ def _read_evaluation(run: Run) -> Dict[str, Any]:
 
 
 def _read_samples(run: Run) -> List[Dict[str, Any]]:
-    """samples.json, of the merged model that is there; [] if there is none."""
+    """samples.json of the current merged model; [] if there is none."""
     found = read_json(run.folder / "samples.json") if "chat" in run.manifest["stages"] else None
     required = {"question", "base", "merged", "base_ended", "merged_ended"}
     return [sample for sample in found or [] if required <= set(sample)]
@@ -168,4 +168,4 @@ def is_tiny(run: Run) -> bool:
 
 def base_model_name(run: Run) -> str:
     model = run.settings.model
-    return model.path or ("a tiny InternLM2 of random weights" if is_tiny(run) else model.id)
+    return model.path or ("a tiny InternLM2 with random weights" if is_tiny(run) else model.id)

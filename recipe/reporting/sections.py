@@ -1,4 +1,4 @@
-"""The report's parts: tiles, tables, charts, times, provenance."""
+"""The sections of a report: key figures, tables, charts, times, provenance."""
 
 import shlex
 import subprocess
@@ -24,17 +24,17 @@ from recipe.xtuner import preset_facts
 STAGES = ("data", "plan", "config", "model", "train", "adapter", "merge", "chat")
 
 TIME_BREAKDOWN = {
-    "start": "its start: libraries, model, data", "iterations": "iterations", "checkpoints": "checkpoints",
-    "answers": "answers to the evaluation's questions",
+    "start": "start: libraries, model, data", "iterations": "iterations", "checkpoints": "checkpoints",
+    "answers": "answers to evaluation questions",
 }  # fmt: skip
 
 
 def key_figures(view: RunView) -> List[Tuple[str, str, str]]:
-    """(what, figure, remark) for the head of the page."""
+    """(label, figure, remark) for the top of the page."""
     trained, merged, found = view.figures("train"), view.figures("merge"), []
     if view.evaluation:
         base, tuned = (view.evaluation["models"][name]["loss"] for name in ("base", "tuned"))
-        found.append(("held-out loss", f"{base:.3f} → {tuned:.3f}", "nats a token, base → tuned"))
+        found.append(("held-out loss", f"{base:.3f} → {tuned:.3f}", "nats per token, base → tuned"))
     if trained and trained["loss_first"] is not None:
         first, last = trained["loss_first"], trained["loss_last"]
         found.append(("training loss", f"{first:.3f} → {last:.3f}", f"{last / first - 1:+.1%}".replace("-", "−")))
@@ -60,12 +60,12 @@ def hardware(run: Run) -> str:
 
 
 def training_setup(view: RunView) -> Rows:
-    """What was trained on what."""
+    """The model, the method and the data of the training."""
     run, s, plan = view.run, view.run.settings, view.plan
     model, config, adapter, data = (run.figures(name) for name in ("model", "config", "adapter", "data"))
     rows: Rows = [("base model", base_model_name(run))]
     if model:
-        rows.append(("its folder", f"{model['folder']}, {model['bytes'] / 1e6:,.1f} MB"))
+        rows.append(("folder", f"{model['folder']}, {model['bytes'] / 1e6:,.1f} MB"))
     lora = config.get("lora", {})
     if lora:
         size = f", {adapter['parameters']:,} parameters on {', '.join(adapter['targets'])}" if adapter else ""
@@ -91,31 +91,31 @@ def training_setup(view: RunView) -> Rows:
             ("with loss (answers)", f"{plan['answer_tokens']:,}; {plan['answer_tokens_kept']:,} kept ({share:.1%})")
         )
     rows.append(("system prompt", s.data.system or "none"))
-    rows.append(("on", hardware(run)))
+    rows.append(("hardware", hardware(run)))
     return rows
 
 
 def _vision_rows(view: RunView) -> Rows:
-    """By what the images are view, and what of that is trained."""
+    """The visual encoder and the trained vision parts."""
     run = view.run
     if not preset_facts.has_images(run.settings):
         return []
     chosen, adapter = run.settings.model, run.figures("adapter")
-    tokens = f", {view.plan['image_tokens']} tokens an image" if "image_tokens" in view.plan else ""
-    rows: Rows = [("sees by", f"{chosen.visual_encoder}{tokens}")]
+    tokens = f", {view.plan['image_tokens']} tokens per image" if "image_tokens" in view.plan else ""
+    rows: Rows = [("visual encoder", f"{chosen.visual_encoder}{tokens}")]
     parts = [f"{name.replace('_', ' ')}, {adapter[name]:,} parameters" for name in LLAVA_PARTS if name in adapter]
     if parts:
-        rows.append(("trained to see", "; ".join(parts)))
+        rows.append(("trained vision parts", "; ".join(parts)))
     if chosen.pretrained_pth:
-        begins = "a random one" if chosen.pretrained_pth == NONE else chosen.pretrained_pth
-        rows.append(("its projector began as", begins))
+        begins = "random weights" if chosen.pretrained_pth == NONE else chosen.pretrained_pth
+        rows.append(("projector initialized from", begins))
     if run.figures("data"):
         rows.append(("images", f"{run.figures('data')['images']:,}"))
     return rows
 
 
 def compare_with_plan(view: RunView) -> List[Tuple[str, str, str, str]]:
-    """(what, planned, what happened, same | differs | nothing to compare)."""
+    """(label, planned, actual, "same" | "differs" | "" if not comparable)."""
     plan, trained, log, cost = view.plan, view.figures("train"), view.log, view.plan.get("cost") or {}
     if not plan:
         return []
@@ -130,7 +130,7 @@ def compare_with_plan(view: RunView) -> List[Tuple[str, str, str, str]]:
     row("optimizer updates", f"{plan['updates']:,}", number(trained.get("updates")))
     every = f", logged every {log['every']}th" if log["every"] > 1 else ""
     peak = trained.get("lr_peak_logged", log["lr_peak"])
-    # What is logged every tenth iteration may miss the peak.
+    # A log of every tenth iteration may miss the peak.
     row("peak learning rate", rate(plan["lr_peak"]), f"{rate(peak)}{every}", log["every"] == 1)
     epochs = plan["iterations"] / plan["iterations_per_epoch"]
     done = reached / plan["iterations_per_epoch"]
@@ -146,9 +146,9 @@ def compare_with_plan(view: RunView) -> List[Tuple[str, str, str, str]]:
         bool(view.answers),
     )
     most = "at most " if cost.get("at_most") else ""
-    planned = f"{most}{seconds(cost['seconds'])} on {cost['card']}" if cost.get("seconds") else "not reckoned"
+    planned = f"{most}{seconds(cost['seconds'])} on {cost['card']}" if cost.get("seconds") else "not estimated"
     row("seconds of iterations", planned, seconds(iteration_seconds(view)), False)
-    planned = f"{cost['memory_mib']:,} MiB on {cost['card']}" if cost.get("memory_mib") else "not reckoned"
+    planned = f"{cost['memory_mib']:,} MiB on {cost['card']}" if cost.get("memory_mib") else "not estimated"
     row("GPU memory", planned, f"{log['memory_mib']:,.0f} MiB" if log["memory_mib"] else "no GPU", False)
     if trained.get("fast_step"):
         row("training step", plan.get("way", ""), step_summary(trained["fast_step"]), False)
@@ -156,7 +156,7 @@ def compare_with_plan(view: RunView) -> List[Tuple[str, str, str, str]]:
 
 
 def run_charts(view: RunView) -> List[charts.Chart]:
-    """The curves that the trainer's logs hold."""
+    """Charts of the values in the trainer's logs."""
     steps, plan = view.steps, view.plan
 
     def curve(name: str) -> Dict[int, float]:
@@ -167,18 +167,16 @@ def run_charts(view: RunView) -> List[charts.Chart]:
     every = view.log["every"]
     found: List[charts.Chart] = []
     for name, title in (("loss", "Training loss"), ("grad_norm", "Gradient norm")):
-        # Gradients of several iterations make one norm: then the window counts updates, and cannot be undone.
+        # With gradient accumulation the window counts updates, so single values cannot be recovered.
         raw = log.per_iteration(steps, name) if name == "loss" or plan.get("accumulative_counts") == 1 else {}
         lines = [charts.Line("each iteration", raw, "thin")] if raw else []
         lines.append(charts.Line(f"mean over {log.WINDOW}", curve(name)))
-        note = (
-            "" if raw else f"Mean over ten values, logged every {every} iterations; single values are not in the log."
-        )
+        note = "" if raw else f"Mean over ten values, logged every {every} iterations; the log has no single values."
         if curve(name):
             found.append(charts.Chart(name.replace("_", "-"), title, lines, note=note))
-    lines = [charts.Line("as trained", curve("lr"))]
+    lines = [charts.Line("actual", curve("lr"))]
     if plan.get("lr_trace"):
-        lines.append(charts.Line("as planned", dict(enumerate(plan["lr_trace"], 1)), "dashed", "ink"))
+        lines.append(charts.Line("planned", dict(enumerate(plan["lr_trace"], 1)), "dashed", "ink"))
     configured = plan.get("lr_configured") or 0.0
     low = plan.get("lr_peak", configured) < 0.1 * configured
     level = ("configured", configured) if low else None
@@ -189,13 +187,13 @@ def run_charts(view: RunView) -> List[charts.Chart]:
         whole = log.per_iteration(steps, "seconds")
         lines = [charts.Line("each iteration", whole, "thin")] if whole else []
         lines.append(charts.Line(f"mean over {log.WINDOW}", curve("seconds")))
-        note = "The log holds no GPU memory: the run had no GPU."
-        found.append(charts.Chart("seconds", "Seconds an iteration", lines, note=note))
+        note = "The log has no GPU memory: the run had no GPU."
+        found.append(charts.Chart("seconds", "Seconds per iteration", lines, note=note))
     return found
 
 
 def stage_times(view: RunView, price: float) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
-    """(a row for each stage: what, seconds, share, cost, memory in MB), and their total."""
+    """(a row per stage: what, seconds, share, cost, memory in MB), and the total."""
     entries = view.run.manifest["stages"]
     total = sum(entry["seconds"] for entry in entries.values())
     rows = [
@@ -212,31 +210,29 @@ def stage_times(view: RunView, price: float) -> Tuple[List[Dict[str, Any]], Dict
 
 
 def iteration_seconds(view: RunView) -> Optional[float]:
-    """Seconds of the iterations, by our own clock where it ran: in mmengine's figure an iteration also has what lay
-    before it, answers and checkpoints too.
-    """
+    """Seconds spent in iterations, from TimingHook if it ran; mmengine's figure includes answers and checkpoints."""
     return view.figures("train").get("time_breakdown", {}).get("iterations", view.log["seconds"])
 
 
 def time_breakdown(view: RunView) -> Rows:
-    """(what, seconds) of the trainer's own, as text; [] where its log does not tell, or it has not come to its end."""
+    """(label, time as text) for the parts of training; [] if training has not finished or did not measure them."""
     found = view.figures("train").get("time_breakdown", {})
     return [(what, seconds(found[name])) for name, what in TIME_BREAKDOWN.items() if name in found]
 
 
 def evaluation_rows(evaluation: Dict[str, Any]) -> List[Tuple[str, str, str]]:
-    """(what, base, tuned) of eval.json."""
+    """(metric, base, tuned) of eval.json."""
     base, tuned = evaluation["models"]["base"], evaluation["models"]["tuned"]
     forms = {
-        "loss": ("loss, nats a token", ".4f"),
+        "loss": ("loss, nats per token", ".4f"),
         "perplexity": ("perplexity", ",.2f"),
         "bleu4": ("BLEU-4", ".2f"),
         "rouge_l": ("ROUGE-L", ".2f"),
         "chrf": ("chrF", ".2f"),
-        "repetition": ("answers that repeat themselves", ".1%"),
-        "copied": ("answers equal to one in training", ".1%"),
-        "never_stops": ("answers that do not end", ".1%"),
-        "answer_length": ("length of an answer, characters", ",.1f"),
+        "repetition": ("answers with repetition", ".1%"),
+        "copied": ("answers copied from training", ".1%"),
+        "never_stops": ("answers without an end", ".1%"),
+        "answer_length": ("mean answer length, characters", ",.1f"),
     }
 
     def figure(model: Dict[str, Any], name: str, form: str) -> str:
@@ -254,7 +250,7 @@ def evaluation_rows(evaluation: Dict[str, Any]) -> List[Tuple[str, str, str]]:
 
 
 def module_changes(view: RunView) -> List[Dict[str, Any]]:
-    """Weights changed by kind of module, as the merge counted them."""
+    """Changed weights per kind of module, from the merge."""
     return [
         {"what": name, "share": kind["weights_changed"] / kind["weights"] if kind["weights"] else 0.0, **kind}
         for name, kind in view.figures("merge").get("kinds", {}).items()
@@ -262,20 +258,20 @@ def module_changes(view: RunView) -> List[Dict[str, Any]]:
 
 
 def provenance(view: RunView) -> Rows:
-    """Where everything comes from: sources, checksums, seeds, machine, image, versions."""
+    """Sources, checksums, seed, machine, image and versions."""
     run, entries, machine = view.run, view.run.manifest["stages"], view.run.manifest.get("host", {})
     model, adapter, s = run.figures("model"), run.figures("adapter"), run.settings
     rows: Rows = [("base model", base_model_name(run))]
     if model.get("commit"):
-        rows.append(("its revision", f"{model['revision']}, commit {model['commit']} at {model['source']}"))
+        rows.append(("revision", f"{model['revision']}, commit {model['commit']} from {model['source']}"))
     if adapter.get("base_sha256"):
-        rows.append(("base model's weights", f"sha256 {adapter['base_sha256']} (over sizes and samples)"))
+        rows.append(("base model's weights", f"sha256 {adapter['base_sha256']} (of sizes and samples)"))
     if model.get("visual_encoder_commit"):
         rows.append(("visual encoder's revision", f"commit {model['visual_encoder_commit']}"))
     if model.get("visual_encoder"):
-        rows.append(("visual encoder", f"sha256 {key_of(model['visual_encoder'])} (over its files' sums)"))
+        rows.append(("visual encoder", f"sha256 {key_of(model['visual_encoder'])} (of its files' checksums)"))
     if run.figures("train").get("pretrained_pth", NONE) != NONE:
-        rows.append(("first stage's projector", f"sha256 {run.figures('train')['pretrained_pth']} (its checkpoint)"))
+        rows.append(("first stage's projector", f"sha256 {run.figures('train')['pretrained_pth']} (the checkpoint)"))
     if s.data.sha256:
         rows.append((Path(s.data.files[0]).name, f"sha256 {s.data.sha256}"))
     for entry in entries.values():
@@ -287,7 +283,7 @@ def provenance(view: RunView) -> Rows:
             ("GPU", f"{gpu['name']}, {gpu['memory_mib']:,} MiB, driver {gpu['driver']}, compute {gpu['capability']}")
         )
     rows.append(("machine", f"{machine.get('system', '?')}, {machine.get('cpus', '?')} CPU cores"))
-    rows.append(("image", machine.get("image") or "none: on the host, in the locked environment"))
+    rows.append(("image", machine.get("image") or "none: host environment"))
     versions = run.manifest.get("versions", {})
     rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)))
     finished = [entry["finished"] for entry in entries.values()]
@@ -295,14 +291,14 @@ def provenance(view: RunView) -> Rows:
         rows.append(("stages finished", f"{min(finished)} to {max(finished)}"))
     commit = _commit(run.root)
     if commit:
-        rows.append(("this recipe's commit", f"{commit} (of the clone, when the report was written)"))
+        rows.append(("recipe commit", f"{commit} (of the clone when the report was written)"))
     if run.manifest.get("forced"):
-        rows.append(("forced", "the last command was given --force"))
+        rows.append(("forced", "the last command used --force"))
     return rows
 
 
 def _commit(root: Path) -> str:
-    """The clone's commit, with a word on changes; "" where git or the history is not there (in a container)."""
+    """The clone's commit, marked if it has changes; "" without git or a repository (as in a container)."""
     words = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty= and changes", "--exclude=*"]
     try:
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=5)
@@ -312,7 +308,7 @@ def _commit(root: Path) -> str:
 
 
 def to_toml(values: Dict[str, Any], prefix: str = "") -> str:
-    """Settings as a recipe file. Values are strings, numbers, booleans and lists of them; what is None is left out."""
+    """Settings as a recipe file. Values are strings, numbers, booleans and lists of them; None is omitted."""
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}
     lines = [f"{name} = {overrides.to_toml(v)}" for name, v in values.items() if name not in tables and v is not None]
     for name, table in tables.items():
@@ -321,20 +317,20 @@ def to_toml(values: Dict[str, Any], prefix: str = "") -> str:
 
 
 def repeat_command(view: RunView) -> str:
-    """The command that repeats the run: its last stage, the recipe's name, and what the run has otherwise than it."""
+    """The command that repeats the run: its last stage, the recipe, and the settings that differ from the recipe."""
     run = view.run
     done = [stage for stage in STAGES if stage in run.manifest["stages"]]
     stage = {"chat": "demo", "model": "model", "config": "config"}.get(done[-1], done[-1]) if done else "data"
     own, name, base = run.settings, run.name, None
     try:
-        if name == "reproduce":  # a command of its own, which sets the seed and what a GPU's absence asks for
+        if name == "reproduce":  # this command sets the seed, and other settings without a GPU
             stage, name = "reproduce", ""
             base = settings.load("tutorial", reproduce.WITHOUT_GPU if own.model.source == "tiny" else ())[1]
             own = settings.replace(own, "train.seed", base.train.seed)
         else:
             base = settings.load(name)[1]
     except RecipeError:
-        pass  # a recipe file of the user's, elsewhere: the one beside the report holds everything
+        pass  # the user's recipe file is elsewhere: use the copy in the report's folder
     if base is None:
         return f"{command_line(stage)} {shlex.quote(run.relative(run.folder / 'report' / f'{run.name}.toml'))}"
     words = map(shlex.quote, overrides.between(base, own))

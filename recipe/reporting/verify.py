@@ -1,7 +1,6 @@
-"""`just verify`: a finished run's checks once more, from its manifest. It reads the run; what it makes again, it makes
-scratch.
+"""Checks a finished run against its manifest (`just verify`). Recreates files in a scratch folder only.
 
-Every line is ok, differs, or not here: what cannot be looked at on this machine is never called ok.
+Every check is ok, differs, or not here (it cannot run on this machine).
 """
 
 import json
@@ -37,23 +36,23 @@ class Check(NamedTuple):
 
 
 def check_run(run: Run, scratch: Path) -> Iterator[Check]:
-    """Every check of the finished `run`, one by one; what has to be made for it is made in the empty folder `scratch`.
+    """Yield the checks of a finished run. Recreates files in `scratch`, an empty folder.
 
-    Raises InputWrong while a command is at work in the run's folder.
+    Raises InputWrong while a command is running in the run's folder.
     """
     if is_locked(run.folder):
-        raise InputWrong(f"A command is at work in {run.relative(run.folder)}: verify it when that has ended.")
-    os.environ["RECIPE_FETCH"] = "no"  # nothing is fetched, nor made in models/
+        raise InputWrong(f"A command is running in {run.relative(run.folder)}. Verify the run when it has ended.")
+    os.environ["RECIPE_FETCH"] = "no"  # no downloads, no changes in models/
     entries = run.manifest["stages"]
     for entry in entries.values():
         for name, made in entry["outputs"].items():
             yield _check_output(run.folder / name, name, made)
     checks: List[Tuple[str, str, Callable[[], Tuple[str, str]]]] = [
         ("model", "base model", lambda: _check_model(run, folder.folder(run), "fingerprint")),
-        ("train", "checkpoint, read", lambda: _check_checkpoint(run)),
+        ("train", "checkpoint", lambda: _check_checkpoint(run)),
         ("train", "train.log", lambda: _check_log(run)),
-        ("adapter", "adapter, made again", lambda: _check_adapter(run, scratch / "adapter")),
-        ("merge", "merged less base", lambda: _check_merged(run)),
+        ("adapter", "adapter, recreated", lambda: _check_adapter(run, scratch / "adapter")),
+        ("merge", "merged model minus base", lambda: _check_merged(run)),
     ]
     if preset_facts.has_images(run.settings):
         encoder = visual_encoder.encoder_folder(run)
@@ -71,7 +70,7 @@ def _run_check(what: str, examine: Callable[[], Tuple[str, str]]) -> Check:
     try:
         return Check(what, *examine())
     except NotFetched:
-        return Check(what, NOT_HERE, "it needs a model that is not here, and nothing is fetched for this")
+        return Check(what, NOT_HERE, "needs a model that is not downloaded; verify downloads nothing")
     except HostLacks as error:
         return Check(what, NOT_HERE, str(error))
     except (RecipeError, OSError, LookupError, ValueError) as error:
@@ -90,25 +89,25 @@ def _check_output(path: Path, name: str, made: Dict[str, Any]) -> Check:
 
 
 def _changed_files(now: Dict[str, str], then: Dict[str, str]) -> List[str]:
-    """Names of files that are not what they were, gone, or new; none where it is not known what they were."""
+    """Names of changed, deleted and new files; none if the former checksums are unknown."""
     return sorted(name for name in {*now, *then} if now.get(name) != then.get(name)) if then else []
 
 
 def _recorded_checksums(folder: Path, wanted: str) -> Dict[str, str]:
-    """The sums that a merged model's folder holds of its own files; of itself alone, if they are damaged."""
+    """The checksums stored in a merged model's folder. If they changed too, marks that file as the changed one."""
     try:
         found = merge.read_checksums(folder)
     except (OSError, ValueError):
         return {}
-    if digest_of(found) != wanted:  # they are not the ones of which the manifest has the sum
+    if digest_of(found) != wanted:  # the manifest has another checksum for this file
         found = {**sums(folder), CHECKSUMS: "another"}
     return found
 
 
 def _remake(run: Run, scratch: Path) -> Iterator[Check]:
-    """Data, plan and config once more, by the same stages, as a run of the same name in `scratch`."""
+    """Recreate data, plan and config with the same stages, as a run of the same name in `scratch`."""
     shadow = run.scratch_run(scratch, force=bool(run.manifest.get("forced")))
-    if "seed" in run.figures("plan"):  # one that was drawn
+    if "seed" in run.figures("plan"):  # it was random
         (shadow.folder / "seed").write_text(str(run.figures("plan")["seed"]), encoding="utf-8")
     obstacle = ""
     for stage in (DATA, PLAN, CONFIG):
@@ -118,15 +117,15 @@ def _remake(run: Run, scratch: Path) -> Iterator[Check]:
         given = {DATA: [*data_settings.files, data_settings.images], CONFIG: _pretrained_path(run)}.get(stage, [])
         gone = [name for name in given if not (run.root / name).exists()]
         if gone:
-            obstacle = obstacle or f"{', '.join(gone)}: deleted, or elsewhere"
+            obstacle = obstacle or f"{', '.join(gone)}: missing"
         elif stage is DATA and preset_facts.has_images(run.settings):
             line = _run_check("images", lambda: _check_images(run))
-            obstacle = "" if line.verdict == OK else "needs the images as they were"
+            obstacle = "" if line.verdict == OK else "needs the original images"
             yield line
-        line = Check(f"{stage.name}, made again", NOT_HERE, obstacle)
+        line = Check(f"{stage.name}, recreated", NOT_HERE, obstacle)
         if not obstacle:
             line = _run_check(line.name, lambda stage=stage: _compare(run, shadow, stage))  # type: ignore[misc]
-            obstacle = "" if line.verdict == OK else f"needs the {stage.name} made again"
+            obstacle = "" if line.verdict == OK else f"needs the recreated {stage.name}"
         yield line
 
 
@@ -136,29 +135,29 @@ def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
         mine, again = run.folder / name, shadow.folder / name
         if stage is DATA:
             if digest(again) != run.manifest["stages"]["data"]["outputs"][name]["sha256"]:
-                return DIFFERS, f"{name} is another one, made of what now lies in {', '.join(run.settings.data.files)}"
+                return DIFFERS, f"{name} differs when recreated from {', '.join(run.settings.data.files)}"
         elif not mine.exists():
-            return NOT_HERE, f"{name} was deleted: nothing to compare with"
+            return NOT_HERE, f"{name} was deleted"
         elif _comparable_text(mine) != _comparable_text(again):
             if stage.name in run_view.stale_stages(run):
-                return DIFFERS, f"{name} is of other data or settings than the data that is there: it was made before"
-            return DIFFERS, f"{name} is another one, made by this version of the recipe on this machine"
-    return OK, f"{', '.join(stage.outputs)}: the same"
+                return DIFFERS, f"{name} is older than the data and belongs to other data or settings"
+            return DIFFERS, f"{name} differs when recreated with this version of the recipe on this machine"
+    return OK, f"{', '.join(stage.outputs)}: equal"
 
 
 def _pretrained_path(run: Run) -> List[str]:
-    """The first stage's run or checkpoint, where the recipe names one."""
+    """The first stage's run or checkpoint, if the recipe names one."""
     named = run.settings.model.pretrained_pth
     return [] if named in ("", llava.NONE) else [named]
 
 
 def _check_images(run: Run) -> Tuple[str, str]:
-    """Every image that the run's rows name, by the sum that stands beside it."""
+    """Compare every image of the run's rows with its recorded sha256."""
     folder = image_folder(run)
     named: Set[Tuple[str, str]] = set()
     for path in (run.dataset, run.eval_dataset):
         if not path.exists():
-            return NOT_HERE, f"{path.name} was deleted, which names them"
+            return NOT_HERE, f"{path.name}, which lists them, was deleted"
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             named.add((row["image"], row["sha256"]))
@@ -166,10 +165,8 @@ def _check_images(run: Run) -> Tuple[str, str]:
     gone = [name for name, (now, _) in found.items() if now == "absent"]
     other = [name for name, (now, then) in found.items() if now not in ("absent", then)]
     if other:
-        return DIFFERS, f"not what they were: {_first_names(other)}" + (
-            f"; not here: {_first_names(gone)}" if gone else ""
-        )
-    return (NOT_HERE, f"{_first_names(gone)}: deleted, or elsewhere") if gone else (OK, f"{len(found)}, as they were")
+        return DIFFERS, f"changed: {_first_names(other)}" + (f"; missing: {_first_names(gone)}" if gone else "")
+    return (NOT_HERE, f"{_first_names(gone)}: missing") if gone else (OK, f"{len(found)} images unchanged")
 
 
 def _first_names(names: List[str]) -> str:
@@ -177,7 +174,7 @@ def _first_names(names: List[str]) -> str:
 
 
 def _comparable_text(path: Path) -> Any:
-    """What must be equal: of a plan all but its cost, which depends on the card; of a config all but places."""
+    """The text to compare: a plan without its cost, which depends on the card; a config without paths."""
     text = path.read_text(encoding="utf-8", errors="replace")
     if path.name == "plan.json":
         try:
@@ -188,21 +185,21 @@ def _comparable_text(path: Path) -> Any:
 
 
 def _check_model(run: Run, path: Path, which: str) -> Tuple[str, str]:
-    """The model in the folder `path`, of which the manifest has the figure `which`."""
+    """Compare the model in `path` with the manifest's fingerprint `which`."""
     if not path.is_dir():
-        return NOT_HERE, f"{run.relative(path)}: not fetched, or deleted"
+        return NOT_HERE, f"{run.relative(path)}: not downloaded, or deleted"
     now = folder.fingerprint(path)
     other = _changed_files(now, run.figures("model")[which])
     if other:
         return DIFFERS, f"{run.relative(path)}: {', '.join(other)}"
-    return OK, f"{run.relative(path)}: {len(now)} files as they were"
+    return OK, f"{run.relative(path)}: {len(now)} files unchanged"
 
 
 def _check_pretrained(run: Run) -> Tuple[str, str]:
-    """The checkpoint of the first stage, from which this one went on."""
+    """The first stage's checkpoint, from which this stage started."""
     [named] = _pretrained_path(run)
     if not (run.root / named).exists():
-        return NOT_HERE, f"{named}: deleted, or elsewhere"
+        return NOT_HERE, f"{named}: missing"
     path, now = llava.pretrained_checkpoint(run), llava.projector_checksum(run)
     then = run.figures("train")["pretrained_pth"]
     if now != then:
@@ -214,7 +211,7 @@ def _check_checkpoint(run: Run) -> Tuple[str, str]:
     if not run.checkpoint.exists():
         return NOT_HERE, "deleted"
     if not checkpoints.is_complete(run.checkpoint):
-        return DIFFERS, f"{run.relative(run.checkpoint)} is cut short or damaged"
+        return DIFFERS, f"{run.relative(run.checkpoint)} is incomplete or damaged"
     found, figures = train.state(run.checkpoint), run.figures("train")
     other = [f"{name} {found[name]}, was {figures[name]}" for name in found if found[name] != figures[name]]
     return (DIFFERS, "; ".join(other)) if other else (OK, ", ".join(f"{name} {found[name]}" for name in found))
@@ -227,11 +224,11 @@ def _check_log(run: Run) -> Tuple[str, str]:
     steps, figures = log_lines.parse_iterations(log.read_text(encoding="utf-8", errors="replace")), run.figures("train")
     found = log_lines.curve_figures(steps)
     other = [f"{name} {value}, was {figures[name]}" for name, value in found.items() if value != figures[name]]
-    return (DIFFERS, "; ".join(other)) if other else (OK, f"{len(steps)} lines, loss and rate as in run.json")
+    return (DIFFERS, "; ".join(other)) if other else (OK, f"{len(steps)} lines, loss and learning rate as in run.json")
 
 
 def _check_adapter(run: Run, path: Path) -> Tuple[str, str]:
-    """From the checkpoint once more: the weights must have the same bytes."""
+    """Recreate the adapter from the checkpoint; the bytes must be equal."""
     if not run.checkpoint.exists():
         return NOT_HERE, "the checkpoint was deleted"
     figures = run.figures("adapter")
@@ -241,7 +238,7 @@ def _check_adapter(run: Run, path: Path) -> Tuple[str, str]:
     gone = [name for name in names if not (run.adapter / name).is_file()]
     other = [name for name in names if name not in gone and digest(run.adapter / name) != digest(path / name)]
     if other:
-        return DIFFERS, f"{', '.join(other)}: not what the checkpoint gives"
+        return DIFFERS, f"{', '.join(other)}: differs from the checkpoint"
     if gone:
         return NOT_HERE, f"{', '.join(gone)}: deleted"
     what = [f"{figures['tensors']} tensors"] if figures["tensors"] else []
@@ -250,17 +247,17 @@ def _check_adapter(run: Run, path: Path) -> Tuple[str, str]:
 
 
 def _check_merged(run: Run) -> Tuple[str, str]:
-    """Taken from the base, the merged model must leave the adapter, in a sample of every weight."""
+    """In a sample of every weight, the merged model minus the base must equal the adapter."""
     parts = [("base model", folder.folder(run)), ("merged model", run.merged)]
     full = merge.checkpoint(run)
     parts += [("checkpoint", full)] if full else [("adapter", path) for path, _ in merge.adapters(run)]
     for what, path in parts:
         if not path.exists():
-            return NOT_HERE, f"the {what} is not here"
+            return NOT_HERE, f"the {what} is missing"
     found, figures = check_weights(merge.plan_merge(run), run.merged), run.figures("merge")
     if found != figures["weights_check"]:
-        return DIFFERS, f"{found}, was {figures['proof']}"
-    return OK, f"{found['weights_checked']:,} weights are base + adapter; {figures['share_changed']:.1%} were changed"
+        return DIFFERS, f"{found}, was {figures['weights_check']}"
+    return OK, f"{found['weights_checked']:,} weights are base + adapter; {figures['share_changed']:.1%} changed"
 
 
 def _check_machine(run: Run) -> Iterator[Check]:
@@ -269,17 +266,21 @@ def _check_machine(run: Run) -> Iterator[Check]:
     yield Check("versions", DIFFERS if other else OK, "; ".join(other) or f"{len(then)} packages")
     image, here = run.manifest.get("host", {}).get("image"), host()["image"]
     if image == here:
-        yield Check("image", OK, image or "none: on the host, then as now")
+        yield Check("image", OK, image or "none: both on the host")
     elif image and here:
         yield Check("image", DIFFERS, f"{here}, was {image}")
     else:
         yield Check(
-            "image", NOT_HERE, f"the run was made {f'in {image}' if image else 'on the host'}, this is not there"
+            "image",
+            NOT_HERE,
+            f"the run used image {image}, this command the host"
+            if image
+            else "the run used the host, this command an image",
         )
 
 
 def show(lines: Iterator[Check], console: Any) -> bool:
-    """Print the table; return whether nothing differs."""
+    """Print the checks as a table; return whether none differs."""
     from rich.table import Table
 
     table = Table("check", "", "")
@@ -292,7 +293,7 @@ def show(lines: Iterator[Check], console: Any) -> bool:
     console.print(table)
     count: Dict[str, int] = {verdict: found.count(verdict) for verdict in styles}
     console.print(
-        f"{count[OK]} of {len(found)} checks ok, {count[DIFFERS]} differ, {count[NOT_HERE]} cannot be made here.",
+        f"{count[OK]} of {len(found)} checks ok, {count[DIFFERS]} differ, {count[NOT_HERE]} cannot run here.",
         highlight=False,
     )
     return not count[DIFFERS]

@@ -1,7 +1,7 @@
-"""The page: Streamlit runs this file anew for every session and every click.
+"""The page. Streamlit runs this file again for every session and every click.
 
-Three parts: talk to base and tuned model side by side, the run as it is now, the data. A session's own things (its
-conversation, its request at the desk) are in st.session_state; what all share is in shared.py.
+Three views: chat with base and tuned model side by side, training status, data report. st.session_state holds a
+session's conversation and request; shared.py holds what all sessions share.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from recipe.web import html, live, shared
 from recipe.web.inference_queue import PANES, Request
 from recipe.web.texts import LANGUAGES, translate
 
-SAMPLES = 6  # questions of the recipe that are offered
-POLL_SECONDS = 0.1  # seconds between looks at an answer
+SAMPLES = 6  # sample questions from the recipe
+POLL_SECONDS = 0.1  # seconds between updates of an answer
 BUSY_REFRESH, IDLE_REFRESH = (
     2,
     10,
-)  # and at the run's folder, which page.js asks for: while somebody works on it, and else
+)  # seconds between page.js's status refreshes, while a command runs and else
 MAX_QUESTION = 8000  # characters of a question
-# How answers are drawn: by default as in `just chat`. Name: default, least, most, step.
+# Sampling; the defaults equal those of `just chat`. Name: default, minimum, maximum, step.
 PARAMETERS: Dict[str, Any] = {
     "temperature": (0.0, 0.0, 2.0, 0.1),
     "top_p": (0.8, 0.01, 1.0, 0.05),
@@ -53,14 +53,14 @@ def main() -> None:
     state.setdefault("request", None)
     state.setdefault("language", browser_language())
     for name, (default, *_) in PARAMETERS.items():
-        state[name] = state.get(name, default)  # said again: Streamlit forgets what a page does not show
+        state[name] = state.get(name, default)  # Streamlit forgets widgets that are not shown
     language = LANGUAGES[state.language]
     try:
         run = shared.find_run()
     except InputWrong as error:
         st.error(str(error))
         return
-    # What page.js says, and in which language.
+    # Texts for page.js.
     labels = "".join(f' data-{word}="{translate(word, language)}"' for word in ("send", "copied", "less", "more"))
     name, title = html.escape(run.name), translate("title " + state.setdefault("page", "talk"), language)
     head = f'<p class="kicker">{name}</p>{html.heading(title, 1)}'
@@ -68,8 +68,10 @@ def main() -> None:
     left, right = st.columns([3, 2])
     views = {"talk": chat_page, "run": run_page, "data": data_page}
     with left:
-        page = st.radio(translate("page", language), list(views), format_func=lambda key: translate(key, language), horizontal=True,
-                        key="page", label_visibility="collapsed")  # fmt: skip
+        page = st.radio(
+            translate("page", language), list(views), format_func=lambda key: translate(key, language),
+            horizontal=True, key="page", label_visibility="collapsed",
+        )  # fmt: skip
     with right:
         st.radio("Language · 语言", list(LANGUAGES), horizontal=True, key="language", label_visibility="collapsed")
     views[page](run, language)
@@ -80,12 +82,9 @@ def write_html(line: str, container: Any = st) -> None:
 
 
 def browser_language() -> str:
-    """The browser's, where it is Chinese; else English."""
+    """Chinese if the browser prefers it, else English."""
     accepted = (_get_websocket_headers() or {}).get("Accept-Language", "")
     return "中文" if accepted.lower().startswith("zh") else "English"
-
-
-# --- talk ---
 
 
 def chat_page(run: Any, language: str) -> None:
@@ -100,8 +99,8 @@ def chat_page(run: Any, language: str) -> None:
         return
     system = run.settings.data.system
     parameters(language, system)
-    # Streamlit replaces elements by their order and takes away those behind the last only when a script ends, which it
-    # does not while an answer is awaited. So there are always as many, in the same order.
+    # Streamlit matches elements by order and removes surplus ones only when the script ends, which it does not do while
+    # an answer is generated. So always create the same number in the same order.
     is_offered = not state.turns and not state.request
     heading = st.empty()
     questions = list(dict.fromkeys(run.settings.train.evaluation_inputs or []))[:SAMPLES]
@@ -151,7 +150,7 @@ def parameters(language: str, system: str) -> None:
 
 
 def ask(question: str, system: str) -> None:
-    """Bring a question to the desk. One that is being answered is stopped: a session has one place."""
+    """Submit a question. Stops the session's current request first."""
     if not (question or "").strip():
         return
     state = st.session_state
@@ -177,7 +176,7 @@ def new_chat() -> None:
 
 
 def finish_request() -> None:
-    """The request becomes a turn of the conversation, with what was said so far."""
+    """Turn the request into a turn of the conversation, with the answers so far."""
     state = st.session_state
     request, state.request = state.request, None
     answers = dict(request.answers)
@@ -203,7 +202,7 @@ def turn_html(turn: Turn, language: str) -> str:
 
 
 def stream_answers(request: Request, language: str, answer: Any, bar: Any) -> None:
-    """Show the answers as they come; then the page once more, with the request as a turn."""
+    """Show the answers while they are generated, then rerun the page."""
     displayed = None
     while not (request.done or request.stopped):
         before = shared.queue.position(request)
@@ -230,21 +229,18 @@ def stream_answers(request: Request, language: str, answer: Any, bar: Any) -> No
                 what = translate("loading", language)
             write_html(f'<p class="state" role="status">{what}</p>', bar)
         time.sleep(POLL_SECONDS)
-        st.session_state.get("request")  # lets Streamlit in: at a click this run ends here, and another has begun
+        st.session_state.get("request")  # lets Streamlit end this script run after a click
     st.experimental_rerun()
 
 
 def conversation_json(run: Any, system: str) -> str:
-    """The conversation as JSON: both sides, and how each turn ended."""
+    """The conversation as JSON, with both answers and how they ended."""
     turns = [{"question": turn.question, **turn.answers, "ended": turn.endings} for turn in st.session_state.turns]
     return json.dumps({"recipe": run.name, "system": system, "turns": turns}, ensure_ascii=False, indent=1)
 
 
-# --- the run, the data ---
-
-
 def run_page(run: Any, language: str) -> None:
-    """The run as it is now. page.js presses the button again and again, while the page is looked at."""
+    """Training status. page.js clicks the refresh button while the page is visible."""
     status = live.run_status(language)
     for block in status.blocks:
         write_html(block)
@@ -253,7 +249,7 @@ def run_page(run: Any, language: str) -> None:
 
 
 def data_page(run: Any, language: str) -> None:
-    """The report that `just data-report` wrote, else the same without what takes a tokenizer."""
+    """The report of `just data-report` if it is up to date, else a new one without token counts."""
     path = run.folder / "data-report.html"
     newer = path.is_file() and run.dataset.is_file() and path.stat().st_mtime >= run.dataset.stat().st_mtime
     if newer:

@@ -1,6 +1,6 @@
-"""Pieces of the page as HTML of one line: Streamlit's Markdown reads no further into a line that begins with a tag.
+"""Builds HTML for the page, each piece on one line: Streamlit does not parse Markdown in a line that starts with a tag.
 
-What users and models translate is escaped here, and shown as it is: no Markdown, which could bring pictures of other hosts.
+Escapes questions and answers, so their Markdown is not rendered: it could load images from other hosts.
 """
 
 import html
@@ -16,7 +16,7 @@ def escape(value: object) -> str:
 
 
 def button_label(value: str) -> str:
-    """A button's text, which Streamlit takes for Markdown."""
+    """A button's text, escaped because Streamlit parses it as Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", clean(value))
 
 
@@ -25,7 +25,7 @@ def _zh(value: str) -> str:
 
 
 def answer_box(name: str, value: Optional[str], note: str = "", kind: str = "", busy: bool = False) -> str:
-    """A box with what one model said (None: nothing yet); `note` suffix its name."""
+    """A box with one model's answer (None: not started); `note` stands beside its name."""
     empty = f'<span class="muted">{escape(note)}</span>' if value is None else ""
     suffix = f" <small>{escape(note)}</small>" if note and value is not None else ""
     attributes = f'role="group" aria-label="{escape(name)}" aria-busy="{str(busy).lower()}"{_zh(value or "")}'
@@ -38,12 +38,13 @@ def answer_box(name: str, value: Optional[str], note: str = "", kind: str = "", 
 def turn(question: str, panes: Sequence[str], language: str, note: str = "") -> str:
     """A question above the boxes of both answers."""
     note_line = f'<p class="muted">{escape(note)}</p>' if note else ""
-    asked = f'<p class="asked"{_zh(question)}><b>{escape(translate("you", language))}</b><span>{escape(question)}</span></p>'
+    label = escape(translate("you", language))
+    asked = f'<p class="asked"{_zh(question)}><b>{label}</b><span>{escape(question)}</span></p>'
     return f'<div class="turn">{asked}<div class="panes">{"".join(panes)}</div>{note_line}</div>'
 
 
 def heading(value: str, level: int) -> str:
-    """Not h1 or h2, into which Streamlit puts links without a name."""
+    """A heading without h1 or h2, to which Streamlit adds links without a name."""
     return f'<div role="heading" aria-level="{level}" class="h{level}">{escape(value)}</div>'
 
 

@@ -1,7 +1,7 @@
-"""Where all sessions of the page bring their questions: model thread loads the models, once, and answers in turn.
+"""Queues the questions of all sessions: one thread loads the models once and answers the requests in order.
 
-A question waits as a request. Its session reads there sampling far it is; a stopped model, and model whose tab is closed, ends at
-the next word or, while it waits, without being asked.
+A session polls its request for the answers. A request ends early, at the next token, if the user stops it or closes
+the tab; a waiting one is skipped.
 """
 
 import contextlib
@@ -13,40 +13,40 @@ from recipe.core.errors import RecipeError
 from recipe.core.run import Run
 from recipe.inference import chat_model, loading, prompt
 
-PANES = ("base", "tuned")  # in the order in kind they answer
+PANES = ("base", "tuned")  # in the order of answering
 Load = Callable[[], Dict[str, "PaneModel"]]
 
 
 class PaneModel(NamedTuple):
-    """What answers in a pane, and sampling model set of weights is made to speak as it."""
+    """The model of a pane; `activate` switches shared weights to it."""
 
     chat_model: Any
     activate: Callable[[], ContextManager]
 
 
 class Cancelled(Exception):
-    """Nobody wants the rest of an answer."""
+    """The user stopped the answer or closed the tab."""
 
 
 @dataclasses.dataclass
 class Request:
-    """A question, with what each pane was told before. `answers` grows while it is answered; `done` comes last."""
+    """A question with each pane's history. `answers` grows during generation; `done` is set last."""
 
     session: str
     question: str
     system: str
     history: Dict[str, List[Tuple[str, str]]]
-    sampling: Dict[str, Any]  # temperature (0: the likeliest answer), top_p, limit (tokens), seed
+    sampling: Dict[str, Any]  # temperature (0: greedy), top_p, limit (tokens), seed
     answers: Dict[str, str] = dataclasses.field(default_factory=dict)
     endings: Dict[str, str] = dataclasses.field(default_factory=dict)  # pane → "", "stopped", "cut"
-    dropped_turns: int = 0  # history that the model had no room for
+    dropped_turns: int = 0  # turns that did not fit into the context
     stopped: bool = False
     error: str = ""
     done: bool = False
 
 
 class InferenceQueue:
-    """`load` makes the voices of PANES, when first needed; `is_connected` tells whether a session's tab is open."""
+    """`load` loads the models of PANES on first use; `is_connected`: whether a session's tab is open."""
 
     def __init__(self, load: Load, is_connected: Callable[[str], bool]) -> None:
         self._load, self._is_connected = load, is_connected
@@ -61,7 +61,7 @@ class InferenceQueue:
         return bool(self._models)
 
     def preload(self) -> None:
-        """Load the models now, not with the first question."""
+        """Load the models now instead of with the first question."""
         with self._changed:
             self._preload_wanted = True
             self._changed.notify()
@@ -72,13 +72,13 @@ class InferenceQueue:
             self._changed.notify()
 
     def cancel_all(self) -> None:
-        """End every answer, so that no session waits for model."""
+        """Stop all requests, so that no session waits."""
         with self._changed:
             for request in self._requests:
                 request.stopped = True
 
     def position(self, request: Request) -> int:
-        """How many are served before `request`, the model at work among them."""
+        """The number of active requests before `request`, including the one being answered."""
         with self._changed:
             before = self._requests[: self._requests.index(request)] if request in self._requests else []
         return sum(1 for other in before if self._is_active(other))
@@ -99,7 +99,7 @@ class InferenceQueue:
                     self._answer(request)
             except RecipeError as error:
                 self._fail(request, str(error))
-            except Exception as error:  # whatever it is, the next in the queue is served
+            except Exception as error:  # keep serving the queue
                 self._fail(request, f"{type(error).__name__}: {error}")
             if request is not None:
                 with self._changed:
@@ -154,8 +154,8 @@ class InferenceQueue:
 
 
 def load(run: Run, kind: str) -> Dict[str, PaneModel]:
-    """Base and tuned model of a run. `kind`: adapter (model set of weights serves both), merged (two), "": the adapter
-    if it is there. Raises InputWrong where there is no such model, HostLacks where two find no room.
+    """Load base and tuned model. `kind`: adapter (both share one set of weights), merged (two sets), "" (the adapter if
+    it exists). Raises InputWrong if the model does not exist, HostLacks if two do not fit into memory.
     """
     found = loading.find_model(run, kind or ("adapter" if run.adapter.is_dir() else ""))
     template = prompt.template(run)

@@ -1,4 +1,4 @@
-"""The run as it is now, as HTML: curves, progress, answers so far. Drawn once for all who look."""
+"""Renders the run's current state as HTML: progress, curves, answers. All sessions share the result."""
 
 import threading
 from typing import Any, Dict, List, NamedTuple, Tuple
@@ -11,22 +11,22 @@ from recipe.training import log
 from recipe.web import html, shared
 from recipe.web.texts import CHARTS, translate
 
-MAX_ANSWERS = 3  # times of asking that are shown, the last first
+MAX_ANSWERS = 3  # evaluations to show, newest first
 
 
 class RunStatus(NamedTuple):
-    """Blocks of HTML, each of one line; `is_running`: somebody is at work on the run."""
+    """Blocks of HTML, each on one line; `is_running`: whether a command is running in the run's folder."""
 
     blocks: List[str]
     is_running: bool
 
 
-_lock = threading.Lock()  # matplotlib draws for one at a time
-_drawn: Dict[str, Tuple[Any, RunStatus]] = {}  # language → (of what, what was made of it)
+_lock = threading.Lock()  # matplotlib is not thread-safe
+_drawn: Dict[str, Tuple[Any, RunStatus]] = {}  # language → (version of the files, result)
 
 
 def run_status(language: str) -> RunStatus:
-    """The run as it is now; drawn anew where its folder has changed. Raises InputWrong while there is no run."""
+    """The run's current state; rendered again only if its files changed. Raises InputWrong if there is no run."""
     run = shared.find_run()
     with _lock:
         trainer_folder = log.training_folder(run)
@@ -65,7 +65,7 @@ def _state(view: RunView) -> str:
 
 
 def _head(view: RunView, language: str) -> str:
-    """State, progress and the figures of the last iteration."""
+    """State, progress and figures of the last iteration."""
     reached, planned = view.log["reached"], view.plan.get("iterations", 0)
     state = _state(view)
     if view.figures("train"):

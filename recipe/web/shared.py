@@ -1,4 +1,4 @@
-"""What all sessions of the page share; serve.start sets it before the first of them begins."""
+"""Shared by all sessions of the page; serve.start sets it before the first session."""
 
 from typing import Callable
 
@@ -6,4 +6,4 @@ from recipe.core.run import Run
 from recipe.web.inference_queue import InferenceQueue
 
 queue: InferenceQueue
-find_run: Callable[[], Run]  # the run as it is now; raises InputWrong while there is none
+find_run: Callable[[], Run]  # reads the run again; raises InputWrong if there is none
