@@ -107,7 +107,8 @@ def _memory_rows(memory: Dict[str, Any]) -> List[Sequence[str]]:
         (
             f"{memory['method']}, one GPU",
             f"{gib(memory['mib'])} GiB: weights {gib(memory['weights'])}, "
-            f"gradients and moments {gib(memory['trained'])}, layers and logits {gib(memory['work'])}; {memory['parameters'] / 1e9:.2f} billion parameters",
+            f"gradients and moments {gib(memory['trained'])}, layers and logits {gib(memory['work'])}; "
+            f"{memory['parameters'] / 1e9:.2f} billion parameters",
         )
     ]
     for row in memory["zero"]:

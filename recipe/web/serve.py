@@ -261,7 +261,7 @@ def access_hints(options: ServerOptions) -> List[str]:
     found = [f"The page is at  http://{shown}:{options.port}{asked}"]
     if ipaddress.ip_address(options.host).is_loopback:
         found.append(
-            f"from another machine  ssh -L {options.port}:{name}:{options.port} {target}  and open the same address there"
+            f"from another machine  ssh -L {options.port}:{name}:{options.port} {target}  and open the address there"
         )
     else:
         found.append("Other machines can open it, and the traffic is not encrypted: ssh -L or a TLS proxy is safer.")

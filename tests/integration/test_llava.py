@@ -387,13 +387,13 @@ def flip(path):
 
 
 def test_verify_repeats_the_checks_of_both_stages(look):
-    for name, more in (("first", ()), ("second", ("merged", "merged less base", "first stage's projector"))):
+    for name, more in (("first", ()), ("second", ("merged", "merged model minus base", "first stage's projector"))):
         found = look(name)
         assert {verdict for verdict, _ in found.values()} == {verify.OK}, found
-        for what in ("images", "visual encoder", "plan, made again", "config, made again", *more):
+        for what in ("images", "visual encoder", "plan, recreated", "config, recreated", *more):
             assert what in found
-        assert found["images"] == (verify.OK, "6, as they were")
-    assert found["adapter, made again"][1].startswith("22 tensors, projector, visual encoder adapter from")
+        assert found["images"] == (verify.OK, "6 images unchanged")
+    assert found["adapter, recreated"][1].startswith("22 tensors, projector, visual encoder adapter from")
 
 
 def test_verify_names_every_damaged_file(finished):
@@ -429,26 +429,26 @@ def test_verify_finds_what_the_images_were_seen_by(finished, look, tmp_path):
     (second.folder / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
     found = look("second")
     assert found["images"] == (verify.DIFFERS, "not what they were: seen/red.png")
-    assert found["data, made again"] == (verify.NOT_HERE, "needs the images as they were")
+    assert found["data, recreated"] == (verify.NOT_HERE, "needs the original images")
     assert found["adapter"][0] == verify.OK
-    assert found["adapter, made again"] == (
+    assert found["adapter, recreated"] == (
         verify.DIFFERS, f"projector/{weights.name}: not what the checkpoint gives"
     )  # fmt: skip
     assert found["visual encoder"][0] == verify.DIFFERS
     assert found["visual encoder"][1].endswith(": config.json")
     assert found["first stage's projector"][0] == verify.DIFFERS
-    assert found["merged less base"][0] == verify.OK
+    assert found["merged model minus base"][0] == verify.OK
     (tmp_path / "pairs" / "seen" / "red.png").unlink()
     shutil.rmtree(str(tmp_path / "first"))
     found = look("second")
-    assert found["images"] == (verify.NOT_HERE, "seen/red.png: deleted, or elsewhere")
-    assert found["first stage's projector"][0] == found["config, made again"][0] == verify.NOT_HERE
+    assert found["images"] == (verify.NOT_HERE, "seen/red.png: missing")
+    assert found["first stage's projector"][0] == found["config, recreated"][0] == verify.NOT_HERE
 
 
 def test_report_and_diff_tell_what_was_trained_to_see(finished):
     first, second = finished("first"), finished("second")
     for run, page_has, card_has in (
-        (first, "this stage trains the projector alone", "tags: [xtuner, llava]"),
+        (first, "this stage trains only the projector", "tags: [xtuner, llava]"),
         (second, "visual encoder adapter, ", "tags: [xtuner, lora, llava]"),
     ):
         page = report.write(run, is_running=False).read_text(encoding="utf-8")
@@ -456,7 +456,7 @@ def test_report_and_diff_tell_what_was_trained_to_see(finished):
         assert page_has in page
         assert card_has in card
         assert "library_name: xtuner" in card
-        for there in ("sees by", "projector, 74,240 parameters", "16 tokens an image"):
+        for there in ("visual encoder", "projector, 74,240 parameters", "16 tokens per image"):
             assert there in page
             assert there in card
         assert "questions with different answers" not in page  # of several images

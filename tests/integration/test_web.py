@@ -159,7 +159,7 @@ def test_a_training_under_way_in_a_browser(site, axe, tmp_path):
         tab.run("window.same = true")
         site.grow(450)
         tab.until("document.body.innerText.includes('450 / 792')")
-        assert tab.run("document.body.innerText.includes('Training is under way') && window.same")
+        assert tab.run("document.body.innerText.includes('Training is running') && window.same")
         accessible(tab, axe)
         site.finish()
         tab.until("/Trained\\s+.*\\s*792 \\/ 792/s.test(document.body.innerText)")
@@ -340,7 +340,7 @@ class Session:
             assert what != "exception", element
 
     def ask(self, question, tokens=TOKENS):
-        limit = next(name for name in self.widgets if name.startswith(("Longest", "回答")))
+        limit = next(name for name in self.widgets if name.startswith(("Maximum", "回答")))
         self._send((limit, "double_value", tokens), ("question", "string_trigger_value", question))
 
     def press(self, name):
@@ -398,7 +398,7 @@ def test_twenty_sessions(site):
             thread.start()
         for thread in threads:
             thread.join(120)
-        waited = [re.findall(r"Waiting: (\d+) before you", "".join(session.heard)) for session in sessions[2:]]
+        waited = [re.findall(r"Waiting: (\d+) ahead of you", "".join(session.heard)) for session in sessions[2:]]
         alone = {}  # the same again, one after the other
         for session, question in zip(sessions[2:], questions):
             session.press("new")
@@ -465,13 +465,13 @@ def test_the_run_as_it_is_now(demo, tmp_path, monkeypatch):
     with FileLock(str(folder / ".lock")):
         found = live.run_status("en")
         assert found.is_running
-        for text in ("Training is under way", "300 / 792", 'max="792" value="300"', "Left"):
+        for text in ("Training is running", "300 / 792", 'max="792" value="300"', "Left"):
             assert text in found.blocks[0], text
         assert live.run_status("en") is found
         log.write_text("".join(lines[:301]), encoding="utf-8")
         assert "301 / 792" in live.run_status("en").blocks[0]
         assert "训练进行中" in live.run_status("zh-CN").blocks[0]
-    assert "Training stopped before its end" in live.run_status("en").blocks[0]
+    assert "Training was interrupted" in live.run_status("en").blocks[0]
     log.write_text("".join(lines), encoding="utf-8")
     path.write_text(json.dumps(whole), encoding="utf-8")
     done = live.run_status("en").blocks

@@ -33,13 +33,13 @@ def reported(tmp_path_factory):
 @pytest.mark.parametrize(
     ("count", "what", "example"),
     [
-        (1, "equal conversations", "line 2: as line 1"),
+        (1, "duplicate conversations", "line 2: as line 1"),
         (1, "questions with different answers", "line 1: 压力大怎么办？ (also line 2, 3)"),
         (1, "answers of fewer than 5 characters", "line 8: 嗯。"),
         (1, "answers of more than 2,000 characters", "line 9: 长长"),
         (3, "likely personal data", "line 4: 13812345678"),
         (1, "questions and answers in different languages", "line 11: 怎么翻译？ → You could"),
-        (2, "answers in Latin letters among others", "line 10: I am fine"),
+        (2, "answers in Latin letters, unlike the others", "line 10: I am fine"),
     ],
 )
 def test_likely_mistakes_are_counted_with_examples(reported, count, what, example):
@@ -113,7 +113,7 @@ def test_what_is_known_of_the_tutorials_workbook(real_workbook, real_tokenizer, 
     words = [f'data.files=["{real_workbook}"]', f"model.tokenizer={real_tokenizer}", "--output", tmp_path]
     done = recipe("data-report", "tutorial", *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    for words in ("27,714, of which 12,967 with loss", "3 equal conversations", "5 questions with different answers"):
+    for words in ("27,714, of which 12,967 with loss", "3 duplicate conversations", "5 questions with different answers"):
         assert words in done.stdout
     assert "likely mistakes: 2" in done.stdout
     assert "–183" in done.stdout

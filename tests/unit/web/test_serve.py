@@ -10,20 +10,17 @@ import pytest
 from recipe.core.errors import InputWrong
 from recipe.web import serve
 
-# --- the door ---
-
-
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         (["host=0.0.0.0"], "there is no token"),
         (["host=192.168.1.5", "port=80"], "there is no token"),
-        (["host=example.org"], "is no address of this machine"),
-        (["token=short"], "it needs 8"),
-        (["port=http"], "a port is a number"),
-        (["port=0"], "a port is a number"),
-        (["model=base"], "beside the base stands"),
-        (["train.lr=1"], "the run is as it was made"),
+        (["host=example.org"], "is not an IP address"),
+        (["token=short"], "it needs at least 8"),
+        (["port=http"], "is not a port"),
+        (["port=0"], "is not a port"),
+        (["model=base"], "is not a tuned model"),
+        (["train.lr=1"], "is not an option of the page"),
     ],
 )
 def test_words_that_are_refused(given, says):
