@@ -53,5 +53,5 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=template.endswith(".md"),
         keep_trailing_newline=True,
     )
-    environment.filters.update(clean=clean, short=shorten, zh=_zh, cell=_cell, fence=_fence)
+    environment.filters.update(clean=clean, shorten=shorten, zh=_zh, cell=_cell, fence=_fence)
     return environment.get_template(template).render(**values)

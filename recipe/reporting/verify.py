@@ -227,16 +227,16 @@ def _check_log(run: Run) -> Tuple[str, str]:
     return (DIFFERS, "; ".join(other)) if other else (OK, f"{len(steps)} lines, loss and learning rate as in run.json")
 
 
-def _check_adapter(run: Run, path: Path) -> Tuple[str, str]:
+def _check_adapter(run: Run, scratch: Path) -> Tuple[str, str]:
     """Recreate the adapter from the checkpoint; the bytes must be equal."""
     if not run.checkpoint.exists():
         return NOT_HERE, "the checkpoint was deleted"
     figures = run.figures("adapter")
     metadata = {name: figures[name] for name in ("base_model", "base_sha256")}
-    adapter.write_adapter(run, path, figures["dtype"], metadata)
-    names = [str(path.relative_to(path)) for path in below(path)]
+    adapter.write_adapter(run, scratch, figures["dtype"], metadata)
+    names = [str(path.relative_to(scratch)) for path in below(scratch)]
     gone = [name for name in names if not (run.adapter / name).is_file()]
-    other = [name for name in names if name not in gone and digest(run.adapter / name) != digest(path / name)]
+    other = [name for name in names if name not in gone and digest(run.adapter / name) != digest(scratch / name)]
     if other:
         return DIFFERS, f"{', '.join(other)}: differs from the checkpoint"
     if gone:

@@ -284,7 +284,8 @@ def test_the_tutorials_first_line_says_that_nothing_was_learned(folder, monkeypa
     assert not (place / "report/grad-norm.png").exists()  # the published log holds none
     monkeypatch.setattr(charts, "draw", lambda charts: [])
     for last, line in (
-        ("adapter", "The model learned nothing: 3 updates at a learning rate of at most 2e-9 left an adapter that is zero."),
+        ("adapter", "The model learned nothing: 3 updates at a learning rate of at most 2e-9 left an adapter that is "
+                    "zero."),
         ("train", "The model learned nothing: 3 updates at a learning rate of at most 2e-9 change nothing."),
         ("model", "Nothing is trained yet, and the plan would learn nothing: 3 updates at a learning rate of at "
                   "most 2e-9."),

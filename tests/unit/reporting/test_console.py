@@ -37,7 +37,7 @@ def test_page_and_png(tmp_path):
         lines = "\n".join(" ".join(line) for line in console.plan_rows(planned))
         assert "39 s of iterations" in lines
         assert ("questions up to 287 s beside them (1,950 tokens" in lines) is told
-    for packed, told in ((True, "256 tokens, by 1 process(es)"), (False, "up to 256 tokens, a conversation each")):
+    for packed, told in ((True, "256 tokens, by 1 process(es)"), (False, "up to 256 tokens, one conversation each")):
         lines = "\n".join(" ".join(line) for line in console.plan_rows({**planned, "packed": packed}))
         assert told in lines
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -10,6 +10,7 @@ import pytest
 from recipe.core.errors import InputWrong
 from recipe.web import serve
 
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
