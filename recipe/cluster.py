@@ -1,8 +1,7 @@
-"""Job files for several machines, from the recipe: Slurm, Kubernetes (JobSet), SkyPilot.
+"""Renders a recipe's job files for several machines: Slurm, Kubernetes (JobSet), SkyPilot.
 
-Each starts the same command on every machine, which is what is typed on one: the stage `train`. Which machine it is and
-where the first one answers, the job tells by NODES, NODE_RANK, MASTER_ADDR and MASTER_PORT (see `ranks.node`). All
-machines see the same output/ and models/: the first writes them, all read them.
+A job runs the same `train` command on every machine. It sets NODES, NODE_RANK, MASTER_ADDR and MASTER_PORT. All
+machines share output/ and models/: the first machine writes them, all read them.
 """
 
 import re
@@ -19,59 +18,61 @@ from recipe.core.run import Run
 from recipe.xtuner import config
 
 TARGETS = {"slurm": "slurm.sh", "k8s": "jobset.yaml", "sky": "task.yaml"}
-INSIDE = "/opt/internlm2-recipe"  # the clone in our image (Dockerfile)
-COPIED = "/tmp/recipe-data"
-SHARED = "/recipe-shared"  # SkyPilot: where the volume is mounted
+CONTAINER_ROOT = "/opt/internlm2-recipe"  # the clone in our image (Dockerfile)
+DATA_MOUNT = "/tmp/recipe-data"
+SHARED_MOUNT = "/recipe-shared"  # SkyPilot: where the volume is mounted
 
 
-def write(run: Run, target: str, given: str, overrides: Sequence[str]) -> List[str]:
-    """Write output/<recipe>/cluster/<file>; return the lines to print. Raises InputWrong for what no job could run.
+def write(run: Run, target: str, recipe: str, overrides: Sequence[str]) -> List[str]:
+    """Write output/<recipe>/cluster/<file>; return the lines to print. Raises InputWrong for settings that cannot run.
 
-    `given`: the recipe as it was typed; `overrides`: those of the training.
+    `recipe`: the recipe as it was typed; `overrides`: for the training.
     """
-    config.render(run.settings, "model", "dataset", {})  # what GPUs cannot share is told now
-    words = [given, *(word for word in overrides if not word.startswith("cluster."))]
+    config.render(run.settings, "model", "dataset", {})  # refuses settings that several GPUs do not support
+    arguments = [recipe, *(word for word in overrides if not word.startswith("cluster."))]
     path = run.folder / "cluster" / TARGETS[target]
     path.parent.mkdir(parents=True, exist_ok=True)
-    text, then = {"slurm": slurm, "k8s": kubernetes, "sky": skypilot}[target](run, words, run.relative(path))
+    text, next_steps = {"slurm": render_slurm, "k8s": render_kubernetes, "sky": render_skypilot}[target](
+        run, arguments, run.relative(path)
+    )
     write_text(path, text)
-    here = "each" if run.settings.nodes > 1 else ""
-    what = f"{run.settings.nodes} machine(s), {run.settings.gpus} GPU(s) {here}".rstrip()
-    return [f"{run.relative(path)}: recipe {run.name} on {what}", *then]
+    each = "each" if run.settings.nodes > 1 else ""
+    what = f"{run.settings.nodes} machine(s), {run.settings.gpus} GPU(s) {each}".rstrip()
+    return [f"{run.relative(path)}: recipe {run.name} on {what}", *next_steps]
 
 
-def slurm(run: Run, words: Sequence[str], shown: str) -> Any:
-    """(batch script, lines to print). With cluster.image in apptainer, else in the host's environment."""
-    asked = run.settings.cluster
+def render_slurm(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
+    """(batch script, lines to print). Runs in apptainer with cluster.image, else on the host."""
+    cluster = run.settings.cluster
     options = {
         "job-name": run.name,
         "nodes": run.settings.nodes,
         "ntasks-per-node": 1,
-        "gpus-per-node": f"{asked.gpu}:{run.settings.gpus}" if asked.gpu else run.settings.gpus,
-        "cpus-per-task": asked.cpus,
-        "mem": f"{asked.memory_gb}G",
-        "time": asked.time,
-        "partition": asked.partition,
-        "account": asked.account,
-        "output": f"{Path(shown).parent}/slurm-%j.log",
+        "gpus-per-node": f"{cluster.gpu}:{run.settings.gpus}" if cluster.gpu else run.settings.gpus,
+        "cpus-per-task": cluster.cpus,
+        "mem": f"{cluster.memory_gb}G",
+        "time": cluster.time,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "output": f"{Path(shown_path).parent}/slurm-%j.log",
         "open-mode": "append",
-        "signal": "TERM@120",  # before the time is over: training saves and ends
+        "signal": "TERM@120",  # before the time limit: training saves and ends
     }
     lines = "".join(f"#SBATCH --{name}={shlex.quote(str(value))}\n" for name, value in options.items() if value)
-    image = asked.image if "://" in asked.image or asked.image.endswith(".sif") else f"docker://{asked.image}"
-    runtime = f"RUNTIME=apptainer RECIPE_IMAGE={shlex.quote(image)}" if asked.image else "RUNTIME=host"
+    image = cluster.image if "://" in cluster.image or cluster.image.endswith(".sif") else f"docker://{cluster.image}"
+    runtime = f"RUNTIME=apptainer RECIPE_IMAGE={shlex.quote(image)}" if cluster.image else "RUNTIME=host"
     text = SLURM.format(
         name=run.name, lines=lines, root=shlex.quote(str(run.root)), runtime=runtime, port=distributed.PORT,
-        words=" ".join(map(shlex.quote, words)),
+        arguments=" ".join(map(shlex.quote, arguments)),
     )  # fmt: skip
     return text, [
-        f"before:  ./justw model {shlex.quote(words[0])}   (here, where there is a network: environment and model)",
-        f"submit:  sbatch {shown}   (again after an interruption: it goes on)",
+        f"first:   ./justw model {shlex.quote(arguments[0])}   (with a network: downloads environment and model)",
+        f"submit:  sbatch {shown_path}   (submit again to resume)",
     ]
 
 
 SLURM = """#!/usr/bin/env bash
-# Recipe {name}, rendered by `just cluster slurm`. The clone lies on a disk that all nodes share.
+# Recipe {name}, rendered by `just cluster slurm`. The clone must be on a disk that all nodes share.
 {lines}#SBATCH --requeue
 set -euo pipefail
 
@@ -80,68 +81,69 @@ export {runtime}
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_PORT=$(({port} + SLURM_JOB_ID % 1000)) # jobs may share a node
 export MASTER_ADDR MASTER_PORT NODES="$SLURM_JOB_NUM_NODES" RECIPE_COMMAND=./justw
-# One task a node: its number is SLURM_NODEID. Where one fails, all end.
-srun --kill-on-bad-exit=1 docker/runtime/run train {words}
+# One task per node, numbered by SLURM_NODEID. If one fails, all end.
+srun --kill-on-bad-exit=1 docker/runtime/run train {arguments}
 """
 
 
-def kubernetes(run: Run, words: Sequence[str], shown: str) -> Any:
-    """(manifest, lines to print): a JobSet with one pod a machine; a recipe file of one's own comes as a ConfigMap."""
-    asked, name = run.settings.cluster, _label(run.name)
-    if not asked.image:
+def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
+    """(manifest, lines to print): a JobSet with one pod per machine; the user's recipe file becomes a ConfigMap."""
+    cluster, name = run.settings.cluster, _label(run.name)
+    if not cluster.image:
         raise InputWrong(
-            f"cluster.image=registry/name:tag names the image: of `{command_line('image push')}`, or a fork's workflow."
+            f"cluster.image is missing: set cluster.image=registry/name:tag, from `{command_line('image push')}` "
+            f"or a fork's workflow."
         )
     mounts = [
-        {"name": "shared", "mountPath": f"{INSIDE}/{folder}", "subPath": folder}
+        {"name": "shared", "mountPath": f"{CONTAINER_ROOT}/{folder}", "subPath": folder}
         for folder in ("output", "models", "data")
     ]
     mounts.append({"name": "memory", "mountPath": "/dev/shm"})
     volumes: List[Dict[str, Any]] = [
-        {"name": "shared", "persistentVolumeClaim": {"claimName": asked.volume}},
+        {"name": "shared", "persistentVolumeClaim": {"claimName": cluster.volume}},
         {"name": "memory", "emptyDir": {"medium": "Memory"}},  # for NCCL
     ]
     documents: List[Dict[str, Any]] = []
     if run.name not in recipes():
         file = f"{run.name}.toml"
-        text = find_recipe(words[0]).read_text(encoding="utf-8-sig")
+        text = find_recipe(arguments[0]).read_text(encoding="utf-8-sig")
         documents.append(
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-recipe"}, "data": {file: text}}
         )
         volumes.append({"name": "recipe", "configMap": {"name": f"{name}-recipe"}})
-        mounts.append({"name": "recipe", "mountPath": f"{INSIDE}/{file}", "subPath": file})
-        words = [file, *words[1:]]
+        mounts.append({"name": "recipe", "mountPath": f"{CONTAINER_ROOT}/{file}", "subPath": file})
+        arguments = [file, *arguments[1:]]
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     environment: List[Dict[str, Any]] = [
         {"name": "NODES", "value": str(run.settings.nodes)},
         {"name": "NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": index}}},
-        {"name": "MASTER_ADDR", "value": f"{name}-node-0-0.{name}"},  # the first pod, by JobSet's own service
+        {"name": "MASTER_ADDR", "value": f"{name}-node-0-0.{name}"},  # the first pod, through JobSet's service
         {"name": "MASTER_PORT", "value": str(distributed.PORT)},
     ]
-    needed = {"nvidia.com/gpu": run.settings.gpus, "cpu": asked.cpus, "memory": f"{asked.memory_gb}Gi"}
+    limits = {"nvidia.com/gpu": run.settings.gpus, "cpu": cluster.cpus, "memory": f"{cluster.memory_gb}Gi"}
     pod: Dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 60,  # training saves within 30 s
         "containers": [
             {
                 "name": "train",
-                "image": asked.image,
-                "workingDir": INSIDE,
-                "command": ["docker/runtime/run", "train", *words],
+                "image": cluster.image,
+                "workingDir": CONTAINER_ROOT,
+                "command": ["docker/runtime/run", "train", *arguments],
                 "env": environment,
-                "resources": {"limits": needed, "requests": dict(needed)},
+                "resources": {"limits": limits, "requests": dict(limits)},
                 "volumeMounts": mounts,
             }
         ],
         "volumes": volumes,
     }
-    if asked.gpu:
-        pod["nodeSelector"] = {"nvidia.com/gpu.product": asked.gpu}
+    if cluster.gpu:
+        pod["nodeSelector"] = {"nvidia.com/gpu.product": cluster.gpu}
     job = {
         "parallelism": run.settings.nodes,
         "completions": run.settings.nodes,
         "completionMode": "Indexed",
-        "backoffLimit": 0,  # a pod alone cannot come back: all are started again
+        "backoffLimit": 0,  # one pod cannot rejoin: restart all
         "template": {"spec": pod},
     }
     documents.append(
@@ -156,62 +158,66 @@ def kubernetes(run: Run, words: Sequence[str], shown: str) -> Any:
         }
     )
     head = (
-        f"# Recipe {run.name}, rendered by `just cluster k8s`. Wants the JobSet controller, NVIDIA's device plugin,\n"
-        f"# and a claim {asked.volume} that all pods can write (ReadWriteMany), with the workbook in its folder data.\n"
+        f"# Recipe {run.name}, rendered by `just cluster k8s`. Needs the JobSet controller, NVIDIA's device plugin,\n"
+        f"# and a ReadWriteMany claim {cluster.volume} with the workbook in its folder data.\n"
     )
     return head + _yaml(documents), [
-        f"submit:  kubectl apply -f {shown}",
-        f"log:     kubectl logs -f job/{name}-node-0   (fails, or a node is lost: all pods start again and it goes on)",
+        f"submit:  kubectl apply -f {shown_path}",
+        f"log:     kubectl logs -f job/{name}-node-0   (after a failure, all pods restart and training resumes)",
     ]
 
 
-def skypilot(run: Run, words: Sequence[str], shown: str) -> Any:
-    """(task, lines to print). Several machines share output and models by a volume."""
-    asked, nodes = run.settings.cluster, run.settings.nodes
+def render_skypilot(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
+    """(task, lines to print). Several machines share output and models through a volume."""
+    cluster, nodes = run.settings.cluster, run.settings.nodes
     task: Dict[str, Any] = {
         "name": _label(run.name),
         "workdir": ".",
         "num_nodes": nodes,
         "resources": {
-            "accelerators": f"{asked.gpu or 'H100'}:{run.settings.gpus}",
-            "cpus": f"{asked.cpus}+",
-            "memory": f"{asked.memory_gb}+",
+            "accelerators": f"{cluster.gpu or 'H100'}:{run.settings.gpus}",
+            "cpus": f"{cluster.cpus}+",
+            "memory": f"{cluster.memory_gb}+",
             "disk_size": 256,
         },
     }
-    if asked.image:
-        task["resources"]["image_id"] = f"docker:{asked.image}"
+    if cluster.image:
+        task["resources"]["image_id"] = f"docker:{cluster.image}"
     setup = "RUNTIME=host docker/runtime/host env"
-    # The user's own workbooks are ignored by git, so SkyPilot does not take them with the clone.
-    own = [file for file in run.settings.data.files if (run.root / file).exists() and not Path(file).is_absolute()]
-    if own:
-        task["file_mounts"] = {f"{COPIED}/{file}": f"./{file}" for file in own}
-        setup = f"cp -r {COPIED}/. .\n{setup}"
+    # Git ignores the user's workbooks, so SkyPilot does not copy them with the clone.
+    user_files = [
+        file for file in run.settings.data.files if (run.root / file).exists() and not Path(file).is_absolute()
+    ]
+    if user_files:
+        task["file_mounts"] = {f"{DATA_MOUNT}/{file}": f"./{file}" for file in user_files}
+        setup = f"cp -r {DATA_MOUNT}/. .\n{setup}"
     if nodes > 1:
-        task["volumes"] = {SHARED: asked.volume}
+        task["volumes"] = {SHARED_MOUNT: cluster.volume}
         folders = (
             "for folder in output models; do mkdir -p {0}/$folder; rm -rf $folder; ln -s {0}/$folder $folder; done"
         )
-        setup = folders.format(SHARED) + f"\n{setup}"
+        setup = folders.format(SHARED_MOUNT) + f"\n{setup}"
     task["setup"] = f"set -e\n{setup}\n"
-    # SKYPILOT_NODE_RANK and SKYPILOT_NODE_IPS tell each machine its place
-    task["run"] = f"RUNTIME=host RECIPE_COMMAND=./justw docker/runtime/run train {' '.join(map(shlex.quote, words))}\n"
-    shared = f" The volume {asked.volume} is shared by all machines (sky volumes apply)." if nodes > 1 else ""
+    # SKYPILOT_NODE_RANK and SKYPILOT_NODE_IPS identify each machine
+    task["run"] = (
+        f"RUNTIME=host RECIPE_COMMAND=./justw docker/runtime/run train {' '.join(map(shlex.quote, arguments))}\n"
+    )
+    shared = f" The volume {cluster.volume} is shared by all machines (sky volumes apply)." if nodes > 1 else ""
     head = f"# Recipe {run.name}, rendered by `just cluster sky`; launched from the clone.{shared}\n"
-    return head + _yaml([task]), [f"launch:  sky launch -c {_label(run.name)} {shown}   (sky exec goes on)"]
+    return head + _yaml([task]), [f"launch:  sky launch -c {_label(run.name)} {shown_path}   (sky exec resumes)"]
 
 
 def _label(name: str) -> str:
-    """A recipe's name as Kubernetes takes it: small letters, digits and dashes, short enough for its pods' names."""
-    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
-    return made if made[:1].isalpha() else f"recipe-{made}".strip("-")
+    """A recipe's name as a Kubernetes label: lowercase letters, digits and dashes, short enough for pod names."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    return label if label[:1].isalpha() else f"recipe-{label}".strip("-")
 
 
 def _yaml(documents: Sequence[Any]) -> str:
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     class Dumper(yaml.SafeDumper):
-        """Texts of several lines as blocks, and no references."""
+        """Writes multi-line texts as blocks, without aliases."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True

@@ -16,9 +16,9 @@ compares = functools.partial(command, default="", settings=False)
 
 
 def _find(run: str, typed: Invocation) -> Any:
-    from recipe.reporting import collect
+    from recipe.reporting import run_view
 
-    return collect.find(run, root(), typed.folder)
+    return run_view.find_run(run, root(), typed.folder)
 
 
 @command("report coach", "report coach plan.price_per_hour=1.5", runs=True)
@@ -40,7 +40,7 @@ def verify(typed: Invocation) -> None:
     run = _find(typed.recipe, typed)
     typed.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".verify-", dir=str(typed.folder)) as beside:
-        equal = verifying.show(verifying.check(run, Path(beside)), console())
+        equal = verifying.show(verifying.check_run(run, Path(beside)), console())
     if not equal:
         raise RunFailed("What differs is not what this run made.")
 
@@ -63,9 +63,9 @@ def diff(typed: Invocation, run: str, other: str) -> None:
 
 
 def _show_differences(typed: Invocation, run: str, other: str) -> Any:
-    from recipe.reporting import collect
     from recipe.reporting import compare as comparing
+    from recipe.reporting import run_view
 
-    first, second = (collect.see(_find(name, typed)) for name in (run, other))
+    first, second = (run_view.read_run(_find(name, typed)) for name in (run, other))
     comparing.show(first, second, console())
     return first, second

@@ -62,13 +62,13 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
             pipeline.run_stages(run, command)
         except PlanRefused as refused:
             if command == "plan":
-                page.show(refused.plan, console())
+                page.show_plan(refused.plan, console())
             raise
         if not run.performed:  # else the last stage has saved it
             run.save()
         if closing:
             click.echo()
-            console().print(page.closing(run))
+            console().print(page.summary_table(run))
             for what, path in results(run):
                 click.echo(f"{what:13} {path}")
             write_report(run)
@@ -113,7 +113,7 @@ def write_report(run: Any) -> None:
     from recipe.reporting import report
 
     try:
-        click.echo(f"{'report':13} {run.relative(report.write(run, working=False))}")
+        click.echo(f"{'report':13} {run.relative(report.write(run, is_running=False))}")
     except Exception as error:
         click.secho(f"The report could not be written: {type(error).__name__}: {error}", fg="yellow", err=True)
 

@@ -31,7 +31,7 @@ def data_report(typed: Invocation) -> None:
     from recipe.reporting import data_report as report
 
     def show(run: Any) -> None:
-        click.echo(f"\nThe same as a page: {run.relative(report.report(run, console()))}")
+        click.echo(f"\nThe same as a page: {run.relative(report.write(run, console()))}")
 
     run_stages(load(typed), typed.command, show)
 
@@ -62,9 +62,9 @@ def plan(typed: Invocation, png: Optional[str]) -> None:
         from recipe.reporting import console as page
 
         made = json.loads(run.plan.read_text(encoding="utf-8"))
-        page.show(made, console())
+        page.show_plan(made, console())
         if png:
-            page.png(made, Path(png))
+            page.save_learning_rate(made, Path(png))
             click.echo(f"\nCurve: {png}")
         click.echo(f"\nNext: {command_line('train', typed.arguments)}")
 

@@ -43,9 +43,9 @@ def demo(typed: Invocation, detach: bool, checks: bool) -> None:
 def _show_demo(run: Any, typed: Invocation) -> None:
     from recipe.reporting import console as page
 
-    page.samples(run)
+    page.show_samples(run)
     if "eval" in run.manifest["stages"]:
-        click.echo(f"\nOn what was held out, {page.judged(run)}")
+        click.echo(f"\nOn what was held out, {page.evaluation_verdict(run)}")
     click.echo(f"\nNext, to talk to it:       {command_line('chat', typed.recipe_arguments)}")
     click.echo(f"your own workbook:        {command_line('demo', 'data.files=data/mine.xlsx')}")
     click.echo(f"on an NVIDIA GPU:         {command_line('train')}")

@@ -88,7 +88,7 @@ def eval_(typed: Invocation) -> None:
     with run.open():
         use_trained_settings(run, typed)
         pipeline.evaluate_trained(run)
-        page.verdict(run, console())
+        page.show_evaluation(run, console())
         write_report(run)
 
 
@@ -158,4 +158,4 @@ def export(typed: Invocation, target: str, yes: bool) -> None:
     with run.open():
         run.use_trained_settings()
         run.settings = settings.replace(run.settings, "export", wanted)
-        exporting.hand_over(run, target, typed.recipe_arguments, yes)
+        exporting.export(run, target, typed.recipe_arguments, yes)

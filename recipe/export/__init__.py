@@ -1,1 +1,1 @@
-"""The merged model in the form that other engines take."""
+"""Exports the merged model for other engines."""

@@ -1,4 +1,4 @@
-"""For llama.cpp: a GGUF file."""
+"""Target gguf: a GGUF file for llama.cpp."""
 
 import shutil
 from importlib.util import find_spec
@@ -10,37 +10,38 @@ from recipe.core.commands import command_line, program
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.export import gguf_writer
-from recipe.export.merged import Merged, shown_path
+from recipe.export.merged import MergedModel, target_path
 
 
-def gguf(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
-    """The model as one GGUF file. Raises HostLacks if the disk cannot hold it."""
+def gguf(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
+    """The model as one GGUF file. Raises HostLacks if the disk is too small."""
     kind = run.settings.export.type
-    needed = _gguf_bytes(merged, kind)
-    free = shutil.disk_usage(str(place)).free
+    needed = _gguf_size(merged, kind)
+    free = shutil.disk_usage(str(output)).free
     if free < needed * 1.05:
         raise HostLacks(
-            f"The GGUF file needs {needed / 1e9:.1f} GB in {run.relative(run.folder)}; {free / 1e9:.1f} are free."
+            f"The GGUF file needs {needed / 1e9:.1f} GB in {run.relative(run.folder)}, "
+            f"but only {free / 1e9:.1f} GB are free."
         )
     if find_spec("gguf") is None:
-        raise HostLacks(f"The gguf package is not installed: start this through {program()}, which brings it.")
-    if not merged.stops:
-        raise InputWrong(f"{run.name}'s chat template names no word that ends an answer (STOP_WORDS).")
-    path = place / gguf_name(run, merged)
-    written = gguf_writer.write(merged.place, path, kind, merged.name, merged.stops[0], merged.chat_template)
-    shown = shown_path(run, "gguf", path.name)
-    notes = [f"For llama.cpp and what is built on it; for Ollama: {command_line('export ollama', merged.recipe)}"]
+        raise HostLacks(f"The gguf package is not installed: run this command through {program()}, which installs it.")
+    if not merged.stop_words:
+        raise InputWrong(f"{run.name}'s chat template has no STOP_WORDS, so answers would not end.")
+    path = output / gguf_name(run, merged)
+    written = gguf_writer.write(merged.folder, path, kind, merged.name, merged.stop_words[0], merged.chat_template)
+    shown = target_path(run, "gguf", path.name)
+    notes = [f"For llama.cpp and programs based on it. For Ollama: {command_line('export ollama', merged.recipe)}"]
     if kind != "q8_0":
-        small = shown_path(run, "gguf", f"{merged.name}-q4_k_m.gguf")
-        notes.append(f"Smaller (llama.cpp's own tool, 4.5 GB for 7B): llama-quantize {shown} {small} q4_k_m")
+        small = target_path(run, "gguf", f"{merged.name}-q4_k_m.gguf")
+        notes.append(f"For a smaller file (4.5 GB for 7B), use llama.cpp's tool: llama-quantize {shown} {small} q4_k_m")
     return {**written, "commands": [f"llama-server -m {shown} --jinja -c 4096 --port 8080"], "notes": notes}
 
 
-def gguf_name(run: Run, merged: Merged) -> str:
+def gguf_name(run: Run, merged: MergedModel) -> str:
     return f"{merged.name}-{run.settings.export.type}.gguf"
 
 
-def _gguf_bytes(merged: Merged, kind: str) -> int:
-    """Size of the GGUF file, from the weights' (of 2 bytes each, but for models kept in fp32)."""
-    total = sum(path.stat().st_size for path in folder.weights(merged.place))
-    return round(total * {"f32": 2.0, "f16": 1.0, "bf16": 1.0, "q8_0": 34 / 64}[kind])
+def _gguf_size(merged: MergedModel, kind: str) -> int:
+    """Size of the GGUF file in bytes, from the size of the weights (2 bytes each)."""
+    size = sum(path.stat().st_size for path in folder.weights(merged.folder))
+    return round(size * {"f32": 2.0, "f16": 1.0, "bf16": 1.0, "q8_0": 34 / 64}[kind])

@@ -1,8 +1,8 @@
-"""An InternLM2 model folder as one GGUF file, the format of llama.cpp and Ollama. No GPU, one tensor in memory.
+"""Writes an InternLM2 model folder as a GGUF file for llama.cpp and Ollama. Needs no GPU; holds one tensor in memory.
 
-As llama.cpp's own converter does it, but for two things in which that cuts texts otherwise than the model's tokenizer:
-pieces that sentencepiece keeps whole stay whole (there they may be merged), and the unprintable piece "\\0" gets a
-name that no text spells (there a dragon's sign). Written with the `gguf` package (docker/locks/export.in).
+Works like llama.cpp's converter, except for two differences that keep tokenization equal to the model's tokenizer:
+user-defined pieces of sentencepiece stay whole (the converter may merge them), and the piece "\\0" gets a name that no
+text contains (the converter uses a dragon emoji). Uses the `gguf` package (docker/locks/export.in).
 """
 
 import json
@@ -14,9 +14,9 @@ from recipe.core import tensor_files
 from recipe.core.errors import InputWrong
 
 TYPES = ("f16", "f32", "bf16", "q8_0")
-NUL = "[NUL]"  # llama.cpp reads pieces as C strings, in which "\0" is nothing
-ROWS = 2048  # of a matrix in fp32 at a time
-FIXED_SCORE = -1000.0  # of added tokens: found whole in the text, never merged
+NUL = "[NUL]"  # llama.cpp reads pieces as C strings, where "\0" is empty
+ROWS = 2048  # of a matrix converted to fp32 at a time
+FIXED_SCORE = -1000.0  # of added tokens, which are never merged
 
 # InternLM2's names → GGUF's. wqkv is three tensors there.
 NAMES = {
@@ -35,8 +35,8 @@ LAYER = {
 WQKV = "attention.wqkv.weight"
 
 
-def names(name: str) -> List[str]:
-    """GGUF's name or names of a weight of InternLM2: one, or those of q, k and v. Raises InputWrong if unknown."""
+def gguf_names(name: str) -> List[str]:
+    """GGUF names of an InternLM2 weight: one name, or three (q, k, v) for wqkv. Raises InputWrong if unknown."""
     if name in NAMES:
         return [NAMES[name]]
     parts = name.split(".", 3)
@@ -45,16 +45,16 @@ def names(name: str) -> List[str]:
             return [f"blk.{parts[2]}.attn_{part}.weight" for part in "qkv"]
         if parts[3] in LAYER:
             return [f"blk.{parts[2]}.{LAYER[parts[3]]}"]
-    raise InputWrong(f"{name} is no weight of InternLM2: the GGUF of other models is llama.cpp's converter's business.")
+    raise InputWrong(f"{name} is not an InternLM2 weight. Use llama.cpp's convert_hf_to_gguf.py for other models.")
 
 
-def paired(weight: Any, heads: int) -> Any:
+def interleave_halves(weight: Any, heads: int) -> Any:
     """Rows [heads · dim, in] of q or k with each head's two halves interleaved, as llama.cpp rotates them."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def split(weight: Any, heads: int, kv_heads: int) -> Tuple[Any, Any, Any]:
+def split_wqkv(weight: Any, heads: int, kv_heads: int) -> Tuple[Any, Any, Any]:
     """wqkv [(heads + 2 · kv_heads) · dim, in] → q, k, v in llama.cpp's order.
 
     Its rows are grouped by key-value head: that head's queries, then its key, then its value.
@@ -63,23 +63,23 @@ def split(weight: Any, heads: int, kv_heads: int) -> Tuple[Any, Any, Any]:
     groups = weight.reshape(kv_heads, heads // kv_heads + 2, -1, columns)
     query = groups[:, :-2].reshape(-1, columns)
     key, value = groups[:, -2].reshape(-1, columns), groups[:, -1].reshape(-1, columns)
-    return paired(query, heads), paired(key, kv_heads), value
+    return interleave_halves(query, heads), interleave_halves(key, kv_heads), value
 
 
-def weights(place: Path) -> Iterator[Tuple[str, tensor_files.Stored]]:
-    """(name, where it lies) of every weight of a model folder."""
-    for path in folder.weights(place):
+def weights(model: Path) -> Iterator[Tuple[str, tensor_files.Stored]]:
+    """(name, location) of every weight in a model folder."""
+    for path in folder.weights(model):
         yield from sorted(tensor_files.tensors(path).items())
 
 
-def tensors(place: Path) -> Iterator[Tuple[str, Any]]:
+def tensors(model: Path) -> Iterator[Tuple[str, Any]]:
     """(name, tensor) of every weight; one tensor in memory."""
-    for name, stored in weights(place):
+    for name, stored in weights(model):
         yield name, stored.read()
 
 
-def vocabulary(place: Path, size: int) -> Tuple[List[bytes], List[float], List[int], bool]:
-    """(pieces, scores, types, whether a space is put in front) of the tokenizer, added tokens in their places.
+def vocabulary(model: Path, size: int) -> Tuple[List[bytes], List[float], List[int], bool]:
+    """(pieces, scores, types, add_space_prefix) of the tokenizer, with added tokens.
 
     `size` is the model's vocabulary; ids beyond the tokenizer's are filled with unused pieces.
     """
@@ -88,36 +88,36 @@ def vocabulary(place: Path, size: int) -> Tuple[List[bytes], List[float], List[i
 
     kinds = gguf.TokenType
     spm = sentencepiece_model.ModelProto()
-    spm.ParseFromString((place / "tokenizer.model").read_bytes())
+    spm.ParseFromString((model / "tokenizer.model").read_bytes())
     pieces, scores, types = [], [], []
-    for one in spm.pieces:
-        nul = one.piece == "\0"
-        pieces.append(NUL.encode() if nul else one.piece.encode("utf-8"))
-        scores.append(one.score)
-        types.append(int(kinds.UNUSED) if nul else one.type)  # GGUF's numbers are sentencepiece's
+    for piece in spm.pieces:
+        nul = piece.piece == "\0"
+        pieces.append(NUL.encode() if nul else piece.piece.encode("utf-8"))
+        scores.append(piece.score)
+        types.append(int(kinds.UNUSED) if nul else piece.type)  # GGUF's numbers are sentencepiece's
     for number in range(len(pieces), size):
         pieces.append(f"[PAD{number}]".encode())
         scores.append(FIXED_SCORE)
         types.append(int(kinds.UNUSED))
-    for number, added in added_tokens(place).items():
+    for number, added in added_tokens(model).items():
         if number >= len(pieces):
-            raise InputWrong(f"{place}: the added token {added['content']!r} has id {number}, beyond the vocabulary.")
+            raise InputWrong(f"{model}: the added token {added['content']!r} has id {number}, beyond the vocabulary.")
         pieces[number] = added["content"].encode("utf-8")
         scores[number] = FIXED_SCORE
         types[number] = int(kinds.CONTROL if added.get("special") else kinds.USER_DEFINED)
     return pieces, scores, types, spm.normalizer_spec.add_dummy_prefix
 
 
-def added_tokens(place: Path) -> Dict[int, Dict[str, Any]]:
-    """The tokens that tokenizer_config.json names beside sentencepiece's pieces, by id."""
-    settings = json.loads((place / "tokenizer_config.json").read_text(encoding="utf-8"))
+def added_tokens(model: Path) -> Dict[int, Dict[str, Any]]:
+    """Added tokens of tokenizer_config.json, by id."""
+    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
     return {int(number): added for number, added in settings.get("added_tokens_decoder", {}).items()}
 
 
 def rope_scaling(config: Dict[str, Any]) -> float:
-    """Factor of linear position scaling, 1.0 without any. Raises InputWrong for kinds that GGUF cannot say.
+    """Factor of linear position scaling, 1.0 without scaling. Raises InputWrong for other kinds.
 
-    Dynamic scaling is not said: it begins beyond the trained length, which the file gives as the context's end.
+    Ignores dynamic scaling: it starts beyond the trained length, which is the GGUF file's context length.
     """
     _, scaling = architecture.rope(config)
     kind = architecture.rope_type(scaling)
@@ -125,11 +125,11 @@ def rope_scaling(config: Dict[str, Any]) -> float:
         return 1.0
     if kind == "linear":
         return float(scaling["factor"])
-    raise InputWrong(f"rope_scaling {scaling} of the model's config.json cannot be told in a GGUF of InternLM2.")
+    raise InputWrong(f"rope_scaling {scaling} of the model's config.json is not supported in an InternLM2 GGUF file.")
 
 
-def encoded(tensor: Any, kind: Any) -> Any:
-    """A tensor as GGUF stores it in `kind` (gguf's), a NumPy array; in fp32 only some rows at a time."""
+def quantize(tensor: Any, kind: Any) -> Any:
+    """Quantize a tensor to a NumPy array of gguf's type `kind`; converts ROWS rows to fp32 at a time."""
     import gguf
     import numpy
 
@@ -137,35 +137,35 @@ def encoded(tensor: Any, kind: Any) -> Any:
         return gguf.quantize(tensor.float().numpy(), kind)
     if str(tensor.dtype) == "torch.float16" and kind == gguf.GGMLQuantizationType.F16:
         return tensor.contiguous().numpy()
-    whole = None
+    result = None
     for at in range(0, len(tensor), ROWS):
         with numpy.errstate(over="ignore"):
             part = gguf.quantize(tensor[at : at + ROWS].float().numpy(), kind)
-        if whole is None:
-            whole = numpy.empty((len(tensor), *part.shape[1:]), part.dtype)
-        whole[at : at + ROWS] = part
-    return whole
+        if result is None:
+            result = numpy.empty((len(tensor), *part.shape[1:]), part.dtype)
+        result[at : at + ROWS] = part
+    return result
 
 
-def write(place: Path, path: Path, kind: str, name: str, stop: str, chat_template: str) -> Dict[str, Any]:
-    """Write the model folder `place` as the GGUF file `path`, matrices in `kind` (one of TYPES), vectors in f32.
+def write(model: Path, path: Path, kind: str, name: str, stop: str, chat_template: str) -> Dict[str, Any]:
+    """Write the model folder `model` as the GGUF file `path`, matrices in `kind` (one of TYPES), vectors in f32.
 
     `stop` is the token that ends an answer, `chat_template` Jinja. Figures: tensors, bytes, kind. Raises InputWrong
-    if the model is no InternLM2, or holds a number that `kind` cannot.
+    if the model is not InternLM2, or a weight overflows in `kind`.
     """
     import gguf
     import numpy
 
-    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-    named = (config.get("architectures") or ["?"])[0]
-    if named != architecture.CLASS or config.get("bias"):
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    architecture_name = (config.get("architectures") or ["?"])[0]
+    if architecture_name != architecture.CLASS or config.get("bias"):
         raise InputWrong(
-            f"{place} is a model of kind {named}{' with biases' if config.get('bias') else ''}; only InternLM2 "
-            f"without biases becomes GGUF here. llama.cpp's convert_hf_to_gguf.py knows many others."
+            f"{model} is a model of kind {architecture_name}{' with biases' if config.get('bias') else ''}; "
+            f"only InternLM2 without biases is supported. Use llama.cpp's convert_hf_to_gguf.py for others."
         )
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     dim = config["hidden_size"] // heads
-    wanted = getattr(gguf.GGMLQuantizationType, kind.upper())
+    quantization = getattr(gguf.GGMLQuantizationType, kind.upper())
     file_type = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}[kind]
 
     writer = gguf.GGUFWriter(str(path), "internlm2")
@@ -187,7 +187,7 @@ def write(place: Path, path: Path, kind: str, name: str, stop: str, chat_templat
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
 
-    pieces, scores, types, prefix = vocabulary(place, config["vocab_size"])
+    pieces, scores, types, prefix = vocabulary(model, config["vocab_size"])
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(pieces)
@@ -195,7 +195,7 @@ def write(place: Path, path: Path, kind: str, name: str, stop: str, chat_templat
     writer.add_token_types(types)
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(config["bos_token_id"])
-    # llama.cpp stops at this one whatever its age, and at the model's own end token by its name, </s>.
+    # All versions of llama.cpp stop at this token; they find the model's </s> by its name.
     writer.add_eos_token_id(pieces.index(stop.encode("utf-8")))
     writer.add_eot_token_id(pieces.index(stop.encode("utf-8")))
     writer.add_pad_token_id(config["pad_token_id"])
@@ -204,35 +204,36 @@ def write(place: Path, path: Path, kind: str, name: str, stop: str, chat_templat
     writer.add_add_space_prefix(prefix)
     writer.add_chat_template(chat_template)
 
-    def stored(shape: Tuple[int, ...]) -> Any:
-        """A vector is small and sensitive: f32. So is a matrix whose rows do not divide into blocks."""
-        block = gguf.GGML_QUANT_SIZES[wanted][0]
-        return wanted if len(shape) > 1 and shape[-1] % block == 0 else gguf.GGMLQuantizationType.F32
+    def tensor_kind(shape: Tuple[int, ...]) -> Any:
+        """f32 for vectors, and for matrices whose rows do not divide into blocks."""
+        block = gguf.GGML_QUANT_SIZES[quantization][0]
+        return quantization if len(shape) > 1 and shape[-1] % block == 0 else gguf.GGMLQuantizationType.F32
 
     count = 0
-    for weight, source in weights(place):
+    for weight, source in weights(model):
         shape = source.shape
-        targets = names(weight)
-        lines = [shape[0]] if len(targets) == 1 else [heads * dim, kv_heads * dim, kv_heads * dim]
-        if sum(lines) != shape[0]:
-            raise InputWrong(f"{place}: {weight} has {shape[0]} rows, not {sum(lines)}.")
-        for target, rows in zip(targets, lines):
-            part = (rows, *shape[1:])
-            block, size = gguf.GGML_QUANT_SIZES[stored(part)]
-            total = int(numpy.prod(part)) // block * size
-            writer.add_tensor_info(target, part, numpy.dtype(numpy.float32), total, raw_dtype=stored(part))
+        targets = gguf_names(weight)
+        row_counts = [shape[0]] if len(targets) == 1 else [heads * dim, kv_heads * dim, kv_heads * dim]
+        if sum(row_counts) != shape[0]:
+            raise InputWrong(f"{model}: {weight} has {shape[0]} rows, not {sum(row_counts)}.")
+        for target, rows in zip(targets, row_counts):
+            target_shape = (rows, *shape[1:])
+            target_kind = tensor_kind(target_shape)
+            block, size = gguf.GGML_QUANT_SIZES[target_kind]
+            total = int(numpy.prod(target_shape)) // block * size
+            writer.add_tensor_info(target, target_shape, numpy.dtype(numpy.float32), total, raw_dtype=target_kind)
         count += len(targets)
     if count != 3 + 9 * config["num_hidden_layers"]:
-        raise InputWrong(f"{place} holds {count} tensors' worth of weights, not {3 + 9 * config['num_hidden_layers']}.")
+        raise InputWrong(f"{model} has weights for {count} tensors, not {3 + 9 * config['num_hidden_layers']}.")
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for weight, tensor in tensors(place):
-            for part in split(tensor, heads, kv_heads) if weight.endswith(WQKV) else (tensor,):
-                data = encoded(part, stored(tuple(part.shape)))
+        for weight, tensor in tensors(model):
+            for part in split_wqkv(tensor, heads, kv_heads) if weight.endswith(WQKV) else (tensor,):
+                data = quantize(part, tensor_kind(tuple(part.shape)))
                 if kind == "f16" and not numpy.isfinite(data).all():
-                    raise InputWrong(f"{weight} holds numbers that f16 cannot. Use export.type=bf16.")
+                    raise InputWrong(f"{weight} has values that overflow in f16. Use export.type=bf16.")
                 writer.write_tensor_data(data)
     finally:
         writer.close()

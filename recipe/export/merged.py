@@ -1,4 +1,4 @@
-"""The merged model that is handed over, checked: weights, tokenizer, chat template."""
+"""Checks the merged model before an export: weights, tokenizer, chat template."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from recipe.inference import terminal
 from recipe.inference.prompt import separator
 from recipe.stages import merge
 
-# ChatML in Jinja, for model folders that bring no template of their own.
+# ChatML in Jinja, for model folders without a chat template.
 CHATML = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -25,174 +25,182 @@ CHATML = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Merged:
-    """A merged folder that was checked. `template` is XTuner's, `chat_template` the same in Jinja, `own` if the
-    folder brings it; `stops` the words that end an answer; `name` what engines shall call the model, `recipe` what
-    the user calls it.
-    """
+class MergedModel:
+    """A checked merged model."""
 
-    place: Path
-    name: str
-    recipe: str
+    folder: Path
+    name: str  # for the engines
+    recipe: str  # as the user typed it
     config: Dict[str, Any]
-    template: Any
-    chat_template: str
-    own: bool
-    stops: List[str]
+    template: Any  # XTuner's
+    chat_template: str  # the same in Jinja
+    has_chat_template: bool  # the folder has one
+    stop_words: List[str]
     system: str
-    after: str  # what stands between an answer and the next question
+    answer_suffix: str  # text between an answer and the next question
 
-    def prompt(self) -> Dict[str, str]:
-        """The pieces of the template: around the system prompt, around the question, and after the answer."""
+    def template_parts(self) -> Dict[str, str]:
+        """The template's parts around the system prompt and the question, and after the answer."""
         before_system, after_system = [*self.template.SYSTEM.format(system="\0").split("\0"), ""][:2]
         before, after = self.template.INSTRUCTION.format(input="\0", round=1).split("\0")
-        end = self.after
+        end = self.answer_suffix
         return dict(system=before_system, eosys=after_system, user=before, assistant=after, end=end)
 
 
-# ---- what is checked before every target
+def check_merged(run: Run, recipe: str) -> MergedModel:
+    """Check that the run's merged folder is complete and has the trained chat template. `recipe`: as the user typed it.
 
-
-def check(run: Run, recipe: str) -> Merged:
-    """The run's merged folder, whole and with a chat template that is the trained one. `recipe` as the user typed it.
-
-    Raises InputWrong or HostLacks for the first of: no folder, a shard missing or cut, a tensor missing, no tokenizer
-    or another vocabulary's, the model's code missing, an answer's end that does not stop, another chat template.
+    Raises InputWrong or HostLacks for: no folder, a missing or truncated shard, a missing tensor, a missing or wrong
+    tokenizer, missing model code, a stop word that generation ignores, another chat template.
     """
-    place, shown = run.merged, run.relative(run.merged)
-    again = f"Make it again: {command_line('merge', recipe)}"
-    if not place.is_dir() or not run.config.is_file():
-        raise InputWrong(f"There is no merged model {shown}. Type first: {command_line('merge', recipe)}")
+    model_folder, shown = run.merged, run.relative(run.merged)
+    remedy = f"Recreate it: {command_line('merge', recipe)}"
+    if not model_folder.is_dir() or not run.config.is_file():
+        raise InputWrong(f"There is no merged model {shown}. First run: {command_line('merge', recipe)}")
     if merge.is_outdated(run):
-        raise InputWrong(f"{shown} is of an earlier training than the one in {run.relative(run.folder)}. {again}")
-    config = read_json(place / "config.json", shown, again)
-    _check_weights(place, shown, again)
-    settings = read_json(place / "tokenizer_config.json", shown, again)
-    _check_tokenizer(place, shown, again, config["vocab_size"])
-    code = {reference.split(".")[0] + ".py" for reference in _references([config, settings])}
-    lacking = sorted(name for name in code if not (place / name).is_file())
-    if lacking:
-        raise HostLacks(f"{shown} lacks {', '.join(lacking)}, the model's own code. {again}")
+        raise InputWrong(f"{shown} belongs to an earlier training than the one in {run.relative(run.folder)}. {remedy}")
+    config = read_json(model_folder / "config.json", shown, remedy)
+    _check_weights(model_folder, shown, remedy)
+    settings = read_json(model_folder / "tokenizer_config.json", shown, remedy)
+    _check_tokenizer(model_folder, shown, remedy, config["vocab_size"])
+    code = {reference.split(".")[0] + ".py" for reference in _auto_map_classes([config, settings])}
+    missing = sorted(name for name in code if not (model_folder / name).is_file())
+    if missing:
+        raise HostLacks(f"{shown} is incomplete: the model code {', '.join(missing)} is missing. {remedy}")
 
     template = terminal.template(run)
     eos, bos = (_token(settings, name) for name in ("eos_token", "bos_token"))
-    stops = list(template.get("STOP_WORDS", [])) or [eos]
-    ids = {added["content"]: number for number, added in gguf_writer.added_tokens(place).items()}
-    theirs = config.get("model_type") == "internlm2" and bool(template.get("STOP_WORDS"))
-    ends = read_json(place / "generation_config.json", shown, again).get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
-    for word in stops if theirs else ():
-        if ids.get(word) not in ends:
+    stop_words = list(template.get("STOP_WORDS", [])) or [eos]
+    ids = {added["content"]: number for number, added in gguf_writer.added_tokens(model_folder).items()}
+    is_internlm2 = config.get("model_type") == "internlm2" and bool(template.get("STOP_WORDS"))
+    end_tokens = read_json(model_folder / "generation_config.json", shown, remedy).get("eos_token_id")
+    end_tokens = end_tokens if isinstance(end_tokens, list) else [end_tokens]
+    for word in stop_words if is_internlm2 else ():
+        if ids.get(word) not in end_tokens:
             raise HostLacks(
-                f"{shown}/generation_config.json stops at {ends} only, not at {word} ({ids.get(word, 'no token')}): "
-                f"answers would not end. {again}"
+                f"{shown}/generation_config.json stops at {end_tokens} only, "
+                f"not at {word} ({ids.get(word, 'no token')}): answers would not end. {remedy}"
             )
-    jinja = settings.get("chat_template") or (CHATML if theirs else in_jinja(template, eos, bos))
-    if not theirs and not _agrees(jinja, template, settings):  # the family's own, but XTuner trains with another
+    jinja = settings.get("chat_template") or (CHATML if is_internlm2 else to_jinja(template, eos, bos))
+    if not is_internlm2 and not _prompts_match(jinja, template, settings):  # XTuner trains with another template
         settings = {**settings, "chat_template": None}
-        jinja = in_jinja(template, eos, bos)
-    if not _agrees(jinja, template, settings):
+        jinja = to_jinja(template, eos, bos)
+    if not _prompts_match(jinja, template, settings):
         raise InputWrong(
             f"The chat template of {shown} is not the one that {run.name} was trained with (XTuner's, in "
-            f"{run.relative(run.config)}): engines would ask otherwise than was trained. Correct its chat_template in "
+            f"{run.relative(run.config)}): engines would prompt the model differently. Correct chat_template in "
             f"tokenizer_config.json."
         )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name).strip("-.") or "model"
-    own = bool(settings.get("chat_template"))
-    after = separator(template, _Trained(template, _Tokens(eos, bos)))
-    return Merged(place, name, recipe, config, template, jinja, own, stops, run.settings.data.system, after)
+    has_chat_template = bool(settings.get("chat_template"))
+    after = separator(template, _PromptBuilder(template, _Tokens(eos, bos)))
+    return MergedModel(
+        model_folder,
+        name,
+        recipe,
+        config,
+        template,
+        jinja,
+        has_chat_template,
+        stop_words,
+        run.settings.data.system,
+        after,
+    )
 
 
 def _token(settings: Dict[str, Any], name: str) -> str:
-    """A special token of tokenizer_config.json, which may stand there by itself or as a table."""
+    """A special token of tokenizer_config.json, where it is a string or a table."""
     found = settings.get(name) or ""
     return found if isinstance(found, str) else str(found.get("content", ""))
 
 
-def in_jinja(template: Any, eos: str, bos: str) -> str:
-    """XTuner's template as engines read one: a system message, questions, answers. Raises InputWrong."""
+def to_jinja(template: Any, eos: str, bos: str) -> str:
+    """XTuner's template in Jinja. Raises InputWrong if it numbers the turns."""
 
-    def said(start: str, behind: str) -> str:
-        return f"{{{{ {json.dumps(start)} + message['content'] + {json.dumps(behind)} }}}}"
+    def message(start: str, after: str) -> str:
+        return f"{{{{ {json.dumps(start)} + message['content'] + {json.dumps(after)} }}}}"
 
     if "{round}" in template.INSTRUCTION:
-        raise InputWrong("This chat template numbers its turns, which engines' templates here do not: export cannot.")
+        raise InputWrong("This chat template numbers its turns, which export does not support.")
     system = ""
-    if template.SYSTEM:  # texts that are learnt as they are have none
-        system = said(*template.SYSTEM.format(system="\0").split("\0"))
-    asked, answer = template.INSTRUCTION.format(input="\0", round=1).split("\0")
-    end = separator(template, _Trained(template, _Tokens(eos, bos)))
+    if template.SYSTEM:  # plain-text training has none
+        system = message(*template.SYSTEM.format(system="\0").split("\0"))
+    rendered, answer = template.INSTRUCTION.format(input="\0", round=1).split("\0")
+    end = separator(template, _PromptBuilder(template, _Tokens(eos, bos)))
     return (
         "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
-        f"{system}{{% elif message['role'] == 'user' %}}{said(asked, answer)}"
-        f"{{% else %}}{said('', end)}{{% endif %}}{{% endfor %}}"
+        f"{system}{{% elif message['role'] == 'user' %}}{message(rendered, answer)}"
+        f"{{% else %}}{message('', end)}{{% endif %}}{{% endfor %}}"
     )
 
 
-def read_json(path: Path, shown: str, again: str) -> Dict[str, Any]:
+def read_json(path: Path, shown: str, remedy: str) -> Dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise HostLacks(f"{shown} lacks {path.name}. {again}")
+        raise HostLacks(f"{shown} is incomplete: {path.name} is missing. {remedy}")
     except ValueError:
-        raise HostLacks(f"{shown}/{path.name} is damaged: it is no JSON. {again}")
+        raise HostLacks(f"{shown}/{path.name} is damaged: it is not JSON. {remedy}")
 
 
-def _check_weights(place: Path, shown: str, again: str) -> None:
-    """Every shard of the index is there and whole (its header and its size agree), with the tensors it shall hold."""
+def _check_weights(model_folder: Path, shown: str, remedy: str) -> None:
+    """Check that every shard exists, is complete and has its tensors."""
     import zipfile
 
     from safetensors import SafetensorError, safe_open
 
-    indexes = sorted(place.glob("*.index.json"))
-    wanted: Dict[str, Set[str]] = {path.name: set() for path in folder.weights(place)}
+    indexes = sorted(model_folder.glob("*.index.json"))
+    expected: Dict[str, Set[str]] = {path.name: set() for path in folder.weights(model_folder)}
     if indexes:
-        wanted = {}
-        for tensor, shard in read_json(indexes[0], shown, again)["weight_map"].items():
-            wanted.setdefault(shard, set()).add(tensor)
-    if not wanted:
-        raise HostLacks(f"{shown} holds no weights (*.safetensors, pytorch_model*.bin). {again}")
-    for shard, tensors in sorted(wanted.items()):
-        path = place / shard
+        expected = {}
+        for tensor, shard in read_json(indexes[0], shown, remedy)["weight_map"].items():
+            expected.setdefault(shard, set()).add(tensor)
+    if not expected:
+        raise HostLacks(f"{shown} has no weights (*.safetensors, pytorch_model*.bin). {remedy}")
+    for shard, tensors in sorted(expected.items()):
+        path = model_folder / shard
         if not path.is_file():
-            raise HostLacks(f"{shown} lacks the shard {shard} of {len(wanted)}. {again}")
+            raise HostLacks(f"{shown} is incomplete: shard {shard} of {len(expected)} is missing. {remedy}")
         found = tensors
         try:
             if path.suffix == ".safetensors":
-                with safe_open(str(path), framework="pt") as opened:  # refuses a file that is shorter than it says
+                with safe_open(str(path), framework="pt") as opened:  # refuses truncated files
                     found = set(opened.keys())
-            elif not zipfile.is_zipfile(str(path)):  # the directory stands at the end
+            elif not zipfile.is_zipfile(str(path)):  # the zip directory is at the end
                 raise ValueError
         except (SafetensorError, ValueError):
-            raise HostLacks(f"The shard {shown}/{shard} ({path.stat().st_size:,} bytes) is cut or damaged. {again}")
+            raise HostLacks(
+                f"The shard {shown}/{shard} ({path.stat().st_size:,} bytes) is truncated or damaged. {remedy}"
+            )
         if tensors - found:
             raise HostLacks(
-                f"The shard {shown}/{shard} lacks {sorted(tensors - found)[0]}, which is in the index. {again}"
+                f"The shard {shown}/{shard} does not contain {sorted(tensors - found)[0]}, "
+                f"which is in the index. {remedy}"
             )
 
 
-def _check_tokenizer(place: Path, shown: str, again: str, vocabulary: int) -> None:
+def _check_tokenizer(model_folder: Path, shown: str, remedy: str, vocabulary: int) -> None:
     from sentencepiece import SentencePieceProcessor
 
-    path = place / "tokenizer.model"
-    if not path.is_file() and (place / "tokenizer.json").is_file():
-        return  # a family without sentencepiece
+    path = model_folder / "tokenizer.model"
+    if not path.is_file() and (model_folder / "tokenizer.json").is_file():
+        return  # a tokenizer without sentencepiece
     if not path.is_file():
-        raise HostLacks(f"{shown} lacks tokenizer.model. {again}")
+        raise HostLacks(f"{shown} is incomplete: tokenizer.model is missing. {remedy}")
     spm = SentencePieceProcessor()
     try:
         spm.Load(str(path))
     except RuntimeError:
-        raise HostLacks(f"{shown}/tokenizer.model is damaged. {again}")
+        raise HostLacks(f"{shown}/tokenizer.model is damaged. {remedy}")
     if spm.GetPieceSize() > vocabulary:
         raise HostLacks(
             f"{shown}/tokenizer.model has {spm.GetPieceSize():,} pieces, the model {vocabulary:,}: it is another "
-            f"model's tokenizer. {again}"
+            f"model's tokenizer. {remedy}"
         )
 
 
-def _references(settings: List[Dict[str, Any]]) -> List[str]:
-    """The classes of the model's own code that its settings name (auto_map), of this folder only."""
+def _auto_map_classes(settings: List[Dict[str, Any]]) -> List[str]:
+    """References in auto_map to code in this folder."""
     found: List[str] = []
     for one in settings:
         for value in one.get("auto_map", {}).values():
@@ -200,22 +208,22 @@ def _references(settings: List[Dict[str, Any]]) -> List[str]:
     return found
 
 
-def _agrees(jinja: str, template: Any, settings: Dict[str, Any]) -> bool:
-    """Whether the Jinja template asks as XTuner's does, in a conversation of two turns with a system prompt."""
+def _prompts_match(jinja: str, template: Any, settings: Dict[str, Any]) -> bool:
+    """Whether the Jinja template gives the same prompt as XTuner's for two turns with a system prompt."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     turns = [("system", "甲"), ("user", "乙 1"), ("assistant", "丙"), ("user", "丁")]
     messages = [{"role": role, "content": content} for role, content in turns]
     bos = _token(settings, "bos_token")
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers has it
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # like transformers
     try:
-        asked = environment.from_string(jinja).render(messages=messages, bos_token=bos, add_generation_prompt=True)
+        rendered = environment.from_string(jinja).render(messages=messages, bos_token=bos, add_generation_prompt=True)
     except TemplateError:
         return False
-    talker_of = _Trained(template, _Tokens(_token(settings, "eos_token"), bos))
-    trained = terminal.ChatModel.prompt(talker_of, "甲", [("乙 1", "丙")], "丁")  # type: ignore[arg-type]
-    return asked == bos + trained or asked == trained
+    trained = _PromptBuilder(template, _Tokens(_token(settings, "eos_token"), bos))
+    prompt = terminal.ChatModel.prompt(trained, "甲", [("乙 1", "丙")], "丁")  # type: ignore[arg-type]
+    return rendered == bos + prompt or rendered == prompt
 
 
 @dataclasses.dataclass
@@ -225,8 +233,8 @@ class _Tokens:
 
 
 @dataclasses.dataclass
-class _Trained:
-    """What `ChatModel.prompt` needs of a talker."""
+class _PromptBuilder:
+    """The attributes that `ChatModel.prompt` uses."""
 
     template: Any
     tokenizer: _Tokens
@@ -236,10 +244,10 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def quoted_path(run: Run, path: Path) -> str:
+def shell_path(run: Run, path: Path) -> str:
     return shlex.quote(run.relative(path))
 
 
-def shown_path(run: Run, target: str, name: str) -> str:
-    """Where the user will find a target's file, ready for a shell."""
-    return quoted_path(run, run.folder / "export" / target / name)
+def target_path(run: Run, target: str, name: str) -> str:
+    """The path of a target's file, quoted for a shell."""
+    return shell_path(run, run.folder / "export" / target / name)

@@ -1,4 +1,4 @@
-"""For Ollama: a Modelfile beside the GGUF file."""
+"""Target ollama: a Modelfile for the GGUF file."""
 
 import shlex
 from pathlib import Path
@@ -7,29 +7,29 @@ from typing import Any, Dict
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.export.gguf import gguf_name
-from recipe.export.merged import Merged
+from recipe.export.merged import MergedModel
 
 
-def ollama(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
-    """Modelfile beside the GGUF file of target gguf: template, stop words and system prompt of the training."""
-    pieces = merged.prompt()
+def ollama(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
+    """Write a Modelfile for target gguf's file, with the template, stop words and system prompt of the training."""
+    parts = merged.template_parts()
     if '"""' in merged.system:
-        raise InputWrong('data.system holds """, which a Modelfile cannot: Ollama ends the system prompt there.')
+        raise InputWrong('data.system contains """, which ends the system prompt in a Modelfile. Remove it.')
     lines = [
         f"FROM ../gguf/{gguf_name(run, merged)}",
-        'TEMPLATE """{{ if .System }}' + pieces["system"] + "{{ .System }}" + pieces["eosys"] + "{{ end }}"
-        "{{ if .Prompt }}" + pieces["user"] + "{{ .Prompt }}" + pieces["assistant"] + "{{ end }}"
-        "{{ .Response }}" + pieces["end"] + '"""',
-        *(f'PARAMETER stop "{word}"' for word in merged.stops),
+        'TEMPLATE """{{ if .System }}' + parts["system"] + "{{ .System }}" + parts["eosys"] + "{{ end }}"
+        "{{ if .Prompt }}" + parts["user"] + "{{ .Prompt }}" + parts["assistant"] + "{{ end }}"
+        "{{ .Response }}" + parts["end"] + '"""',
+        *(f'PARAMETER stop "{word}"' for word in merged.stop_words),
     ]
     if merged.system:
         lines.append(f'SYSTEM """{merged.system}"""')
-    (place / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    # Ollama makes small weights from whole ones only.
+    (output / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # Ollama quantizes only unquantized weights.
     small = run.settings.export.quantize if run.settings.export.type != "q8_0" else ""
     words = ["ollama", "create", merged.name, *(["-q", small] if small else [])]
     words += ["-f", run.relative(run.folder / "export" / "ollama" / "Modelfile")]
     return {
         "commands": [" ".join(map(shlex.quote, words)), f"ollama run {merged.name}"],
-        "notes": ["Ollama keeps a copy of its own: the GGUF file may go afterwards."],
+        "notes": ["Ollama keeps its own copy; you can delete the GGUF file afterwards."],
     }

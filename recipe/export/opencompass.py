@@ -1,4 +1,4 @@
-"""For OpenCompass."""
+"""Target opencompass: an evaluation config for OpenCompass."""
 
 from pathlib import Path
 from typing import Any, Dict
@@ -6,18 +6,18 @@ from typing import Any, Dict
 from recipe.base_model import folder, model_code
 from recipe.core.hashing import digest
 from recipe.core.run import Run
-from recipe.export.merged import Merged, shown_path
+from recipe.export.merged import MergedModel, target_path
 
 
-def opencompass(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
-    """eval.py: merged model and base side by side on two small sets; OpenCompass 0.5.4's classes and data sets.
+def opencompass(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
+    """Write eval.py: merged model and base on two small datasets, with classes and datasets of OpenCompass 0.5.4.
 
-    Without max_seq_len: with it OpenCompass counts tokens in a way that transformers 4.36 does not know. An InternLM2
-    base is named by a folder of links with our code, which runs there; the hub's own may ask for newer libraries.
+    Sets no max_seq_len, because OpenCompass then counts tokens in a way that transformers 4.36 does not support. For an
+    InternLM2 base, links a folder with our model code, because the hub's code may need newer libraries.
     """
     base = folder.folder(run).resolve()
     if model_code.is_internlm2(base):
-        model_code.link(base, place / "base")
+        model_code.link(base, output / "base")
         base = (run.folder / "export" / "opencompass" / "base").resolve()
 
     def entry(name: str, path: Path) -> str:
@@ -25,11 +25,11 @@ def opencompass(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
             "    dict(\n        type=HuggingFacewithChatTemplate,\n"
             f"        abbr={name!r},\n        path={str(path)!r},\n"
             "        max_out_len=1024,\n        batch_size=8,\n"
-            f"        stop_words={merged.stops!r},\n        run_cfg=dict(num_gpus=1),\n    ),\n"
+            f"        stop_words={merged.stop_words!r},\n        run_cfg=dict(num_gpus=1),\n    ),\n"
         )
 
     text = (
-        f'"""OpenCompass 0.5.4: {merged.name} and its base model. Other data sets: opencompass/configs/datasets."""\n\n'
+        f'"""OpenCompass 0.5.4: {merged.name} and its base model. Other datasets: opencompass/configs/datasets."""\n\n'
         "from mmengine.config import read_base\n"
         "from opencompass.models import HuggingFacewithChatTemplate\n\n"
         "with read_base():\n"
@@ -37,16 +37,16 @@ def opencompass(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
         "    from opencompass.configs.datasets.demo.demo_cmmlu_chat_gen import cmmlu_datasets\n"
         "    from opencompass.configs.datasets.demo.demo_gsm8k_chat_gen import gsm8k_datasets\n\n"
         "datasets = cmmlu_datasets + gsm8k_datasets\n"
-        "# Asked with the tokenizer's chat template, without the recipe's system prompt, as published scores are.\n"
-        "models = [\n" + entry(merged.name, merged.place.resolve()) + entry(f"{merged.name}-base", base) + "]\n"
+        "# Uses the tokenizer's chat template without the recipe's system prompt, like published scores.\n"
+        "models = [\n" + entry(merged.name, merged.folder.resolve()) + entry(f"{merged.name}-base", base) + "]\n"
     )
-    (place / "eval.py").write_text(text, encoding="utf-8")
-    config = shown_path(run, "opencompass", "eval.py")
-    notes = ['In an environment of its own: pip install "opencompass==0.5.4" "transformers==4.36.2"']
-    notes.append("transformers 4.36.2 because the model's own code is of that time.")
-    if not merged.own:
+    (output / "eval.py").write_text(text, encoding="utf-8")
+    config = target_path(run, "opencompass", "eval.py")
+    notes = ['In a separate environment: pip install "opencompass==0.5.4" "transformers==4.36.2"']
+    notes.append("transformers 4.36.2, because the model's own code needs this version.")
+    if not merged.has_chat_template:
         notes.append("OpenCompass needs a chat_template in tokenizer_config.json; this model has none.")
     return {
         "commands": [f"opencompass {config} -w output/opencompass"], "notes": notes,
-        "digests": {"export/opencompass": digest(place / "eval.py")},  # not of the base's weights, to which links lead
+        "digests": {"export/opencompass": digest(output / "eval.py")},  # excludes the linked weights of the base
     }  # fmt: skip

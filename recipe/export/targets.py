@@ -1,9 +1,8 @@
-"""Hands the merged model over: what an engine needs beside it, and the command to type there.
+"""Exports the merged model: writes what an engine needs beside it and shows the commands to run.
 
-A target is a function `work(run, merged, place) -> figures`. It writes into the fresh folder `place`, which becomes
-output/<recipe>/export/<target>, and returns `commands` (to type, in order) and `notes` (what one must know).
-Before any of them the merged folder is checked: an incomplete one is refused here, not by an engine an hour later.
-The prompts are the ones the recipe trained with: everything is derived from XTuner's chat template.
+A target is a function `target(run, merged, output) -> figures`. It writes into the empty folder `output`, which becomes
+output/<recipe>/export/<target>, and returns `commands` (to run in order) and `notes`. Before any target, check_merged
+refuses an incomplete model. All prompts are derived from XTuner's chat template, which the model was trained with.
 """
 
 from pathlib import Path
@@ -17,14 +16,14 @@ from recipe.core.run import Run
 from recipe.core.stage import Stage, perform
 from recipe.export.gguf import gguf
 from recipe.export.lmdeploy import lmdeploy
-from recipe.export.merged import Merged, check
+from recipe.export.merged import MergedModel, check_merged
 from recipe.export.ollama import ollama
 from recipe.export.opencompass import opencompass
 from recipe.export.upload import send, upload
 from recipe.export.vllm import vllm
 from recipe.export.vlmevalkit import vlmevalkit
 
-TARGETS: Dict[str, Callable[[Run, Merged, Path], Dict[str, Any]]] = {
+TARGETS: Dict[str, Callable[[Run, MergedModel, Path], Dict[str, Any]]] = {
     "lmdeploy": lmdeploy,
     "vllm": vllm,
     "gguf": gguf,
@@ -34,20 +33,17 @@ TARGETS: Dict[str, Callable[[Run, Merged, Path], Dict[str, Any]]] = {
     "upload": upload,
 }
 
-NEEDS = {"ollama": "gguf"}  # target: the one that must have been made before
+REQUIRES = {"ollama": "gguf"}  # target → the target that it needs first
 
 
-# ---- around them
-
-
-def stage(target: str, merged: Merged) -> Stage:
-    """The target as a stage: skipped when nothing it depends on has changed, written beside, with figures."""
+def export_stage(target: str, merged: MergedModel) -> Stage:
+    """The target as a stage, which is skipped if its inputs have not changed."""
 
     def make(run: Run, output: Path) -> Dict[str, Any]:
-        place = output / "export" / target
-        place.mkdir(parents=True)
+        target_folder = output / "export" / target
+        target_folder.mkdir(parents=True)
         (run.folder / "export").mkdir(exist_ok=True)
-        return TARGETS[target](run, merged, place)
+        return TARGETS[target](run, merged, target_folder)
 
     def summary(figures: Dict[str, Any]) -> str:
         return "\n".join(figures["notes"])
@@ -55,7 +51,7 @@ def stage(target: str, merged: Merged) -> Stage:
     return Stage(f"export-{target}", lambda run: _inputs(run, merged), make, summary, outputs=(f"export/{target}",))
 
 
-def _inputs(run: Run, merged: Merged) -> Dict[str, Any]:
+def _inputs(run: Run, merged: MergedModel) -> Dict[str, Any]:
     return {
         "merged": folder.fingerprint(run.merged),
         "named": [str(run.merged.resolve()), run.relative(run.merged), merged.recipe, program()],
@@ -66,12 +62,12 @@ def _inputs(run: Run, merged: Merged) -> Dict[str, Any]:
     }
 
 
-def hand_over(run: Run, target: str, recipe: str, yes: bool) -> None:
-    """Check the merged model, make `target`, say what was made and what to type; with `yes`, upload."""
-    merged = check(run, recipe)
-    for name in [*([NEEDS[target]] if target in NEEDS else []), target]:
-        made = stage(name, merged)
-        entry, ran = perform(run, made)
+def export(run: Run, target: str, recipe: str, yes: bool) -> None:
+    """Check the merged model, export to `target` and print the next commands; with `yes`, upload."""
+    merged = check_merged(run, recipe)
+    for name in [*([REQUIRES[target]] if target in REQUIRES else []), target]:
+        stage = export_stage(name, merged)
+        entry, ran = perform(run, stage)
         took = click.style(f"{entry['seconds']:.1f} s" if ran else "unchanged", dim=True)
         click.echo(f"{click.style(f'{name:11}', bold=True)} {run.relative(run.folder / 'export' / name)}  {took}")
     figures = entry["figures"]
@@ -80,7 +76,7 @@ def hand_over(run: Run, target: str, recipe: str, yes: bool) -> None:
     if target == "upload" and yes:
         click.echo(f"Sent: {send(run, merged)}")
         return
-    for note in made.summary(figures).splitlines():
+    for note in stage.summary(figures).splitlines():
         click.echo(note)
     click.echo("\nNext:")
     for command in figures["commands"]:

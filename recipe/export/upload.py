@@ -1,4 +1,4 @@
-"""To a hub: what would go, and sending it."""
+"""Target upload: lists the files for a hub, and uploads them."""
 
 import os
 import shlex
@@ -11,25 +11,25 @@ from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.run import Run
 from recipe.core.settings import Export
-from recipe.export.merged import Merged, write_json
+from recipe.export.merged import MergedModel, write_json
 
 
-def upload(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
-    """files.json: what would go, with sizes; and ModelScope's configuration.json where the folder has none."""
+def upload(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
+    """Write files.json, the files and sizes to upload, and ModelScope's configuration.json if the folder has none."""
     export = run.settings.export
-    if export.hub == "modelscope" and not (merged.place / "configuration.json").exists():
-        write_json(place / "configuration.json", {"framework": "pytorch", "task": "text-generation"})
-    files = {path.name: path.stat().st_size for path in files_to_send(merged.place, place)}
-    write_json(place / "files.json", files)
+    if export.hub == "modelscope" and not (merged.folder / "configuration.json").exists():
+        write_json(output / "configuration.json", {"framework": "pytorch", "task": "text-generation"})
+    files = {path.name: path.stat().st_size for path in files_to_send(merged.folder, output)}
+    write_json(output / "files.json", files)
     notes = []
-    if not (merged.place / "README.md").is_file():
-        notes.append(f"There is no model card: put a README.md into {run.relative(merged.place)}.")
-    notes.append(f"{len(files)} files, {sum(files.values()):,} bytes; nothing was sent.")
+    if not (merged.folder / "README.md").is_file():
+        notes.append(f"The model card is missing: put a README.md into {run.relative(merged.folder)}.")
+    notes.append(f"{len(files)} files, {sum(files.values()):,} bytes; nothing was uploaded.")
     repo = export.repo or "OWNER/NAME"
     token = "MODELSCOPE_API_TOKEN" if export.hub == "modelscope" else "HF_TOKEN"
     notes.append(
-        f"Goes to {export.hub}, {repo}, {'public' if export.public else 'private if it is new (export.public=true)'}; "
-        f"the token is taken from {token}."
+        f"Destination: {repo} on {export.hub}, "
+        f"{'public' if export.public else 'private if new (public: export.public=true)'}. The token comes from {token}."
     )
     words = [f"export.repo={repo}", *(["export.hub=huggingface"] if export.hub == "huggingface" else [])]
     words += ["export.public=true"] if export.public else []
@@ -40,85 +40,83 @@ def upload(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
     }
 
 
-# ---- the one step that leaves the machine
-
-
-def files_to_send(merged: Path, more: Path) -> List[Path]:
-    """Files of the merged folder, and ModelScope's configuration where we had to write it."""
+def files_to_send(merged: Path, extra_folder: Path) -> List[Path]:
+    """Files of the merged folder, and ModelScope's configuration.json if we wrote it."""
     found = [path for path in sorted(merged.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    extra = more / "configuration.json"
+    extra = extra_folder / "configuration.json"
     return [*found, extra] if extra.is_file() else found
 
 
-def send(run: Run, merged: Merged) -> str:
-    """Upload what `upload` listed; return where it is then. Raises InputWrong, HostLacks, RunFailed."""
+def send(run: Run, merged: MergedModel) -> str:
+    """Upload the files that `upload` listed; return the repository. Raises InputWrong, HostLacks, RunFailed."""
     export = run.settings.export
     if not export.repo:
-        raise InputWrong("Where to? Name it: export.repo=owner/name")
-    staged = run.folder / ".upload.part"
-    shutil.rmtree(str(staged), ignore_errors=True)
-    staged.mkdir()
+        raise InputWrong("The destination is missing: set export.repo=owner/name")
+    staging = run.folder / ".upload.part"
+    shutil.rmtree(str(staging), ignore_errors=True)
+    staging.mkdir()
     try:
-        for path in files_to_send(merged.place, run.folder / "export" / "upload"):
-            os.link(str(path), str(staged / path.name))  # no copy: the same 15 GB under another name
+        for path in files_to_send(merged.folder, run.folder / "export" / "upload"):
+            os.link(str(path), str(staging / path.name))  # hard links: no copy of 15 GB
         if export.hub == "modelscope":
-            return _send_modelscope(export, staged, run.settings.model.id)
-        return _send_hugging_face(export, staged)
+            return _send_modelscope(export, staging, run.settings.model.id)
+        return _send_hugging_face(export, staging)
     finally:
-        shutil.rmtree(str(staged), ignore_errors=True)
+        shutil.rmtree(str(staging), ignore_errors=True)
 
 
-def _not_sent(export: Export, error: Exception) -> str:
+def _upload_failed(export: Export, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{export.repo} could not be sent to {export.hub}: {reason[:300]}. The same command tries again."
+    return f"{export.repo} could not be uploaded to {export.hub}: {reason[:300]}. Run the same command to retry."
 
 
-def _send_hugging_face(export: Export, staged: Path) -> str:
+def _send_hugging_face(export: Export, staging: Path) -> str:
     from huggingface_hub import HfApi
 
     token = os.environ.get("HF_TOKEN")
     if not token:
-        raise HostLacks("There is no token for Hugging Face: set HF_TOKEN (huggingface.co/settings/tokens, write).")
+        raise HostLacks("The token for Hugging Face is missing: set HF_TOKEN (huggingface.co/settings/tokens, write).")
     api = HfApi(token=token)
     try:
-        place = api.create_repo(export.repo, private=not export.public, exist_ok=True)
-        api.upload_folder(repo_id=export.repo, folder_path=str(staged), commit_message="Merged model")
-        return str(place)
-    except (ValueError, OSError) as error:  # names the hub refuses; what the network and the hub say
-        raise RunFailed(_not_sent(export, error))
+        url = api.create_repo(export.repo, private=not export.public, exist_ok=True)
+        api.upload_folder(repo_id=export.repo, folder_path=str(staging), commit_message="MergedModel model")
+        return str(url)
+    except (ValueError, OSError) as error:  # refused names, network and hub errors
+        raise RunFailed(_upload_failed(export, error))
 
 
 def has_git_lfs() -> bool:
-    """Whether git and its extension for large files answer."""
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return bool(shutil.which("git")) and subprocess.run(["git", "lfs", "version"], **quiet).returncode == 0
+    """Whether git and git-lfs are installed."""
+    return bool(shutil.which("git")) and subprocess.run(["git", "lfs", "version"], capture_output=True).returncode == 0
 
 
-def _send_modelscope(export: Export, staged: Path, base: str) -> str:
+def _send_modelscope(export: Export, staging: Path, base: str) -> str:
     from modelscope.hub.api import HubApi, ModelScopeConfig
     from modelscope.hub.constants import Licenses, ModelVisibility
 
     if not has_git_lfs():
         raise HostLacks(
-            "ModelScope takes models through git and git-lfs: install them (Debian, Ubuntu: "
-            "apt-get install git-lfs), and where the runtime is a container, RUNTIME=host."
+            "ModelScope uploads need git and git-lfs: install them (Debian, Ubuntu: apt-get install git-lfs), "
+            "and use RUNTIME=host instead of a container."
         )
     token = os.environ.get("MODELSCOPE_API_TOKEN")
     if not token and ModelScopeConfig.get_cookies() is None:
-        raise HostLacks("There is no token for ModelScope: set MODELSCOPE_API_TOKEN (modelscope.cn/my/myaccesstoken).")
+        raise HostLacks(
+            "The token for ModelScope is missing: set MODELSCOPE_API_TOKEN (modelscope.cn/my/myaccesstoken)."
+        )
     api = HubApi()
     try:
         if token:
             api.login(token)
         api.push_model(
             model_id=export.repo,
-            model_dir=str(staged),
+            model_dir=str(staging),
             visibility=ModelVisibility.PUBLIC if export.public else ModelVisibility.PRIVATE,
             license=Licenses.APACHE_V2,
-            commit_message="Merged model",
+            commit_message="MergedModel model",
             original_model_id=base,
             lfs_suffix=["*.safetensors", "*.bin", "*.model"],
         )
-    except Exception as error:  # git's and the hub's refusals are of many kinds
-        raise RunFailed(_not_sent(export, error))
+    except Exception as error:  # git and the hub raise many types
+        raise RunFailed(_upload_failed(export, error))
     return export.repo

@@ -1,4 +1,4 @@
-"""For VLMEvalKit."""
+"""Target vlmevalkit: configs for VLMEvalKit."""
 
 from pathlib import Path
 from typing import Any, Dict
@@ -6,29 +6,30 @@ from typing import Any, Dict
 from recipe.core.commands import command_line
 from recipe.core.run import Run
 from recipe.export.lmdeploy import PORT
-from recipe.export.merged import Merged, shown_path, write_json
+from recipe.export.merged import MergedModel, target_path, write_json
 
 # XTuner's LLaVA models for VLMEvalKit: InternLM2's hidden size → folder on Hugging Face.
 LLAVA = {4096: "xtuner/llava-internlm2-7b", 6144: "xtuner/llava-internlm2-20b"}
 
 
-def vlmevalkit(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
-    """What VLMEvalKit, which asks about images, can do with a text model: use it as judge, or with LLaVA's vision part.
+def vlmevalkit(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
+    """Write two files.
 
-    judge.env: the model, served by LMDeploy, takes GPT's place in reading answers. config.json: XTuner's published
-    LLaVA with the merged model as its language part, for the widths that there are.
+    judge.env: the merged model, served by LMDeploy, judges answers in place of GPT. config.json: XTuner's published
+    LLaVA with the merged model as its language model, for the hidden sizes that XTuner has.
+
     """
     endpoint = f"http://127.0.0.1:{PORT}/v1/chat/completions"
-    (place / "judge.env").write_text(
+    (output / "judge.env").write_text(
         f"OPENAI_API_KEY=sk-123456\nOPENAI_API_BASE={endpoint}\nLOCAL_LLM={merged.name}\n", encoding="utf-8"
     )
     notes = [
-        "VLMEvalKit scores models that see. This one reads only, so VLMEvalKit cannot score it by itself; "
-        f"{command_line('export opencompass', merged.recipe)} can.",
-        f"As judge of other models' answers: serve it ({command_line('export lmdeploy', merged.recipe)}) and copy "
-        f"{shown_path(run, 'vlmevalkit', 'judge.env')} to VLMEvalKit/.env",
+        "VLMEvalKit evaluates vision models and cannot evaluate this text model. "
+        f"For text, use {command_line('export opencompass', merged.recipe)}.",
+        f"To judge other models' answers, serve the model ({command_line('export lmdeploy', merged.recipe)}) and copy "
+        f"{target_path(run, 'vlmevalkit', 'judge.env')} to VLMEvalKit/.env",
     ]
-    commands = [f"cp {shown_path(run, 'vlmevalkit', 'judge.env')} VLMEvalKit/.env"]
+    commands = [f"cp {target_path(run, 'vlmevalkit', 'judge.env')} VLMEvalKit/.env"]
     vision = LLAVA.get(merged.config["hidden_size"])
     if vision is None or merged.config.get("model_type") != "internlm2":
         notes.append(
@@ -37,16 +38,16 @@ def vlmevalkit(run: Run, merged: Merged, place: Path) -> Dict[str, Any]:
         return {"commands": commands, "notes": notes}
     llava = {
         "class": "LLaVA_XTuner",
-        "llm_path": str(merged.place.resolve()),
+        "llm_path": str(merged.folder.resolve()),
         "llava_path": vision,
         "visual_select_layer": -2,
         "prompt_template": "internlm2_chat",
     }
     data = {"MMBench_DEV_CN": {"class": "ImageMCQDataset", "dataset": "MMBench_DEV_CN"}}
-    write_json(place / "config.json", {"model": {f"llava-{merged.name}": llava}, "data": data})
+    write_json(output / "config.json", {"model": {f"llava-{merged.name}": llava}, "data": data})
     notes.append(
         f"{vision} (XTuner's LLaVA) was trained on the base model. Its score with the merged model, compared "
         f"to VLMEvalKit's own {vision.split('/')[1]}, shows how fine-tuning changed the use of images, not answers."
     )
-    commands.append(f"python VLMEvalKit/run.py --config {shown_path(run, 'vlmevalkit', 'config.json')}")
+    commands.append(f"python VLMEvalKit/run.py --config {target_path(run, 'vlmevalkit', 'config.json')}")
     return {"commands": commands, "notes": notes}

@@ -1,7 +1,7 @@
-"""Curves as pictures: each as a PNG, and as SVG for a page that has light and dark colours. matplotlib draws.
+"""Draws curves with matplotlib: as PNG, and as SVG for pages with light and dark colours.
 
-The SVG's text is text in the reader's own fonts, its colours are the page's. A PNG needs its fonts here: names that
-none of them can draw are left out, so that no boxes appear.
+An SVG keeps its text as text and takes the page's fonts and colours. A PNG needs fonts on this machine: a label that
+they cannot draw is replaced by A or B.
 """
 
 import io
@@ -9,15 +9,15 @@ import math
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-# Colours stand in the SVG as these values and are replaced by the page's variables of the same name.
+# In the SVG, these colours are replaced by the page's CSS variables of the same names.
 PALETTE = {"ink": "#1c2431", "muted": "#5c6675", "line": "#dde2e9", "first": "#2457d6", "second": "#c2410c"}
-CHINESE = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei",
+CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei",
            "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Droid Sans Fallback")  # fmt: skip
 SIZE = (5.4, 2.9)  # inches of 72 points
 
 
 class Line(NamedTuple):
-    """One curve: iteration → value. `style`: "thin" for raw values, "dashed" for what was planned, else full."""
+    """One curve: iteration → value. `style`: "thin" for raw values, "dashed" for planned values, else solid."""
 
     label: str
     values: Dict[int, float]
@@ -26,12 +26,12 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A chart of curves over iterations; `name` is its file's. `level`: (label, value) of a dashed line."""
+    """A chart of curves over iterations; `name`: of its file. `level`: (label, value) of a dashed line."""
 
     name: str
     title: str
     lines: Sequence[Line]
-    log: bool = False
+    log_scale: bool = False
     level: Optional[Tuple[str, float]] = None
     note: str = ""
 
@@ -45,11 +45,11 @@ class Picture(NamedTuple):
 
 
 def draw(charts: Sequence[Chart]) -> List[Picture]:
-    """Draw charts. Importing matplotlib takes half a second: here, not with the module."""
+    """Draw charts. Imports matplotlib late, because that takes half a second."""
     import matplotlib
 
     matplotlib.use("Agg")
-    fonts = ["DejaVu Sans", *_chinese()[:1]]
+    fonts = ["DejaVu Sans", *_chinese_fonts()[:1]]
     with matplotlib.rc_context(
         {
             "font.family": fonts,
@@ -59,26 +59,26 @@ def draw(charts: Sequence[Chart]) -> List[Picture]:
             "axes.unicode_minus": True,
         }
     ):
-        return [_draw(chart, fonts) for chart in charts]
+        return [_draw_chart(chart, fonts) for chart in charts]
 
 
-def _chinese() -> List[str]:
-    """Fonts with Chinese characters that this machine has, by name."""
+def _chinese_fonts() -> List[str]:
+    """Names of the installed fonts with Chinese characters."""
     from matplotlib import font_manager
 
-    there = {entry.name for entry in font_manager.fontManager.ttflist}
-    return [name for name in CHINESE if name in there]
+    installed = {entry.name for entry in font_manager.fontManager.ttflist}
+    return [name for name in CHINESE_FONTS if name in installed]
 
 
-def drawable(text: str, fonts: Sequence[str]) -> bool:
-    """Whether every sign of `text` is in one of `fonts`."""
+def has_glyphs(text: str, fonts: Sequence[str]) -> bool:
+    """Whether `fonts` can draw every character of `text`."""
     from matplotlib import font_manager
 
-    sets = [font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in fonts]
-    return all(any(ord(sign) in known for known in sets) for sign in text)
+    charmaps = [font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in fonts]
+    return all(any(ord(character) in charmap for charmap in charmaps) for character in text)
 
 
-def _draw(chart: Chart, fonts: Sequence[str]) -> Picture:
+def _draw_chart(chart: Chart, fonts: Sequence[str]) -> Picture:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -90,10 +90,10 @@ def _draw(chart: Chart, fonts: Sequence[str]) -> Picture:
     if chart.level:
         label, value = chart.level
         axes.axhline(value, color=PALETTE["muted"], linestyle=(0, (4, 3)), linewidth=1, label=label)
-    if chart.log:
+    if chart.log_scale:
         axes.set_yscale("log")
     else:
-        _room(axes, [v for line in chart.lines for v in line.values.values() if math.isfinite(v)])
+        _set_y_limits(axes, [v for line in chart.lines for v in line.values.values() if math.isfinite(v)])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("iteration", color=PALETTE["muted"])
     axes.tick_params(which="both", colors=PALETTE["muted"], length=0)
@@ -110,35 +110,38 @@ def _draw(chart: Chart, fonts: Sequence[str]) -> Picture:
     )
     axes.set_title(chart.title, loc="left", color=PALETTE["ink"], fontsize=11)
     figure.savefig(png, format="png", dpi=144, facecolor="white")
-    return Picture(chart.name, chart.title, chart.note, _for_page(svg.getvalue(), chart), png.getvalue())
+    return Picture(chart.name, chart.title, chart.note, _inline_svg(svg.getvalue(), chart), png.getvalue())
 
 
-def _plot(axes: Any, line: Line, among: Sequence[Line], fonts: Sequence[str]) -> None:
-    at = thinned(line.values)
+def _plot(axes: Any, line: Line, lines: Sequence[Line], fonts: Sequence[str]) -> None:
+    iterations = downsample(line.values)
     label = line.label
-    if not drawable(label, fonts):
-        label = "AB"[[other.label for other in among].index(label) % 2]
-    look: Dict[str, Any] = {"linewidth": 1.8}
+    if not has_glyphs(label, fonts):
+        label = "AB"[[other.label for other in lines].index(label) % 2]
+    style: Dict[str, Any] = {"linewidth": 1.8}
     if line.style == "thin":
-        look = {"linewidth": 0.8, "alpha": 0.4}
+        style = {"linewidth": 0.8, "alpha": 0.4}
     elif line.style == "dashed":
-        look = {"linewidth": 1.2, "linestyle": (0, (2, 4))}
-    if len(at) < 12 and line.style != "dashed":
-        look.update(marker="o", markersize=3.5)
-    axes.plot(at, [line.values[n] for n in at], color=PALETTE[line.colour], label=label, **look)
+        style = {"linewidth": 1.2, "linestyle": (0, (2, 4))}
+    if len(iterations) < 12 and line.style != "dashed":
+        style.update(marker="o", markersize=3.5)
+    axes.plot(iterations, [line.values[n] for n in iterations], color=PALETTE[line.colour], label=label, **style)
 
 
-def thinned(values: Dict[int, float], most: int = 1500) -> List[int]:
-    """Iterations that draw the same curve: of many, the lowest and the highest of each stretch."""
-    at = sorted(values)
-    if len(at) <= most:
-        return at
-    stretches = [at[len(at) * i // (most // 2) : len(at) * (i + 1) // (most // 2)] for i in range(most // 2)]
-    return sorted({pick(stretch, key=values.__getitem__) for stretch in stretches for pick in (min, max)})
+def downsample(values: Dict[int, float], limit: int = 1500) -> List[int]:
+    """At most `limit` iterations that draw the same curve: the minimum and maximum of each range."""
+    iterations = sorted(values)
+    if len(iterations) <= limit:
+        return iterations
+    ranges = [
+        iterations[len(iterations) * i // (limit // 2) : len(iterations) * (i + 1) // (limit // 2)]
+        for i in range(limit // 2)
+    ]
+    return sorted({pick(part, key=values.__getitem__) for part in ranges for pick in (min, max)})
 
 
-def _room(axes: Any, values: Sequence[float]) -> None:
-    """The axis begins at 0 where that flattens nothing, and never makes a hill of a change of a few percent."""
+def _set_y_limits(axes: Any, values: Sequence[float]) -> None:
+    """Start the axis at 0 if that does not flatten the curve; keep a change of a few percent small."""
     if not values or min(values) < 0:
         return
     low, high = min(values), max(values)
@@ -149,11 +152,11 @@ def _room(axes: Any, values: Sequence[float]) -> None:
         axes.set_ylim(0.9 * middle, 1.1 * middle)
 
 
-def _for_page(svg: str, chart: Chart) -> str:
-    """matplotlib's SVG inside a page: no prologue or addresses, the page's colours and fonts, ids of its own."""
+def _inline_svg(svg: str, chart: Chart) -> str:
+    """matplotlib's SVG for inlining: no prolog or URLs, the page's colours and fonts, unique ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(chart), svg, count=1)
+    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _svg_tag(chart), svg, count=1)
     for name, value in PALETTE.items():
         svg = svg.replace(value, f"var(--{name})")
     svg = re.sub(r"font: (?:\w+ )?([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
@@ -161,6 +164,6 @@ def _for_page(svg: str, chart: Chart) -> str:
     return re.sub(r"\bxlink:href", "href", svg)
 
 
-def _opening(chart: Chart) -> str:
+def _svg_tag(chart: Chart) -> str:
     title = re.sub(r"[^\w ,.()-]", "", chart.title)
     return rf'<svg viewBox="\1" role="img" aria-label="{title}">'

@@ -1,6 +1,4 @@
-"""Two runs side by side: what differs between them, as a table (`just diff`) and as a page with both curves
-(`just compare`).
-"""
+"""Compares two runs: their differences as a table (`just diff`), and as a page with both curves (`just compare`)."""
 
 import re
 from pathlib import Path
@@ -10,29 +8,28 @@ from recipe.core import overrides
 from recipe.core.files import write_text
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
-from recipe.reporting import charts as curves
-from recipe.reporting import format, pages, sections, verdict
-from recipe.reporting.collect import Seen
+from recipe.reporting import charts, format, pages, sections, verdict
+from recipe.reporting.run_view import RunView
 from recipe.training import log
 from recipe.weights import adapter
 
 ORDER = ("result", "recipe", "data", "model", "versions", "machine")
-NOT = "—"
+MISSING = "—"
 
 
 class Difference(NamedTuple):
     group: str
-    what: str
+    item: str
     first: str
     second: str
 
 
-def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
-    """(group, what) → value: all of a run that two runs may differ in."""
-    run = seen.run
+def compared_values(view: RunView) -> Dict[Tuple[str, str], str]:
+    """(group, item) → value, for everything in which two runs may differ."""
+    run = view.run
     entries, machine = run.manifest["stages"], run.manifest.get("host", {})
     data, model, trained, merged = (run.figures(name) for name in ("data", "model", "train", "merge"))
-    found: Dict[Tuple[str, str], Any] = {("result", "verdict"): verdict.verdict(seen).says}
+    found: Dict[Tuple[str, str], Any] = {("result", "verdict"): verdict.judge_run(view).headline}
     if trained:
         found["result", "iterations"] = f"{trained['iterations']:,}"
         found["result", "updates"] = f"{trained['updates']:,}"
@@ -41,13 +38,13 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
             found["result", f"training loss, {which}"] = format.number(trained[f"loss_{which}"], ".4f")
         last = " (its last start)" if trained.get("resumed_from") else ""
         found["result", "training took"] = f"{format.seconds(entries['train']['seconds'])}{last}"
-        found["result", "seconds of iterations"] = format.seconds(sections.iterating(seen))
-        found["result", "GPU memory, MiB"] = format.number(seen.log["memory_mib"], ",.0f")
+        found["result", "seconds of iterations"] = format.seconds(sections.iteration_seconds(view))
+        found["result", "GPU memory, MiB"] = format.number(view.log["memory_mib"], ",.0f")
     if merged:
         found["result", "weights changed"] = f"{merged['weights_changed']:,} of {merged['weights']:,}"
-    if seen.evaluation:
-        for what, _, tuned in sections.measured(seen.evaluation):
-            found["result", f"held out: {what}"] = tuned
+    if view.evaluation:
+        for item, _, tuned in sections.evaluation_rows(view.evaluation):
+            found["result", f"held out: {item}"] = tuned
     for name in adapter.LLAVA_PARTS:
         if name in run.figures("adapter"):
             found["result", f"{name.replace('_', ' ')}, parameters"] = f"{run.figures('adapter')[name]:,}"
@@ -55,10 +52,10 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
     for name, made in entries.get(last, {}).get("outputs", {}).items():
         found["result", f"{name}, sha256"] = made["sha256"]
     for key, value in overrides.flatten(run.settings.model_dump()).items():
-        found["recipe", key] = "the preset's" if value is None else NOT if value in ("", []) else _text(value)
+        found["recipe", key] = "the preset's" if value is None else MISSING if value in ("", []) else _join(value)
     for key in ("tokens", "tokens_kept", "packs", "image_tokens", "seed"):
-        if key in seen.plan:
-            found["data" if key != "seed" else "recipe", {"seed": "seed of the run"}.get(key, key)] = seen.plan[key]
+        if key in view.plan:
+            found["data" if key != "seed" else "recipe", {"seed": "seed of the run"}.get(key, key)] = view.plan[key]
     for key in ("rows", "conversations", "duplicates", "images"):
         if key in data:
             found["data", key] = f"{data[key]:,}"
@@ -66,41 +63,45 @@ def sides(seen: Seen) -> Dict[Tuple[str, str], str]:
         found["data", f"{name}, sha256"] = made["sha256"]
     if model:
         found["model", "bytes"] = f"{model['bytes']:,}"
-        found["model", "commit"] = model.get("commit") or NOT
-    found["model", "weights, sha256 of sizes and samples"] = run.figures("adapter").get("base_sha256", NOT)
+        found["model", "commit"] = model.get("commit") or MISSING
+    found["model", "weights, sha256 of sizes and samples"] = run.figures("adapter").get("base_sha256", MISSING)
     if model.get("visual_encoder"):
         found["model", "visual encoder, sha256 of its files' sums"] = key_of(model["visual_encoder"])
     if "pretrained_pth" in trained:
         found["model", "first stage's checkpoint, sha256"] = trained["pretrained_pth"]
     for name, version in run.manifest.get("versions", {}).items():
-        found["versions", name] = version or NOT
+        found["versions", name] = version or MISSING
     found["machine", "GPU"] = "; ".join(f"{g['name']}, driver {g['driver']}" for g in machine.get("gpus", [])) or "none"
-    found["machine", "CPU cores"] = machine.get("cpus", NOT)
-    found["machine", "system"] = machine.get("system", NOT)
+    found["machine", "CPU cores"] = machine.get("cpus", MISSING)
+    found["machine", "system"] = machine.get("system", MISSING)
     found["machine", "image"] = machine.get("image") or "none"
     return {key: str(value) for key, value in found.items()}
 
 
-def _text(value: Any) -> str:
+def _join(value: Any) -> str:
     return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def differences(first: Seen, second: Seen) -> Tuple[List[Difference], int]:
-    """(what differs, in the order of `ORDER`; how many things are the same)."""
-    a, b = sides(first), sides(second)
+def differences(first: RunView, second: RunView) -> Tuple[List[Difference], int]:
+    """(the differences, in the order of `ORDER`; the number of equal items)."""
+    a, b = compared_values(first), compared_values(second)
     keys = sorted({**a, **b}, key=lambda key: ORDER.index(key[0]))
-    found = [Difference(*key, a.get(key, NOT), b.get(key, NOT)) for key in keys if a.get(key, NOT) != b.get(key, NOT)]
+    found = [
+        Difference(*key, a.get(key, MISSING), b.get(key, MISSING))
+        for key in keys
+        if a.get(key, MISSING) != b.get(key, MISSING)
+    ]
     return found, len(keys) - len(found)
 
 
-def names(first: Run, second: Run) -> Tuple[str, str]:
-    """What the two runs are called: their folders' names, with A and B where these are the same."""
+def run_labels(first: Run, second: Run) -> Tuple[str, str]:
+    """Labels of the two runs: their folders' names, with A and B if these are equal."""
     if first.name == second.name:
         return f"{first.name} (A)", f"{second.name} (B)"
     return first.name, second.name
 
 
-def show(first: Seen, second: Seen, console: Any) -> None:
+def show(first: RunView, second: RunView, console: Any) -> None:
     """Print the table."""
     from rich.markup import escape
     from rich.table import Table
@@ -108,70 +109,70 @@ def show(first: Seen, second: Seen, console: Any) -> None:
 
     found, same = differences(first, second)
     if not found:
-        console.print(f"The two runs do not differ: all {same} things that were compared are the same.")
+        console.print(f"The two runs do not differ: all {same} compared items are equal.")
         return
     table = Table()
-    for heading in ("", "", *map(escape, names(first.run, second.run))):
+    for heading in ("", "", *map(escape, run_labels(first.run, second.run))):
         table.add_column(heading, overflow="fold")
     group = ""
     for one in found:
         if one.group != group and group:
             table.add_section()
-        cells = (pages.short(pages.clean(value), 100) for value in (one.what, one.first, one.second))
+        cells = (pages.shorten(pages.clean(value), 100) for value in (one.item, one.first, one.second))
         table.add_row(one.group if one.group != group else "", *map(Text, cells))
         group = one.group
     console.print(table)
-    console.print(f"{len(found)} things differ, {same} are the same.", highlight=False)
+    console.print(f"{len(found)} items differ, {same} are equal.", highlight=False)
 
 
-def write(first: Seen, second: Seen, folder: Path) -> Path:
-    """Write the page and its curves (PNG) into `folder`; returns the page's path."""
-    called = names(first.run, second.run)
+def write(first: RunView, second: RunView, folder: Path) -> Path:
+    """Write the page and its curves (PNG) into `folder`; return the page's path."""
+    labels = run_labels(first.run, second.run)
     found, same = differences(first, second)
-    pictures = curves.draw(charts(first, second))
+    pictures = charts.draw(paired_charts(first, second))
     stem = "-against-".join(re.sub(r"[^\w.-]+", "-", run.name) for run in (first.run, second.run))
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         (folder / f"{stem}-{picture.name}.png").write_bytes(picture.png)
     page = pages.render(
         "compare.html",
-        names=called,
-        folders=[seen.run.relative(seen.run.folder) for seen in (first, second)],
-        verdicts=[verdict.verdict(seen) for seen in (first, second)],
+        names=labels,
+        folders=[view.run.relative(view.run.folder) for view in (first, second)],
+        verdicts=[verdict.judge_run(view) for view in (first, second)],
         pictures=pictures,
         differences=found,
         same=same,
         groups=[group for group in ORDER if any(one.group == group for one in found)],
-        samples=_samples(first, second),
+        samples=_common_samples(first, second),
     )
     write_text(folder / f"{stem}.html", page)
     return folder / f"{stem}.html"
 
 
-def charts(first: Seen, second: Seen) -> List[curves.Chart]:
-    """Both runs' curves in one chart each."""
+def paired_charts(first: RunView, second: RunView) -> List[charts.Chart]:
+    """Charts that show both runs."""
     found = []
     for key, name, title in (
         ("loss", "loss", f"Training loss, mean over {log.WINDOW}"),
         ("lr", "learning-rate", "Learning rate"),
     ):
         lines = []
-        for seen, called, colour in zip((first, second), names(first.run, second.run), ("first", "second")):
-            values = {n: step[key] for n, step in seen.steps.items() if key in step}
+        for view, label, colour in zip((first, second), run_labels(first.run, second.run), ("first", "second")):
+            values = {n: step[key] for n, step in view.steps.items() if key in step}
             if values:
-                lines.append(curves.Line(called, values, "", colour))
+                lines.append(charts.Line(label, values, "", colour))
         peaks = [max(line.values.values()) for line in lines]
         if lines:
-            far = key == "lr" and max(peaks) > 100 * min(peaks)
-            found.append(curves.Chart(name, title, lines, log=far))
+            is_log = key == "lr" and max(peaks) > 100 * min(peaks)
+            found.append(charts.Chart(name, title, lines, log_scale=is_log))
     return found
 
 
-def _samples(first: Seen, second: Seen) -> List[Dict[str, Any]]:
-    """Questions that both merged models were asked, with both answers."""
-    there = {one["question"]: one for one in second.samples}
+def _common_samples(first: RunView, second: RunView) -> List[Dict[str, Any]]:
+    """Questions that both merged models answered, with both answers."""
+    others = {sample["question"]: sample for sample in second.samples}
     return [
-        {"question": one["question"], "first": one, "second": there[one["question"]]}
+        {"question": one["question"], "first": one, "second": others[one["question"]]}
         for one in first.samples
-        if one["question"] in there
+        if one["question"] in others
     ]

@@ -1,4 +1,4 @@
-"""What is shown at the end: the plan as a page and its curve as a PNG, a run's figures, samples of its answers."""
+"""Prints results in the terminal: the plan, a run's figures, the evaluation, sample answers. Also the plan's PNG."""
 
 import json
 import unicodedata
@@ -12,28 +12,28 @@ from rich.table import Table
 from recipe.core.run import Run
 
 BARS = "▁▂▃▄▅▆▇█"
-SHOWN = 120  # characters of an answer in the closing samples
+MAX_ANSWER = 120  # characters of an answer in the closing samples
 
 
-def curve(values: Sequence[float], full: float = 0.0, width: int = 48) -> str:
-    """`values` as a line of `width` bars at most, `full` (default: the highest) a full bar; empty for no values."""
+def sparkline(values: Sequence[float], top_value: float = 0.0, width: int = 48) -> str:
+    """`values` as at most `width` bars; `top_value` (default: the maximum) is a full bar."""
     if not values:
         return ""
     step = max(1, len(values) / width)
     picked = [
         max(values[int(i * step) : max(int(i * step) + 1, int((i + 1) * step))]) for i in range(int(len(values) / step))
     ]
-    top = full or max(picked) or 1.0
+    top = top_value or max(picked) or 1.0
     return "".join(BARS[round(value / top * (len(BARS) - 1))] for value in picked)
 
 
-def listed(numbers: Sequence[int], most: int = 8) -> str:
-    shown = ", ".join(map(str, numbers[:most]))
-    return f"{shown}, … ({len(numbers)} in all)" if len(numbers) > most else shown
+def join_numbers(numbers: Sequence[int], limit: int = 8) -> str:
+    shown = ", ".join(map(str, numbers[:limit]))
+    return f"{shown}, … ({len(numbers)} in total)" if len(numbers) > limit else shown
 
 
-def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
-    """The page's lines: (what, figure)."""
+def plan_rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
+    """The plan as (label, figure) rows."""
     p, cost = plan, plan.get("cost")
     here = str(p["ranks"])
     others = [(f"{n} GPU{'s' * (n != '1')}", v) for n, v in p["by_gpus"].items() if n != here]
@@ -45,7 +45,7 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
         packs = [("pairs", f"{p['packs']}, each of an image of {p['image_tokens']} tokens; seed {p['seed']}")]
     else:
         alone = not p.get("packed", True)
-        how, where = ("", "a conversation each") if alone else ("by packing ", f"by {p['map_num_proc']} process(es)")
+        how, where = ("", "one conversation each") if alone else ("by packing ", f"by {p['map_num_proc']} process(es)")
         packs = [("packs", f"{p['packs']} of {'up to ' * alone}{p['max_length']} tokens, {where}; seed {p['seed']}")]
     lines: List[Sequence[str]] = [
         ("[bold]data[/]", ""),
@@ -53,32 +53,32 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
             "conversations",
             f"{p['rows']}, longest {p['longest_row']} tokens of {p['max_length']}, {p['duplicates']} duplicates",
         ),
-        ("held out for evaluation", f"{p['held_out']} conversations beside these"),
+        ("held out for evaluation", f"{p['held_out']} more conversations"),
         ("tokens", f"{p['tokens']:,}; kept {how}{p['tokens_kept']:,} ({p['tokens_kept'] / p['tokens']:.1%})"),
         ("answer tokens (with loss)", f"{answers} ({p['answer_tokens_kept'] / p['answer_tokens']:.1%})"),
-        ("cut at max_length, all masked", f"{len(p['rows_cut'])}, {len(p['rows_masked'])}"),
+        ("truncated, fully masked", f"{len(p['rows_cut'])}, {len(p['rows_masked'])}"),
         ("[bold]schedule[/]", ""),
         *packs,
-        ("iterations", f"{p['iterations_per_epoch']} an epoch, {p['iterations']} in all{gpus}"),
+        ("iterations", f"{p['iterations_per_epoch']} per epoch, {p['iterations']} in total{gpus}"),
         (
             "optimizer updates",
             f"{p['updates']} ({p['updates_with_deepspeed']} with DeepSpeed, {p['updates_without_deepspeed']} without)",
         ),
         ("learning rate", f"{rate}, warm-up {p['warmup_iterations']} iterations"),
-        ("", curve(p["lr_trace"], p["lr_configured"])),
+        ("", sparkline(p["lr_trace"], p["lr_configured"])),
         *([("computed in", p["dtype"])] if "dtype" in p else []),
-        ("evaluation at", listed(p["evaluations"])),
-        ("checkpoints at", f"{listed(p['checkpoints'])}; the last {p['checkpoints_kept']} are kept"),
+        ("evaluation at", join_numbers(p["evaluations"])),
+        ("checkpoints at", f"{join_numbers(p['checkpoints'])}; keeps the last {p['checkpoints_kept']}"),
     ]
-    held = p.get("memory")
-    if held and not cost:
-        lines += [("[bold]GPU memory and disk, computed[/]", ""), *_memory(held)]
+    memory = p.get("memory")
+    if memory and not cost:
+        lines += [("[bold]GPU memory and disk, computed[/]", ""), *_memory_rows(memory)]
     if cost is None:
         return lines
     lines += [("[bold]cost of the 7B model[/]", ""), ("card", cost["card"])]
-    several = f" on each of {here}, where they share at best" if here != "1" else ""
+    several = f" on each of {here} GPUs, if they scale perfectly" if here != "1" else ""
     if cost["seconds"] is None:
-        lines.append(("time", "this card was never measured; plan.card='RTX 3090' estimates for a measured one"))
+        lines.append(("time", "no measurement for this card; plan.card='RTX 3090' estimates for a measured one"))
     else:
         lines.append(
             (
@@ -93,45 +93,46 @@ def rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
         lines.append(
             ("questions", f"up to {cost['answers_seconds']} s beside them ({cost['answers']:,} tokens, on an H100)")
         )
-    lines.append(("disk", f"{cost['disk_gb']} GB with environment, model, checkpoints, adapter and merged model"))
+    lines.append(("disk", f"{cost['disk_gb']} GB for environment, model, checkpoints, adapter and merged model"))
     return lines
 
 
-def _memory(held: Dict[str, Any]) -> List[Sequence[str]]:
-    """What training takes by the model's shape, and what DeepSpeed's stages make of it."""
+def _memory_rows(memory: Dict[str, Any]) -> List[Sequence[str]]:
+    """Memory computed from the model's shape, alone and with each DeepSpeed stage."""
 
     def gib(mib: float) -> str:
         return f"{mib / 1024:.1f}"
 
     lines: List[Sequence[str]] = [
         (
-            f"{held['method']}, one GPU",
-            f"{gib(held['mib'])} GiB: weights {gib(held['weights'])}, gradients and moments {gib(held['trained'])}, "
-            f"layers and logits {gib(held['work'])}; {held['parameters'] / 1e9:.2f} billion parameters",
+            f"{memory['method']}, one GPU",
+            f"{gib(memory['mib'])} GiB: weights {gib(memory['weights'])}, "
+            f"gradients and moments {gib(memory['trained'])}, layers and logits {gib(memory['work'])}; "
+            f"{memory['parameters'] / 1e9:.2f} billion parameters",
         )
     ]
-    for row in held["zero"]:
+    for row in memory["zero"]:
         ram = f", and {gib(max(row['host'].values()))} GiB of RAM" if any(row["host"].values()) else ""
         each = ", ".join(f"{gpus}: {gib(mib)}" for gpus, mib in row["gpu"].items())
-        lines.append((f"  deepspeed_{row['stage']}", f"GiB on each of so many GPUs: {each}{ram}"))
-    gb = {name: f"{size / 1e9:.1f}" for name, size in held["disk"].items()}
-    each = f"{gb['checkpoints']} at their most ({gb['checkpoint']} each)"
+        lines.append((f"  deepspeed_{row['stage']}", f"GiB per GPU, by number of GPUs: {each}{ram}"))
+    gb = {name: f"{size / 1e9:.1f}" for name, size in memory["disk"].items()}
+    each = f"{gb['checkpoints']} at most ({gb['checkpoint']} each)"
     lines.append(("disk, GB", f"model {gb['model']}, checkpoints {each}, merged model {gb['merged']}"))
     return lines
 
 
-def show(plan: Dict[str, Any], console: Console) -> None:
-    """Print the page."""
+def show_plan(plan: Dict[str, Any], console: Console) -> None:
+    """Print the plan."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    for what, figure in rows(plan):
+    for what, figure in plan_rows(plan):
         table.add_row(what, figure)
     console.print(table)
     for warning in plan["warnings"]:
         console.print(f"[yellow]note:[/] {warning}", highlight=False)
 
 
-def png(plan: Dict[str, Any], path: Path) -> None:
-    """Learning rate over iterations, with the configured peak, evaluations and checkpoints marked."""
+def save_learning_rate(plan: Dict[str, Any], path: Path) -> None:
+    """Plot the planned learning rate, the configured peak, evaluations and checkpoints."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -151,8 +152,8 @@ def png(plan: Dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def closing(run: Run) -> Table:
-    """What happened, in figures; every one comes from the manifest."""
+def summary_table(run: Run) -> Table:
+    """A finished run's figures from its manifest."""
     figures = {name: entry["figures"] for name, entry in run.manifest["stages"].items()}
     seconds = {name: entry["seconds"] for name, entry in run.manifest["stages"].items()}
     lines: List[Tuple[str, str]] = []
@@ -173,7 +174,7 @@ def closing(run: Run) -> Table:
         )
     lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
     if t.get("time_breakdown"):
-        starts = "of all its starts" if t.get("resumed_from") else "of training"
+        starts = "training, all starts" if t.get("resumed_from") else "training"
         lines.append((starts, ", ".join(f"{what} {value:.0f}" for what, value in t["time_breakdown"].items())))
     lines.append(("peak memory (RAM)", f"{max(e['peak_memory_mb'] for e in run.manifest['stages'].values()):,} MB"))
     table = Table(title=f"Recipe {run.name}", show_header=False, title_justify="left")
@@ -182,62 +183,62 @@ def closing(run: Run) -> Table:
     return table
 
 
-def verdict(run: Run, console: Console) -> None:
-    """Print eval.json: base and tuned side by side, and some of their answers."""
+def show_evaluation(run: Run, console: Console) -> None:
+    """Print eval.json: metrics of base and tuned side by side, and some answers."""
     found = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
     table = Table(
         title=f"Held out: {found['conversations']} conversations, {found['tokens']:,} tokens", title_justify="left"
     )
     for heading in ("", "base", "tuned", "data"):
         table.add_column(heading, justify="right" if heading else "left")
-    for what, form, key in MEASURED:
-        row = [form.format(*_listed(found["models"][name], key)) for name in ("base", "tuned")]
+    for what, form, key in METRICS:
+        row = [form.format(*_values(found["models"][name], key)) for name in ("base", "tuned")]
         table.add_row(what, *row, f"{found['reference_length']:.0f}" if key == "answer_length" else "")
     console.print(table)
-    for sample in found["samples"][:SAMPLES]:
-        _sample(sample["question"], sample, ("base", "tuned"), sample["reference"])
-    click.echo(f"\n{judged(run)}")
+    for sample in found["samples"][:MAX_SAMPLES]:
+        _show_sample(sample["question"], sample, ("base", "tuned"), sample["reference"])
+    click.echo(f"\n{evaluation_verdict(run)}")
 
 
-def judged(run: Run) -> str:
-    """The verdict in a line; and why it is no surprise where the base has nothing to generalize from."""
+def evaluation_verdict(run: Run) -> str:
+    """The verdict in one line, with an explanation for the tiny model."""
     figures = run.figures("eval")
     tiny = run.settings.model.source == "tiny" and figures["verdict"] == "worse"
-    why = "\nThat is to be expected here: from random weights it learns its training data by heart, and nothing else."
+    why = "\nThis is expected: a tiny model with random weights only memorizes its training data."
     return click.style(figures["summary"], bold=True) + (why if tiny else "")
 
 
-MEASURED = (
-    ("loss, nats a token", "{:.3f}", "loss"), ("  its 95 % interval", "{:.3f} to {:.3f}", "loss_interval"),
+METRICS = (
+    ("loss, nats per token", "{:.3f}", "loss"), ("  its 95 % interval", "{:.3f} to {:.3f}", "loss_interval"),
     ("perplexity", "{:,.1f}", "perplexity"), ("BLEU-4", "{:.1f}", "bleu4"), ("ROUGE-L", "{:.1f}", "rouge_l"),
-    ("chrF", "{:.1f}", "chrf"), ("answers that repeat themselves", "{:.0%}", "repetition"),
-    ("answers equal to one in training", "{:.0%}", "copied"), ("answers that never stop", "{:.0%}", "never_stops"),
-    ("mean answer, characters", "{:.0f}", "answer_length"),
+    ("chrF", "{:.1f}", "chrf"), ("answers with repetition", "{:.0%}", "repetition"),
+    ("answers copied from training", "{:.0%}", "copied"), ("answers without an end", "{:.0%}", "never_stops"),
+    ("mean answer length, characters", "{:.0f}", "answer_length"),
 )  # fmt: skip
-SAMPLES = 3
+MAX_SAMPLES = 3
 
 
-def _listed(model: Dict[str, Any], key: str) -> List[float]:
+def _values(model: Dict[str, Any], key: str) -> List[float]:
     return model[key] if isinstance(model[key], list) else [model[key]]
 
 
-def samples(run: Run) -> None:
-    """Print the evaluation questions with the base's and the merged model's answers."""
+def show_samples(run: Run) -> None:
+    """Print the evaluation questions with the answers of base and merged model."""
     if run.settings.model.source == "tiny":
-        click.echo("\nThe base is a model of random weights: noise is what it has to say.")
+        click.echo("\nThe base model has random weights, so its answers are noise.")
     for sample in json.loads((run.folder / "samples.json").read_text(encoding="utf-8")):
-        _sample(sample["question"], sample, ("base", "merged"))
+        _show_sample(sample["question"], sample, ("base", "merged"))
 
 
-def _sample(question: str, sample: Dict[str, Any], names: Sequence[str], reference: str = "") -> None:
+def _show_sample(question: str, sample: Dict[str, Any], names: Sequence[str], reference: str = "") -> None:
     click.secho(f"\n{question}", bold=True)
     if reference:
-        click.echo(f"  {'data':7}{_shortened(reference)}")
+        click.echo(f"  {'data':7}{_shorten(reference)}")
     for name in names:
-        ended = "" if sample[f"{name}_ended"] else click.style(" … (did not end by itself)", dim=True)
-        click.echo(f"  {name:7}{_shortened(sample[name])}{ended}")
+        ended = "" if sample[f"{name}_ended"] else click.style(" … (hit the length limit)", dim=True)
+        click.echo(f"  {name:7}{_shorten(sample[name])}{ended}")
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     text = "".join(c if unicodedata.category(c)[0] != "C" else "�" for c in text)
-    return f"{text[:SHOWN]}{'…' if len(text) > SHOWN else ''}"
+    return f"{text[:MAX_ANSWER]}{'…' if len(text) > MAX_ANSWER else ''}"

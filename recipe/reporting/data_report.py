@@ -1,7 +1,7 @@
-"""What is in dataset.jsonl: counts, lengths, what was dropped or changed, what is likely a mistake, and conversations
-exactly as the model will see them. `just data-report` (terminal and data-report.html), `just preview`.
+"""Reports on dataset.jsonl: counts, lengths, dropped and changed rows, likely mistakes, and conversations as the model
+sees them. `just data-report` (terminal and data-report.html) and `just preview`.
 
-The rows are read as a stream; a few numbers a conversation stay in memory.
+Streams the rows; only a few numbers per conversation stay in memory.
 """
 
 import random
@@ -45,21 +45,21 @@ IDENTITY_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 1
 
 
 class Finding(NamedTuple):
-    """Something that is likely a mistake: how often, and examples as (line of dataset.jsonl, text)."""
+    """A likely mistake: how often it occurs, and examples as (line of dataset.jsonl, text)."""
 
-    what: str
-    count: int
+    issue: str
+    occurrences: int
     examples: List[Tuple[int, str]]
 
 
 def is_identity(number: str) -> bool:
-    """Whether 18 signs are a Chinese identity number: its last one is a checksum."""
+    """Whether 18 characters are a Chinese identity number; the last one is a checksum."""
     total = sum(int(digit) * weight for digit, weight in zip(number, IDENTITY_WEIGHTS))
     return "10X98765432"[total % 11] == number[17].upper()
 
 
-def personal(text: str) -> Optional[str]:
-    """The first telephone number, e-mail address or identity number of a text, if there is one."""
+def find_personal_data(text: str) -> Optional[str]:
+    """The first telephone number, e-mail address or identity number in a text, if any."""
     for pattern in (MAIL, IDENTITY, PHONE):
         for found in pattern.finditer(text):
             if pattern is not IDENTITY or is_identity(found.group()):
@@ -67,20 +67,20 @@ def personal(text: str) -> Optional[str]:
     return None
 
 
-def language(text: str) -> str:
-    """Chinese, Latin or "" for what has neither letters enough: by the share of signs, a word counting as one."""
+def detect_language(text: str) -> str:
+    """ "Chinese", "Latin letters", or "" for too short a text. Compares Chinese characters with Latin words."""
     han, latin = len(pages.HAN.findall(text)), len(re.findall(f"{LATIN.pattern}+", text))
     if han + latin < 2:
         return ""
     return "Chinese" if han >= latin else "Latin letters"
 
 
-def _note(noted: Dict[str, Finding], what: str, number: int, text: str) -> None:
-    """Count `what` once more, with an example while there are few."""
-    finding = noted.get(what) or Finding(what, 0, [])
+def _count(findings: Dict[str, Finding], issue: str, number: int, text: str) -> None:
+    """Count `issue` and keep the first few examples."""
+    finding = findings.get(issue) or Finding(issue, 0, [])
     if len(finding.examples) < EXAMPLES:
         finding.examples.append((number, text))
-    noted[what] = finding._replace(count=finding.count + 1)
+    findings[issue] = finding._replace(occurrences=finding.occurrences + 1)
 
 
 class Survey:
@@ -96,62 +96,63 @@ class Survey:
         self.mistakes: Dict[str, Finding] = {}
         self.languages: Dict[str, Finding] = {}
 
-    def note(self, what: str, number: int, text: str) -> None:
-        _note(self.mistakes, what, number, text)
+    def count(self, issue: str, number: int, text: str) -> None:
+        _count(self.mistakes, issue, number, text)
 
     def add(self, number: int, conversation: Conversation, image: str = "") -> None:
-        """The conversation on line `number` (from 1), and the sum of what it is about: of two images one question may
-        have two answers.
+        """Add the conversation on line `number` (from 1). `image`: its sha256, because the same question about
+        another image may have another answer.
         """
         self.lines.append(hash((image, str(conversation))))
         first, one = conversation[0], len(conversation) == 1
         self.questions.append(hash((image, first.get("system"), first["input"].strip())) if one else 0)
         self.answers.append(hash(conversation[0]["output"].strip()) if one else 0)
-        spoken = language(" ".join(turn["output"] for turn in conversation))
-        if spoken:
-            _note(self.languages, spoken, number, conversation[0]["output"])
+        answer_language = detect_language(" ".join(turn["output"] for turn in conversation))
+        if answer_language:
+            _count(self.languages, answer_language, number, conversation[0]["output"])
         for turn in conversation:
             question, answer = turn["input"], turn["output"]
             self.question_lengths.append(len(question))
             self.answer_lengths.append(len(answer))
             if len(answer.strip()) < SHORT:
-                self.note(f"answers of fewer than {SHORT} characters", number, answer)
+                self.count(f"answers of fewer than {SHORT} characters", number, answer)
             elif len(answer) > LONG:
-                self.note(f"answers of more than {LONG:,} characters", number, answer)
-            asked, answered = language(question), language(answer)
-            if asked and answered and asked != answered:
-                self.note("questions and answers in different languages", number, f"{question} → {answer}")
+                self.count(f"answers of more than {LONG:,} characters", number, answer)
+            question_language, answer_language = detect_language(question), detect_language(answer)
+            if question_language and answer_language and question_language != answer_language:
+                self.count("questions and answers in different languages", number, f"{question} → {answer}")
             for text in (question, answer):
-                private = personal(text)
+                private = find_personal_data(text)
                 if private:
-                    self.note("likely personal data (telephone, e-mail, identity number)", number, private)
+                    self.count("likely personal data (telephone, e-mail, identity number)", number, private)
                     break
 
     def findings(self, texts: Callable[[Sequence[int]], Dict[int, str]]) -> List[Finding]:
-        """All that is likely a mistake; `texts` gives the questions of some lines."""
+        """All likely mistakes; `texts` returns the questions on the given lines."""
         found = []
-        copies = _equal(self.lines)
+        copies = _group_equal(self.lines)
         if copies:
-            found.append(Finding("equal conversations (they weigh double)", sum(len(g) - 1 for g in copies),
-                                 [(g[1], f"as line {g[0]}") for g in copies[:EXAMPLES]]))  # fmt: skip
+            examples = [(group[1], f"same as line {group[0]}") for group in copies[:EXAMPLES]]
+            extra = sum(len(group) - 1 for group in copies)
+            found.append(Finding("duplicate conversations (they count twice in training)", extra, examples))
         conflicts = []
-        for group in _equal(self.questions):
+        for group in _group_equal(self.questions):
             if self.questions[group[0] - 1] and len({self.answers[number - 1] for number in group}) > 1:
                 conflicts.append(group)
         if conflicts:
-            shown = texts([group[0] for group in conflicts[:EXAMPLES]])
+            questions = texts([group[0] for group in conflicts[:EXAMPLES]])
             examples = [
-                (g[0], f"{shown[g[0]]} (also line {', '.join(map(str, g[1:4]))})") for g in conflicts[:EXAMPLES]
+                (g[0], f"{questions[g[0]]} (also line {', '.join(map(str, g[1:4]))})") for g in conflicts[:EXAMPLES]
             ]
             found.append(Finding("questions with different answers", len(conflicts), examples))
         found += self.mistakes.values()
         if len(self.languages) > 1:
-            fewer = min(self.languages.values(), key=lambda finding: finding.count)
-            found.append(fewer._replace(what=f"answers in {fewer.what} among others"))
+            fewer = min(self.languages.values(), key=lambda finding: finding.occurrences)
+            found.append(fewer._replace(issue=f"answers in {fewer.issue}, unlike the others"))
         return found
 
 
-def _equal(hashes: Any) -> List[List[int]]:
+def _group_equal(hashes: Any) -> List[List[int]]:
     """Groups of line numbers (from 1) with equal hashes, in the order of their first lines."""
     values = numpy.frombuffer(hashes, dtype="int64")
     order = numpy.argsort(values, kind="stable")
@@ -166,11 +167,11 @@ def _equal(hashes: Any) -> List[List[int]]:
     return sorted(groups)
 
 
-def histogram(values: Any, most: int = 10) -> List[Tuple[str, int]]:
-    """(range, count) of round ranges of equal width from the first that holds any; beyond 99 % the rest in one."""
+def histogram(values: Any, max_bars: int = 10) -> List[Tuple[str, int]]:
+    """(range, count) rows with ranges of equal, round width; the top 1 % of values share the last row."""
     numbers = numpy.frombuffer(values, dtype=f"uint{8 * values.itemsize}")
     top = float(numpy.percentile(numbers, 99)) or 1.0
-    width = next(w * 10**e for e in range(9) for w in (1, 2, 5) if w * 10**e * most > top)
+    width = next(w * 10**e for e in range(9) for w in (1, 2, 5) if w * 10**e * max_bars > top)
     edges = [width * step for step in range(int(top // width) + 2)]
     counts = [int(((numbers >= low) & (numbers < high)).sum()) for low, high in zip(edges, edges[1:])]
     rows = [(f"{low}–{high - 1}", count) for low, high, count in zip(edges, edges[1:], counts)]
@@ -180,14 +181,14 @@ def histogram(values: Any, most: int = 10) -> List[Tuple[str, int]]:
     return [*rows, (f"{edges[-1]}–{int(numbers.max())}", beyond)] if beyond else rows
 
 
-def rendered(
-    conversation: Conversation, template: Any, tokenizer: Any, max_length: int, pictures: bool = False
+def render_pieces(
+    conversation: Conversation, template: Any, tokenizer: Any, max_length: int, has_images: bool = False
 ) -> List[Piece]:
-    """The conversation as XTuner hands it to the model, in pieces with and without loss.
+    """The conversation as XTuner passes it to the model, in pieces with and without loss.
 
-    What is cut at `max_length` is not there. With `pictures` the sign for an image is a piece of its own.
+    Omits everything after `max_length`. With `has_images`, an image token is its own piece.
     """
-    made = encoded(conversation, template, tokenizer, max_length, pictures)
+    made = encoded(conversation, template, tokenizer, max_length, has_images)
     pairs = zip(made["input_ids"], made["labels"])
     return [
         (IMAGE_TOKEN if image else tokenizer.decode([token for token, _ in group]), loss)
@@ -196,7 +197,7 @@ def rendered(
 
 
 class TokenView:
-    """Tokenizer and chat template of a recipe: how the model sees a conversation."""
+    """Shows conversations as the model sees them, with the recipe's tokenizer and chat template."""
 
     def __init__(self, run: Run) -> None:
         imports.load()
@@ -206,15 +207,15 @@ class TokenView:
         self.has_images = preset_facts.has_images(run.settings)
 
     def count(self, conversation: Conversation) -> Tuple[int, int]:
-        """(tokens, tokens with loss) before any cut."""
+        """(tokens, tokens with loss) before truncation."""
         counted = planning_tokens.count([conversation], self.template, self.tokenizer, 10**9, self.has_images)
         return counted["lengths"][0], counted["answers"][0]
 
     def pieces(self, conversation: Conversation) -> List[Piece]:
-        return rendered(conversation, self.template, self.tokenizer, self.max_length, self.has_images)
+        return render_pieces(conversation, self.template, self.tokenizer, self.max_length, self.has_images)
 
 
-def _picked(dataset: Path, numbers: Sequence[int]) -> Iterator[Tuple[int, Conversation]]:
+def _select_lines(dataset: Path, numbers: Sequence[int]) -> Iterator[Tuple[int, Conversation]]:
     wanted = set(numbers)
     for number, conversation in enumerate(intake_dataset.conversations(dataset), start=1):
         if number in wanted:
@@ -222,38 +223,38 @@ def _picked(dataset: Path, numbers: Sequence[int]) -> Iterator[Tuple[int, Conver
 
 
 def preview(run: Run, row: int, console: Console) -> None:
-    """Print one conversation, by its line in dataset.jsonl, as the model will see it. Raises InputWrong."""
-    found = next(_picked(run.dataset, [row]), None)
+    """Print the conversation on line `row` of dataset.jsonl as the model sees it. Raises InputWrong."""
+    found = next(_select_lines(run.dataset, [row]), None)
     if found is None:
         count = run.figures("data")["conversations"]
-        raise InputWrong(f"There is no conversation {row}: dataset.jsonl holds 1 to {count}.")
+        raise InputWrong(f"There is no conversation {row}: dataset.jsonl has 1 to {count}.")
     view = TokenView(run)
     tokens, with_loss = view.count(found[1])
-    cut = f", cut at max_length {view.max_length}" if tokens > view.max_length else ""
+    cut = f", truncated at max_length {view.max_length}" if tokens > view.max_length else ""
     console.print(
         f"conversation {row}: {tokens} tokens, {with_loss} with loss (between ⟦ and ⟧){cut}\n", highlight=False
     )
-    console.print(_text(view.pieces(found[1])))
+    console.print(_mark_loss(view.pieces(found[1])))
 
 
-def _text(pieces: Sequence[Piece]) -> Text:
+def _mark_loss(pieces: Sequence[Piece]) -> Text:
     text = Text()
     for part, loss in pieces:
         text.append(f"⟦{part}⟧" if loss else part, style="bold green" if loss else "")
     return text
 
 
-def report(run: Run, console: Console) -> Path:
-    """Print the report and write data-report.html into the run's folder; returns its path."""
+def write(run: Run, console: Console) -> Path:
+    """Print the report and write data-report.html into the run's folder; return its path."""
     figures = run.figures("data")
-    view, why_not = None, ""
+    view, reason = None, ""
     try:
         view = TokenView(run)
     except (HostLacks, InputWrong) as error:
-        why_not = str(error)
+        reason = str(error)
     survey = Survey()
     progress = Progress()
-    chance = random.Random(0)
+    rng = random.Random(0)
     count = max(1, figures["conversations"])
     try:
         for number, line in enumerate(intake_dataset.lines(run.dataset), start=1):
@@ -268,67 +269,67 @@ def report(run: Run, console: Console) -> Path:
     finally:
         progress.stop()
     findings = survey.findings(lambda lines: _questions(run, lines))
-    shown = []
+    examples = []
     if view:
-        numbers = sorted(chance.sample(range(1, count + 1), min(RENDERED, count)))
-        shown = [(number, view.pieces(conversation)) for number, conversation in _picked(run.dataset, numbers)]
-    histograms = _lengths(survey)
+        numbers = sorted(rng.sample(range(1, count + 1), min(RENDERED, count)))
+        examples = [(number, view.pieces(conversation)) for number, conversation in _select_lines(run.dataset, numbers)]
+    histograms = _length_histograms(survey)
     if view:
         histograms.append(("conversations, tokens", histogram(survey.tokens)))
-    rows = _counts(figures, survey, view.max_length if view else 0)
-    if why_not:
-        rows.append(("tokens", f"not counted: {why_not}"))
-    _print(rows, histograms, findings, shown, console)
+    rows = _count_rows(figures, survey, view.max_length if view else 0)
+    if reason:
+        rows.append(("tokens", f"not counted: {reason}"))
+    _print_report(rows, histograms, findings, examples, console)
     path = run.folder / "data-report.html"
     write_text(
         path,
         pages.render(
-            "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, shown=shown
+            "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, examples=examples
         ),
     )
     return path
 
 
-def brief(run: Run) -> Tuple[List[Tuple[str, str]], List[Tuple[str, Any]], List[Finding]]:
-    """(counts, histograms, likely mistakes) of the data, without what needs the tokenizer: for the run's report."""
+def summarize(run: Run) -> Tuple[List[Tuple[str, str]], List[Tuple[str, Any]], List[Finding]]:
+    """(counts, histograms, likely mistakes) without token counts, for the run's report."""
     survey = Survey()
     for number, line in enumerate(intake_dataset.lines(run.dataset), start=1):
         survey.add(number, line["conversation"], line.get("sha256", ""))
     findings = survey.findings(lambda lines: _questions(run, lines))
-    return _counts(run.figures("data"), survey, 0), _lengths(survey), findings
+    return _count_rows(run.figures("data"), survey, 0), _length_histograms(survey), findings
 
 
 def _questions(run: Run, lines: Sequence[int]) -> Dict[int, str]:
-    return {number: conversation[0]["input"] for number, conversation in _picked(run.dataset, lines)}
+    return {number: conversation[0]["input"] for number, conversation in _select_lines(run.dataset, lines)}
 
 
-def _lengths(survey: Survey) -> List[Tuple[str, Any]]:
+def _length_histograms(survey: Survey) -> List[Tuple[str, Any]]:
     return [("answers, characters", histogram(survey.answer_lengths)),
             ("questions, characters", histogram(survey.question_lengths))]  # fmt: skip
 
 
-def _counts(figures: Dict[str, Any], survey: Survey, max_length: int) -> List[Tuple[str, str]]:
+def _count_rows(figures: Dict[str, Any], survey: Survey, max_length: int) -> List[Tuple[str, str]]:
     f = figures
     rows = [("rows", f"{f['rows']:,}"), ("conversations", f"{f['conversations']:,}, the longest {f['longest']} turns")]
     for one in f["read"]:
         sheet = f", sheet {one['sheet']}" if one.get("sheet") else ""
         unused = f"; columns not used: {', '.join(one['unused'])}" if one.get("unused") else ""
-        coded = f", {one['encoding']}" if one["encoding"] else ""
+        encoding = f", {one['encoding']}" if one["encoding"] else ""
         roles = "; ".join(f"{role}: {column}" for role, column in one.get("columns", {}).items())
-        rows.append(("read", f"{one['file']}{sheet}{coded}: {one['rows']:,} rows; {roles}{unused}"))
-    rows.append(("held out", f"{f['held_out']} conversations more (eval.jsonl), of which nothing below counts"))
+        rows.append(("read", f"{one['file']}{sheet}{encoding}: {one['rows']:,} rows; {roles}{unused}"))
+    rows.append(("held out", f"{f['held_out']} more conversations (eval.jsonl), not counted below"))
     rows += [("not read", what) for what in f["skipped"]]
-    rows.append(("dropped", f"{f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates"))
-    changed = f"{f['numbers_as_text']} numbers and dates taken as the text that Excel shows"
-    rows.append(("changed", f"{changed}, {f['line_breaks_changed']} cells' line breaks made \\n"))
+    rows.append(("dropped", f"{f['blank_dropped']} rows with empty cells, {f['duplicates_dropped']} duplicates"))
+    changed = f"{f['numbers_as_text']} numbers and dates read as Excel shows them"
+    rows.append(("changed", f"{changed}, {f['line_breaks_changed']} cells' line breaks changed to \\n"))
     if survey.tokens:
         over = sum(1 for tokens in survey.tokens if tokens > max_length)
         total, with_loss = sum(survey.tokens), sum(survey.answer_tokens)
-        rows.append(("tokens", f"{total:,}, of which {with_loss:,} with loss; {over} conversations over {max_length}"))
+        rows.append(("tokens", f"{total:,}, {with_loss:,} of them with loss; {over} conversations over {max_length}"))
     return rows
 
 
-def _print(rows: Any, histograms: Any, findings: Sequence[Finding], shown: Any, console: Console) -> None:
+def _print_report(rows: Any, histograms: Any, findings: Sequence[Finding], examples: Any, console: Console) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for what, figure in rows:
         table.add_row(what, Text(figure))
@@ -341,11 +342,11 @@ def _print(rows: Any, histograms: Any, findings: Sequence[Finding], shown: Any, 
     where = " (lines of dataset.jsonl)" if findings else ""
     console.print(f"\n[bold]likely mistakes: {len(findings) or 'none found'}[/]{where}", highlight=False)
     for finding in findings:
-        console.print(f"  [yellow]{finding.count:,}[/] {finding.what}", highlight=False)
+        console.print(f"  [yellow]{finding.occurrences:,}[/] {finding.issue}", highlight=False)
         for number, text in finding.examples:
-            console.print(Text(f"     line {number}: {pages.short(text, 60)}"))
-    if shown:
-        console.print("\n[bold]as the model will see them[/] (loss between ⟦ and ⟧)")
-    for number, pieces in shown:
+            console.print(Text(f"     line {number}: {pages.shorten(text, 60)}"))
+    if examples:
+        console.print("\n[bold]as the model sees them[/] (loss between ⟦ and ⟧)")
+    for number, pieces in examples:
         console.print(Text(f"\n— {number}"))
-        console.print(_text(pieces))
+        console.print(_mark_loss(pieces))

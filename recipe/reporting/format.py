@@ -1,11 +1,8 @@
-"""Figures as text: learning rates, times, shares."""
+"""Formats learning rates, numbers, times and shares."""
 
 from typing import List, Optional, Tuple
 
 Rows = List[Tuple[str, str]]
-
-
-# --- figures as text ---
 
 
 def rate(value: Optional[float]) -> str:
@@ -18,7 +15,7 @@ def number(value: Optional[float], form: str = ",") -> str:
 
 
 def seconds(value: Optional[float]) -> str:
-    """A time as people say it: 0.01 s, 6.1 s, 62 s, 3 min 20 s, 2 h 5 min."""
+    """A duration: 0.01 s, 6.1 s, 62 s, 3 min 20 s, 2 h 5 min."""
     if value is None:
         return "—"
     if value < 10:
@@ -31,5 +28,5 @@ def seconds(value: Optional[float]) -> str:
 
 
 def percent(share: float) -> str:
-    """A relative change, which may be tiny or many times the whole."""
+    """A relative change, which may be tiny or far above 100 %."""
     return f"{100 * share:,.0f} %" if share >= 10 else f"{100 * share:.3g} %"

@@ -1,4 +1,4 @@
-"""Pages as HTML files that need no other: templates in pages/, filled by Jinja, which escapes every value."""
+"""Renders Jinja templates as self-contained HTML pages or Markdown."""
 
 import re
 import unicodedata
@@ -8,43 +8,44 @@ from typing import Any
 import jinja2
 
 HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
-# Signs that turn the direction of what follows them; line ends and tabs stay.
-TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def clean(text: Any) -> str:
-    """`text` with what no page can or should hold (control characters, lone surrogates, turned direction) as �."""
+    """`text` with control characters, lone surrogates and bidi controls replaced by �; keeps line ends and tabs."""
     return "".join(
-        "�" if sign in TURNS or (unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t") else sign
-        for sign in str(text)
+        "�"
+        if character in BIDI_CONTROLS or (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t")
+        else character
+        for character in str(text)
     )
 
 
-def short(text: Any, most: int = 200) -> str:
+def shorten(text: Any, limit: int = 200) -> str:
     text = " ".join(str(text).split())
-    return text[:most] + "…" if len(text) > most else text
+    return text[:limit] + "…" if len(text) > limit else text
 
 
 def _zh(text: Any) -> str:
-    """The attribute that says that a text is Chinese, if it is."""
+    """The lang attribute for a Chinese text, else ""."""
     return jinja2.utils.markupsafe.Markup(' lang="zh-CN"') if HAN.search(str(text)) else ""
 
 
 def _cell(text: Any) -> str:
-    """`text` as a cell of a Markdown table, which reads it as text alone."""
+    """`text` escaped for a cell of a Markdown table."""
     flat = " ".join(clean(text).split())
     return re.sub(r"([\\`*_{}\[\]<>#!|~$])", r"\\\1", flat.replace("&", "&amp;"))
 
 
 def _fence(text: Any) -> str:
-    """`text` as a Markdown block that nothing in it ends."""
+    """`text` as a Markdown code block with a fence longer than any in the text."""
     text = clean(text)
     marks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{marks}text\n{text}\n{marks}"
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template in pages/. Markdown templates (.md) escape by the filters `cell` and `fence`."""
+    """Render a template. HTML templates escape automatically; Markdown templates use the filters `cell` and `fence`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(str(Path(__file__).with_name("templates"))),
         autoescape=template.endswith(".html"),
@@ -52,5 +53,5 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=template.endswith(".md"),
         keep_trailing_newline=True,
     )
-    environment.filters.update(clean=clean, short=short, zh=_zh, cell=_cell, fence=_fence)
+    environment.filters.update(clean=clean, shorten=shorten, zh=_zh, cell=_cell, fence=_fence)
     return environment.get_template(template).render(**values)

@@ -1,1 +1,1 @@
-"""The web page (`just web`): serve.py starts it, app.py is what Streamlit shows, desk.py asks the models."""
+"""The web page (`just web`): serve.py starts it, app.py is the Streamlit script, inference_queue.py asks the models."""

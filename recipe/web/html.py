@@ -1,6 +1,6 @@
-"""Pieces of the page as HTML of one line: Streamlit's Markdown reads no further into a line that begins with a tag.
+"""Builds HTML for the page, each piece on one line: Streamlit does not parse Markdown in a line that starts with a tag.
 
-What users and models say is escaped here, and shown as it is: no Markdown, which could bring pictures of other hosts.
+Escapes questions and answers, so their Markdown is not rendered: it could load images from other hosts.
 """
 
 import html
@@ -8,15 +8,15 @@ import re
 from typing import Dict, Optional, Sequence
 
 from recipe.reporting.pages import HAN, clean
-from recipe.web.words import say
+from recipe.web.texts import translate
 
 
-def text(value: object) -> str:
+def escape(value: object) -> str:
     return html.escape(clean(value)).replace("\n", "&#10;")
 
 
-def label(value: str) -> str:
-    """A button's text, which Streamlit takes for Markdown."""
+def button_label(value: str) -> str:
+    """A button's text, escaped because Streamlit parses it as Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", clean(value))
 
 
@@ -24,29 +24,30 @@ def _zh(value: str) -> str:
     return ' lang="zh-CN"' if HAN.search(value) else ""
 
 
-def said(name: str, value: Optional[str], note: str = "", kind: str = "", busy: bool = False) -> str:
-    """A box with what one model said (None: nothing yet); `note` beside its name."""
-    empty = f'<span class="muted">{text(note)}</span>' if value is None else ""
-    beside = f" <small>{text(note)}</small>" if note and value is not None else ""
-    told = f'role="group" aria-label="{text(name)}" aria-busy="{str(busy).lower()}"{_zh(value or "")}'
+def answer_box(name: str, value: Optional[str], note: str = "", kind: str = "", busy: bool = False) -> str:
+    """A box with one model's answer (None: not started); `note` stands beside its name."""
+    empty = f'<span class="muted">{escape(note)}</span>' if value is None else ""
+    suffix = f" <small>{escape(note)}</small>" if note and value is not None else ""
+    attributes = f'role="group" aria-label="{escape(name)}" aria-busy="{str(busy).lower()}"{_zh(value or "")}'
     return (
-        f'<div class="pane {kind}"><div class="name">{text(name)}{beside}</div>'
-        f'<div class="said" tabindex="0" {told}>{text(value or "")}{empty}</div></div>'
+        f'<div class="pane {kind}"><div class="name">{escape(name)}{suffix}</div>'
+        f'<div class="said" tabindex="0" {attributes}>{escape(value or "")}{empty}</div></div>'
     )
 
 
 def turn(question: str, panes: Sequence[str], language: str, note: str = "") -> str:
     """A question above the boxes of both answers."""
-    more = f'<p class="muted">{text(note)}</p>' if note else ""
-    asked = f'<p class="asked"{_zh(question)}><b>{text(say("you", language))}</b><span>{text(question)}</span></p>'
-    return f'<div class="turn">{asked}<div class="panes">{"".join(panes)}</div>{more}</div>'
+    note_line = f'<p class="muted">{escape(note)}</p>' if note else ""
+    label = escape(translate("you", language))
+    asked = f'<p class="asked"{_zh(question)}><b>{label}</b><span>{escape(question)}</span></p>'
+    return f'<div class="turn">{asked}<div class="panes">{"".join(panes)}</div>{note_line}</div>'
 
 
 def heading(value: str, level: int) -> str:
-    """Not h1 or h2, into which Streamlit puts links without a name."""
-    return f'<div role="heading" aria-level="{level}" class="h{level}">{text(value)}</div>'
+    """A heading without h1 or h2, to which Streamlit adds links without a name."""
+    return f'<div role="heading" aria-level="{level}" class="h{level}">{escape(value)}</div>'
 
 
 def tiles(rows: Dict[str, str]) -> str:
-    cells = "".join(f"<div><dt>{text(what)}</dt><dd>{text(figure)}</dd></div>" for what, figure in rows.items())
+    cells = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(figure)}</dd></div>" for what, figure in rows.items())
     return f'<dl class="tiles">{cells}</dl>'

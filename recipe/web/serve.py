@@ -1,8 +1,8 @@
-"""Starts the page: Streamlit's own server behind a door that lets in who may come in.
+"""Starts the web page: Streamlit's server behind a router that controls access.
 
-Streamlit 1.24 knows no token, and its page as shipped may ask other hosts. So requests pass a router of ours first: it
-refuses foreign hosts and origins and, where there is a token, whoever does not bring it; and it hands out Streamlit's
-index.html with our style and script, under a policy by which a browser asks no other host, whatever a page holds.
+Streamlit 1.24 has no token login, and its page can load from other hosts. The router refuses foreign hosts and origins
+and requests without the token, if one is set. It serves Streamlit's index.html with our style and script, and with a
+Content-Security-Policy that forbids requests to other hosts.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 from urllib.parse import urlsplit
 
 import click
@@ -26,69 +26,74 @@ from recipe.core.run import is_locked
 HERE = Path(__file__).resolve().parent
 PORT = 8501  # Streamlit's own
 LOCAL = ("localhost", "127.0.0.1", "::1")
-LEAST = 8  # characters of a token
+MIN_TOKEN_LENGTH = 8  # characters of a token
 COOKIE = "web_token"
 
 
-class Place:
-    """Where the page is: host, port, token ("": none needed) and which model is the tuned one."""
+class ServerOptions(NamedTuple):
+    """Options of the page."""
 
-    def __init__(self, host: str, port: int, token: str, which: str) -> None:
-        self.host, self.port, self.token, self.which = host, port, token, which
+    host: str
+    port: int
+    token: str  # "": none needed
+    model: str  # the tuned one: adapter, merged, or "" for the default
 
 
-def place(words: Sequence[str], token: str = "") -> Place:
-    """From `port=`, `host=`, `token=` (default: WEB_TOKEN's) and `model=`. Raises InputWrong, also for an address that
-    others reach when there is no token.
+def parse_options(arguments: Sequence[str], token: str = "") -> ServerOptions:
+    """Parse `port=`, `host=`, `token=` (default: WEB_TOKEN) and `model=`. Raises InputWrong, also for a public address
+    without a token.
     """
-    given = dict(word.split("=", 1) for word in words)
+    given = dict(argument.split("=", 1) for argument in arguments)
     for name in given:
         if name not in ("host", "port", "token", "model"):
             raise InputWrong(
-                f"{name}=…: the run is as it was made; the page takes port=8502, host=0.0.0.0, token=… and "
+                f"{name}=… is not an option of the page. It takes port=8502, host=0.0.0.0, token=…, and "
                 f"model=adapter or model=merged."
             )
-    host, port, which = given.get("host", "127.0.0.1"), given.get("port", str(PORT)), given.get("model", "")
+    host, port, model = given.get("host", "127.0.0.1"), given.get("port", str(PORT)), given.get("model", "")
     host = "127.0.0.1" if host == "localhost" else host.strip("[]")
     token = given.get("token", token)
-    if which not in ("", "adapter", "merged"):
-        raise InputWrong(f"model={which}: beside the base stands the adapter or the merged model.")
+    if model not in ("", "adapter", "merged"):
+        raise InputWrong(f"model={model} is not a tuned model: use model=adapter or model=merged.")
     if not (port.isdigit() and 0 < int(port) < 65536):
-        raise InputWrong(f"port={port}: a port is a number from 1 to 65535, such as port=8502.")
+        raise InputWrong(f"port={port} is not a port: use a number from 1 to 65535, such as port=8502.")
     try:
         local = ipaddress.ip_address(host).is_loopback
     except ValueError:
-        raise InputWrong(f"host={host} is no address of this machine: leave it out, or host=0.0.0.0 for all of them.")
+        raise InputWrong(
+            f"host={host} is not an IP address: omit it, or use host=0.0.0.0 for all addresses of this machine."
+        )
     if not token and not local:
         raise InputWrong(
-            f"host={host} opens the page to other machines, and there is no token: name one (WEB_TOKEN=… before the "
-            f"command, or token=…), or leave host out and come through ssh."
+            f"host={host} opens the page to other machines, but there is no token. Set one (WEB_TOKEN=… before the "
+            f"command, or token=…), or omit host and connect through ssh."
         )
-    if token and len(token) < LEAST:
-        raise InputWrong(f"The token has {len(token)} characters; it needs {LEAST}, for whoever guesses.")
-    return Place(host, int(port), token, which)
+    if token and len(token) < MIN_TOKEN_LENGTH:
+        raise InputWrong(f"The token has {len(token)} characters; it needs at least {MIN_TOKEN_LENGTH}.")
+    return ServerOptions(host, int(port), token, model)
 
 
-def listening(where: Place) -> str:
-    """The address to listen at; raises HostLacks if its port cannot be had. A container's own network is its
-    namespace: there it listens at all addresses, and the engine publishes at `where.host`.
+def listen_address(options: ServerOptions) -> str:
+    """The address to listen on; raises HostLacks if the port is not available.
+
+    A container has its own network: there it listens on all addresses, and the engine publishes `options.host`.
     """
-    host = "0.0.0.0" if os.environ.get("WEB_PUBLISHED") else where.host
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    host = "0.0.0.0" if os.environ.get("WEB_PUBLISHED") else options.host
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            trial.bind((host, where.port))
+            probe.bind((host, options.port))
         except OSError as error:
             raise HostLacks(
-                f"Port {where.port} of {host} cannot be had ({error.strerror}). Take another: port=8502"
-                if where.port != 8502
-                else f"Port 8502 of {host} cannot be had ({error.strerror}). Take another: port=8503"
+                f"Port {options.port} of {host} is not available ({error.strerror}). Use another one: port=8502"
+                if options.port != 8502
+                else f"Port 8502 of {host} is not available ({error.strerror}). Use another one: port=8503"
             )
     return host
 
 
-def pass_of(token: str) -> str:
-    """What the browser keeps: shows that it once had the token, without being it."""
+def cookie_value(token: str) -> str:
+    """The cookie's value: proves that the browser sent the token, without containing it."""
     return hashlib.sha256(f"internlm2-recipe web {token}".encode()).hexdigest()
 
 
@@ -96,24 +101,24 @@ def _host(netloc: str) -> str:
     return urlsplit(f"//{netloc}").hostname or ""
 
 
-def refusal(headers: Dict[str, str], cookie: str, where: Place) -> str:
-    """Why a request is not let in: "host", "origin", "token"; "" for one that is.
+def refusal_reason(headers: Dict[str, str], cookie: str, options: ServerOptions) -> str:
+    """Why a request is refused: "host", "origin" or "token"; "" if it is allowed.
 
-    Without a token only who asks for this machine by a local name is: a foreign name that leads here is a page that
-    reaches for it through somebody's browser (DNS rebinding).
+    Without a token, only local host names are allowed: a foreign name may be an attack through the user's browser (DNS
+    rebinding).
     """
     host, origin = headers.get("Host", ""), headers.get("Origin")
-    if not where.token and _host(host) not in (*LOCAL, where.host):
+    if not options.token and _host(host) not in (*LOCAL, options.host):
         return "host"
     if origin and urlsplit(origin).netloc != host:
         return "origin"
-    if where.token and not hmac.compare_digest(cookie.encode(), pass_of(where.token).encode()):
+    if options.token and not hmac.compare_digest(cookie.encode(), cookie_value(options.token).encode()):
         return "token"
     return ""
 
 
 def policy(host: str) -> str:
-    """The page's Content-Security-Policy: nothing from elsewhere."""
+    """The page's Content-Security-Policy: no other hosts."""
     return (
         "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
         f"font-src 'self' data:; connect-src 'self' ws://{host} wss://{host}; frame-src 'self'; object-src 'none'; "
@@ -122,7 +127,7 @@ def policy(host: str) -> str:
 
 
 def index() -> str:
-    """Streamlit's index.html without its inline script, which the policy refuses, and with our style and script."""
+    """Streamlit's index.html without its inline script, which the policy forbids, and with our style and script."""
     from streamlit import file_util
 
     text = (Path(file_util.get_static_dir()) / "index.html").read_text(encoding="utf-8")
@@ -134,11 +139,11 @@ def index() -> str:
     )
 
 
-def door(app: Any, where: Place) -> Any:
+def add_access_control(app: Any, options: ServerOptions) -> Any:
     """A router in front of Streamlit's application."""
     from tornado import routing, web
 
-    class Ours(web.RequestHandler):
+    class PageHandler(web.RequestHandler):
         def set_default_headers(self) -> None:
             self.set_header("Content-Security-Policy", policy(html.escape(self.request.host)))
             self.set_header("Referrer-Policy", "no-referrer")
@@ -146,16 +151,16 @@ def door(app: Any, where: Place) -> Any:
             self.set_header("Cache-Control", "no-store")
 
         def log_exception(self, *_: Any) -> None:
-            """Nothing: what was asked may hold a token."""
+            """Log nothing: the URL may contain the token."""
 
-    class Index(Ours):
+    class IndexHandler(PageHandler):
         def get(self) -> None:
-            if where.token and self.get_query_argument("token", ""):  # let in already: the address shall not hold it
+            if options.token and self.get_query_argument("token", ""):  # has the cookie: remove the token from the URL
                 self.redirect("./")
                 return
             self.finish(index())
 
-    class Closed(Ours):
+    class RefusedHandler(PageHandler):
         def initialize(self, why: str) -> None:
             self.why = why
 
@@ -164,48 +169,50 @@ def door(app: Any, where: Place) -> Any:
                 self.send_error(403)
                 return
             given = self.get_query_argument("token", "")
-            if given and hmac.compare_digest(given.encode(), where.token.encode()):
+            if given and hmac.compare_digest(given.encode(), options.token.encode()):
                 # Lax: with Strict, a link from a mail would lead to the form.
-                self.set_cookie(COOKIE, pass_of(where.token), httponly=True, samesite="Lax", path="/")
+                self.set_cookie(COOKIE, cookie_value(options.token), httponly=True, samesite="Lax", path="/")
                 self.redirect("./")
                 return
             self.set_status(401)
-            self.finish((HERE / "closed.html").read_text(encoding="utf-8"))
+            self.finish((HERE / "token.html").read_text(encoding="utf-8"))
 
         def write_error(self, status_code: int, **_: Any) -> None:
-            self.finish(f"{status_code}: open the page by the address that {command_line('web')} printed.")
+            self.finish(f"{status_code}: open the page with the address that {command_line('web')} printed.")
 
-    class File(web.StaticFileHandler):
+    class AssetHandler(web.StaticFileHandler):
         def set_extra_headers(self, path: str) -> None:
             self.set_header("Cache-Control", "no-store")
 
-    ours = web.Application([(r"/(?:index\.html)?", Index), (r"/web/(style\.css|page\.js)", File, {"path": str(HERE)})])
-    closed = web.Application([])
+    pages = web.Application(
+        [(r"/(?:index\.html)?", IndexHandler), (r"/web/(style\.css|page\.js)", AssetHandler, {"path": str(HERE)})]
+    )
+    refused = web.Application([])
 
-    class Door(routing.Router):
+    class AccessRouter(routing.Router):
         def find_handler(self, request: Any, **kwargs: Any) -> Any:
             cookie = request.cookies.get(COOKIE)
-            why = refusal(request.headers, cookie.value if cookie else "", where)
+            why = refusal_reason(request.headers, cookie.value if cookie else "", options)
             if why:
-                return closed.get_handler_delegate(request, Closed, {"why": why})
+                return refused.get_handler_delegate(request, RefusedHandler, {"why": why})
             if request.path in ("/", "/index.html") or request.path.startswith("/web/"):
-                return ours.find_handler(request, **kwargs)
+                return pages.find_handler(request, **kwargs)
             return app.find_handler(request, **kwargs)
 
-    return Door()
+    return AccessRouter()
 
 
-OPTIONS = {
-    "browser.gatherUsageStats": False,  # nothing is told to Streamlit's makers
+STREAMLIT_OPTIONS = {
+    "browser.gatherUsageStats": False,  # no telemetry
     "server.headless": True,
     "server.fileWatcherType": "none",
-    "server.maxUploadSize": 1,  # nothing is uploaded
+    "server.maxUploadSize": 1,  # no uploads
     "server.runOnSave": False,
     "client.toolbarMode": "minimal",
     "client.showErrorDetails": False,
     "runner.magicEnabled": False,
-    "runner.postScriptGC": False,  # with torch in memory it takes half a second of every click
-    "logger.level": "error",  # at "debug" it writes down what is asked
+    "runner.postScriptGC": False,  # takes half a second per click once torch is loaded
+    "logger.level": "error",  # "debug" logs the questions
     "theme.base": "light",
     "theme.primaryColor": "#2457d6",
     "theme.backgroundColor": "#ffffff",
@@ -214,82 +221,80 @@ OPTIONS = {
 }
 
 
-def serve(where: Place, desk: Any) -> None:
-    """Serve until Ctrl-C or SIGTERM. What app.py shows is set up before: see shared.py."""
-    host = listening(where)
+def serve(options: ServerOptions, queue: Any) -> None:
+    """Serve until Ctrl-C or SIGTERM. The caller sets shared.py first."""
+    host = listen_address(options)
     import tornado
     from streamlit.web import bootstrap
     from streamlit.web.server import Server
 
-    bootstrap.load_config_options({**OPTIONS, "server.address": host, "server.port": where.port})
+    bootstrap.load_config_options({**STREAMLIT_OPTIONS, "server.address": host, "server.port": options.port})
 
-    class Behind(Server):
+    class GuardedServer(Server):
         def _create_app(self) -> Any:
             app = super()._create_app()
-            # From 6.5 on Tornado waits for the answer to a ping no longer than until the next, which to Streamlit is a
-            # second: over a slow link the page would be cut off.
+            # Since 6.5, Tornado waits for a pong only until the next ping, which Streamlit sends every second. Slow
+            # connections would be closed.
             if tornado.version_info >= (6, 5):
                 app.settings["websocket_ping_interval"] = app.settings["websocket_ping_timeout"]
-            return door(app, where)
+            return add_access_control(app, options)
 
     async def run() -> None:
-        server = Behind(str(HERE / "app.py"), "")
+        server = GuardedServer(str(HERE / "app.py"), "")
         await server.start()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, server._runtime.stop)
-        click.echo("\n".join(hints(where)))
+        click.echo("\n".join(access_hints(options)))
         await server.stopped
-        desk.close()  # sessions that wait for an answer would keep the process
+        queue.cancel_all()  # waiting sessions would keep the process alive
 
     asyncio.run(run())
 
 
-def hints(where: Place) -> List[str]:
-    """How to get to the page, from here and from elsewhere."""
-    # In a container the engine's script says whose machine it is.
+def access_hints(options: ServerOptions) -> List[str]:
+    """How to open the page from this machine and from others."""
+    # In a container, the runtime script passes the host's name.
     target = os.environ.get("WEB_PUBLISHED") or f"{os.environ.get('USER') or 'you'}@{socket.gethostname()}"
-    name = f"[{where.host}]" if ":" in where.host else where.host
-    shown = "localhost" if where.host in ("127.0.0.1", "0.0.0.0", "::") else name
-    asked = "/?token=(your token)" if where.token else ""
-    found = [f"The page is at  http://{shown}:{where.port}{asked}"]
-    if ipaddress.ip_address(where.host).is_loopback:
+    name = f"[{options.host}]" if ":" in options.host else options.host
+    shown = "localhost" if options.host in ("127.0.0.1", "0.0.0.0", "::") else name
+    asked = "/?token=(your token)" if options.token else ""
+    found = [f"The page is at  http://{shown}:{options.port}{asked}"]
+    if ipaddress.ip_address(options.host).is_loopback:
         found.append(
-            f"from elsewhere  ssh -L {where.port}:{name}:{where.port} {target}  and then the same address there"
+            f"from another machine  ssh -L {options.port}:{name}:{options.port} {target}  and open the address there"
         )
     else:
-        found.append(
-            "Others reach it, and what is typed goes over the network unencrypted: ssh -L or a proxy with TLS is safer."
-        )
-    return [*found, "Ctrl-C ends it. Nothing that is asked or answered is written down."]
+        found.append("Other machines can open it, and the traffic is not encrypted: ssh -L or a TLS proxy is safer.")
+    return [*found, "Ctrl-C ends it. Questions and answers are not logged."]
 
 
-def present(session: str) -> bool:
+def is_connected(session: str) -> bool:
     """Whether a session's tab is open."""
     from streamlit.runtime import get_instance
 
     return get_instance().is_active_session(session)
 
 
-def start(name: str, words: Sequence[str], root: Path, output: Path) -> None:
-    """`just web`: the page of a run, which is only read. Its models are loaded at once, but while somebody is at work
-    on it with the first question: a training may need the card. Raises InputWrong, HostLacks.
+def start(name: str, arguments: Sequence[str], root: Path, output: Path) -> None:
+    """Serve the page of a run (`just web`); only reads the run. Preloads the models unless a command is running in its
+    folder, because a training may need the GPU's memory. Raises InputWrong, HostLacks.
     """
-    from recipe.reporting import collect
+    from recipe.reporting import run_view
     from recipe.web import shared
-    from recipe.web.desk import Desk, load
+    from recipe.web.inference_queue import InferenceQueue, load
 
-    where = place(words, os.environ.get("WEB_TOKEN", ""))
+    options = parse_options(arguments, os.environ.get("WEB_TOKEN", ""))
 
-    def find() -> Any:
-        return collect.find(name, root, output)
+    def find_run() -> Any:
+        return run_view.find_run(name, root, output)
 
-    def trained() -> Any:
-        made = find()
-        made.use_trained_settings()
-        return made
+    def load_run() -> Any:
+        run = find_run()
+        run.use_trained_settings()
+        return run
 
-    run = find()
-    shared.find, shared.desk = find, Desk(lambda: load(trained(), where.which), present)
+    run = find_run()
+    shared.find_run, shared.queue = find_run, InferenceQueue(lambda: load(load_run(), options.model), is_connected)
     if (run.adapter.is_dir() or run.merged.is_dir()) and not is_locked(run.folder):
-        shared.desk.wake()
-    serve(where, shared.desk)
+        shared.queue.preload()
+    serve(options, shared.queue)

@@ -1,9 +1,9 @@
-"""What all sessions of the page share; serve.start sets it before the first of them begins."""
+"""Shared by all sessions of the page; serve.start sets it before the first session."""
 
 from typing import Callable
 
 from recipe.core.run import Run
-from recipe.web.desk import Desk
+from recipe.web.inference_queue import InferenceQueue
 
-desk: Desk
-find: Callable[[], Run]  # the run as it is now; raises InputWrong while there is none
+queue: InferenceQueue
+find_run: Callable[[], Run]  # reads the run again; raises InputWrong if there is none

@@ -30,7 +30,7 @@ from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.run import Run
 from recipe.export import gguf as export_gguf
 from recipe.export import gguf_writer, targets, upload, vllm, vlmevalkit
-from recipe.export.merged import CHATML, check
+from recipe.export.merged import CHATML, check_merged
 from recipe.inference import terminal
 from support.command import ROOT, recipe, runner
 from support.prompts import SYSTEM, pairs, prompts
@@ -59,7 +59,7 @@ def run(demo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def merged(run):
-    return check(run, "demo")
+    return check_merged(run, "demo")
 
 
 def typed(run, *words):
@@ -96,7 +96,7 @@ def make(run, target, **more):
     place = run.folder / "export" / target
     shutil.rmtree(str(place), ignore_errors=True)
     place.mkdir(parents=True)
-    return targets.TARGETS[target](changed, check(changed, "demo"), place), place
+    return targets.TARGETS[target](changed, check_merged(changed, "demo"), place), place
 
 
 def llama(path, questions):
@@ -247,7 +247,7 @@ def test_what_the_file_says(run):
     # values are the folder's: q, k and v together hold wqkv's numbers, each once
     found = {tensor.name: tensor.data for tensor in reader.tensors}
     for name, tensor in gguf_writer.tensors(run.merged):
-        parts = [found.pop(target) for target in gguf_writer.names(name)]
+        parts = [found.pop(target) for target in gguf_writer.gguf_names(name)]
         ours = numpy.sort(numpy.concatenate([part.ravel() for part in parts]))
         assert numpy.array_equal(ours, numpy.sort(tensor.float().numpy().ravel())), name
     assert not found
@@ -280,7 +280,7 @@ def test_other_kinds_and_other_files_hold_the_same(run, tmp_path):
     [
         ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
-        ({"num_hidden_layers": 9}, "tensors' worth"),
+        ({"num_hidden_layers": 9}, "has weights for"),
     ],
 )
 def test_models_that_cannot_be_told_in_gguf_are_refused(run, tmp_path, changes, said):
@@ -355,7 +355,7 @@ def test_lmdeploys_template_class_makes_the_trained_prompt(run, merged, exported
     space = {"abstractmethod": lambda f: f, "List": list}
     exec(compile(ast.Module(kept, []), "model.py", "exec"), space)
     described = json.loads((run.folder / "export/lmdeploy/chat_template.json").read_text(encoding="utf-8"))
-    assert described["stop_words"] == merged.stops
+    assert described["stop_words"] == merged.stop_words
     fields = {key: value for key, value in described.items() if key != "model_name"}
     template = space["InternLM2Chat7B"](**fields)
     talker = types.SimpleNamespace(template=merged.template)
@@ -461,7 +461,7 @@ def test_opencompass_runs_the_config(run, merged, exported, opencompass):
 
 
 def test_vlmevalkit_lets_it_judge_and_says_what_it_cannot(run, exported):
-    assert "cannot score it" in exported["vlmevalkit"]
+    assert "cannot evaluate this text model" in exported["vlmevalkit"]
     width = json.loads((run.merged / "config.json").read_text())["hidden_size"]
     assert f"XTuner has no LLaVA for a model of width {width}" in exported["vlmevalkit"]
     assert not (run.folder / "export/vlmevalkit/config.json").exists()
@@ -550,7 +550,7 @@ def hub():
 
 
 def test_upload_shows_and_only_then_sends(run, exported, hub):
-    assert "nothing was sent" in exported["upload"]
+    assert "nothing was uploaded" in exported["upload"]
     files = json.loads((run.folder / "export/upload/files.json").read_text())
     names = {path.name for path in run.merged.iterdir()}
     assert set(files) == names | {"configuration.json"}  # ModelScope asks for that one
@@ -599,12 +599,12 @@ def test_upload_to_modelscope_goes_through_its_own_call(run, merged, monkeypatch
     assert called["visibility"] == 1
     assert called["files"] == {path.name for path in run.merged.iterdir()} | {"configuration.json"}
     monkeypatch.setattr(HubApi, "push_model", lambda self, **given: 1 / 0)
-    with pytest.raises(RunFailed, match="could not be sent to modelscope"):
+    with pytest.raises(RunFailed, match="could not be uploaded to modelscope"):
         upload.send(mine, merged)
     monkeypatch.setattr(upload, "has_git_lfs", lambda: False)
     with pytest.raises(HostLacks, match="git-lfs"):
         upload.send(mine, merged)
-    with pytest.raises(InputWrong, match="Where to"):
+    with pytest.raises(InputWrong, match=r"export\.repo=owner/name"):
         upload.send(run, merged)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     away = {"repo": "me/coach", "hub": "huggingface"}
@@ -634,18 +634,18 @@ def without(index):
 
 
 FAULTS = {
-    "shard gone": (lambda m: shards(m)[1].unlink(), "lacks the shard model-00002-of-0000"),
-    "shard cut": (lambda m: cut(shards(m)[2]), r"model-00003-of-0000\d\.safetensors .* is cut"),
-    "tensor gone": (lambda m: without(m / "model.safetensors.index.json"), "lacks model.layers.9"),
+    "shard gone": (lambda m: shards(m)[1].unlink(), "shard model-00002-of-0000"),
+    "shard cut": (lambda m: cut(shards(m)[2]), r"model-00003-of-0000\d\.safetensors .* is truncated"),
+    "tensor gone": (lambda m: without(m / "model.safetensors.index.json"), "does not contain model.layers.9"),
     "no weights": (lambda m: [path.unlink() for path in m.glob("model*safetensors*")], "no weights"),
-    "no config": (lambda m: (m / "config.json").unlink(), "lacks config.json"),
+    "no config": (lambda m: (m / "config.json").unlink(), "config.json is missing"),
     "config no JSON": (lambda m: (m / "config.json").write_text("{"), "config.json is damaged"),
-    "no tokenizer": (lambda m: (m / "tokenizer.model").unlink(), "lacks tokenizer.model"),
+    "no tokenizer": (lambda m: (m / "tokenizer.model").unlink(), "tokenizer.model is missing"),
     "tokenizer damaged": (lambda m: (m / "tokenizer.model").write_bytes(b"x"), "tokenizer.model is damaged"),
     "other tokenizer": (lambda m: edit(m / "config.json", vocab_size=1000), "another model's tokenizer"),
-    "no code": (lambda m: (m / "modeling_internlm2.py").unlink(), "lacks modeling_internlm2.py"),
+    "no code": (lambda m: (m / "modeling_internlm2.py").unlink(), "modeling_internlm2.py is missing"),
     "never stops": (lambda m: edit(m / "generation_config.json", eos_token_id=2), r"stops at \[2\] only"),
-    "no generation config": (lambda m: (m / "generation_config.json").unlink(), "lacks generation_config.json"),
+    "no generation config": (lambda m: (m / "generation_config.json").unlink(), "generation_config.json is missing"),
     "other template": (lambda m: edit(m / "tokenizer_config.json", chat_template="{{ messages }}"), "trained with"),
     "broken template": (lambda m: edit(m / "tokenizer_config.json", chat_template="{% for %}"), "trained with"),
 }
@@ -656,12 +656,12 @@ def test_an_incomplete_model_is_refused_in_one_sentence(run, tmp_path, fault):
     broken = Run(run.name, run.settings, ROOT, tmp_path)
     shutil.copytree(str(run.merged), str(broken.merged))
     shutil.copy(str(run.config), str(broken.config))
-    check(broken, "demo")
+    check_merged(broken, "demo")
     damage, said = FAULTS[fault]
     damage(broken.merged)
     with pytest.raises((HostLacks, InputWrong), match=said) as error:
-        check(broken, "demo")
-    assert "merge demo" in str(error.value) or "Correct its chat_template" in str(error.value)
+        check_merged(broken, "demo")
+    assert "merge demo" in str(error.value) or "Correct chat_template" in str(error.value)
 
 
 def test_the_model_of_an_earlier_training_is_not_handed_over(run, tmp_path):
@@ -669,11 +669,11 @@ def test_the_model_of_an_earlier_training_is_not_handed_over(run, tmp_path):
     shutil.copytree(str(run.folder), str(old.folder))
     old.manifest = json.loads((old.folder / "run.json").read_text(encoding="utf-8"))
     old.manifest["stages"]["adapter"]["finished"] = "2999-01-01T00:00:00+0000"
-    check(old, "demo")  # made again, and the same
+    check_merged(old, "demo")  # made again, and the same
     weights = old.adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
-    with pytest.raises(InputWrong, match=r"is of an earlier training than the one in .* just merge demo"):
-        check(old, "demo")
+    with pytest.raises(InputWrong, match=r"belongs to an earlier training than the one in .* just merge demo"):
+        check_merged(old, "demo")
 
 
 def test_pytorchs_shards_are_checked_too(run, tmp_path):
@@ -685,10 +685,10 @@ def test_pytorchs_shards_are_checked_too(run, tmp_path):
     torch.save(weights, str(broken.merged / "pytorch_model-00001-of-00001.bin"))
     index = {"weight_map": dict.fromkeys(weights, "pytorch_model-00001-of-00001.bin")}
     (broken.merged / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    check(broken, "demo")
+    check_merged(broken, "demo")
     cut(broken.merged / "pytorch_model-00001-of-00001.bin")
-    with pytest.raises(HostLacks, match=r"pytorch_model-00001-of-00001\.bin .* is cut"):
-        check(broken, "demo")
+    with pytest.raises(HostLacks, match=r"pytorch_model-00001-of-00001\.bin .* is truncated"):
+        check_merged(broken, "demo")
 
 
 def test_a_model_without_a_template_gets_the_trained_one(run, merged, tmp_path):
@@ -696,8 +696,8 @@ def test_a_model_without_a_template_gets_the_trained_one(run, merged, tmp_path):
     shutil.copytree(str(run.merged), str(bare.merged))
     shutil.copy(str(run.config), str(bare.config))
     edit(bare.merged / "tokenizer_config.json", chat_template=None)
-    found = check(bare, "demo")
-    assert not found.own
+    found = check_merged(bare, "demo")
+    assert not found.has_chat_template
     assert found.chat_template == CHATML
     (tmp_path / "vllm").mkdir()
     figures = vllm.vllm(bare, found, tmp_path / "vllm")

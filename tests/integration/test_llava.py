@@ -24,7 +24,7 @@ from recipe.intake import dataset as intake_dataset
 from recipe.intake.images import IMAGE_TOKEN, image_folder
 from recipe.planning import memory
 from recipe.planning import tokens as planning_tokens
-from recipe.reporting import collect, compare, report, verify
+from recipe.reporting import compare, report, run_view, verify
 from recipe.stages import data, pipeline
 from recipe.stages import evaluate as evaluate_stage
 from recipe.stages import merge as merge_stage
@@ -367,7 +367,7 @@ def finished(stages, pairs, tmp_path):
         text = text.replace(str(pairs.parent), str(tmp_path / "pairs")).replace(str(run.output), str(tmp_path))
         (tmp_path / run.name / "run.json").write_text(text, encoding="utf-8")
     shutil.copytree(str(pairs.parent), str(tmp_path / "pairs"))
-    return lambda name: collect.find(str(tmp_path / name), ROOT, tmp_path)
+    return lambda name: run_view.find_run(str(tmp_path / name), ROOT, tmp_path)
 
 
 @pytest.fixture
@@ -376,7 +376,7 @@ def look(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("RECIPE_FETCH", "no")
     times = iter(range(9))
     return lambda name: {
-        line.what: line[1:] for line in verify.check(finished(name), tmp_path / f"beside{next(times)}")
+        line.what: line[1:] for line in verify.check_run(finished(name), tmp_path / f"beside{next(times)}")
     }
 
 
@@ -387,13 +387,13 @@ def flip(path):
 
 
 def test_verify_repeats_the_checks_of_both_stages(look):
-    for name, more in (("first", ()), ("second", ("merged", "merged less base", "first stage's projector"))):
+    for name, more in (("first", ()), ("second", ("merged", "merged model minus base", "first stage's projector"))):
         found = look(name)
         assert {verdict for verdict, _ in found.values()} == {verify.OK}, found
-        for what in ("images", "visual encoder", "plan, made again", "config, made again", *more):
+        for what in ("images", "visual encoder", "plan, recreated", "config, recreated", *more):
             assert what in found
-        assert found["images"] == (verify.OK, "6, as they were")
-    assert found["adapter, made again"][1].startswith("22 tensors, projector, visual encoder adapter from")
+        assert found["images"] == (verify.OK, "6 images unchanged")
+    assert found["adapter, recreated"][1].startswith("22 tensors, projector, visual encoder adapter from")
 
 
 def test_verify_names_every_damaged_file(finished):
@@ -406,7 +406,7 @@ def test_verify_names_every_damaged_file(finished):
                     whole = path.read_bytes()
                     path.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1 if whole else 1])
                                      + whole[len(whole) // 2 + 1 :])  # fmt: skip
-                    line = verify._written(run.folder / what, what, made)
+                    line = verify._check_output(run.folder / what, what, made)
                     assert line.verdict == verify.DIFFERS
                     if (run.folder / what).is_dir():
                         assert line.detail.endswith(f": {path.relative_to(run.folder / what)}")
@@ -429,40 +429,40 @@ def test_verify_finds_what_the_images_were_seen_by(finished, look, tmp_path):
     (second.folder / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
     found = look("second")
     assert found["images"] == (verify.DIFFERS, "not what they were: seen/red.png")
-    assert found["data, made again"] == (verify.NOT_HERE, "needs the images as they were")
+    assert found["data, recreated"] == (verify.NOT_HERE, "needs the original images")
     assert found["adapter"][0] == verify.OK
-    assert found["adapter, made again"] == (
+    assert found["adapter, recreated"] == (
         verify.DIFFERS, f"projector/{weights.name}: not what the checkpoint gives"
     )  # fmt: skip
     assert found["visual encoder"][0] == verify.DIFFERS
     assert found["visual encoder"][1].endswith(": config.json")
     assert found["first stage's projector"][0] == verify.DIFFERS
-    assert found["merged less base"][0] == verify.OK
+    assert found["merged model minus base"][0] == verify.OK
     (tmp_path / "pairs" / "seen" / "red.png").unlink()
     shutil.rmtree(str(tmp_path / "first"))
     found = look("second")
-    assert found["images"] == (verify.NOT_HERE, "seen/red.png: deleted, or elsewhere")
-    assert found["first stage's projector"][0] == found["config, made again"][0] == verify.NOT_HERE
+    assert found["images"] == (verify.NOT_HERE, "seen/red.png: missing")
+    assert found["first stage's projector"][0] == found["config, recreated"][0] == verify.NOT_HERE
 
 
 def test_report_and_diff_tell_what_was_trained_to_see(finished):
     first, second = finished("first"), finished("second")
     for run, page_has, card_has in (
-        (first, "this stage trains the projector alone", "tags: [xtuner, llava]"),
+        (first, "this stage trains only the projector", "tags: [xtuner, llava]"),
         (second, "visual encoder adapter, ", "tags: [xtuner, lora, llava]"),
     ):
-        page = report.write(run, working=False).read_text(encoding="utf-8")
+        page = report.write(run, is_running=False).read_text(encoding="utf-8")
         card = (run.folder / "report" / "README.md").read_text(encoding="utf-8")
         assert page_has in page
         assert card_has in card
         assert "library_name: xtuner" in card
-        for there in ("sees by", "projector, 74,240 parameters", "16 tokens an image"):
+        for there in ("visual encoder", "projector, 74,240 parameters", "16 tokens per image"):
             assert there in page
             assert there in card
         assert "questions with different answers" not in page  # of several images
         assert "old version of the checkpointing" not in page
         assert "kept by packing" not in page + card
-    found, _ = compare.differences(collect.see(first), collect.see(second))
+    found, _ = compare.differences(run_view.read_run(first), run_view.read_run(second))
     found = {(one.group, one.what): (one.first, one.second) for one in found}
     assert found["result", "visual encoder adapter, parameters"] == ("—", "86,016")
     assert found["model", "first stage's checkpoint, sha256"] == ("none", digest(first.checkpoint))
@@ -521,7 +521,7 @@ def test_the_held_out_loss_is_that_of_xtuners_model(name, finished, tmp_path, mo
     assert told["conversations"] == 4
     assert [one["image"] for one in told["samples"]] == ["seen/red.png", "seen/blue.png"]
     assert IMAGE_TOKEN not in json.dumps(told)
-    page = report.write(run, working=False).read_text(encoding="utf-8")
+    page = report.write(run, is_running=False).read_text(encoding="utf-8")
     assert "<code>seen/red.png</code>" in page
 
 

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from recipe.core import hashing, host, settings
-from recipe.reporting import charts, collect, compare, format, pages, report, sections
+from recipe.reporting import charts, compare, format, pages, report, run_view, sections
 from recipe.reporting.sections import TIME_BREAKDOWN
 from recipe.stages import reproduce
 from recipe.training import log, log_lines
@@ -58,7 +58,7 @@ class Page(html.parser.HTMLParser):
         return next([cell.strip() for cell in row] for row in self.rows if row and row[0].strip() == what)
 
     def first_line(self):
-        return self.classes["says"].strip()
+        return self.classes["headline"].strip()
 
 
 def numbers(text):
@@ -94,7 +94,7 @@ def change(folder, how):
 
 def made(folder, **more):
     """Write the report of a run folder; its page."""
-    return Page(report.write(collect.find(str(folder), ROOT, ROOT), **more).read_text(encoding="utf-8"))
+    return Page(report.write(run_view.find_run(str(folder), ROOT, ROOT), **more).read_text(encoding="utf-8"))
 
 
 def pruned(folder, last):
@@ -158,7 +158,7 @@ def test_every_figure_is_the_manifests(demo, manifest):
     head = page.first_line() + page.classes["tiles"]
     for figure in (f"{train['loss_first']:.3f}", f"{train['loss_last']:.3f}", f"{merge['share_changed']:.1%}"):
         assert figure in head
-    assert page.first_line().startswith("It learned what it was trained on")
+    assert page.first_line().startswith("The model learned its training data")
     for sample in entries["chat"]["figures"]["samples"]:
         assert pages.clean(sample["merged"]) in page.classes["tuned"]
 
@@ -183,13 +183,13 @@ def test_at_every_stage(folder, undrawn, demo):
     """From the data alone to the whole: what is not there yet is said, and the first line says how far it is."""
     shutil.copytree(str(demo[1]), str(folder.parent / "whole"), ignore=shutil.ignore_patterns("*.pth", "merged"))
     expected = {
-        "merge": "It learned what it was trained on",
-        "adapter": "It learned what it was trained on",
-        "train": "It learned what it was trained on",
+        "merge": "The model learned its training data",
+        "adapter": "The model learned its training data",
+        "train": "The model learned its training data",
         "model": f"Training stopped at iteration {PLANNED} of {PLANNED}",
         "config": f"Training stopped at iteration {PLANNED} of {PLANNED}",  # its log is there
-        "plan": f"Nothing is trained yet; planned are {PLANNED} updates in {PLANNED} iterations.",
-        "data": "Nothing is trained yet; only the data are read: 94 conversations",
+        "plan": f"Nothing is trained yet; the plan has {PLANNED} updates in {PLANNED} iterations.",
+        "data": "Nothing is trained yet; only the data stage has run: 94 conversations",
     }
     for last, line in expected.items():
         pruned(folder, last)
@@ -198,14 +198,14 @@ def test_at_every_stage(folder, undrawn, demo):
     shutil.copy(str(folder.parent / "whole/run.json"), str(folder))
     pruned(folder, "model")
     page = made(folder)
-    assert page.first_line() == f"Nothing is trained yet; planned are {PLANNED} updates in {PLANNED} iterations."
+    assert page.first_line() == f"Nothing is trained yet; the plan has {PLANNED} updates in {PLANNED} iterations."
     text = (folder / "report/index.html").read_text(encoding="utf-8")
-    for words in ("Nothing has been logged yet", "No question has been asked yet", "There is no adapter yet"):
+    for words in ("There is no training log yet", "No questions have been answered yet", "There is no adapter yet"):
         assert words in text, words
     assert page.row("iterations")[1:3] == [str(PLANNED), "not yet"]
     assert not list((folder / "report").glob("*.png"))
     with FileLock(str(folder / ".lock")):
-        assert made(folder).first_line() == "Training is about to begin."
+        assert made(folder).first_line() == "Training is about to start."
 
 
 def test_a_training_under_way(folder, undrawn):
@@ -214,7 +214,7 @@ def test_a_training_under_way(folder, undrawn):
     path.write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[:300]), encoding="utf-8")
     with FileLock(str(folder / ".lock")):
         page = made(folder)
-    assert page.first_line() == f"Training is under way: iteration 300 of {PLANNED}."
+    assert page.first_line() == f"Training is running: iteration 300 of {PLANNED}."
     assert page.row("iterations")[1:] == [str(PLANNED), "300", ""]
 
 
@@ -227,15 +227,15 @@ def test_results_of_other_settings_are_left_out(folder, undrawn):
 
     change(folder, how)
     page = made(folder)
-    assert page.first_line().startswith("Nothing is trained with these settings and data yet (the model that is here")
+    assert page.first_line().startswith("Nothing is trained with these settings and data yet (the existing model")
     assert "Left out: config, train, adapter, merge, chat" in page.classes["note"]
 
 
 def test_a_model_of_random_weights_is_not_judged_by_what_was_held_out(folder, undrawn):
     (folder / "eval.json").write_text(json.dumps(evaluation(verdict="worse")), encoding="utf-8")
     page = made(folder)
-    assert page.first_line().startswith("It learned what it was trained on")
-    assert "Worse than before on what was held out, which is right for a model of random" in page.classes["verdict"]
+    assert page.first_line().startswith("The model learned its training data")
+    assert "Worse than the base model on held-out data, as expected for a model with random" in page.classes["verdict"]
 
 
 def tutorial(folder, **train):
@@ -273,18 +273,21 @@ def tutorial(folder, **train):
 def test_the_tutorials_first_line_says_that_nothing_was_learned(folder, monkeypatch):
     place = tutorial(folder)
     page = made(place)
-    assert re.match(r"Nothing was learned: 3 updates at a learning rate of at most 2e-9 leave all", page.first_line())
+    assert re.match(
+        r"The model learned nothing: 3 updates at a learning rate of at most 2e-9 left all", page.first_line()
+    )
     card = (place / "report/README.md").read_text(encoding="utf-8").split("\n# tutorial\n")[1].strip()
-    assert card.startswith("**Nothing was learned: 3 updates at a learning rate of at most 2e-9")
+    assert card.startswith("**The model learned nothing: 3 updates at a learning rate of at most 2e-9")
     assert "2.0068 → 2.0157" in page.classes["verdict"]
     assert page.row("GPU memory")[2] == "10,580 MiB"
     assert (place / "report/memory.png").is_file()
     assert not (place / "report/grad-norm.png").exists()  # the published log holds none
     monkeypatch.setattr(charts, "draw", lambda charts: [])
     for last, line in (
-        ("adapter", "Nothing was learned: 3 updates at a learning rate of at most 2e-9 leave an adapter that is zero."),
-        ("train", "Nothing was learned: 3 updates at a learning rate of at most 2e-9 are none."),
-        ("model", "Nothing is trained yet, and as planned nothing will be learned: 3 updates at a learning rate of at "
+        ("adapter", "The model learned nothing: 3 updates at a learning rate of at most 2e-9 left an adapter that is "
+                    "zero."),
+        ("train", "The model learned nothing: 3 updates at a learning rate of at most 2e-9 change nothing."),
+        ("model", "Nothing is trained yet, and the plan would learn nothing: 3 updates at a learning rate of at "
                   "most 2e-9."),
     ):  # fmt: skip
         pruned(place, last)
@@ -304,7 +307,11 @@ def evaluation(**more):
 
 @pytest.mark.parametrize(
     ("verdict", "line"),
-    [("better", "Better than before"), ("worse", "Worse than before"), ("no difference", "No difference from before")],
+    [
+        ("better", "Better than the base model"),
+        ("worse", "Worse than the base model"),
+        ("no difference", "No difference from the base model"),
+    ],
 )
 def test_the_evaluations_verdict_comes_first(folder, undrawn, verdict, line):
     change(folder, lambda found: found["settings"]["model"].update(source="modelscope"))
@@ -313,15 +320,15 @@ def test_the_evaluations_verdict_comes_first(folder, undrawn, verdict, line):
     path.write_text(json.dumps(evaluation(verdict=verdict, summary=says)), encoding="utf-8")
     page = made(folder)
     assert page.first_line() == f"{line}: loss lower by 0.5639"
-    assert page.row("loss, nats a token")[1:] == ["2.9513 (2.9000 to 3.0000)", "2.3874 (2.3000 to 2.5000)"]
-    assert page.row("answers that do not end")[1:] == ["50.0%", "0.0%"]
+    assert page.row("loss, nats per token")[1:] == ["2.9513 (2.9000 to 3.0000)", "2.3874 (2.3000 to 2.5000)"]
+    assert page.row("answers without an end")[1:] == ["50.0%", "0.0%"]
     text = (folder / "report/index.html").read_text(encoding="utf-8")
     assert "lower in 16 of 16" in text
     assert "好好休息。" in text
     os.utime(str(path), (1, 1))  # of an earlier training
-    assert made(folder).first_line().startswith("It learned what it was trained on")
+    assert made(folder).first_line().startswith("The model learned its training data")
     path.write_text('{"models": {}', encoding="utf-8")  # just being written
-    assert made(folder).first_line().startswith("It learned what it was trained on")
+    assert made(folder).first_line().startswith("The model learned its training data")
 
 
 HOSTILE = "</div></pre><script>alert(1)</script><img src=x onerror=alert(1)>\u202e\x00`````|<!--{{ 7*7 }}"
@@ -348,7 +355,7 @@ def test_hostile_text_stays_text(folder, undrawn):
     assert text.count("&lt;script&gt;alert(1)") >= 8
     assert "\u202e" not in text
     assert "\x00" not in text
-    assert "49" not in page.classes["says"]
+    assert "49" not in page.classes["headline"]
     card = (folder / "report/README.md").read_text(encoding="utf-8")
     fenced = re.sub(r"(?ms)^(`{3,})text\n.*?^\1$", "", card)
     assert "<script" not in fenced.replace("\\<script", "")
@@ -356,7 +363,7 @@ def test_hostile_text_stays_text(folder, undrawn):
 
 
 def test_nothing_outside_the_page_is_loaded(demo, folder):
-    first, second = (collect.see(collect.find(str(path), ROOT, ROOT)) for path in (demo[1], folder))
+    first, second = (run_view.read_run(run_view.find_run(str(path), ROOT, ROOT)) for path in (demo[1], folder))
     pages = [demo[1] / "report/index.html", compare.write(first, second, folder.parent / "compare")]
     for path in pages:
         text = path.read_text(encoding="utf-8")
@@ -390,19 +397,19 @@ def test_the_recipe_beside_the_report_and_the_command_repeat_the_run(folder, und
     change(folder, how)
     made(folder)
     name, again = settings.load(str(folder / "report/demo.toml"))
-    run = collect.find(str(folder), ROOT, ROOT)
+    run = run_view.find_run(str(folder), ROOT, ROOT)
     assert (name, again) == ("demo", run.settings)
-    words = shlex.split(sections.command(collect.see(run)))
+    words = shlex.split(sections.repeat_command(run_view.read_run(run)))
     assert words[:2] == ["just", "demo"]
     assert settings.load("demo", words[2:])[1] == run.settings
     mine = folder.rename(folder.with_name("我的 recipe"))
-    command = sections.command(collect.see(collect.find(str(mine), ROOT, ROOT)))
+    command = sections.repeat_command(run_view.read_run(run_view.find_run(str(mine), ROOT, ROOT)))
     assert command.endswith("我的 recipe/report/我的 recipe.toml'")
 
 
 def test_no_run_is_one_clear_error(demo):
     done = recipe("report", "coach", "--output", demo[1].parent)
-    refused(done, 2, "There is no run 'coach'", "train coach", "Runs that are there: demo")
+    refused(done, 2, "There is no run 'coach'", "train coach", "Existing runs: demo")
     refused(recipe("compare", "demo", "--output", demo[1].parent), 2, "RUN is missing")
 
 
@@ -434,7 +441,7 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
     assert page.with_name("demo-against-我的-loss.png").read_bytes().startswith(b"\x89PNG")
     table = recipe("diff", "demo", mine, "--output", demo[1].parent, COLUMNS="160").stdout
     assert done.stdout.startswith(table)
-    both = [collect.see(collect.find("demo", ROOT, demo[1].parent))] * 2
+    both = [run_view.read_run(run_view.find_run("demo", ROOT, demo[1].parent))] * 2
     assert compare.differences(*both)[0] == []
 
 
@@ -460,7 +467,7 @@ def test_in_a_browser(demo, folder):
     and it prints."""
     if not CHROMIUM:
         pytest.skip("no chromium here: the report is not looked at in a browser (apt-get install chromium)")
-    sides = [collect.see(collect.find(str(path), ROOT, ROOT)) for path in (demo[1], folder)]
+    sides = [run_view.read_run(run_view.find_run(str(path), ROOT, ROOT)) for path in (demo[1], folder)]
     pages = [demo[1] / "report/index.html", compare.write(*sides, folder.parent / "compare")]
     frames = "".join(
         f'<iframe width="{width}" height="900" srcdoc="{html.escape(path.read_text("utf-8"))}"></iframe>'

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from recipe.core import hashing, host
-from recipe.reporting import collect, verify
+from recipe.reporting import run_view, verify
 from support.command import ROOT, recipe
 
 
@@ -33,8 +33,8 @@ def look(tmp_path, monkeypatch):
     times = iter(range(99))
 
     def checks(place):
-        run = collect.find(str(place), ROOT, place.parent)
-        return {line.what: line[1:] for line in verify.check(run, tmp_path / f"beside{next(times)}")}
+        run = run_view.find_run(str(place), ROOT, place.parent)
+        return {line.what: line[1:] for line in verify.check_run(run, tmp_path / f"beside{next(times)}")}
 
     return checks
 
@@ -63,9 +63,9 @@ def test_an_untouched_run_is_ok_and_stays_as_it_was(folder):
     before = without_lock(folder)
     done = recipe("verify", folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    for what in ("dataset.jsonl", "merged", "plan, made again", "base model", "merged less base", "versions"):
+    for what in ("dataset.jsonl", "merged", "plan, recreated", "base model", "merged model minus base", "versions"):
         assert what in done.stdout
-    assert "20 of 20 checks ok, 0 differ, 0 cannot be made here." in done.stdout
+    assert "20 of 20 checks ok, 0 differ, 0 cannot run here." in done.stdout
     assert without_lock(folder) == before
     (folder / "samples.json").write_text("{}")
     done = recipe("verify", folder)
@@ -84,13 +84,13 @@ def test_a_damaged_byte_in_any_file_of_any_output_is_found(folder):
             for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
                 whole = path.read_bytes()
                 flip(path)
-                line = verify._written(place, name, made)
+                line = verify._check_output(place, name, made)
                 assert line.verdict == verify.DIFFERS, path
                 if place.is_dir():
                     assert line.detail.endswith(f": {path.name}")
                 path.write_bytes(whole)
                 files += 1
-            assert verify._written(place, name, made).verdict == verify.OK
+            assert verify._check_output(place, name, made).verdict == verify.OK
     assert files > 25
 
 
@@ -113,13 +113,13 @@ def test_what_a_manifest_was_rewritten_for_is_found_by_making_it_again(folder, l
     manifest["stages"]["model"]["figures"]["fingerprint"]["config.json"] = "0" * 64
     save(folder, manifest)
     found = look(folder)
-    assert found["data, made again"][0] == verify.DIFFERS
-    assert found["plan, made again"] == (verify.NOT_HERE, "needs the data made again")
-    assert found["adapter, made again"][1] == "adapter_model.safetensors: not what the checkpoint gives"
-    assert found["merged less base"][0] == verify.DIFFERS
+    assert found["data, recreated"][0] == verify.DIFFERS
+    assert found["plan, recreated"] == (verify.NOT_HERE, "needs the data recreated")
+    assert found["adapter, recreated"][1] == "adapter_model.safetensors: differs from the checkpoint"
+    assert found["merged model minus base"][0] == verify.DIFFERS
     assert found["versions"] == (verify.DIFFERS, f"torch {host.versions()['torch']}, was 9.9")
-    assert found["image"] == (verify.NOT_HERE, "the run was made in sha256:abc, this is not there")
-    assert found["checkpoint, read"][1].endswith("was 1")
+    assert found["image"] == (verify.NOT_HERE, "the run used image sha256:abc, this command the host")
+    assert found["checkpoint"][1].endswith("was 1")
     assert found["train.log"][0] == verify.DIFFERS
     assert found["base model"][1].endswith("config.json")
     assert found["dataset.jsonl"][0] == found["adapter"][0] == found["merged"][0] == verify.OK
@@ -133,29 +133,29 @@ def test_plan_and_config_made_again_are_compared(folder, look):
         return look(folder)
 
     found = change("config.py", "max_length = 256", "max_length = 255")
-    assert found["data, made again"][0] == found["plan, made again"][0] == verify.OK
-    assert found["config, made again"][1].startswith("config.py is another one")
+    assert found["data, recreated"][0] == found["plan, recreated"][0] == verify.OK
+    assert found["config, recreated"][1].startswith("config.py differs")
     found = change("plan.json", '"iterations": 792', '"iterations": 791')
-    assert found["plan, made again"][1].startswith("plan.json is another one")
-    assert found["config, made again"] == (verify.NOT_HERE, "needs the plan made again")
+    assert found["plan, recreated"][1].startswith("plan.json differs")
+    assert found["config, recreated"] == (verify.NOT_HERE, "needs the plan recreated")
 
 
 def test_what_is_not_here_is_not_called_ok(folder, look, monkeypatch):
-    run = collect.find(str(folder), ROOT, folder.parent)
+    run = run_view.find_run(str(folder), ROOT, folder.parent)
     shutil.rmtree(str(folder / "checkpoints"))
     shutil.rmtree(str(folder / "merged"))
     for module in ("folder", "tokenizer", "download"):
         monkeypatch.setattr(f"recipe.base_model.{module}.folder", lambda run: folder / "none")
     found = look(folder)
     checkpoint = str(run.checkpoint.relative_to(folder))
-    for what in (checkpoint, "checkpoint, read", "train.log", "merged", "adapter, made again", "merged less base",
-                 "base model", "plan, made again", "config, made again"):  # fmt: skip
+    for what in (checkpoint, "checkpoint", "train.log", "merged", "adapter, recreated", "merged model minus base",
+                 "base model", "plan, recreated", "config, recreated"):  # fmt: skip
         assert found[what][0] == verify.NOT_HERE, (what, found[what])
     assert found["adapter"][0] == verify.OK
     moved = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     moved["settings"]["data"]["files"] = ["data/none.xlsx"]
     save(folder, moved)
-    assert look(folder)["data, made again"] == (verify.NOT_HERE, "data/none.xlsx: deleted, or elsewhere")
+    assert look(folder)["data, recreated"] == (verify.NOT_HERE, "data/none.xlsx: missing")
 
 
 def test_a_run_at_work_is_not_verified(folder):
@@ -164,4 +164,4 @@ def test_a_run_at_work_is_not_verified(folder):
     with FileLock(str(folder / ".lock")):
         done = recipe("verify", folder)
     assert done.returncode == 2
-    assert "A command is at work" in done.stderr
+    assert "A command is running" in done.stderr

@@ -23,8 +23,8 @@ from filelock import FileLock
 from recipe.core import files
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
-from recipe.reporting import collect, pages
-from recipe.web import desk, live, shared
+from recipe.reporting import pages, run_view
+from recipe.web import inference_queue, live, shared
 from support.browser import CHROMIUM, browser
 from support.command import ROOT, recipe, refused
 from support.ports import free_port
@@ -159,7 +159,7 @@ def test_a_training_under_way_in_a_browser(site, axe, tmp_path):
         tab.run("window.same = true")
         site.grow(450)
         tab.until("document.body.innerText.includes('450 / 792')")
-        assert tab.run("document.body.innerText.includes('Training is under way') && window.same")
+        assert tab.run("document.body.innerText.includes('Training is running') && window.same")
         accessible(tab, axe)
         site.finish()
         tab.until("/Trained\\s+.*\\s*792 \\/ 792/s.test(document.body.innerText)")
@@ -252,9 +252,9 @@ def test_in_a_browser(site, demo, axe, tmp_path):
             time.sleep(0.05)
         kept = json.loads(file.read_text(encoding="utf-8"))
         assert [turn["question"] for turn in kept["turns"]] == [samples[0]["question"], TYPED, "然后呢？"]
-        assert [pages.clean(turn[pane]) for turn in kept["turns"] for pane in desk.PANES if pane in turn] == [
-            text for text in before if text
-        ]
+        assert [
+            pages.clean(turn[pane]) for turn in kept["turns"] for pane in inference_queue.PANES if pane in turn
+        ] == [text for text in before if text]
         assert kept["system"] == "你是一位有心理学背景的职场教练。"
 
         # On a phone, every page; then the same in English.
@@ -340,7 +340,7 @@ class Session:
             assert what != "exception", element
 
     def ask(self, question, tokens=TOKENS):
-        limit = next(name for name in self.widgets if name.startswith(("Longest", "回答")))
+        limit = next(name for name in self.widgets if name.startswith(("Maximum", "回答")))
         self._send((limit, "double_value", tokens), ("question", "string_trigger_value", question))
 
     def press(self, name):
@@ -398,7 +398,7 @@ def test_twenty_sessions(site):
             thread.start()
         for thread in threads:
             thread.join(120)
-        waited = [re.findall(r"Waiting: (\d+) before you", "".join(session.heard)) for session in sessions[2:]]
+        waited = [re.findall(r"Waiting: (\d+) ahead of you", "".join(session.heard)) for session in sessions[2:]]
         alone = {}  # the same again, one after the other
         for session, question in zip(sessions[2:], questions):
             session.press("new")
@@ -417,18 +417,18 @@ def test_twenty_sessions(site):
 
 def test_one_set_of_weights_or_two(demo, capfd):
     """The adapter's own base answers for the base; the merged model needs the base beside it. Both say the same."""
-    run = collect.find("demo", ROOT, demo[1].parent)
+    run = run_view.find_run("demo", ROOT, demo[1].parent)
     question = "面试前特别紧张，怎么调整？"
     heard = {}
     for which in ("", "merged"):
-        voices = desk.load(run, which)
-        assert (voices["base"].talker is voices["tuned"].talker) == (which == "")
-        for pane, voice in voices.items():
-            with voice.speaking():
-                heard[which, pane] = voice.talker.answer("", [], question, limit=12).text
+        models = inference_queue.load(run, which)
+        assert (models["base"].chat_model is models["tuned"].chat_model) == (which == "")
+        for pane, model in models.items():
+            with model.activate():
+                heard[which, pane] = model.chat_model.answer("", [], question, limit=12).text
     assert heard["", "base"] == heard["merged", "base"] != heard["", "tuned"] == heard["merged", "tuned"]
     with pytest.raises(InputWrong, match="There is no adapter model"):
-        desk.load(Run("demo", run.settings, ROOT, ROOT / "nowhere"), "adapter")
+        inference_queue.load(Run("demo", run.settings, ROOT, ROOT / "nowhere"), "adapter")
     assert question not in "".join(capfd.readouterr())
 
 
@@ -460,21 +460,21 @@ def test_the_run_as_it_is_now(demo, tmp_path, monkeypatch):
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
     log.write_text("".join(lines[:300]), encoding="utf-8")
     monkeypatch.setattr(live, "_drawn", {})
-    shared.find = lambda: collect.find(str(folder), ROOT, ROOT)
-    monkeypatch.setattr(live.curves, "draw", lambda charts: [])  # in the browser they are seen
+    shared.find_run = lambda: run_view.find_run(str(folder), ROOT, ROOT)
+    monkeypatch.setattr(live.charts, "draw", lambda charts: [])  # in the browser they are seen
     with FileLock(str(folder / ".lock")):
-        found = live.blocks("en")
-        assert found.working
-        for text in ("Training is under way", "300 / 792", 'max="792" value="300"', "Left"):
+        found = live.run_status("en")
+        assert found.is_running
+        for text in ("Training is running", "300 / 792", 'max="792" value="300"', "Left"):
             assert text in found.blocks[0], text
-        assert live.blocks("en") is found
+        assert live.run_status("en") is found
         log.write_text("".join(lines[:301]), encoding="utf-8")
-        assert "301 / 792" in live.blocks("en").blocks[0]
-        assert "训练进行中" in live.blocks("zh-CN").blocks[0]
-    assert "Training stopped before its end" in live.blocks("en").blocks[0]
+        assert "301 / 792" in live.run_status("en").blocks[0]
+        assert "训练进行中" in live.run_status("zh-CN").blocks[0]
+    assert "Training was interrupted" in live.run_status("en").blocks[0]
     log.write_text("".join(lines), encoding="utf-8")
     path.write_text(json.dumps(whole), encoding="utf-8")
-    done = live.blocks("en").blocks
+    done = live.run_status("en").blocks
     assert "Trained" in done[0]
     assert "at iteration 792" in "".join(done)
     assert all("\n" not in block for block in done)  # else Streamlit would read on

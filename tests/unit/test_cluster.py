@@ -90,7 +90,7 @@ def test_kubernetes(tmp_path):
     assert container["command"][:3] == ["docker/runtime/run", "train", "coach"]
     variables = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert variables["MASTER_ADDR"] == "coach-node-0-0.coach"
-    assert cluster.INSIDE in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert cluster.CONTAINER_ROOT in (ROOT / "Dockerfile").read_text(encoding="utf-8")
     with pytest.raises(InputWrong, match=r"cluster\.image"):
         made("k8s", tmp_path)
 
@@ -114,7 +114,7 @@ def test_skypilot(tmp_path):
     task = checked("sky", made("sky", tmp_path, given="demo")[0], tmp_path)
     assert task["num_nodes"] == 2
     assert task["resources"]["accelerators"] == "H100:8"
-    assert task["volumes"] == {cluster.SHARED: "recipe"}
+    assert task["volumes"] == {cluster.SHARED_MOUNT: "recipe"}
     assert task["file_mounts"] == {"/tmp/recipe-data/data/workplace.xlsx": "./data/workplace.xlsx"}
     for part in ("setup", "run"):
         done = subprocess.run(["shellcheck", "--shell=bash", "-"], input=task[part], capture_output=True, text=True)

@@ -24,14 +24,14 @@ def test_chat_and_engines_ask_as_training_did(name):
             text += said + template.get("SUFFIX", "")
             text += "" if template.get("SUFFIX_AS_EOS", False) else "</s>"
             text += template.get("SEP", "")
-    asked = chat_model.ChatModel.prompt(merged._Trained(template, tokens), "甲", [("一", "二")], "三")
+    asked = chat_model.ChatModel.prompt(merged._PromptBuilder(template, tokens), "甲", [("一", "二")], "三")
     assert "<s>" + asked == text
     if name == "chatglm2":
         with pytest.raises(InputWrong, match="numbers its turns"):
-            merged.in_jinja(template, "</s>", "<s>")
+            merged.to_jinja(template, "</s>", "<s>")
         return
-    jinja = merged.in_jinja(template, "</s>", "<s>")
-    assert merged._agrees(jinja, template, {"eos_token": "</s>", "bos_token": {"content": "<s>"}})
+    jinja = merged.to_jinja(template, "</s>", "<s>")
+    assert merged._prompts_match(jinja, template, {"eos_token": "</s>", "bos_token": {"content": "<s>"}})
 
 
 def xtuners(name):

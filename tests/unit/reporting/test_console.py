@@ -9,11 +9,11 @@ from support.plans import plan_of
 
 
 def test_curve():
-    assert console.curve([]) == ""
-    assert console.curve([0, 1]) == "▁█"
-    assert console.curve([0.0, 0.0]) == "▁▁"
-    assert len(console.curve(list(range(1000)), width=48)) == 48
-    assert len(console.curve(list(range(81)), width=48)) == 48
+    assert console.sparkline([]) == ""
+    assert console.sparkline([0, 1]) == "▁█"
+    assert console.sparkline([0.0, 0.0]) == "▁▁"
+    assert len(console.sparkline(list(range(1000)), width=48)) == 48
+    assert len(console.sparkline(list(range(81)), width=48)) == 48
 
 
 def test_page_and_png(tmp_path):
@@ -34,11 +34,11 @@ def test_page_and_png(tmp_path):
     assert f"{planned['tokens_kept']:,}" in done.stdout
     for asked, told in ((1950, True), (0, False)):
         planned["cost"] = measurements.estimate(plan_of(2, 512, 78), "NVIDIA H100 80GB HBM3", 0, asked)
-        lines = "\n".join(" ".join(line) for line in console.rows(planned))
+        lines = "\n".join(" ".join(line) for line in console.plan_rows(planned))
         assert "39 s of iterations" in lines
         assert ("questions up to 287 s beside them (1,950 tokens" in lines) is told
-    for packed, told in ((True, "256 tokens, by 1 process(es)"), (False, "up to 256 tokens, a conversation each")):
-        lines = "\n".join(" ".join(line) for line in console.rows({**planned, "packed": packed}))
+    for packed, told in ((True, "256 tokens, by 1 process(es)"), (False, "up to 256 tokens, one conversation each")):
+        lines = "\n".join(" ".join(line) for line in console.plan_rows({**planned, "packed": packed}))
         assert told in lines
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(planned["lr_trace"]) == planned["iterations"]

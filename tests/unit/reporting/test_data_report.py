@@ -33,13 +33,13 @@ def reported(tmp_path_factory):
 @pytest.mark.parametrize(
     ("count", "what", "example"),
     [
-        (1, "equal conversations", "line 2: as line 1"),
+        (1, "duplicate conversations", "line 2: same as line 1"),
         (1, "questions with different answers", "line 1: 压力大怎么办？ (also line 2, 3)"),
         (1, "answers of fewer than 5 characters", "line 8: 嗯。"),
         (1, "answers of more than 2,000 characters", "line 9: 长长"),
         (3, "likely personal data", "line 4: 13812345678"),
         (1, "questions and answers in different languages", "line 11: 怎么翻译？ → You could"),
-        (2, "answers in Latin letters among others", "line 10: I am fine"),
+        (2, "answers in Latin letters, unlike the others", "line 10: I am fine"),
     ],
 )
 def test_likely_mistakes_are_counted_with_examples(reported, count, what, example):
@@ -76,9 +76,9 @@ def test_preview_shows_what_the_trainer_gets(reported):
     )
     assert expected in done.stdout
     cut = recipe("preview", "demo", "9", f'data.files=["{path}"]', "--output", folder)
-    assert ", cut at max_length 256" in cut.stdout
+    assert ", truncated at max_length 256" in cut.stdout
     assert "<|im_end|>⟧" not in cut.stdout  # the end is what the model would not learn
-    refused(recipe("preview", "demo", "13", f'data.files=["{path}"]', "--output", folder), 2, "holds 1 to 12")
+    refused(recipe("preview", "demo", "13", f'data.files=["{path}"]', "--output", folder), 2, "has 1 to 12")
     refused(recipe("preview", "demo", "one", "--output", folder), 2, "'one' is not a conversation number")
 
 
@@ -89,8 +89,8 @@ def test_counts_of_what_was_dropped_and_changed(workbook, tmp_path):
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     for words in (
-        "dropped 1 rows with blanks, 1 duplicates",
-        "2 numbers and dates taken as the text",
+        "dropped 1 rows with empty cells, 1 duplicates",
+        "2 numbers and dates read as Excel",
         "not used: 备注",
     ):
         assert words in text, text
@@ -104,8 +104,8 @@ def test_histogram_ranges_hold_everything_once():
 
 
 def test_equal_lines_are_grouped():
-    assert data_report._equal(array("q", [5, 7, 5, 9, 7, 5])) == [[1, 3, 6], [2, 5]]
-    assert data_report._equal(array("q", [1])) == []
+    assert data_report._group_equal(array("q", [5, 7, 5, 9, 7, 5])) == [[1, 3, 6], [2, 5]]
+    assert data_report._group_equal(array("q", [1])) == []
 
 
 def test_what_is_known_of_the_tutorials_workbook(real_workbook, real_tokenizer, tmp_path):
@@ -113,7 +113,11 @@ def test_what_is_known_of_the_tutorials_workbook(real_workbook, real_tokenizer, 
     words = [f'data.files=["{real_workbook}"]', f"model.tokenizer={real_tokenizer}", "--output", tmp_path]
     done = recipe("data-report", "tutorial", *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    for words in ("27,714, of which 12,967 with loss", "3 equal conversations", "5 questions with different answers"):
+    for words in (
+        "27,714, 12,967 of them with loss",
+        "3 duplicate conversations",
+        "5 questions with different answers",
+    ):
         assert words in done.stdout
     assert "likely mistakes: 2" in done.stdout
     assert "–183" in done.stdout

@@ -4,9 +4,11 @@
 def test_what_is_said_is_shown_as_it_is():
     from recipe.web import html as pieces
 
-    line = pieces.turn("<b>![x](http://evil.example/x.png)", [pieces.said("Base", "a\n\n# b\u202e<script>")], "en")
+    line = pieces.turn(
+        "<b>![x](http://evil.example/x.png)", [pieces.answer_box("Base", "a\n\n# b\u202e<script>")], "en"
+    )
     assert "\n" not in line
     assert "<script>" not in line
     assert "<b>!" not in line
-    assert pieces.label("[a](b) *c* $") == r"\[a\](b) \*c\* \$"
+    assert pieces.button_label("[a](b) *c* $") == r"\[a\](b) \*c\* \$"
     assert "a&#10;&#10;# b\ufffd&lt;script&gt;" in line

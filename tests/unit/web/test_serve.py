@@ -10,31 +10,29 @@ import pytest
 from recipe.core.errors import InputWrong
 from recipe.web import serve
 
-# --- the door ---
-
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         (["host=0.0.0.0"], "there is no token"),
         (["host=192.168.1.5", "port=80"], "there is no token"),
-        (["host=example.org"], "is no address of this machine"),
-        (["token=short"], "it needs 8"),
-        (["port=http"], "a port is a number"),
-        (["port=0"], "a port is a number"),
-        (["model=base"], "beside the base stands"),
-        (["train.lr=1"], "the run is as it was made"),
+        (["host=example.org"], "is not an IP address"),
+        (["token=short"], "it needs at least 8"),
+        (["port=http"], "is not a port"),
+        (["port=0"], "is not a port"),
+        (["model=base"], "is not a tuned model"),
+        (["train.lr=1"], "is not an option of the page"),
     ],
 )
 def test_words_that_are_refused(given, says):
     with pytest.raises(InputWrong, match=re.escape(says)):
-        serve.place(given)
+        serve.parse_options(given)
 
 
 def test_what_is_printed():
-    assert "http://localhost:8501" in serve.hints(serve.place([]))[0]
-    assert "ssh -L 8600:127.0.0.1:8600 " in serve.hints(serve.place(["host=localhost", "port=8600"]))[1]
-    far = "\n".join(serve.hints(serve.place(["host=0.0.0.0"], "long enough")))
+    assert "http://localhost:8501" in serve.access_hints(serve.parse_options([]))[0]
+    assert "ssh -L 8600:127.0.0.1:8600 " in serve.access_hints(serve.parse_options(["host=localhost", "port=8600"]))[1]
+    far = "\n".join(serve.access_hints(serve.parse_options(["host=0.0.0.0"], "long enough")))
     assert "token=" in far
     assert "long enough" not in far
     assert "ssh -L" in far
@@ -57,7 +55,7 @@ def doors():
 
     def opened(where, headers=None, path="/_stcore/health"):
         async def start():
-            server = httpserver.HTTPServer(serve.door(web.Application([(r"/.*", Behind)]), where))
+            server = httpserver.HTTPServer(serve.add_access_control(web.Application([(r"/.*", Behind)]), where))
             server.listen(0, "127.0.0.1")
             return server, next(iter(server._sockets.values())).getsockname()[1]
 
@@ -84,7 +82,7 @@ def doors():
 
 
 def test_who_is_let_in(doors):
-    here, token = serve.place([]), serve.place(["host=0.0.0.0", "token=long enough"])
+    here, token = serve.parse_options([]), serve.parse_options(["host=0.0.0.0", "token=long enough"])
     assert doors(here)[::2] == (200, "behind")
     assert doors(here, {"Origin": "http://127.0.0.1:PORT"})[0] == 200
     assert doors(here, {"Host": "evil.example:PORT"})[0] == 403  # a foreign name that leads here

@@ -3,7 +3,7 @@
 import pytest
 
 from recipe.core.errors import InputWrong
-from recipe.reporting import collect
+from recipe.reporting import run_view
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"stages": {}}', '{"settings": {"base": 1}, "stages": {}}', "[]"])
@@ -11,4 +11,4 @@ def test_a_damaged_manifest(tmp_path, text):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/run.json").write_text(text)
     with pytest.raises(InputWrong, match="cannot be read"):
-        collect.find("x", tmp_path, tmp_path)
+        run_view.find_run("x", tmp_path, tmp_path)
