@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
-# What is run: name → (architecture, preset, overrides beside those of OVERRIDES)
+# What is run: name → (architecture, preset, overrides in addition to OVERRIDES)
 RUNS = {
     "llama-lora": ("llama", "llama2_7b_chat_qlora_medical_e1", ["train.method=lora"]),
     "llama-full": ("llama", "llama2_7b_full_wizardlm_e1", []),

@@ -159,7 +159,7 @@ files: `train.deepspeed=deepspeed_zero2`, `deepspeed_zero2_offload`, `deepspeed_
 - *computed*: frozen weights (16 bits; NF4 with its scales, and 32 bits for embeddings, output layer and norms) and, for
   the adapters of rank {rank} on every matrix, the same estimators. With ZeRO-3 frozen weights are cut, too; 4-bit ones
   cannot be (the recipe refuses that).
-- *measured*: the 7B model by QLoRA on one H100 took {measured:,} MiB (measured at two sizes, reckoned back to no
+- *measured*: the 7B model by QLoRA on one H100 took {measured:,} MiB (measured at two sizes, extrapolated to no
   tokens); computed here {computed:,} MiB, {apart:.1%} apart. Each token of an iteration took {token:.2f} MiB more.
   The 20B and 70B models were not run, nor was anything on more than one GPU for this table.
 

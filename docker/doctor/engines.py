@@ -38,7 +38,7 @@ VERDICTS = {
                "sudo usermod -aG docker $USER, then log in again (that group is as good as root)"),
     "down": ("its daemon does not answer", "{start}sudo systemctl enable --now docker"),
     "hung": ("its daemon did not answer in 10 s", "sudo systemctl restart docker"),
-    "remote": ("its daemon is on another machine, {detail}, which lacks the folders of this one",
+    "remote": ("its daemon is on another machine, {detail}, which does not have this one's folders",
                "unset DOCKER_HOST, or docker context use default"),
     "squashed": ("its daemon runs as root, which may not enter {detail} on NFS or on a FUSE file system",
                  "chmod o+x {detail}, or a clone and a RECIPE_CACHE on a local disk (if the NFS server exports it with "
@@ -76,7 +76,7 @@ ERRORS = (
      "{package}"),
     (r"Insufficient Permissions", "SELinux keeps the container from the card",
      "sudo setsebool -P container_use_devices 1"),
-    (r"unknown flag: --gpus", "docker is older than 19.03, which knows no GPUs", "update docker"),
+    (r"unknown flag: --gpus", "docker is older than 19.03, the first with GPU support", "update docker"),
     (r"executable file.* not found|nvidia-smi.*not found", IGNORED, "{usual}"),
 )  # fmt: skip
 

@@ -48,7 +48,7 @@ ERRORS = (
     (r"Unable to determine the device handle|GPU is lost|Unknown Error",
      "the card does not answer, or a container lost it",
      "restart the container; on the host `sudo dmesg | grep -i xid` shows why, and a reboot restores the card"),
-    (r"Insufficient Permissions", "no right to the card", "check the rights of /dev/nvidia*"),
+    (r"Insufficient Permissions", "no access to the card", "check the rights of /dev/nvidia*"),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a run of a recipe needs, by its settings and the measurements (recipe/core/measurements.py)."""
+"""What a run of a recipe needs, from its settings and the measurements (recipe/core/measurements.py)."""
 
 import importlib
 import json

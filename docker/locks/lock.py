@@ -91,7 +91,7 @@ def variant_cu13(uv: str) -> None:
 def main(uv: str) -> None:
     with ThreadPoolExecutor(4) as pool:  # uv mostly waits for the index
         made = [pool.submit(variant_cu118, uv), pool.submit(variant_cu13, uv)]
-        # Installed beside the environment and read, or in plain Python: they may need a newer Python.
+        # Installed outside the environment: only read, or run by a plain Python, so they may need a newer one.
         wanted: List[Tuple[str, ...]] = [(name, "", version, "--no-deps") for name, version in BESIDE.items()]
         wanted += [(name, "-cu13", PYTHON_CU13, "--no-deps") for name in COMPILED]
         wanted += [("sbom", "", PYTHON), ("sbom", "-cu13", PYTHON_CU13)]

@@ -210,7 +210,7 @@ def check(place: Path, shown: str, remedy: str, weights: bool = True) -> None:
     unsupported = architecture.unsupported_keys(config) if ours else []
     if unsupported:
         raise InputWrong(
-            f"{shown}/config.json asks for what our InternLM2 code does not compute: {'; '.join(unsupported[:4])}. "
+            f"{shown}/config.json asks for what our InternLM2 code does not support: {'; '.join(unsupported[:4])}. "
             f"{remedy}".strip()
         )
     missing = [] if ours else code_problems(place)

@@ -208,11 +208,11 @@ def _check_code(run: Run, staging: Path, record: Dict[str, Any]) -> None:
         if model.source == "modelscope":
             known += '; Hugging Face dates its commits, and this message names one with model.source="huggingface"'
         remedy = (
-            f"model.revision={older} is the newest from before {day}, the date of this stack."
+            f"The newest one from before {day}, this stack's date, is model.revision={older}."
             if older
             else f"Name a revision from before {day}, model.revision=… (a tag or commit; the hub lists {known})."
         )
-        raise InputWrong(f"{error} {remedy} Or name a folder that you have: model.path=…")
+        raise InputWrong(f"{error} {remedy} Or use a local folder: model.path=…")
 
 
 def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
@@ -234,13 +234,13 @@ def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
             unlisted = [weight for weight in stored if found and weight not in found]
             if unlisted:
                 raise InputWrong(
-                    f"{shown}: {name} holds {unlisted[0]}, which {INDEXES[0]} does not name. {elsewhere(run)}"
+                    f"{shown}: {name} contains {unlisted[0]}, which {INDEXES[0]} does not list. {elsewhere(run)}"
                 )
             found.update(stored)
     wrong = architecture.mismatches(config, found, size) if found else []
     if wrong:
         raise InputWrong(
-            f"The weights of {shown} are not those of InternLM2 as config.json describes it: {'; '.join(wrong[:4])}. "
+            f"The weights of {shown} do not match the InternLM2 in config.json: {'; '.join(wrong[:4])}. "
             f"They were not fetched. {elsewhere(run)}"
         )
     record["weights"] = "fit"

@@ -85,7 +85,7 @@ def check(run: Run, place: Path) -> None:
 def check_complete(place: Path, shown: str) -> None:
     """Raise HostLacks unless `place` holds a config and every weight file that its index names."""
     if not place.is_dir():
-        raise HostLacks(f"The base model is not here: there is no {shown}. Fetch it first: {command_line('model')}.")
+        raise HostLacks(f"The base model is missing: {shown} does not exist. Fetch it first: {command_line('model')}.")
     if not (place / "config.json").is_file():
         raise HostLacks(f"{shown} has no config.json: it is not a model folder.")
     name, files = index(place, shown)
@@ -93,7 +93,7 @@ def check_complete(place: Path, shown: str) -> None:
     missing = sorted(name for name in names if not (place / name).is_file() or not (place / name).stat().st_size)
     if missing or not names:
         what = ", ".join(missing) or "any weights (*.safetensors, pytorch_model*.bin)"
-        raise HostLacks(f"{shown} lacks {what}. Remove what is left of it and fetch it again: {command_line('model')}.")
+        raise HostLacks(f"{shown} does not have {what}. Remove the folder and fetch it again: {command_line('model')}.")
 
 
 def index(place: Path, shown: str) -> Tuple[str, Dict[str, str]]:

@@ -82,7 +82,7 @@ def explain(error: Exception, model: Model) -> RecipeError:
 
 
 def _other_source(model: Model) -> str:
-    return f"or use a mirror ({MIRRORS[model.source]}), or a folder you have ({model.placed}=/some/folder)"
+    return f"or use a mirror ({MIRRORS[model.source]}), or a local folder ({model.placed}=/some/folder)"
 
 
 def _explain_disk(error: Exception, model: Model) -> Optional[RecipeError]:
@@ -106,7 +106,7 @@ def _explain_connection(error: Exception, model: Model, reason: str) -> Optional
             f"its certificate: REQUESTS_CA_BUNDLE=/path/to/ca.pem."
         )
     if isinstance(error, requests.exceptions.ProxyError):
-        return HostLacks(f"The proxy (HTTPS_PROXY) does not let through to {hub}: {reason}. Correct or unset it.")
+        return HostLacks(f"The proxy (HTTPS_PROXY) blocks access to {hub}: {reason}. Correct or unset it.")
     return None
 
 
@@ -136,25 +136,25 @@ def _explain_status(error: Exception, model: Model, reason: str) -> Optional[Rec
 def _explain_response(error: Exception, model: Model, reason: str) -> RecipeError:
     hub, host = NAMES[model.source], urlsplit(endpoint(model)).netloc
     if "OfflineModeIsEnabled" in type(error).__name__:
-        return HostLacks(f"HF_HUB_OFFLINE is set, and {model.id} is not here. Unset it for this command.")
+        return HostLacks(f"HF_HUB_OFFLINE is set, and {model.id} has not been downloaded. Unset it for this command.")
     other = _redirected_host(error, host)
     if other:
         return HostLacks(
-            f"{host} redirects to {other}, which cannot be reached from here: {reason}. Name a mirror that holds the "
+            f"{host} redirects to {other}, which cannot be reached from here: {reason}. Use a mirror that hosts the "
             f"files itself ({MIRRORS[model.source]}), or a folder you have ({model.placed}=/some/folder)."
         )
     unreadable = isinstance(error, (KeyError, TypeError, AttributeError, ValueError)) and not isinstance(error, OSError)
     if unreadable or "JSON" in type(error).__name__:
         return HostLacks(
-            f"{host} does not answer as {hub} does ({reason}) and has no config.json of {model.id}. Check "
-            f"{model.named} and the connection (a page to log in, a mirror of something else), {_other_source(model)}."
+            f"{host} does not respond like {hub} ({reason}) and has no config.json for {model.id}. Check "
+            f"{model.named} and the connection (a login page, a mirror of something else), {_other_source(model)}."
         )
     if has_cause(error, "NameResolutionError", "gaierror"):
         return HostLacks(
             f"{hub}'s name cannot be resolved: no network here, or no DNS ({reason}). Connect, {_other_source(model)}."
         )
     remedy = _other_source(model)[len("or ") :]
-    return HostLacks(f"{model.id} could not be fetched from {hub}: {reason}. {RETRY} If that repeats: {remedy}.")
+    return HostLacks(f"{model.id} could not be fetched from {hub}: {reason}. {RETRY} If it keeps failing, {remedy}.")
 
 
 def _redirected_host(error: Exception, host: str) -> str:

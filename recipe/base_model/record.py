@@ -73,7 +73,7 @@ def check_files(place: Path, shown: str, record: Dict[str, Any], everything: boo
     for name, file in record["files"].items():
         path = place / name
         if not path.is_file():
-            raise HostLacks(f"{shown} lacks {name}. To fetch it again: {command_line('model')}.")
+            raise HostLacks(f"{shown}/{name} is missing. To fetch it again: {command_line('model')}.")
         unchanged = is_unchanged(place, name, file)
         if unchanged and not everything:
             continue
@@ -83,8 +83,8 @@ def check_files(place: Path, shown: str, record: Dict[str, Any], everything: boo
             file["time"], updated = path.stat().st_mtime_ns, True
     if changed:
         raise HostLacks(
-            f"{', '.join(changed)} in {shown}: not what was fetched (sha256 differs). Remove "
-            f"{'it' if len(changed) == 1 else 'them'} and type {command_line('model')}, which fetches no more than "
+            f"{', '.join(changed)} in {shown}: changed since the download (sha256 differs). Remove "
+            f"{'it' if len(changed) == 1 else 'them'} and type {command_line('model')}, which fetches only "
             f"that; to keep your own change, rename the folder, remove {RECORD} in it, and name it: {placed}=…"
         )
     if updated:
@@ -99,4 +99,4 @@ def staging_folder(run: Run) -> Path:
 
 def elsewhere(run: Run) -> str:
     """The remedy for a model that does not work here."""
-    return f"Take another revision (model.revision=…) or a folder that you have ({run.settings.model.placed}=…)."
+    return f"Use another revision (model.revision=…) or a local folder ({run.settings.model.placed}=…)."

@@ -24,7 +24,7 @@ def tokenizer(run: Run) -> Any:
     given = run.settings.model.tokenizer
     place = Path(given) if given else folder(run)
     if given and not place.exists():
-        raise InputWrong(f"model.tokenizer: there is no {given}. Name a folder or a tokenizer.model file.")
+        raise InputWrong(f"model.tokenizer: {given} does not exist. Name a folder or a tokenizer.model file.")
     if not given and place.exists():
         check_source(run, place)
     if not place.exists():

@@ -87,7 +87,7 @@ def encoder_shape(run: Run) -> EncoderShape:
         )
     if {crop.get("height"), crop.get("width")} != {config.image_size}:
         raise InputWrong(
-            f"model.visual_encoder: {run.relative(place)} cuts images to {crop}, and its model takes "
+            f"model.visual_encoder: {run.relative(place)} crops images to {crop}, but its model takes "
             f"{config.image_size} pixels."
         )
     return EncoderShape(

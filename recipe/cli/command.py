@@ -75,7 +75,7 @@ class Command(click.Command):
             found = grammar.sort_words(known["commands"][ctx.info_name], args)
             if found.settings and not self.settings:
                 raise InputWrong(
-                    f"{found.settings[0]}: {ctx.info_name} takes no settings, the run is as it was started."
+                    f"{found.settings[0]}: {ctx.info_name} takes no settings: it uses those the run was started with."
                 )
             ctx.meta["settings"] = found.settings
             words = [*found.options, "--", *found.arguments]
@@ -126,7 +126,7 @@ def _invocation(recipe: Optional[str], output: str, force: bool) -> Invocation:
     command = context.command
     assert isinstance(command, Command)
     if not output:
-        raise InputWrong("--output= names no folder for the results.")
+        raise InputWrong("--output= is empty: name a folder for the results.")
     overrides = list(context.meta.get("settings", []))
     return Invocation(str(context.info_name), recipe or command.default, overrides, output, force)
 

@@ -69,7 +69,7 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
             break
         if name == "--recipe" and command["recipe"]:
             if not equals and not rest:
-                raise InputWrong(f"--recipe wants the name of a recipe. {usage(command)}")
+                raise InputWrong(f"--recipe needs the name of a recipe. {usage(command)}")
             recipe = value if equals else rest.pop(0)
         elif word.startswith("-") and len(word) > 1:
             option = options.get(name)
@@ -82,7 +82,7 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
             found.options.append(word)
             if option["value"] and not equals:
                 if not rest:
-                    raise InputWrong(f"{name} wants a value. {usage(command)}")
+                    raise InputWrong(f"{name} needs a value. {usage(command)}")
                 found.options.append(rest.pop(0))
         elif equals and name in keywords:
             found.options.append(f"{keywords[name]}={value}")
@@ -132,7 +132,7 @@ def check_full_width(words: Sequence[str], keys: Sequence[str]) -> None:
     tables = "|".join(sorted({key.split(".")[0] for key in keys}))
     for word in words:
         if re.match(rf"({tables})[\w.]*＝", word):
-            raise InputWrong(f"{word}: ＝ is a full-width sign, as Chinese input types it. Type = in its place.")
+            raise InputWrong(f"{word}: ＝ is full-width, as Chinese input methods type it. Type = instead.")
 
 
 class Checked(NamedTuple):

@@ -98,7 +98,7 @@ class Commands(click.Group):
             click.secho(f"{command}: {error.format_message()}", fg="red", err=True)
             sys.exit(InputWrong.code)
         except (KeyboardInterrupt, click.Abort):
-            goes_on = INTERRUPTED.get(command, ": the same command goes on from the last checkpoint, if there is one")
+            goes_on = INTERRUPTED.get(command, ": the same command continues from the last checkpoint, if any")
             click.secho(f"Stopped{goes_on}.", err=True)
             sys.exit(130)
         except Exception as error:

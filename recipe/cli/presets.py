@@ -34,8 +34,8 @@ def show(word: str, terminal: Any) -> None:
 
     found = rows(word)
     if not found:
-        raise InputWrong(f"No preset's name, family, method, template or data holds {word!r}.")
-    if not terminal.is_terminal:  # for a pipe: as the file in docs/
+        raise InputWrong(f"{word!r} matches no preset's name, family, method, template or data.")
+    if not terminal.is_terminal:  # to a pipe: in the format of docs/presets.tsv
         print(as_tsv(found), end="")
         return
     table = Table(*HEAD, box=None)
@@ -53,7 +53,7 @@ def write_recipe(name: str, base: str) -> Path:
     found = preset_facts.facts(base)
     if not path.stem.replace("-", "_").isidentifier():
         raise InputWrong(
-            f"{path.stem!r} is no name for a recipe: letters, digits, - and _ make a name of a folder too."
+            f"{path.stem!r} is not a valid recipe name: use letters, digits, - and _, as it also names a folder."
         )
     said = found.refusal
     warning = f"# Does not run here: {said}.\n" if said else ""
@@ -70,7 +70,7 @@ def write_recipe(name: str, base: str) -> Path:
         with path.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError:
-        raise InputWrong(f"{path} is there already. Take another name.")
+        raise InputWrong(f"{path} already exists. Choose another name.")
     except OSError as error:
         raise InputWrong(f"{path} cannot be written: {error.strerror}.")
     return path

@@ -42,7 +42,7 @@ def verify(typed: Invocation) -> None:
     with tempfile.TemporaryDirectory(prefix=".verify-", dir=str(typed.folder)) as beside:
         equal = verifying.show(verifying.check_run(run, Path(beside)), console())
     if not equal:
-        raise RunFailed("What differs is not what this run made.")
+        raise RunFailed("Some results differ from what this run made.")
 
 
 @compares("compare coach tutorial", "compare output/coach old/coach")

@@ -96,7 +96,7 @@ def reproduce(typed: Invocation) -> None:
 
     def show(run: Any) -> None:
         if not tutorial.show(run, console()):
-            raise RunFailed("The run differs from the published one in a line that can be compared.")
+            raise RunFailed("At least one comparable line differs from the published run.")
 
     # A folder of its own: the tutorial's recipe may have been run with other settings.
     run_stages(load(typed, name="reproduce"), typed.command, show)

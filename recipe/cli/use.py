@@ -71,7 +71,7 @@ def _is_trained(run: Any) -> bool:
 def _check_trained(run: Any, typed: Invocation, hint: str = "") -> None:
     if not _is_trained(run):
         raise InputWrong(
-            f"Nothing is trained in {run.relative(run.folder)} yet, and {typed.command} never trains.{hint} Train "
+            f"Nothing has been trained in {run.relative(run.folder)}, and {typed.command} never trains.{hint} Train "
             f"with: {_training_command(run.settings, typed)}"
         )
 
@@ -114,7 +114,7 @@ def chat(typed: Invocation, question: Optional[str], model: Optional[str], image
     run = load(typed)
     which = model or ""
     if which != "base":
-        _check_trained(run, typed, " The base model can be talked to: model=base.")
+        _check_trained(run, typed, " You can chat with the base model: model=base.")
     with run.open():
         if _is_trained(run) and (which != "base" or not typed.overrides):
             use_trained_settings(run, typed)
@@ -153,7 +153,7 @@ def export(typed: Invocation, target: str, yes: bool) -> None:
     run = load(typed)
     foreign = [word for word in typed.overrides if not word.startswith("export.")]
     if foreign:
-        raise InputWrong(f"{foreign[0]}: the model is trained and merged; export takes only export.… settings.")
+        raise InputWrong(f"{foreign[0]}: the model is already trained; export accepts only export.… settings.")
     wanted = run.settings.export.model_dump()
     with run.open():
         run.use_trained_settings()

@@ -36,7 +36,7 @@ def fault() -> str:
             return f"{compiler} does not start: {error.strerror}"
     if done.returncode:
         said = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if "error" in line]
-        return f"{compiler} compiles nothing: {(said or ['it does not say why'])[0]}"
+        return f"{compiler} fails to compile: {(said or ['it does not say why'])[0]}"
     return ""
 
 
@@ -48,4 +48,4 @@ def remedy() -> str:
 
 def notice() -> str:
     """The same as a sentence for the user; "" where nothing is missing."""
-    return f"Triton cannot compile here ({fault()}), so {LOST}. To have it: {remedy()}." if fault() else ""
+    return f"Triton cannot compile here ({fault()}), so {LOST}. To fix this: {remedy()}." if fault() else ""

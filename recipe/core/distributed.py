@@ -50,7 +50,7 @@ def update_per_rank(settings: Settings, batch: int, accumulation: int) -> Tuple[
         more = math.ceil(batch * accumulation / ranks) * ranks
         raise InputWrong(
             f"{ranks} GPUs cannot share an update of train.batch_size={batch} × train.accumulative_counts="
-            f"{accumulation} sequences equally. The next that they can has {more}: train.batch_size={more // ranks} "
+            f"{accumulation} sequences equally. The next size that works is {more}: train.batch_size={more // ranks} "
             f"train.accumulative_counts={ranks}."
         )
     return found
@@ -79,7 +79,7 @@ def node(settings: Settings) -> Optional[Node]:
             f"{command_line('cluster slurm')}, k8s or sky."
         )
     if not rank.isdigit() or int(rank) >= settings.nodes or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InputWrong(f"Node {rank} of {settings.nodes} at port {port}: numbers from 0, below nodes, a port.")
+        raise InputWrong(f"Node {rank} of {settings.nodes} at port {port}: not a node number from 0, or not a port.")
     return Node(int(rank), address, int(port))
 
 

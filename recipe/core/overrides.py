@@ -48,7 +48,7 @@ def price(overrides: Sequence[str]) -> Optional[float]:
     for override in overrides:
         keys, value = parse_override(override, tomli)
         if keys != ("plan", "price_per_hour"):
-            raise InputWrong(f"{override}: the run is as it was made; a report takes plan.price_per_hour=… alone.")
+            raise InputWrong(f"{override}: a finished run cannot change; a report accepts only plan.price_per_hour=….")
         try:
             found = Plan.model_validate({keys[1]: value}).price_per_hour
         except ValidationError as error:

@@ -62,7 +62,7 @@ def find_recipe(name: str, folder: Optional[Path] = None) -> Path:
             return path
     raise InputWrong(
         f"There is no recipe {name!r}.{did_you_mean(name, recipes())} Shipped: {', '.join(recipes())}; "
-        f"or give the path of a recipe file of your own (it ends in .toml)."
+        f"or give the path of your own recipe file (ending in .toml)."
     )
 
 
@@ -77,7 +77,7 @@ def read_recipe(path: Path, reader: Any) -> Tuple[str, Dict[str, Any]]:
     try:
         return text, reader.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
-        raise InputWrong(f"{path} is not valid TOML: {error}. Strings stand in quotes, lists in brackets.")
+        raise InputWrong(f"{path} is not valid TOML: {error}. Strings go in quotes, lists in brackets.")
 
 
 def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
@@ -90,7 +90,7 @@ def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
     except (ValueError, RecursionError) as error:
         if raw.lstrip()[:1] in tuple("\"'[{"):
             raise InputWrong(
-                f"Override {override!r}: the value is no valid TOML ({error}). Quote it from the shell as in "
+                f"Override {override!r}: the value is not valid TOML ({error}). Quote it for the shell as in "
                 f"data.files='[\"data/mine.xlsx\"]'."
             )
         parsed = {"value": raw}  # bare words are strings: model.path=/some/folder
@@ -139,7 +139,7 @@ def choose_hub(values: Dict[str, Any], given: Iterable[Tuple[str, ...]]) -> None
         return
     there = model.pop("huggingface")
     if not isinstance(there, dict) or not set(there) <= {"id", "revision"}:
-        raise InputWrong("model.huggingface: a table with id and revision, what they are at Hugging Face.")
+        raise InputWrong("model.huggingface: must be a table with the id and revision at Hugging Face.")
     if model.get("source") != "huggingface":
         return
     named = {keys[1] for keys in given if keys[:1] == ("model",) and len(keys) == 2}

@@ -105,8 +105,7 @@ class Run:
             lock.acquire()
         except Timeout:
             raise HostLacks(
-                f"Another run is at work in {self.relative(self.folder)}. Wait for it, or use a recipe file of "
-                f"another name."
+                f"Another run is using {self.relative(self.folder)}. Wait for it, or use a recipe file of another name."
             )
         except OSError as error:
             raise HostLacks(

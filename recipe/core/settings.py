@@ -260,13 +260,11 @@ class Settings(Table):
             return self
         if "zero3" in self.train.deepspeed:
             raise ValueError(
-                'train.deepspeed = "deepspeed_zero3" cuts the base\'s weights into a part for each GPU, which 4-bit '
-                "weights cannot be here: train.method=lora with it, or train.deepspeed=deepspeed_zero2"
+                'train.deepspeed = "deepspeed_zero3" splits the base\'s weights among the GPUs, which 4-bit '
+                "weights do not allow here: use train.method=lora with it, or train.deepspeed=deepspeed_zero2"
             )
         if self.train.dtype == "fp32":
-            raise ValueError(
-                'train.dtype = "fp32" goes with train.method = "lora" or "full": QLoRA computes in 16 bits'
-            )
+            raise ValueError('train.dtype = "fp32" needs train.method = "lora" or "full": QLoRA computes in 16 bits')
         return self
 
 

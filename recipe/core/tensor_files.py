@@ -30,7 +30,7 @@ STORAGES = {
 
 
 class Damaged(ValueError):
-    """A file is cut short or no file of its kind; the text names it and the numbers."""
+    """A file is cut short or not of the expected kind; the text names it and the numbers."""
 
 
 def count(shape: Tuple[int, ...]) -> int:
@@ -122,7 +122,7 @@ def safetensors(path: Path) -> Tuple[Dict[str, Stored], Dict[str, str]]:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if 8 + length > size:
-            raise Damaged(f"{path} is no whole safetensors file: {size:,} bytes cannot hold its header")
+            raise Damaged(f"{path} is not a complete safetensors file: {size:,} bytes cannot hold its header")
         try:
             header = json.loads(stream.read(length).decode("utf-8"))
             metadata = header.pop("__metadata__", {})
@@ -132,9 +132,9 @@ def safetensors(path: Path) -> Tuple[Dict[str, Stored], Dict[str, str]]:
             }
             end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise Damaged(f"{path} is no whole safetensors file: its header cannot be read")
+            raise Damaged(f"{path} is not a complete safetensors file: its header cannot be read")
     if end != size:
-        raise Damaged(f"{path} is cut short or damaged: its header tells of {end:,} bytes, it has {size:,}")
+        raise Damaged(f"{path} is cut short or damaged: its header describes {end:,} bytes, but it has {size:,}")
     return found, metadata
 
 
@@ -172,7 +172,7 @@ def torch_file(path: Path) -> Any:
             return _Reader(archive.open(name), path, places).load()
     except (zipfile.BadZipFile, StopIteration, EOFError, pickle.UnpicklingError, KeyError, struct.error) as error:
         raise Damaged(
-            f"{path} ({path.stat().st_size:,} bytes) is no whole file of torch.save "
+            f"{path} ({path.stat().st_size:,} bytes) is not a complete torch.save file "
             f"({type(error).__name__}: {error}); it is cut short, or older than PyTorch 1.6"
         )
 

@@ -113,7 +113,7 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
         image = image_folder(run) / line["image"]
         if digest(image) != line["sha256"]:
             raise InputWrong(
-                f"{run.relative(image)} is not the image that was held out (it was changed, or is gone). Put it back, "
+                f"{run.relative(image)} is not the image that was held out (it was changed or deleted). Restore it, "
                 f"or train again."
             )
     asked = base_inputs(run)
@@ -126,8 +126,8 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
         if "out of memory" not in str(error):
             raise
         raise HostLacks(
-            f"The GPU's memory was too small for this evaluation ({str(error)[:200]}). Fewer at once: "
-            f"eval.batch_size=1; or end what else uses the card."
+            f"The GPU's memory was too small for this evaluation ({str(error)[:200]}). Use a smaller batch: "
+            f"eval.batch_size=1; or stop other programs on the card."
         )
     conversations = [_said(line) for line in lines]
     figures = _figures(run, conversations, {"base": base, "tuned": after})
@@ -153,7 +153,7 @@ def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str
         if len(kept["losses"]) == len(lines):
             return {**kept, "cached": True}
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or damaged: made anew
+        pass  # missing or damaged: recreated
     with tempfile.TemporaryDirectory() as place:
         vision = llava.prepare_untrained(run, Path(place)) if preset_facts.has_images(run.settings) else None
         made = _measured(run, loading.find_model(run, "base")._replace(vision=vision), lines, asked, kind)
@@ -252,7 +252,7 @@ def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str
         loss, interval = ratio([value for value, _ in losses[name]], counts)
         if not math.isfinite(loss):
             raise RunFailed(
-                f"The held-out loss of the {name} model is no number: it overflows, or its files are damaged."
+                f"The held-out loss of the {name} model is not a number: it overflows, or its files are damaged."
             )
         answers = [text for text, _ in found["answers"]]
         models[name] = {

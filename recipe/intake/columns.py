@@ -66,7 +66,7 @@ def find_columns(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
             roles[QUESTION], roles[MORE] = at[names.index("instruction")], at[names.index("input")]
         elif len(set(names)) < len(names):
             double = next(label(header[index]) for index, name in zip(at, names) if names.count(name) > 1)
-            raise AmbiguousColumn(f"the column {double} is there twice. Rename or delete one")
+            raise AmbiguousColumn(f"the column {double} appears twice. Rename or delete one")
         elif len(at) > 1:
             candidates = " and ".join(label(header[index]) for index in at)
             raise AmbiguousColumn(
@@ -86,7 +86,7 @@ def _chosen_columns(header: Sequence[Any], normalized: Sequence[str], chosen: Di
         at = [index for index, one in enumerate(header) if label(one) == name.strip()]
         at = at or [index for index, one in enumerate(normalized) if one and one == normalize(name)]
         if len(at) > 1:
-            raise AmbiguousColumn(f"the column {name} is there {len(at)} times. Rename or delete the others")
+            raise AmbiguousColumn(f"the column {name} appears {len(at)} times. Rename or delete the others")
         if at:
             roles[role] = at[0]
     return roles

@@ -50,7 +50,7 @@ def detect(path: Path) -> str:
         return name
     non_ascii = sum(byte > 127 for byte in head)
     if 3 * len(re.findall(b"[\xe1-\xef][\x80-\xbf][\x80-\xbf]", head)) > non_ascii // 3:
-        raise UnreadableFile(f"it is UTF-8 with damage in it ({reasons[0]}): save it as UTF-8 again")
+        raise UnreadableFile(f"it is damaged UTF-8 ({reasons[0]}): save it as UTF-8 again")
     if not name:
         raise UnreadableFile(f"its encoding is not UTF-8, UTF-16 or GB18030 ({'; '.join(reasons)}): save it as UTF-8")
     if not _reads_like_chinese(codecs.getincrementaldecoder(name)(decode_errors(name)).decode(head)):

@@ -23,7 +23,7 @@ def data_files(run: Run, setting: str = "files") -> List[Tuple[Path, str]]:
     for name in getattr(run.settings.data, setting):
         if not name.strip():
             raise InputWrong(
-                f"data.{setting} names a file without a name. Name yours: data.{setting}='[\"data/mine.xlsx\"]'."
+                f"data.{setting} contains an empty file name. Name your file: data.{setting}='[\"data/mine.xlsx\"]'."
             )
         path = run.root / name
         if path.is_dir():
@@ -37,13 +37,13 @@ def data_files(run: Run, setting: str = "files") -> List[Tuple[Path, str]]:
         found += [file for file in inside if file not in found]
     for path, name in found:
         if path.name.startswith("~$"):
-            raise InputWrong(f"{name} is the lock that Excel keeps while a workbook is open. Name {path.name[2:]}.")
+            raise InputWrong(f"{name} is Excel's lock file for an open workbook. Name {path.name[2:]}.")
         if path.suffix.lower() in UNSUPPORTED_WORKBOOKS:
             raise InputWrong(
                 f"{name} is a format that is not supported. Save it as .xlsx in Excel, WPS or LibreOffice."
             )
         if path.suffix.lower() not in suffixes:
-            raise InputWrong(f"{name} is of no known kind ({', '.join(suffixes)}). Save it as .xlsx or UTF-8 .csv.")
+            raise InputWrong(f"{name} has an unknown type ({', '.join(suffixes)}). Save it as .xlsx or UTF-8 .csv.")
     return found
 
 
@@ -51,7 +51,7 @@ def _expand(folder: Path, name: str, suffixes: Tuple[str, ...]) -> List[Tuple[Pa
     paths = folder.rglob("*") if suffixes != SUFFIXES else folder.iterdir()  # texts come in nested folders
     inside = [(p, str(Path(name) / p.relative_to(folder))) for p in sorted(paths) if _is_data_file(p, suffixes)]
     if not inside:
-        raise InputWrong(f"The folder {name} holds no file of a known kind ({', '.join(suffixes)}).")
+        raise InputWrong(f"The folder {name} contains no file of a known type ({', '.join(suffixes)}).")
     return inside
 
 

@@ -51,7 +51,7 @@ class GroupedRows:
                     yield turns, where
                 key, turns, numbers, where = id_, [], [], f"{place}, {row}"
             if number is not None and number in numbers:
-                errors.add(f"{place}, {row}", f"turn {number:g} of conversation {key} is there twice")
+                errors.add(f"{place}, {row}", f"turn {number:g} of conversation {key} appears twice")
             elif numbers and (number is None) != (numbers[-1] is None):
                 errors.add(f"{place}, {row}", f"conversation {key} has turns with and without a number")
             turns.append(Turn(*json.loads(text)) if text else None)

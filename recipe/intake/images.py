@@ -118,7 +118,7 @@ def _decode(path: Path) -> str:
         message = str(error).strip().replace(str(path), path.name) or type(error).__name__
         raise InvalidRecord(f"it cannot be read as an image ({message.splitlines()[0][:100]})")
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise InvalidRecord(f"it has {width} × {height} pixels: nothing is left to see when it is made a square")
+        raise InvalidRecord(f"it has {width} × {height} pixels: too little is left to see once it is made square")
     return digest(path)
 
 

@@ -129,7 +129,7 @@ class TableReader:
         group = self._optional(cells, CONVERSATION, where)
         turn_number = self._turn_number(cells, where)
         if turn_number is not None and turn_number != 1 and not group:
-            message = f"blank, but this is turn {turn_number:g}: of which conversation?"
+            message = f"blank, but this is turn {turn_number:g}: name its conversation"
             collector.errors.add(self._column(where, CONVERSATION), message)
         self.grouped.add(group, turn_number, row, turn)
 
@@ -139,7 +139,7 @@ class TableReader:
         if not columns.is_repeated_header(header, pair):
             return False
         if number or pair != header:  # else a header of two merged rows
-            message = f"another header ({pair[0]}, {pair[1]}). Delete it, or move what is below to a file of its own"
+            message = f"another header ({pair[0]}, {pair[1]}). Delete it, or move the rows below to another file"
             self.collector.errors.add(where, message)
         return True
 

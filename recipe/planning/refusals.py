@@ -22,7 +22,7 @@ def warnings(plan: Dict[str, Any]) -> List[str]:
     found = []
     if plan["ranks"] > 1:
         found.append(
-            f"{plan['ranks']} GPUs share each update of {plan['update_sequences']} sequences, as one would make it: "
+            f"{plan['ranks']} GPUs share each update of {plan['update_sequences']} sequences, as one GPU would: "
             f"{plan['batch_size']} an iteration on each, {plan['accumulative_counts']} iteration(s) an update."
         )
     if plan["packs_repeated"]:
@@ -30,10 +30,10 @@ def warnings(plan: Dict[str, Any]) -> List[str]:
             f"{plan['packs']} packs are not a multiple of {plan['ranks']} GPUs: {plan['packs_repeated']} are in every "
             f"epoch twice."
             if plan["ranks"] > 1
-            else f"{plan['packs']} pairs do not fill whole updates: {plan['packs_repeated']} are in every epoch twice."
+            else f"{plan['packs']} pairs do not fill whole updates: {plan['packs_repeated']} occur twice per epoch."
         )
     if plan["duplicates"]:
-        found.append(f"{plan['duplicates']} conversations are in the data twice and count double.")
+        found.append(f"{plan['duplicates']} conversations appear twice in the data and count double.")
     if plan["updates_with_deepspeed"] != plan["updates_without_deepspeed"]:
         found.append(
             f"{plan['iterations']} iterations are not a multiple of accumulative_counts={plan['accumulative_counts']}: "
@@ -52,7 +52,7 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
     remedies["warmup-crash"] = remedies["peak-not-reached"] = {"train.warmup_ratio": ratio} if ratio else {}
     if crash:
         found["warmup-crash"] = (
-            f"The warm-up has {plan['warmup_iterations']} iterations, and mmengine does not start with that ({crash}). "
+            f"The warm-up has {plan['warmup_iterations']} iterations, and mmengine cannot start with that ({crash}). "
             f"Raise it: {remedy}."
         )
     elif plan["lr_peak"] < 0.99 * plan["lr_configured"]:
@@ -85,7 +85,7 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
             remedies[f"no-{what}"] = {f"train.{name}": 0.5}
             found[f"no-{what}"] = (
                 f"No {what} falls inside the run: train.{name}={steps}, the run has {plan['iterations']} iterations. "
-                f"train.{name}=0.5 puts one at half of it."
+                f"train.{name}=0.5 puts one halfway."
             )
     low, high = LR_RANGE
     if not low <= plan["lr_configured"] <= high:

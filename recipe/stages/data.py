@@ -44,7 +44,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     control = find_control(data.system)
     if control:
         raise InputWrong(
-            f"data.system of recipe {run.name} holds {control.group()!r}, which the model takes for a sign of its own."
+            f"data.system of recipe {run.name} holds {control.group()!r}, which the model reads as a control token."
         )
     target, evaluation = output / "dataset.jsonl", output / "eval.jsonl"
     reader = _read_files(run, "files", target)
@@ -124,7 +124,7 @@ def _max_chars(run: Run) -> int:
 
 
 def summary(figures: Dict[str, Any]) -> str:
-    """Counts; and what a user would not expect: other encodings, what was dropped, sheets that were not read."""
+    """Counts, and anything unexpected: other encodings, dropped rows, sheets that were not read."""
     f = figures
     parts = [f"{f['rows']} rows, {f['conversations']} conversations, {f['duplicates']} duplicates"]
     if f["held_out"]:

@@ -45,14 +45,14 @@ def summary(figures: Dict[str, Any]) -> str:
     revision, commit, source = figures["revision"], figures["commit"], figures["source"]
     origin = ""
     if figures["unknown_revision"]:
-        origin = "; not fetched by this recipe: which revision it is, is not known"
+        origin = "; not fetched by this recipe, so its revision is unknown"
     elif commit:
         origin = f"; {revision} is commit {commit[:12]} at {hub_addresses.NAMES[source]}"
     elif source:
         origin = f"; {revision} of {hub_addresses.NAMES[source]}, which states no commit"
     if figures["listed_by"] not in ("", hub.CLIENT) and not figures["unknown_revision"]:
         origin += f"; the hub was asked by {figures['listed_by']}"
-    checked = "; every byte is as it was fetched" if figures["verified"] else ""
+    checked = "; every byte matches the download" if figures["verified"] else ""
     size = f"{figures['bytes'] / 1e6:,.1f} MB"
     return f"{figures['folder']}, {size}{origin}{checked}; loaded with {figures['code']} code"
 

@@ -55,7 +55,7 @@ def run_stages(run: Run, command: str, items: Optional[Items] = None) -> None:
     """Perform the stages of `command` in order, or these `items` of it, one line each."""
     if command == "merge" and preset_facts.method(run.settings) == "projector":
         raise InputWrong(
-            f"{run.name} trains a projector alone, which is merged into nothing: the second stage's recipe goes on "
+            f"{run.name} trains only a projector, which is not merged: the second stage's recipe continues "
             f"from it, model.pretrained_pth={run.relative(run.folder)}."
         )
     for item in items or of_method(run, COMMANDS[command]):
@@ -101,7 +101,7 @@ def _refuse_unchanged(run: Run) -> None:
     """Raise RunFailed for a merge that changed no weight; with --force or known faults, only say so."""
     what = "The merge changed nothing: every weight of the merged model is the base model's."
     if not run.force and not run.settings.known_faults:
-        raise RunFailed(f"{what} What the plan and the training log say tells why. --force accepts it.")
+        raise RunFailed(f"{what} The plan and the training log show why. --force accepts it.")
     click.secho(what, fg="red", bold=True)
 
 
@@ -133,5 +133,5 @@ def _same_data(run: Run, trained: str) -> None:
             return
     raise InputWrong(
         f"{', '.join(run.settings.data.files)}: it changed since the training, so what would be held out now may have "
-        f"been trained on. Put it back as it was, or train again: {command_line('merge', run.arguments)}"
+        f"been trained on. Restore it, or train again: {command_line('merge', run.arguments)}"
     )

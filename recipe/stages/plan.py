@@ -83,7 +83,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
 
         if len(conversations) <= SMALL:
             reasons += combined_remedy(run, stopping, plan_again)
-        raise PlanRefused(f"Recipe {run.name} would not learn:\n{reasons}\n--force trains all the same.", figures)
+        raise PlanRefused(f"Recipe {run.name} would not learn:\n{reasons}\n--force trains anyway.", figures)
     (output / "plan.json").write_text(text, encoding="utf-8")
     return {name: value for name, value in figures.items() if name != "lr_trace"}
 

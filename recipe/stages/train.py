@@ -93,7 +93,7 @@ def summary(figures: Dict[str, Any]) -> str:
 
 
 def _room(run: Run, place: Path, planned: Dict[str, Any]) -> None:
-    """Raise HostLacks if the disk cannot hold the checkpoints that the plan reckons with."""
+    """Raise HostLacks if the disk cannot hold the checkpoints that the plan expects."""
     disk = (planned["memory"] or {}).get("disk")
     if not disk:
         return
@@ -103,13 +103,13 @@ def _room(run: Run, place: Path, planned: Dict[str, Any]) -> None:
         raise HostLacks(
             f"The checkpoints need {needed / 1e9:.2f} GB in {place}, {disk['checkpoint'] / 1e9:.2f} GB each, and "
             f"{free / 1e9:.2f} GB are free. train.save_total_limit=1 keeps one and needs room for two, "
-            f"train.save_steps={planned['iterations']} --force makes one at the end alone; else free some, or name "
+            f"train.save_steps={planned['iterations']} --force makes only one, at the end; or free some space, or name "
             "another folder with --output."
         )
 
 
 def join(run: Run) -> str:
-    """On a machine other than the first: train with it, by what it says; a word on how that ended.
+    """On a machine other than the first: join the first one's training; return a sentence on how that ended.
 
     Nothing but this machine's log is written here: the first runs all stages, in a folder that both see.
     """
@@ -138,7 +138,7 @@ def join(run: Run) -> str:
         raise Stopped(f"Stopped as asked (SIGTERM) at {reached}: resume by typing the same command on all machines.")
     if end.code:
         raise RunFailed(failure_message(run, end, log, {}))
-    return f"Ended at {reached}. What became of it is said by {here.address}, which also makes the adapter."
+    return f"Ended at {reached}. For the result see {here.address}, which also makes the adapter."
 
 
 STAGE = Stage("train", inputs, make, summary)

@@ -59,7 +59,7 @@ def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[st
     import torch
 
     if not re.match(r"internlm2_.*7b", settings.base):
-        raise InputWrong(f"base = {settings.base!r}: {command_line('bench')} has the shapes of InternLM2-7B alone.")
+        raise InputWrong(f"base = {settings.base!r}: {command_line('bench')} only has the shapes of InternLM2-7B.")
     has_gpu, cards = torch.cuda.is_available(), gpus()
     device = "cuda" if has_gpu else "cpu"
     sizes = SHAPES_7B if has_gpu else SHAPES_TINY

@@ -62,7 +62,7 @@ def explain(code: int, said: str, run: Run, planned: Plan, oom_killed: bool) -> 
         if found:
             return explanation if isinstance(explanation, str) else explanation(found, run, planned)
     if code < 0:
-        return f"The trainer failed: it was ended by {signal.Signals(-code).name}."
+        return f"The trainer failed: it was killed by {signal.Signals(-code).name}."
     errors = [line for line in ERROR.findall(said) if "ChildFailedError" not in line]
     reason = errors[-1].strip() if errors else f"it ended with exit code {code}"
     return f"The trainer failed: {reason[:600].rstrip('.')}."
@@ -83,16 +83,16 @@ def _out_of_memory(found: Match[str], run: Run, planned: Plan) -> str:
     """Names other processes on the card, and overrides that fit it by measurement."""
     said = "CUDA out of memory" if "OutOfMemoryError" in found[0] else found[0]
     if not planned:
-        return f"This machine's GPU does not hold an iteration ({said}): a smaller train.batch_size takes less."
+        return f"An iteration does not fit into this machine's GPU ({said}): lower train.batch_size."
     batch, length = planned["batch_size"], planned["max_length"]
-    problem = f"The GPU's memory does not hold {batch} × {length} tokens per iteration ({said})."
+    problem = f"{batch} × {length} tokens per iteration do not fit into the GPU's memory ({said})."
     cards = gpus()
     if not cards:
         return f"{problem} Try {smaller_iterations(planned)[0][1]}."
     name, memory = cards[0]["name"], cards[0]["memory_mib"]
     others = _memory_of_others()
     if others > 500:
-        problem += f" Other processes hold {others} MiB of it (nvidia-smi lists them): end them."
+        problem += f" Other processes use {others} MiB of it (nvidia-smi lists them): stop them."
     if run.settings.model.source == "tiny":
         return problem
     for way, tokens, overrides in _smaller_ways(run, planned):
@@ -168,7 +168,7 @@ def _peer_lost(found: Match[str], run: Run, planned: Plan) -> str:
 
 def _missing(found: Match[str], run: Run, planned: Plan) -> str:
     return (
-        f"The environment lacks something that training on a GPU takes ({found[0].rstrip('.')}). "
+        f"The environment lacks something that training on a GPU needs ({found[0].rstrip('.')}). "
         f"`{command_line('doctor')}` says what it is and how to get it."
     )
 
@@ -200,7 +200,7 @@ KNOWN: List[Tuple[str, Union[str, Explain]]] = [
         r"unknown error|all CUDA-capable devices are busy or unavailable|"
         r"uncorrectable ECC error encountered)|No CUDA GPUs are available",
         lambda found, *_: (
-            f"The GPU is lost to this process ({found[0]}): the driver or the card restarted, or the "
+            f"This process lost its GPU ({found[0]}): the driver or the card restarted, or the "
             "container lost its device. Run nvidia-smi: if it fails too, restart the container or the instance."
         ),
     ),

@@ -104,7 +104,7 @@ def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned
                 progress.print(f"  {verdict.failure_message(compared)}")
             if iteration and int(iteration[2]) != total:
                 raise RunFailed(
-                    f"The trainer is going to make {iteration[2]} iterations, but the plan has {total}: stopped. This "
+                    f"The trainer would run {iteration[2]} iterations, but the plan has {total}: stopped. This "
                     f"is a bug in this project; please report it with {run.relative(log)}."
                 )
             if iteration:
@@ -246,7 +246,7 @@ def _read_lines(
             if time.monotonic() - last > patience:
                 child.kill()
                 raise SilentTrainer(
-                    f"The trainer has said nothing for {patience / 60:.3g} minutes and was ended: a hung GPU, a lost "
+                    f"The trainer printed nothing for {patience / 60:.3g} minutes and was killed: a hung GPU, a lost "
                     f"disk or, on several GPUs or machines, ranks that wait for each other. "
                     f"train.timeout={patience / 30:.3g} waits twice as long."
                 )

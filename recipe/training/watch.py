@@ -159,7 +159,7 @@ def _print_end(folder: Path, shown: str) -> int:
         return code
     if status.get("starting"):
         click.echo(
-            f"{name} was to start at {_time_of_day(status['began'])} and has not reported since: "
+            f"{name} should have started at {_time_of_day(status['began'])} and has not reported since: "
             f"{shown}/detached.log says why."
         )
         return 1

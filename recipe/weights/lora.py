@@ -117,7 +117,7 @@ def _check(place: Path, config: Dict[str, Any]) -> None:
     start = str(config.get("init_lora_weights", True))
     if start.startswith(OTHER_BASE):
         raise InputWrong(
-            f"{place}: init_lora_weights is {start!r}: it was trained on a base that this start had changed. Convert "
+            f"{place}: init_lora_weights is {start!r}: it was trained on a base that this changed first. Convert "
             f"it to plain LoRA with PEFT first."
         )
 

@@ -163,7 +163,7 @@ def _top_level(settings: Settings, found: Facts, intervals: Dict[str, int]) -> E
 def _share_of_each_rank(settings: Settings, found: Facts, changes: Edits) -> Edits:
     """Batch size and accumulation of each rank: their share of what the recipe sets for one GPU."""
     if found.framework == "huggingface":
-        raise InputWrong(f"base = {settings.base!r} uses transformers' Trainer, here on one GPU only: gpus=1.")
+        raise InputWrong(f"base = {settings.base!r} uses transformers' Trainer, which runs on one GPU here: gpus=1.")
     text = preset_editor.edit(preset_editor.source(settings.base), changes)
     names = ("batch_size", "accumulative_counts")
     share = distributed.update_per_rank(settings, *(ast.literal_eval(preset_editor.part(text, name)) for name in names))

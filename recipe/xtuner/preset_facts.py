@@ -248,7 +248,7 @@ def check(settings: Settings) -> None:
         raise InputWrong(f"base = {found.name!r} does not run here: {found.refusal}.")
     if four_bits(settings) and "zero3" in settings.train.deepspeed:
         raise InputWrong(
-            "train.deepspeed: ZeRO-3 cuts weights into parts, and 4-bit ones cannot be cut. Take deepspeed_zero2, or "
+            "train.deepspeed: ZeRO-3 splits weights, and 4-bit ones cannot be split. Use deepspeed_zero2, or "
             "train.method=lora."
         )
     if "image" in (found.kind, settings.data.kind):

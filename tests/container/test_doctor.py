@@ -298,7 +298,7 @@ def test_tools(machine):
 
 @pytest.mark.skipif(sys.version_info >= (3, 11), reason="this Python reads TOML by itself")
 def test_without_a_reader_of_toml(machine):
-    """Then it says what it could not reckon; the environment's own reader serves as soon as there is one."""
+    """Then it says what it could not estimate; the environment's own reader serves as soon as there is one."""
     bare = machine.home / "python3"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n', encoding="utf-8")
     bare.chmod(0o755)
@@ -392,7 +392,7 @@ def test_it_is_quick(machine, measured):
 
 
 def test_what_is_fetched_already_is_looked_for_where_it_gathers(monkeypatch, tmp_path):
-    """By the doctor as by the model stage, for both hubs: what is there is not reckoned again."""
+    """By the doctor as by the model stage, for both hubs: files that exist are not counted again."""
     from recipe.base_model import record
     from recipe.core import settings
     from recipe.core.run import Run

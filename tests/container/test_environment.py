@@ -58,7 +58,7 @@ def libraries(folder):
         needed = [tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"]
         paths = [getattr(tag, "runpath", "") or getattr(tag, "rpath", "") for tag in tags]
         places = [Path(one.replace("$ORIGIN", str(file.parent))) for path in paths for one in path.split(":") if one]
-        # What lies beside it came with it: whoever loads it has loaded those.
+        # What lies beside it came with it: a process that loads it has loaded those.
         found[file] = needed, [*places, file.parent]
     return found
 
@@ -105,7 +105,7 @@ def test_with_pytorchs_own_wheels_too(installed):
 
 
 def renamed(source, target, names):
-    """A copy of a library in which `names` are called otherwise, as needed and as its own."""
+    """Copy a library, renaming `names` in what it needs and in its own name."""
     shutil.copyfile(str(source), str(target))
     with target.open("r+b") as file:
         section = ELFFile(file).get_section_by_name(".dynstr")

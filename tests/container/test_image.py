@@ -767,7 +767,7 @@ def test_published_by_docker(small, registry, clone, tmp_path):
 
 
 def test_where_the_bytes_are(bare, clone):
-    """In megabytes; of the image without the environment, /usr and the tools."""
+    """`sizes` lists megabytes; in the image without an environment, those of /usr and the tools."""
     said = ok([clone / "docker/image", "sizes"], env=bare)
     sizes = {path: int(size) for size, path in re.findall(r"(?m)^(\d+)\t(\S+)$", said)}
     assert sizes["/usr"] > 100

@@ -44,7 +44,7 @@ def test_help_needs_nothing(tmp_path, words):
         (["train", "coach", "train.max_epochs=three"], "should be a whole number (found 'three')"),
         (["plan", "trian.lr=1"], "override trian.lr=1: trian: unknown key; did you mean train."),
         (["plan", "train.lr=1"], "should be at most 0.01 (found 1)"),
-        (["merge", "train.lr＝1e-4"], "Type = in its place"),
+        (["merge", "train.lr＝1e-4"], "Type = instead"),
         (["verify", "coach", "train.lr=1e-4"], "verify takes no settings"),
         (["eval", "--png", "curve.png"], "eval has no option --png"),
         (["train", "--yes"], "train has no option --yes"),
@@ -55,7 +55,7 @@ def test_help_needs_nothing(tmp_path, words):
         (["image", "biuld"], "Did you mean build?"),
         (["compare", "coach"], "RUN is missing"),
         (["plan", "coach", "more"], "Too many words: more"),
-        (["plan", "--output"], "--output wants a value"),
+        (["plan", "--output"], "--output needs a value"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(tmp_path, words, said):

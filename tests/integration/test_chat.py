@@ -218,7 +218,7 @@ def test_which_model_is_meant(run, tmp_path):
 
 
 def test_precision_by_what_fits(run, monkeypatch, tmp_path):
-    """16 bits, 4 where they do not fit, an error where neither does; on the CPU fp32, bf16 in a small memory."""
+    """On a GPU 16 bits, 4 if 16 do not fit, else an error; on the CPU fp32, or bf16 if memory is short."""
     import torch
 
     (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}', encoding="utf-8")
@@ -234,5 +234,5 @@ def test_precision_by_what_fits(run, monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda new=new: (8, 0) if new else (7, 5))
         assert loading.choose_precision(tmp_path) == kind
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(6e9), 0))
-    with pytest.raises(HostLacks, match=r"even in 4 bits, and 6\.0 GB are free"):
+    with pytest.raises(HostLacks, match=r"even in 4 bits, but 6\.0 GB are free"):
         loading.choose_precision(tmp_path)

@@ -174,7 +174,7 @@ def test_earlier_outputs_survive_a_mistake(demo):
 
 
 def test_words_that_would_be_taken_for_others_are_refused(demo):
-    refused(recipe("chat", "demo", "train.lr＝1e-4", "--output", demo[1].parent), 2, "Type = in its place")
+    refused(recipe("chat", "demo", "train.lr＝1e-4", "--output", demo[1].parent), 2, "Type = instead")
     for stage in ("verify", "watch", "stop"):
         refused(recipe(stage, "demo", "train.lr=1", "--output", demo[1].parent), 2, f"{stage} takes no settings")
     refused(recipe("preview", "demo", "²", "--output", demo[1].parent), 2, "is not a conversation number")

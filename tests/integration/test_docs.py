@@ -285,7 +285,7 @@ def test_stages_of_the_documents_run(demo, desk, monkeypatch, tmp_path):
     """In this process, one after the other: on the finished demo's run, where nothing is trained again; with data of
     one's own in another place.
     """
-    # A script of docker/ would take the place of this process.
+    # A script under docker/ would replace this process.
     stages = {name for name, module in COMMANDS.items() if module != "scripts"} - OF_NO_RECIPE
     asked = {tuple(on_demo(one)) for one in documented() if kind(one) in HERE and one.name in stages}
     assert len(asked) > 12

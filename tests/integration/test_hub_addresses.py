@@ -118,14 +118,14 @@ def test_what_is_nowhere_is_told_as_before(server, asking, where):
 @BOTH
 def test_pages_in_place_of_answers_are_told(server, asking, where):
     server.page = {"/": "<html>Log in to this hotel's network</html>"}
-    with pytest.raises(HostLacks, match=r"localhost:\d+ does not answer as .*\(a page to log in") as told:
+    with pytest.raises(HostLacks, match=r"localhost:\d+ does not respond like .*\(a login page") as told:
         download.ensure(asking(*where))
     assert "\n" not in str(told.value)
 
 
 def test_a_mirror_that_only_redirects_is_told(server, asking):
     server.redirect = "https://localhost:9"
-    with pytest.raises(HostLacks, match=r"localhost:\d+ redirects to localhost:9, .*mirror that holds the files"):
+    with pytest.raises(HostLacks, match=r"localhost:\d+ redirects to localhost:9, .*mirror that hosts the files"):
         download.ensure(asking(AT_HUGGING_FACE))
 
 

@@ -349,7 +349,7 @@ def test_chat_tells_what_it_cannot_see(stages, tmp_path, monkeypatch):
 
 def test_merge_takes_the_language_model_and_not_the_projector_alone(stages):
     first, second = stages
-    with pytest.raises(InputWrong, match=r"merged into nothing.*model\.pretrained_pth="):
+    with pytest.raises(InputWrong, match=r"is not merged.*model\.pretrained_pth="):
         pipeline.run_stages(first, "merge")
     pipeline.run_stages(second, "merge", (merge_stage.STAGE,))
     assert second.figures("merge")["tensors_changed"] > 0

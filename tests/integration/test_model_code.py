@@ -135,7 +135,7 @@ def test_newer_keys_change_no_logit(folder, run_of_demo, bomb):
 
 
 def test_bare_xtuner_train_loads_our_code(folder, tmp_path, bomb):
-    """The rendered config of the tutorial, which names none of our hooks, by `xtuner train` alone."""
+    """`xtuner train` alone runs the tutorial's rendered config, which names none of our hooks."""
     rows = [{"conversation": [{"system": "甲", "input": "压力很大", "output": "先深呼吸。"}]} for _ in range(8)]
     (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False))
     overrides = ("train.method=lora", "train.dtype=fp32", "train.max_length=64", "train.batch_size=1", "lora.r=2")

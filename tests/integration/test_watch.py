@@ -51,7 +51,7 @@ def test_a_detached_training_outlives_its_terminal(detached):
 
 
 def test_a_second_run_on_its_folder_is_refused(detached):
-    refused(detached["other"], 3, "Another run is at work")
+    refused(detached["other"], 3, "Another run is using")
 
 
 def test_stop_saves(detached):

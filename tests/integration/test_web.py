@@ -39,7 +39,7 @@ TYPED = "这句话不应当写进任何日志，怎么减压？"
 
 
 class Site:
-    """The page of a copy of the demo's run, in a process of its own: `address`, its `log`. The run stands in the middle
+    """The page of a copy of the demo's run, served by its own process (`address`, `log`). The run stays in the middle
     of its training until `finish` is called.
     """
 

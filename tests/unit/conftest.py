@@ -22,7 +22,7 @@ def compiler(monkeypatch):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Function: let this machine's nvidia-smi be that of these cards, with CUDA_VISIBLE_DEVICES as given."""
+    """A function that fakes nvidia-smi for these cards and sets CUDA_VISIBLE_DEVICES as given."""
 
     def has(*cards, visible=None, **more):
         program = tmp_path / "nvidia-smi"

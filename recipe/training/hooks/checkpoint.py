@@ -96,7 +96,7 @@ class AtomicCheckpointHook(CheckpointHook):
         barrier()
         if is_main_process():
             self.size = _sync_to_disk(part)
-            remove(folder / name)  # only a damaged one can be there: an intact one would have been resumed from
+            remove(folder / name)  # it must be damaged: training would have resumed from an intact one
             os.replace(str(part), str(folder / name))
             write_text(folder / "last_checkpoint", self.last_ckpt)
             self._prune(folder)

@@ -17,7 +17,7 @@ def test_a_damaged_index_is_told(tmp_path, text):
 def test_an_empty_shard_is_missing(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(HostLacks, match=r"lacks model\.safetensors"):
+    with pytest.raises(HostLacks, match=r"does not have model\.safetensors"):
         folder.check_complete(tmp_path, "models/x")
 
 

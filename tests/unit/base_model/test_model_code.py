@@ -90,7 +90,7 @@ def test_keys_are_understood_or_refused_by_name(tmp_path, change, told):
     assert found == [] if told is None else told in found[0]
     (tmp_path / "config.json").write_text(json.dumps(asked))
     if told:
-        with pytest.raises(InputWrong, match="asks for what our InternLM2 code does not compute"):
+        with pytest.raises(InputWrong, match="asks for what our InternLM2 code does not support"):
             compatibility.check(tmp_path, "models/x", "")
         return
     from recipe.base_model.internlm2 import InternLM2ForCausalLM

@@ -30,7 +30,7 @@ def test_a_new_recipe_parses_and_renders_and_is_never_overwritten(tmp_path, monk
         assert (name, found.base, found.model.id) == (f"mine_{base}", base, preset_facts.facts(base).model)
         preset_facts.check(found)
         config.render(found, "m", "d", {"save_steps": 5})
-        with pytest.raises(InputWrong, match="is there already"):
+        with pytest.raises(InputWrong, match="already exists"):
             presets.write_recipe(f"mine_{base}", base)
     with pytest.raises(InputWrong, match="no preset"):
         presets.write_recipe("other", "llama9")

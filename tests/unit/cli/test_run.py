@@ -8,8 +8,8 @@ def test_what_names_no_folder_is_refused(tmp_path):
     path.write_text((ROOT / "recipe/demo.toml").read_text(encoding="utf-8"), encoding="utf-8")
     refused(recipe("data", path, "--output", tmp_path / "out"), 2, "its name does not begin with a dot")
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    refused(recipe("data", "demo", "--output", ""), 2, "--output= names no folder")
-    refused(recipe("data", "demo", "data.files=", "--output", tmp_path), 2, "data.files names a file without a name")
+    refused(recipe("data", "demo", "--output", ""), 2, "--output= is empty")
+    refused(recipe("data", "demo", "data.files=", "--output", tmp_path), 2, "data.files contains an empty file name")
 
 
 def test_commands_in_errors_are_typed_as_this_users(tmp_path):

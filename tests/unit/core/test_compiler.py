@@ -10,7 +10,7 @@ def test_what_a_compiler_may_lack(compiler, monkeypatch, tmp_path):
     assert compiler.fault() == "there is no C compiler"
     assert "apt-get install gcc libc6-dev" in compiler.notice()
     assert "slower" in compiler.notice()
-    for text, said in (("exit 1", "compiles nothing"), ("echo 'x.c:1: fatal error: dlfcn.h'; exit 1", "dlfcn.h")):
+    for text, said in (("exit 1", "fails to compile"), ("echo 'x.c:1: fatal error: dlfcn.h'; exit 1", "dlfcn.h")):
         (tmp_path / "cc").write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / "cc").chmod(0o755)
         monkeypatch.setenv("CC", str(tmp_path / "cc"))

@@ -70,7 +70,7 @@ def test_doubtful_columns_are_settled_by_the_recipe(workbook):
     assert pairs(path, columns=chosen) == [("甲", "丙")]
     path = workbook(s=[["问题", "提问", "a"], ["甲", "乙", "丙"]])
     assert "问题 and 提问 could both be the question. Say which: data.columns.question=问题" in intake(path)
-    assert "the column q is there twice" in intake(workbook(s=[["q", "q", "a"], ["甲", "乙", "丙"]]))
+    assert "the column q appears twice" in intake(workbook(s=[["q", "q", "a"], ["甲", "乙", "丙"]]))
 
 
 def test_columns_of_alpaca_are_one_question(workbook):

@@ -10,8 +10,8 @@ from support.intake import intake, pairs
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("q,a\n你好,再见\n你好,再见啊".encode()[:-1], "it is UTF-8 with damage in it (byte"),
-        ("q,a\n你好吗,很好\n".encode() + "你好吗,很好\n".encode("gbk"), "it is UTF-8 with damage in it (byte"),
+        ("q,a\n你好,再见\n你好,再见啊".encode()[:-1], "it is damaged UTF-8 (byte"),
+        ("q,a\n你好吗,很好\n".encode() + "你好吗,很好\n".encode("gbk"), "it is damaged UTF-8 (byte"),
         ("q,a\n怎麼請假比較好,請先填寫表單再請主管簽名\n".encode("big5"), "it does not read like Chinese"),
         ("q,a\nどうやって休暇を取りますか,まず用紙に記入してください\n".encode("shift_jis"), "not"),
         (("q,a\n" + "휴가는 어떻게 신청하나요,먼저 양식을 작성하세요\n" * 2).encode("euc-kr"), "does not read like"),

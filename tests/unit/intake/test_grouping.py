@@ -15,7 +15,7 @@ def test_turns_systems_and_ids(workbook):
     )
     assert intake(path) == [[("教练", "一", "1"), (None, "二", "2"), (None, "三", "3")], [(None, "单", "0")]]
     path = workbook(s=[["conversation", "turn", "q", "a"], [1, 1, "一", "1"], [1, 1, "二", "2"], [2, "x", "三", "3"]])
-    assert "row 3: turn 1 of conversation 1 is there twice" in intake(path)
+    assert "row 3: turn 1 of conversation 1 appears twice" in intake(path)
     assert "row 4, column turn: expected a number, found 'x'" in intake(path)
     path = workbook(s=[["turn", "q", "a"], [1, "一", "1"]])
     assert "the column turn numbers turns, but no column names the conversation" in intake(path)

@@ -99,7 +99,7 @@ def test_header_names_are_found_in_any_case_and_never_twice(workbook, tmp_path):
     done, made = convert(tmp_path, path)
     assert done.returncode == 0, done.stderr
     assert [len(line["conversation"]) for line in made] == [2]
-    refused(convert(tmp_path, workbook(s=[["q", "a", "A"], ["问", "答", "另"]]))[0], 2, "column a is there twice")
+    refused(convert(tmp_path, workbook(s=[["q", "a", "A"], ["问", "答", "另"]]))[0], 2, "column a appears twice")
 
 
 def test_many_faults_are_counted(workbook, tmp_path):
@@ -134,7 +134,7 @@ def test_unusable_sheets(workbook, tmp_path, rows, words):
 def test_unusable_files(workbook, tmp_path):
     refused(convert(tmp_path, tmp_path / "none.xlsx")[0], 2, "no workbook", "none.xlsx")
     (tmp_path / "x.pdf").write_text("q,a\n", encoding="utf-8")
-    refused(convert(tmp_path, tmp_path / "x.pdf")[0], 2, "x.pdf is of no known kind (.xlsx, ")
+    refused(convert(tmp_path, tmp_path / "x.pdf")[0], 2, "x.pdf has an unknown type (.xlsx, ")
     (tmp_path / "broken.xlsx").write_bytes(b"PK\x03\x04 not really")
     refused(convert(tmp_path, tmp_path / "broken.xlsx")[0], 2, "broken.xlsx", "cannot be opened")
 

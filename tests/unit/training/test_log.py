@@ -18,7 +18,7 @@ def test_single_values_come_back_from_mmengines_means():
         buffer.update(value)
         steps[n] = {"loss": buffer.mean(log.WINDOW)}
     assert list(log.per_iteration(steps).values()) == pytest.approx(values, abs=1e-9)
-    assert log.per_iteration({n: steps[n] for n in range(10, 200, 10)}) == {}  # logged every tenth: not in the log
+    assert log.per_iteration({n: steps[n] for n in range(10, 200, 10)}) == {}  # only every tenth one was logged
     assert log.per_iteration({1: {"loss": float("nan")}}) == {}
 
 

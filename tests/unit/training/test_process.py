@@ -40,7 +40,7 @@ def test_a_trainer_that_says_nothing_is_ended(tmp_path):
     child = process("sh", "-c", "echo one; sleep 60")
     with (tmp_path / "log").open("w") as log, pytest.raises(train.RunFailed) as caught:
         list(train._read_lines(child, log, 1.0, []))
-    assert "said nothing for 0.0167 minutes" in str(caught.value)
+    assert "printed nothing for 0.0167 minutes" in str(caught.value)
     assert child.wait() == -9
     assert (tmp_path / "log").read_text() == "one\n"
 

@@ -89,12 +89,12 @@ def test_bases_that_are_not_whole_are_refused(base, adapter, tmp_path):
     whole = (base / shard).read_bytes()
     (tmp_path / "cut" / shard).write_bytes(whole[:-1000])
     refuses(
-        tmp_path / "cut", adapter, tmp_path, HostLacks, shard, f"{len(whole):,} bytes, it has {len(whole) - 1000:,}"
+        tmp_path / "cut", adapter, tmp_path, HostLacks, shard, f"{len(whole):,} bytes, but it has {len(whole) - 1000:,}"
     )
     (tmp_path / "cut" / shard).write_bytes(whole[:5])
     refuses(tmp_path / "cut", adapter, tmp_path, HostLacks, shard, "5 bytes")
     (tmp_path / "cut" / shard).unlink()
-    refuses(tmp_path / "cut", adapter, tmp_path, HostLacks, "lacks", shard)
+    refuses(tmp_path / "cut", adapter, tmp_path, HostLacks, "does not have", shard)
     other = sorted(base.glob("*.safetensors"))[0].name
     shutil.copyfile(str(base / other), f"{place}/{shard}")
     refuses(tmp_path / "cut", adapter, tmp_path, HostLacks, "lists 1", "does not hold", "model.layers.")
