@@ -8,7 +8,7 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from recipe.base_model import download, transfer
+from recipe.base_model import download, resumable_download
 from recipe.core import settings
 from recipe.core.run import Run
 from support.command import ROOT, recipe
@@ -126,7 +126,7 @@ def server(tiny, tls, caches, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_CACHE", str(caches / "modelscope"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
     monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
-    monkeypatch.setattr(transfer, "TRIES", 3)
+    monkeypatch.setattr(resumable_download, "TRIES", 3)
     yield made
     made.close()
 

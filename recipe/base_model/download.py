@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from filelock import FileLock, Timeout
 
-from recipe.base_model import architecture, compatibility, hub, hub_clients, model_code, transfer
+from recipe.base_model import architecture, compatibility, hub, hub_clients, model_code, resumable_download
 from recipe.base_model.folder import CLIP, SAMPLE, check, folder, given_tokenizer
 from recipe.base_model.hub_addresses import INDEXES, NAMES, Files
 from recipe.base_model.record import (
@@ -158,8 +158,8 @@ def _download_missing(run: Run, place: Path, record: Dict[str, Any], names: List
             path.unlink()
         missing.append(name)
     total = sum(files[name]["size"] for name in names)
-    with _progress(lambda: sum(transfer.downloaded_bytes(place, name) for name in names), total) as show:
-        transfer.download(run.settings.model, files, missing, place, on_file, show)
+    with _progress(lambda: sum(resumable_download.downloaded_bytes(place, name) for name in names), total) as show:
+        resumable_download.download(run.settings.model, files, missing, place, on_file, show)
 
 
 def _download(run: Run, place: Path) -> None:
@@ -186,7 +186,9 @@ def _download(run: Run, place: Path) -> None:
 
 
 def _check_space(run: Run, staging: Path, files: Files) -> None:
-    missing = sum(max(0, file["size"] - transfer.downloaded_bytes(staging, name)) for name, file in files.items())
+    missing = sum(
+        max(0, file["size"] - resumable_download.downloaded_bytes(staging, name)) for name, file in files.items()
+    )
     free = shutil.disk_usage(str(run.models)).free
     if free < missing:
         raise HostLacks(

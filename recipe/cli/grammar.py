@@ -12,10 +12,9 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 from recipe.cli.schema import find_errors
 from recipe.core.commands import command_line, program
 from recipe.core.errors import InputWrong
-from recipe.core.recipe_files import (  # fmt: skip
+from recipe.core.recipe_files import (
     ROOT,
     choose_hub,
-    did_you_mean,
     find_recipe,
     line_of,
     parse_override,
@@ -23,6 +22,7 @@ from recipe.core.recipe_files import (  # fmt: skip
     read_recipe,
     toml,
 )
+from recipe.core.suggestions import did_you_mean
 
 SETTING = re.compile(r"[\w.]*=")
 JUST = "{just}"  # stands for commands.program() in grammar.json

@@ -3,7 +3,7 @@
 import re
 from typing import Any, Dict, List, Sequence, Tuple
 
-from recipe.core.recipe_files import did_you_mean
+from recipe.core.suggestions import did_you_mean
 
 TYPES: Dict[str, Tuple[Any, str]] = {
     "string": (str, "a text"), "integer": (int, "a whole number"), "number": ((int, float), "a number"),

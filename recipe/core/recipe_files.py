@@ -3,7 +3,6 @@
 Python's standard library alone, so that the doctor and `--help` read them on a bare machine as the stages do.
 """
 
-import difflib
 import importlib
 import os
 import re
@@ -12,15 +11,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from recipe.core.errors import InputWrong
+from recipe.core.suggestions import did_you_mean
 
 RECIPES = Path(__file__).resolve().parent.parent
 ROOT = RECIPES.parent
-
-
-def did_you_mean(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    """ " Did you mean X?", or nothing where no known word is close."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def toml() -> Any:

@@ -11,9 +11,10 @@ from recipe.core.stage import Stage
 from recipe.intake import images, split
 from recipe.intake.checks import find_control
 from recipe.intake.dataset import conversations, lines
+from recipe.intake.duplicates import drop_duplicates
 from recipe.intake.files import data_files, skipped_files
 from recipe.intake.reader import DatasetReader
-from recipe.intake.writer import Writer, drop_duplicates
+from recipe.intake.writer import Writer
 from recipe.xtuner import preset_facts
 
 

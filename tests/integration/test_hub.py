@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from recipe.base_model import download, folder, hub_clients, tokenizer, transfer
+from recipe.base_model import download, folder, hub_clients, resumable_download, tokenizer
 from recipe.base_model.record import RECORD
 from recipe.core import hashing
 from recipe.core.errors import HostLacks, InputWrong
@@ -72,7 +72,7 @@ def test_a_cut_transfer_goes_on_where_it_stopped(server, asking, tiny, where):
     resumed = [headers for _, headers in server.asked if "Range" in headers]
     again = sum(server.sent.values()) - sum(map(len, tiny.values()))
     assert len(resumed) >= 8
-    assert again <= len(resumed) * transfer.BLOCK
+    assert again <= len(resumed) * resumable_download.BLOCK
 
 
 def test_modelscopes_own_downloader_loses_what_was_cut(server, tmp_path, monkeypatch):
@@ -102,8 +102,8 @@ def test_a_server_that_always_cuts_and_knows_no_ranges_is_given_up(server, askin
 
 
 def test_a_throttled_transfer_is_taken_up_again(server, asking, tiny, monkeypatch):
-    monkeypatch.setattr(transfer, "SILENCE", 0.5)
-    monkeypatch.setattr(transfer, "TRIES", 6)  # a busy machine is silent too
+    monkeypatch.setattr(resumable_download, "SILENCE", 0.5)
+    monkeypatch.setattr(resumable_download, "TRIES", 6)  # a busy machine is silent too
     server.pause = 0.05
     slow = iter([1.0, 1.0])
     server.file, quick = lambda *given: (time.sleep(next(slow, 0)), quick(*given)), server.file
@@ -277,10 +277,12 @@ def test_a_disk_too_small_is_told_before_anything_is_fetched(server, asking, mon
 
 
 def test_a_disk_that_fills_up_is_told(server, asking, monkeypatch):
-    partial_file = transfer.partial_file
+    partial_file = resumable_download.partial_file
     full = Path("/dev/full")
     monkeypatch.setattr(
-        transfer, "partial_file", lambda place, name: full if name in heavy([name]) else partial_file(place, name)
+        resumable_download,
+        "partial_file",
+        lambda place, name: full if name in heavy([name]) else partial_file(place, name),
     )
     with pytest.raises(HostLacks, match=r"The disk is full while org/tiny is being fetched.*what has arrived is kept"):
         download.ensure(asking())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
 from benchmarks import families as tiny_families
-from recipe.base_model import download, folder, tokenizer, transfer, visual_encoder
+from recipe.base_model import download, folder, resumable_download, tokenizer, visual_encoder
 from recipe.cli.main import cli
 from recipe.core import imports, settings
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RunFailed
@@ -119,7 +119,7 @@ def server(encoder, tls, tmp_path, monkeypatch):
         ("MODELSCOPE_CACHE", str(tmp_path / "modelscope")), ("XDG_CACHE_HOME", str(tmp_path)),
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(transfer, "TRIES", 2)
+    monkeypatch.setattr(resumable_download, "TRIES", 2)
     yield made
     made.close()
 
