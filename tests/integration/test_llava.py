@@ -376,7 +376,7 @@ def look(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("RECIPE_FETCH", "no")
     times = iter(range(9))
     return lambda name: {
-        line.what: line[1:] for line in verify.check_run(finished(name), tmp_path / f"beside{next(times)}")
+        line.name: line[1:] for line in verify.check_run(finished(name), tmp_path / f"beside{next(times)}")
     }
 
 
@@ -463,7 +463,7 @@ def test_report_and_diff_tell_what_was_trained_to_see(finished):
         assert "old version of the checkpointing" not in page
         assert "kept by packing" not in page + card
     found, _ = compare.differences(run_view.read_run(first), run_view.read_run(second))
-    found = {(one.group, one.what): (one.first, one.second) for one in found}
+    found = {(one.group, one.item): (one.first, one.second) for one in found}
     assert found["result", "visual encoder adapter, parameters"] == ("—", "86,016")
     assert found["model", "first stage's checkpoint, sha256"] == ("none", digest(first.checkpoint))
     assert ("result", "adapter, sha256") in found

@@ -382,7 +382,7 @@ def test_what_it_costs(folder, undrawn):
     entries = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
     row = next(row for row in page.rows if len(row) == 5 and row[0] == "train")
     assert float(row[3]) == pytest.approx(entries["train"]["seconds"], abs=1e-3)
-    total = next(row for row in page.rows if len(row) == 5 and row[0] == "all")
+    total = next(row for row in page.rows if len(row) == 5 and row[0] == "total")
     assert float(total[3]) == pytest.approx(sum(entry["seconds"] for entry in entries.values()), abs=1e-3)
     refused(recipe("report", folder, "train.lr=1e-4"), 2, "train.lr=1e-4", "plan.price_per_hour")
 

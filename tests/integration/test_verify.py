@@ -34,7 +34,7 @@ def look(tmp_path, monkeypatch):
 
     def checks(place):
         run = run_view.find_run(str(place), ROOT, place.parent)
-        return {line.what: line[1:] for line in verify.check_run(run, tmp_path / f"beside{next(times)}")}
+        return {line.name: line[1:] for line in verify.check_run(run, tmp_path / f"beside{next(times)}")}
 
     return checks
 
@@ -114,7 +114,7 @@ def test_what_a_manifest_was_rewritten_for_is_found_by_making_it_again(folder, l
     save(folder, manifest)
     found = look(folder)
     assert found["data, recreated"][0] == verify.DIFFERS
-    assert found["plan, recreated"] == (verify.NOT_HERE, "needs the data recreated")
+    assert found["plan, recreated"] == (verify.NOT_HERE, "needs the recreated data")
     assert found["adapter, recreated"][1] == "adapter_model.safetensors: differs from the checkpoint"
     assert found["merged model minus base"][0] == verify.DIFFERS
     assert found["versions"] == (verify.DIFFERS, f"torch {host.versions()['torch']}, was 9.9")
@@ -137,7 +137,7 @@ def test_plan_and_config_made_again_are_compared(folder, look):
     assert found["config, recreated"][1].startswith("config.py differs")
     found = change("plan.json", '"iterations": 792', '"iterations": 791')
     assert found["plan, recreated"][1].startswith("plan.json differs")
-    assert found["config, recreated"] == (verify.NOT_HERE, "needs the plan recreated")
+    assert found["config, recreated"] == (verify.NOT_HERE, "needs the recreated plan")
 
 
 def test_what_is_not_here_is_not_called_ok(folder, look, monkeypatch):

@@ -465,7 +465,7 @@ def test_the_run_as_it_is_now(demo, tmp_path, monkeypatch):
     with FileLock(str(folder / ".lock")):
         found = live.run_status("en")
         assert found.is_running
-        for text in ("Training is running", "300 / 792", 'max="792" value="300"', "Left"):
+        for text in ("Training is running", "300 / 792", 'max="792" value="300"', "Time left"):
             assert text in found.blocks[0], text
         assert live.run_status("en") is found
         log.write_text("".join(lines[:301]), encoding="utf-8")
