@@ -183,10 +183,10 @@ config *args:
 adapter *args:
     @docker/runtime/run adapter "$@"
 
-# Run all tests that this machine can run; `just test -k data` runs a part
+# Run all tests that this machine can run; `just test quick`: unit tests in two minutes; `just test -k data`: a part
 [group('develop')]
 test *args: lint
-    @docker/runtime/host exec python -m pytest -n 2 --dist loadgroup "$@"
+    @[ "${1:-}" != quick ] || { shift && set -- tests/unit -m "not slow" "$@"; }; docker/runtime/host exec python -m pytest -n 2 --dist loadgroup "$@"
 
 # Show on a CPU, with a small pre-trained model, that tutorial learns nothing and coach does (10 minutes)
 [group('develop')]

@@ -1,11 +1,10 @@
-"""Whether the tuned model is better: base and tuned on the conversations that were held out of training.
+"""Compares base and tuned model on the held-out conversations: losses, scores, answers and a verdict.
 
-The loss is teacher-forced on the answers' tokens, with training's own template and labels, and counts every token
-alike. Its intervals are Student's t over conversations, of a ratio (all loss by all tokens); that of the difference is
-paired. The verdict is the difference's: better or worse where its 95 % interval excludes 0. Then some of the
-conversations' last questions are answered, greedily. What the base did is kept in the cache, for the next recipe.
-
-Of images, the base sees by the projector from which training began; where that was a random one, it sees nothing.
+The loss is teacher-forced on the tokens of answers, with the template and labels of training; every token has the same
+weight. Confidence intervals use Student's t over conversations for a ratio (total loss / total tokens); the difference
+is paired. The verdict is better or worse if the 95 % interval of the difference excludes 0. The base model's results
+are cached for other recipes. With images, the base model uses the projector that training started from, or none if
+that was random.
 """
 
 import gc
@@ -31,14 +30,14 @@ from recipe.planning import tokens as planning_tokens
 from recipe.weights import llava
 from recipe.xtuner import config, preset_facts
 
-QUICK = 1e9  # bytes of weights that a CPU evaluates in seconds
+QUICK_BYTES = 1e9  # models up to this size are evaluated on a CPU in seconds
 
 Interval = Tuple[float, float]
-Losses = Sequence[Tuple[float, int]]  # of each conversation: sum of its losses in nats, number of its tokens
+Losses = Sequence[Tuple[float, int]]  # per conversation: (sum of losses in nats, number of tokens)
 
 
 def ratio(sums: Sequence[float], counts: Sequence[int]) -> Tuple[float, Interval]:
-    """All of `sums` by all of `counts`, with its 95 % interval: t over the pairs, of the linearized ratio.
+    """Return sum(sums) / sum(counts) and its 95 % interval (Student's t on the linearized ratio).
 
     Source: W. G. Cochran, Sampling Techniques, 3rd edition, section 6.3, without the finite-population factor.
     """
@@ -51,8 +50,8 @@ def ratio(sums: Sequence[float], counts: Sequence[int]) -> Tuple[float, Interval
     return mean, (mean - half, mean + half)
 
 
-def compared(base: Losses, tuned: Losses) -> Dict[str, Any]:
-    """The difference of two models' losses per token on the same conversations, and the verdict."""
+def compare(base: Losses, tuned: Losses) -> Dict[str, Any]:
+    """Difference of two models' losses per token on the same conversations, and the verdict."""
     counts = [count for _, count in base]
     changes = [after - before for (before, _), (after, _) in zip(base, tuned)]
     loss, (low, high) = ratio(changes, counts)
@@ -63,7 +62,7 @@ def compared(base: Losses, tuned: Losses) -> Dict[str, Any]:
 
 def is_quick(run: Run) -> bool:
     """Whether this machine evaluates the model in minutes: a GPU, or a small model."""
-    if loading.weights_bytes(folder.folder(run)) < QUICK:
+    if loading.weights_bytes(folder.folder(run)) < QUICK_BYTES:
         return True
     import torch
 
@@ -93,20 +92,20 @@ def base_inputs(run: Run) -> Dict[str, Any]:
 
 
 def _square(cfg: Any) -> bool:
-    """Whether training makes an image a square before CLIP sees it."""
+    """Whether training pads images to squares."""
     return bool(config.dataset(cfg).get("pad_image_to_square", False))
 
 
 def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
-    """(figures, samples): losses, scores and the verdict; and the answers side by side.
+    """Return (figures, samples): losses, scores and verdict; the answers side by side.
 
     Raises InputWrong if nothing is held out, HostLacks if the model does not fit.
     """
     if not is_there(run):
         raise InputWrong(
-            f"Nothing is held out of training in {run.relative(run.folder)}, so there is nothing to measure on: set "
-            f"data.eval_share=0.05 and train again (30 conversations give {split.MIN_HELD_OUT}), or name questions and "
-            f"answers of your own: data.eval_files=data/exam.xlsx."
+            f"Nothing is held out of training in {run.relative(run.folder)}, so there is nothing to measure on. Set "
+            f"data.eval_share=0.05 and train again (30 conversations give {split.MIN_HELD_OUT}), or name your own "
+            f"questions and answers: data.eval_files=data/exam.xlsx."
         )
     lines = list(dataset.lines(run.eval_dataset))
     for line in lines if preset_facts.has_images(run.settings) else ():
@@ -117,11 +116,11 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
                 f"or train again."
             )
     asked = base_inputs(run)
-    new = loading.find_model(run)
+    model = loading.find_model(run)
     try:
-        kind = loading.choose_precision(folder.folder(run))
-        base = _of_base(run, lines, asked, kind)
-        after = _measured(run, new, lines, asked, kind)
+        precision = loading.choose_precision(folder.folder(run))
+        base = _measure_base(run, lines, asked, precision)
+        tuned = _measure_model(run, model, lines, asked, precision)
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
@@ -129,23 +128,23 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
             f"The GPU's memory was too small for this evaluation ({str(error)[:200]}). Use a smaller batch: "
             f"eval.batch_size=1; or stop other programs on the card."
         )
-    conversations = [_said(line) for line in lines]
-    figures = _figures(run, conversations, {"base": base, "tuned": after})
-    figures.update(tuned=new.kind, precision=kind, measured_on=digest(run.eval_dataset))
-    return figures, _samples(conversations, [line.get("image", "") for line in lines], base, after)
+    conversations = [_without_image_token(line) for line in lines]
+    figures = _figures(run, conversations, {"base": base, "tuned": tuned})
+    figures.update(tuned=model.kind, precision=precision, measured_on=digest(run.eval_dataset))
+    return figures, _samples(conversations, [line.get("image", "") for line in lines], base, tuned)
 
 
-def _said(line: Dict[str, Any]) -> Any:
-    """A line's conversation, without the sign of its image."""
+def _without_image_token(line: Dict[str, Any]) -> Any:
+    """The conversation of a line, without its image token."""
     turns = line["conversation"]
     if "image" not in line:
         return turns
     return [{**turn, "input": turn["input"].replace(f"{IMAGE_TOKEN}\n", "")} for turn in turns]
 
 
-def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
-    """The base's losses and answers, from the cache if these were made of the same things."""
-    key = key_of({**asked, "kind": kind})
+def _measure_base(run: Run, lines: Any, asked: Dict[str, Any], precision: str) -> Dict[str, Any]:
+    """The base model's losses and answers, from the cache if its inputs are unchanged."""
+    key = key_of({**asked, "precision": precision})
     cache = Path(os.environ.get("RECIPE_CACHE") or run.root / ".cache") / "eval"
     path = cache / f"{key[:32]}.json"
     try:
@@ -154,45 +153,47 @@ def _of_base(run: Run, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str
             return {**kept, "cached": True}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing or damaged: recreated
-    with tempfile.TemporaryDirectory() as place:
-        vision = llava.prepare_untrained(run, Path(place)) if preset_facts.has_images(run.settings) else None
-        made = _measured(run, loading.find_model(run, "base")._replace(vision=vision), lines, asked, kind)
+    with tempfile.TemporaryDirectory() as scratch:
+        vision = llava.prepare_untrained(run, Path(scratch)) if preset_facts.has_images(run.settings) else None
+        files = loading.find_model(run, "base")._replace(vision=vision)
+        results = _measure_model(run, files, lines, asked, precision)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(made, ensure_ascii=False))
+        write_text(path, json.dumps(results, ensure_ascii=False))
     except OSError:
-        pass  # a cache that cannot be written saves no time, and costs nothing else
-    return made
+        pass  # an unwritable cache only costs time
+    return results
 
 
-def _measured(run: Run, of: ModelFiles, lines: Any, asked: Dict[str, Any], kind: str) -> Dict[str, Any]:
-    """`losses` of every conversation and `answers` ([text, ended]) of those that `_answered` names."""
+def _measure_model(run: Run, files: ModelFiles, lines: Any, asked: Dict[str, Any], precision: str) -> Dict[str, Any]:
+    """`losses` of every conversation, and `answers` ([text, ended]) to those chosen by `_sample_indices`."""
     chosen, has_images = asked["settings"], preset_facts.has_images(run.settings)
     template = prompt.template(run)
-    with loading.explain_load_errors(run, of):
-        model = chat_model.ChatModel(of.folder, template, of.adapter, kind, load_tokenizer(run.settings, of.folder))
+    with loading.explain_load_errors(run, files):
+        tokenizer = load_tokenizer(run.settings, files.folder)
+        model = chat_model.ChatModel(files.folder, template, files.adapter, precision, tokenizer)
     trained = None if preset_facts.kind(run.settings) == "pretrain" else model.template
     encoded = [
         planning_tokens.encoded(line["conversation"], trained, model.tokenizer, asked["max_length"], has_images)
         for line in lines
     ]
     questions = []
-    for number in _answered(len(lines), chosen["answers"]):
-        said = _said(lines[number])
-        before, question, _ = _asking(said)
+    for number in _sample_indices(len(lines), chosen["answers"]):
+        conversation = _without_image_token(lines[number])
+        before, question, _ = _split_last_turn(conversation)
         turns = [(turn["input"], turn["output"]) for turn in before]
-        questions.append((number, said[0].get("system", ""), turns, question))
-    if of.vision:
-        see = _seeing(run, model, of.vision, lines, asked["square"])
-        losses = model.losses(encoded, chosen["batch_size"], see, visual_encoder.encoder_shape(run).patches)
+        questions.append((number, conversation[0].get("system", ""), turns, question))
+    if files.vision:
+        embed = _image_embedder(run, model, files.vision, lines, asked["square"])
+        losses = model.losses(encoded, chosen["batch_size"], embed, visual_encoder.encoder_shape(run).patches)
         answers = []
-        for number, *asking in questions:  # one by one: each has an image of its own
-            model.image = see(number)
-            answers.append(model.answer(*asking, limit=chosen["max_new_tokens"]))
-        del see
+        for number, system, turns, question in questions:  # one at a time: each has its own image
+            model.image = embed(number)
+            answers.append(model.answer(system, turns, question, limit=chosen["max_new_tokens"]))
+        del embed
     else:
-        losses = model.losses([_blind(one) for one in encoded], chosen["batch_size"])
-        prompts = [model.prompt(*asking) for _, *asking in questions]
+        losses = model.losses([_without_images(one) for one in encoded], chosen["batch_size"])
+        prompts = [model.prompt(system, turns, question) for _, system, turns, question in questions]
         answers = model.answer_batch(prompts, chosen["max_new_tokens"], chosen["batch_size"])
     del model
     gc.collect()
@@ -203,23 +204,25 @@ def _measured(run: Run, of: ModelFiles, lines: Any, asked: Dict[str, Any], kind:
     return {"losses": losses, "answers": answers}
 
 
-def _seeing(
+def _image_embedder(
     run: Run, model: chat_model.ChatModel, vision: Tuple[Path, Path], lines: Any, square: bool
 ) -> Callable[[int], Any]:
-    """Function that gives a held-out conversation's image as tokens, by its number."""
+    """Return a function from a held-out conversation's index to the embeddings of its image."""
     tower, folder = llava.VisionTower(*vision, model.model.device, model.dtype), image_folder(run)
     return lambda number: tower.embed(folder / lines[number]["image"], square)
 
 
-def _blind(encoded: Dict[str, List[int]]) -> Dict[str, List[int]]:
-    """What remains for a model that sees nothing: the tokens without the sign of an image, which is below 0."""
+def _without_images(encoded: Dict[str, List[int]]) -> Dict[str, List[int]]:
+    """The tokens without image tokens, which are negative; for models that read no images."""
     kept = [at for at, token in enumerate(encoded["input_ids"]) if token >= 0]
     return {name: [encoded[name][at] for at in kept] for name in ("input_ids", "labels")}
 
 
-def _asking(conversation: Any) -> Tuple[Any, str, str]:
-    """(turns before, question, the data's answer): of the last turn, of an Agent's the first, before any tool has
-    answered; of a text without a question its first half is shown, and the model goes on.
+def _split_last_turn(conversation: Any) -> Tuple[Any, str, str]:
+    """Return (earlier turns, question, reference answer).
+
+    The last turn is asked; in conversations with tools the first one, which needs no tool result. A text without a
+    question is split in half, for the model to continue.
     """
     tools = any(turn.get("system") for turn in conversation[1:])
     *before, last = conversation[:1] if tools else conversation
@@ -229,24 +232,24 @@ def _asking(conversation: Any) -> Tuple[Any, str, str]:
     return before, last["output"][:half], last["output"][half:]
 
 
-def _answered(count: int, most: int) -> List[int]:
-    """Numbers of the conversations that are answered: all, or `most` of them, evenly."""
+def _sample_indices(count: int, most: int) -> List[int]:
+    """Indices of the conversations to answer: all, or `most` of them, evenly spread."""
     return [number * count // min(count, most) for number in range(min(count, most))]
 
 
 def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str, Any]:
-    # What lost its whole answer at max_length has no token with loss.
+    # An answer cut off completely at max_length has no token with loss.
     counted = [number for number, (_, tokens) in enumerate(measured["base"]["losses"]) if tokens]
     if len(counted) < split.MIN_HELD_OUT:
         raise InputWrong(
-            f"{len(counted)} of {len(conversations)} held-out conversations have an answer within train.max_length: an "
-            f"interval needs {split.MIN_HELD_OUT}."
+            f"{len(counted)} of {len(conversations)} held-out conversations have an answer within train.max_length, "
+            f"but an interval needs {split.MIN_HELD_OUT}. Raise train.max_length or hold out more (data.eval_share)."
         )
     losses = {name: [found["losses"][number] for number in counted] for name, found in measured.items()}
     counts = [tokens for _, tokens in losses["base"]]
-    numbers = _answered(len(conversations), len(measured["base"]["answers"]))
-    references = [_asking(conversations[number])[2] for number in numbers]
-    known = _known(run, [text for found in measured.values() for text, _ in found["answers"]])
+    numbers = _sample_indices(len(conversations), len(measured["base"]["answers"]))
+    references = [_split_last_turn(conversations[number])[2] for number in numbers]
+    known = _training_answers(run, [text for found in measured.values() for text, _ in found["answers"]])
     models = {}
     for name, found in measured.items():
         loss, interval = ratio([value for value, _ in losses[name]], counts)
@@ -271,38 +274,38 @@ def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str
         "answered": len(numbers),
         "reference_length": sum(map(len, references)) / len(references),
         "models": models,
-        **compared(losses["base"], losses["tuned"]),
+        **compare(losses["base"], losses["tuned"]),
         "base_cached": bool(measured["base"].get("cached")),
     }
     return {**figures, "summary": summary(figures)}
 
 
-def _known(run: Run, answers: Sequence[str]) -> Any:
-    """Those of `answers` that stand in the training data as they are."""
-    mine = set(filter(None, answers))
+def _training_answers(run: Run, answers: Sequence[str]) -> Any:
+    """Those of `answers` that occur verbatim in the training data."""
+    candidates = set(filter(None, answers))
     return {
         turn["output"].strip()
         for conversation in dataset.conversations(run.dataset)
         for turn in conversation
-        if turn["output"].strip() in mine
+        if turn["output"].strip() in candidates
     }
 
 
 def _samples(
-    conversations: Any, images: Sequence[str], base: Dict[str, Any], after: Dict[str, Any]
+    conversations: Any, images: Sequence[str], base: Dict[str, Any], tuned: Dict[str, Any]
 ) -> List[Dict[str, Any]]:
-    numbers = _answered(len(conversations), len(base["answers"]))
+    numbers = _sample_indices(len(conversations), len(base["answers"]))
     return [
         {
             **({"image": images[number]} if images[number] else {}),
-            "question": _asking(conversations[number])[1],
-            "reference": _asking(conversations[number])[2],
-            "base": before[0],
+            "question": _split_last_turn(conversations[number])[1],
+            "reference": _split_last_turn(conversations[number])[2],
+            "base": old[0],
             "tuned": new[0],
-            "base_ended": before[1],
+            "base_ended": old[1],
             "tuned_ended": new[1],
         }
-        for number, before, new in zip(numbers, base["answers"], after["answers"])
+        for number, old, new in zip(numbers, base["answers"], tuned["answers"])
     ]
 
 
@@ -311,7 +314,7 @@ def summary(figures: Dict[str, Any]) -> str:
     models, found = figures["models"], figures["difference"]
     low, high = found["interval"]
     return (
-        f"{figures['verdict']}: held-out loss {models['base']['loss']:.3f} → {models['tuned']['loss']:.3f} nats a "
-        f"token, difference {found['loss']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}), lower in "
+        f"{figures['verdict']}: held-out loss {models['base']['loss']:.3f} → {models['tuned']['loss']:.3f} nats "
+        f"per token, difference {found['loss']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}), lower in "
         f"{found['lower_in']} of {figures['conversations']} conversations"
     )

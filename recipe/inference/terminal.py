@@ -96,7 +96,7 @@ class Conversation:
         note(f"({len(turns)} turns saved to {name})")
 
     def help(self, _: str) -> None:
-        for name, (_, description) in COMMANDS.items():
+        for name, (_command, description) in COMMANDS.items():
             print(f"  {name:14} {description}")
         print("  Ctrl-C         stops an answer; Ctrl-D ends the chat; arrow up recalls earlier lines")
 

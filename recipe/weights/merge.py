@@ -60,7 +60,7 @@ def merge(
             model_code.write(part)
         weight_map = {target.name: plan.shard_name(target.shard) for target in sorted(plan.targets)}
         index = {"metadata": {"total_size": plan.nbytes}, "weight_map": weight_map}
-        write_text(part / plan.index, json.dumps(index, indent=1) + "\n")
+        write_text(part / plan.index_name, json.dumps(index, indent=1) + "\n")
         loaded = beside.submit(check, part, stop_words)
         figures = {
             **_figures(plan, shards, reused),
@@ -166,7 +166,8 @@ def checksum_digest(place: Path) -> str:
 
 def read_checksums(place: Path) -> Dict[str, str]:
     """File → sha256 as listed in a merged folder, with that of the list itself. Raises OSError, ValueError."""
-    sums = dict(reversed(line.split("  ", 1)) for line in (place / CHECKSUMS).read_text("utf-8").splitlines())
+    lines = [line.split("  ", 1) for line in (place / CHECKSUMS).read_text("utf-8").splitlines()]
+    sums = {name: checksum for checksum, name in lines}
     sums[CHECKSUMS] = digest(place / CHECKSUMS)
     return dict(sorted(sums.items()))
 

@@ -57,7 +57,7 @@ class MergePlan(NamedTuple):
         return [target for target in self.targets if target.shard == shard]
 
     @property
-    def index(self) -> str:
+    def index_name(self) -> str:
         return folder.INDEXES[0 if self.safe else 1]
 
     @property

@@ -46,7 +46,7 @@ def write_shards(plan: MergePlan, part: Path, device: str = "cpu") -> Tuple[Dict
     if not done:
         shutil.rmtree(str(part), ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
-    progress = {"key": plan.key, "shards": done}
+    progress: Dict[str, Any] = {"key": plan.key, "shards": done}
     write_text(part / PROGRESS, json.dumps(progress))
     reused = len(done)
     _stream(plan, part, progress, device)

@@ -17,7 +17,7 @@ def test_intervals_are_students_where_all_answers_are_equally_long():
     assert mean == pytest.approx(sum(value for value, _ in tuned) / 180)
     assert interval == pytest.approx(tuple(theirs.confidence_interval()))
     paired = stats.ttest_rel([value / 20 for value, _ in tuned], [value / 20 for value, _ in base])
-    assert evaluate.compared(base, tuned)["difference"]["interval"] == pytest.approx(list(paired.confidence_interval()))
+    assert evaluate.compare(base, tuned)["difference"]["interval"] == pytest.approx(list(paired.confidence_interval()))
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -33,8 +33,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 def test_verdicts():
     base = [(20.0 + n, 10) for n in range(8)]
-    assert evaluate.compared(base, [(v - 1 - n / 10, c) for n, (v, c) in enumerate(base)])["verdict"] == "better"
-    assert evaluate.compared(base, [(v + 1 + n / 10, c) for n, (v, c) in enumerate(base)])["verdict"] == "worse"
-    noise = evaluate.compared(base, [(v + (-1) ** n, c) for n, (v, c) in enumerate(base)])
+    assert evaluate.compare(base, [(v - 1 - n / 10, c) for n, (v, c) in enumerate(base)])["verdict"] == "better"
+    assert evaluate.compare(base, [(v + 1 + n / 10, c) for n, (v, c) in enumerate(base)])["verdict"] == "worse"
+    noise = evaluate.compare(base, [(v + (-1) ** n, c) for n, (v, c) in enumerate(base)])
     assert (noise["verdict"], noise["difference"]["lower_in"]) == ("no difference", 4)
-    assert evaluate.compared(base, base)["verdict"] == "no difference"
+    assert evaluate.compare(base, base)["verdict"] == "no difference"
