@@ -63,15 +63,15 @@ def explain_load_errors(run: Run, found: ModelFiles) -> Iterator[None]:
     except Exception as error:
         if re.search(r"memory|CUDA|kernel image|alloc", str(error)):
             raise
-        where, again = run.relative(found.folder), f"{command_line('merge', run.arguments)} recreates it"
+        where, remedy = run.relative(found.folder), f"{command_line('merge', run.arguments)} recreates it"
         if found.kind != "merged":
-            again = f"{command_line('model', run.arguments)} --verify says which"
+            remedy = f"{command_line('model', run.arguments)} --verify names the damaged files"
         if found.kind == "adapter":
             where = f"{run.relative(run.peft)}, or of its base {where},"
-            again = f"{command_line('adapter', run.arguments)} recreates the adapter, {again} of the base"
+            remedy = f"{command_line('adapter', run.arguments)} recreates the adapter; {remedy} of the base"
         raise HostLacks(
             f"The {found.kind} model cannot be loaded: a file of {where} is damaged or missing "
-            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). {again}."
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). {remedy}."
         )
 
 

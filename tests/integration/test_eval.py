@@ -197,7 +197,9 @@ def test_a_damaged_model_is_one_clear_error(run):
     whole = weights.read_bytes()
     weights.write_bytes(whole[:1000])
     done = recipe("chat", "demo", "你好", "model=adapter", "--output", run.output)
-    refused(done, 3, "adapter model cannot be loaded", f"just adapter demo --output {run.output} train.lr=0.0003 makes")
+    refused(
+        done, 3, "adapter model cannot be loaded", f"just adapter demo --output {run.output} train.lr=0.0003 recreates"
+    )
     weights.write_bytes(whole)
     path.write_bytes(before)
 
