@@ -65,7 +65,7 @@ ENDS = [
         1,
         "x.builder.MissingCUDAException: CUDA_HOME does not exist, unable to\n",
         False,
-        "takes (MissingCUDAException: CUDA",
+        "needs (MissingCUDAException: CUDA",
     ),
     (1, "in _share_and_gather\n  data = store.get(x)\nRuntimeError: Socket Timeout\n", False, "MASTER_ADDR"),
     (-9, "Iter(train)\n", True, "out of memory"),
