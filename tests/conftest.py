@@ -57,7 +57,10 @@ def pytest_collection_modifyitems(items):
     """In several processes (`-n 2 --dist loadgroup`) what shares a costly fixture stays in one of them."""
     for item in items:
         file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("demo" if "demo" in item.fixturenames else file))
+        uses_demo = "demo" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("demo" if uses_demo else file))
+        if uses_demo:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

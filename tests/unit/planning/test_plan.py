@@ -9,6 +9,7 @@ from support.command import ROOT, recipe
 from support.plans import planned
 
 
+@pytest.mark.slow
 def test_tutorial_with_the_real_tokenizer(real_workbook, real_tokenizer, tmp_path):
     """51 packs and 78 iterations with one process, 12 of 246 held out; 32 to 36 packs with the page's 32."""
     words = (f'data.files=["{real_workbook}"]', f"model.tokenizer={real_tokenizer}")
@@ -33,6 +34,7 @@ def test_tutorial_with_the_real_tokenizer(real_workbook, real_tokenizer, tmp_pat
     assert "known: Only 3 optimizer updates" in done.stdout
 
 
+@pytest.mark.slow
 def test_prices_do_not_draw_another_seed(tmp_path, workbook):
     """A recipe without a seed draws one for its folder: looking at the price must not throw training away."""
     path = tmp_path / "noseed.toml"

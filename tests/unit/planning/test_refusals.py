@@ -3,10 +3,13 @@
 import json
 import re
 
+import pytest
+
 from support.command import refused
 from support.plans import planned
 
 
+@pytest.mark.slow
 def test_ten_rows_are_refused_before_mmengine_crashes(workbook, tmp_path):
     rows = [[f"第{i}个问题怎么办？", f"这是第{i}个答案。"] for i in range(10)]
     path = workbook(s=[["q", "a"], *rows])
@@ -15,6 +18,7 @@ def test_ten_rows_are_refused_before_mmengine_crashes(workbook, tmp_path):
     assert {refusal["fault"] for refusal in found["refusals"]} >= {"warmup-crash", "few-updates"}
 
 
+@pytest.mark.slow
 def test_remedies_work(tmp_path):
     """Each refusal's own advice, typed as it stands, is accepted in the end."""
     words = ["train.max_epochs=2", "train.warmup_ratio=0.01", "train.accumulative_counts=16", "train.save_steps=500"]
@@ -32,6 +36,7 @@ def test_remedies_work(tmp_path):
     assert found["refusals"] == []
 
 
+@pytest.mark.slow
 def test_of_more_iterations_the_warm_up_may_be_long_enough(tmp_path, workbook):
     """40 rows by coach's settings: one remedy after the other asked for 0.17 of 3 epochs, then for less of 8."""
     path = workbook(s=[["q", "a"], *[[f"第{i}个问题？", f"第{i}个回答，说得长一些。"] for i in range(40)]])
@@ -50,6 +55,7 @@ def test_nothing_to_learn_from_is_refused(tmp_path):
     assert found is None
 
 
+@pytest.mark.slow
 def test_long_answers_are_refused_by_line(workbook, tmp_path):
     path = workbook(
         s=[["q", "a"], ["问", "短。"], ["问二", "很长的答案" * 200], *[[f"问{i}", "答。"] for i in range(60)]]
@@ -65,6 +71,7 @@ def test_long_answers_are_refused_by_line(workbook, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_force_goes_on_and_is_recorded(tmp_path):
     words = ("train.max_epochs=2", "train.accumulative_counts=16")
     done, _ = planned(tmp_path, "demo", *words)

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from recipe.core import measurements
 from recipe.reporting import console
 from support.command import recipe
@@ -16,6 +18,7 @@ def test_curve():
     assert len(console.sparkline(list(range(81)), width=48)) == 48
 
 
+@pytest.mark.slow
 def test_page_and_png(tmp_path):
     words = ("train.accumulative_counts=8", "gpus=2")
     done = recipe("plan", "demo", *words, "--png", tmp_path / "curve.png", "--output", tmp_path)
@@ -50,6 +53,7 @@ def test_page_and_png(tmp_path):
     assert fields <= set(planned)
 
 
+@pytest.mark.slow
 def test_a_refused_plan_is_shown_and_written_but_not_taken(tmp_path):
     done = recipe("plan", "demo", "train.accumulative_counts=64", "train.max_epochs=2", "--output", tmp_path)
     assert done.returncode == 2

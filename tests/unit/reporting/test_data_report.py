@@ -30,6 +30,7 @@ def reported(tmp_path_factory):
     return done, (folder / "demo" / "data-report.html").read_text(encoding="utf-8"), folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "what", "example"),
     [
@@ -65,6 +66,7 @@ def test_the_page_shows_ten_conversations_and_runs_nothing(reported):
     assert all(text.endswith("&lt;|im_end|&gt;") or "长长" in text for text in marked)
 
 
+@pytest.mark.slow
 def test_preview_shows_what_the_trainer_gets(reported):
     _, _, folder = reported
     path = folder / "x.jsonl"
@@ -82,6 +84,7 @@ def test_preview_shows_what_the_trainer_gets(reported):
     refused(recipe("preview", "demo", "one", "--output", folder), 2, "'one' is not a conversation number")
 
 
+@pytest.mark.slow
 def test_counts_of_what_was_dropped_and_changed(workbook, tmp_path):
     path = workbook(s=[["q", "a", "备注"], ["甲", 52, "x"], ["乙", None, ""], ["丙", "一\r\n二", ""], ["甲", 52, ""]])
     more = ["data.skip_blank=true", "data.dedupe=true"]
@@ -108,6 +111,7 @@ def test_equal_lines_are_grouped():
     assert data_report._group_equal(array("q", [1])) == []
 
 
+@pytest.mark.slow
 def test_what_is_known_of_the_tutorials_workbook(real_workbook, real_tokenizer, tmp_path):
     """Golden: 246 rows, 27,714 tokens, 3 equal rows, 5 questions with two answers each, answers of 39 to 183 signs."""
     words = [f'data.files=["{real_workbook}"]', f"model.tokenizer={real_tokenizer}", "--output", tmp_path]

@@ -27,6 +27,7 @@ print(json.dumps([found, said]))
 """
 
 
+@pytest.mark.slow
 def test_bench_measures_and_plan_reckons_with_it(tmp_path, monkeypatch):
     """In a process of its own, as it runs: what it compares depends on what a process has set in PyTorch."""
     done = subprocess.run(

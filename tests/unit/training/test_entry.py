@@ -4,6 +4,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from support.command import ROOT
 
 
@@ -19,6 +21,7 @@ def test_the_trainers_libraries_come_in_the_order_that_is_soonest():
     assert done.stdout.split() == ["True", "False", "xtuner.tools.train", "a", "b"], done.stderr
 
 
+@pytest.mark.slow
 def test_the_trainers_process_knows_when_it_began():
     """Not up to a second before, as psutil has it: the kernel tells its boot in whole seconds."""
     code = "import time; from recipe.training.hooks import timing; print(time.monotonic() - timing.process_age())"

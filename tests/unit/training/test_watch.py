@@ -34,6 +34,7 @@ def test_a_fetch_that_fails_is_not_waited_for(tmp_path, monkeypatch):
     assert watch.read_status(tmp_path)["said"] == "No such model."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -38,6 +38,7 @@ def test_deepspeeds_folders_equal_deepspeeds_own_consolidation(tmp_path, stage, 
     assert_equal(named(theirs), named(weights))
 
 
+@pytest.mark.slow
 def test_a_folder_that_deepspeed_itself_wrote(tmp_path):
     """Trained one step by DeepSpeed's engine, ZeRO-2, without a GPU (tests/support/no_gpu answers for one)."""
     done = subprocess.run(

@@ -15,6 +15,7 @@ from recipe.weights import merge_plan as plans
 from support.lora_merge import weights
 
 
+@pytest.mark.slow
 def test_the_folder_is_whole_and_loads_offline(base, merged):
     imports.load()
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,6 +67,7 @@ def test_stop_tokens_come_from_the_folder_and_its_template(base, tmp_path):
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [7, end]
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_load_is_told(merged, tmp_path):
     shutil.copytree(str(merged[0]), str(tmp_path / "m"))
     for path in (tmp_path / "m").glob("*.safetensors"):

@@ -60,6 +60,7 @@ def test_every_kind_of_lora_equals_pefts_own_merge(base, tmp_path, variant):
         assert torch.allclose(ours[name].float(), tensor, rtol=2**-10, atol=2**-24), name
 
 
+@pytest.mark.slow
 def test_equals_xtuners_own_merge(base, adapter, merged, tmp_path):
     """XTuner's adds fp16 to fp16: the adapter's share is rounded once more than ours."""
     words = ["-m", "xtuner.tools.model_converters.merge", base, adapter, tmp_path, "--device", "cpu"]

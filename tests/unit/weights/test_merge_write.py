@@ -12,6 +12,7 @@ from recipe.weights import merge
 from support.lora_merge import assert_one_rounding, exactly, interrupt, join, weights
 
 
+@pytest.mark.slow
 def test_bin_bases_and_bin_shards(base, adapter, merged, tmp_path):
     """PyTorch's form in and out, as the tutorial writes it."""
     imports.load()

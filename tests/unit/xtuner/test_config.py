@@ -101,6 +101,7 @@ def test_bf16_reaches_model_quantization_and_autocast(monkeypatch):
     assert "bfloat16" not in rendered("coach")
 
 
+@pytest.mark.slow
 def test_reading_a_config_says_nothing():
     """It imports XTuner, and what that imports warns: of a machine without a GPU, of newer PyTorch. So do model classes
     that are imported later.

@@ -52,6 +52,7 @@ def test_there_are_all_of_them():
     assert all(preset_facts.facts(name).template in (*preset_facts.templates(), "") for name in preset_editor.files())
 
 
+@pytest.mark.slow
 def test_every_preset_renders(tmp_path):
     """408 configs: parsed, with the recipe's values in them, and nothing else changed."""
     for name in preset_editor.files():

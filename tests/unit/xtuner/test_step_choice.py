@@ -45,6 +45,7 @@ def test_speed_is_named_by_the_config(monkeypatch):
     assert cfg.optim_wrapper.optimizer.type == "bitsandbytes.optim.AdamW8bit"
 
 
+@pytest.mark.slow
 def test_the_first_row_of_nvidia_smi_is_not_the_card(machine, monkeypatch):
     """A T4 behind an RTX 3090: type, way, memory and remedies are the T4's where CUDA shows that one."""
     chosen = settings.load("coach")[1]

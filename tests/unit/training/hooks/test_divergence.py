@@ -158,6 +158,7 @@ for step in range(99):
 """
 
 
+@pytest.mark.slow
 def test_the_guard_sees_what_deepspeeds_own_fp16_skips(tmp_path):
     """ZeRO-2's optimizer on a CPU (tests/support/no_gpu answers for the card): 2^16 is too large a scale at first,
     which is no fault; from step 30 on the gradient is inf. DeepSpeed would end the run where its scale can get no
