@@ -5,7 +5,7 @@ The recipes that ship (*.toml) lie beside this file.
 
 import os
 
-# CUDA counts cards as nvidia-smi does, not the fastest first: so indices mean the same everywhere.
+# Make CUDA number cards as nvidia-smi does, not fastest first, so that indices mean the same everywhere.
 os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
 
 __version__ = "0.1.0"

@@ -127,7 +127,7 @@ def choose_runtime(*paths: Any) -> Tuple[Optional[Choice], str]:
 def check_engines(host: Host, need: Need, choice: Choice) -> Tuple[List[Line], Dict[str, str]]:
     """(lines, {root, image} of the chosen engine): each engine that was examined, in the order of the choice.
 
-    None was if the host was chosen first: in a container, or where the environment is made.
+    None was examined if the host was chosen first: in a container, or where the environment is made.
     """
     lines: List[Line] = []
     chosen: Dict[str, str] = {}

@@ -85,7 +85,7 @@ def _check(host: Host, need: Need, cards: List[Card], answer: Answer) -> Checked
         value = os.environ.get("CUDA_VISIBLE_DEVICES")
         empty = next((card for card in cards if card.mig and not card.instances), None)
         if value is None and empty:
-            remedy = f"have one made (nvidia-smi mig -cgi), or switch MIG off: sudo nvidia-smi -i {empty.index} -mig 0"
+            remedy = f"create one (nvidia-smi mig -cgi), or switch MIG off: sudo nvidia-smi -i {empty.index} -mig 0"
             return "", [stop("gpu", f"{empty}: MIG is on and the card has no instance: CUDA sees no GPU", remedy)]
         return "", [stop("gpu", f"CUDA_VISIBLE_DEVICES={value!r} names no card", "unset CUDA_VISIBLE_DEVICES")]
     card = used[0]

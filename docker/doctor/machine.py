@@ -186,7 +186,7 @@ def check_rights(host: Host, need: Need, runtime: str) -> List[Line]:
 
 @functools.lru_cache(maxsize=None)
 def _made() -> Answer:
-    """Code 0: the environment is made. Otherwise a text: it is made, but its Python is gone."""
+    """Code 0: the environment is ready. Any other code: its Python is gone if there is a text, else it is not made."""
     return ask(ROOT / "docker" / "runtime" / "host", "made")
 
 
@@ -213,7 +213,7 @@ def check_tools(host: Host, need: Need, runtime: str) -> List[Line]:
 
 
 def check_libraries(host: Host, need: Need, runtime: str) -> List[Line]:
-    """Variables and files of this shell that would load other libraries than the lock's.
+    """Variables and files of this shell that would load libraries other than the lock's.
 
     docker/runtime/host already keeps out PYTHONPATH, PYTHONHOME, ~/.local and LD_LIBRARY_PATH.
     """
@@ -329,7 +329,7 @@ def _writes(need: Need, runtime: str, engine: Dict[str, str], sizes: Dict[str, f
         wanted.append((CACHE, sizes["environment"] + ROOM, "environment"))
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         unpacked = Path(os.environ.get("UV_CACHE_DIR") or Path(caches, "uv"))
-        # If it is not writable, docker/runtime/host uses our cache. On one disk both share their files.
+        # If it is not writable, docker/runtime/host uses our cache. On one disk, uv's cache and ours share files.
         if os.access(str(existing(unpacked)), os.W_OK) and _disk(unpacked) != _disk(CACHE):
             wanted.append((unpacked, sizes["environment"], "uv's cache (UV_CACHE_DIR)"))
     if need.measured:

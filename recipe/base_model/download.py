@@ -62,7 +62,7 @@ def light_files(files: Files) -> List[str]:
 
 
 def download_files(run: Run, select: Callable[[Files], List[str]]) -> Path:
-    """The staging folder, with the files whose names `select` picks from the revision's; downloads those missing."""
+    """The staging folder, with those of the revision's files that `select` picks by name; downloads missing ones."""
     place = staging_folder(run)
     record = read_record(place)
     if (

@@ -83,7 +83,7 @@ def _download_file(model: Model, name: str, file: Dict[str, Any], place: Path, s
         if _size(part) > file["size"]:
             part.unlink()
         try:
-            # With a second address to try, a response of another size is not the file.
+            # While another address is left to try, a response of the wrong size is rejected.
             _append(urls[0], name, file["size"] if len(urls) > 1 else None, headers, part, stop)
             failure: Exception = OSError(f"{name} is not {file['size']:,} bytes long, as the hub states")
         except requests.RequestException as error:

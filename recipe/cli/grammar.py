@@ -160,7 +160,7 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     recipe = found.arguments[index] if len(found.arguments) > index else command["recipe"]
     if name == "preview" and len(found.arguments) == 1 and recipe.isdecimal():
         recipe = command["recipe"]
-    if command["runs"]:  # of what was run: the recipe's file may have been edited since, or be gone
+    if command["runs"]:  # they use the run's own settings: the recipe's file may have been edited since, or be gone
         return Checked(found, recipe, None)
     path = find_recipe(recipe, folder)
     reader = toml()

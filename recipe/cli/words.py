@@ -1,4 +1,4 @@
-"""Checks and parses a command line for the scripts under docker/: Python's standard library alone.
+"""Checks and parses a command line for the scripts under docker/, with Python's standard library alone.
 
 `python3 -m recipe.cli.words COMMAND WORD …` prints what the scripts need to know, a `name<TAB>value` pair a line. Exit
 code 2: the words are wrong, and stderr says why. Exit code 10: the words ask for help, which is printed instead.
@@ -74,7 +74,7 @@ def main(words: Sequence[str]) -> int:
         if text is not None:
             print(text)
             return HELP
-        if words[0] in grammar.load()["commands"]:  # the others are the justfile's own
+        if words[0] in grammar.load()["commands"]:  # the justfile runs the other commands itself
             lines = "".join(f"{name}\t{value}\n" for name, value in facts(words[0], words[1:]))
             sys.stdout.buffer.write(lines.encode("utf-8", errors="surrogateescape"))
     except InputWrong as error:

@@ -48,7 +48,7 @@ class Card:
 
 
 def ask(*words: Any, seconds: int = 20) -> Answer:
-    """Run a command; its exit code and all that it said."""
+    """Run a command; return its exit code and all its output."""
     try:
         done = subprocess.run(
             [str(word) for word in words],

@@ -29,7 +29,7 @@ def peak_memory_mb() -> int:
     return round(max(own, children) * 1024 / 1e6)
 
 
-@functools.lru_cache(maxsize=None)  # they stay what they are, and every stage asks
+@functools.lru_cache(maxsize=None)  # they do not change, and every stage asks for them
 def versions() -> Dict[str, Optional[str]]:
     """Versions of the packages that decide the result; None where one is not installed."""
     found: Dict[str, Optional[str]] = {"python": platform.python_version()}

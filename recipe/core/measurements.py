@@ -1,7 +1,7 @@
 """What a run will cost: time, GPU memory, disk, money. Scaled from measurements (measured.toml, and what `just bench`
 measured on this machine), never guessed.
 
-docker/doctor reads it too, where nothing is installed yet: what is not of the standard library is imported late.
+docker/doctor reads it too, where nothing is installed yet: anything outside the standard library is imported late.
 """
 
 import json

@@ -20,7 +20,7 @@ def get(settings: Settings, key: str) -> Any:
 
 
 def to_toml(value: Any) -> str:
-    """A value in TOML, whose strings, numbers and lists are JSON's, except for DEL."""
+    """A value as TOML: its JSON, with DEL escaped as TOML requires."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -182,8 +182,8 @@ def manifest_error(path: str, error: Exception) -> InputWrong:
     """The error for a run.json that is damaged or has another version's fields."""
     first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return InputWrong(
-        f"{path} cannot be read ({first}): it is damaged, or from another version of this recipe. Run the command that "
-        f"made it again."
+        f"{path} cannot be read ({first}): it is damaged, or from another version of this recipe. Rerun the "
+        f"command that made it."
     )
 
 

@@ -55,7 +55,7 @@ class Model(Table):
 
 
 class Encoder(Model):
-    """CLIP, which is downloaded and checked as the base model is."""
+    """The CLIP visual encoder; it is downloaded and checked like the base model."""
 
     what: ClassVar[str] = "visual encoder"
     named: ClassVar[str] = "model.visual_encoder"

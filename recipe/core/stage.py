@@ -66,7 +66,7 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
             replace(out / name, run.folder / name)
     finally:
         remove(out)
-    # Training writes in place and names its output; the merge has hashed its output already.
+    # Training writes in place and lists its output in `made`; the merge has already hashed its own.
     made = [*stage.outputs, *figures.pop("made", [])]
     digests = figures.pop("digests", {})
     entry = {

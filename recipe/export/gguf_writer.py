@@ -18,7 +18,7 @@ NUL = "[NUL]"  # llama.cpp reads pieces as C strings, where "\0" is empty
 ROWS = 2048  # of a matrix converted to fp32 at a time
 FIXED_SCORE = -1000.0  # of added tokens, which are never merged
 
-# InternLM2's names → GGUF's. wqkv is three tensors there.
+# InternLM2's names → GGUF's. wqkv becomes three tensors.
 NAMES = {
     "model.tok_embeddings.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",

@@ -55,7 +55,7 @@ def find_model(run: Run, which: str = "") -> ModelFiles:
 
 @contextlib.contextmanager
 def explain_load_errors(run: Run, found: ModelFiles) -> Iterator[None]:
-    """Turn what libraries raise for a damaged folder into one clear error; lack of memory or a GPU passes through."""
+    """Turn what libraries raise for a damaged folder into one clear error; memory and GPU errors pass through."""
     try:
         yield
     except (RecipeError, MemoryError, ImportError):

@@ -37,7 +37,7 @@ def detect(path: Path) -> str:
         if head.startswith(mark):
             return name
     if head[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0") or head.startswith(b"%PDF"):
-        raise UnreadableFile("it is not a text file: rename it to what it is (.xlsx?)")
+        raise UnreadableFile("it is not a text file: give it the suffix of its format (.xlsx?)")
     if 0 in head:
         # In UTF-16 half of the bytes of ASCII are zero; text in any other encoding has none.
         zeros = [head[start::2].count(0) for start in (0, 1)]

@@ -61,7 +61,7 @@ class GroupedRows:
 
 
 def move_system_first(turns: Sequence[Turn], errors: InputErrors, where: str) -> List[Turn]:
-    """The turns with the conversation's only system prompt in the first one."""
+    """Move the conversation's system prompt to its first turn; several different prompts are an error."""
     systems = sorted({turn.system for turn in turns if turn.system})
     if len(systems) > 1:
         shown = " and ".join(f"{text[:20]!r}" for text in systems[:2])

@@ -56,7 +56,7 @@ class TableReader:
         if TURN in self.roles and CONVERSATION not in self.roles:
             raise columns.AmbiguousColumn(
                 f"the column {self.labels[TURN]} numbers turns, but no column names the conversation. Add one, or "
-                f"rename it"
+                f"rename the turn column"
             )
         if CONVERSATION in self.roles:
             self.grouped = GroupedRows()

@@ -45,7 +45,7 @@ def tree(stream: IO[bytes]) -> Element:
 
 
 def elements(stream: IO[bytes], name: str) -> Iterator[Tuple[Element, str]]:
-    """Every element `name` of an XML part, emptied after its use; and the prefix of its children's tags."""
+    """Every element `name` of an XML part, cleared after use, with the prefix of its children's tags."""
     parser = XMLPullParser(("end",))
     waiting = 0  # bytes since the last element
     for block, namespace in _blocks(stream):

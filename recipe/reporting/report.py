@@ -19,7 +19,7 @@ from recipe.reporting.run_view import RunView, base_model_name, is_tiny, read_ru
 from recipe.reporting.verdict import judge_run
 from recipe.xtuner import preset_facts
 
-MAX_CONVERSATIONS = 20_000  # surveyed for the report, within a second; data-report has no limit
+MAX_CONVERSATIONS = 20_000  # surveyed for the report, in under a second; data-report has no limit
 
 
 def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = None) -> Path:

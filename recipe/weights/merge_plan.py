@@ -45,7 +45,7 @@ class MergePlan(NamedTuple):
     targets: List[Target]
     shards: int
     safe: bool  # safetensors; else PyTorch's .bin
-    copied: List[Path]  # other files of the base, without its code where ours replaces it
+    copied: List[Path]  # the base's other files, except code that ours replaces
     code: Sequence[Path]  # our model code; empty for other model families
     key: str  # hash of base, adapters and settings; finished shards are reused only under the same key
 

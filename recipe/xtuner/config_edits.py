@@ -138,7 +138,7 @@ def _escaped(system: str) -> str:
 
 
 def _top_level(settings: Settings, found: Facts, intervals: Dict[str, int]) -> Edits:
-    """The hyperparameters that a preset has at its top level, or transformers' Trainer in its arguments."""
+    """The hyperparameters at a preset's top level, or in the arguments of transformers' Trainer."""
     train, changes = settings.train, {}  # type: Any, Edits
     wanted: Dict[str, Any] = {name: getattr(train, name) for name in TOP_LEVEL}
     wanted.update(intervals)

@@ -151,7 +151,7 @@ def placeholder(number: int) -> bytes:
 
 
 def random_model(config: InternLM2Config, seed: int) -> InternLM2ForCausalLM:
-    """A float16 model of random weights that LoRA can train while they stay frozen.
+    """A float16 model whose frozen, random weights are scaled so that LoRA can learn on top of them.
 
     Embeddings have unit variance and each matrix keeps the variance of its input, divided among the residual branches:
     with the usual standard deviation of 0.02 so small a width gives LoRA almost no gradient. The norms amplify, and the

@@ -225,7 +225,7 @@ class _RecordedStep:
     def __init__(self, model: Finetune, inputs: Tuple[torch.Tensor, ...]) -> None:
         self.inputs = [one.detach().clone() for one in inputs]
         self.graph = torch.cuda.CUDAGraph()
-        torch.cuda.empty_cache()  # streams do not share freed memory: it would be allocated twice
+        torch.cuda.empty_cache()  # another stream cannot reuse freed memory, so it would be allocated twice
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with check.detached_parameters(model.lora_modules()), torch.enable_grad():
