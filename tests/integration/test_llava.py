@@ -340,7 +340,7 @@ def test_a_question_about_an_image(stages, pairs, tmp_path):
 def test_chat_tells_what_it_cannot_see(stages, tmp_path, monkeypatch):
     first, second = stages
     for run, words, said in (
-        (first, ("base", "x.png"), "no projector"), (second, ("", "gone.png"), "no such file"),
+        (first, ("base", "x.png"), "no projector"), (second, ("", "gone.png"), "does not exist"),
         (second, ("", str(second.config)), "cannot be read as an image"),
     ):  # fmt: skip
         with pytest.raises(InputWrong, match=said):
@@ -428,11 +428,11 @@ def test_verify_finds_what_the_images_were_seen_by(finished, look, tmp_path):
     manifest["stages"]["model"]["figures"]["visual_encoder"]["config.json"] = "0" * 64
     (second.folder / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
     found = look("second")
-    assert found["images"] == (verify.DIFFERS, "not what they were: seen/red.png")
+    assert found["images"] == (verify.DIFFERS, "changed: seen/red.png")
     assert found["data, recreated"] == (verify.NOT_HERE, "needs the original images")
     assert found["adapter"][0] == verify.OK
     assert found["adapter, recreated"] == (
-        verify.DIFFERS, f"projector/{weights.name}: not what the checkpoint gives"
+        verify.DIFFERS, f"projector/{weights.name}: differs from the checkpoint"
     )  # fmt: skip
     assert found["visual encoder"][0] == verify.DIFFERS
     assert found["visual encoder"][1].endswith(": config.json")

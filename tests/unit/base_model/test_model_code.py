@@ -115,7 +115,7 @@ def test_a_tokenizer_that_adds_otherwise_is_refused(run_of_demo):
     path = run_of_demo / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_eos_token": True}))
     assert compatibility.tokenizer_problems(run_of_demo) == [
-        "tokenizer_config.json says add_eos_token = True, and our tokenizer has False"
+        "tokenizer_config.json has add_eos_token = True, and our tokenizer has False"
     ]
 
 

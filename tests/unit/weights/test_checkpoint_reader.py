@@ -100,7 +100,7 @@ torch.save({n: p.detach().float().clone() for n, p in engine.module.named_parame
 def test_a_folder_that_lacks_a_part_is_refused(tmp_path):
     write_zero(tmp_path / "iter_81.pth", [state()], 2, 3)
     next((tmp_path / "iter_81.pth").glob("*rank_1*")).unlink()
-    with pytest.raises(RunFailed, match=r"saved by 3 processes, 2 \*_optim_states.pt"):
+    with pytest.raises(RunFailed, match=r"saved by 3 processes but has 2 \*_optim_states.pt"):
         checkpoint_reader.lora_tensors(tmp_path / "iter_81.pth")
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunFailed, match=r"no \*_optim_states\.pt"):

@@ -36,7 +36,9 @@ def test_speed_is_named_by_the_config(monkeypatch):
     assert rendered().model.type.__name__ == "SupervisedFinetune"
     card.update(capability="8.6", memory_mib=81559)
     assert rendered("gpus=2").model.type.__name__ == "SupervisedFinetune"
-    assert rendered("gpus=2", "train.speed=fast").model.graph is False
+    assert "graph" not in rendered("gpus=2", "train.speed=fast").model
+    several = rendered("nodes=2", "gpus=2", "train.batch_size=8", "train.speed=fast")
+    assert several.model.graph is False  # not measured across machines
     with pytest.raises(InputWrong, match=r"without ZeRO-3.*train\.speed=stock"):
         rendered("train.speed=fast", "train.method=lora", "train.deepspeed=deepspeed_zero3")
     card.update(memory_mib=8188)
