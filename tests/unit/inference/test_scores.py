@@ -21,5 +21,5 @@ def test_scores():
 
 def test_without_their_packages_the_scores_say_who_brings_them(monkeypatch):
     monkeypatch.setitem(sys.modules, "rjieba", None)
-    with pytest.raises(HostLacks, match="docker/runtime/host brings"):
+    with pytest.raises(HostLacks, match="docker/runtime/host provides"):
         scores.overlap(["甲"], ["乙"])
