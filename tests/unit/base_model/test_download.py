@@ -39,6 +39,7 @@ def test_other_weights_of_the_same_size_are_another_model(run):
     assert {name for name in before if before[name] != after[name]} == {shard.name}
 
 
+@pytest.mark.slow
 def test_two_at_once_make_one_model(tmp_path):
     code = (
         "import sys; from pathlib import Path; from recipe.base_model import download; "

@@ -1,5 +1,7 @@
 """Names of folders in commands and in errors."""
 
+import pytest
+
 from support.command import ROOT, recipe, refused
 
 
@@ -18,6 +20,7 @@ def test_commands_in_errors_are_typed_as_this_users(tmp_path):
     refused(recipe(*words), 2, f": just merge demo --output {tmp_path}")
 
 
+@pytest.mark.slow
 def test_the_next_command_has_the_folder(tmp_path):
     done = recipe("plan", "demo", "train.lr=3e-4", "--output", tmp_path)
     assert f"Next: just train demo --output {tmp_path} train.lr=3e-4\n" in done.stdout

@@ -18,6 +18,7 @@ def test_what_32_layers_keep_fits_the_plan(batch, tokens):
     assert kept / (batch * tokens) == pytest.approx(measurements.measurements()["mib_per_token"]["kept"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_recomputed_layer_takes_on_every_stack_what_was_measured_on_one():
     """528 MiB at 2048 tokens on PyTorch 2.11, whose small fits 8 GB; the plain formula took 952 on 2.0."""
     with FakeTensorMode():

@@ -1,5 +1,7 @@
 """Rows of one conversation."""
 
+import pytest
+
 from support.intake import intake
 
 
@@ -31,6 +33,7 @@ def test_turns_systems_and_ids(workbook):
     assert intake(path, skip_blank=True) == [[(None, "三", "3")]]
 
 
+@pytest.mark.slow
 def test_values_of_a_conversation_may_lie_far_apart(tmp_path):
     """Rows of one id with a hundred thousand others between them, in a database on disk."""
     path = tmp_path / "x.csv"

@@ -4,6 +4,8 @@ import io
 import json
 import zipfile
 
+import pytest
+
 from support.command import recipe, refused
 from support.intake import intake
 
@@ -51,6 +53,7 @@ def test_duplicates_go_on_request(workbook, tmp_path):
     assert (figures["conversations"], figures["duplicates"], figures["duplicates_dropped"]) == (3, 0, 1)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_rows(tmp_path):
     peaks = []
     for rows in (10_000, 200_000):

@@ -3,6 +3,8 @@
 import json
 import random
 
+import pytest
+
 from benchmarks import families as tiny_families
 from recipe.intake import dataset, split
 from recipe.intake import dataset as intake_dataset
@@ -48,6 +50,7 @@ def lines(path):
     return path.read_text(encoding="utf-8").splitlines()
 
 
+@pytest.mark.slow
 def test_data_writes_both_parts_and_files_of_ones_own(tmp_path, workbook):
     for name, more in (("all", ["data.eval_share=0"]), ("part", []), ("other", ["train.seed=1"])):
         done = recipe("data", "demo", *more, "--output", tmp_path / name)

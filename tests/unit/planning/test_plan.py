@@ -47,6 +47,7 @@ def test_prices_do_not_draw_another_seed(tmp_path, workbook):
     assert len(set(seeds)) == 1
 
 
+@pytest.mark.slow
 def test_evaluations_happen_at_checkpoints_too(tmp_path):
     _, found = planned(tmp_path, "demo")
     quarter = found["iterations"] // 4

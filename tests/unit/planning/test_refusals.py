@@ -49,6 +49,7 @@ def test_of_more_iterations_the_warm_up_may_be_long_enough(tmp_path, workbook):
     assert (done.returncode, found["refusals"]) == (0, []), done.stderr
 
 
+@pytest.mark.slow
 def test_nothing_to_learn_from_is_refused(tmp_path):
     done, found = planned(tmp_path, "demo", "train.max_length=32", "train.max_epochs=1")
     refused(done, 2, "No token with loss reaches the trainer", "train.max_length=256")

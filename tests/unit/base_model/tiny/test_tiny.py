@@ -28,6 +28,7 @@ def contents(folder):
 # The folder.
 
 
+@pytest.mark.slow
 def test_same_texts_and_seed_give_the_same_bytes(base, tmp_path):
     make(tmp_path / "again", TEXTS)
     code = "import sys, json; from support.tiny_model import make; make(sys.argv[1], json.loads(sys.argv[2]))"
