@@ -3,7 +3,7 @@
 import re
 from typing import Any, Dict, List, Sequence, Tuple
 
-from recipe.core.suggestions import did_you_mean
+from recipe.core.suggestions import closest
 
 TYPES: Dict[str, Tuple[Any, str]] = {
     "string": (str, "a text"), "integer": (int, "a whole number"), "number": ((int, float), "a number"),
@@ -72,4 +72,5 @@ def _holds(value: Any, limit: str, bound: Any) -> bool:
 
 
 def _hint(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    return did_you_mean(word, known, cutoff).replace(" Did", "; did").rstrip("?")
+    close = closest(word, known, cutoff)
+    return f"; did you mean {close}" if close else ""

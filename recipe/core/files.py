@@ -14,6 +14,14 @@ def write_text(path: Path, text: str) -> None:
     os.replace(str(part), str(path))
 
 
+def relative_path(path: Path, root: Path) -> str:
+    """`path` relative to `root`, if it lies below it."""
+    try:
+        return str(path.resolve().relative_to(root.resolve()))
+    except ValueError:
+        return str(path)
+
+
 def remove(path: Path) -> None:
     """A file or folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from recipe.core import overrides
 from recipe.core.errors import HostLacks, InputWrong
-from recipe.core.files import write_text
+from recipe.core.files import relative_path, write_text
 from recipe.core.hashing import digest
 from recipe.core.host import host, versions
 from recipe.core.settings import Settings, load
@@ -85,10 +85,7 @@ class Run:
 
     def relative(self, path: Path) -> str:
         """`path` relative to the clone, if it lies below it."""
-        try:
-            return str(path.resolve().relative_to(self.root.resolve()))
-        except ValueError:
-            return str(path)
+        return relative_path(path, self.root)
 
     def figures(self, stage: str) -> Dict[str, Any]:
         """The figures of `stage` in the manifest; {} if it has not run."""

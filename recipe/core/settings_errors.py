@@ -1,6 +1,5 @@
 """Explains pydantic's errors in a recipe: where the wrong value is written, and what is allowed."""
 
-import difflib
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
@@ -8,6 +7,7 @@ import tomli
 from pydantic import ValidationError
 
 from recipe.core.recipe_files import line_of
+from recipe.core.suggestions import closest
 
 MAX_ERRORS = 20  # listed one by one; the rest is counted
 
@@ -44,8 +44,8 @@ def _place(keys: Keys, path: Path, text: str, given: Dict[Keys, str]) -> str:
 
 def _reason(error: Any, keys: Keys, known: Sequence[str]) -> str:
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(".".join(keys), known, n=1, cutoff=0.5)
-        return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; known are {', '.join(known)}"
+        close = closest(".".join(keys), known, cutoff=0.5)
+        return f"unknown key; did you mean {close}?" if close else f"unknown key; known are {', '.join(known)}"
     if error["type"] == "missing":
         return "is missing and has no default"
     message = error["msg"].replace("Value error, ", "")

@@ -4,7 +4,12 @@ import difflib
 from typing import Sequence
 
 
-def did_you_mean(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+def closest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    """The known word that is closest to `word`; "" if none is close."""
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), "")
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
     """ " Did you mean X?", or nothing where no known word is close."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
-    return f" Did you mean {close[0]}?" if close else ""
+    close = closest(word, known)
+    return f" Did you mean {close}?" if close else ""

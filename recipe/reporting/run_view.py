@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from recipe.core import settings
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong, RecipeError
+from recipe.core.files import relative_path
 from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import find_recipe
 from recipe.core.run import Run, is_locked, manifest_error
@@ -57,9 +58,9 @@ def find_run(name: str, root: Path, output: Path) -> Run:
             hint = f" {makes} creates it." if find_recipe(name) else ""
         except InputWrong:
             hint = ""
-        raise InputWrong(f"There is no run {name!r}: no {shown_path(folder / 'run.json', root)}.{hint}{others}")
+        raise InputWrong(f"There is no run {name!r}: no {relative_path(folder / 'run.json', root)}.{hint}{others}")
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, ValidationError) as error:
-        raise manifest_error(shown_path(folder / "run.json", root), error)
+        raise manifest_error(relative_path(folder / "run.json", root), error)
     folder = folder.resolve()
     return Run(name=folder.name, settings=recipe, root=root, output=folder.parent, manifest=manifest)
 
@@ -153,13 +154,6 @@ def _read_samples(run: Run) -> List[Dict[str, Any]]:
     found = read_json(run.folder / "samples.json") if "chat" in run.manifest["stages"] else None
     required = {"question", "base", "merged", "base_ended", "merged_ended"}
     return [sample for sample in found or [] if required <= set(sample)]
-
-
-def shown_path(path: Path, root: Path) -> str:
-    try:
-        return str(path.resolve().relative_to(root.resolve()))
-    except ValueError:
-        return str(path)
 
 
 def is_tiny(run: Run) -> bool:
