@@ -36,15 +36,20 @@ pwd
 """
 
 
-def test_the_pages_commands_find_its_folders():
-    done = subprocess.run(
+def in_shell(commands, timeout):
+    """The finished `just shell` that was given `commands`, on the host and from another folder."""
+    return subprocess.run(
         [str(ROOT / "docker/runtime/host"), "shell"],
-        input=COMMANDS,
+        input=commands,
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
+
+
+def test_the_pages_commands_find_its_folders():
+    done = in_shell(COMMANDS, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0.1.14" in done.stdout + done.stderr
     assert "internlm2_chat_7b_qlora_oasst1_e3" in done.stdout + done.stderr
@@ -107,14 +112,7 @@ def test_the_pages_training_conversion_and_merge(tmp_path):
     edits = " ".join(f'-e "s|{old}|{new}|"' for old, new in EDITS.items())
     no_gpu = ROOT / "tests" / "support" / "no_gpu"
     commands = PREPARE.format(base=BASE, here=tmp_path, no_gpu=no_gpu, config=CONFIG, edits=edits) + TRAIN
-    done = subprocess.run(
-        [str(ROOT / "docker/runtime/host"), "shell"],
-        input=commands,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    done = in_shell(commands, timeout=900)
     told = done.stdout + done.stderr
     seen = ROOT / "output/page/root"
     # xtuner ends with 0 whatever happens: what it wrote is looked at.

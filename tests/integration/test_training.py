@@ -26,7 +26,7 @@ from support.fast_step import TARGETS
 
 
 def test_the_trainer_takes_it_saves_it_and_goes_on(tmp_path):
-    """The demo, fast: to its end, and once more from the checkpoint at its middle: the same adapter, byte for byte."""
+    """The demo with the fast step gives the same adapter bytes when it is resumed from the checkpoint halfway."""
     words = ("demo", "train.speed=fast", "train.max_epochs=1", "train.save_steps=0.5", "train.evaluation_freq=0.5",
              "train.evaluation_max_new_tokens=2", "--output", tmp_path)  # fmt: skip
     sums, resumed = [], 0

@@ -25,7 +25,7 @@ def test_every_pack_is_seen_by_some_rank():
         assert len(seen) - packs == -packs % together
 
 
-def test_questions_are_reckoned_beside_the_iterations():
+def test_questions_are_estimated_beside_the_iterations():
     asking = {"type": "EvaluateChatHook", "evaluation_inputs": ["a", "b", "c"], "max_new_tokens": 300}
     cfg = {"custom_hooks": [{"type": "DatasetInfoHook"}, asking]}
     asked = schedule.generated_tokens(cfg, [39], 78, once=True)

@@ -35,11 +35,11 @@ def test_page_and_png(tmp_path):
     ):
         assert word in done.stdout, word
     assert f"{planned['tokens_kept']:,}" in done.stdout
-    for asked, told in ((1950, True), (0, False)):
+    for asked, is_shown in ((1950, True), (0, False)):
         planned["cost"] = measurements.estimate(plan_of(2, 512, 78), "NVIDIA H100 80GB HBM3", 0, asked)
         lines = "\n".join(" ".join(line) for line in console.plan_rows(planned))
         assert "39 s of iterations" in lines
-        assert ("questions up to 287 s beside them (1,950 tokens" in lines) is told
+        assert ("questions up to 287 s beside them (1,950 tokens" in lines) is is_shown
     for packed, told in ((True, "256 tokens, by 1 process(es)"), (False, "up to 256 tokens, one conversation each")):
         lines = "\n".join(" ".join(line) for line in console.plan_rows({**planned, "packed": packed}))
         assert told in lines

@@ -47,10 +47,10 @@ def test_bench_measures_and_plan_reckons_with_it(tmp_path, monkeypatch):
     own = {"card": card, "way": "fast", "batch_size": 1, "max_length": 512, "seconds": 2.5, "memory_mib": 9000}
     (tmp_path / "bench.json").write_text(json.dumps({"measurement": [{**own, "source": "just bench"}]}))
     monkeypatch.setattr(measurements, "BENCH", tmp_path / "bench.json")
-    reckoned = measurements.estimate(plan, card, 0)
-    assert reckoned["seconds"] == 50
-    assert reckoned["source"] == "just bench"
-    assert 9000 < reckoned["memory_mib"] < 12_000
+    estimated = measurements.estimate(plan, card, 0)
+    assert estimated["seconds"] == 50
+    assert estimated["source"] == "just bench"
+    assert 9000 < estimated["memory_mib"] < 12_000
     with pytest.raises(InputWrong, match="InternLM2-7B"):
         bench.run(settings.load("demo", ["base=llama2_7b_chat_qlora_medical_e1"])[1], tmp_path, said.append)
 

@@ -160,9 +160,9 @@ for step in range(99):
 
 @pytest.mark.slow
 def test_the_guard_sees_what_deepspeeds_own_fp16_skips(tmp_path):
-    """ZeRO-2's optimizer on a CPU (tests/support/no_gpu answers for the card): 2^16 is too large a scale at first,
-    which is no fault; from step 30 on the gradient is inf. DeepSpeed would end the run where its scale can get no
-    smaller than 1: it is told before, in our words.
+    """ZeRO-2's optimizer on a CPU (tests/support/no_gpu stands in for the card). The first scale, 2^16, is too large,
+    which is not an error; from step 30 on the gradient is inf. DeepSpeed would fail when its scale cannot fall below
+    1: the hook stops the run before that, with its own message.
     """
     done = subprocess.run(
         [sys.executable, "-c", FP16, str(tmp_path)], capture_output=True, text=True, cwd=str(ROOT),
