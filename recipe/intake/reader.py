@@ -51,7 +51,7 @@ class DatasetReader(Collector):
                         self.writer.write_raw([{"input": "", "output": piece.strip()}])
         except UnreadableFile as error:
             self.errors.add(name, f"cannot be read: {error}")
-        self.read.append({"file": name, "rows": self.writer.turns - before, "unused": [], **details})
+        self.read.append({"file": name, "rows": self.writer.turns - before, "unused": {}, **details})
 
     def read_agent(self, path: Path, name: str) -> None:
         """Reads a file of conversations with tools; see agent.py."""
@@ -82,12 +82,12 @@ class DatasetReader(Collector):
                 write(value, where)
             except InvalidRecord as error:
                 self.errors.add(where, str(error))
-        entry = {"file": name, "encoding": encoding, "rows": self.writer.turns - before, "unused": []}
+        entry = {"file": name, "encoding": encoding, "rows": self.writer.turns - before, "unused": {}}
         self.read.append(entry)
         return count
 
     def _read_turns(self, name: str, encoding: str, values: Iterable[Tuple[str, Any]]) -> None:
-        unused: Dict[str, None] = {}
+        left: Dict[str, int] = {}
 
         def find_roles(keys: List[str]) -> Optional[Dict[str, str]]:
             try:
@@ -96,19 +96,18 @@ class DatasetReader(Collector):
                 return None
             if not {QUESTION, ANSWER} <= set(found.roles):
                 return None
-            unused.update(dict.fromkeys(found.unused))
             return {role: keys[index] for role, index in found.roles.items()}
 
         def write(value: Any, where: str) -> None:
             image = ""
             if self.images:
                 image, value = images.split_record(value, self.data.columns.image)
-            turns = records.parse_turns(value, find_roles, bool(self.chosen))
+            turns = records.parse_turns(value, find_roles, bool(self.chosen), left)
             self.check_and_write([turn._replace(image=image) for turn in turns], where)
 
         if not self._read_records(name, encoding, values, write):
             self.errors.add(name, "there are no rows in it")
-        self.read[-1]["unused"] = list(unused)
+        self.read[-1]["unused"] = left
 
     def _read_tables(self, path: Path, name: str) -> None:
         without_header: List[str] = []
