@@ -58,7 +58,9 @@ SUSPECT = re.compile(
 ).fullmatch  # fmt: skip
 # Tried before SUSPECT, which takes five times as long: only letters that occur in it, then signs.
 LETTERS = "".join(sorted(set(re.sub(r"\\.|\W", "", SUSPECT.__self__.pattern))))
-MAY_BE = re.compile(rf"[\W_]*[{LETTERS}\d]+[\W_]*(?:\d*\w?[\W_]*|[(（\[【].*)?|(?:制表|填表|审核|复核|编制|审批|更新|修订|打印|导出).*", re.IGNORECASE).fullmatch
+MAY_BE = re.compile(
+    rf"[{LETTERS}\d\W_]+(?:[(（\[【].*)?|(?:制表|填表|审核|复核|编制|审批|更新|修订|打印|导出).*", re.IGNORECASE
+).fullmatch
 
 
 def is_suspect(question: str, answer: str) -> bool:

@@ -1,10 +1,11 @@
 """Reads the files of a dataset one after the other, as a stream: of a row, only two 8-byte numbers stay in memory."""
 
+import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from recipe.core.settings import Data
-from recipe.intake import agent, columns, documents, images, records, tables
+from recipe.intake import agent, columns, documents, images, records, signatures, tables
 from recipe.intake.cells import UnreadableFile
 from recipe.intake.checks import find_control
 from recipe.intake.collector import Collector
@@ -12,6 +13,8 @@ from recipe.intake.columns import ANSWER, QUESTION
 from recipe.intake.records import InvalidRecord
 from recipe.intake.rows import TableReader
 from recipe.intake.writer import Writer
+
+DIFFERENT = re.compile("Git LFS|[.] [A-Z]")  # an error with a remedy of its own
 
 
 class DatasetReader(Collector):
@@ -27,20 +30,22 @@ class DatasetReader(Collector):
         """Reads a file of questions and answers, of any supported format."""
         self.path = path
         try:
+            signatures.check(path)
             found = records.read(path)
             if found is None:
                 self._read_tables(path, name)
             else:
                 self._read_turns(name, *found)
         except UnreadableFile as error:
-            remedy = " Save it again as .xlsx." if path.suffix.lower() in (".xlsx", ".xlsm") else ""
-            self.errors.add(name, f"cannot be opened: {error}.{remedy}")
+            damaged = path.suffix.lower() in (".xlsx", ".xlsm") and not DIFFERENT.search(str(error))
+            self.errors.add(name, f"cannot be opened: {error}.{' Save it again as .xlsx.' * damaged}")
 
     def read_texts(self, path: Path, name: str, max_chars: int) -> None:
         """Reads a file of plain texts in pieces of at most `max_chars` characters, like XTuner's pretrain_map_fn."""
         before = self.writer.turns
         details: Dict[str, Any] = {"encoding": ""}
         try:
+            signatures.check(path)
             for document in documents.read_documents(path, self.data.columns.text, details):
                 text = self.text(document.text, f"{name}, {document.place}" if document.place else name)
                 if text is None:
@@ -64,6 +69,7 @@ class DatasetReader(Collector):
             self.writer.write_raw(turns)
 
         try:
+            signatures.check(path)
             encoding, values = records.read(path) or ("", iter(()))
             self._read_records(name, encoding, values, write)
         except UnreadableFile as error:
