@@ -7,19 +7,22 @@ The command line reads words through this module, and so do the scripts under do
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from recipe.cli.schema import find_errors
+from recipe.cli.schema import find_errors, wants_text
+from recipe.core import other_names
 from recipe.core.commands import command_line, program
 from recipe.core.errors import InputWrong
 from recipe.core.recipe_files import (
     ROOT,
+    as_typed,
     choose_hub,
     find_recipe,
     line_of,
     parse_override,
     put,
     read_recipe,
+    refuse_twice,
     toml,
 )
 from recipe.core.suggestions import did_you_mean
@@ -86,7 +89,7 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
                 found.options.append(rest.pop(0))
         elif equals and name in keywords:
             found.options.append(f"{keywords[name]}={value}")
-        elif SETTING.match(word):
+        elif SETTING.match(word) and not (command["name"] == "chat" and _is_question(name, keywords)):
             found.settings.append(word)
         else:
             found.arguments.append(word)
@@ -99,6 +102,14 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
             found.arguments.insert(0, targets[0])
     _check_arguments(command, found.arguments)
     return found
+
+
+def _is_question(key: str, keywords: Iterable[str]) -> bool:
+    """Whether what stands in front of a = is no setting, nor nearly one: x=2的话，y是多少？"""
+    settings = list(load()["settings"])
+    tables = {one.split(".")[0] for one in settings}
+    is_setting = "." in key or key in tables or other_names.hint(key, settings)
+    return not is_setting and not did_you_mean(key, [*tables, *keywords])
 
 
 def value_of(options: Sequence[str], name: str, default: str) -> str:
@@ -168,10 +179,13 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
         return Checked(found, path.stem, None)
     text, values = read_recipe(path, reader)
     overridden = {}
+    given: Dict[Tuple[str, ...], str] = {}
     for override in found.settings:
         keys, value = parse_override(override, reader)
-        put(values, keys, value, override)
-        overridden[".".join(keys)] = override
+        refuse_twice(keys, override, given)
+        key = ".".join(keys)
+        put(values, keys, as_typed(override, value) if wants_text(known["settings"].get(key, {})) else value, override)
+        overridden[key] = override
     choose_hub(values, [tuple(key.split(".")) for key in overridden])
     lines = []
     for key, why in find_errors(values, known["settings"]):

@@ -69,9 +69,11 @@ def read_recipe(path: Path, reader: Any) -> Tuple[str, Dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputWrong(f"Cannot read the recipe file {path}: {error}. It must be a UTF-8 text file.")
     try:
-        return text, reader.loads(text)
+        values = reader.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         raise InputWrong(f"{path} is not valid TOML: {error}. Strings go in quotes, lists in brackets.")
+    refuse_home(values, str(path))
+    return text, values
 
 
 def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
@@ -90,7 +92,31 @@ def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
         parsed = {"value": raw}  # bare words are strings: model.path=/some/folder
     if set(parsed) != {"value"} or any(0xD800 <= ord(character) <= 0xDFFF for character in override):
         raise InputWrong(f"Override {override!r}: give one value, in UTF-8.")
+    refuse_home({key: parsed["value"]}, f"Override {override!r}")
     return tuple(key.split(".")), parsed["value"]
+
+
+def as_typed(override: str, value: Any) -> Any:
+    """The value of a setting that is a text: not the number, date or truth value that TOML takes it for."""
+    return value if isinstance(value, (str, list, dict)) else override.partition("=")[2].strip()
+
+
+def refuse_twice(keys: Tuple[str, ...], override: str, given: Dict[Tuple[str, ...], str]) -> None:
+    """Raises InputWrong for a setting that was given before; notes it in `given` otherwise."""
+    if keys in given:
+        raise InputWrong(f"{'.'.join(keys)} is given twice: {given[keys]} and {override}. Keep one.")
+    given[keys] = override
+
+
+def refuse_home(values: Dict[str, Any], where: str) -> None:
+    """Raises InputWrong for a path that begins with ~, which only a shell expands, and not behind a = sign."""
+    for key, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        for text in texts:
+            if isinstance(text, dict):
+                refuse_home({f"{key}.{name}": one for name, one in text.items()}, where)
+            elif isinstance(text, str) and text.startswith("~/"):
+                raise InputWrong(f"{where}: {key}: ~ is not expanded here. Write {os.path.expanduser(text)}")
 
 
 def put(values: Dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:

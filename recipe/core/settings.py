@@ -4,22 +4,32 @@ Names are XTuner's where XTuner has one. A setting that is left out (None) keeps
 those in common use, widened: a value outside them is a typo.
 """
 
-from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
+import functools
+from typing import Any, ClassVar, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
 
 import tomli
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Annotated, Literal
 
 from recipe.core.errors import InputWrong
-from recipe.core.recipe_files import choose_hub, find_recipe, parse_override, put, read_recipe
+from recipe.core.recipe_files import as_typed, choose_hub, find_recipe, parse_override, put, read_recipe, refuse_twice
 from recipe.core.settings_errors import explain
 
 Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=32768)]
 # A whole number counts iterations; below 1 it is a share of the run, as in transformers' TrainingArguments.
 Interval = Union[Count, Annotated[float, Field(gt=0, lt=1)]]
-as_list = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+as_list = BeforeValidator(lambda value: [str(value)] if type(value) in (str, int) else value)  # a sheet called 2024
 TextList = Annotated[List[str], as_list]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text is empty")
+    return text
+
+
+Question = Annotated[str, AfterValidator(_not_blank)]
 FilledTextList = Annotated[List[str], Field(min_length=1), as_list]
 # Why a run cannot learn: what the plan refuses (planning/refusals.py).
 Fault = Literal[
@@ -139,7 +149,7 @@ class Train(Table):
     loggers: Annotated[List[Literal["wandb", "swanlab"]], as_list] = []
     deepspeed: str = ""
     evaluation_freq: Optional[Interval] = None
-    evaluation_inputs: Optional[Annotated[List[str], Field(min_length=1)]] = None
+    evaluation_inputs: Optional[Annotated[List[Question], Field(min_length=1)]] = None
     evaluation_images: Optional[FilledTextList] = None
     evaluation_system: Optional[str] = None
     evaluation_max_new_tokens: Optional[Tokens] = None
@@ -270,14 +280,27 @@ class Settings(Table):
 
 def known_keys(model: Any = None, prefix: str = "") -> List[str]:
     """Every setting as a dotted key."""
-    found = []
+    return [key for key, _ in _annotations(model, prefix)]
+
+
+@functools.lru_cache(maxsize=1)
+def text_keys() -> FrozenSet[str]:
+    """The settings that are texts or lists of texts."""
+    return frozenset(key for key, annotation in _annotations() if _is_text(annotation))
+
+
+def _annotations(model: Any = None, prefix: str = "") -> List[Tuple[str, Any]]:
+    found: List[Tuple[str, Any]] = []
     for name, field in (model or Settings).model_fields.items():
         table = field.annotation
-        if isinstance(table, type) and issubclass(table, Table):
-            found += known_keys(table, f"{prefix}{name}.")
-        else:
-            found.append(prefix + name)
+        is_table = isinstance(table, type) and issubclass(table, Table)
+        found += _annotations(table, f"{prefix}{name}.") if is_table else [(prefix + name, table)]
     return found
+
+
+def _is_text(annotation: Any) -> bool:
+    kinds = [one for one in getattr(annotation, "__args__", None) or [annotation] if one is not type(None)]
+    return all(one is str or (getattr(one, "__args__", None) and _is_text(one)) for one in kinds)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
@@ -291,8 +314,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
     given: Dict[Tuple[str, ...], str] = {}
     for override in overrides:
         keys, value = parse_override(override, tomli)
-        given[keys] = override
-        put(values, keys, value, override)
+        refuse_twice(keys, override, given)
+        put(values, keys, as_typed(override, value) if ".".join(keys) in text_keys() else value, override)
     choose_hub(values, given)
     try:
         return path.stem, Settings.model_validate(values)

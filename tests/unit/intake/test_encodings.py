@@ -17,7 +17,7 @@ from support.intake import intake, pairs
         (("q,a\n" + "휴가는 어떻게 신청하나요,먼저 양식을 작성하세요\n" * 2).encode("euc-kr"), "does not read like"),
         ("q,a\nWas heißt Größe,Das weiß ich\n".encode("cp1252"), "encoding"),
         ("q,a\n年休をどうやって取りますか,まず用紙に記入してください\n".encode("euc-jp"), "does not read like"),
-        (b"q,a\n\x00\x01\x02,\x7f\x00\n", "it holds NUL bytes"),
+        (b"q,a\n" + b"x" * 100 + b"\x00,\x00\n", "it holds NUL bytes"),
     ],
 )  # fmt: skip
 def test_other_encodings_are_not_taken_for_gbk(tmp_path, content, words):
