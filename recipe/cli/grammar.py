@@ -7,7 +7,7 @@ The command line reads words through this module, and so do the scripts under do
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from recipe.cli.schema import find_errors, wants_text
 from recipe.core import other_names
@@ -22,7 +22,6 @@ from recipe.core.recipe_files import (
     parse_override,
     put,
     read_recipe,
-    refuse_twice,
     toml,
 )
 from recipe.core.suggestions import did_you_mean
@@ -93,6 +92,7 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
             found.settings.append(word)
         else:
             found.arguments.append(word)
+    _refuse_twice(found.settings)
     if recipe is not None:
         found.arguments.insert(0, recipe)
     for argument in command["arguments"][:1]:
@@ -102,6 +102,15 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
             found.arguments.insert(0, targets[0])
     _check_arguments(command, found.arguments)
     return found
+
+
+def _refuse_twice(settings: Sequence[str]) -> None:
+    given: Dict[str, str] = {}
+    for word in settings:
+        key = word.partition("=")[0]
+        if key in given:
+            raise InputWrong(f"{key} is given twice: {given[key]} and {word}. Keep one.")
+        given[key] = word
 
 
 def _is_question(key: str, keywords: Iterable[str]) -> bool:
@@ -179,10 +188,8 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
         return Checked(found, path.stem, None)
     text, values = read_recipe(path, reader)
     overridden = {}
-    given: Dict[Tuple[str, ...], str] = {}
     for override in found.settings:
         keys, value = parse_override(override, reader)
-        refuse_twice(keys, override, given)
         key = ".".join(keys)
         put(values, keys, as_typed(override, value) if wants_text(known["settings"].get(key, {})) else value, override)
         overridden[key] = override

@@ -1,7 +1,5 @@
 """Commands about machines: cluster (job files), bench (a training step on this card)."""
 
-import shlex
-
 import click
 
 from recipe.cli.command import Invocation, command, run_options, stage_options
@@ -17,7 +15,7 @@ def cluster(typed: Invocation, target: str) -> None:
     """Write a job file for several machines, from the recipe."""
     from recipe import cluster as jobs
 
-    print(*jobs.write(load(typed), target, shlex.quote(typed.recipe), typed.overrides), sep="\n")
+    print(*jobs.write(load(typed), target, typed.recipe, typed.overrides), sep="\n")
 
 
 @command("bench", "bench coach train.batch_size=4")

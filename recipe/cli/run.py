@@ -10,7 +10,8 @@ import click
 
 from recipe.cli.command import Invocation, console, root
 from recipe.core import settings
-from recipe.core.errors import PlanRefused
+from recipe.core.errors import InputWrong, PlanRefused
+from recipe.core.recipe_files import find_recipe
 
 Show = Callable[[Any], None]
 
@@ -25,13 +26,19 @@ def load(typed: Invocation, verify: bool = False, name: str = "") -> Any:
     recipe_name, recipe = settings.load(typed.recipe, typed.overrides)
     run = Run(
         name=name or recipe_name, settings=recipe, root=root(), output=typed.folder, force=typed.force,
-        verify=verify, recipe_arguments=typed.recipe_arguments,
+        verify=verify, recipe_file=_recipe_file(typed.recipe), recipe_arguments=typed.recipe_arguments,
     )  # fmt: skip
     wanted = os.environ.get("RECIPE_FETCH")
     if wanted in FETCHES:
         FETCHES[wanted](run)
         click.get_current_context().exit()
     return run
+
+
+def _recipe_file(name: str) -> Optional[Path]:
+    with contextlib.suppress(InputWrong):
+        return find_recipe(name)
+    return None
 
 
 def fetch_tokenizer(run: Any) -> None:
@@ -58,6 +65,9 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
     from recipe.training import watch
 
     with run.open(), watch.report_status(run, command):
+        other = run.other_recipe()
+        if other:
+            click.secho(other, fg="yellow", err=True)
         try:
             pipeline.run_stages(run, command)
         except PlanRefused as refused:

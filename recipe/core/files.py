@@ -26,6 +26,8 @@ def relative_path(path: Path, root: Path) -> str:
 
 def lfs_pointer(path: Path) -> str:
     """What to say of a file that is only Git LFS's pointer to the real one; "" for all others."""
+    if not path.is_file():
+        return ""
     with path.open("rb") as stream:
         head = stream.read(len(LFS))
     if head != LFS:

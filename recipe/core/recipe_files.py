@@ -101,13 +101,6 @@ def as_typed(override: str, value: Any) -> Any:
     return value if isinstance(value, (str, list, dict)) else override.partition("=")[2].strip()
 
 
-def refuse_twice(keys: Tuple[str, ...], override: str, given: Dict[Tuple[str, ...], str]) -> None:
-    """Raises InputWrong for a setting that was given before; notes it in `given` otherwise."""
-    if keys in given:
-        raise InputWrong(f"{'.'.join(keys)} is given twice: {given[keys]} and {override}. Keep one.")
-    given[keys] = override
-
-
 def refuse_home(values: Dict[str, Any], where: str) -> None:
     """Raises InputWrong for a path that begins with ~, which only a shell expands, and not behind a = sign."""
     for key, value in values.items():

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from typing_extensions import Annotated, Literal
 
 from recipe.core.errors import InputWrong
-from recipe.core.recipe_files import as_typed, choose_hub, find_recipe, parse_override, put, read_recipe, refuse_twice
+from recipe.core.recipe_files import as_typed, choose_hub, find_recipe, parse_override, put, read_recipe
 from recipe.core.settings_errors import explain
 
 Count = Annotated[int, Field(ge=1)]
@@ -314,7 +314,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
     given: Dict[Tuple[str, ...], str] = {}
     for override in overrides:
         keys, value = parse_override(override, tomli)
-        refuse_twice(keys, override, given)
+        given[keys] = override
         put(values, keys, as_typed(override, value) if ".".join(keys) in text_keys() else value, override)
     choose_hub(values, given)
     try:

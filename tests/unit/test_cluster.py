@@ -11,6 +11,7 @@ import yaml
 from recipe import cluster
 from recipe.core import settings
 from recipe.core.errors import InputWrong
+from recipe.core.names import label
 from recipe.core.run import Run
 from support.command import ROOT, recipe, refused
 
@@ -104,7 +105,7 @@ def test_a_recipe_of_ones_own_goes_along(tmp_path, monkeypatch):
     checked("jobset", found, tmp_path)
     first, second = yaml.safe_load_all(found)
     assert first["data"] == {"My_Recipe.toml": text}
-    assert second["metadata"]["name"] == "my-recipe"
+    assert second["metadata"]["name"] == label("My_Recipe") != label("my-recipe")
     assert second["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["command"][
         2
     ].endswith("My_Recipe.toml")

@@ -89,15 +89,6 @@ def test_manifest(run, counter):
     assert manifest["settings"]["base"] == run.settings.base
 
 
-def test_a_broken_manifest_makes_everything_run_again(run, counter):
-    stages.perform(run, counter.stage)
-    (run.folder / "run.json").write_text("{")
-    again = Run("demo", run.settings, run.root, run.output)
-    again.folder.joinpath(".lock").unlink()
-    with again.open():
-        assert stages.perform(again, counter.stage)[1]
-
-
 def test_an_entry_without_its_outputs_proves_nothing(run, counter):
     stages.perform(run, counter.stage)
     run.manifest["stages"]["copy"]["outputs"] = {}
