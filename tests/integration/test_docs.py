@@ -243,7 +243,7 @@ def test_every_stages_words_are_read_as_meant(at_desk):
         distributed.update_per_rank(
             found, found.train.batch_size or 1, found.train.accumulative_counts or 1
         )  # gpus= and nodes=
-        assert recipe_name in ("coach", "demo", "tutorial", "mine")
+        assert recipe_name in ("coach", "demo", "tiny", "tutorial", "mine")
         seen += 1
     assert seen > 25
 
@@ -270,13 +270,13 @@ def test_keys_and_variables_are_known():
 
 def on_demo(command: Command) -> List[str]:
     """The words of a command with the demo instead of a recipe of the 7B model."""
-    words = [word for word in command.words if word not in ("coach", "tutorial", "demo", "mine.toml")]
+    words = [word for word in command.words if word not in ("coach", "tutorial", "demo", "tiny", "mine.toml")]
     if command.name in ("train", "merge", "eval", "model"):  # of the finished run: nothing is trained anew
         words = [word for word in words if "=" not in word]
     if "gpus=2" in words:
         words.append("train.batch_size=2")  # coach's: the demo's one sequence cannot be shared
-    named = [] if command.name in ("compare", "diff") else ["demo"]
-    return [command.name, *named, *("demo" if word == "RUN" else word for word in words)]
+    named = [] if command.name in ("compare", "diff") else ["tiny"]
+    return [command.name, *named, *("tiny" if word == "RUN" else word for word in words)]
 
 
 def test_stages_of_the_documents_run(demo, desk, monkeypatch, tmp_path):
