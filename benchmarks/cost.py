@@ -1,4 +1,4 @@
-"""Prints the table of docs/*/speed.md, what `coach` costs on each card: docker/runtime/host exec python benchmarks/cost.py
+"""Prints what `coach` costs on each card: docker/runtime/host exec python benchmarks/cost.py (docs/*/speed.md)
 
 The plan's own figures (recipe/planning/bill.py) for the tutorial's workbook; `zh` prints it in Chinese. Tests compare
 the documents with it, and COACH with the plan.
@@ -16,7 +16,7 @@ ANSWERS = 1950  # tokens at most, of three questions
 PLATFORMS = ("AutoDL", "RunPod", "Vast.ai")
 HEADS = {
     "en": ["card", "environment, model", "training", "of it iterations", "adapter, merge, evaluation", "in all"],
-    "zh": ["显卡", "环境、模型", "训练", "其中训练步", "适配器、合并、评估", "合计"],
+    "zh": ["显卡", "环境、模型", "训练", "其中迭代", "适配器、合并、评估", "合计"],
 }
 MARKS = {bill.AT_MOST: "≤ ", bill.AT_LEAST: "≥ ", bill.EXACT: ""}
 
