@@ -271,6 +271,7 @@ def test_keys_and_variables_are_known():
 def on_demo(command: Command) -> List[str]:
     """The words of a command with the demo instead of a recipe of the 7B model."""
     words = [word for word in command.words if word not in ("coach", "tutorial", "demo", "tiny", "mine.toml")]
+    words = [word for word in words if not word.startswith(("base=", "model.source=", "model.id=", "model.revision="))]
     if command.name in ("train", "merge", "eval", "model"):  # of the finished run: nothing is trained anew
         words = [word for word in words if "=" not in word]
     if "gpus=2" in words:
