@@ -30,11 +30,11 @@ def row(card: str) -> List[str]:
     chosen = settings.load("coach", [f"plan.card={card}"])[1]
     found = bill.bill(COACH, chosen, ANSWERS)
     lines: Dict[str, Any] = {line["what"]: line for line in found["lines"]}
-    train = sum(one["seconds"] for name, one in lines.items() if "training" in name or name == "iterations")
+    train = sum(one["seconds"] for name, one in lines.items() if name.startswith("training"))
     end = sum(lines[name]["seconds"] for name in ("adapter", "merge", "evaluation"))
     setup = sum(lines[name]["seconds"] for name in bill.SETUP)
     mark = MARKS[found["bound"]]
-    times = [minutes(setup), minutes(train), mark + minutes(lines["iterations"]["seconds"]), minutes(end)]
+    times = [minutes(setup), minutes(train), mark + minutes(lines[bill.ITERATIONS]["seconds"]), minutes(end)]
     whole = ("≥ " if found["bound"] == bill.AT_LEAST else "") + minutes(found["seconds_in_all"])
     return [card, *times, whole, *(money(found["prices"], name) for name in PLATFORMS)]
 

@@ -8,13 +8,14 @@ import functools
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from recipe.core import measurements
+from recipe.core import host, measurements
 from recipe.core.commands import command_line
 from recipe.core.settings import Settings
 
 PRICES = Path(__file__).with_name("prices.toml")
 EXACT, AT_MOST, AT_LEAST, UNKNOWN = "", "at most", "at least", "unknown"  # what a number of seconds means
 SETUP = ("environment", "base model")  # done once on a machine
+ITERATIONS = "training: iterations"
 
 
 @functools.lru_cache(maxsize=None)
@@ -48,10 +49,11 @@ def bill(plan: Dict[str, Any], settings: Settings, answers: int) -> Dict[str, An
 
     lines: [{what, seconds (None: unknown), bound, basis}]; seconds_in_all and seconds_again (environment and model are
     there); bound; answers (tokens at most); disk_gb, traffic_gb; prices, of which each has `cost` (lowest, highest);
-    others: the same sums for the other cards of prices.toml.
+    assumed: whether no card is here or named; others: the same sums for the other cards of prices.toml.
     """
     found = _on_card(plan, settings.plan.card, settings, answers)
     sizes, kept = measurements.measurements()["disk"], min(2, plan["iterations"])
+    found["assumed"] = not settings.plan.card and not host.gpus()
     found["answers"] = answers
     found["disk_gb"] = round(sum(sizes.values()) + (kept - 1) * sizes["checkpoint"], 1)
     found["traffic_gb"] = round(sum(measurements.measurements()["traffic"].values()), 1)
@@ -74,7 +76,7 @@ def _on_card(plan: Dict[str, Any], card: str, settings: Settings, answers: int) 
     found = measurements.estimate(plan, card)
     lines = _lines(plan, found, settings.plan.download_mbit, answers)
     taken = [line["seconds"] or 0 for line in lines]
-    bounds = {line["bound"] for line in lines if line["what"] == "iterations"}
+    bounds = {line["bound"] for line in lines if line["what"] == ITERATIONS}
     return {
         **found,
         "lines": lines,
@@ -117,7 +119,7 @@ def _lines(plan: Dict[str, Any], found: Dict[str, Any], mbit: float, answers: in
             f"{answers:,} tokens; {asked['tokens_per_second']} a second measured: {asked['card']}, {asked['source']}",
             AT_MOST,
         ),
-        line("iterations", iterations, why, bound),
+        line(ITERATIONS, iterations, why, bound),
         measured("training: checkpoints", "checkpoint", times=len(plan.get("checkpoints", ())) or 1),
         measured("adapter", "adapter"),
         measured("merge", "merge"),

@@ -81,7 +81,8 @@ def plan_rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
 
 def _cost_rows(cost: Dict[str, Any], gpus: int) -> List[Sequence[str]]:
     """The bill of planning/bill.py."""
-    rows: List[Sequence[str]] = [("[bold]cost of the 7B model on a new machine[/]", ""), ("card", cost["card"])]
+    card = cost["card"] + ", as there is no GPU here (plan.card=A100 names another)" * cost["assumed"]
+    rows: List[Sequence[str]] = [("[bold]cost of the 7B model on a new machine[/]", ""), ("card", card)]
     if gpus > 1:
         rows.append(("GPUs", f"{gpus}; iterations if they scale perfectly"))
     for line in cost["lines"]:

@@ -52,7 +52,7 @@ def test_downloads_take_the_time_of_the_named_rate():
 )
 def test_iterations_on_a_card_are_measured_bounded_or_unknown(card, bound, seconds, basis):
     found = billed(card)
-    line = lines(found)["iterations"]
+    line = lines(found)[bill.ITERATIONS]
     assert (line["bound"], line["seconds"]) == (bound, seconds)
     assert line["basis"].startswith(basis) or basis in line["basis"]
     assert found["bound"] == bound
@@ -60,7 +60,7 @@ def test_iterations_on_a_card_are_measured_bounded_or_unknown(card, bound, secon
 
 def test_a_bound_is_never_drawn_from_a_bound():
     """The small step of an RTX 3090 is known only as "at most", so it says nothing of a slower card."""
-    line = lines(billed("T4", "train.speed=small", plan={**COACH, "way": "small"}))["iterations"]
+    line = lines(billed("T4", "train.speed=small", plan={**COACH, "way": "small"}))[bill.ITERATIONS]
     assert "H100, faster" in line["basis"]
 
 
@@ -92,6 +92,13 @@ def test_the_other_cards_are_compared():
     alone = billed("H100")
     assert found["others"][3]["seconds_in_all"] == alone["seconds_in_all"]
     assert found["others"][3]["prices"] == alone["prices"]
+
+
+def test_without_a_gpu_the_card_is_said_to_be_assumed(monkeypatch):
+    monkeypatch.setattr(bill.host, "gpus", lambda: [])
+    assert billed("")["assumed"] is True
+    assert billed("")["card"] == "RTX 3090"
+    assert billed("A100")["assumed"] is False
 
 
 def test_every_price_has_an_address_and_a_date():

@@ -40,7 +40,7 @@ def test_page_and_png(tmp_path):
     coach = settings.load("coach", ["plan.card=H100"])[1]
     planned["cost"] = bill.bill({**plan_of(2, 512, 78), "checkpoints": [39, 78]}, coach, 1950)
     lines = "\n".join(" ".join(line) for line in console.plan_rows(planned))
-    assert "iterations 39 s (2×512 on H100: " in lines
+    assert "training: iterations 39 s (2×512 on H100: " in lines
     assert "training: questions at most 4 min 47 s (1,950 tokens; 6.8 a second measured: H100" in lines
     assert re.search(r"in all about \d+ min .*; RunPod [\d.]+ to [\d.]+ USD; Vast.ai [\d.]+ USD\n", lines)
     assert re.search(r"on RTX 4090 about \d+ min .*; AutoDL [\d.]+ to [\d.]+ CNY", lines)
