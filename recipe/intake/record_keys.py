@@ -27,7 +27,7 @@ WEIGHTS = _names("loss weight weights loss_weight loss_scale sample_weight examp
 MASKS = _names("mask masks loss_mask train_mask completion_mask assistant_mask assistant_masks train_detail 掩码")
 # An answer is left out if this is true.
 LEFT_OUT = _names(
-    "masked is_masked ignore ignored ignore_loss no_loss skip skipped skip_loss exclude excluded deleted is_deleted "
+    "mask masked is_masked 掩码 ignore ignored ignore_loss no_loss skip skipped skip_loss exclude excluded deleted is_deleted "
     "disabled is_disabled invalid 忽略 跳过 排除 作废 是否作废 删除 已删除 是否删除"
 )
 SPLITS = _names("split subset partition 划分 数据集划分")

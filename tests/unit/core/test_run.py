@@ -52,7 +52,7 @@ def test_another_recipe_of_the_same_name_is_told(run, tmp_path):
 
 def test_a_second_run_on_the_same_folder_is_refused(run):
     with run.open(), pytest.raises(HostLacks, match="Another run"):
-        Run("demo", run.settings, run.root, run.output).open()
+        Run("tiny", run.settings, run.root, run.output).open()
 
 
 def test_an_output_folder_that_cannot_be_made(run):

@@ -48,7 +48,7 @@ def test_a_stage_runs_once_until_something_changes(run, counter):
     assert stages.perform(run, counter.stage)[1]
     (run.folder / "folder" / "inner.txt").unlink()
     assert stages.perform(run, counter.stage)[1]
-    run.settings = settings.load("demo", ["base=other"])[1]
+    run.settings = settings.load("tiny", ["base=other"])[1]
     assert stages.perform(run, counter.stage)[1]
     assert counter.count == 5
     assert (run.folder / "copy.txt").read_text() == "two"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks import cost
 from recipe.core import settings
 from support.command import ROOT, recipe
 from support.plans import planned
@@ -21,6 +22,8 @@ def test_tutorial_with_the_real_tokenizer(real_workbook, real_tokenizer, tmp_pat
     assert found["lr_peak"] == pytest.approx(2e-4)
     assert found["intervals"] == {"evaluation_freq": 39, "save_steps": 39}
     assert found["refusals"] == []
+    assert found["cost"]["answers"] == cost.ANSWERS
+    assert cost.COACH.items() <= found.items()
 
     done, found = planned(tmp_path, "tutorial", *words)
     assert done.returncode == 0, done.stderr
@@ -38,7 +41,7 @@ def test_tutorial_with_the_real_tokenizer(real_workbook, real_tokenizer, tmp_pat
 def test_prices_do_not_draw_another_seed(tmp_path, workbook):
     """A recipe without a seed draws one for its folder: looking at the price must not throw training away."""
     path = tmp_path / "noseed.toml"
-    text = (ROOT / "recipe/demo.toml").read_text(encoding="utf-8").replace("seed = 0\n", "")
+    text = (ROOT / "recipe/tiny.toml").read_text(encoding="utf-8").replace("seed = 0\n", "")
     path.write_text(text, encoding="utf-8")
     seeds = []
     for more in ([], ["plan.price_per_hour=2.0"], ["--force"]):
@@ -49,7 +52,7 @@ def test_prices_do_not_draw_another_seed(tmp_path, workbook):
 
 @pytest.mark.slow
 def test_evaluations_happen_at_checkpoints_too(tmp_path):
-    _, found = planned(tmp_path, "demo")
+    _, found = planned(tmp_path, "tiny")
     quarter = found["iterations"] // 4
     assert found["evaluations"] == [0, quarter, 2 * quarter, 3 * quarter, found["iterations"]]
     assert found["checkpoints_kept"] == 2

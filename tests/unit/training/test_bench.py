@@ -22,7 +22,7 @@ from recipe.core import settings
 from recipe.training import bench
 bench.TIMED_STEPS = bench.WARMUP_STEPS = 1
 said = []
-found = bench.run(settings.load("demo", ["train.max_length=32"])[1], Path(sys.argv[1]), said.append)
+found = bench.run(settings.load("tiny", ["train.max_length=32"])[1], Path(sys.argv[1]), said.append)
 print(json.dumps([found, said]))
 """
 
@@ -43,16 +43,16 @@ def test_bench_measures_and_plan_reckons_with_it(tmp_path, monkeypatch):
     assert len(said) == 6
     card = "NVIDIA GeForce RTX 4090"
     plan = dict(batch_size=2, max_length=512, iterations=10, way="fast")
-    assert measurements.estimate(plan, card, 0)["seconds"] is None
+    assert measurements.estimate(plan, card)["seconds"] is None
     own = {"card": card, "way": "fast", "batch_size": 1, "max_length": 512, "seconds": 2.5, "memory_mib": 9000}
     (tmp_path / "bench.json").write_text(json.dumps({"measurement": [{**own, "source": "just bench"}]}))
     monkeypatch.setattr(measurements, "BENCH", tmp_path / "bench.json")
-    estimated = measurements.estimate(plan, card, 0)
+    estimated = measurements.estimate(plan, card)
     assert estimated["seconds"] == 50
     assert estimated["source"] == "just bench"
     assert 9000 < estimated["memory_mib"] < 12_000
     with pytest.raises(InputWrong, match="InternLM2-7B"):
-        bench.run(settings.load("demo", ["base=llama2_7b_chat_qlora_medical_e1"])[1], tmp_path, said.append)
+        bench.run(settings.load("tiny", ["base=llama2_7b_chat_qlora_medical_e1"])[1], tmp_path, said.append)
 
 
 def test_the_floor_counts_what_must_be_done():
