@@ -31,7 +31,7 @@ TOLD: Tuple[Tuple[str, "re.Pattern[str]"], ...] = (
     ("places of lost pictures or objects (U+FFFC)", re.compile("\ufffc")),
     ("private-use characters, which only the font of their author shows", re.compile(f"[{PRIVATE}]")),
     (r"\n as two characters in place of a line break",
-     re.compile(r"[^\x00-\x7f]\\r?\\?n|\\n(?=[^\x00-\x7f]|\d|[-*•]|\\n)|[.!?:;]\s?\\n")),
+     re.compile(r"[^\x00-\x7f]\\r?\\?n|\\n(?=[^\x00-\x7f]|\d|[-*•]|\\n)|[.!?;]\s?\\n")),
     ("question marks inside a word, as lost characters leave them", re.compile(r"[^\W_]\?{2,}(?=[^\W_])")),
     ("characters as HTML writes them (&nbsp;)", re.compile(r"&(?:nbsp|lt|gt|amp|quot|apos|#\d{2,6}|#x[0-9a-fA-F]+);")),
 )  # fmt: skip
@@ -70,7 +70,7 @@ def oddities(text: str) -> List[Tuple[str, str]]:
 
 def _is_lost(text: str) -> bool:
     """Whether question marks are what is left of letters: nothing else, or many of them, in front of letters."""
-    if not any(character.isalnum() for character in text):
+    if not any(character.isalpha() for character in text):
         return True
     return text.count("?") >= 0.3 * len(text) and bool(re.search(r"\?{2,}[^\W_]", text))
 

@@ -8,7 +8,7 @@ from typing import Optional, Sequence
 
 from recipe.intake.columns import ANSWER, QUESTION, ROLES, normalize
 
-LONGEST, LONGEST_BESIDE = 12, 30  # characters of a question and of its answer, to be looked at in later rows
+LONGEST, LONGEST_BESIDE = 20, 30  # characters of a question and of its answer, to be looked at in later rows
 FIRST = 3  # rows below the header that are looked at whatever their length
 
 WHO = (
@@ -43,8 +43,8 @@ STRICT = (
 )
 HINT = re.compile(
     r"[\W_]*(?:示例|样例|例如|例|e\.?g\.?|example)[\W_].*|"
-    r".{0,8}(?:填写|填入|填|输入|写入|写|录入|粘贴|enter|fill|type|write|put|paste).{0,16}"
-    r"(?:问|答|题|回复|话术|内容|文本|question|answer|query|response|reply|prompt|text|here).{0,16}",
+    r"[\W_]*(?:请|此处|这里|此列|本列|该列|please\s+)?(?:在此处?|在这里)?(?:填写|填入|填|输入|写入|写|录入|粘贴|enter|fill|type|write|put|paste).{0,16}"
+    r"(?:问|答|题|回复|话术|内容|文本|question|answer|query|response|reply|prompt|text|here).{0,16}(?<![?？])",
     re.IGNORECASE | re.DOTALL,
 )
 FOOTER = re.compile(r"\W*(?:制表|填表|审核|复核|编制|审批|更新|修订|打印|导出)(?:人|者|日期|时间|部门)?\s*[:：].{0,20}")
@@ -65,9 +65,9 @@ MAY_BE = re.compile(
 
 def is_suspect(question: str, answer: str) -> bool:
     """Whether `reason` and `is_header` have to look at a row whose answer is no longer than LONGEST_BESIDE."""
-    return (
-        len(question) <= LONGEST and MAY_BE(question) is not None and SUSPECT(question) is not None
-    ) or answer.startswith("Err:")
+    if len(question) > LONGEST or MAY_BE(question) is None:
+        return answer.startswith("Err:")
+    return SUSPECT(question.replace(" ", "")) is not None
 
 
 def clean(cell: Optional[str]) -> str:
@@ -101,7 +101,8 @@ def same_role(name: Optional[str], cell: Optional[str]) -> bool:
 
 def is_half_header(header: Sequence[Optional[str]], pair: Sequence[Optional[str]]) -> bool:
     """Whether a row right below the header repeats one of its names: a header of two rows."""
-    return any(clean(cell) and clean(cell) == clean(name) for name, cell in zip(header, pair))
+    names = [(normalize(name), normalize(cell)) for name, cell in zip(header, pair)]
+    return any(name == cell and len(name) > 1 for name, cell in names)
 
 
 def is_rule(pair: Sequence[Optional[str]]) -> bool:
@@ -118,7 +119,8 @@ def reason(number: int, question: str, answer: str) -> str:
     if TOTALS.fullmatch(names[0]) and (AMOUNT.fullmatch(answer) or TOTALS.fullmatch(names[1])):
         return "a total"
     strict = [bool(STRICT_HINT.fullmatch(name)) for name in names]
-    if all(strict) or (number < FIRST and all(map(HINT.fullmatch, pair))) or (number == 0 and any(strict)):
+    hints = [strict[index] or bool(HINT.fullmatch(pair[index])) for index in (0, 1)]
+    if all(strict) or (number < FIRST and all(hints)) or (number == 0 and strict[0]):
         return "a hint for filling in the table"
     if all(map(FOOTER.fullmatch, pair)):
         return "a form's footer"

@@ -100,7 +100,7 @@ class _Delimited:
                 if reader.line_num > mark[1]:  # a quoted cell of several lines
                     fields = [_swallowing(field or "", separator, len(fields)) for field in fields]
                 if separator == "|":  # Markdown pads its cells, and draws a line below the header
-                    fields = [(field or "").strip() for field in fields]
+                    fields = [field.strip() if type(field) is str else field for field in fields]
                     if all(MARKDOWN_RULE.fullmatch(field or "") for field in fields):
                         continue
                 if any(fields):

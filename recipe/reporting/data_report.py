@@ -305,8 +305,9 @@ def write(run: Run, console: Console) -> Path:
     write_text(
         path,
         pages.render(
-            "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, examples=examples
-        ),
+            "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, examples=examples,
+            looked_for=LOOKED_FOR,
+        ),  # fmt: skip
     )
     return path
 
