@@ -43,7 +43,7 @@ def find_errors(values: Dict[str, Any], schemas: Dict[str, Any]) -> List[Tuple[s
 def wants_text(schema: Dict[str, Any]) -> bool:
     """Whether a setting is a text, or texts: what a command line gives it is taken letter by letter."""
     kinds = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
-    kinds = [one.get("items", one) if one.get("bare") or schema.get("bare") else one for one in kinds]
+    kinds = [one.get("items", one) for one in kinds]
     return all(one.get("type") == "string" and "enum" not in one for one in kinds)
 
 
