@@ -40,7 +40,7 @@ def detect(path: Path) -> str:
     if 0 in head:
         # In UTF-16 half of the bytes of ASCII are zero; text in any other encoding has none.
         zeros = [head[start::2].count(0) for start in (0, 1)]
-        if max(zeros) > len(head) // 16:
+        if max(zeros) > len(head) // 16 and len(head) % 2 == 0:
             return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
         name = _utf16(head)
         if name:
@@ -65,6 +65,8 @@ def detect(path: Path) -> str:
 def _utf16(head: bytes) -> str:
     """UTF-16 without a mark in a text of few ASCII characters: the order of bytes in which it reads; "" for neither."""
     shares = {}
+    if len(head.translate(None, bytes(range(128)))) < len(head) // 20:
+        return ""  # ASCII with some NUL bytes: two letters look like one Chinese character
     for name in ("utf-16-le", "utf-16-be"):
         text = head[: len(head) // 2 * 2].decode(name, "replace")
         shares[name] = sum(bool(READABLE.match(character)) for character in text) / max(1, len(text))

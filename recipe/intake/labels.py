@@ -42,13 +42,19 @@ STRICT = (
     r"(?:以内)?|\d+个?字符?(?:以内|以下)"
 )
 HINT = re.compile(
-    r"[\W_]*(?:示例|样例|例如|例|e\.?g\.?|example)[\W_].*|"
+    r"[\W_]*(?:示例|样例|例如|比如|如|例|e\.?g\.?|example)[\W_].*|"
     r"[\W_]*(?:请|此处|这里|此列|本列|该列|please\s+)?(?:在此处?|在这里)?(?:填写|填入|填|输入|写入|写|录入|粘贴|enter|fill|type|write|put|paste).{0,16}"
     r"(?:问|答|题|回复|话术|内容|文本|question|answer|query|response|reply|prompt|text|here).{0,16}(?<![?？])",
     re.IGNORECASE | re.DOTALL,
 )
 FOOTER = re.compile(r"\W*(?:制表|填表|审核|复核|编制|审批|更新|修订|打印|导出)(?:人|者|日期|时间|部门)?\s*[:：].{0,20}")
-STRICT_HINT = re.compile(STRICT)
+STRICT_HINT = re.compile(f"(?:{STRICT})+")
+# A name in any language, beside one that is known.
+ABOUT = {
+    QUESTION: re.compile("(?=.{0,8}$).*(?:问|問|题|題|询|詢|quest|query|prompt|ask|frag|вопр).*"),
+    ANSWER: re.compile("(?=.{0,8}$).*(?:答|复|覆|應|话术|answ|repl|respon).*"),
+}
+ANSWER_NAMES = frozenset(name for name, role in ROLES.items() if role == ANSWER and len(name) > 1)
 # A question's cell of any row that this module may recognise after the first rows.
 SUSPECT = re.compile(
     rf"[\W\d_]*(?:(?:{WHO})*(?:{QUESTIONS}|{ANSWERS})(?:{MORE})*|{'|'.join([*ROLES, *SPEAKERS])}|"
@@ -65,9 +71,9 @@ MAY_BE = re.compile(
 
 def is_suspect(question: str, answer: str) -> bool:
     """Whether `reason` and `is_header` have to look at a row whose answer is no longer than LONGEST_BESIDE."""
-    if len(question) > LONGEST or MAY_BE(question) is None:
-        return answer.startswith("Err:")
-    return SUSPECT(question.replace(" ", "")) is not None
+    if len(question) <= LONGEST and MAY_BE(question) is not None and SUSPECT(question.replace(" ", "")) is not None:
+        return True
+    return answer.casefold() in ANSWER_NAMES or answer.startswith("Err:")
 
 
 def clean(cell: Optional[str]) -> str:
@@ -91,7 +97,15 @@ def is_header(header: Sequence[Optional[str]], pair: Sequence[Optional[str]]) ->
         return True
     # Alone, 问 and 答 are also what somebody types to try things out.
     certain = all(len(name) > 1 or name.isascii() for name in again)
-    return certain and {role(name) for name in again} == {QUESTION, ANSWER}
+    roles = [role(name) for name in again]
+    if certain and set(roles) == {QUESTION, ANSWER}:
+        return True
+    ends = [bool(re.search(r"[?？。！!，,]\s*$", cell or "")) for cell in pair]
+    return not any(ends) and any(
+        len(again[known]) > 1 and ROLES.get(again[known]) == named and bool(ABOUT[other].fullmatch(again[1 - known]))
+        for known in (0, 1)
+        for named, other in ((QUESTION, ANSWER), (ANSWER, QUESTION))
+    )
 
 
 def same_role(name: Optional[str], cell: Optional[str]) -> bool:

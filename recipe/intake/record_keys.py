@@ -19,7 +19,7 @@ def _names(text: str) -> "frozenset[str]":
 TRAINED = _names(
     "loss has_loss compute_loss need_loss is_loss train training is_train is_trained is_training train_on train_on_turn "
     "do_train trainable is_trainable enabled is_enabled use is_used valid is_valid label labels kto_tag is_desirable "
-    "desirable output_with_loss 训练 是否训练 参与训练 参与损失 计算损失 有效 是否有效 启用 是否启用 "
+    "desirable need_eos_token output_with_loss 训练 是否训练 参与训练 参与损失 计算损失 有效 是否有效 启用 是否启用 "
     "是否采用 是否使用"
 )
 # The same as a number: anything but 1 makes an answer count less, more or not at all.

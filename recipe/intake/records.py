@@ -243,7 +243,7 @@ def check_rest(holder: Record, read: Iterable[str], left: Dict[str, int], where:
             why = f"{key}: this record has its turns elsewhere. Put the earlier turns in front of them"
         if why:
             raise InvalidRecord(f"{where}{why}")
-        if not record_keys.is_empty(value):
+        if value is not True and not record_keys.is_empty(value):
             left[key] = left.get(key, 0) + 1
 
 

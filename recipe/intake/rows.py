@@ -68,8 +68,8 @@ class TableReader:
             self.grouped = GroupedRows()
         taken = {*self.roles.values(), self.image_at, *self.unnamed}
         names = {index: columns.label(cell) for index, cell in enumerate(header) if index not in taken}
-        self.left = dict.fromkeys(names, 0)
         self.history = [index for index in names if record_keys.is_history(names[index])]
+        self.left = {index: 0 for index in names if index not in self.history}
         self.flags = {index: name for index, name in names.items() if record_keys.matters(name)}
 
     def _second_table(self) -> List[str]:
@@ -82,7 +82,7 @@ class TableReader:
     def _read_rows(self, rows: Rows) -> None:
         question_at, answer_at, width = self.question_at, self.answer_at, len(self.header)
         write_pair, needs_check = self.collector.writer.write_pair, NEEDS_CHECK.search
-        pairs_only = self.image_at is None and len(self.roles) == 2
+        pairs_only = self.image_at is None and len(self.roles) == 2 and not self.history
         first, longest, is_suspect = labels.FIRST, labels.LONGEST_BESIDE, labels.is_suspect
         header_names = {self.header[question_at], self.header[answer_at]}
         number = -1
@@ -109,6 +109,7 @@ class TableReader:
                 and answer[:1].isalnum()
                 and (len(answer) > longest or not is_suspect(question, answer))
                 and question not in header_names
+                and question != answer
             ):
                 write_pair(question, answer)
             else:
@@ -173,6 +174,8 @@ class TableReader:
                 if re.match(r'\s+"[^"]*$', cells[index] or ""):
                     message = f"a quote after a space does not quote: {(cells[index] or '')[:20]!r}. Delete the space"
                     collector.errors.add(where, message)
+        if cells[self.question_at] and cells[self.question_at] == cells[self.answer_at]:
+            collector.notes.add("an answer that is the question again", where)
         question = collector.text(cells[self.question_at], self._column(where, QUESTION))
         answer = collector.text(cells[self.answer_at], self._column(where, ANSWER))
         if question is not None:
