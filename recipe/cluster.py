@@ -205,7 +205,9 @@ def render_skypilot(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
     )
     shared = f" The volume {cluster.volume} is shared by all machines (sky volumes apply)." if nodes > 1 else ""
     head = f"# Recipe {run.name}, rendered by `just cluster sky`; launched from the clone.{shared}\n"
-    return head + _yaml([task]), [f"launch:  sky launch -c {label(run.name)} {shlex.quote(shown_path)}   (sky exec resumes)"]
+    return head + _yaml([task]), [
+        f"launch:  sky launch -c {label(run.name)} {shlex.quote(shown_path)}   (sky exec resumes)"
+    ]
 
 
 def _yaml(documents: Sequence[Any]) -> str:

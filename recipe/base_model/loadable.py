@@ -35,8 +35,8 @@ def check_weights(place: Path, shown: str, indexed: Dict[str, Set[str]]) -> None
         listed = indexed.get(index, set())
         if (place / single).is_file() and listed and listed != {single}:
             raise InputWrong(
-                f"{shown} has {single} beside {index}: transformers loads {single} alone, and what it lacks gets random "
-                f"numbers. Remove {single}, or the index and its shards, whichever is not this model."
+                f"{shown} has {single} beside {index}: transformers loads {single} alone, and what it lacks "
+                f"gets random numbers. Remove {single}, or the index and its shards, whichever is not this model."
             )
         if (place / single).is_file() or listed:
             return

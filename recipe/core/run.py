@@ -121,8 +121,8 @@ class Run:
                 lock.release()
                 shown = self.relative(path)
                 raise InputWrong(
-                    f"{shown} is damaged: what was made in {self.relative(self.folder)} is unknown. Restore the file, or "
-                    f"make everything again: mv {shlex.quote(shown)} {shlex.quote(shown + '.damaged')}"
+                    f"{shown} is damaged: what was made in {self.relative(self.folder)} is unknown. Restore the file, "
+                    f"or make everything again: mv {shlex.quote(shown)} {shlex.quote(shown + '.damaged')}"
                 )
             self.manifest = found
         return lock
@@ -133,8 +133,8 @@ class Run:
         if not isinstance(made, dict) or not here or here["path"] == made["path"] or here["sha256"] == made["sha256"]:
             return ""
         return (
-            f"{self.relative(self.folder)} was made by {made['path']}; {here['path']} is another recipe of the same name. "
-            f"What differs is made again in its place. To keep both: --output another_folder"
+            f"{self.relative(self.folder)} was made by {made['path']}; {here['path']} is another recipe of the same "
+            f"name. What differs is made again in its place. To keep both: --output another_folder"
         )
 
     def _recipe_file(self) -> Dict[str, str]:

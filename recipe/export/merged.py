@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Set

@@ -16,8 +16,8 @@ def check_prompt(config: Any, tokens: int, value_bytes: int, free: float) -> Non
     needed = prompt_bytes(config, tokens, value_bytes)
     if needed > free:
         raise InputWrong(
-            f"The question is too long for the memory: its {tokens:,} tokens need {needed / 1e9:.1f} GB beside the model, "
-            f"and {free / 1e9:.1f} GB are free. Shorten it."
+            f"The question is too long for the memory: its {tokens:,} tokens need {needed / 1e9:.1f} GB beside the "
+            f"model, and {free / 1e9:.1f} GB are free. Shorten it."
         )
 
 

@@ -5,14 +5,21 @@ from typing import List, Optional, Sequence
 
 from recipe.core.settings import Data
 from recipe.intake.cells import EXCEL_ERROR, Cell, FormattedCell, InvalidCell
-from recipe.intake.checks import INVALID_CHARACTER, LINE_BREAKS, InputErrors, Notes, error_in_text, is_visible, needs_check
+from recipe.intake.checks import (
+    INVALID_CHARACTER,
+    LINE_BREAKS,
+    InputErrors,
+    Notes,
+    error_in_text,
+    is_visible,
+    needs_check,
+)
 from recipe.intake.damage import oddities
 from recipe.intake.grouping import move_system_first
 from recipe.intake.images import Images
 from recipe.intake.progress import Progress
 from recipe.intake.records import InvalidRecord, Turn
 from recipe.intake.writer import Writer
-
 
 MAX_DIGITS = 15  # of a number in Excel
 

@@ -9,11 +9,11 @@ QUESTION, ANSWER, SYSTEM, CONVERSATION, TURN = "question", "answer", "system", "
 MORE = "more"  # the rest of the question: Alpaca's `input` beside its `instruction`
 NAMES = {
     QUESTION: "q question questions query prompt input instruction user human "
-    "问 问题 提问 问句 题目 输入 指令 咨询 用户问题 用户提问 用户输入 咨询问题 咨询内容 问题内容 問 問題 提問 詢問 質問 질문 문의 "
-    "pregunta pergunta domanda frage вопрос câuhỏi",
+    "问 问题 提问 问句 题目 输入 指令 咨询 用户问题 用户提问 用户输入 咨询问题 咨询内容 问题内容 "
+    "問 問題 提問 詢問 質問 질문 문의 pregunta pergunta domanda frage вопрос câuhỏi",
     ANSWER: "a answer answers response reply output completion assistant target "
-    "答 答案 回答 回复 答复 解答 输出 应答 标准答案 正确答案 参考答案 参考回答 助手回答 回复内容 回答内容 回覆 答覆 回應 답변 대답 답 "
-    "respuesta resposta risposta réponse antwort ответ trảlời",
+    "答 答案 回答 回复 答复 解答 输出 应答 标准答案 正确答案 参考答案 参考回答 助手回答 回复内容 回答内容 "
+    "回覆 答覆 回應 답변 대답 답 respuesta resposta risposta réponse antwort ответ trảlời",
     SYSTEM: "system systemprompt systemmessage 系统提示 系统提示词 系统设定 系统消息",
     CONVERSATION: "conversation conversationid convid dialog dialogid dialogue dialogueid session sessionid "
     "对话 对话id 对话编号 对话号 会话 会话id 会话编号 会话号",

@@ -17,12 +17,14 @@ GBK_OF_UTF8 = "".join(
 )
 SHARE = 0.6  # of the bytes beyond ASCII that must read as UTF-8; some are usually lost
 
-INVISIBLE = (
-    "\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u206a-\u206f\ufeff\ufff9-\ufffb"  # spaces of no width, marks
-)
+# Spaces of no width, marks of direction and of order.
+INVISIBLE = "\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u206a-\u206f\ufeff\ufff9-\ufffb"
 PRIVATE = "\ue000-\uf8ff"
 # A text without any of these characters, and without "??", is not looked at.
-TRIGGERS = f"\\\\&\x80-\x9f\u00ad\u00c2-\u00f4\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufff9-\ufffc{PRIVATE}\ufeff锟縺繧繝嚗銝{GBK_OF_UTF8}"
+TRIGGERS = (
+    "\\\\&\x80-\x9f\u00ad\u00c2-\u00f4\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufff9-\ufffc\ufeff"
+    f"{PRIVATE}锟縺繧繝嚗銝{GBK_OF_UTF8}"
+)
 
 ASIAN = "0-9A-Za-z\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef"
 TOLD: Tuple[Tuple[str, "re.Pattern[str]"], ...] = (

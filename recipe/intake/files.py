@@ -43,7 +43,8 @@ def data_files(run: Run, setting: str = "files") -> List[Tuple[Path, str]]:
             raise InputWrong(f"{name} is Excel's lock file for an open workbook. Name {path.name[2:]}.")
         if path.suffix.lower() in UNSUPPORTED_WORKBOOKS:
             raise InputWrong(
-                f"{name} is a format that is not supported ({path.suffix.lower()}). Save it as .xlsx in Excel, WPS or LibreOffice."
+                f"{name} is a format that is not supported ({path.suffix.lower()}). Save it as .xlsx in Excel, WPS or "
+                f"LibreOffice."
             )
         if path.suffix.lower() not in suffixes:
             remedy = "Save it as .xlsx or UTF-8 .csv"
@@ -55,7 +56,9 @@ def data_files(run: Run, setting: str = "files") -> List[Tuple[Path, str]]:
 
 def _expand(folder: Path, name: str, suffixes: Tuple[str, ...]) -> List[Tuple[Path, str]]:
     paths = folder.rglob("*") if suffixes != SUFFIXES else folder.iterdir()  # texts come in nested folders
-    inside = [(p, readable(str(Path(name) / p.relative_to(folder)))) for p in sorted(paths) if _is_data_file(p, suffixes)]
+    inside = [
+        (p, readable(str(Path(name) / p.relative_to(folder)))) for p in sorted(paths) if _is_data_file(p, suffixes)
+    ]
     if not inside:
         raise InputWrong(f"The folder {name} contains no file of a known type ({', '.join(suffixes)}).")
     return inside
@@ -65,8 +68,8 @@ def _missing(run: Run, setting: str, path: Path, name: str) -> str:
     data = run.settings.data
     if len(name) > SHOWN:
         return (
-            f"data.{setting} takes the names of files, and this is none: {name[:40]!r}… ({len(name)} characters). Put the "
-            f"text into a file."
+            f"data.{setting} takes the names of files, and this is none: {name[:40]!r}… ({len(name)} characters). Put "
+            f"the text into a file."
         )
     beside = sorted(readable(p.name) for p in path.parent.glob("*") if _is_data_file(p)) if path.parent.is_dir() else []
     listing = f" {run.relative(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
@@ -80,7 +83,7 @@ def _missing(run: Run, setting: str, path: Path, name: str) -> str:
 
 
 def readable(name: str) -> str:
-    """A file's name as text: one whose bytes are no UTF-8 as GB18030, in which Chinese Windows and ZIP archives have it."""
+    """A file's name as text: in GB18030, as Chinese Windows and ZIP archives have it, where it is no UTF-8."""
     try:
         name.encode("utf-8")
         return name

@@ -17,7 +17,9 @@ WHO = (
     "users?|customers?|clients?|students?|patients?|agents?|assistants?|models?|bots?|human|sample|example|your|the|"
     "standard|reference|expected|correct|short|long|full|original|faq"
 )
-QUESTIONS = "问题?|提问|问句|题目?|咨询|询问|输入|指令|問題?|提問|詢問|questions?|query|queries|prompt|input|instruction|q"
+QUESTIONS = (
+    "问题?|提问|问句|题目?|咨询|询问|输入|指令|問題?|提問|詢問|questions?|query|queries|prompt|input|instruction|q"
+)
 ANSWERS = (
     "答案?|回答|回复|答复|解答|应答|话术|输出|回覆|答覆|回應|answers?|response|reply|replies|output|completion|target|a"
 )
@@ -27,8 +29,10 @@ NAMES = {
     ANSWER: re.compile(f"(?:{WHO})*(?:{ANSWERS})(?:{MORE})*"),
 }
 SPEAKERS = {
-    **dict.fromkeys("用户 客户 顾客 客户说 用户说 user customer human client".split(), QUESTION),
-    **dict.fromkeys("助手 客服 机器人 坐席 客服说 assistant agent gpt bot chatbot ai".split(), ANSWER),
+    **dict.fromkeys(["用户", "客户", "顾客", "客户说", "用户说", "user", "customer", "human", "client"], QUESTION),
+    **dict.fromkeys(
+        ["助手", "客服", "机器人", "坐席", "客服说", "assistant", "agent", "gpt", "bot", "chatbot", "ai"], ANSWER
+    ),
 }
 TOTALS = re.compile(
     "(?:总?合计|总计|小计|共计|总数|汇总|总和|平均值?|均值|计数|条数|行数|grandtotal|sub-?total|total|sum|count|average|mean)"
@@ -61,17 +65,17 @@ SUSPECT = re.compile(
     rf"(?:{TOTALS.pattern})[\W\d_]*(?:条|行|个|项|题)?|{STRICT}|"
     r"制表.*|填表.*|审核.*|复核.*|编制.*|审批.*|更新.*|修订.*|打印.*|导出.*)[\W_]*(?:[(（\[【].*)?",
     re.IGNORECASE,
-).fullmatch  # fmt: skip
+)  # fmt: skip
 # Tried before SUSPECT, which takes five times as long: only letters that occur in it, then signs.
-LETTERS = "".join(sorted(set(re.sub(r"\\.|\W", "", SUSPECT.__self__.pattern))))
+LETTERS = "".join(sorted(set(re.sub(r"\\.|\W", "", SUSPECT.pattern))))
 MAY_BE = re.compile(
     rf"[{LETTERS}\d\W_]+(?:[(（\[【].*)?|(?:制表|填表|审核|复核|编制|审批|更新|修订|打印|导出).*", re.IGNORECASE
-).fullmatch
+)
 
 
 def is_suspect(question: str, answer: str) -> bool:
     """Whether `reason` and `is_header` have to look at a row whose answer is no longer than LONGEST_BESIDE."""
-    if len(question) <= LONGEST and MAY_BE(question) is not None and SUSPECT(question.replace(" ", "")) is not None:
+    if len(question) <= LONGEST and MAY_BE.fullmatch(question) and SUSPECT.fullmatch(question.replace(" ", "")):
         return True
     return answer.casefold() in ANSWER_NAMES or answer.startswith("Err:")
 

@@ -1,4 +1,4 @@
-"""Keys and columns beside a record's texts. What decides which answers are trained is refused by name, the rest counted.
+"""Keys and columns beside a record's texts. What decides which answers are trained is refused by name.
 
 Sources of the names: OpenAI (weight, tool_calls), ms-swift (loss, loss_scale, rejected_response), LLaMA-Factory
 (kto_tag, images), axolotl (train, train_detail, weight), TRL (label, completion_mask, chosen and rejected).
@@ -17,18 +17,18 @@ def _names(text: str) -> "frozenset[str]":
 
 # An answer is trained if this is true, or 1.
 TRAINED = _names(
-    "loss has_loss compute_loss need_loss is_loss train training is_train is_trained is_training train_on train_on_turn "
-    "do_train trainable is_trainable enabled is_enabled use is_used valid is_valid label labels kto_tag is_desirable "
-    "desirable need_eos_token output_with_loss 训练 是否训练 参与训练 参与损失 计算损失 有效 是否有效 启用 是否启用 "
-    "是否采用 是否使用"
+    "loss has_loss compute_loss need_loss is_loss train training is_train is_trained is_training train_on "
+    "train_on_turn do_train trainable is_trainable enabled is_enabled use is_used valid is_valid label labels kto_tag "
+    "is_desirable desirable need_eos_token output_with_loss 训练 是否训练 参与训练 参与损失 计算损失 有效 是否有效 "
+    "启用 是否启用 是否采用 是否使用"
 )
 # The same as a number: anything but 1 makes an answer count less, more or not at all.
 WEIGHTS = _names("loss weight weights loss_weight loss_scale sample_weight example_weight 权重 样本权重 损失权重")
 MASKS = _names("mask masks loss_mask train_mask completion_mask assistant_mask assistant_masks train_detail 掩码")
 # An answer is left out if this is true.
 LEFT_OUT = _names(
-    "mask masked is_masked 掩码 ignore ignored ignore_loss no_loss skip skipped skip_loss exclude excluded deleted is_deleted "
-    "disabled is_disabled invalid 忽略 跳过 排除 作废 是否作废 删除 已删除 是否删除"
+    "mask masked is_masked 掩码 ignore ignored ignore_loss no_loss skip skipped skip_loss exclude excluded deleted "
+    "is_deleted disabled is_disabled invalid 忽略 跳过 排除 作废 是否作废 删除 已删除 是否删除"
 )
 SPLITS = _names("split subset partition 划分 数据集划分")
 HELD_OUT = _names("test testing eval evaluation val valid validation dev holdout 测试 测试集 验证 验证集 评测")

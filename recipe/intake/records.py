@@ -146,7 +146,7 @@ def _read_parquet(path: Path) -> Optional[Iterator[Tuple[str, Any]]]:
     return (
         (f"row {number}", _without_none(row))  # a key that a row does not have is None
         for before, batch in parquet.batches(file)
-        for number, row in enumerate(batch.to_pylist(), start=before + 1)
+        for number, row in enumerate(parquet.values(batch, before), start=before + 1)
     )
 
 
@@ -186,10 +186,10 @@ def _turns(
     if isinstance(record.get("conversation"), list):
         listed = enumerate(_list(record, "conversation"), start=1)
         turns = [_xtuner_turn(turn, f"turn {at}: ", left) for at, turn in listed]
-        system, read = _system(record)
+        system, keys = _system(record)
         if system and not any(turn.system for turn in turns):
             turns[0] = turns[0]._replace(system=system)
-        return turns, {"conversation", *read}
+        return turns, {"conversation", *keys}
     for key, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
         if key in record:
             return _chat_turns(record, key, role, text, left), {key, *_system(record)[1]}
@@ -207,9 +207,7 @@ def _turns(
     return turns, {*read, *history, *keys}
 
 
-def _pair(
-    record: Record, find_roles: Callable[[List[str]], Optional[Dict[str, str]]]
-) -> Tuple[List[Turn], Set[str]]:
+def _pair(record: Record, find_roles: Callable[[List[str]], Optional[Dict[str, str]]]) -> Tuple[List[Turn], Set[str]]:
     """A question and an answer under the names of columns, and the keys that were read."""
     roles = find_roles(list(record))
     if roles is None:
@@ -262,7 +260,9 @@ def parse_history(value: Any, key: str) -> List[Turn]:
         return parse_history(value, key) if not isinstance(value, str) else _bad_history(key, "", value)
     if not isinstance(value, list):
         return _bad_history(key, "", value)
-    if all(isinstance(one, dict) and ({"role", "content"} <= set(one) or {"from", "value"} <= set(one)) for one in value):
+    if all(
+        isinstance(one, dict) and ({"role", "content"} <= set(one) or {"from", "value"} <= set(one)) for one in value
+    ):
         return _chat_turns({key: value}, key, "role", "content", {})
     if all(isinstance(one, str) for one in value) and len(value) % 2 == 0:
         value = list(zip(value[::2], value[1::2]))

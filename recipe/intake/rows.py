@@ -129,7 +129,9 @@ class TableReader:
         # A separator at the end of a header gives a column without a name, which then hides the rest of a cut cell.
         cut = [index for index in used if index > min(self.roles.values()) and str(cells[index]).strip()]
         if self.table.delimited and cut:
-            message = f"{str(cells[cut[0]])[:40]!r} stands in a column without a name. Quote a cell that holds a separator"
+            message = (
+                f"{str(cells[cut[0]])[:40]!r} stands in a column without a name. Quote a cell that holds a separator"
+            )
             self.collector.errors.add(f"{self.place}, {self.table.place(mark)}", message)
             return False
         self.unnamed_used.update(used)
@@ -230,7 +232,9 @@ class TableReader:
             self.collector.errors.add(place, f"{digits} is an id cut to scientific notation. {remedy}")
         elif len(digits) > MAX_DIGITS and digits.isdigit():
             if isinstance(cell, FormattedCell):
-                self.collector.errors.add(place, f"{digits} is an id of which Excel keeps {MAX_DIGITS} digits. {remedy}")
+                self.collector.errors.add(
+                    place, f"{digits} is an id of which Excel keeps {MAX_DIGITS} digits. {remedy}"
+                )
             self.long_ids.append(bool(digits[MAX_DIGITS:].strip("0")))
 
     def _check_long_ids(self) -> None:

@@ -18,15 +18,19 @@ STARTS = (
     (b"Rar!", "packed by RAR", "Unpack it"), (b"\xfd7zXZ", "packed by xz", "Unpack it"),
     (b"(\xb5/\xfd", "packed by zstd", "Unpack it"), (b"BZh", "packed by bzip2", "Unpack it"),
     (b"SQLite format 3", "a SQLite database", "Export its table as UTF-8 .csv"),
-    (b"\x89PNG", "an image", "Type its text into a workbook"), (b"\xff\xd8\xff", "an image", "Type its text into a workbook"),
+    (b"\x89PNG", "an image", "Type its text into a workbook"), (b"\xff\xd8\xff", "an image",
+    "Type its text into a workbook"),
     (b"ARROW1", "an Arrow file", "Save it as .parquet"),
 )  # fmt: skip
 PARTS = (
     ("xl/workbook.bin", "a binary workbook (.xlsb)", AS_XLSX), ("word/document.xml", "a Word document (.docx)",
-     "Copy its table into a workbook"), ("ppt/presentation.xml", "a PowerPoint file (.pptx)", "Copy its table into a workbook"),
+     "Copy its table into a workbook"), ("ppt/presentation.xml", "a PowerPoint file (.pptx)",
+     "Copy its table into a workbook"),
     ("index/document.iwa", "a Numbers or Pages file", "Export it as .xlsx"),
 )  # fmt: skip
-HTML = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|head|body|table|meta|div)\b", re.I | re.S)
+HTML = re.compile(
+    rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|head|body|table|meta|div)\b", re.I | re.S
+)
 SPREADSHEET_XML = re.compile(rb"\s*<\?xml.{0,400}(?:urn:schemas-microsoft-com:office:spreadsheet|progid=.Excel)", re.S)
 
 
@@ -39,7 +43,9 @@ def check(path: Path) -> None:
         raise UnreadableFile(pointer)
     bare = head[3:] if head.startswith(b"\xef\xbb\xbf") else head
     if HTML.match(bare):
-        raise UnreadableFile(f"it is a web page (HTML), often an export or a login page. Open it and {AS_XLSX[0].lower()}{AS_XLSX[1:]}")
+        raise UnreadableFile(
+            f"it is a web page (HTML), often an export or a login page. Open it and {AS_XLSX[0].lower()}{AS_XLSX[1:]}"
+        )
     if SPREADSHEET_XML.match(bare):
         raise UnreadableFile(f"it is an XML spreadsheet of 2003. {AS_XLSX}")
     for start, what, remedy in STARTS:
@@ -73,4 +79,6 @@ def _check_archive(path: Path, suffix: str) -> None:
     if inner and "[content_types].xml" not in names:
         raise UnreadableFile(f"it is a ZIP archive that holds {', '.join(inner[:3])}. Unpack it")
     if suffix not in (".xlsx", ".xlsm"):
-        raise UnreadableFile("it is not a text file, but a ZIP archive. Unpack it, or give it the suffix of its format (.xlsx?)")
+        raise UnreadableFile(
+            "it is not a text file, but a ZIP archive. Unpack it, or give it the suffix of its format (.xlsx?)"
+        )

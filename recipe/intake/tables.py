@@ -121,7 +121,7 @@ def _swallowing(field: str, separator: str, width: int) -> Cell:
     if separator == "," and len(rows) < MANY_LINES and (len(rows) < 2 or 2 * questions < len(rows)):
         return field
     count = f"{len(rows)} more row{'s' * (len(rows) > 1)}"
-    return InvalidCell(field, f"its quote is closed {count} below: close it in its own row, or write \"\" for a quote")
+    return InvalidCell(field, f'its quote is closed {count} below: close it in its own row, or write "" for a quote')
 
 
 def _explain(message: str) -> str:
@@ -149,7 +149,7 @@ def _parquet(path: Path) -> Table:
         nonlocal done
         yield 0, list(file.schema_arrow.names)
         for done, batch in parquet.batches(file):
-            columns = (column.to_pylist() for column in batch.columns)
+            columns = [parquet.values(column, done) for column in batch.columns]
             for number, values in enumerate(zip(*columns), start=done + 1):
                 yield number, [_parquet_cell(value, kept) for value, kept in zip(values, digits)]
 

@@ -47,9 +47,9 @@ IDENTITY_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 1
 
 # What the report looks for. It says "none found" only of this.
 LOOKED_FOR = (
-    "duplicates, one question with different answers, very short and very long answers, mixed languages, personal data, "
-    "blanks around texts, invisible and private-use characters, U+FFFC, \\n as text, question marks inside words, HTML's "
-    "&nbsp;, numbers that Excel shortened"
+    "duplicates, one question with different answers, very short and very long answers, mixed languages, personal "
+    "data, blanks around texts, invisible and private-use characters, U+FFFC, \\n as text, question marks inside "
+    "words, HTML's &nbsp;, numbers that Excel shortened"
 )
 SHORTENED = re.compile(r"(?<![\w.])\d\.\d{1,5}[Ee]\+1\d(?!\d)")
 
@@ -305,9 +305,14 @@ def write(run: Run, console: Console) -> Path:
     write_text(
         path,
         pages.render(
-            "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, examples=examples,
+            "data-report.html",
+            name=run.name,
+            rows=rows,
+            histograms=histograms,
+            findings=findings,
+            examples=examples,
             looked_for=LOOKED_FOR,
-        ),  # fmt: skip
+        ),
     )
     return path
 

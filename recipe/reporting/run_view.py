@@ -15,7 +15,7 @@ from recipe.core.errors import InputWrong, RecipeError
 from recipe.core.files import relative_path
 from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import find_recipe
-from recipe.core.run import Run, is_manifest, is_locked, manifest_error
+from recipe.core.run import Run, is_locked, is_manifest, manifest_error
 from recipe.core.stage import Stage, is_current
 from recipe.stages import pipeline
 from recipe.training import log

@@ -142,7 +142,11 @@ def summary(figures: Dict[str, Any]) -> str:
             parts.append(f"not read: {', '.join(lost)} of {one['file']}")
         if one.get("beside"):
             parts.append(f"not read: a second table beside the first in {one['file']} ({', '.join(one['beside'])})")
-        left = [f"{name} ({count:,})" for name, count in one["unused"].items() if count and name not in one.get("beside", [])]
+        left = [
+            f"{name} ({count:,})"
+            for name, count in one["unused"].items()
+            if count and name not in one.get("beside", [])
+        ]
         if left:
             parts.append(f"left alone: {', '.join(left)} of {one['file']}")
     for what, (count, places) in f["notes"].items():

@@ -21,7 +21,7 @@ def model(tmp_path_factory):
     return sharded(tmp_path_factory.mktemp("model") / "internlm2", 2)
 
 
-@pytest.fixture()
+@pytest.fixture
 def place(model, tmp_path):
     shutil.copytree(str(model), str(tmp_path / "copy"))
     return tmp_path / "copy"
@@ -46,10 +46,12 @@ def test_a_stray_file_beside_an_index_is_refused(place, index):
         weights = json.loads((place / INDEX).read_text())["weight_map"]
         for path in [place / INDEX, *place.glob("*.safetensors")]:
             path.unlink()
-        (place / index).write_text(json.dumps({"weight_map": dict.fromkeys(weights, "pytorch_model-00001-of-00001.bin")}))
+        (place / index).write_text(
+            json.dumps({"weight_map": dict.fromkeys(weights, "pytorch_model-00001-of-00001.bin")})
+        )
         (place / "pytorch_model-00001-of-00001.bin").write_bytes(b"x")
         (place / "pytorch_model.bin").write_bytes(b"y")
-    with pytest.raises(InputWrong, match="transformers loads .* alone, and what it lacks gets random numbers"):
+    with pytest.raises(InputWrong, match=r"transformers loads .* alone, and what it lacks gets random numbers"):
         check(place)
 
 
@@ -63,7 +65,7 @@ def test_weights_under_another_name_are_refused(place):
     for path in [place / INDEX, *place.glob("*.safetensors")]:
         path.unlink()
     (place / "consolidated.safetensors").write_bytes(b"x")
-    with pytest.raises(HostLacks, match="consolidated.safetensors, which transformers does not load"):
+    with pytest.raises(HostLacks, match=r"consolidated\.safetensors, which transformers does not load"):
         check(place)
 
 

@@ -30,7 +30,8 @@ def test_every_name_leads_to_a_setting_of_ours():
         ("max-grad-norm", "train.max_norm"), ("data.dataset", "data.files"), ("lora.rank", "lora.r"),
         ("random_state", "train.seed"), ("logging_steps", "train.log_interval"), ("finetuning_type", "train.method"),
         ("sample_packing", "train.pack_to_max_length"), ("system_prompt", "data.system"), ("train.Learning_Rate",
-         "train.lr"), ("max_epochs", "train.max_epochs"), ("data.lr", "train.lr"), ("eval_steps", "train.evaluation_freq"),
+         "train.lr"), ("max_epochs", "train.max_epochs"), ("data.lr", "train.lr"), ("eval_steps",
+         "train.evaluation_freq"),
     ],
 )  # fmt: skip
 def test_names_of_other_trainers_lead_to_ours(tmp_path, given, ours):
@@ -42,7 +43,9 @@ def test_names_of_other_trainers_lead_to_ours(tmp_path, given, ours):
             check([f"{given}=1"])
 
 
-@pytest.mark.parametrize("given", ["train.lora_target", "optim", "train.lr_scheduler_type", "flash_attn", "load_in_4bit"])
+@pytest.mark.parametrize(
+    "given", ["train.lora_target", "optim", "train.lr_scheduler_type", "flash_attn", "load_in_4bit"]
+)
 def test_what_has_no_counterpart_is_not_guessed(given):
     for check in (lambda words: settings.load("tiny", words), lambda words: grammar.check("plan", ["tiny", *words])):
         with pytest.raises(InputWrong, match="no counterpart here") as caught:
@@ -92,10 +95,12 @@ def test_a_number_for_a_text_in_a_file(tmp_path):
         (["train.lr=1e-4", "train.lr=2e-4"], "train.lr is given twice: train.lr=1e-4 and train.lr=2e-4"),
         (["data.files=a.xlsx", "train.lr=1e-4", "data.files=b.xlsx"], "data.files is given twice"),
         (["train.seed=1", "train.seed=1"], "train.seed is given twice"),
-        (["data.files=~/mine.xlsx"], "~ is not expanded here. Write /"), (['data.files=["~/a.xlsx"]'], "~ is not expanded"),
+        (["data.files=~/mine.xlsx"], "~ is not expanded here. Write /"), (['data.files=["~/a.xlsx"]'],
+        "~ is not expanded"),
         (["model.path=~/models/x"], "model.path: ~ is not expanded"),
         (['train.evaluation_inputs=["", "好吗？"]'], "train.evaluation_inputs"),
-        (['train.evaluation_inputs=["好吗？", " "]'], "a text is empty"), (["train.evaluation_inputs=[]"], "evaluation_inputs"),
+        (['train.evaluation_inputs=["好吗？", " "]'], "a text is empty"), (["train.evaluation_inputs=[]"],
+        "evaluation_inputs"),
     ],
 )  # fmt: skip
 def test_what_people_type_is_refused_with_the_reason(tmp_path, words, told):
@@ -137,7 +142,9 @@ def test_questions_that_hold_an_equals_sign_are_asked(question):
     assert grammar.sort_words(command, ["tiny", question]).arguments == ["tiny", question]
 
 
-@pytest.mark.parametrize("word", ["modle=base", "model=base", "data.system=x", "train.lr=1", "learning_rate=1", "dat=1"])
+@pytest.mark.parametrize(
+    "word", ["modle=base", "model=base", "data.system=x", "train.lr=1", "learning_rate=1", "dat=1"]
+)
 def test_settings_of_chat_stay_settings(word):
     command = grammar.load()["commands"]["chat"]
     assert grammar.sort_words(command, ["tiny", word]).arguments == ["tiny"]

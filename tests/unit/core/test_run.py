@@ -5,7 +5,6 @@ import pytest
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 
-
 ENTRY = '{"key": "k", "figures": {}, "outputs": %s, "seconds": 1, "peak_memory_mb": 1}'
 
 

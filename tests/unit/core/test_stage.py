@@ -7,7 +7,6 @@ import pytest
 from recipe.core import hashing, settings
 from recipe.core import stage as stages
 from recipe.core.errors import RunFailed
-from recipe.core.run import Run
 
 
 class Counter:

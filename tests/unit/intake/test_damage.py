@@ -43,9 +43,12 @@ def test_lost_texts_are_refused_with_their_cell(workbook, text, words):
 @pytest.mark.parametrize(
     "text",
     [
-        "What???", "真的吗？？？", "啊？?", "“café…” 很好", "«été»", "Ça va? Très bien, à bientôt!", "São Paulo é bonito", "ÄÖÜ äöü ß",
-        "沐浴、渝水、波澜、淼淼、忐忑", "鎏金鎬头", "饕餮盛宴，魑魅魍魉都来了", "請先填寫表單，再請主管簽名", "휴가 신청", "休暇を取りますか", RUSSIAN,
-        "······", "°C、±5、×3、÷2", "naïve “quote” — dash…", "1.5E-19", "A??", "烫烫烫！", "100%!!!", "https://a.b/c?d=e&f=g", "“”‘’……——",
+        "What???", "真的吗？？？", "啊？?", "“café…” 很好", "«été»", "Ça va? Très bien, à bientôt!",
+        "São Paulo é bonito", "ÄÖÜ äöü ß",
+        "沐浴、渝水、波澜、淼淼、忐忑", "鎏金鎬头", "饕餮盛宴，魑魅魍魉都来了", "請先填寫表單，再請主管簽名",
+        "휴가 신청", "休暇を取りますか", RUSSIAN,
+        "······", "°C、±5、×3、÷2", "naïve “quote” — dash…", "1.5E-19", "A??", "烫烫烫！", "100%!!!",
+        "https://a.b/c?d=e&f=g", "“”‘’……——",
         "Ünïcödé", "Nguyễn Văn Đức", "¿Qué tal? ¡Muy bien!", "ñandú", "q???",
     ],
 )  # fmt: skip
@@ -57,7 +60,8 @@ def test_honest_texts_are_read(workbook, text):
 @pytest.mark.parametrize(
     "error",
     ["#FIELD!", "#BLOCKED!", "#CONNECT!", "#GETTING_DATA", "#UNKNOWN!", "#BUSY!", "#PYTHON!", "#EXTERNAL!", "#TIMEOUT!",
-     "#SPILL!", "#CALC!", "#N/A", "#n/a", "#WERT!", "#NV", "#¿NOMBRE?", "#NAME?", "#DIV/0!", "Err:502", "#ERROR!", "####"],
+     "#SPILL!", "#CALC!", "#N/A", "#n/a", "#WERT!", "#NV", "#¿NOMBRE?", "#NAME?", "#DIV/0!", "Err:502", "#ERROR!",
+     "####"],
 )  # fmt: skip
 def test_errors_of_every_spreadsheet_are_refused(workbook, tmp_path, error):
     rows = [["q", "a"], *[["问题几？", "回答"]] * 4, ["问得很好", error]]
@@ -76,8 +80,10 @@ def test_what_begins_like_an_error_is_read(workbook, text):
     [
         ("\ufeff试用期多长？", "nobody sees"), ("试用\u200b期多长？", "nobody sees"), ("试\u2060用期", "nobody sees"),
         ("试\u200d用期", "nobody sees"), ("\u202e试用期", "nobody sees"), ("见下图\ufffc。", "U+FFFC"),
-        ("按\ue004键", "private-use"), (r"第一步：打开\n第二步：保存", "two characters"), (r"Open it.\nSave it.", "two characters"),
-        (r"一、打开\r\n二、保存", "two characters"), ("a??b", "question marks inside"), ("你好??ERP", "question marks inside"),
+        ("按\ue004键", "private-use"), (r"第一步：打开\n第二步：保存", "two characters"), (r"Open it.\nSave it.",
+        "two characters"),
+        (r"一、打开\r\n二、保存", "two characters"), ("a??b", "question marks inside"), ("你好??ERP",
+        "question marks inside"),
         ("甲&nbsp;乙", "HTML"), ("他说&quot;好&quot;", "HTML"),
     ],
 )  # fmt: skip
@@ -113,19 +119,23 @@ ROWS = "".join(f"第{n}问？{{0}}第{n}答\n" for n in range(11, 90))
     [
         ("\t", '"第一种说法\n' + ROWS + '第90问{0}第二种说法"', 3), ("\t", '"第一种说法\n第11问{0}第11答"', 3),
         (",", '"第一种说法\n' + ROWS + '第90问？{0}第二种说法"', 3), (";", '"第一种说法\n第11问{0}第11答"', 3),
-        (",", '"第一种说法\n第11问？{0}第11答\n第12问？{0}第12答"', 3), ("|", '"第一种\n第11问{0}第11答\n第12问{0}第12答"', 3),
+        (",", '"第一种说法\n第11问？{0}第11答\n第12问？{0}第12答"', 3), ("|",
+        '"第一种\n第11问{0}第11答\n第12问{0}第12答"', 3),
     ],
 )  # fmt: skip
 def test_a_quote_that_swallows_rows_is_refused_where_it_begins(tmp_path, separator, cell, row):
     path = tmp_path / "x.csv"
-    path.write_text(f"问题,回答\n第9问,第9答\n第10问,{cell}\n第95问,第95答\n".replace(",", separator).format(separator), "utf-8")
+    path.write_text(
+        f"问题,回答\n第9问,第9答\n第10问,{cell}\n第95问,第95答\n".replace(",", separator).format(separator), "utf-8"
+    )
     assert f"row {row}, column 回答: its quote is closed" in intake(path)
 
 
 @pytest.mark.parametrize(
     ("separator", "answer"),
     [
-        (",", "第一,列清单。\n第二,排优先级。\n第三,沟通。"), (",", "先说明,再给时间。\n谢谢"), ("\t", "第一，\n第二，\n第三。"), (";", "a;b\nc"),
+        (",", "第一,列清单。\n第二,排优先级。\n第三,沟通。"), (",", "先说明,再给时间。\n谢谢"), ("\t",
+        "第一，\n第二，\n第三。"), (";", "a;b\nc"),
         (",", "name,age,city\nli,18,bj"), (",", "怎么办？先想,再做。\n好。"),
     ],
 )  # fmt: skip
@@ -176,7 +186,9 @@ def test_ids_of_a_workbook_that_are_too_long_for_a_number(tmp_path):
     assert "row 2, column 会话ID: " in intake(tmp_path / "x.xlsx")
 
 
-@pytest.mark.parametrize("ids", [["100200300400500612", "100200300400500000"], ["7", "7"], ["a1E+5", "b"], ["123456789012345", "7"]])
+@pytest.mark.parametrize(
+    "ids", [["100200300400500612", "100200300400500000"], ["7", "7"], ["a1E+5", "b"], ["123456789012345", "7"]]
+)
 def test_whole_ids_are_read(tmp_path, ids):
     path = tmp_path / "x.csv"
     path.write_text("会话ID,问题,回答\n" + "".join(f"{one},甲{one}？,一\n" for one in ids), encoding="utf-8")

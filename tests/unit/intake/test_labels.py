@@ -6,13 +6,18 @@ import pytest
 from support.intake import intake, pairs
 
 ROWS = [["怎么申请年假？", "在系统里填申请，主管同意后生效。"], ["报销要多久？", "材料齐全的话，五个工作日到账。"],
-        ["工牌丢了怎么办？", "到前台登记，当天可以补办。"], ["能远程办公吗？", "每周最多两天，先和主管商量。"]]  # fmt: skip
+        ["工牌丢了怎么办？", "到前台登记，当天可以补办。"], ["能远程办公吗？",
+        "每周最多两天，先和主管商量。"]]  # fmt: skip
 AGAIN = [
-    ("Question", "Answer"), ("QUESTION", "ANSWER"), ("Q", "A"), ("q", "a"), ("问题", "回答"), ("答案", "问题"), ("【问题】", "【答案】"),
-    ("问题：", "回答："), ("“提问”", "“回复”"), ("問題", "回覆"), ("質問", "回答"), ("질문", "답변"), ("Pregunta", "Respuesta"),
-    ("Frage", "Antwort"), ("Вопрос", "Ответ"), ("客户问题", "客服回复"), ("用户的问题", "标准答案"), ("Ｑｕｅｓｔｉｏｎ", "Ａｎｓｗｅｒ"),
+    ("Question", "Answer"), ("QUESTION", "ANSWER"), ("Q", "A"), ("q", "a"), ("问题", "回答"), ("答案", "问题"),
+    ("【问题】", "【答案】"),
+    ("问题：", "回答："), ("“提问”", "“回复”"), ("問題", "回覆"), ("質問", "回答"), ("질문", "답변"), ("Pregunta",
+    "Respuesta"),
+    ("Frage", "Antwort"), ("Вопрос", "Ответ"), ("客户问题", "客服回复"), ("用户的问题", "标准答案"),
+    ("Ｑｕｅｓｔｉｏｎ", "Ａｎｓｗｅｒ"),
     ("1.问题", "2.答案"), ("问题(必填)", "回答(必填)"), ("Customer Question", "Agent Reply"), ("prompt", "completion"),
-    ("*instruction*", "*output*"), ("用户", "助手"), ("user", "assistant"), (" 问 题 ", "答 案"), ("お問い合わせ", "回答"), ("问题", "标准话术"), ("Fragen", "Antwort"),
+    ("*instruction*", "*output*"), ("用户", "助手"), ("user", "assistant"), (" 问 题 ", "答 案"), ("お問い合わせ",
+    "回答"), ("问题", "标准话术"), ("Fragen", "Antwort"),
 ]  # fmt: skip
 
 
@@ -27,7 +32,9 @@ def test_a_further_header_is_refused_with_its_row(tmp_path, header, again):
         assert f"row {place + 2}: another header" in got, got
 
 
-@pytest.mark.parametrize("again", [("Question", "Answer"), ("問題", "答案"), ("用户的问题", "标准答案"), ("问题", "回答")])
+@pytest.mark.parametrize(
+    "again", [("Question", "Answer"), ("問題", "答案"), ("用户的问题", "标准答案"), ("问题", "回答")]
+)
 def test_a_header_in_two_languages_is_one(workbook, again):
     assert pairs(workbook(s=[["问题", "回答"], list(again), *ROWS])) == [tuple(row) for row in ROWS]
     assert "row 2: another header" in intake(workbook(s=[["问题", "回答"], list(again)[::-1], *ROWS]))
@@ -76,8 +83,10 @@ def test_rows_that_are_none_are_refused_anywhere(workbook, row, words):
 
 @pytest.mark.parametrize(
     "row",
-    [("请填写用户的问题", "请填写标准答案"), ("在此输入问题", "在此输入回答内容"), ("示例：怎么请假？", "示例：在系统里填。"),
-     ("Enter the question here", "Enter the answer here"), ("必填", "可以包含换行"), ("如：怎么请假", "如：在系统里填"), ("必填，50字以内", "必填，500字以内"), ("(请在此粘贴客户的提问)", "(请在此粘贴客服的回复)")],
+    [("请填写用户的问题", "请填写标准答案"), ("在此输入问题", "在此输入回答内容"), ("示例：怎么请假？",
+    "示例：在系统里填。"),
+     ("Enter the question here", "Enter the answer here"), ("必填", "可以包含换行"), ("如：怎么请假",
+     "如：在系统里填"), ("必填，50字以内", "必填，500字以内"), ("(请在此粘贴客户的提问)", "(请在此粘贴客服的回复)")],
 )  # fmt: skip
 def test_hints_below_the_header_are_refused(workbook, row):
     assert "row 2: a hint" in intake(workbook(s=[["问题", "回答"], list(row), *ROWS]))
@@ -86,11 +95,15 @@ def test_hints_below_the_header_are_refused(workbook, row):
 @pytest.mark.parametrize(
     "row",
     [
-        ("输入密码错误怎么办？", "请输入正确的密码。"), ("问题", "您好，请问有什么问题？"), ("合计怎么算？", "把各项相加，得128。"),
+        ("输入密码错误怎么办？", "请输入正确的密码。"), ("问题", "您好，请问有什么问题？"), ("合计怎么算？",
+        "把各项相加，得128。"),
         ("“回答”用英语怎么说？", "answer"), ("下面哪个对？A 或 B", "A"), ("你好", "你好"), ("总数是多少？", "20"),
-        ("必填项没填怎么办？", "必填"), ("怎么输入问题？", "点输入框，填写问题内容。"), ("用户", "用户是使用产品的人。"), ("在吗", "在的"),
-        ("—", "破折号"), ("……", "怎么了？"), ("Total?", "It is 20."), ("客户问题很多怎么办？", "逐条回答"), ("What???", "Sorry!"),
-        ("请填写表单后怎么办？", "等主管回复即可。"), ("问", "答"), ("1+1", "2"), ("回答问题", "好的，请讲。"), ("answer 的意思", "回答"), ("问题在哪？", "答案"), ("有问题，", "回答"), ("你好", "你好吗"),
+        ("必填项没填怎么办？", "必填"), ("怎么输入问题？", "点输入框，填写问题内容。"), ("用户",
+        "用户是使用产品的人。"), ("在吗", "在的"),
+        ("—", "破折号"), ("……", "怎么了？"), ("Total?", "It is 20."), ("客户问题很多怎么办？", "逐条回答"),
+        ("What???", "Sorry!"),
+        ("请填写表单后怎么办？", "等主管回复即可。"), ("问", "答"), ("1+1", "2"), ("回答问题", "好的，请讲。"),
+        ("answer 的意思", "回答"), ("问题在哪？", "答案"), ("有问题，", "回答"), ("你好", "你好吗"),
     ],
 )  # fmt: skip
 def test_rows_that_only_look_so_are_read(workbook, row):
@@ -113,7 +126,8 @@ def test_tables_of_markdown_have_no_rules(tmp_path, text):
 @pytest.mark.parametrize(
     ("header", "names"),
     [
-        (["问题", "回答", None, "客户说", "话术"], "客户说, 话术"), (["问题", "回答", None, None, "场景", "说法"], "场景, 说法"),
+        (["问题", "回答", None, "客户说", "话术"], "客户说, 话术"), (["问题", "回答", None, None, "场景", "说法"],
+        "场景, 说法"),
         (["编号", "问题", "回答", None, "编码", "说法二"], "编码, 说法二"),
     ],
 )  # fmt: skip
@@ -131,15 +145,20 @@ CLEAN = {
     "Chinese names": [["问题", "答案"], *ROWS],
     "a title above": [["员工常见问题（2026 版）"], [], ["问题", "回答"], *ROWS],
     "a number in front": [["序号", "问题", "回答"], *([n, *row] for n, row in enumerate(ROWS, 1))],
-    "English": [["Question", "Answer"], ["How do I ask for leave?", "Fill in the form."], ["Is it \"free\"?", "Yes & no."]],
-    "French": [["Question", "Réponse"], ["Où poser mes congés ?", "Sur l'intranet, « Congés »."], ["Ça va ?", "Très bien !"]],
+    "English": [["Question", "Answer"], ["How do I ask for leave?", "Fill in the form."], ["Is it \"free\"?",
+    "Yes & no."]],
+    "French": [["Question", "Réponse"], ["Où poser mes congés ?", "Sur l'intranet, « Congés »."], ["Ça va ?",
+    "Très bien !"]],
     "turns": [["会话ID", "轮次", "问题", "回答"], *([n // 2 + 1, n % 2 + 1, *row] for n, row in enumerate(ROWS))],
     "a system prompt": [["系统提示", "用户提问", "助手回答"], *(["你是助手。", *row] for row in ROWS)],
     "Alpaca": [["instruction", "input", "output"], ["翻译成英文", "你好", "Hello"], ["写一句诗", None, "山高月小"]],
-    "short answers": [["题目", "答案"], ["1+1=?", 2], ["天空是什么颜色", "蓝"], ["选择：A 还是 B", "A"], ["今天几号", "17"]],
-    "line breaks and lists": [["问题", "回答"], ["怎么办？", "第一,列清单。\n第二,排序。\n第三,沟通。"], ["代码？", "print('a\\n')\nx = 1"]],
+    "short answers": [["题目", "答案"], ["1+1=?", 2], ["天空是什么颜色", "蓝"], ["选择：A 还是 B", "A"],
+    ["今天几号", "17"]],
+    "line breaks and lists": [["问题", "回答"], ["怎么办？", "第一,列清单。\n第二,排序。\n第三,沟通。"], ["代码？",
+    "print('a\\n')\nx = 1"]],
     "traditional": [["問題", "回答"], ["怎麼請假？", "先填表單，再請主管簽名。"], ["加班費怎麼算？", "依勞基法計算。"]],
-    "emoji and symbols": [["问题", "回答"], ["开心吗？😀", "当然👨‍👩‍👧！❤️"], ["多少度？", "25°C ± 2…“左右”——"], ["真的???", "真的！！"]],
+    "emoji and symbols": [["问题", "回答"], ["开心吗？😀", "当然👨‍👩‍👧！❤️"], ["多少度？", "25°C ± 2…“左右”——"],
+    ["真的???", "真的！！"]],
 }  # fmt: skip
 
 

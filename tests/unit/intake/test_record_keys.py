@@ -55,7 +55,9 @@ def test_history_in_parquet_and_in_a_table(tmp_path, workbook):
     assert "row 2: column history: expected" in intake(workbook(s=[*rows[:1], [*PAIR.values(), "昨天聊过"]]))
 
 
-@pytest.mark.parametrize("history", [1, True, "昨天聊过", {"a": 1}, [["只有一个"]], [[1, 2]], ["一", "二", "三"], [None], '"x"', "7"])
+@pytest.mark.parametrize(
+    "history", [1, True, "昨天聊过", {"a": 1}, [["只有一个"]], [[1, 2]], ["一", "二", "三"], [None], '"x"', "7"]
+)
 def test_a_history_that_is_none_is_refused_with_its_record(tmp_path, history):
     got = read(tmp_path, PAIR, {**PAIR, "history": history})
     assert "x.jsonl, line 2: history" in got
@@ -108,8 +110,16 @@ def test_flags_that_change_nothing_are_left_alone(tmp_path, more):
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("weight", 0), ("是否训练", "否"), ("loss", "FALSE"), ("label", 0), ("split", "test"), ("作废", "是"), ("mask", "[0]"),
-     ("tools", "[{}]")],
+    [
+        ("weight", 0),
+        ("是否训练", "否"),
+        ("loss", "FALSE"),
+        ("label", 0),
+        ("split", "test"),
+        ("作废", "是"),
+        ("mask", "[0]"),
+        ("tools", "[{}]"),
+    ],
 )
 def test_flags_of_a_table_are_refused_with_their_row(workbook, column, value):
     rows = [["问题", "回答", column], ["甲怎么办？", "一", None], ["乙怎么办？", "二", value]]
@@ -142,7 +152,8 @@ def test_what_is_left_alone_is_counted_once(tmp_path, workbook):
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ('[\n {"q": "甲",\n  "a": NaN}]', "line 3, column 8: NaN"), ('[{"q": "甲", "a": -Infinity}]', "column 18: -Inf"),
+        ('[\n {"q": "甲",\n  "a": NaN}]', "line 3, column 8: NaN"), ('[{"q": "甲", "a": -Infinity}]',
+        "column 18: -Inf"),
         ('[{"q": "NaN", "a": "NaN"},\n {"q": "甲", "a": Infinity}]', "line 2, column 18: Infinity"),
         ('[{"q": "甲", "a": "一"},\n {"q": "x", "q": "乙", "a": "二"}]', "line 2, column 13: the key q"),
         ('[{"x": {"q": 1}, "q": "甲", "a": "一",\n "q": 2}]', "line 2, column 2: the key q"),

@@ -43,9 +43,11 @@ ODS = archive(mimetype="application/vnd.oasis.opendocument.spreadsheet", **{"con
         ([".xlsx"], archive(**{"ppt__presentation.xml": "<x/>"}), "PowerPoint"),
         ([".xlsx", ".json"], archive(**{"a.xlsx": "x"}), "a ZIP archive that holds a.xlsx. Unpack it"),
         ([".csv", ".xlsx", ".json", ".txt"], b"<!DOCTYPE html>\n<html><body><table>", "a web page (HTML)"),
-        ([".xlsx", ".csv"], b"\xef\xbb\xbf<html xmlns:x='urn:schemas-microsoft-com:office:excel'>", "a web page (HTML)"),
+        ([".xlsx", ".csv"], b"\xef\xbb\xbf<html xmlns:x='urn:schemas-microsoft-com:office:excel'>",
+        "a web page (HTML)"),
         ([".csv", ".xlsx"], b"\r\n<table border=1><tr><td>q</td></tr></table>", "a web page (HTML)"),
-        ([".xlsx", ".csv"], b"<?xml version='1.0'?><Workbook xmlns='urn:schemas-microsoft-com:office:spreadsheet'>", "2003"),
+        ([".xlsx", ".csv"], b"<?xml version='1.0'?><Workbook xmlns='urn:schemas-microsoft-com:office:spreadsheet'>",
+        "2003"),
         ([".csv", ".xlsx"], b"%PDF-1.7\n", "a PDF document"), ([".csv", ".txt"], b"{\\rtf1\\ansi", "an RTF document"),
         ([".csv", ".jsonl"], gzip.compress(b"q,a\n"), "packed by gzip"), ([".csv"], b"SQLite format 3\0", "SQLite"),
         ([".csv", ".xlsx"], b"\x89PNG\r\n\x1a\n", "an image"), ([".csv"], b"PAR1" + bytes(90), "Rename it to .parquet"),
@@ -104,7 +106,9 @@ def test_names_that_are_no_utf8_are_read(tmp_path, encoding):
     refused(done, 2, "row 2, column a: blank")
 
 
-@pytest.mark.parametrize(("name", "words"), [("x.docx", "document"), ("x.ods", "Save it as .xlsx"), ("x.xlsb", "(.xlsb)")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("x.docx", "document"), ("x.ods", "Save it as .xlsx"), ("x.xlsb", "(.xlsb)")]
+)
 def test_formats_that_are_not_read_are_named(tmp_path, name, words):
     (tmp_path / name).write_bytes(b"x")
     refused(recipe("data", "tiny", f'data.files=["{tmp_path / name}"]', "--output", tmp_path), 2, name, words)
