@@ -8,8 +8,8 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from recipe.base_model import download, resumable_download
-from recipe.core import settings
+from recipe.base_model import download
+from recipe.core import resumable_download, settings
 from recipe.core.run import Run
 from support.command import ROOT, recipe
 from support.hub_checks import HUB_ID

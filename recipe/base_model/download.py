@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from filelock import FileLock, Timeout
 
-from recipe.base_model import architecture, compatibility, hub, hub_clients, model_code, resumable_download
+from recipe.base_model import architecture, compatibility, hub, hub_clients, hub_files, model_code
 from recipe.base_model.folder import CLIP, SAMPLE, check, folder, given_tokenizer
 from recipe.base_model.hub_addresses import INDEXES, NAMES, Files
 from recipe.base_model.record import (
@@ -25,6 +25,7 @@ from recipe.base_model.record import (
 from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong, NotFetched
 from recipe.core.hashing import digest
+from recipe.core.progress import transfer_progress
 from recipe.core.run import Run
 from recipe.core.settings import Encoder
 
@@ -158,8 +159,13 @@ def _download_missing(run: Run, place: Path, record: Dict[str, Any], names: List
             path.unlink()
         missing.append(name)
     total = sum(files[name]["size"] for name in names)
-    with _progress(lambda: sum(resumable_download.downloaded_bytes(place, name) for name in names), total) as show:
-        resumable_download.download(run.settings.model, files, missing, place, on_file, show)
+    with transfer_progress() as show:
+
+        def show_all() -> None:
+            show(sum(hub_files.downloaded_bytes(place, name) for name in names), total)
+
+        show_all()
+        hub_files.download(run.settings.model, files, missing, place, on_file, show_all)
 
 
 def _download(run: Run, place: Path) -> None:
@@ -186,9 +192,7 @@ def _download(run: Run, place: Path) -> None:
 
 
 def _check_space(run: Run, staging: Path, files: Files) -> None:
-    missing = sum(
-        max(0, file["size"] - resumable_download.downloaded_bytes(staging, name)) for name, file in files.items()
-    )
+    missing = sum(max(0, file["size"] - hub_files.downloaded_bytes(staging, name)) for name, file in files.items())
     free = shutil.disk_usage(str(run.models)).free
     if free < missing:
         raise HostLacks(
@@ -247,36 +251,6 @@ def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
         )
     record["weights"] = "fit"
     save_record(staging, record)
-
-
-@contextlib.contextmanager
-def _progress(present: Callable[[], int], total: int) -> Iterator[Callable[[], None]]:
-    """Shows the bytes that have arrived: a bar on a terminal, elsewhere a line for every 5 %, after 5 s."""
-    from rich import progress
-
-    columns = (
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    bar = progress.Progress(progress.TextColumn("  fetching"), *columns, transient=True)
-    began, first, printed, live = time.monotonic(), present(), 0, bar.console.is_terminal
-    task = bar.add_task("", total=total, completed=first)
-
-    def show() -> None:
-        nonlocal printed
-        now, took = present(), time.monotonic() - began
-        if live:
-            bar.update(task, completed=now)
-        elif took > 5 and now * 20 // max(total, 1) > printed:
-            printed = now * 20 // total
-            rate = (now - first) / took
-            left = f"{(total - now) / rate:.0f} s left" if rate else ""
-            print(f"  fetching {now / 1e9:.2f} of {total / 1e9:.2f} GB, {rate / 1e6:.1f} MB/s, {left}", flush=True)
-
-    with bar if live else contextlib.nullcontext():
-        yield show
 
 
 def _make_tiny(place: Path, what: str, tokenizer_model: Optional[Path]) -> None:
