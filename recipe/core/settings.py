@@ -81,7 +81,8 @@ class Data(Table):
     (agent), or questions about an image (image). Default: what the preset trains on.
     `piece`: longer texts are cut into pieces of so many characters. `images`: the folder that image paths start from.
     Default: the folder of the file that names them.
-    `url`, `sha256`: where the first file is published, and its checksum. `sheet`: read only these sheets, hidden ones
+    `url`, `sha256`: where the first file is published, and its checksum. If it is missing, and has the name that the
+    address ends in, it is fetched from there (intake/published.py). `sheet`: read only these sheets, hidden ones
     too. `skip_blank` drops conversations with a blank question or answer, `dedupe` exact duplicates; both are counted.
     `eval_share` of the conversations are held out of training for the evaluation, or else those of `eval_files`,
     except the ones that are also in training.
