@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
-from recipe.base_model import architecture, folder
+from recipe.base_model import architecture, folder, licence
 from recipe.core import tensor_files
 from recipe.core.errors import InputWrong
 
@@ -171,6 +171,10 @@ def write(model: Path, path: Path, kind: str, name: str, stop: str, chat_templat
     writer = gguf.GGUFWriter(str(path), "internlm2")
     writer.add_type("model")
     writer.add_name(name)
+    terms = licence.read_card(model)
+    for add, value in zip((writer.add_license, writer.add_license_name, writer.add_license_link), terms):
+        if value:
+            add(value)
     writer.add_file_type(int(getattr(gguf.LlamaFileType, file_type)))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(config["max_position_embeddings"])

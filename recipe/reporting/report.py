@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
+from recipe.base_model import licence
 from recipe.core.commands import command_line, program
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
@@ -75,6 +76,7 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "command": sections.repeat_command(view),
         "just": program(),
         "base": base_model_name(run),
+        "licence": licence.of(run),
         "written": time.strftime("%Y-%m-%d %H:%M %z"),
     }
     for old in folder.glob("*.png"):

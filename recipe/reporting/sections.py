@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+from recipe.base_model import licence
 from recipe.core import overrides, settings
 from recipe.core.commands import command_line
 from recipe.core.errors import RecipeError
@@ -63,7 +64,7 @@ def training_setup(view: RunView) -> Rows:
     """The model, the method and the data of the training."""
     run, s, plan = view.run, view.run.settings, view.plan
     model, config, adapter, data = (run.figures(name) for name in ("model", "config", "adapter", "data"))
-    rows: Rows = [("base model", base_model_name(run))]
+    rows: Rows = [("base model", base_model_name(run)), ("its licence", licence.of(run).title or "unknown")]
     if model:
         rows.append(("folder", f"{model['folder']}, {model['bytes'] / 1e6:,.1f} MB"))
     lora = config.get("lora", {})
@@ -261,7 +262,7 @@ def provenance(view: RunView) -> Rows:
     """Sources, checksums, seed, machine, image and versions."""
     run, entries, machine = view.run, view.run.manifest["stages"], view.run.manifest.get("host", {})
     model, adapter, s = run.figures("model"), run.figures("adapter"), run.settings
-    rows: Rows = [("base model", base_model_name(run))]
+    rows: Rows = [("base model", base_model_name(run)), ("its licence", licence.of(run).title or "unknown")]
     if model.get("commit"):
         rows.append(("revision", f"{model['revision']}, commit {model['commit']} from {model['source']}"))
     if adapter.get("base_sha256"):
