@@ -4,7 +4,8 @@ import importlib
 import json
 import re
 import sys
-from typing import Any, Dict
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
 
 from lines import ROOT
 
@@ -56,9 +57,13 @@ class Need:
         self.measured = self.read and not self.tiny and "7b" in f"{values.get('base')} {identity}".lower()
         self.shard = _gigabytes(get("merge", "max_shard_size", "2GB"))
         self.folder = ROOT / output / name
+        source = get("model", "source", "modelscope")
+        if source == "auto":  # as in recipe/base_model/record.py
+            there = get("model", "huggingface", {}).get("id") or identity
+            source, identity = _chosen_hub([("modelscope", identity), ("huggingface", str(there))])
         self.model = ROOT / given if given else ROOT / "models" / identity
         self.fetched = not given and not self.tiny
-        self.partly = ROOT / "models" / ".download" / get("model", "source", "modelscope") / identity
+        self.partly = _begun(source, identity)
 
     def way(self, card: Card) -> str:
         """How this card trains, as in recipe/xtuner/step_choice.py: stock, fast, kept or small."""
@@ -77,6 +82,17 @@ class Need:
             return "train" in json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["stages"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+
+def _begun(source: str, identity: str) -> Path:
+    """Where a download from a hub is gathered."""
+    return ROOT / "models" / ".download" / source / identity
+
+
+def _chosen_hub(hubs: List[Tuple[str, str]]) -> Tuple[str, str]:
+    """The hub from which the model or a part of it is here, else the first."""
+    here = [one for one in hubs if (ROOT / "models" / one[1]).exists()] + [one for one in hubs if _begun(*one).exists()]
+    return [*here, *hubs][0]
 
 
 def _gigabytes(text: str) -> float:

@@ -12,10 +12,13 @@ from filelock import FileLock, Timeout
 
 from recipe.base_model import architecture, compatibility, hub, hub_clients, hub_files, model_code
 from recipe.base_model.folder import CLIP, SAMPLE, check, folder, given_tokenizer
-from recipe.base_model.hub_addresses import INDEXES, NAMES, Files
+from recipe.base_model.hub_addresses import INDEXES, NAMES, Files, branch
 from recipe.base_model.record import (
     RECORD,
+    at_hub,
+    chosen,
     elsewhere,
+    hubs,
     is_of,
     is_unchanged,
     read_record,
@@ -23,7 +26,7 @@ from recipe.base_model.record import (
     staging_folder,
 )
 from recipe.core.commands import command_line
-from recipe.core.errors import HostLacks, InputWrong, NotFetched
+from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError
 from recipe.core.hashing import digest
 from recipe.core.progress import transfer_progress
 from recipe.core.run import Run
@@ -43,13 +46,13 @@ def ensure(run: Run) -> Path:
     if not _is_complete(run, place):
         _require_network("model", run)
         with _models_lock(run):
-            if not _is_complete(run, place):  # another command may have completed it
+            if not _is_complete(run, folder(run)):  # another command may have completed it
                 if model.source == "tiny":
                     _make_tiny(place, model.id, given_tokenizer(run))
                 else:
-                    _download(run, place)
-    check(run, place)
-    return place
+                    _download(_at_first_hub(run))
+    check(run, folder(run))
+    return folder(run)
 
 
 def commit(run: Run) -> str:
@@ -68,11 +71,13 @@ def download_files(run: Run, select: Callable[[Files], List[str]]) -> Path:
     record = read_record(place)
     if (
         record is None
-        or not is_of(run.settings.model, record)
+        or not is_of(chosen(run), record)
         or not all(is_unchanged(place, name, record["files"][name]) for name in select(record["files"]))
     ):
         _require_network("tokenizer", run)
         with _models_lock(run):
+            run = _at_first_hub(run)
+            place = staging_folder(run)
             record = _resolve_once(run, place)
             _download_missing(run, place, record, select(record["files"]))
     return place
@@ -86,7 +91,7 @@ def _require_network(what: str, run: Run) -> None:
 def _is_complete(run: Run, place: Path) -> bool:
     """Whether nothing has to be downloaded: the folder exists, with all files of its record, if it has one."""
     record = read_record(place)
-    if record is None or run.settings.model.path or not is_of(run.settings.model, record):
+    if record is None or run.settings.model.path or not is_of(chosen(run), record):
         return place.exists()
     return all((place / name).is_file() for name in record["files"])
 
@@ -112,6 +117,34 @@ def _models_lock(run: Run) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _at_first_hub(run: Run) -> Run:
+    """The run with its model at the first hub that has it, or at the one whose download has begun. Says which hubs do
+    not, and why. Raises RecipeError if none has.
+    """
+    first = chosen(run)
+    models = [first, *(model for model in hubs(run.settings.model) if model.source != first.source)]
+    failed: List[RecipeError] = []
+    for model in models:
+        trial = at_hub(run, model)
+        if folder(trial).exists():  # a file of it is missing
+            return trial
+        try:
+            record = _resolve_once(trial, staging_folder(trial))
+        except RecipeError as error:
+            failed.append(error)
+            continue
+        if failed:
+            why = str(failed[0]).split(". ")[0]
+            print(f"{why}. Taking {NAMES[model.source]}: {model.id} at {branch(model)[:12]}", file=sys.stderr)
+            save_record(staging_folder(trial), {**record, "instead_of": why})
+        return trial
+    if len(failed) == 1:
+        raise failed[0]
+    told = "\n".join(f"- {error}" for error in failed)
+    kind = HostLacks if any(isinstance(error, HostLacks) for error in failed) else InputWrong
+    raise kind(f"No hub has the {run.settings.model.what} for this recipe:\n{told}")
 
 
 def _resolve_once(run: Run, place: Path) -> Dict[str, Any]:
@@ -168,11 +201,11 @@ def _download_missing(run: Run, place: Path, record: Dict[str, Any], names: List
         hub_files.download(run.settings.model, files, missing, place, on_file, show_all)
 
 
-def _download(run: Run, place: Path) -> None:
-    """Download what `place` lacks. Small files come first: code, tokenizer and the weights' shapes are checked before
-    the weights are downloaded.
+def _download(run: Run) -> None:
+    """Download what the model's folder lacks. Small files come first: code, tokenizer and the weights' shapes are
+    checked before the weights are downloaded.
     """
-    staging = staging_folder(run)
+    place, staging = folder(run), staging_folder(run)
     if place.exists():  # somebody removed files from it
         shutil.rmtree(str(staging), ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)

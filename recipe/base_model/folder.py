@@ -12,7 +12,15 @@ from typing import Dict, List, Optional, Tuple
 
 from recipe.base_model import compatibility, model_code
 from recipe.base_model.hub_addresses import INDEXES
-from recipe.base_model.record import check_files, check_source, elsewhere, is_unchanged, read_record, staging_folder
+from recipe.base_model.record import (
+    check_files,
+    check_source,
+    chosen,
+    elsewhere,
+    is_unchanged,
+    read_record,
+    staging_folder,
+)
 from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.hashing import digest, key_of
@@ -31,7 +39,7 @@ def folder(run: Run) -> Path:
     if model.path:
         return run.root / model.path
     if model.source != "tiny":
-        return run.models / model.id
+        return run.models / chosen(run).id
     if model.id == CLIP:
         return run.models / f"tiny-clip-{key_of({'maker': tiny / 'clip.py'})[:8]}"
     made_of = {"maker": tiny, "texts": SAMPLE, "tokenizer": given_tokenizer(run)}

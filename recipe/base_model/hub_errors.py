@@ -47,7 +47,13 @@ def explain(error: Exception, model: Model) -> RecipeError:
 
 
 def _other_source(model: Model) -> str:
-    return f"or use a mirror ({MIRRORS[model.source]}), or a local folder ({model.placed}=/some/folder)"
+    other = ", or Hugging Face (model.source=huggingface)" if _is_at_both(model) else ""
+    return f"or use a mirror ({MIRRORS[model.source]}){other}, or a local folder ({model.placed}=/some/folder)"
+
+
+def _is_at_both(model: Model) -> bool:
+    """Whether the recipe names the model at Hugging Face beside ModelScope's."""
+    return model.source == "modelscope" and bool(model.huggingface.id)
 
 
 def _explain_name(error: Exception, model: Model, reason: str) -> Optional[RecipeError]:

@@ -1,9 +1,10 @@
 """The record of a download (.recipe/fetched.json in the model folder): the commit, and each file's size and sha256."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from recipe.base_model.hub_addresses import NAMES, branch
 from recipe.core.commands import command_line
@@ -15,7 +16,15 @@ from recipe.core.settings import Model
 
 RECORD = Path(".recipe") / "fetched.json"
 
-ORIGIN = ("source", "id", "revision", "commit", "fetched", "listed_by")  # the fields that go into the figures
+ORIGIN = (
+    "source",
+    "id",
+    "revision",
+    "commit",
+    "fetched",
+    "listed_by",
+    "instead_of",
+)  # the fields that go into the figures
 
 SHORT_COMMIT = 7  # characters that identify a commit
 
@@ -50,9 +59,42 @@ def is_of(model: Model, record: Dict[str, Any]) -> bool:
     )
 
 
+def hubs(model: Model) -> List[Model]:
+    """The model at each hub that it may come from, in the order in which to ask them."""
+    if model.source != "auto":
+        return [model]
+    there = {name: value for name, value in model.huggingface.model_dump().items() if value}
+    return [
+        model.model_copy(update={"source": "modelscope"}),
+        model.model_copy(update={"source": "huggingface", **there}),
+    ]
+
+
+def chosen(run: Run) -> Model:
+    """The run's model at one hub. With model.source = "auto": where its folder or its begun download is from, else the
+    first.
+    """
+
+    def rank(model: Model) -> int:
+        folder = run.models / model.id
+        record = read_record(folder)
+        if folder.exists() and (record is None or is_of(model, record)):
+            return 0
+        begun = read_record(_staging_folder(run, model))
+        return 1 if begun and is_of(model, begun) else 2 if folder.exists() else 3
+
+    found = hubs(run.settings.model)
+    return found[0] if len(found) == 1 else min(found, key=rank)
+
+
+def at_hub(run: Run, model: Model) -> Run:
+    """The run with `model` in place of the recipe's."""
+    return dataclasses.replace(run, settings=run.settings.model_copy(update={"model": model}))
+
+
 def check_source(run: Run, place: Path) -> None:
     """Raise InputWrong if the folder was downloaded from another hub or revision than the recipe names."""
-    model, record = run.settings.model, read_record(place)
+    model, record = chosen(run), read_record(place)
     if record is None or model.path or model.source == "tiny" or is_of(model, record):
         return
     raise InputWrong(
@@ -94,7 +136,11 @@ def check_files(place: Path, shown: str, record: Dict[str, Any], everything: boo
 
 def staging_folder(run: Run) -> Path:
     """Where a download is gathered until it is complete."""
-    return run.models / ".download" / run.settings.model.source / run.settings.model.id
+    return _staging_folder(run, chosen(run))
+
+
+def _staging_folder(run: Run, model: Model) -> Path:
+    return run.models / ".download" / model.source / model.id
 
 
 def elsewhere(run: Run) -> str:

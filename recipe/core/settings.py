@@ -32,10 +32,18 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+class Pin(Table):
+    """A model at another hub; what is empty is the same there."""
+
+    id: str = ""
+    revision: str = ""
+
+
 class Model(Table):
     """The base model. `path` (a local folder) wins over `id`; source = "tiny" makes a small one on the spot.
 
-    A recipe's table [model.huggingface] replaces id and revision with source = "huggingface". For LLaVA's presets,
+    source = "auto" takes the first hub that answers: ModelScope, then Hugging Face. A recipe's table
+    [model.huggingface] has id and revision there, also for source = "huggingface". For LLaVA's presets,
     `visual_encoder` is CLIP: a folder, an id at the same hub, or "tiny". `pretrained_pth` is the projector that the
     first stage trained: a checkpoint, that run's folder, or "none" for a random one.
     """
@@ -46,8 +54,9 @@ class Model(Table):
     placed: ClassVar[str] = "model.path"
 
     id: str = "Shanghai_AI_Laboratory/internlm2-chat-7b"
-    source: Literal["modelscope", "huggingface", "tiny"] = "modelscope"
+    source: Literal["auto", "modelscope", "huggingface", "tiny"] = "modelscope"
     revision: str = "master"
+    huggingface: Pin = Pin()
     path: str = ""
     tokenizer: str = ""
     visual_encoder: str = ""

@@ -162,4 +162,6 @@ def is_tiny(run: Run) -> bool:
 
 def base_model_name(run: Run) -> str:
     model = run.settings.model
-    return model.path or ("a tiny InternLM2 with random weights" if is_tiny(run) else model.id)
+    return model.path or (
+        "a tiny InternLM2 with random weights" if is_tiny(run) else run.figures("model").get("id") or model.id
+    )

@@ -265,6 +265,8 @@ def provenance(view: RunView) -> Rows:
     rows: Rows = [("base model", base_model_name(run)), ("its licence", licence.of(run).title or "unknown")]
     if model.get("commit"):
         rows.append(("revision", f"{model['revision']}, commit {model['commit']} from {model['source']}"))
+    if model.get("instead_of"):
+        rows.append(("not from the first hub", model["instead_of"]))
     if adapter.get("base_sha256"):
         rows.append(("base model's weights", f"sha256 {adapter['base_sha256']} (of sizes and samples)"))
     if model.get("visual_encoder_commit"):

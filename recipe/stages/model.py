@@ -53,6 +53,7 @@ def summary(figures: Dict[str, Any]) -> str:
         origin = f"; {revision} of {hub_addresses.NAMES[source]}, which states no commit"
     if figures["listed_by"] not in ("", hub.CLIENT) and not figures["unknown_revision"]:
         origin += f"; the hub was asked by {figures['listed_by']}"
+    origin += f" ({figures['instead_of']})" if figures["instead_of"] else ""
     checked = "; every byte matches the download" if figures["verified"] else ""
     terms = licence.Licence(**figures["base_licence"]).title or "unknown"
     size = f"{figures['bytes'] / 1e6:,.1f} MB"
