@@ -78,8 +78,8 @@ def test_it_says_what_it_was_made_from(run):
 
 
 def test_terms_of_the_bases_own_stand_on_every_card(demo, tmp_path):
-    shutil.copytree(str(demo[1]), str(tmp_path / "demo"))
-    run = Run("demo", settings.load("demo")[1], ROOT, tmp_path)
+    shutil.copytree(str(demo[1]), str(tmp_path / "tiny"))
+    run = Run("tiny", settings.load("tiny")[1], ROOT, tmp_path)
     run.manifest = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
     run.figures("model")["base_licence"] = licence.INTERNLM2._asdict()
     run.save()

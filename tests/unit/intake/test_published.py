@@ -40,10 +40,10 @@ def run(tmp_path):
 
     def make(**changes):
         named = {"url": f"{published.RAW}{quote(PATH)}", "sha256": hashlib.sha256(BOOK).hexdigest(), **changes}
-        recipe_settings = settings.load("demo")[1]
+        recipe_settings = settings.load("tiny")[1]
         for key, value in {"files": [NAME], **named}.items():
             recipe_settings = settings.replace(recipe_settings, f"data.{key}", value)
-        made = Run("demo", recipe_settings, tmp_path, tmp_path / "output")
+        made = Run("tiny", recipe_settings, tmp_path, tmp_path / "output")
         made.folder.mkdir(parents=True, exist_ok=True)
         return made
 
