@@ -212,6 +212,7 @@ def _download(run: Run) -> None:
         os.replace(str(place), str(staging))
     record = _resolve_once(run, staging)
     files = record["files"]
+    _link_known_weights(run, staging, record)
     _check_space(run, staging, files)
     light = light_files(files)
     _download_missing(run, staging, record, light)
@@ -222,6 +223,25 @@ def _download(run: Run) -> None:
     save_record(staging, record)
     place.parent.mkdir(parents=True, exist_ok=True)
     os.replace(str(staging), str(place))
+
+
+def _link_known_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
+    """Hard-link weights that another download below models/ holds, by their sha256: two hubs have many in common."""
+    known: Dict[str, Path] = {}
+    for kind in ("*/*", ".download/*/*/*"):
+        for path in run.models.glob(f"{kind}/{RECORD}"):
+            place = path.parent.parent
+            files = (read_record(place) or {"files": {}})["files"]
+            known.update(
+                {file["sha256"]: place / name for name, file in files.items() if is_unchanged(place, name, file)}
+            )
+    for name, file in record["files"].items():
+        if name.endswith(HEAVY) and file["sha256"] in known and not (staging / name).exists():
+            with contextlib.suppress(OSError):  # a file system without hard links
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(str(known[file["sha256"]]), str(staging / name))
+                file["time"] = (staging / name).stat().st_mtime_ns
+    save_record(staging, record)
 
 
 def _check_space(run: Run, staging: Path, files: Files) -> None:

@@ -1,5 +1,6 @@
 """model.source = "auto": ModelScope, then Hugging Face, each at its own revision; or the folder that is here."""
 
+import os
 import shutil
 
 import pytest
@@ -13,7 +14,7 @@ from recipe.reporting import sections
 from recipe.reporting.run_view import base_model_name
 from recipe.stages import model
 from support.command import recipe, refused
-from support.hub_checks import is_whole
+from support.hub_checks import heavy, is_whole
 
 AUTO = 'model.source="auto"'
 
@@ -99,6 +100,23 @@ def test_a_folder_of_either_hub_is_used(auto, tiny, server, tmp_path):
         InputWrong, match=r"No hub has the base model.*\n- ModelScope has no org/other.*\n- Hugging Face"
     ):
         download.ensure(run)
+
+
+def test_weights_that_the_other_hubs_download_holds_are_not_fetched_again(auto, tiny, server, tmp_path, monkeypatch):
+    changed, same = (sorted(heavy(tiny))[number] for number in (0, -1))
+    download.ensure(auto()).rename(tmp_path / "models/org/mine")  # another name of the model, as hubs have them
+    weights = tmp_path / "models/org/mine" / changed
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")  # no longer what its record says
+    server.sent.clear()
+    no_modelscope(monkeypatch)
+    place = download.ensure(auto())
+    assert is_whole(place, tiny)
+    assert heavy(server.sent) == {changed}
+    assert (place / same).stat().st_ino == (tmp_path / "models/org/mine" / same).stat().st_ino
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    shutil.rmtree(str(place))
+    assert is_whole(download.ensure(auto()), tiny)
+    assert heavy(server.sent) == heavy(tiny)
 
 
 def test_without_any_hub_both_reasons_are_told(auto, monkeypatch, tmp_path):
