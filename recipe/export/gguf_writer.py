@@ -2,7 +2,7 @@
 
 Works like llama.cpp's converter, except for two differences that keep tokenization equal to the model's tokenizer:
 user-defined pieces of sentencepiece stay whole (the converter may merge them), and the piece "\\0" gets a name that no
-text contains (the converter uses a dragon emoji). Uses the `gguf` package (docker/locks/export.in).
+text contains (the converter uses a dragon emoji). Uses the `gguf` package (docker/locks/more.in).
 """
 
 import json
