@@ -1,5 +1,5 @@
 # All commands. `just` without arguments lists them; `./justw` does the same where just is not installed. Most commands take
-# a recipe file's name (tutorial, coach, demo, or your own .toml), then overrides such as train.max_epochs=5.
+# a recipe file's name (tutorial, coach, demo, tiny, or your own .toml), then overrides such as train.max_epochs=5.
 
 set positional-arguments
 
@@ -15,7 +15,7 @@ manual:
 help *args:
     @docker/runtime/run help "$@"
 
-# Run everything on a tiny model, without GPU or Docker, in a few minutes
+# Fine-tune a small pre-trained model, without GPU or Docker, in a few minutes
 [group('start')]
 [no-exit-message]
 demo *args:
