@@ -191,7 +191,7 @@ test *args: lint
 # Show on a CPU, with a small pre-trained model, that tutorial learns nothing and coach does (10 minutes)
 [group('develop')]
 proof *args:
-    @docker/runtime/host proof "$@"
+    @docker/runtime/host exec python benchmarks/proof.py "$@"
 
 # Give the readers damaged and strange files: just fuzz [seconds] [seed]
 [group('develop')]
@@ -243,7 +243,7 @@ lint:
 lock:
     @docker/runtime/host exec python docker/locks/lock.py
 
-# Make the documents' pictures again, with the tests' browser
+# Make the documents' pictures from the finished demo again, with the tests' browser
 [group('develop')]
 screenshots *args:
-    @SCREENSHOTS=1 docker/runtime/host exec python -m pytest -q tests -k picture "$@"
+    @docker/runtime/host exec python benchmarks/pictures.py "$@"
