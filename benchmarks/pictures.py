@@ -24,7 +24,7 @@ from support.browser import browser  # noqa: E402
 from support.chromium import chromium  # noqa: E402
 from support.ports import free_port  # noqa: E402
 
-COLOURS = 64
+COLOURS = 128
 
 
 def save(picture: Path, name: str) -> None:
@@ -61,7 +61,8 @@ def picture_web(run: Path, folder: Path) -> None:
             tab.go(f"http://127.0.0.1:{port}")
             tab.until("!!document.querySelector('textarea')")
             tab.click(question)
-            tab.until("!!document.querySelector('.turn') && !document.querySelector('[aria-busy=true], [kind=primary]')")
+            busy = "document.querySelector('[aria-busy=true], [kind=primary]')"
+            tab.until(f"!!document.querySelector('.turn') && !{busy}", seconds=600)
             tab.run("document.querySelector('section.main').scrollTo(0, 0)")
             time.sleep(0.3)
             tab.picture(folder / "web.png")
