@@ -35,12 +35,13 @@ class Need:
             return found if isinstance(found, type(default)) else default
 
         self.name, self.stage, self.read = name, stage, bool(values)
-        self.tiny = get("model", "source", "") == "tiny" or (not values and name == "demo")
+        # Such models are made on the spot, and need neither a GPU nor much disk.
+        self.small = get("model", "source", "") in ("smollm2", "tiny") or (not values and name in ("demo", "tiny"))
         self.dtype = get("train", "dtype", "fp16")
         self.speed = get("train", "speed", "stock")
         self.checkpointing = table("train").get("checkpointing")
         self.compiles = True  # whether the fast step can compile its kernels here
-        self.gpu = self.dtype != "fp32" and not self.tiny
+        self.gpu = self.dtype != "fp32" and not self.small
         gpus = values.get("gpus", 1)
         self.gpus = gpus if isinstance(gpus, int) and gpus > 0 else 1
         base = str(values.get("base", "_qlora_"))
@@ -54,7 +55,7 @@ class Need:
         self.tokens = get("train", "batch_size", 1) * get("train", "max_length", 2048)
         identity = get("model", "id", "Shanghai_AI_Laboratory/internlm2-chat-7b")
         given = get("model", "path", "")
-        self.measured = self.read and not self.tiny and "7b" in f"{values.get('base')} {identity}".lower()
+        self.measured = self.read and not self.small and "7b" in f"{values.get('base')} {identity}".lower()
         self.shard = _gigabytes(get("merge", "max_shard_size", "2GB"))
         self.folder = ROOT / output / name
         source = get("model", "source", "modelscope")
@@ -62,7 +63,7 @@ class Need:
             there = get("model", "huggingface", {}).get("id") or identity
             source, identity = _chosen_hub([("modelscope", identity), ("huggingface", str(there))])
         self.model = ROOT / given if given else ROOT / "models" / identity
-        self.fetched = not given and not self.tiny
+        self.fetched = not given and not self.small
         self.partly = _begun(source, identity)
 
     def way(self, card: Card) -> str:

@@ -1,4 +1,4 @@
-"""Downloads the base model, or makes the tiny one; an interrupted download continues where it stopped."""
+"""Downloads the base model, or makes a small one; an interrupted download continues where it stopped."""
 
 import contextlib
 import os
@@ -17,6 +17,7 @@ from recipe.base_model.record import (
     RECORD,
     at_hub,
     chosen,
+    describe_file,
     elsewhere,
     hubs,
     is_of,
@@ -47,8 +48,8 @@ def ensure(run: Run) -> Path:
         _require_network("model", run)
         with _models_lock(run):
             if not _is_complete(run, folder(run)):  # another command may have completed it
-                if model.source == "tiny":
-                    _make_tiny(place, model.id, given_tokenizer(run))
+                if model.is_made:
+                    _make(run, place)
                 else:
                     _download(_at_first_hub(run))
     check(run, folder(run))
@@ -306,17 +307,21 @@ def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
     save_record(staging, record)
 
 
-def _make_tiny(place: Path, what: str, tokenizer_model: Optional[Path]) -> None:
-    """Make a tiny CLIP, or a tiny InternLM2 with the given tokenizer, else with one trained on the sample workbook."""
-    from recipe.base_model import tiny
+def _make(run: Run, place: Path) -> None:
+    """Make SmolLM2, a tiny CLIP, or a tiny InternLM2 (its tokenizer is given, or trained on the sample workbook)."""
+    from recipe.base_model import smollm2, tiny
     from recipe.base_model.tiny import clip
     from recipe.intake import dataset
 
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(str(part), ignore_errors=True)
-    if what == CLIP:
+    if run.settings.model.source == "smollm2":
+        record = smollm2.make(part)
+        save_record(part, {**record, "files": {path.name: describe_file(path) for path in sorted(part.iterdir())}})
+        shutil.rmtree(str(place), ignore_errors=True)  # one that lost a file
+    elif run.settings.model.id == CLIP:
         clip.make(part)
     else:
         texts = [text for turns in dataset.sample(SAMPLE) for turn in turns for text in turn.values()]
-        tiny.make(part, texts, tokenizer_model=tokenizer_model)
+        tiny.make(part, texts, tokenizer_model=given_tokenizer(run))
     os.replace(str(part), str(place))

