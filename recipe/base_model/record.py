@@ -16,15 +16,8 @@ from recipe.core.settings import Model
 
 RECORD = Path(".recipe") / "fetched.json"
 
-ORIGIN = (
-    "source",
-    "id",
-    "revision",
-    "commit",
-    "fetched",
-    "listed_by",
-    "instead_of",
-)  # the fields that go into the figures
+# The fields that go into the figures
+ORIGIN = ("source", "id", "revision", "commit", "fetched", "listed_by", "instead_of")
 
 SHORT_COMMIT = 7  # characters that identify a commit
 
