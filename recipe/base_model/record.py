@@ -12,7 +12,7 @@ from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.run import Run
-from recipe.core.settings import Model
+from recipe.core.settings import Model, Pin
 
 RECORD = Path(".recipe") / "fetched.json"
 
@@ -65,7 +65,7 @@ def hubs(model: Model) -> List[Model]:
         return [model]
     there = {name: value for name, value in model.huggingface.model_dump().items() if value}
     return [
-        model.model_copy(update={"source": "modelscope"}),
+        model.model_copy(update={"source": "modelscope", "huggingface": Pin()}),  # a message need not name the other
         model.model_copy(update={"source": "huggingface", **there}),
     ]
 

@@ -54,7 +54,7 @@ def complete(
                 continue
             if size is None and http.status(error) == 416:  # the partial file is not the beginning of this one
                 part.unlink()
-            elif not http.is_temporary(error):
+            elif not http.is_temporary(error) or (size is None and http.is_unresolved(error)):
                 raise
             failure = error
         now = size_of(part)

@@ -58,9 +58,11 @@ def fetch(run: Run) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(lock)):  # two commands do not fetch it at once
-            if not os.path.lexists(path):
-                _download(data, url, path)
-            lock.unlink()
+            try:
+                if not os.path.lexists(path):
+                    _download(data, url, path)
+            finally:
+                lock.unlink(missing_ok=True)
     except RecipeError:
         raise
     except Exception as error:  # requests and urllib3 raise many types

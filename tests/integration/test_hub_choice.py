@@ -129,6 +129,7 @@ def test_without_any_hub_both_reasons_are_told(auto, monkeypatch, tmp_path):
     assert "Hugging Face" in str(told.value)
     done = recipe("model", "coach", "model.id=org/tiny", cwd=tmp_path, RECIPE_CACHE=str(tmp_path / "cache"))
     refused(done, 3, "No hub has the base model", "HF_ENDPOINT=", "MODELSCOPE_DOMAIN=")
+    assert "model.source=" not in done.stderr
 
 
 def test_a_fixed_hub_names_the_other(asking, monkeypatch):

@@ -155,6 +155,7 @@ def test_without_a_network_the_command_to_type_is_told(site, run, tmp_path, monk
     with pytest.raises(HostLacks, match=r"could not be fetched from hub\.invalid: its name cannot be resolved") as told:
         published.ensure(run())
     assert command in str(told.value)
+    assert list((tmp_path / "data").iterdir()) == []
     assert "GITHUB_RAW=" in str(told.value)
     monkeypatch.setenv("RECIPE_FETCH", "no")  # a container without a network: docker/runtime/run starts one that has
     with pytest.raises(NotFetched) as told:
