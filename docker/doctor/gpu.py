@@ -67,7 +67,7 @@ def check_gpu(host: Host, need: Need, cards: List[Card], answer: Answer) -> Chec
 
 
 def _check(host: Host, need: Need, cards: List[Card], answer: Answer) -> Checked:
-    without = f"a machine with an NVIDIA card; without one `{JUST} demo` runs everything on a tiny model"
+    without = f"a machine with an NVIDIA card; without one `{JUST} demo` fine-tunes a small model"
     if answer.code is None:
         folder = system("/usr/lib/wsl/lib")
         if os.path.exists(folder / "nvidia-smi"):
