@@ -11,7 +11,7 @@ import triton.language as tl
 
 KEYS = 128  # keys per program of the attention kernel
 GROUP_ROWS = 16  # rows of the attention kernel's products, the least that tensor cores take
-NF4_ROWS, NF4_BLOCKS = 8, 16  # rows of a 4-bit weight per program, and quantization blocks of each row at a time
+NF4_WARPS = 2  # of the 4-bit kernel's programs; each thread has four bytes of four quantization blocks per warp
 
 
 @triton.jit
@@ -153,8 +153,8 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positi
 
 
 @triton.jit
-def _pair(words, place, there, KIND: tl.constexpr):
-    """Two neighbouring values of x in fp32, read as one word: a vector load, where single ones would be strided."""
+def _two_values(words, place, there, KIND: tl.constexpr):
+    """Two neighbouring values of x in fp32, read as one word: single ones would be read with a stride."""
     word = tl.load(words + place, mask=there, other=0)
     if KIND == "bf16":
         return (word << 16).to(tl.float32, bitcast=True), (word & -65536).to(tl.float32, bitcast=True)
@@ -165,66 +165,68 @@ def _pair(words, place, there, KIND: tl.constexpr):
 
 
 @triton.jit
-def _store_row(out, row, n, there, count, sums, low, b_tile, lora_scale, RANK: tl.constexpr, RANKS: tl.constexpr):
-    """Store one row's products, with what LoRA adds."""
-    value = tl.sum(tl.sum(sums, axis=2), axis=1)
-    if RANK > 0:
+def _look_up(code, number, ASSEMBLY: tl.constexpr):
+    """The 4-bit numbers' values. For a load of its own Triton would move the tile through shared memory."""
+    if ASSEMBLY:
+        place = code.to(tl.int64) + number.to(tl.int64) * 4
+        return tl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [place], tl.float32, True, 1)
+    return tl.load(code + number)
+
+
+@triton.jit
+def _finish(out, sums, low, b, rank, lora_scale, RANKS: tl.constexpr):
+    """Store a product, with what LoRA adds."""
+    value = tl.sum(tl.sum(sums, axis=1), axis=0)
+    if RANKS > 0:
         at = tl.arange(0, RANKS)
-        row_low = tl.load(low + row * RANK + at, mask=at < RANK, other=0.0).to(tl.float32)
-        value += lora_scale * tl.sum(b_tile * row_low[None, :], axis=1)
-    tl.store(out + row * count + n, value.to(out.dtype.element_ty), mask=there)
+        row = tl.load(b + at, mask=at < rank, other=0.0).to(tl.float32)
+        value += lora_scale * tl.sum(row * tl.load(low + at, mask=at < rank, other=0.0).to(tl.float32), axis=0)
+    tl.store(out, value.to(out.dtype.element_ty))
 
 
 @triton.jit
 def _nf4_product(
-    words, packed, scale, scale_code, scale_scale, offset, code, low, b, out, count, half, lora_scale,
-    TOKENS: tl.constexpr, KIND: tl.constexpr, NESTED: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    words, packed, scale, scale_code, scale_scale, offset, code, low, b, out, count, blocks, rank, lora_scale,
+    TOKENS: tl.constexpr, KIND: tl.constexpr, NESTED: tl.constexpr, RANKS: tl.constexpr, BLOCKS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = n < count
-    byte = tl.arange(0, 32)[None, None, :]  # of a quantization block of 64 values
-    first_sum = tl.zeros((ROWS, BLOCKS, 32), tl.float32)
-    second_sum, third_sum, fourth_sum = first_sum, first_sum, first_sum
-    for first in range(0, half // 32, BLOCKS):
-        block = first + tl.arange(0, BLOCKS)
-        inside = block < half // 32
-        both = there[:, None] & inside[None, :]
-        at_block = n[:, None] * (half // 32) + block[None, :]
-        pair = tl.load(packed + at_block[:, :, None] * 32 + byte, mask=both[:, :, None], other=0).to(tl.int32)
+    """One row of the weight. A quantization block is 64 values in 32 bytes."""
+    row = tl.program_id(0)
+    byte = tl.arange(0, 32)[None, :]
+    shift = tl.load(offset) if NESTED else 0.0
+    sums = tl.zeros((BLOCKS, 32), tl.float32)
+    second, third, fourth = sums, sums, sums
+    for first in range(0, blocks, BLOCKS):
+        block = (first + tl.arange(0, BLOCKS))[:, None]
+        there, in_weight = block < blocks, row * blocks + block
+        place = block * 32 + byte
+        known = there & (byte < 32)
+        pair = tl.load(packed + row * blocks * 32 + place, mask=known, other=0).to(tl.int32)
+        factor = tl.load(scale + in_weight, mask=there, other=0)
         if NESTED:
-            number = tl.load(scale + at_block, mask=both, other=0).to(tl.int32)
-            wide = tl.load(scale_scale + at_block // 256, mask=both, other=0.0)
-            factor = tl.load(scale_code + number) * wide + tl.load(offset)
-        else:
-            factor = tl.load(scale + at_block, mask=both, other=0.0)
-        factor = tl.where(both, factor, 0.0)[:, :, None]
-        w_even = tl.load(code + (pair >> 4)) * factor
-        w_odd = tl.load(code + (pair & 15)) * factor
-        place = block[None, :, None] * 32 + byte
-        known = inside[None, :, None] & (byte < 32)
-        even, odd = _pair(words, place, known, KIND)
-        first_sum += w_even * even + w_odd * odd
+            wide = tl.load(scale_scale + in_weight // 256, mask=there, other=0.0)
+            factor = _look_up(scale_code, factor.to(tl.int32), ASSEMBLY) * wide + shift
+        high = _look_up(code, pair >> 4, ASSEMBLY) * factor
+        low_half = _look_up(code, pair & 15, ASSEMBLY) * factor
+        even, odd = _two_values(words, place, known, KIND)
+        sums += high * even + low_half * odd
         if TOKENS > 1:
-            even, odd = _pair(words + half, place, known, KIND)
-            second_sum += w_even * even + w_odd * odd
+            even, odd = _two_values(words + blocks * 32, place, known, KIND)
+            second += high * even + low_half * odd
         if TOKENS > 2:
-            even, odd = _pair(words + 2 * half, place, known, KIND)
-            third_sum += w_even * even + w_odd * odd
+            even, odd = _two_values(words + 2 * blocks * 32, place, known, KIND)
+            third += high * even + low_half * odd
         if TOKENS > 3:
-            even, odd = _pair(words + 3 * half, place, known, KIND)
-            fourth_sum += w_even * even + w_odd * odd
-    b_tile = tl.zeros((ROWS, RANKS), tl.float32)
-    if RANK > 0:
-        rank = tl.arange(0, RANKS)[None, :]
-        b_tile = tl.load(b + n[:, None] * RANK + rank, mask=there[:, None] & (rank < RANK), other=0.0).to(tl.float32)
-    _store_row(out, 0, n, there, count, first_sum, low, b_tile, lora_scale, RANK, RANKS)
+            even, odd = _two_values(words + 3 * blocks * 32, place, known, KIND)
+            fourth += high * even + low_half * odd
+    b += row * rank
+    _finish(out + row, sums, low, b, rank, lora_scale, RANKS)
     if TOKENS > 1:
-        _store_row(out, 1, n, there, count, second_sum, low, b_tile, lora_scale, RANK, RANKS)
+        _finish(out + count + row, second, low + rank, b, rank, lora_scale, RANKS)
     if TOKENS > 2:
-        _store_row(out, 2, n, there, count, third_sum, low, b_tile, lora_scale, RANK, RANKS)
+        _finish(out + 2 * count + row, third, low + 2 * rank, b, rank, lora_scale, RANKS)
     if TOKENS > 3:
-        _store_row(out, 3, n, there, count, fourth_sum, low, b_tile, lora_scale, RANK, RANKS)
+        _finish(out + 3 * count + row, fourth, low + 3 * rank, b, rank, lora_scale, RANKS)
 
 
 def nf4_product(
@@ -241,9 +243,9 @@ def nf4_product(
         torch.bfloat16: ("bf16", torch.int32), torch.float16: ("fp16", torch.int32), torch.float32: ("fp32", torch.int64)
     }[x.dtype]  # fmt: skip
     out = x.new_empty(x.shape[0], count)
-    _nf4_product[(triton.cdiv(count, NF4_ROWS),)](
-        x.contiguous().view(word), weight.data, *scales, state.code, low, b, out, count, inner // 2, lora_scale,
-        TOKENS=x.shape[0], KIND=kind, NESTED=nested is not None, RANK=rank, RANKS=triton.next_power_of_2(max(rank, 1)),
-        ROWS=NF4_ROWS, BLOCKS=NF4_BLOCKS, num_warps=4,
+    _nf4_product[(count,)](
+        x.contiguous().view(word), weight.data, *scales, state.code, low, b, out, count, inner // 64, rank, lora_scale,
+        TOKENS=x.shape[0], KIND=kind, NESTED=nested is not None, RANKS=triton.next_power_of_2(rank) if rank else 0,
+        BLOCKS=4 * NF4_WARPS, ASSEMBLY=x.is_cuda, num_warps=NF4_WARPS,
     )  # fmt: skip
     return out
