@@ -22,7 +22,7 @@ class Decoder:
 
     def __init__(self, model: Any, record: bool = True) -> None:
         self.network, self.record = Network(model), record
-        self.sessions: "OrderedDict[Tuple[Any, ...], Session]" = OrderedDict()
+        self.sessions: OrderedDict[Tuple[Any, ...], Session] = OrderedDict()
 
     def accepts(self, prompts: Sequence[List[int]], limit: int, settings: Dict[str, Any]) -> bool:
         """Whether prompts and answers fit the model's positions, and the settings are supported."""

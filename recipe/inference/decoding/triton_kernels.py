@@ -239,9 +239,8 @@ def nf4_product(
     scales = (state.absmax, nested.code, nested.absmax, state.offset) if nested is not None else (state.absmax,) * 4
     low, b, lora_scale = lora if lora is not None else (x, x, 0.0)
     rank = b.shape[1] if lora is not None else 0
-    kind, word = {
-        torch.bfloat16: ("bf16", torch.int32), torch.float16: ("fp16", torch.int32), torch.float32: ("fp32", torch.int64)
-    }[x.dtype]  # fmt: skip
+    kind = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[x.dtype]
+    word = torch.int64 if kind == "fp32" else torch.int32
     out = x.new_empty(x.shape[0], count)
     _nf4_product[(count,)](
         x.contiguous().view(word), weight.data, *scales, state.code, low, b, out, count, inner // 64, rank, lora_scale,
