@@ -1,17 +1,20 @@
 """Answers of a loaded InternLM2."""
 
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 
+from recipe.inference.decoding.check import find_fault
 from recipe.inference.decoding.network import Network, obstacle
-from recipe.inference.decoding.sampling import Sampler, is_supported
+from recipe.inference.decoding.sampling import Sampler, Settings, is_supported
 from recipe.inference.decoding.session import Session, capacity_for
 
 __all__ = ["Decoder", "obstacle"]
 
 KEPT_SESSIONS = 2  # shapes whose cache and recording are kept
+
+IsComplete = Callable[[int, List[int]], bool]
 
 
 class Decoder:
@@ -22,12 +25,19 @@ class Decoder:
 
     def __init__(self, model: Any, record: bool = True) -> None:
         self.network, self.record = Network(model), record
+        self._fault: Optional[str] = None
         self.sessions: OrderedDict[Tuple[Any, ...], Session] = OrderedDict()
 
-    def accepts(self, prompts: Sequence[List[int]], limit: int, settings: Dict[str, Any]) -> bool:
+    def accepts(self, prompts: Sequence[List[int]], limit: int, settings: Settings) -> bool:
         """Whether prompts and answers fit the model's positions, and the settings are supported."""
         fits = max(map(len, prompts)) + limit <= self.network.most
         return fits and is_supported(settings, self.network.causal_lm.generation_config)
+
+    def fault(self, prompts: Sequence[List[int]]) -> str:
+        """Why transformers should answer instead; "" if nothing was found. Compared once, with the first prompts."""
+        if self._fault is None:
+            self._fault = find_fault(self, [list(prompt) for prompt in prompts])
+        return self._fault
 
     def session(self, batch: int, tokens: int) -> Session:
         """The session for rows of at most `tokens` tokens."""
@@ -42,12 +52,13 @@ class Decoder:
 
     def generate(
         self, prompts: Sequence[List[int]], limit: int, stop_tokens: Sequence[int], pad: int = 0,
-        settings: Optional[Dict[str, Any]] = None, streamer: Any = None,
-        is_complete: Optional[Callable[[List[int]], bool]] = None,
+        settings: Optional[Settings] = None, streamer: Any = None,
+        is_complete: Optional[IsComplete] = None,
     ) -> List[List[int]]:  # fmt: skip
         """The new tokens of each prompt: at most `limit`, up to and including a stop token.
 
-        `settings` and `streamer`: as for `generate`; `is_complete`: whether a row's new tokens end its answer.
+        `settings` and `streamer`: as for `generate`; `is_complete`: whether a row, by its number and its new tokens, is
+        complete without a stop token.
         """
         with torch.no_grad(), torch.autocast(self.network.device.type, enabled=False):
             loop = _Loop(self, [list(prompt) for prompt in prompts], limit, pad, settings or {"do_sample": False})
@@ -57,9 +68,7 @@ class Decoder:
 class _Loop:
     """One call of `generate`."""
 
-    def __init__(
-        self, decoder: Decoder, prompts: List[List[int]], limit: int, pad: int, settings: Dict[str, Any]
-    ) -> None:
+    def __init__(self, decoder: Decoder, prompts: List[List[int]], limit: int, pad: int, settings: Settings) -> None:
         device, self.longest = decoder.network.device, max(map(len, prompts))
         # Padded on the left, as `generate` shows it to the processors and the streamer.
         padded = [[pad] * (self.longest - len(prompt)) + prompt for prompt in prompts]
@@ -72,9 +81,7 @@ class _Loop:
         self.received = torch.empty(len(prompts), dtype=torch.long, pin_memory=device.type == "cuda")
         self.copied = torch.cuda.Event() if device.type == "cuda" else None
 
-    def run(
-        self, stop_tokens: Any, streamer: Any, is_complete: Optional[Callable[[List[int]], bool]]
-    ) -> List[List[int]]:
+    def run(self, stop_tokens: Any, streamer: Any, is_complete: Optional[IsComplete]) -> List[List[int]]:
         if streamer is not None:
             streamer.put(self.ids[:, : self.longest].cpu())
         logits = self.session.read(self.prompts)
@@ -86,7 +93,7 @@ class _Loop:
                 streamer.put(torch.tensor([token if row in active else self.pad for row, token in enumerate(chosen)]))
             for row in sorted(active):
                 rows[row].append(chosen[row])
-                if chosen[row] in stop_tokens or (is_complete is not None and is_complete(rows[row])):
+                if chosen[row] in stop_tokens or (is_complete is not None and is_complete(row, rows[row])):
                     active.discard(row)
             if not active:
                 break

@@ -1,21 +1,21 @@
 """Chooses the next tokens: transformers' own processors, so that the same seed gives the tokens of `generate`."""
 
 import copy
-from typing import Any, Dict
+from typing import Any, Dict, Union
 
 import torch
+from transformers import GenerationConfig, LogitsProcessorList
+
+Settings = Union[Dict[str, Any], GenerationConfig]
 
 
 class Sampler:
-    """`settings`: arguments of `generate`, such as do_sample, temperature, top_k, top_p, repetition_penalty; the rest
-    comes from the model's generation_config.
+    """`settings`: arguments of `generate`, such as do_sample, temperature, top_k, top_p, repetition_penalty, while the
+    rest comes from the model's generation_config; or a GenerationConfig, which holds everything.
     """
 
-    def __init__(self, causal_lm: Any, settings: Dict[str, Any], prompts: torch.Tensor) -> None:
-        from transformers import LogitsProcessorList
-
-        self.config = copy.deepcopy(causal_lm.generation_config)
-        self.config.update(**settings)
+    def __init__(self, causal_lm: Any, settings: Settings, prompts: torch.Tensor) -> None:
+        self.config = whole(settings, causal_lm.generation_config)
         self.processors = causal_lm._get_logits_processor(
             generation_config=self.config, input_ids_seq_length=prompts.shape[1], encoder_input_ids=prompts,
             prefix_allowed_tokens_fn=None, logits_processor=LogitsProcessorList(),
@@ -31,7 +31,16 @@ class Sampler:
         return torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
 
 
-def is_supported(settings: Dict[str, Any], config: Any) -> bool:
+def whole(settings: Settings, models: GenerationConfig) -> GenerationConfig:
+    """All settings; `models`: the model's own."""
+    if isinstance(settings, GenerationConfig):
+        return settings
+    config = copy.deepcopy(models)
+    config.update(**settings)
+    return config
+
+
+def is_supported(settings: Settings, models: GenerationConfig) -> bool:
     """Whether these are settings of greedy search or sampling, not of a search with beams."""
-    wanted = {name: settings.get(name, getattr(config, name, None)) for name in ("num_beams", "penalty_alpha")}
-    return wanted["num_beams"] in (None, 1) and not wanted["penalty_alpha"]
+    config = whole(settings, models)
+    return config.num_beams == 1 and not config.penalty_alpha

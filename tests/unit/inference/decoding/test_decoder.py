@@ -127,7 +127,7 @@ def test_logits_in_bf16():
 def test_a_row_ends_by_its_words_and_streams():
     model, prompt = make_model(), make_prompts(1)[0]
     whole = Decoder(model).generate([prompt], 10, [], PAD)[0]
-    assert Decoder(model).generate([prompt], 10, [], PAD, is_complete=lambda row: len(row) == 4) == [whole[:4]]
+    assert Decoder(model).generate([prompt], 10, [], PAD, is_complete=lambda _, row: len(row) == 4) == [whole[:4]]
 
     class Streamer(TextStreamer):
         def __init__(self):
@@ -170,3 +170,15 @@ def test_what_is_left_to_transformers():
 
 def test_capacities():
     assert [capacity_for(tokens, 2000) for tokens in (1, 256, 257, 1025)] == [256, 256, 512, 2000]
+
+
+def test_a_decoder_that_differs_is_not_used(monkeypatch):
+    model, prompts = make_model(lora=True), make_prompts(3)
+    assert Decoder(model).fault(prompts) == ""
+    wrong = Decoder(model)
+    layer = wrong.network.layers[1]
+    layer.w1, layer.w3 = layer.w3, layer.w1
+    assert "differ by" in wrong.fault(prompts)
+    broken = Decoder(model)
+    monkeypatch.setattr(broken.network.layers[0], "step", None)
+    assert broken.fault(prompts) == "TypeError: 'NoneType' object is not callable"
