@@ -157,11 +157,15 @@ def _two_values(words, place, there, KIND: tl.constexpr):
     """Two neighbouring values of x in fp32, read as one word: single ones would be read with a stride."""
     word = tl.load(words + place, mask=there, other=0)
     if KIND == "bf16":
-        return (word << 16).to(tl.float32, bitcast=True), (word & -65536).to(tl.float32, bitcast=True)
-    if KIND == "fp16":
-        low = (word & 65535).to(tl.int16).to(tl.float16, bitcast=True)
-        return low.to(tl.float32), (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return word.to(tl.int32).to(tl.float32, bitcast=True), (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        low = (word << 16).to(tl.float32, bitcast=True)
+        high = (word & -65536).to(tl.float32, bitcast=True)
+    elif KIND == "fp16":
+        low = (word & 65535).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        low = word.to(tl.int32).to(tl.float32, bitcast=True)
+        high = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    return low, high
 
 
 @triton.jit
