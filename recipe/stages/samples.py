@@ -11,6 +11,7 @@ from recipe.core.run import Run
 from recipe.core.stage import Stage, output_digest
 from recipe.inference import chat_model
 from recipe.inference.chat_model import ChatModel
+from recipe.inference.evaluate import FAST_STEP
 from recipe.inference.prompt import template
 from recipe.inference.terminal import SAMPLE_QUESTIONS, questions
 
@@ -21,7 +22,7 @@ def inputs(run: Run) -> Dict[str, Any]:
         "base": folder.fingerprint(folder.folder(run)),
         "questions": questions(run)[:SAMPLE_QUESTIONS],
         "system": run.settings.data.system,
-        "code": source(Path(__file__), Path(chat_model.__file__).parent),
+        "code": source(Path(__file__), Path(chat_model.__file__).parent, FAST_STEP),
     }
 
 
