@@ -155,7 +155,7 @@ class Measurement:
         if DEVICE == "cpu":
             say("kernels", nf4="needs a GPU")
             return
-        from bitsandbytes.functional import gemv_4bit
+        from bitsandbytes import matmul_4bit
 
         for name, (out, inner) in self._matrices().items():
             if name == "w3":
@@ -186,14 +186,15 @@ class Measurement:
                 found[str(rows)] = dict(
                     differ=apart(got, wanted), differ_lora=apart(with_lora, more), us=round(microseconds(work) / 4, 2)
                 )
-            with reporting(f"kernels: bitsandbytes, {name}"):
-                x = self.draw(1, inner)
+            for rows in (1, 3, 4, 8, 16):
+                x = self.draw(rows, inner)
 
                 def theirs() -> None:
                     for one in made:  # noqa: B023
-                        gemv_4bit(x, one.weight.data.t(), state=one.weight.quant_state)  # noqa: B023
+                        matmul_4bit(x, one.weight.data.t(), quant_state=one.weight.quant_state)  # noqa: B023
 
-                found["bitsandbytes_us"] = round(microseconds(theirs) / 4, 2)
+                with reporting(f"kernels: bitsandbytes, {name}"), torch.no_grad():
+                    found[f"bitsandbytes_{rows}_us"] = round(microseconds(theirs) / 4, 2)
             from recipe.inference.decoding import triton_kernels
 
             for warps in (1, 2, 4, 8):
@@ -241,6 +242,9 @@ class Measurement:
         model = self.build(part)
         say(part, built_seconds=round(now() - began, 1), memory_mib=peak_mib(), obstacle=obstacle(model))
         decoder = Decoder(model)
+        with reporting(part):
+            began = now()
+            say(part, fault=decoder.fault(self.prompts(self.batch)), seconds_to_check=round(now() - began, 2))
         for check in (self.agreement, self.greedy):
             with reporting(part):
                 check(part, model, decoder)
@@ -352,9 +356,14 @@ class Measurement:
             return round(len(prompts) * few / (now() - began), 1)
 
         say(part, sampled=rate(prompt, sampling))
-        with reporting(part):
-            decoder.generate(prompt * 8, 4, [])
-            say(part, eight_rows=rate(prompt * 8, None), recorded=self._has_graph(decoder))
+        for own in (True, False) if part == "nf4" else (True,):
+            operations.OWN_NF4 = own
+            decoder.sessions.clear()
+            for rows in (1, 3, 4, 8):
+                with reporting(part):
+                    say(part, own_nf4_kernel=own, rows=rows, tokens_per_second=rate(prompt * rows, None),
+                        recorded=self._has_graph(decoder))  # fmt: skip
+        operations.OWN_NF4 = True
         decoder.record = False
         decoder.sessions.clear()
         say(part, without_graph=rate(prompt, None))

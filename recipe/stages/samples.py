@@ -32,7 +32,8 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     answers = {}
     for name, place in (("base", folder.folder(run)), ("merged", run.merged)):
         model = ChatModel(place, template(run), tokenizer=load_tokenizer(run.settings, place))
-        answers[name] = [model.answer(run.settings.data.system, [], question) for question in asked]
+        prompts = [model.prompt(run.settings.data.system, [], question) for question in asked]
+        answers[name] = model.answer_batch(prompts, chat_model.MAX_NEW_TOKENS, len(prompts))
     samples = [
         {
             "question": question,

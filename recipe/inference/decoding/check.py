@@ -15,9 +15,7 @@ def find_fault(decoder: Any, prompts: List[List[int]]) -> str:
     tolerance = FP32_TOLERANCE if network.dtype == torch.float32 else HALF_TOLERANCE
     with torch.no_grad(), torch.autocast(network.device.type, enabled=False):
         try:
-            session = decoder.session(len(prompts), max(map(len, prompts)) + 1)
-            found = [session.read(prompts)]
-            found.append(session.step(torch.tensor([prompt[-1] for prompt in prompts], device=network.device)))
+            found = _logits(decoder, prompts)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # whatever it is, transformers may work
@@ -25,7 +23,15 @@ def find_fault(decoder: Any, prompts: List[List[int]]) -> str:
         for row, prompt in enumerate(prompts):
             ids = torch.tensor([prompt + prompt[-1:]], device=network.device)
             wanted = network.causal_lm(input_ids=ids, use_cache=False).logits[0, -2:].float()
-            difference = float((torch.stack([one[row] for one in found]) - wanted).norm() / wanted.norm())
+            difference = float((found[row] - wanted).norm() / wanted.norm())
             if not difference <= tolerance:  # NaN is a fault
                 return f"its logits differ by {100 * difference:.1f} % from those of transformers"
     return ""
+
+
+def _logits(decoder: Any, prompts: List[List[int]]) -> torch.Tensor:
+    """After each prompt, and after its last token once more: (rows, 2, vocabulary)."""
+    session = decoder.session(len(prompts), max(map(len, prompts)) + 1)
+    first = session.read(prompts)
+    again = torch.tensor([prompt[-1] for prompt in prompts], device=decoder.network.device)
+    return torch.stack([first, session.step(again)], dim=1)

@@ -38,10 +38,7 @@ class Network:
         if self.device.type != "cuda":
             return False
         weight = self.layers[0].wqkv.base.weight
-        if not nf4.is_quantized(weight):
-            return True
-        small = batch <= operations.MAX_NF4_ROWS and operations.multiplies_nf4(weight, self.device)
-        return small or not nf4.graph_obstacle(weight)
+        return not nf4.is_quantized(weight) or operations.can_record_nf4(weight, batch)
 
 
 def bare(model: Any) -> Any:

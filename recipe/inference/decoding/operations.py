@@ -12,7 +12,9 @@ from recipe.training.fast import kernels, nf4
 if nf4.HAS_KERNEL:
     from recipe.inference.decoding import triton_kernels
 
-MAX_NF4_ROWS = 4  # tokens that our 4-bit kernel multiplies at once
+OWN_NF4 = True  # whether to use our 4-bit kernel where it compiles
+MAX_NF4_ROWS = 4  # tokens that it multiplies at once
+MAX_FUSED_ROWS = 16  # up to so many bitsandbytes multiplies; for more the weight is dequantized
 Low = Tuple[torch.Tensor, torch.Tensor, float]  # x·Aᵀ, B and the scale of LoRA
 
 
@@ -70,12 +72,12 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positi
 
 def nf4_product(x: torch.Tensor, weight: Any, lora: Optional[Low]) -> torch.Tensor:
     """x (rows, in) times a 4-bit weight, transposed, plus what LoRA adds."""
-    if multiplies_nf4(weight, x.device) and x.shape[0] <= MAX_NF4_ROWS:
+    if x.shape[0] <= MAX_NF4_ROWS and multiplies_nf4(weight, x.device):
         return triton_kernels.nf4_product(x, weight, lora)
-    if x.shape[0] == 1 and x.is_cuda and not nf4.uses_own_kernel(weight):
-        from bitsandbytes.functional import gemv_4bit
+    if x.shape[0] <= MAX_FUSED_ROWS:
+        import bitsandbytes
 
-        out = gemv_4bit(x, weight.data.t(), state=weight.quant_state)
+        out = bitsandbytes.matmul_4bit(x, weight.data.t(), quant_state=weight.quant_state)
     else:
         out = F.linear(x, nf4.dequantize(weight, x.dtype))
     return out if lora is None else out.addmm_(lora[0], lora[1].t(), alpha=lora[2])
@@ -84,4 +86,16 @@ def nf4_product(x: torch.Tensor, weight: Any, lora: Optional[Low]) -> torch.Tens
 def multiplies_nf4(weight: Any, device: torch.device) -> bool:
     """Whether our kernel multiplies by this 4-bit weight."""
     rows_are_whole_blocks = weight.quant_state.shape[1] % nf4.SCALE_BLOCK == 0
-    return _compiles(device) and nf4.uses_own_kernel(weight) and rows_are_whole_blocks
+    return OWN_NF4 and _compiles(device) and nf4.uses_own_kernel(weight) and rows_are_whole_blocks
+
+
+def can_record_nf4(weight: Any, rows: int) -> bool:
+    """Whether `nf4_product` runs on the current stream, as a CUDA graph needs it.
+
+    bitsandbytes does from 0.44 on, and has a kernel for few rows of any 4-bit weight from 0.50 on.
+    """
+    import bitsandbytes  # noqa: F401
+
+    own = rows <= MAX_NF4_ROWS and multiplies_nf4(weight, weight.device)
+    fused = rows <= MAX_FUSED_ROWS and hasattr(torch.ops.bitsandbytes, "gemm_4bit")
+    return own or fused or not nf4.graph_obstacle(weight)
