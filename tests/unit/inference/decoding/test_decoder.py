@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import TextStreamer  # noqa: E402
 
 from recipe.inference.decoding import Decoder, obstacle  # noqa: E402
-from recipe.inference.decoding.session import capacity_for  # noqa: E402
+from recipe.inference.decoding.session import Session, capacity_for  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -192,3 +192,14 @@ def test_a_decoder_that_differs_is_not_used(monkeypatch):
     broken = Decoder(model)
     monkeypatch.setattr(broken.network.layers[0], "step", None)
     assert broken.fault(prompts) == "TypeError: 'NoneType' object is not callable"
+    assert not broken.record
+    unrecorded, compute = Decoder(model), Session._compute
+
+    def fails_where_recorded(session):
+        if unrecorded.record:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        compute(session)
+
+    monkeypatch.setattr(Session, "_compute", fails_where_recorded)
+    assert unrecorded.fault(prompts) == ""
+    assert not unrecorded.record
