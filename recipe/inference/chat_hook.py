@@ -8,6 +8,7 @@ from xtuner.engine.hooks import EvaluateChatHook
 
 from recipe.inference import decoding
 
+TAIL = 64  # tokens in which stop words are looked for: decoding all of them takes longer than generating the next
 ROWS = 4  # questions at a time: as many as are multiplied by 4-bit weights at once
 
 
@@ -68,5 +69,5 @@ class BatchChatHook(EvaluateChatHook):
 
     def _is_stopped(self, tokens: List[int]) -> bool:
         """Whether XTuner's stop words, or a request to stop training, end this answer."""
-        ids = torch.tensor([tokens])
+        ids = torch.tensor([tokens[-TAIL:]])
         return any(criterion(ids, None) for criterion in self.stop_criteria)
