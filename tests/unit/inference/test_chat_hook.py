@@ -53,24 +53,30 @@ def runner(place, tmp_path):
     )  # fmt: skip
 
 
-def make_hook(kind, place, greedy=True):
+def make_hook(kind, place, greedy=True, stop_words=()):
     hook = kind(
         dict(type=lambda: model_code.load_tokenizer(place)), QUESTIONS, system="教练", prompt_template=TEMPLATE,
-        every_n_iters=2, max_new_tokens=12, stop_words=[],
+        every_n_iters=2, max_new_tokens=12, stop_words=list(stop_words),
     )  # fmt: skip
     hook.decodes_on_cpu = True
     hook.gen_config.do_sample = not greedy
     return hook
 
 
+def answers(runner, hook):
+    runner.logged.clear()
+    hook._generate_samples(runner, save_eval_output=True)
+    return list(runner.logged), runner.file.read_text(encoding="utf-8")
+
+
 def test_greedy_answers_are_logged_as_xtuner_logs_them(runner, place):
-    found = []
-    for kind in (EvaluateChatHook, BatchChatHook):
-        runner.logged.clear()
-        make_hook(kind, place)._generate_samples(runner, save_eval_output=True)
-        found.append((list(runner.logged), runner.file.read_text(encoding="utf-8")))
-    assert found[0] == found[1]
-    assert len(found[0][0]) == len(QUESTIONS)
+    whole = answers(runner, make_hook(EvaluateChatHook, place))
+    assert whole == answers(runner, make_hook(BatchChatHook, place))
+    assert len(whole[0]) == len(QUESTIONS)
+    words = [text.strip()[-4:-2] for text in whole[0]]  # the answers' own
+    stopped = answers(runner, make_hook(EvaluateChatHook, place, stop_words=words))
+    assert stopped == answers(runner, make_hook(BatchChatHook, place, stop_words=words))
+    assert stopped != whole
 
 
 def test_training_goes_on_as_if_nothing_was_asked(runner, place):
