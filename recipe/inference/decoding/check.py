@@ -13,7 +13,7 @@ TOKENS = 256  # of each prompt that are compared
 
 
 def find_fault(decoder: Any, prompts: List[List[int]]) -> str:
-    """Why the decoder must not answer here, "" if its logits are the model's. It stops recording if that was the fault."""
+    """Why the decoder must not answer here; "" if its logits are the model's. Stops recording if that was the fault."""
     prompts = [prompt[-TOKENS:] for prompt in prompts]
     fault = _compare(decoder, prompts)
     if fault and decoder.record:
