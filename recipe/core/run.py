@@ -33,6 +33,7 @@ class Run:
     manifest: Dict[str, Any] = dataclasses.field(default_factory=dict)
     performed: List[str] = dataclasses.field(default_factory=list)  # stages that ran in this process
     status: Dict[str, Any] = dataclasses.field(default_factory=dict)  # what it is doing, see training/watch.py
+    source: Dict[str, str] = dataclasses.field(default_factory=dict)  # of a run named by a data file: data_source.py
     recipe_arguments: str = ""  # its recipe as the next command must name it, with --output if that was given
 
     @property
@@ -91,6 +92,11 @@ class Run:
         """The figures of `stage` in the manifest; {} if it has not run."""
         return self.manifest.get("stages", {}).get(stage, {}).get("figures", {})
 
+    @property
+    def questions(self) -> List[str]:
+        """The questions asked during training: the recipe's, or those that the config stage has drawn."""
+        return list(self.figures("config").get("questions", filter(None, self.settings.train.questions)))
+
     def open(self) -> FileLock:
         """Make the folder, lock it and read its manifest.
 
@@ -125,7 +131,7 @@ class Run:
         """The recipe and the overrides that give these settings, for a command in a message."""
         recipe = self.recipe_arguments or shlex.quote(self.name)
         try:
-            words = overrides.between(load(shlex.split(recipe)[0])[1], self.settings)
+            words = overrides.between(load(shlex.split(recipe)[0], output=self.output)[1], self.settings)
         except InputWrong:  # the recipe's file is gone
             words = []
         return " ".join([recipe, *map(shlex.quote, words)])

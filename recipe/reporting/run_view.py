@@ -14,7 +14,7 @@ from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong, RecipeError
 from recipe.core.files import relative_path
 from recipe.core.hashing import digest, key_of
-from recipe.core.recipe_files import find_recipe
+from recipe.core.recipe_files import find_recipe, find_run_folder
 from recipe.core.run import Run, is_locked, manifest_error
 from recipe.core.stage import Stage, is_current
 from recipe.stages import pipeline
@@ -39,13 +39,11 @@ class RunView(NamedTuple):
 
 
 def find_run(name: str, root: Path, output: Path) -> Run:
-    """Find a run by its recipe's name or file, or by its folder. Reads the folder without locking it.
+    """Find a run by its recipe's name or file, its data file, or its folder. Reads the folder without locking it.
 
     Raises InputWrong if there is no such run.
     """
-    folder = next((p for p in (Path(name), output / name) if (p / "run.json").is_file()), None)
-    if folder is None:
-        folder = output / (Path(name).stem if name.endswith(".toml") else name)
+    folder = find_run_folder(name, root, output)
     try:
         manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         recipe = settings.Settings.model_validate(manifest["settings"])
@@ -55,7 +53,7 @@ def find_run(name: str, root: Path, output: Path) -> Run:
         others = f" Existing runs: {', '.join(existing)}." if existing else ""
         makes = command_line(name) if name in ("demo", "reproduce") else f"{command_line('train')} {shlex.quote(name)}"
         try:
-            hint = f" {makes} creates it." if find_recipe(name) else ""
+            hint = f" {makes} creates it." if find_recipe(name, output=output) else ""
         except InputWrong:
             hint = ""
         raise InputWrong(f"There is no run {name!r}: no {relative_path(folder / 'run.json', root)}.{hint}{others}")
@@ -76,7 +74,7 @@ def read_run(run: Run, is_running: Optional[bool] = None) -> RunView:
         run = dataclasses.replace(run, manifest={**run.manifest, "stages": kept})
     trainer_folder = log.training_folder(run)
     steps = log.read_iterations(trainer_folder) if trainer_folder else {}
-    questions = run.settings.train.evaluation_inputs or [s["question"] for s in run.figures("chat").get("samples", [])]
+    questions = run.questions or [s["question"] for s in run.figures("chat").get("samples", [])]
     plan = _read_plan(run)
     return RunView(
         run=run,

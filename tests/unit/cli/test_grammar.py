@@ -86,7 +86,7 @@ def test_what_the_scripts_are_told(tmp_path):
 def test_a_run_is_named_although_its_recipe_is_being_edited(tmp_path):
     (tmp_path / "mine.toml").write_text("base = ", encoding="utf-8")
     for name in ("stop", "watch", "verify", "report", "web"):
-        assert grammar.check(name, [str(tmp_path / "mine.toml")]).recipe == str(tmp_path / "mine.toml")
+        assert grammar.check(name, [str(tmp_path / "mine.toml")]).name == str(tmp_path / "mine.toml")
     with pytest.raises(InputWrong, match="not valid TOML"):
         grammar.check("train", [str(tmp_path / "mine.toml")])
 
