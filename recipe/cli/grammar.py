@@ -21,6 +21,7 @@ from recipe.core.recipe_files import (
     find_recipe,
     line_of,
     read_values,
+    recipes,
     toml,
 )
 from recipe.core.suggestions import did_you_mean
@@ -214,6 +215,7 @@ def names(known: Dict[str, Any]) -> List[str]:
 def overview(known: Dict[str, Any]) -> str:
     """All commands, grouped."""
     lines = [f"Usage: {program()} COMMAND [RECIPE] [KEY=VALUE]…", ""]
+    lines += [f"RECIPE: {', '.join(recipes())}, a file mine.toml, or your data: data/mine.xlsx, a folder of files.", ""]
     groups: Dict[str, List[Dict[str, Any]]] = {}
     for command in known["commands"].values():
         groups.setdefault(command["group"], []).append(command)

@@ -36,6 +36,8 @@ def load(typed: Invocation, verify: bool = False, name: str = "") -> Any:
         run.source = {"data": recipe.data}
         if any(word.startswith("data.system=") for word in typed.overrides):
             run.source["system"] = chosen.data.system
+            if typed.command in grammar.PROMPTED:  # it is remembered: the next command need not repeat it
+                typed.overrides[:] = [word for word in typed.overrides if not word.startswith("data.system=")]
     wanted = os.environ.get("RECIPE_FETCH")
     if wanted in FETCHES:
         FETCHES[wanted](run)
