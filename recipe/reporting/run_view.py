@@ -48,6 +48,8 @@ def find_run(name: str, root: Path, output: Path) -> Run:
         manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         recipe = settings.Settings.model_validate(manifest["settings"])
         assert all("figures" in entry for entry in manifest["stages"].values())
+        place = folder.resolve()
+        return of_training(Run(name=place.name, settings=recipe, root=root, output=place.parent, manifest=manifest))
     except OSError:
         existing = sorted(path.parent.name for path in output.glob("*/run.json"))
         others = f" Existing runs: {', '.join(existing)}." if existing else ""
@@ -59,8 +61,17 @@ def find_run(name: str, root: Path, output: Path) -> Run:
         raise InputWrong(f"There is no run {name!r}: no {relative_path(folder / 'run.json', root)}.{hint}{others}")
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, ValidationError) as error:
         raise manifest_error(relative_path(folder / "run.json", root), error)
-    folder = folder.resolve()
-    return Run(name=folder.name, settings=recipe, root=root, output=folder.parent, manifest=manifest)
+
+
+def of_training(run: Run) -> Run:
+    """The run with the settings and stages of its finished training, unless a training with others has begun since."""
+    found = run.of_training()
+    if "config" in found.manifest.get("later", {}):
+        unfinished = {name: entry for name, entry in run.manifest["stages"].items() if name != "train"}
+        begun = log.training_folder(dataclasses.replace(run, manifest={**run.manifest, "stages": unfinished}))
+        if begun and begun != log.training_folder(found):
+            return run
+    return found
 
 
 def read_run(run: Run, is_running: Optional[bool] = None) -> RunView:
@@ -68,6 +79,7 @@ def read_run(run: Run, is_running: Optional[bool] = None) -> RunView:
 
     Drops stages from the manifest whose results belong to other settings or data.
     """
+    run = of_training(run)
     left_out = stale_stages(run)
     if left_out:
         kept = {name: entry for name, entry in run.manifest["stages"].items() if name not in left_out}

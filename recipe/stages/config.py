@@ -45,7 +45,7 @@ def inputs(run: Run) -> Dict[str, Any]:
 
 
 def _drawn(run: Run) -> List[str]:
-    """The questions of a recipe that only gives their number: held-out ones, or trained ones where nothing is held out."""
+    """The questions of a recipe that only gives their number: held-out ones, else trained ones."""
     count = run.settings.train.evaluation_inputs
     return first_questions((run.eval_dataset, run.dataset), count) if isinstance(count, int) else []
 
