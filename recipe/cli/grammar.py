@@ -121,7 +121,9 @@ def quoting_hint(words: Sequence[str], arguments: Sequence[str]) -> str:
     for number, word in enumerate(words):
         key, _, value = word.partition("=")
         if key in ("system", "data.system"):
-            following = itertools.takewhile(lambda one: one in arguments and not os.path.exists(one), words[number + 1 :])
+            following = itertools.takewhile(
+                lambda one: one in arguments and not os.path.exists(one), words[number + 1 :]
+            )
             text = " ".join([value, *following])
             if text != value:
                 return f' Put a text with blanks in quotes: {key}="{text}"'

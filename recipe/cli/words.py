@@ -26,9 +26,9 @@ QUOTED_PATH = re.compile(r"""(["'])((?:/|\.\./)[^"'\n]*)\1""")
 def facts(command: str, words: Sequence[str]) -> List[Tuple[str, str]]:
     """(name, value) pairs of a command line; `reads` and `writes` may repeat. Raises InputWrong.
 
-    command, recipe (its run's name), output; values: the recipe's settings as JSON, where this Python reads TOML; writes: folders that
-    the command writes to; reads: paths outside the clone that it may read; host, port: of the web page; detach, json:
-    the option is given.
+    command, recipe (its run's name), output; values: the recipe's settings as JSON, where this Python reads TOML;
+    writes: folders that the command writes to; reads: paths outside the clone that it may read; host, port: of the web
+    page; detach, json: the option is given.
     """
     checked = grammar.check(command, words, ROOT)
     options = checked.words.options

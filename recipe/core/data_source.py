@@ -38,16 +38,19 @@ def relative(word: str, root: Path) -> str:
 
 def run_name(data: str, root: Path) -> str:
     """The name of the run of `data`: the file's without its ending, or the folder's. Raises InputWrong."""
-    path = root / data
-    name = path.name if path.is_dir() else path.stem
-    if not name or name == os.pardir or path.resolve() == root.resolve():
-        raise InputWrong(f"{data or '.'} gives a run no name. Name a data file, or a folder that holds only data files.")
+    path = os.path.join(str(root), data)
+    name = os.path.basename(path)
+    name = name if os.path.isdir(path) else os.path.splitext(name)[0]
+    if name in ("", os.curdir, os.pardir) or os.path.realpath(path) == os.path.realpath(str(root)):
+        raise InputWrong(
+            f"{data or '.'} gives a run no name. Name a data file, or a folder that holds only data files."
+        )
     if name.startswith((".", "~$")) or any(ord(sign) < 32 or 0xD800 <= ord(sign) <= 0xDFFF for sign in data):
         raise InputWrong(
             f"{data!r}: the run's folder is named after the file. Rename it: in UTF-8, without control characters, and "
             "not beginning with a dot or ~$ (Excel's lock file)."
         )
-    if (path / "run.json").is_file():
+    if os.path.isfile(os.path.join(path, "run.json")):
         raise InputWrong(f"{data} is a run's folder, not data. Name the recipe or the data file that it belongs to.")
     return name
 
@@ -61,7 +64,8 @@ def missing(word: str, root: Path) -> InputWrong:
     except OSError:
         return InputWrong(f"There is no data file {word}, and no folder {shown}.")
     others = [name for name in names if not name.endswith(".md")][:5]
-    listing = f" {shown} holds: {', '.join(others)}." if others else ""
+    place = "The clone" if shown == os.curdir else shown
+    listing = f" {place} holds: {', '.join(others)}." if others else ""
     return InputWrong(f"There is no data file {word}.{listing} Put it there, or name yours: data/mine.xlsx")
 
 
@@ -127,7 +131,7 @@ def ask_system(folder: Path, data: str, given: List[str]) -> None:
     """
     is_given = any(word.startswith("data.system=") for word in given)
     if is_given or "system" in read(folder) or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return
+        return None
     print(
         f"Who is the model to be? Its system prompt for {data}, used in training, evaluation and chat.\n"
         f"For example: {EXAMPLES[False]} (or: {EXAMPLES[True]})\nEnter alone: none.",

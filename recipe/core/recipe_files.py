@@ -98,8 +98,8 @@ def _of_data(word: str, root: Path, default: str, output: Path) -> Recipe:
         )
     if os.path.isfile(root / f"{name}.toml"):
         raise InputWrong(
-            f"{word} would be the run {name!r}, which is the recipe file {name}.toml's. Name that file, or rename one of "
-            "the two."
+            f"{word} would be the run {name!r}, which is the recipe file {name}.toml's. Name that file, or rename one "
+            "of the two."
         )
     return Recipe(RECIPES / f"{default}.toml", name, data)
 

@@ -35,7 +35,7 @@ def conversations(path: Path) -> Iterator[List[Dict[str, str]]]:
 
 
 def first_questions(paths: Iterable[Path], count: int) -> List[str]:
-    """The first questions of the first conversations, `count` at most and each once; of plain texts their beginnings."""
+    """The first questions of conversations, `count` at most and each once; of plain texts their beginnings."""
     found: Dict[str, None] = {}
     for path in paths:
         for conversation in conversations(path):
