@@ -168,7 +168,7 @@ class Run:
         except (ValidationError, KeyError, TypeError) as error:
             raise manifest_error(self.relative(self.folder / "run.json"), error)
 
-    def of_training(self) -> "Run":
+    def as_trained(self) -> "Run":
         """This run as its finished training left it. Stages that data, plan or config have made with other settings
         since are in manifest["later"].
         """

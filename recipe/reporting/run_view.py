@@ -49,7 +49,7 @@ def find_run(name: str, root: Path, output: Path) -> Run:
         recipe = settings.Settings.model_validate(manifest["settings"])
         assert all("figures" in entry for entry in manifest["stages"].values())
         place = folder.resolve()
-        return of_training(Run(name=place.name, settings=recipe, root=root, output=place.parent, manifest=manifest))
+        return as_trained(Run(name=place.name, settings=recipe, root=root, output=place.parent, manifest=manifest))
     except OSError:
         existing = sorted(path.parent.name for path in output.glob("*/run.json"))
         others = f" Existing runs: {', '.join(existing)}." if existing else ""
@@ -63,9 +63,9 @@ def find_run(name: str, root: Path, output: Path) -> Run:
         raise manifest_error(relative_path(folder / "run.json", root), error)
 
 
-def of_training(run: Run) -> Run:
+def as_trained(run: Run) -> Run:
     """The run with the settings and stages of its finished training, unless a training with others has begun since."""
-    found = run.of_training()
+    found = run.as_trained()
     if "config" in found.manifest.get("later", {}):
         unfinished = {name: entry for name, entry in run.manifest["stages"].items() if name != "train"}
         begun = log.training_folder(dataclasses.replace(run, manifest={**run.manifest, "stages": unfinished}))
@@ -79,7 +79,7 @@ def read_run(run: Run, is_running: Optional[bool] = None) -> RunView:
 
     Drops stages from the manifest whose results belong to other settings or data.
     """
-    run = of_training(run)
+    run = as_trained(run)
     left_out = stale_stages(run)
     if left_out:
         kept = {name: entry for name, entry in run.manifest["stages"].items() if name not in left_out}

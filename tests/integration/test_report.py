@@ -85,10 +85,12 @@ def undrawn(monkeypatch):
 
 
 def change(folder, how):
-    """Change run.json by a function."""
+    """Change run.json by a function. A training of other settings is recorded with these."""
     path = folder / "run.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     how(found)
+    if "trained" in found:
+        found["trained"]["settings"] = found["settings"]
     path.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
     return found
 
