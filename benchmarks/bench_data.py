@@ -99,7 +99,7 @@ def convert(path, folder):
             "-m",
             "recipe",
             "data",
-            "demo",
+            "tiny",
             f'data.files=["{path}"]',
             "data.system=教练",
             "data.eval_share=0",
@@ -107,8 +107,8 @@ def convert(path, folder):
             out,
         ]
     )
-    entry = json.loads((out / "demo" / "run.json").read_text(encoding="utf-8"))["stages"]["data"]
-    return took, entry, out / "demo" / "dataset.jsonl"
+    entry = json.loads((out / "tiny" / "run.json").read_text(encoding="utf-8"))["stages"]["data"]
+    return took, entry, out / "tiny" / "dataset.jsonl"
 
 
 def main(rows=100_000, times=3):

@@ -57,9 +57,9 @@ class Machine:
         self.more = {"NODE_RANK": str(rank), "MASTER_ADDR": address, "GLOO_SOCKET_IFNAME": device}
 
     def start(self, output: Path, *words: str, name: str = "log") -> "subprocess.Popen[bytes]":
-        """`recipe train demo` into `output`; what it says comes into its file `name`."""
+        """`recipe train tiny` into `output`; what it says comes into its file `name`."""
         output.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "recipe", "train", "demo", *WORDS, *words, "--output", str(output)]
+        command = [sys.executable, "-m", "recipe", "train", "tiny", *WORDS, *words, "--output", str(output)]
         with (output / name).open("wb") as log:
             return subprocess.Popen(
                 [*self.inside, *command], cwd=str(ROOT), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
@@ -100,7 +100,7 @@ def machines() -> Iterator[List[Machine]]:
 
 def iterations(output: Path) -> List[int]:
     """Of the checkpoints that are there."""
-    return sorted(int(path.stem.split("_")[1]) for path in output.glob("demo/checkpoints/*/iter_*"))
+    return sorted(int(path.stem.split("_")[1]) for path in output.glob("tiny/checkpoints/*/iter_*"))
 
 
 def until(done: Any, child: "subprocess.Popen[bytes]", seconds: float = 300) -> None:
@@ -121,7 +121,7 @@ def finished(child: "subprocess.Popen[bytes]", output: Path) -> str:
 
 
 def adapter(output: Path) -> Path:
-    return output / "demo" / "adapter" / "adapter_model.safetensors"
+    return output / "tiny" / "adapter" / "adapter_model.safetensors"
 
 
 def family(pid: int) -> List[int]:
@@ -198,7 +198,7 @@ def fixed(output: Path, overrides: Sequence[str]) -> None:
     from recipe.stages import pipeline, train
 
     words = [word for word in overrides if word != "--force"]
-    made = Run("demo", settings.load("demo", words)[1], ROOT, output, force=True)
+    made = Run("tiny", settings.load("tiny", words)[1], ROOT, output, force=True)
     with made.open():
         pipeline.run_stages(made, "config", pipeline.ORDER[:5])
         text = made.config.read_text(encoding="utf-8")
@@ -212,7 +212,7 @@ def _tensors(output: Path) -> Dict[str, Any]:
     from recipe.training import checkpoints
     from recipe.weights import checkpoint_reader
 
-    checkpoint = checkpoints.last_checkpoint(next(output.glob("demo/checkpoints/*")))
+    checkpoint = checkpoints.last_checkpoint(next(output.glob("tiny/checkpoints/*")))
     assert checkpoint
     return checkpoint_reader.lora_tensors(checkpoint)
 

@@ -23,7 +23,7 @@ WORDS = ("train.max_epochs=2", "train.save_steps=1", "train.evaluation_freq=0.5"
 
 
 def start(output: Path, words: Sequence[str]) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "recipe", "train", "demo", *WORDS, *words, "--output", str(output)]
+    command = [sys.executable, "-m", "recipe", "train", "tiny", *WORDS, *words, "--output", str(output)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     log = (output / "log").open("ab")
     with log:
@@ -34,12 +34,12 @@ def finish(output: Path, words: Sequence[str]) -> str:
     """Run to the end; sha256 of the adapter's weights."""
     code = start(output, words).wait()
     assert code == 0, (output / "log").read_text(encoding="utf-8", errors="replace")[-3000:]
-    return hashlib.sha256((output / "demo" / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((output / "tiny" / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 def iterations(output: Path) -> List[int]:
     """Of the checkpoints that are there."""
-    return sorted(int(p.stem.split("_")[1]) for p in output.glob("demo/checkpoints/*/iter_*"))
+    return sorted(int(p.stem.split("_")[1]) for p in output.glob("tiny/checkpoints/*/iter_*"))
 
 
 def interrupt(output: Path, words: Sequence[str], draw: random.Random, moment: str) -> int:
@@ -50,7 +50,7 @@ def interrupt(output: Path, words: Sequence[str], draw: random.Random, moment: s
     while max(iterations(output), default=0) <= before and child.poll() is None and time.time() < until:
         time.sleep(0.005)
     time.sleep(draw.random() * 3)
-    while moment == "writing" and child.poll() is None and not list(output.glob("demo/checkpoints/*/.iter_*.part")):
+    while moment == "writing" and child.poll() is None and not list(output.glob("tiny/checkpoints/*/.iter_*.part")):
         pass
     child.send_signal(signal.SIGTERM if moment == "SIGTERM" else signal.SIGKILL)
     code = child.wait()

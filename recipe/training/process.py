@@ -78,9 +78,9 @@ def environment(run: Run) -> Dict[str, str]:
         threads = max(1, (os.cpu_count() or 1) // run.settings.gpus)
         return {"OMP_NUM_THREADS": str(threads), **os.environ, **own}
     if step_choice.deepspeed(run.settings) and "RANK" not in os.environ:
-        # What torchrun would set. Without it DeepSpeed asks MPI, which fails without a network.
-        port = str(distributed.free_port())
-        own.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        # What torchrun would set. Without it DeepSpeed asks MPI, which fails without a network. Port 0 is whichever is
+        # free when PyTorch takes it: one chosen here could be taken by another trainer until then.
+        own.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     return {**os.environ, **own}
 
 

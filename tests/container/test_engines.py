@@ -166,9 +166,9 @@ def test_the_doctor_and_the_chooser_agree(machine, situation):
 
 def test_a_demo_is_told_how_to_run_without_the_gpu_that_its_engine_lacks(machine):
     machine.has(**CARD, docker=docker())
-    told(machine.doctor("demo", RUNTIME="docker")[0]["docker gpu"], "stop", "GPUS=none, as demo needs no GPU")
-    assert "docker gpu" not in machine.doctor("demo")[0]  # it runs on the host
-    assert "docker gpu" not in machine.doctor("demo", RUNTIME="docker", GPUS="none")[0]
+    told(machine.doctor("tiny", RUNTIME="docker")[0]["docker gpu"], "stop", "GPUS=none, as tiny needs no GPU")
+    assert "docker gpu" not in machine.doctor("tiny")[0]  # it runs on the host
+    assert "docker gpu" not in machine.doctor("tiny", RUNTIME="docker", GPUS="none")[0]
 
 
 def test_a_clone_that_dockers_daemon_cannot_reach(machine, tmp_path):
@@ -282,7 +282,7 @@ def called(tmp_path):
 
 
 def test_the_users_groups_go_along(called):
-    plan = ("run", "plan", "demo")
+    plan = ("run", "plan", "tiny")
     added = "\n--group-add\n4712\n--group-add\n4713\n"
     kept = "\n--annotation\nrun.oci.keep_original_groups=1\n"  # what podman makes of `--group-add keep-groups`
     said = called("docker/runtime/docker", *plan)
@@ -312,18 +312,18 @@ def test_a_proxy_of_this_machines_own_is_reached_while_fetching_alone(called, en
         ("http://127.0.0.1.example:7890", False),
         ("http://localhost:x@proxy:1", False),
     ):
-        said = called(f"docker/runtime/{engine}", "run", "model", "demo", RECIPE_FETCH="yes", https_proxy=address)
+        said = called(f"docker/runtime/{engine}", "run", "model", "tiny", RECIPE_FETCH="yes", https_proxy=address)
         assert ("\n--network\nhost\n" in said) is is_own, address
     own = {"https_proxy": "http://127.0.0.1:7890"}
     assert "\n--network\nhost\n" in called(
         f"docker/runtime/{engine}", "run", "model", RECIPE_FETCH="yes", HF_ENDPOINT="localhost:1"
     )
-    web = called(f"docker/runtime/{engine}", "run", "web", "demo", "port=8765", RECIPE_FETCH="model", **own)
+    web = called(f"docker/runtime/{engine}", "run", "web", "tiny", "port=8765", RECIPE_FETCH="model", **own)
     assert "\n--network\nhost\n" in web
     assert "--publish" not in web
     for stage in ("train", "chat"):
-        assert "\n--network\nnone\n" in called(f"docker/runtime/{engine}", "run", stage, "demo", **own)
-    assert "--network" not in called(f"docker/runtime/{engine}", "run", "web", "demo", "port=8765", **own)
+        assert "\n--network\nnone\n" in called(f"docker/runtime/{engine}", "run", stage, "tiny", **own)
+    assert "--network" not in called(f"docker/runtime/{engine}", "run", "web", "tiny", "port=8765", **own)
     manifest = {"RUNTIME": engine}
     assert "\n--network\nhost\n" in called("docker/image", "build", "bare", **manifest, **own)
     assert "--network" not in called("docker/image", "build", "bare", no_proxy="localhost", **manifest)
@@ -347,16 +347,16 @@ def test_a_proxy_that_docker_cannot_reach_is_told_before_anything_is_built(machi
 
 def test_apptainers_temporary_files_have_a_disk(called, tmp_path):
     """Its own /tmp lies in memory, with room for 64 MiB."""
-    said = called("docker/runtime/apptainer", "run", "plan", "demo")
+    said = called("docker/runtime/apptainer", "run", "plan", "tiny")
     work = said.split("\n--workdir\n")[1].split("\n")[0]
     assert work.startswith(f"{tmp_path}/cache/apptainer-work/4711-{os.uname().nodename}/")  # the stand-in `id`
     assert os.path.isdir(work)
     (tmp_path / "cache/apptainer-work/elsewhere/1").mkdir(parents=True)
-    again = called("docker/runtime/apptainer", "run", "plan", "demo").split("\n--workdir\n")[1].split("\n")[0]
+    again = called("docker/runtime/apptainer", "run", "plan", "tiny").split("\n--workdir\n")[1].split("\n")[0]
     assert os.path.isdir(again)
     assert os.path.isdir(work)  # another PID namespace's runs cannot be told from ended ones
     os.utime(work, (0, 0))
-    called("docker/runtime/apptainer", "run", "plan", "demo")
+    called("docker/runtime/apptainer", "run", "plan", "tiny")
     assert not os.path.exists(work)
     assert (tmp_path / "cache/apptainer-work/elsewhere/1").is_dir()  # another machine's
 
@@ -367,7 +367,7 @@ def test_a_setpriv_that_knows_no_death_signal(called, said):
     program = called.folder / "setpriv"
     program.write_text(f'#!/bin/sh\ncase $1 in --pdeathsig) echo "{said}" >&2; exit 1 ;; esac\nexec "$@"\n')
     program.chmod(0o755)
-    assert "\nplan\ndemo\n" in called("docker/runtime/run", "plan", "demo", RUNTIME="docker")
+    assert "\nplan\ntiny\n" in called("docker/runtime/run", "plan", "tiny", RUNTIME="docker")
 
 
 def test_several_gpus_want_shared_memory(machine, monkeypatch):

@@ -301,7 +301,7 @@ def test_the_whole_pipeline_inside(bare, clone):
     Once ended by Ctrl-C, as a terminal does it: no container stays, and the same command goes on, detached. Its
     terminal is closed, and another container watches it to the end.
     """
-    words = [clone / "docker/runtime/run", "demo", "--force", "train.max_epochs=2"]
+    words = [clone / "docker/runtime/run", "demo", "tiny", "--force", "train.max_epochs=2"]
     said = stopped(words, bare, clone, signal.SIGINT, os.killpg, r"training [2-5]\d/66")
     assert "not here yet: fetching it" in said
     assert_no_container(["podman", "ps", "--all", "--quiet"], env=bare)
@@ -309,15 +309,15 @@ def test_the_whole_pipeline_inside(bare, clone):
     assert "you can close this terminal" in read_until(end, "code ")
     os.close(end)
     os.waitpid(child, 0)
-    followed = run([clone / "docker/runtime/run", "watch", "demo"], env=bare)
+    followed = run([clone / "docker/runtime/run", "watch", "tiny"], env=bare)
     assert followed.returncode == 0, followed.stdout + followed.stderr
     assert "exit code 0: done" in followed.stdout
-    manifest = json.loads((clone / "output/demo/run.json").read_text(encoding="utf-8"))
+    manifest = json.loads((clone / "output/tiny/run.json").read_text(encoding="utf-8"))
     assert manifest["stages"]["train"]["figures"]["resumed_from"] > 0
     assert set(manifest["stages"]) == {"data", "plan", "config", "model", "train", "adapter", "merge", "chat", "eval"}
     identity = ok(["podman", "image", "inspect", "--format", "{{.Id}}", bare["RECIPE_IMAGE"]], env=bare).strip()
     assert manifest["host"]["image"] == identity
-    again = run([clone / "docker/runtime/run", "chat", "demo", "你好"], env=bare)
+    again = run([clone / "docker/runtime/run", "chat", "tiny", "你好"], env=bare)
     assert again.returncode == 0, again.stderr
     assert again.stdout.strip(), again.stderr
 
@@ -342,25 +342,25 @@ def test_files_that_are_named_are_seen_wherever_they_lie(bare, clone, tmp_path):
     plain = tmp_path / "a b.csv"
     shutil.copy(str(book), str(plain))
     for override in (f"data.files={book}", f"data.files={plain}", f'data.files=["{plain}", "data/workplace.xlsx"]'):
-        done = run([clone / "docker/runtime/run", "data", "demo", override, "--output", folder / "out"], env=bare)
+        done = run([clone / "docker/runtime/run", "data", "tiny", override, "--output", folder / "out"], env=bare)
         assert done.returncode == 0, done.stderr
-        assert (folder / "out/demo/dataset.jsonl").is_file()
+        assert (folder / "out/tiny/dataset.jsonl").is_file()
         shutil.rmtree(str(folder / "out"))
     for word in (book, plain):  # in place of a recipe
         done = run([clone / "docker/runtime/run", "data", word, "--output", folder / "out"], env=bare)
         assert done.returncode == 0, done.stderr
         assert (folder / "out" / word.stem / "dataset.jsonl").is_file()
     recipe = tmp_path / "mine.toml"
-    text = (clone / "recipe/demo.toml").read_text(encoding="utf-8")
+    text = (clone / "recipe/tiny.toml").read_text(encoding="utf-8")
     recipe.write_text(re.sub(r"(?m)^files = .*", f'files = ["{plain}"]', text), encoding="utf-8")
     assert run([clone / "docker/runtime/run", "data", recipe], env=bare).returncode == 0
     (clone / "data/link.csv").symlink_to(plain)
     assert run([clone / "docker/runtime/run", "data", "data/link.csv"], env=bare).returncode == 0
-    assert run([clone / "docker/runtime/run", "data", "demo", "data.files=data/link.csv"], env=bare).returncode == 0
+    assert run([clone / "docker/runtime/run", "data", "tiny", "data.files=data/link.csv"], env=bare).returncode == 0
     relative = os.path.relpath(str(plain), str(clone))
-    assert run([clone / "docker/runtime/run", "data", "demo", f"data.files={relative}"], env=bare).returncode == 0
+    assert run([clone / "docker/runtime/run", "data", "tiny", f"data.files={relative}"], env=bare).returncode == 0
     assert run([clone / "docker/runtime/run", "data", f"--recipe={recipe}"], env=bare).returncode == 0
-    gone = run([clone / "docker/runtime/run", "data", "demo", f"data.files={tmp_path}/none.csv"], env=bare)
+    gone = run([clone / "docker/runtime/run", "data", "tiny", f"data.files={tmp_path}/none.csv"], env=bare)
     assert gone.returncode == 2
     assert "no workbook" in gone.stderr
 
@@ -370,13 +370,13 @@ def test_what_is_written_may_lie_behind_links(bare, clone, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     elsewhere = {**bare, "RECIPE_CACHE": str(tmp_path / "link" / "cache")}
-    plan = ["plan", "demo", "--output", tmp_path / "link/out", "--png", tmp_path / "link/out/curve.png"]
-    for words, env in ((["data", "demo"], elsewhere), (plan, bare), (plan, bare)):
+    plan = ["plan", "tiny", "--output", tmp_path / "link/out", "--png", tmp_path / "link/out/curve.png"]
+    for words, env in ((["data", "tiny"], elsewhere), (plan, bare), (plan, bare)):
         done = run([clone / "docker/runtime/run", *words], env=env)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "disk/cache/home").is_dir()
     assert (tmp_path / "disk/out/curve.png").stat().st_size
-    refused = run([clone / "docker/runtime/run", "plan", "demo", "--png", "curve.png"], env=bare)
+    refused = run([clone / "docker/runtime/run", "plan", "tiny", "--png", "curve.png"], env=bare)
     assert refused.returncode == 3
     assert "output/" in refused.stderr
 
@@ -384,7 +384,7 @@ def test_what_is_written_may_lie_behind_links(bare, clone, tmp_path):
 def test_a_model_of_links_is_seen(bare, clone, tmp_path):
     """As Hugging Face's cache holds one: a folder of links to files elsewhere."""
     made = json.loads(
-        ok([clone / "docker/runtime/run", "model", "demo"], env=bare) and (clone / "output/demo/run.json").read_text()
+        ok([clone / "docker/runtime/run", "model", "tiny"], env=bare) and (clone / "output/tiny/run.json").read_text()
     )
     real = clone / made["stages"]["model"]["figures"]["folder"]
     snapshot, blobs = tmp_path / "snapshots/abc", tmp_path / "blobs"
@@ -393,7 +393,7 @@ def test_a_model_of_links_is_seen(bare, clone, tmp_path):
     for file in (file for file in real.iterdir() if file.is_file()):
         shutil.copy(str(file), str(blobs / file.name))
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
-    done = run([clone / "docker/runtime/run", "model", "demo", f"model.path={snapshot}"], env=bare)
+    done = run([clone / "docker/runtime/run", "model", "tiny", f"model.path={snapshot}"], env=bare)
     assert done.returncode == 0, done.stderr
 
 
@@ -402,10 +402,10 @@ def test_an_engine_that_does_not_answer(clone, tmp_path):
     stub.write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon' >&2; exit 1\n")
     stub.chmod(0o755)
     env = {"RUNTIME": "docker", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "RECIPE_CACHE": ""}
-    done = run([clone / "docker/runtime/run", "data", "demo"], env=env)
+    done = run([clone / "docker/runtime/run", "data", "tiny"], env=env)
     assert done.returncode == 3
     assert "docker does not answer" in done.stderr
-    wrong = run([clone / "docker/runtime/run", "data", "demo"], env={**env, "GPUS": "0"})
+    wrong = run([clone / "docker/runtime/run", "data", "tiny"], env={**env, "GPUS": "0"})
     assert wrong.returncode == 3
     assert "GPUS=0 is not known" in wrong.stderr
 
@@ -429,7 +429,7 @@ def test_a_model_folder_behind_a_link_is_found(bare, clone, tmp_path):
     shutil.rmtree(str(clone / "models"), ignore_errors=True)
     (tmp_path / "big disk").mkdir()
     (clone / "models").symlink_to(tmp_path / "big disk")
-    done = run([clone / "docker/runtime/run", "model", "demo"], env=bare)
+    done = run([clone / "docker/runtime/run", "model", "tiny"], env=bare)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "big disk").glob("tiny-*"))
     (clone / "models").unlink()
@@ -448,7 +448,7 @@ def test_a_signal_ends_it_and_leaves_no_container(engine, sign, whom, clone, lon
     words = [
         clone / "docker/runtime/run",
         "plan",
-        "demo",
+        "tiny",
         f"data.files={long}",
         "--output",
         f"output/{engine}-{sign.name}",
@@ -461,7 +461,7 @@ def test_podmans_gpu_comes_by_cdi(bare, clone, tmp_path):
     spec = Path("/etc/cdi/recipe-test.json")
     if list(spec.parent.glob("*")):
         pytest.skip("this machine has CDI specifications of its own")
-    lacking = run([clone / "docker/runtime/run", "data", "demo"], env={**bare, "GPUS": "all"})
+    lacking = run([clone / "docker/runtime/run", "data", "tiny"], env={**bare, "GPUS": "all"})
     assert lacking.returncode == 126
     assert "unresolvable CDI devices" in lacking.stderr
     tool = tmp_path / "nvidia-smi"
@@ -483,17 +483,17 @@ def test_podmans_gpu_comes_by_cdi(bare, clone, tmp_path):
         with_gids = [{"name": "all", "containerEdits": {"mounts": [mount], "additionalGids": [44]}}]
         spec.write_text(json.dumps({"cdiVersion": "0.7.0", "kind": "nvidia.com/gpu", "devices": with_gids}))
         examined = run([clone / "docker/runtime/choose", "--verdicts"], env={**bare, "DOCTOR_ROOT": str(driver)})
-        refused = run([clone / "docker/runtime/run", "data", "demo"], env={**bare, "GPUS": "all"})
+        refused = run([clone / "docker/runtime/run", "data", "tiny"], env={**bare, "GPUS": "all"})
         assert ("unresolvable CDI devices" in refused.stderr) is ("engine\tpodman\tgids\t" in examined.stdout)
         spec.write_text(json.dumps({"cdiVersion": "0.4.0", "kind": "nvidia.com/gpu", "devices": devices}))
         done = run(
-            [clone / "docker/runtime/run", "data", "demo", "--output", "output/gpu"], env={**bare, "GPUS": "all"}
+            [clone / "docker/runtime/run", "data", "tiny", "--output", "output/gpu"], env={**bare, "GPUS": "all"}
         )
         assert done.returncode == 0, done.stderr
     finally:
         spec.unlink()
         was_there or spec.parent.rmdir()
-    manifest = json.loads((clone / "output/gpu/demo/run.json").read_text(encoding="utf-8"))
+    manifest = json.loads((clone / "output/gpu/tiny/run.json").read_text(encoding="utf-8"))
     assert manifest["host"]["gpus"][0]["name"] == "NVIDIA GeForce RTX 3090"
 
 
@@ -501,11 +501,11 @@ def test_docker_runs_the_same(dockerd, clone):
     """With `--gpus all` through a stub of NVIDIA's hook, and what docker says without it."""
     variables, with_hook = dockerd
     env = built(variables)
-    lacking = run([clone / "docker/runtime/run", "data", "demo"], env={**env, "GPUS": "all"})
+    lacking = run([clone / "docker/runtime/run", "data", "tiny"], env={**env, "GPUS": "all"})
     assert lacking.returncode == 125
     assert "could not select device driver" in lacking.stderr
     with_hook()
-    done = run([clone / "docker/runtime/run", "data", "demo", "--output", "output/docker"], env={**env, "GPUS": "all"})
+    done = run([clone / "docker/runtime/run", "data", "tiny", "--output", "output/docker"], env={**env, "GPUS": "all"})
     assert done.returncode == 0, done.stderr
     said = ok([clone / "docker/runtime/run", "shell"], env=env, input=f"cd '{clone}'\n{PROBE}")
     confined(said, os.getuid())
@@ -516,7 +516,7 @@ def test_a_detached_training_is_watched_stopped_and_resumed_under_docker(dockerd
     """Each look at it is another container; its terminal is closed. The same command goes on to the end."""
     env = built(dockerd[0])
     words = [clone / "docker/runtime/run", *WORDS, "--output", "output/detached"]
-    folder = clone / "output/detached/demo"
+    folder = clone / "output/detached/tiny"
     for asked in (["watch", "stop"], ["watch"]):
         child, end = terminal(*words, "--detach", **env)
         assert "you can close this terminal" in read_until(end, "code ")
@@ -526,7 +526,7 @@ def test_a_detached_training_is_watched_stopped_and_resumed_under_docker(dockerd
             looks = [
                 ended.enter_context(
                     subprocess.Popen(
-                        [str(clone / "docker/runtime/run"), what, "output/detached/demo"], env={**os.environ, **env},
+                        [str(clone / "docker/runtime/run"), what, "output/detached/tiny"], env={**os.environ, **env},
                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=str(clone), text=True,
                     )
                 )
@@ -563,9 +563,9 @@ def test_any_user_may_run_it(dockerd, clone, tmp_path):
         folder.mkdir()
         os.chown(str(folder), 4711, 4711)
     env = {**env, "PATH": f"{tmp_path}{os.pathsep}{env['PATH']}", "RECIPE_CACHE": str(cache)}
-    done = run([clone / "docker/runtime/run", "data", "demo", f"data.files={shared}", "--output", output], env=env)
+    done = run([clone / "docker/runtime/run", "data", "tiny", f"data.files={shared}", "--output", output], env=env)
     assert done.returncode == 0, done.stderr
-    assert (output / "demo/dataset.jsonl").stat().st_uid == 4711
+    assert (output / "tiny/dataset.jsonl").stat().st_uid == 4711
 
 
 def test_a_proxy_on_this_machine_is_reached_while_fetching(dockerd, clone):
@@ -656,18 +656,18 @@ def test_published_and_run_by_an_ordinary_user(bare, registry, someone, long):
     confined(said, 0)  # of the container alone:
     assert (place / "output/made").owner() == env["USER"]
     assert run([*before, place / "docker/runtime/run", "data", "nonsense"], env=env).returncode == 2
-    assert run([*before, place / "docker/runtime/run", "data", "demo"], env=env).returncode == 0
-    assert (place / "output/demo/dataset.jsonl").owner() == env["USER"]
+    assert run([*before, place / "docker/runtime/run", "data", "tiny"], env=env).returncode == 0
+    assert (place / "output/tiny/dataset.jsonl").owner() == env["USER"]
     words = [
         *before,
         place / "docker/runtime/run",
         "plan",
-        "demo",
+        "tiny",
         "data.files=data/long.csv",
         "--output",
         "output/long",
     ]
-    made = run([*before, place / "docker/runtime/run", "model", "demo"], env=env)
+    made = run([*before, place / "docker/runtime/run", "model", "tiny"], env=env)
     assert made.returncode == 0, made.stderr
     stopped(words, env, place, signal.SIGINT, os.killpg, "540000 rows")
     assert_no_container([*before, "podman", "ps", "--all", "--quiet"], env=env)
@@ -873,7 +873,7 @@ esac
     said = ok([clone / "docker/image", "check"], env=env)
     asked = [line for line in (tmp_path / "asked").read_text().splitlines() if line.startswith("run ")]
     assert [line for line in asked if line.endswith("docker/runtime/host selftest")]
-    trained = [line for line in asked if "just train demo" in line]
+    trained = [line for line in asked if "just train tiny" in line]
     assert [re.search(r"train\.speed=(\w+)", line)[1] for line in trained] == (["fast", "stock"] if card else [])
     assert all("--device nvidia.com/gpu=all" in line and "train.method=qlora" in line for line in trained)
     assert ("was not tried" in said) != card
@@ -894,20 +894,20 @@ def test_apptainer_is_told_the_same(tmp_path):
     stub.chmod(0o755)
     sif = tmp_path / "image.sif"
     env = {"RUNTIME": "apptainer", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "RECIPE_CACHE": str(tmp_path)}
-    lacking = run([ROOT / "docker/runtime/run", "plan", "demo"], env=env)
+    lacking = run([ROOT / "docker/runtime/run", "plan", "tiny"], env=env)
     assert lacking.returncode == 3
     assert "just image save" in lacking.stderr
     sif.touch()
-    said = ok([ROOT / "docker/runtime/run", "plan", "demo"], env={**env, "RECIPE_IMAGE": str(sif)})
+    said = ok([ROOT / "docker/runtime/run", "plan", "tiny"], env={**env, "RECIPE_IMAGE": str(sif)})
     assert "--network\nnone\n" in said
     assert f"{ROOT}:{ROOT}:ro" in said
     assert f"{ROOT}/models:ro" in said
     assert said.endswith(f"{sif}\n{ROOT}/docker/runtime/host\nrun\nplan\ndemo\n")
     together = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"}
     assert "--network" not in ok(
-        [ROOT / "docker/runtime/run", "plan", "demo"], env={**env, **together, "RECIPE_IMAGE": str(sif)}
+        [ROOT / "docker/runtime/run", "plan", "tiny"], env={**env, **together, "RECIPE_IMAGE": str(sif)}
     )
-    fetching = ok([ROOT / "docker/runtime/run", "model", "demo"], env={**env, "RECIPE_IMAGE": str(sif)})
+    fetching = ok([ROOT / "docker/runtime/run", "model", "tiny"], env={**env, "RECIPE_IMAGE": str(sif)})
     assert "--network" not in fetching
     assert "models:ro" not in fetching
 
@@ -959,14 +959,14 @@ def test_a_networks_certificate_goes_along(engines, tmp_path):
     file = engines["SSL_CERT_FILE"]
     for engine in ("docker", "podman"):
         env = {**engines, "RUNTIME": engine, "RECIPE_IMAGE": "ours:1"}
-        said = ok([ROOT / "docker/runtime/run", "model", "demo"], env=env).splitlines()
+        said = ok([ROOT / "docker/runtime/run", "model", "tiny"], env=env).splitlines()
         assert f"type=bind,source={file},target={file},readonly" in said
         assert {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"} < set(said)
         build = ok([ROOT / "docker/image", "build", "bare"], env={**env, "RECIPE_IMAGE": ""}).splitlines()
         assert f"id=certificates,src={file}" in build
     (tmp_path / "image.sif").touch()
     env = {**engines, "RUNTIME": "apptainer", "RECIPE_IMAGE": str(tmp_path / "image.sif")}
-    said = ok([ROOT / "docker/runtime/run", "model", "demo"], env=env).splitlines()
+    said = ok([ROOT / "docker/runtime/run", "model", "tiny"], env=env).splitlines()
     assert f"{file}:{file}:ro" in said
     assert {f"APPTAINERENV_{name}={file}" for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")} < set(said)
     for stage in re.findall(r"(?m)^RUN .*(?:justw|docker/runtime/host env)", DOCKERFILE.replace("\\\n", "")):

@@ -29,20 +29,20 @@ def test_a_container_publishes_one_port_on_loopback(tmp_path):
         )  # fmt: skip
 
     for engine in ("docker", "podman"):
-        done = called(engine, "web", "demo", f"port={port}")
+        done = called(engine, "web", "tiny", f"port={port}")
         assert done.returncode == 0, done.stderr
         assert f"--publish\n127.0.0.1:{port}:{port}\n" in done.stdout
         assert f"WEB_PUBLISHED={getpass.getuser()}@{socket.gethostname()}\n" in done.stdout  # for the ssh hint
         assert "--network" not in done.stdout
         assert f"{ROOT}/models,readonly" in done.stdout
     assert "--publish\n0.0.0.0:8599:8599\n" in called("docker", "web", "host=0.0.0.0", "port=8599", "token=x").stdout
-    assert "--publish" not in called("docker", "chat", "demo").stdout
-    assert "--network\nnone\n" in called("docker", "chat", "demo").stdout
-    assert "--network" not in called("apptainer", "web", "demo").stdout
+    assert "--publish" not in called("docker", "chat", "tiny").stdout
+    assert "--network\nnone\n" in called("docker", "chat", "tiny").stdout
+    assert "--network" not in called("apptainer", "web", "tiny").stdout
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", port))
         busy.listen()
-        done = called("docker", "web", "demo", f"port={port}")
+        done = called("docker", "web", "tiny", f"port={port}")
         assert done.returncode == 3
         assert f"Port {port} " in done.stderr
         assert "port=8502" in done.stderr

@@ -19,7 +19,7 @@ from support.command import ROOT
 @pytest.fixture(scope="module")
 def run(demo):
     _, folder = demo
-    run = Run("demo", settings.load("demo")[1], ROOT, folder.parent)
+    run = Run("tiny", settings.load("tiny")[1], ROOT, folder.parent)
     run.manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     return run
 
@@ -71,5 +71,5 @@ def test_it_says_what_it_was_made_from(run):
     card = (run.adapter / "README.md").read_text(encoding="utf-8")
     train = run.figures("train")
     figures = (f"{train['iterations']}, {train['updates']}", f"{train['loss_first']} → {train['loss_last']}")
-    for word in (checksum, run.relative(base), "library_name: peft", "demo", *figures):
+    for word in (checksum, run.relative(base), "library_name: peft", "tiny", *figures):
         assert word in card, word

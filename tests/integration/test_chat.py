@@ -25,7 +25,7 @@ QUESTION = "面试前特别紧张，怎么调整？"
 
 @pytest.fixture(scope="module")
 def run(demo):
-    run = Run("demo", settings.load("demo")[1], ROOT, demo[1].parent)
+    run = Run("tiny", settings.load("tiny")[1], ROOT, demo[1].parent)
     with run.open():
         run.use_trained_settings()
     return run
@@ -106,9 +106,9 @@ def terminal():
 
 def test_a_conversation_at_a_terminal(terminal, demo, run, tmp_path):
     """The base, whose answers are long: Ctrl-C ends its answer, and what was said can be edited and kept."""
-    at = terminal("demo", "model=base", "--output", demo[1].parent)
+    at = terminal("tiny", "model=base", "--output", demo[1].parent)
     said = at.until(r"\n> $")
-    assert "base model of demo, fp32 on cpu" in said
+    assert "base model of tiny, fp32 on cpu" in said
     assert "iterations" not in said
     for _ in range(5):  # so small a model may be quicker than the key
         at.type("你好\n")
@@ -145,7 +145,7 @@ def test_a_conversation_at_a_terminal(terminal, demo, run, tmp_path):
 def test_a_pipe_gets_answers_alone(demo, answered):
     """As it is typed: through just and the runtime; each line a question by itself."""
     done = subprocess.run(
-        ["just", "chat", "demo", "--output", str(demo[1].parent)], cwd=str(ROOT), input=f"{QUESTION}\n\n{QUESTION}\n",
+        ["just", "chat", "tiny", "--output", str(demo[1].parent)], cwd=str(ROOT), input=f"{QUESTION}\n\n{QUESTION}\n",
         env={**os.environ, "RUNTIME": "host"}, capture_output=True, text=True,
         encoding="utf-8", timeout=300,
     )  # fmt: skip
@@ -209,11 +209,11 @@ def test_which_model_is_meant(run, tmp_path):
     assert loading.find_model(run, "base").folder.name.startswith("tiny-internlm2-")
     stages = {name: dict(entry) for name, entry in run.manifest["stages"].items()}
     stages["adapter"]["finished"] = "2999-01-01T00:00:00+0000"  # trained again since it was merged
-    newer = Run("demo", run.settings, run.root, run.output, manifest={"stages": stages})
+    newer = Run("tiny", run.settings, run.root, run.output, manifest={"stages": stages})
     assert loading.find_model(newer).kind == "adapter"
-    with pytest.raises(InputWrong, match=r"no adapter model .* just train demo"):
-        loading.find_model(Run("demo", run.settings, run.root, tmp_path))
-    done = recipe("chat", "demo", "model=best", "--output", run.output)
+    with pytest.raises(InputWrong, match=r"no adapter model .* just train tiny"):
+        loading.find_model(Run("tiny", run.settings, run.root, tmp_path))
+    done = recipe("chat", "tiny", "model=best", "--output", run.output)
     refused(done, 2, "--model", "'best'", "base", "adapter", "merged")
 
 

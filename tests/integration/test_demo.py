@@ -48,7 +48,7 @@ def test_closing_table_tells_everything(demo, figures):
     said = demo[0].stdout
     for word in (
         "rows", "tokens", "kept", "iterations", "optimizer updates", "peak learning rate", "loss first → last",
-        "weights changed", "seconds", "checkpoint", "adapter", "merged model", "run.json", " chat demo",
+        "weights changed", "seconds", "checkpoint", "adapter", "merged model", "run.json", " chat tiny",
         f"{figures['plan']['tokens']:,}", f"{figures['plan']['tokens_kept']:,}", figures["train"]["checkpoint"],
     ):  # fmt: skip
         assert word in said, word
@@ -57,7 +57,7 @@ def test_closing_table_tells_everything(demo, figures):
 
 def test_run_again_unchanged_it_skips_everything(demo):
     began = time.time()
-    done = recipe("demo", "--output", demo[1].parent)
+    done = recipe("demo", "tiny", "--output", demo[1].parent)
     assert done.returncode == 0, done.stderr
     assert time.time() - began < 15
     assert done.stdout.count("unchanged") == 8  # all but the look at the base model
@@ -67,14 +67,14 @@ def test_run_again_unchanged_it_skips_everything(demo):
 def test_chat_never_trains(demo):
     """The merged model is there: its folder's settings may differ from the recipe's by then."""
     before = (demo[1] / "run.json").read_bytes()
-    done = recipe("chat", "demo", "你好", "--output", demo[1].parent)
+    done = recipe("chat", "tiny", "你好", "--output", demo[1].parent)
     assert done.returncode == 0, done.stderr
     assert "iterations" not in done.stdout
     assert (demo[1] / "run.json").read_bytes() == before
 
 
 def test_an_ascii_terminal_ends_no_run(demo):
-    done = recipe("plan", "demo", "--output", demo[1].parent, PYTHONIOENCODING="ascii")
+    done = recipe("plan", "tiny", "--output", demo[1].parent, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
 
 
@@ -104,7 +104,7 @@ def test_the_rendered_config_is_an_ordinary_xtuner_config(demo):
 
 def test_one_question_and_a_pipe(demo):
     question = "面试前特别紧张，怎么调整？"
-    done = recipe("chat", "demo", question, "--output", demo[1].parent)
+    done = recipe("chat", "tiny", question, "--output", demo[1].parent)
     assert done.returncode == 0, done.stderr
     samples = json.loads((demo[1] / "samples.json").read_text(encoding="utf-8"))
     assert samples[1]["question"] == question
@@ -128,16 +128,16 @@ def test_multi_turn_prompt_equals_what_was_trained(demo):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["demo", 'data.files=["data/none.xlsx"]'], 2, ["no workbook data/none.xlsx", "data holds: workplace.xlsx"]),
-        (["demo", "no-such-recipe"], 2, ["no recipe", "coach, demo, tutorial"]),
-        (["demo", "demo", "too", "many"], 2, ["Too many words", "Usage"]),
-        (["demo", "train.lr=0.05"], 2, ["less than or equal to 0.01"]),
+        (["demo", "tiny", 'data.files=["data/none.xlsx"]'], 2, ["no workbook data/none.xlsx", "data holds: workplace.xlsx"]),
+        (["demo", "no-such-recipe"], 2, ["no recipe", "coach, demo, tiny, tutorial"]),
+        (["demo", "tiny", "too", "many"], 2, ["Too many words", "Usage"]),
+        (["demo", "tiny", "train.lr=0.05"], 2, ["less than or equal to 0.01"]),
         (["model", "coach", "model.path=/no/such/folder"], 2, ["model.path", "/no/such/folder"]),
-        (["plan", "demo", "model.tokenizer=/no/such/file"], 2, ["model.tokenizer"]),
-        (["plan", "demo", "model.tokenizer=README.md"], 2, ["README.md is not a tokenizer"]),
-        (["plan", "demo", "model.path=docker"], 2, ["docker is not a tokenizer"]),
-        (["chat", "demo", "一", "二"], 2, ["Too many words", "[QUESTION]"]),
-        (["config", "demo", "base=no_such_preset"], 2, ["no preset 'no_such_preset'"]),
+        (["plan", "tiny", "model.tokenizer=/no/such/file"], 2, ["model.tokenizer"]),
+        (["plan", "tiny", "model.tokenizer=README.md"], 2, ["README.md is not a tokenizer"]),
+        (["plan", "tiny", "model.path=docker"], 2, ["docker is not a tokenizer"]),
+        (["chat", "tiny", "一", "二"], 2, ["Too many words", "[QUESTION]"]),
+        (["config", "tiny", "base=no_such_preset"], 2, ["no preset 'no_such_preset'"]),
     ],
 )
 def test_mistakes_end_with_one_clear_paragraph(tmp_path, words, code, said):
@@ -146,7 +146,7 @@ def test_mistakes_end_with_one_clear_paragraph(tmp_path, words, code, said):
 
 def test_unwritable_output(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    refused(recipe("demo", "--output", tmp_path / "file"), 3, "Cannot write the output folder", "--output")
+    refused(recipe("demo", "tiny", "--output", tmp_path / "file"), 3, "Cannot write the output folder", "--output")
 
 
 def test_broken_toml(tmp_path):
@@ -168,13 +168,13 @@ def test_a_folder_that_is_no_model(tmp_path):
 
 def test_earlier_outputs_survive_a_mistake(demo):
     before = sorted((p.name, p.stat().st_mtime_ns) for p in demo[1].iterdir() if not p.name.startswith("."))
-    assert recipe("demo", 'data.files=["data/none.xlsx"]', "--output", demo[1].parent).returncode == 2
+    assert recipe("demo", "tiny", 'data.files=["data/none.xlsx"]', "--output", demo[1].parent).returncode == 2
     after = sorted((p.name, p.stat().st_mtime_ns) for p in demo[1].iterdir() if not p.name.startswith("."))
     assert before == after
 
 
 def test_words_that_would_be_taken_for_others_are_refused(demo):
-    refused(recipe("chat", "demo", "train.lr＝1e-4", "--output", demo[1].parent), 2, "Type = instead")
+    refused(recipe("chat", "tiny", "train.lr＝1e-4", "--output", demo[1].parent), 2, "Type = instead")
     for stage in ("verify", "watch", "stop"):
-        refused(recipe(stage, "demo", "train.lr=1", "--output", demo[1].parent), 2, f"{stage} takes no settings")
-    refused(recipe("preview", "demo", "²", "--output", demo[1].parent), 2, "is not a conversation number")
+        refused(recipe(stage, "tiny", "train.lr=1", "--output", demo[1].parent), 2, f"{stage} takes no settings")
+    refused(recipe("preview", "tiny", "²", "--output", demo[1].parent), 2, "is not a conversation number")

@@ -67,10 +67,8 @@ def bare(line: str) -> str:
 
 
 def fenced(path: Path) -> List[str]:
-    """The lines of blocks, those that are set in by four spaces as well, but for diagrams, what a command prints and
-    TOML.
-    """
-    blocks = "".join(block for language, block in FENCE.findall(text(path)) if language != "mermaid").splitlines()
+    """The commands in blocks, those that are set in by four spaces as well: no diagrams, no trees, nothing printed."""
+    blocks = "".join(block for language, block in FENCE.findall(text(path)) if language not in ("mermaid", "text")).splitlines()
     blocks += re.findall(r"(?m)^    (\./justw .*)$", prose(path))
     return [bare(line) for line in blocks if line.strip() and not line.startswith("worse: ")]
 
@@ -118,7 +116,7 @@ def slug(heading: str) -> str:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_and_anchors_lead_somewhere(path):
-    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", text(path)):
+    for target, anchor in re.findall(r"\]\((?!http|\.\./\.\./actions/)([^)#]*)(?:#([^)]+))?\)", text(path)):
         place = path.parent / target if target else path
         assert place.exists(), target
         if anchor:
@@ -254,7 +252,7 @@ def test_every_stages_words_are_read_as_meant(at_desk):
         distributed.update_per_rank(
             found, found.train.batch_size or 1, found.train.accumulative_counts or 1
         )  # gpus= and nodes=
-        assert recipe_name in ("coach", "demo", "tutorial", "mine")
+        assert recipe_name in ("coach", "demo", "tiny", "tutorial", "mine")
         seen += 1
     assert seen > 25
 
@@ -281,7 +279,7 @@ def test_keys_and_variables_are_known():
 
 def on_demo(command: Command) -> List[str]:
     """The words of a command with the demo instead of a recipe of the 7B model."""
-    named = ("coach", "tutorial", "demo", "mine.toml", "data/mine.xlsx")
+    named = ("coach", "tutorial", "demo", "tiny", "mine.toml", "data/mine.xlsx")
     words = [word for word in command.words if word not in named]
     if "data/mine.xlsx" in command.words and command.name in ("data", "data-report", "preview", "plan", "config"):
         words.append("data.files=data/mine.xlsx")
@@ -289,8 +287,8 @@ def on_demo(command: Command) -> List[str]:
         words = [word for word in words if "=" not in word]
     if "gpus=2" in words:
         words.append("train.batch_size=2")  # coach's: the demo's one sequence cannot be shared
-    named = [] if command.name in ("compare", "diff") else ["demo"]
-    return [command.name, *named, *("demo" if word == "RUN" else word for word in words)]
+    named = [] if command.name in ("compare", "diff") else ["tiny"]
+    return [command.name, *named, *("tiny" if word == "RUN" else word for word in words)]
 
 
 def test_stages_of_the_documents_run(demo, desk, monkeypatch, tmp_path):
@@ -446,7 +444,7 @@ def table(path: Path, first: str) -> List[List[str]]:
 
 def test_the_settings_table_has_coachs_values():
     coach, checked = settings.load("coach")[1].model_dump(), 0
-    for key, told, _ in table(ROOT / "README.md", "key"):
+    for key, told, _ in table(ROOT / "docs/en/settings.md", "key"):
         part, _, last = key.split("`")[1].partition(".")
         found = coach[part][last]
         if told.startswith("`"):

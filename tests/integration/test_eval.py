@@ -31,8 +31,8 @@ def found(demo):
 def run(demo, tmp_path_factory):
     """A copy of the demo's run folder, to measure in and to break."""
     output = tmp_path_factory.mktemp("eval")
-    shutil.copytree(str(demo[1]), str(output / "demo"))
-    run = Run("demo", settings.load("demo")[1], ROOT, output)
+    shutil.copytree(str(demo[1]), str(output / "tiny"))
+    run = Run("tiny", settings.load("tiny")[1], ROOT, output)
     with run.open():
         run.use_trained_settings()
     return run
@@ -51,7 +51,7 @@ def encoded(run, voice):
 
 
 def measured(run, **more):
-    done = recipe("eval", "demo", "--output", run.output, **more)
+    done = recipe("eval", "tiny", "--output", run.output, **more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
 
@@ -144,7 +144,7 @@ def test_what_was_looked_at_since_changes_no_verdict(run, found, monkeypatch, tm
     """Other data in the folder of a trained model: what is held out of those, it was trained on."""
     monkeypatch.setenv("RECIPE_CACHE", str(tmp_path))  # the base is measured anew, too
     words = ("data.eval_share=0.5", "data.system=另一个助手。", "train.template=vicuna", "--force")
-    looked = recipe("config", "demo", *words, "--output", run.output)
+    looked = recipe("config", "tiny", *words, "--output", run.output)
     assert looked.returncode == 0, looked.stderr
     assert len(run.eval_dataset.read_text(encoding="utf-8").splitlines()) > 40
     said, again = measured(run, RECIPE_CACHE=str(tmp_path))
@@ -158,7 +158,7 @@ def test_what_was_looked_at_since_changes_no_verdict(run, found, monkeypatch, tm
     assert re.search(r"data +94 conversations|data .*94 conversations", said)
     with run.open():
         run.use_trained_settings()
-    assert run.settings.data.system == settings.load("demo")[1].data.system  # export and chat take it too
+    assert run.settings.data.system == settings.load("tiny")[1].data.system  # export and chat take it too
 
 
 def test_data_that_changed_since_the_training_measure_nothing(run):
@@ -172,18 +172,18 @@ def test_data_that_changed_since_the_training_measure_nothing(run):
     manifest = json.loads(before)
     manifest["trained"]["data"] = dict.fromkeys(manifest["trained"]["data"], "0" * 64)
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    done = recipe("eval", "demo", "--output", run.output)
-    refused(done, 2, "data/workplace.xlsx: it changed since the training", f"just merge demo --output {run.output}")
+    done = recipe("eval", "tiny", "--output", run.output)
+    refused(done, 2, "data/workplace.xlsx: it changed since the training", f"just merge tiny --output {run.output}")
     assert run.dataset.read_bytes() == data_before
     path.write_bytes(before)
 
 
 def test_measuring_and_talking_never_train(run, tmp_path):
     for stage in ("eval", "chat"):
-        words = (stage, "demo", "train.lr=3e-4")
-        refused(recipe(*words, "--output", tmp_path), 2, "has been trained in", "just merge demo --output", "lr=3e-4")
+        words = (stage, "tiny", "train.lr=3e-4")
+        refused(recipe(*words, "--output", tmp_path), 2, "has been trained in", "just merge tiny --output", "lr=3e-4")
         refused(recipe(*words, "--output", run.output), 2, f"{stage} never trains, and the model", "train.lr was 0.0")
-    assert not (tmp_path / "demo/dataset.jsonl").exists()
+    assert not (tmp_path / "tiny/dataset.jsonl").exists()
 
 
 def test_a_damaged_model_is_one_clear_error(run):
@@ -196,9 +196,9 @@ def test_a_damaged_model_is_one_clear_error(run):
     weights = run.peft / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:1000])
-    done = recipe("chat", "demo", "你好", "model=adapter", "--output", run.output)
+    done = recipe("chat", "tiny", "你好", "model=adapter", "--output", run.output)
     refused(
-        done, 3, "adapter model cannot be loaded", f"just adapter demo --output {run.output} train.lr=0.0003 recreates"
+        done, 3, "adapter model cannot be loaded", f"just adapter tiny --output {run.output} train.lr=0.0003 recreates"
     )
     weights.write_bytes(whole)
     path.write_bytes(before)

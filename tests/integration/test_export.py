@@ -51,15 +51,15 @@ QUESTION = "我最近总是感到工作压力很大，该怎么办？"
 def run(demo, tmp_path_factory):
     """A copy of the demo's run folder, to export from and to break."""
     output = tmp_path_factory.mktemp("export")
-    shutil.copytree(str(demo[1]), str(output / "demo"))
-    run = Run("demo", settings.load("demo")[1], ROOT, output)
+    shutil.copytree(str(demo[1]), str(output / "tiny"))
+    run = Run("tiny", settings.load("tiny")[1], ROOT, output)
     run.manifest = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
     return run
 
 
 @pytest.fixture(scope="module")
 def merged(run):
-    return check_merged(run, "demo")
+    return check_merged(run, "tiny")
 
 
 def typed(run, *words):
@@ -72,7 +72,7 @@ def typed(run, *words):
 def exported(run):
     """Every target by its command: {target: what it printed}. ollama, which makes gguf before, as `just` starts it."""
     done = subprocess.run(
-        [str(ROOT / "docker/runtime/host"), "run", "export", "ollama", "demo", "--output", str(run.output)],
+        [str(ROOT / "docker/runtime/host"), "run", "export", "ollama", "tiny", "--output", str(run.output)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -81,7 +81,7 @@ def exported(run):
     assert done.returncode == 0, done.stdout + done.stderr
     printed = {"ollama": done.stdout}
     for target in ("lmdeploy", "vllm", "opencompass", "vlmevalkit", "upload"):
-        code, printed[target], error = typed(run, target, "demo")
+        code, printed[target], error = typed(run, target, "tiny")
         assert code == 0, error
     return printed
 
@@ -96,7 +96,7 @@ def make(run, target, **more):
     place = run.folder / "export" / target
     shutil.rmtree(str(place), ignore_errors=True)
     place.mkdir(parents=True)
-    return targets.TARGETS[target](changed, check_merged(changed, "demo"), place), place
+    return targets.TARGETS[target](changed, check_merged(changed, "tiny"), place), place
 
 
 def llama(path, questions):
@@ -150,7 +150,7 @@ def test_llama_cpp_gives_the_tokens_that_transformers_gives(run, greedy, kind, r
     """
     figures, place = make(run, "gguf", type=kind)
     ends = json.loads((run.merged / "generation_config.json").read_text())["eos_token_id"]
-    path = place / f"demo-{kind}.gguf"
+    path = place / f"tiny-{kind}.gguf"
     assert figures["bytes"] == path.stat().st_size
     assert f"-m {path}" in figures["commands"][0]
     asked = [["/tokenize", {"content": text, "add_special": True, "parse_special": True}] for text, *_ in greedy]
@@ -178,7 +178,7 @@ def test_llama_cpp_stops_and_asks_as_trained(run, merged):
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     questions = [["/completion", {**body, "logit_bias": [[end, 1000.0]]}] for end in config["eos_token_id"]]
     *ends, shown, answer = llama(
-        place / "demo-q8_0.gguf",
+        place / "tiny-q8_0.gguf",
         [
             *questions,
             ["/apply-template", {"messages": messages}],
@@ -226,7 +226,7 @@ def test_what_the_file_says(run):
     import numpy
 
     _, place = make(run, "gguf", type="f32")
-    reader = gguf.GGUFReader(str(place / "demo-f32.gguf"))
+    reader = gguf.GGUFReader(str(place / "tiny-f32.gguf"))
 
     def said(key):
         field = reader.fields[key]
@@ -259,17 +259,17 @@ def test_other_kinds_and_other_files_hold_the_same(run, tmp_path):
     import numpy
 
     _, place = make(run, "gguf", type="f32")
-    whole = {t.name: t.data for t in gguf.GGUFReader(str(place / "demo-f32.gguf")).tensors}
+    whole = {t.name: t.data for t in gguf.GGUFReader(str(place / "tiny-f32.gguf")).tensors}
     for kind, error in (("bf16", 2**-8), ("q8_0", 2**-6)):
         _, place = make(run, "gguf", type=kind)
-        for tensor in gguf.GGUFReader(str(place / f"demo-{kind}.gguf")).tensors:
+        for tensor in gguf.GGUFReader(str(place / f"tiny-{kind}.gguf")).tensors:
             values, exact = gguf.dequantize(tensor.data, tensor.tensor_type), whole[tensor.name]
             assert numpy.abs(values - exact).max() <= error * numpy.abs(exact).max(), (kind, tensor.name)
     folder = tmp_path / "bin"
     shutil.copytree(str(run.merged), str(folder), ignore=shutil.ignore_patterns("*.safetensors*"))
     torch.save(dict(gguf_writer.tensors(run.merged)), str(folder / "pytorch_model.bin"))
     for source, name in ((run.merged, "a"), (folder, "b")):
-        gguf_writer.write(source, tmp_path / name, "f16", "demo", "<|im_end|>", CHATML)
+        gguf_writer.write(source, tmp_path / name, "f16", "tiny", "<|im_end|>", CHATML)
     a, b = ({t.name: t.data.copy() for t in gguf.GGUFReader(str(tmp_path / n)).tensors} for n in "ab")
     assert set(a) == set(b)
     assert all(numpy.array_equal(a[name], b[name]) for name in a)
@@ -318,8 +318,8 @@ def test_the_modelfile_reads_back(run, merged, exported):
     """Ollama's template, filled as Go's text/template does it for a turn, is the trained prompt."""
     text = (run.folder / "export/ollama/Modelfile").read_text(encoding="utf-8")
     origin = re.search(r"^FROM (.+)$", text, re.M)[1]
-    assert (run.folder / "export/ollama" / origin).resolve() == (run.folder / "export/gguf/demo-f16.gguf").resolve()
-    assert (run.folder / "export/gguf/demo-f16.gguf").is_file()
+    assert (run.folder / "export/ollama" / origin).resolve() == (run.folder / "export/gguf/tiny-f16.gguf").resolve()
+    assert (run.folder / "export/gguf/tiny-f16.gguf").is_file()
     assert re.findall(r'^PARAMETER stop "(.+)"$', text, re.M) == list(merged.template.STOP_WORDS) == ["<|im_end|>"]
     assert re.search(r'^SYSTEM """(.*)"""$', text, re.M | re.S)[1] == SYSTEM
     template = re.search(r'^TEMPLATE """(.*?)"""$', text, re.M | re.S)[1]
@@ -335,8 +335,8 @@ def test_the_modelfile_reads_back(run, merged, exported):
     talker = types.SimpleNamespace(template=merged.template)
     assert asked == terminal.ChatModel.prompt(talker, SYSTEM, [("问一", "答一")], "问二")
     create, talk = commands(exported["ollama"])
-    assert create == ["ollama", "create", "demo", "-q", "q4_K_M", "-f", str(run.folder / "export/ollama/Modelfile")]
-    assert talk == ["ollama", "run", "demo"]
+    assert create == ["ollama", "create", "tiny", "-q", "q4_K_M", "-f", str(run.folder / "export/ollama/Modelfile")]
+    assert talk == ["ollama", "run", "tiny"]
 
 
 # ---- LMDeploy, vLLM
@@ -438,7 +438,7 @@ def test_opencompass_runs_the_config(run, merged, exported, opencompass):
 
     (command,) = commands(exported["opencompass"])
     config = Config.fromfile(command[1])._to_lazy_dict()
-    assert [one["abbr"] for one in config["models"]] == ["demo", "demo-base"]
+    assert [one["abbr"] for one in config["models"]] == ["tiny", "tiny-base"]
     assert len(config["datasets"]) == 68  # 67 subjects of CMMLU and GSM8K
     assert all("[0:" in one["reader_cfg"]["test_range"] for one in config["datasets"])
     base = Path(config["models"][1]["path"])  # links to the base, with our code in the place of its own
@@ -556,9 +556,9 @@ def test_upload_shows_and_only_then_sends(run, exported, hub):
     assert set(files) == names | {"configuration.json"}  # ModelScope asks for that one
     for name, size in files.items():
         assert f"{size:,}  {name}" in exported["upload"].replace("   ", " ")
-    words = ["upload", "demo", "export.hub=huggingface", "export.repo=me/coach"]
+    words = ["upload", "tiny", "export.hub=huggingface", "export.repo=me/coach"]
     (command,) = commands(typed(run, *words)[1])
-    named = ["demo", "--output", str(run.output)]
+    named = ["tiny", "--output", str(run.output)]
     assert command[1:] == ["export", "upload", *named, "export.repo=me/coach", "export.hub=huggingface", "--yes"]
     there = dict(HF_ENDPOINT=hub.url, HF_TOKEN="hf_test")
     done = recipe(*command[1:], "--output", run.output, **there)
@@ -656,12 +656,12 @@ def test_an_incomplete_model_is_refused_in_one_sentence(run, tmp_path, fault):
     broken = Run(run.name, run.settings, ROOT, tmp_path)
     shutil.copytree(str(run.merged), str(broken.merged))
     shutil.copy(str(run.config), str(broken.config))
-    check_merged(broken, "demo")
+    check_merged(broken, "tiny")
     damage, said = FAULTS[fault]
     damage(broken.merged)
     with pytest.raises((HostLacks, InputWrong), match=said) as error:
-        check_merged(broken, "demo")
-    assert "merge demo" in str(error.value) or "Correct chat_template" in str(error.value)
+        check_merged(broken, "tiny")
+    assert "merge tiny" in str(error.value) or "Correct chat_template" in str(error.value)
 
 
 def test_the_model_of_an_earlier_training_is_not_handed_over(run, tmp_path):
@@ -669,11 +669,11 @@ def test_the_model_of_an_earlier_training_is_not_handed_over(run, tmp_path):
     shutil.copytree(str(run.folder), str(old.folder))
     old.manifest = json.loads((old.folder / "run.json").read_text(encoding="utf-8"))
     old.manifest["stages"]["adapter"]["finished"] = "2999-01-01T00:00:00+0000"
-    check_merged(old, "demo")  # made again, and the same
+    check_merged(old, "tiny")  # made again, and the same
     weights = old.adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
-    with pytest.raises(InputWrong, match=r"belongs to an earlier training than the one in .* just merge demo"):
-        check_merged(old, "demo")
+    with pytest.raises(InputWrong, match=r"belongs to an earlier training than the one in .* just merge tiny"):
+        check_merged(old, "tiny")
 
 
 def test_pytorchs_shards_are_checked_too(run, tmp_path):
@@ -685,10 +685,10 @@ def test_pytorchs_shards_are_checked_too(run, tmp_path):
     torch.save(weights, str(broken.merged / "pytorch_model-00001-of-00001.bin"))
     index = {"weight_map": dict.fromkeys(weights, "pytorch_model-00001-of-00001.bin")}
     (broken.merged / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    check_merged(broken, "demo")
+    check_merged(broken, "tiny")
     cut(broken.merged / "pytorch_model-00001-of-00001.bin")
     with pytest.raises(HostLacks, match=r"pytorch_model-00001-of-00001\.bin .* is truncated"):
-        check_merged(broken, "demo")
+        check_merged(broken, "tiny")
 
 
 def test_a_model_without_a_template_gets_the_trained_one(run, merged, tmp_path):
@@ -696,7 +696,7 @@ def test_a_model_without_a_template_gets_the_trained_one(run, merged, tmp_path):
     shutil.copytree(str(run.merged), str(bare.merged))
     shutil.copy(str(run.config), str(bare.config))
     edit(bare.merged / "tokenizer_config.json", chat_template=None)
-    found = check_merged(bare, "demo")
+    found = check_merged(bare, "tiny")
     assert not found.has_chat_template
     assert found.chat_template == CHATML
     (tmp_path / "vllm").mkdir()
@@ -706,21 +706,21 @@ def test_a_model_without_a_template_gets_the_trained_one(run, merged, tmp_path):
 
 
 def test_the_command(run, exported, tmp_path):
-    code, said, _ = typed(run, "demo", "ollama")  # either order; nothing is made twice
+    code, said, _ = typed(run, "tiny", "ollama")  # either order; nothing is made twice
     assert code == 0
     assert said.count("unchanged") == 2
     entries = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["stages"]
     for target in targets.TARGETS:
         assert f"export/{target}" in entries[f"export-{target}"]["outputs"], target
-    assert entries["export-gguf"]["figures"]["bytes"] == (run.folder / "export/gguf/demo-f16.gguf").stat().st_size
-    elsewhere = Run("demo", run.settings, ROOT, tmp_path)
+    assert entries["export-gguf"]["figures"]["bytes"] == (run.folder / "export/gguf/tiny-f16.gguf").stat().st_size
+    elsewhere = Run("tiny", run.settings, ROOT, tmp_path)
     for where, words, told in (
         (run, [], "|".join(sorted(targets.TARGETS))),
-        (run, ["gguff", "demo"], "gguff: no such target"),
-        (run, ["gguf", "demo", "more"], "Too many words: more"),
-        (run, ["gguf", "demo", "train.lr=1e-4"], "only export."),
-        (run, ["gguf", "demo", "export.type=q2"], "export.type"),
-        (elsewhere, ["gguf", "demo"], "no merged model"),
+        (run, ["gguff", "tiny"], "gguff: no such target"),
+        (run, ["gguf", "tiny", "more"], "Too many words: more"),
+        (run, ["gguf", "tiny", "train.lr=1e-4"], "only export."),
+        (run, ["gguf", "tiny", "export.type=q2"], "export.type"),
+        (elsewhere, ["gguf", "tiny"], "no merged model"),
     ):
         code, _, error = typed(where, *words)
         assert code == 2

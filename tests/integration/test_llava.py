@@ -96,7 +96,7 @@ CLIP = "org/clip"
 def encoder(tmp_path_factory):
     """Files of a tiny CLIP as the hubs have it, path → bytes: PyTorch's weights beside TensorFlow's and JAX's."""
     root = tmp_path_factory.mktemp("clip")
-    run = Run("x", settings.load("demo", ["model.visual_encoder=tiny"])[1], root, root)
+    run = Run("x", settings.load("tiny", ["model.visual_encoder=tiny"])[1], root, root)
     place = download.ensure(visual_encoder.encoder_run(run))
     files = {path.name: path.read_bytes() for path in place.iterdir() if path.suffix == ".json"}
     torch.save(load_file(str(place / "model.safetensors")), str(root / "pytorch_model.bin"))

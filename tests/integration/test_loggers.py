@@ -40,9 +40,9 @@ def test_tensorboards_files_hold_the_curves_of_every_run(demo):
 
 
 def test_weights_and_biases_and_swanlab_write_beside_without_a_network(tmp_path):
-    _, recipe = settings.load("demo", ['train.loggers=["wandb","swanlab"]'])
+    _, recipe = settings.load("tiny", ['train.loggers=["wandb","swanlab"]'])
     (tmp_path / "config.py").write_text(config.render(recipe, "base", "data", {}), encoding="utf-8")
-    run = SimpleNamespace(settings=recipe, name="demo")
+    run = SimpleNamespace(settings=recipe, name="tiny")
     path = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"], os.environ["LOGGERS"]])
     closed = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
     done = subprocess.run(

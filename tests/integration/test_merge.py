@@ -10,13 +10,13 @@ from support.lora_merge import LINEAR
 
 def test_dry_run_tells_and_writes_nothing(demo, tmp_path):
     before = sorted(demo[1].rglob("*"))
-    done = recipe("merge", "demo", "--dry-run", "--output", demo[1].parent)
+    done = recipe("merge", "tiny", "--dry-run", "--output", demo[1].parent)
     assert done.returncode == 0, done.stderr
     for word in ("base", "adapter", "changes   11 tensors", "wqkv", "shards", "GB free", "Nothing was written"):
         assert word in done.stdout, done.stdout
     assert sorted(demo[1].rglob("*")) == before
-    refused(recipe("merge", "demo", "--dry-run", "--output", tmp_path), 2, "no adapter", "just adapter")
-    refused(recipe("train", "demo", "--dry-run", "--output", tmp_path), 2, "train has no option --dry-run")
+    refused(recipe("merge", "tiny", "--dry-run", "--output", tmp_path), 2, "no adapter", "just adapter")
+    refused(recipe("train", "tiny", "--dry-run", "--output", tmp_path), 2, "train has no option --dry-run")
 
 
 def test_the_demos_merge(demo):

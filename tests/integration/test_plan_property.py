@@ -68,10 +68,10 @@ def combination(number):
 @pytest.fixture(scope="module")
 def tokenizer():
     imports.load()
-    _, recipe = settings.load("demo")
+    _, recipe = settings.load("tiny")
     from support.command import ROOT
 
-    return base_model_tokenizer.tokenizer(Run("demo", recipe, ROOT, ROOT / "output"))
+    return base_model_tokenizer.tokenizer(Run("tiny", recipe, ROOT, ROOT / "output"))
 
 
 def really_train(text, work_dir, ranks, monkeypatch):
@@ -100,8 +100,8 @@ def really_train(text, work_dir, ranks, monkeypatch):
 @pytest.mark.parametrize("number", range(COMBINATIONS))
 def test_plan_equals_the_run(number, tokenizer, tmp_path, monkeypatch):
     rows, overrides, ranks = combination(number)
-    _, recipe = settings.load("demo", overrides)
-    run = Run("demo", recipe, tmp_path, tmp_path)
+    _, recipe = settings.load("tiny", overrides)
+    run = Run("tiny", recipe, tmp_path, tmp_path)
     run.folder.mkdir()
     conversations = [[{"input": question, "output": answer}] for question, answer in rows]
     run.dataset.write_text("".join(json.dumps({"conversation": c}) + "\n" for c in conversations), encoding="utf-8")

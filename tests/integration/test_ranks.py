@@ -62,7 +62,7 @@ def test_two_machines_give_the_bytes_of_two_ranks_on_one(ended, tmp_path):
     one = ranks.Machine(0, ALONE if allowed else ())
     assert ranks.finished(one.start(tmp_path, "gpus=2", *WORDS), tmp_path) == seen["adapter"]
     for folder, resumed in ((output, True), (tmp_path, False)):
-        manifest = json.loads((folder / "demo" / "run.json").read_text(encoding="utf-8"))["stages"]
+        manifest = json.loads((folder / "tiny" / "run.json").read_text(encoding="utf-8"))["stages"]
         figures, planned = manifest["train"]["figures"], manifest["plan"]["figures"]
         assert figures["ranks"] == planned["ranks"] == 2
         assert figures["iterations"] == figures["updates"] == planned["iterations"] == 17  # 33 packs, two at once
@@ -75,7 +75,7 @@ def test_what_is_said_by_machines_and_log(ended):
     assert seen["second"] == 0
     assert "Ended at iteration 17 of 17" in ranks.said(output, "second")
     assert ranks.said(output).count("training 17/17") == 1  # rank 0 alone
-    log = next(output.glob("demo/checkpoints/*/train.log")).read_text(encoding="utf-8")
+    log = next(output.glob("tiny/checkpoints/*/train.log")).read_text(encoding="utf-8")
     assert log.count("Iter(train) [17/17]") == 1
 
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_counts_only_with_every_ranks_part(ended):
     from recipe.training import checkpoints
 
     output, _ = ended
-    place = next(output.glob("demo/checkpoints/*"))
+    place = next(output.glob("tiny/checkpoints/*"))
     newest = checkpoints.last_checkpoint(place)
     assert newest.name == "iter_17.pth"
     parts = sorted(newest.glob("*_optim_states.pt"))

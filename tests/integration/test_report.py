@@ -74,8 +74,8 @@ def manifest(demo):
 @pytest.fixture
 def folder(demo, tmp_path):
     """A copy of the demo's run folder, without its weights."""
-    shutil.copytree(str(demo[1]), str(tmp_path / "demo"), ignore=shutil.ignore_patterns("*.pth", "merged", "report"))
-    return tmp_path / "demo"
+    shutil.copytree(str(demo[1]), str(tmp_path / "tiny"), ignore=shutil.ignore_patterns("*.pth", "merged", "report"))
+    return tmp_path / "tiny"
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_the_demo_ends_with_its_report(demo):
     assert str(place / "index.html") in demo[0].stdout
     last = "memory.png" if host.gpus() else "seconds.png"
     assert {path.name for path in place.iterdir()} == {
-        *("index.html", "README.md", "demo.toml", "loss.png", "learning-rate.png", "grad-norm.png", last)
+        *("index.html", "README.md", "tiny.toml", "loss.png", "learning-rate.png", "grad-norm.png", last)
     }
     for picture in place.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -427,12 +427,12 @@ def test_the_recipe_beside_the_report_and_the_command_repeat_the_run(folder, und
 
     change(folder, how)
     made(folder)
-    name, again = settings.load(str(folder / "report/demo.toml"))
+    name, again = settings.load(str(folder / "report/tiny.toml"))
     run = run_view.find_run(str(folder), ROOT, ROOT)
-    assert (name, again) == ("demo", run.settings)
+    assert (name, again) == ("tiny", run.settings)
     words = shlex.split(sections.repeat_command(run_view.read_run(run)))
-    assert words[:2] == ["just", "demo"]
-    assert settings.load("demo", words[2:])[1] == run.settings
+    assert words[:3] == ["just", "demo", "tiny"]
+    assert settings.load("tiny", words[3:])[1] == run.settings
     mine = folder.rename(folder.with_name("我的 recipe"))
     command = sections.repeat_command(run_view.read_run(run_view.find_run(str(mine), ROOT, ROOT)))
     assert command.endswith("我的 recipe/report/我的 recipe.toml'")
@@ -440,8 +440,8 @@ def test_the_recipe_beside_the_report_and_the_command_repeat_the_run(folder, und
 
 def test_no_run_is_one_clear_error(demo):
     done = recipe("report", "coach", "--output", demo[1].parent)
-    refused(done, 2, "There is no run 'coach'", "train coach", "Existing runs: demo")
-    refused(recipe("compare", "demo", "--output", demo[1].parent), 2, "RUN is missing")
+    refused(done, 2, "There is no run 'coach'", "train coach", "Existing runs: tiny")
+    refused(recipe("compare", "tiny", "--output", demo[1].parent), 2, "RUN is missing")
 
 
 def test_compare_and_diff_tell_what_differs(demo, folder):
@@ -454,9 +454,9 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
 
     change(folder, how)
     mine = folder.rename(folder.with_name("我的"))
-    done = recipe("compare", "demo", mine, "--output", demo[1].parent, COLUMNS="160")
+    done = recipe("compare", "tiny", mine, "--output", demo[1].parent, COLUMNS="160")
     assert done.returncode == 0, done.stderr
-    page = demo[1].parent / "compare/demo-against-我的.html"
+    page = demo[1].parent / "compare/tiny-against-我的.html"
     assert str(page) in done.stdout
     found = Page(page.read_text(encoding="utf-8"))
     for what, first, second in (
@@ -469,10 +469,10 @@ def test_compare_and_diff_tell_what_differs(demo, folder):
     assert found.row("dataset.jsonl, sha256")[2] == "0" * 64
     assert "1,234,567" in found.row("weights changed")[2]
     assert "train.max_epochs" not in done.stdout
-    assert page.with_name("demo-against-我的-loss.png").read_bytes().startswith(b"\x89PNG")
-    table = recipe("diff", "demo", mine, "--output", demo[1].parent, COLUMNS="160").stdout
+    assert page.with_name("tiny-against-我的-loss.png").read_bytes().startswith(b"\x89PNG")
+    table = recipe("diff", "tiny", mine, "--output", demo[1].parent, COLUMNS="160").stdout
     assert done.stdout.startswith(table)
-    both = [run_view.read_run(run_view.find_run("demo", ROOT, demo[1].parent))] * 2
+    both = [run_view.read_run(run_view.find_run("tiny", ROOT, demo[1].parent))] * 2
     assert compare.differences(*both)[0] == []
 
 

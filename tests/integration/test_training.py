@@ -27,13 +27,13 @@ from support.fast_step import TARGETS
 
 def test_the_trainer_takes_it_saves_it_and_goes_on(tmp_path):
     """The demo with the fast step gives the same adapter bytes when it is resumed from the checkpoint halfway."""
-    words = ("demo", "train.speed=fast", "train.max_epochs=1", "train.save_steps=0.5", "train.evaluation_freq=0.5",
+    words = ("tiny", "train.speed=fast", "train.max_epochs=1", "train.save_steps=0.5", "train.evaluation_freq=0.5",
              "train.evaluation_max_new_tokens=2", "--output", tmp_path)  # fmt: skip
     sums, resumed = [], 0
     for _ in range(2):
         done = recipe("train", *words)
         assert done.returncode == 0, done.stdout + done.stderr
-        folder = tmp_path / "demo"
+        folder = tmp_path / "tiny"
         sums.append(hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest())
         figures = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
         assert figures["train"]["figures"]["resumed_from"] == resumed
@@ -51,7 +51,7 @@ def test_the_trainer_takes_it_saves_it_and_goes_on(tmp_path):
 SHORT = ("train.save_total_limit=2",)
 
 
-WORDS = ("demo", *survive.WORDS, *SHORT)
+WORDS = ("tiny", *survive.WORDS, *SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def stopped_and_resumed(tmp_path_factory):
         survive.interrupt(broken, SHORT, draw, moment)
         orphans += subprocess.run(["pgrep", "-f", str(broken)], capture_output=True, text=True).stdout.split()
     said = (broken / "log").read_text(encoding="utf-8")
-    return broken / "demo", (wanted, survive.finish(broken, SHORT)), said, orphans
+    return broken / "tiny", (wanted, survive.finish(broken, SHORT)), said, orphans
 
 
 def test_interrupted_training_gives_the_same_bytes(stopped_and_resumed):
@@ -143,7 +143,7 @@ def test_a_trainer_that_crashes_fails_the_run_with_its_last_words(tmp_path):
     """The `xtuner` command would exit 0 here. The data have become unreadable behind the plan's back."""
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    run = Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
+    run = Run("tiny", settings.load("tiny", WORDS[1:])[1], ROOT, tmp_path)
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("path='json'", "path='no_such_loader'"))
         with pytest.raises(train.RunFailed) as caught:
@@ -156,7 +156,7 @@ def test_a_trainer_that_crashes_fails_the_run_with_its_last_words(tmp_path):
 def test_a_trainer_that_plans_other_iterations_is_stopped_at_once(tmp_path):
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    run = Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
+    run = Run("tiny", settings.load("tiny", WORDS[1:])[1], ROOT, tmp_path)
     with run.open():
         run.config.write_text(run.config.read_text(encoding="utf-8").replace("max_epochs = 2", "max_epochs = 3"))
         with pytest.raises(train.RunFailed, match=r"99 iterations, .* 66"):
@@ -167,7 +167,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path, mon
     """A weight becomes NaN before the fifth iteration. No later checkpoint is made of it."""
     done = recipe("config", *WORDS, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    run = Run("demo", settings.load("demo", WORDS[1:])[1], ROOT, tmp_path)
+    run = Run("tiny", settings.load("tiny", WORDS[1:])[1], ROOT, tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ["PYTHONPATH"]]))
     with run.open():
         text = run.config.read_text(encoding="utf-8")
@@ -197,9 +197,9 @@ def test_a_disk_that_fills_stops_cleanly_and_keeps_the_last_checkpoint(tmp_path)
         pytest.skip("this machine allows no mount namespace")
     script = (
         'mount -t tmpfs -o size=60m x "$0"; "$@" & '
-        'until [ -e "$0"/demo/checkpoints/*/train.log ]; do sleep 0.05; done; '
+        'until [ -e "$0"/tiny/checkpoints/*/train.log ]; do sleep 0.05; done; '
         'head -c $(($(df -k --output=avail "$0" | tail -1) - 20000))k /dev/zero >"$0/other"; wait $!; code=$?; '
-        'ls "$0"/demo/checkpoints/*/; exit $code'
+        'ls "$0"/tiny/checkpoints/*/; exit $code'
     )
     stage = [sys.executable, "-m", "recipe", "train", *WORDS, "--output", str(tmp_path)]
     done = subprocess.run(
@@ -268,27 +268,27 @@ def test_deepspeed_needs_no_network(tmp_path):
     if subprocess.run([*inside, "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
         pytest.skip("this machine allows no network namespace, or has no ip (apt-get install iproute2)")
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support" / "no_gpu"), os.environ["PYTHONPATH"]])
-    stage = [sys.executable, "-m", "recipe", "train", "demo", "--force", "train.deepspeed=deepspeed_zero2",
+    stage = [sys.executable, "-m", "recipe", "train", "tiny", "--force", "train.deepspeed=deepspeed_zero2",
              "train.max_epochs=1", "--output", str(tmp_path)]  # fmt: skip
     done = subprocess.run(
         [*inside, "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *stage], cwd=str(ROOT), capture_output=True,
         text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads((tmp_path / "demo" / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
+    figures = json.loads((tmp_path / "tiny" / "run.json").read_text(encoding="utf-8"))["stages"]["train"]["figures"]
     assert figures["iterations"] == figures["updates"] == 33
 
 
 def test_a_moved_output_folder_goes_on(demo, tmp_path):
     """Checkpoints belong to what config, data and model hold, not to where they lie."""
-    shutil.copytree(str(demo[1]), str(tmp_path / "demo"))
-    done = recipe("adapter", "demo", "--output", tmp_path)
+    shutil.copytree(str(demo[1]), str(tmp_path / "tiny"))
+    done = recipe("adapter", "tiny", "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     said = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert said["train"].endswith("unchanged")
     assert not said["config"].endswith("unchanged")  # it names the data where they lie now
-    assert str(tmp_path) in (tmp_path / "demo" / "config.py").read_text(encoding="utf-8")
-    before, after = (Run("demo", settings.load("demo")[1], ROOT, at) for at in (demo[1].parent, tmp_path))
+    assert str(tmp_path) in (tmp_path / "tiny" / "config.py").read_text(encoding="utf-8")
+    before, after = (Run("tiny", settings.load("tiny")[1], ROOT, at) for at in (demo[1].parent, tmp_path))
     assert checkpoints.folder(after).name == checkpoints.folder(before).name
     made = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (before, after)]
     assert made[0] == made[1]

@@ -13,7 +13,7 @@ from support.command import ROOT, recipe
 @pytest.fixture
 def folder(demo, tmp_path):
     """A copy of the demo's run. Other tests ask it more questions and measure again: such files count as they are."""
-    place = tmp_path / "demo"
+    place = tmp_path / "tiny"
     shutil.copytree(str(demo[1]), str(place))
     manifest = json.loads((place / "run.json").read_text(encoding="utf-8"))
     for stage, name in (("chat", "samples.json"), ("eval", "eval.json")):

@@ -20,7 +20,7 @@ def detached(tmp_path_factory):
     its end: what each of these said.
     """
     output = tmp_path_factory.mktemp("detached")
-    folder = output / "demo"
+    folder = output / "tiny"
     said = {"folder": folder}
     for time_ in ("first", "second"):
         child, end = terminal("docker/runtime/run", *WORDS, "--output", str(output), "--detach")
@@ -83,7 +83,7 @@ def test_watch_follows_to_the_end(detached):
 
 def test_when_nothing_runs_the_last_state_is_said(detached, tmp_path):
     state = watch.read_status(detached["folder"])
-    folder = tmp_path / "demo"
+    folder = tmp_path / "tiny"
     folder.mkdir()
 
     def last(**state):
@@ -105,7 +105,7 @@ def test_when_nothing_runs_the_last_state_is_said(detached, tmp_path):
 
 def test_a_run_that_is_being_started_is_waited_for(tmp_path):
     """What the one before it said is out of date, and stop stops the one that is coming."""
-    folder = tmp_path / "demo"
+    folder = tmp_path / "tiny"
     folder.mkdir()
     files.write_text(folder / ".now.json", json.dumps({"command": "train", "code": 0, "said": "old", "at": 1.0}))
     assert not watch.is_active(folder)

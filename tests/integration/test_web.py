@@ -44,7 +44,7 @@ class Site:
     """
 
     def __init__(self, made, place):
-        self.folder, self.log = place / "demo", place / "log"
+        self.folder, self.log = place / "tiny", place / "log"
         shutil.copytree(str(made), str(self.folder), ignore=shutil.ignore_patterns("*.pth", "merged", "report"))
         (self.curves,) = self.folder.glob("checkpoints/*/*/vis_data/scalars.json")
         self.manifest = self.folder / "run.json"
@@ -417,7 +417,7 @@ def test_twenty_sessions(site):
 
 def test_one_set_of_weights_or_two(demo, capfd):
     """The adapter's own base answers for the base; the merged model needs the base beside it. Both say the same."""
-    run = run_view.find_run("demo", ROOT, demo[1].parent)
+    run = run_view.find_run("tiny", ROOT, demo[1].parent)
     question = "面试前特别紧张，怎么调整？"
     heard = {}
     for which in ("", "merged"):
@@ -428,19 +428,19 @@ def test_one_set_of_weights_or_two(demo, capfd):
                 heard[which, pane] = model.chat_model.answer("", [], question, limit=12).text
     assert heard["", "base"] == heard["merged", "base"] != heard["", "tuned"] == heard["merged", "tuned"]
     with pytest.raises(InputWrong, match="There is no adapter model"):
-        inference_queue.load(Run("demo", run.settings, ROOT, ROOT / "nowhere"), "adapter")
+        inference_queue.load(Run("tiny", run.settings, ROOT, ROOT / "nowhere"), "adapter")
     assert question not in "".join(capfd.readouterr())
 
 
 def test_refused_at_the_command_line(demo):
     """One clear error each; a busy port is named with another."""
     output = demo[1].parent
-    refused(recipe("web", "demo", "host=0.0.0.0", "--output", output, WEB_TOKEN=""), 2, "there is no token")
+    refused(recipe("web", "tiny", "host=0.0.0.0", "--output", output, WEB_TOKEN=""), 2, "there is no token")
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        refused(recipe("web", "demo", f"port={port}", "--output", output), 3, f"Port {port} of 127.0.0.1", "port=8502")
+        refused(recipe("web", "tiny", f"port={port}", "--output", output), 3, f"Port {port} of 127.0.0.1", "port=8502")
     refused(recipe("web", "nothing", "--output", output), 2, "There is no run 'nothing'")
 
 
@@ -449,7 +449,7 @@ def test_refused_at_the_command_line(demo):
 
 def test_the_run_as_it_is_now(demo, tmp_path, monkeypatch):
     """From a training under way to its end, in both languages; drawn anew only where something has changed."""
-    folder = tmp_path / "demo"
+    folder = tmp_path / "tiny"
     shutil.copytree(str(demo[1]), str(folder), ignore=shutil.ignore_patterns("*.pth", "merged", "report"))
     path = folder / "run.json"
     whole = json.loads(path.read_text(encoding="utf-8"))

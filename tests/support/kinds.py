@@ -25,10 +25,10 @@ SAID = [
 
 
 def run_of(tmp_path, kind, files, **more):
-    _, found = settings.load("demo", [f"data.kind={kind}", f"data.files={json.dumps(files)}", "data.eval_share=0"])
+    _, found = settings.load("tiny", [f"data.kind={kind}", f"data.files={json.dumps(files)}", "data.eval_share=0"])
     for key, value in more.items():
         found = settings.replace(found, key.replace("__", "."), value)
-    run = Run("demo", found, ROOT, tmp_path / "output")
+    run = Run("tiny", found, ROOT, tmp_path / "output")
     run.folder.mkdir(parents=True, exist_ok=True)
     return run
 

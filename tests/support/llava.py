@@ -19,7 +19,7 @@ WORDS = [
 
 def run_of(place, name, base, files, *more):
     """A run of the demo's settings with a preset of LLaVA; its models lie where the demo's do."""
-    _, found = settings.load("demo", [f"base={base}", f"data.files={json.dumps([str(files)])}", *WORDS, *more])
+    _, found = settings.load("tiny", [f"base={base}", f"data.files={json.dumps([str(files)])}", *WORDS, *more])
     if base == FIRST:
         found = settings.replace(found, "train.method", None)
     run = Run(name, found, ROOT, place / "output", force=True)

@@ -8,7 +8,7 @@ import time
 
 from support.command import ROOT
 
-WORDS = ("train", "demo", "train.max_epochs=5", "train.evaluation_max_new_tokens=2")
+WORDS = ("train", "tiny", "train.max_epochs=5", "train.evaluation_max_new_tokens=2")
 
 
 def terminal(*words, **more):

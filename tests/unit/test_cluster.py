@@ -96,7 +96,7 @@ def test_kubernetes(tmp_path):
 
 
 def test_a_recipe_of_ones_own_goes_along(tmp_path, monkeypatch):
-    text = (ROOT / "recipe" / "demo.toml").read_text(encoding="utf-8")
+    text = (ROOT / "recipe" / "tiny.toml").read_text(encoding="utf-8")
     own = tmp_path / "My_Recipe.toml"
     own.write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -111,7 +111,7 @@ def test_a_recipe_of_ones_own_goes_along(tmp_path, monkeypatch):
 
 
 def test_skypilot(tmp_path):
-    task = checked("sky", made("sky", tmp_path, given="demo")[0], tmp_path)
+    task = checked("sky", made("sky", tmp_path, given="tiny")[0], tmp_path)
     assert task["num_nodes"] == 2
     assert task["resources"]["accelerators"] == "H100:8"
     assert task["volumes"] == {cluster.SHARED_MOUNT: "recipe"}
@@ -119,8 +119,8 @@ def test_skypilot(tmp_path):
     for part in ("setup", "run"):
         done = subprocess.run(["shellcheck", "--shell=bash", "-"], input=task[part], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
-    assert task["run"].split()[-4:] == ["demo", *WORDS]
-    alone = checked("sky", made("sky", tmp_path, "nodes=1", given="demo")[0], tmp_path)
+    assert task["run"].split()[-4:] == ["tiny", *WORDS]
+    alone = checked("sky", made("sky", tmp_path, "nodes=1", given="tiny")[0], tmp_path)
     assert "volumes" not in alone
 
 

@@ -15,7 +15,7 @@ from support.command import ROOT
 
 @pytest.fixture
 def run(tmp_path):
-    return Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
+    return Run("tiny", settings.load("tiny")[1], tmp_path, tmp_path / "output")
 
 
 # The folder
@@ -44,7 +44,7 @@ def test_two_at_once_make_one_model(tmp_path):
     code = (
         "import sys; from pathlib import Path; from recipe.base_model import download; "
         "from recipe.core import run, settings; "
-        "root = Path(sys.argv[1]); print(download.ensure(run.Run('demo', settings.load('demo')[1], root, root)))"
+        "root = Path(sys.argv[1]); print(download.ensure(run.Run('tiny', settings.load('tiny')[1], root, root)))"
     )
     both = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=str(ROOT), stdout=subprocess.PIPE, text=True)
@@ -74,6 +74,6 @@ def test_a_folder_of_ones_own_with_a_weight_file_cut_short(run, tmp_path):
     place = download.ensure(run)
     shard = next(iter(folder.weights(place)))
     shard.write_bytes(shard.read_bytes()[:-100])
-    own = Run("x", settings.load("demo", [f"model.path={place}"])[1], tmp_path, tmp_path / "output")
+    own = Run("x", settings.load("tiny", [f"model.path={place}"])[1], tmp_path, tmp_path / "output")
     with pytest.raises(InputWrong, match=f"{shard.name} is damaged or cut short.*model.path"):
         download.ensure(own)

@@ -35,8 +35,8 @@ def test_the_same_logits_and_ids_as_by_the_folders_own_code(run_of_demo, tiny):
 
 def test_another_family_under_an_internlm2_preset_keeps_its_way(run_of_demo, tmp_path):
     def rendered():
-        _, chosen = settings.load("demo", [f"model.path={run_of_demo}"])
-        run = Run("demo", chosen, tmp_path, tmp_path / "output")
+        _, chosen = settings.load("tiny", [f"model.path={run_of_demo}"])
+        run = Run("tiny", chosen, tmp_path, tmp_path / "output")
         ours = model.is_internlm2(run)
         return ours, config.render(chosen, "m", "d", {}, None, ours)
 

@@ -25,7 +25,7 @@ def test_a_recipe_file_is_checked_by_line(tmp_path):
     [
         ("plan", ["train.lr=1e-4", "coach", "--png", "a=b"], ["--png", "a=b"], ["train.lr=1e-4"], ["coach"]),
         ("chat", ["coach", "how?", "model=base"], ["--model=base"], [], ["coach", "how?"]),
-        ("chat", ["--recipe", "demo", "how?"], [], [], ["demo", "how?"]),
+        ("chat", ["--recipe", "tiny", "how?"], [], [], ["tiny", "how?"]),
         ("export", ["coach", "vllm"], [], [], ["vllm", "coach"]),
         ("web", ["coach", "port=8502"], ["--port=8502"], [], ["coach"]),
         ("chat", ["coach", "--", "-5 + 3?"], [], [], ["coach", "-5 + 3?"]),
@@ -63,7 +63,7 @@ def test_settings_are_checked_as_the_recipe_checks_them():
 def test_what_the_scripts_are_told(tmp_path):
     """Folders to write to and files to read that lie outside the clone, and where the page is published."""
     mine = tmp_path / "mine.toml"
-    text = (ROOT / "recipe/demo.toml").read_text(encoding="utf-8")
+    text = (ROOT / "recipe/tiny.toml").read_text(encoding="utf-8")
     mine.write_text(text.replace('files = ["', 'files = ["/elsewhere/a b.csv", "'), encoding="utf-8")
     plan = [str(mine), "model.path=../models", "--output=/results", "--png", "/charts/lr.png"]
     found = words.facts("plan", plan)
@@ -73,13 +73,13 @@ def test_what_the_scripts_are_told(tmp_path):
     assert dict(found)["recipe"] == "mine"
     assert json.loads(dict(found)["values"])["model"]["path"] == "../models"
     assert "detach" not in dict(found)
-    assert dict(words.facts("train", ["demo", "--detach"]))["detach"] == "yes"
+    assert dict(words.facts("train", ["tiny", "--detach"]))["detach"] == "yes"
     for given, host, port in (
         ([], "127.0.0.1", "8501"),
         (["host=localhost", "port=8502"], "127.0.0.1", "8502"),
         (["--host", "::1"], "[::1]", "8501"),
     ):
-        page = dict(words.facts("web", ["demo", *given]))
+        page = dict(words.facts("web", ["tiny", *given]))
         assert (page["host"], page["port"]) == (host, port)
 
 

@@ -30,7 +30,7 @@ def test_details_of_an_unexpected_error_lie_below_output(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     (tmp_path / "file").touch()
     for output, place in (("output", "output"), ("mine/runs", "mine/runs"), ("file", "tmp")):
-        done = runner().invoke(front.cli, ["plan", "demo", "--output", output])
+        done = runner().invoke(front.cli, ["plan", "tiny", "--output", output])
         assert done.exit_code == 1
         [report] = (tmp_path / place).glob("error-*.log")
         assert "KeyError: 'what nobody thought of'" in report.read_text(encoding="utf-8")

@@ -8,4 +8,4 @@ from recipe.core.run import Run
 
 @pytest.fixture
 def run(tmp_path):
-    return Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
+    return Run("tiny", settings.load("tiny")[1], tmp_path, tmp_path / "output")

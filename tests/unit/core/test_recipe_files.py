@@ -13,7 +13,7 @@ def test_shipped_recipes_are_valid(name):
 
 
 def test_three_recipes_ship():
-    assert recipes() == ["coach", "demo", "tutorial"]
+    assert recipes() == ["coach", "demo", "tiny", "tutorial"]
 
 
 def test_line_of_multi_line_values():

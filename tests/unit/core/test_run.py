@@ -18,7 +18,7 @@ def test_a_manifest_of_another_shape_proves_nothing(run, text):
 
 def test_a_second_run_on_the_same_folder_is_refused(run):
     with run.open(), pytest.raises(HostLacks, match="Another run"):
-        Run("demo", run.settings, run.root, run.output).open()
+        Run("tiny", run.settings, run.root, run.output).open()
 
 
 def test_an_output_folder_that_cannot_be_made(run):

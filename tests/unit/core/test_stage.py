@@ -48,7 +48,7 @@ def test_a_stage_runs_once_until_something_changes(run, counter):
     assert stages.perform(run, counter.stage)[1]
     (run.folder / "folder" / "inner.txt").unlink()
     assert stages.perform(run, counter.stage)[1]
-    run.settings = settings.load("demo", ["base=other"])[1]
+    run.settings = settings.load("tiny", ["base=other"])[1]
     assert stages.perform(run, counter.stage)[1]
     assert counter.count == 5
     assert (run.folder / "copy.txt").read_text() == "two"
@@ -92,7 +92,7 @@ def test_manifest(run, counter):
 def test_a_broken_manifest_makes_everything_run_again(run, counter):
     stages.perform(run, counter.stage)
     (run.folder / "run.json").write_text("{")
-    again = Run("demo", run.settings, run.root, run.output)
+    again = Run("tiny", run.settings, run.root, run.output)
     again.folder.joinpath(".lock").unlink()
     with again.open():
         assert stages.perform(again, counter.stage)[1]

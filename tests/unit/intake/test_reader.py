@@ -32,24 +32,24 @@ def test_a_folder_is_one_data_set(workbook, tmp_path):
     (folder / "a.csv").write_text("q,a\n乙,二\n", encoding="utf-8")
     (folder / "~$b.xlsx").write_bytes(b"lock")
     (folder / "README.md").write_text("no data", encoding="utf-8")
-    done = recipe("data", "demo", f'data.files=["{folder}"]', "--output", tmp_path)
+    done = recipe("data", "tiny", f'data.files=["{folder}"]', "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "demo/dataset.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (tmp_path / "tiny/dataset.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["conversation"][0]["input"] for line in lines] == ["乙", "甲"]
     assert "not read: " in done.stdout
     assert "README.md" in done.stdout
     (folder / "old.xls").write_bytes(b"\xd0\xcf\x11\xe0")
-    refused(recipe("data", "demo", f'data.files=["{folder}"]', "--output", tmp_path), 2, "old.xls", "Save it as .xlsx")
-    refused(recipe("data", "demo", f'data.files=["{folder / "~$b.xlsx"}"]', "--output", tmp_path), 2, "Name b.xlsx")
+    refused(recipe("data", "tiny", f'data.files=["{folder}"]', "--output", tmp_path), 2, "old.xls", "Save it as .xlsx")
+    refused(recipe("data", "tiny", f'data.files=["{folder / "~$b.xlsx"}"]', "--output", tmp_path), 2, "Name b.xlsx")
 
 
 def test_duplicates_go_on_request(workbook, tmp_path):
     path = workbook(s=[["q", "a"], ["甲", "一"], ["乙", "二"], ["甲", "一"], ["甲", "三"]])
     for more, rows in (([], 4), (["data.dedupe=true"], 3)):
-        done = recipe("data", "demo", f'data.files=["{path}"]', "--output", tmp_path, *more)
+        done = recipe("data", "tiny", f'data.files=["{path}"]', "--output", tmp_path, *more)
         assert done.returncode == 0, done.stderr
-        assert len((tmp_path / "demo/dataset.jsonl").read_text(encoding="utf-8").splitlines()) == rows
-    figures = json.loads((tmp_path / "demo/run.json").read_text(encoding="utf-8"))["stages"]["data"]["figures"]
+        assert len((tmp_path / "tiny/dataset.jsonl").read_text(encoding="utf-8").splitlines()) == rows
+    figures = json.loads((tmp_path / "tiny/run.json").read_text(encoding="utf-8"))["stages"]["data"]["figures"]
     assert (figures["conversations"], figures["duplicates"], figures["duplicates_dropped"]) == (3, 0, 1)
 
 
@@ -59,9 +59,9 @@ def test_memory_does_not_grow_with_rows(tmp_path):
     for rows in (10_000, 200_000):
         path = tmp_path / f"{rows}.csv"
         path.write_text("q,a\n" + "".join(f"问题{n}：怎么办？,先列清单{n}。\n" for n in range(rows)), encoding="utf-8")
-        done = recipe("data", "demo", f'data.files=["{path}"]', "--output", tmp_path)
+        done = recipe("data", "tiny", f'data.files=["{path}"]', "--output", tmp_path)
         assert done.returncode == 0, done.stderr
-        manifest = json.loads((tmp_path / "demo/run.json").read_text(encoding="utf-8"))
+        manifest = json.loads((tmp_path / "tiny/run.json").read_text(encoding="utf-8"))
         figures = manifest["stages"]["data"]["figures"]
         assert figures["rows"] + figures["held_out"] == rows
         peaks.append(manifest["stages"]["data"]["peak_memory_mb"])

@@ -53,29 +53,29 @@ def lines(path):
 @pytest.mark.slow
 def test_data_writes_both_parts_and_files_of_ones_own(tmp_path, workbook):
     for name, more in (("all", ["data.eval_share=0"]), ("part", []), ("other", ["train.seed=1"])):
-        done = recipe("data", "demo", *more, "--output", tmp_path / name)
+        done = recipe("data", "tiny", *more, "--output", tmp_path / name)
         assert done.returncode == 0, done.stderr
         assert ("10 more held out" in done.stdout) == (name != "all")
-    whole = lines(tmp_path / "all/demo/dataset.jsonl")
-    kept, held = (lines(tmp_path / "part/demo" / name) for name in ("dataset.jsonl", "eval.jsonl"))
+    whole = lines(tmp_path / "all/tiny/dataset.jsonl")
+    kept, held = (lines(tmp_path / "part/tiny" / name) for name in ("dataset.jsonl", "eval.jsonl"))
     assert [line for line in whole if line not in held] == kept
     assert sorted(kept + held) == sorted(whole)
-    assert lines(tmp_path / "all/demo/eval.jsonl") == []
-    assert set(lines(tmp_path / "other/demo/eval.jsonl")) != set(held)
+    assert lines(tmp_path / "all/tiny/eval.jsonl") == []
+    assert set(lines(tmp_path / "other/tiny/eval.jsonl")) != set(held)
 
-    asked = [turn["input"] for talk in dataset.conversations(tmp_path / "all/demo/dataset.jsonl") for turn in talk]
+    asked = [turn["input"] for talk in dataset.conversations(tmp_path / "all/tiny/dataset.jsonl") for turn in talk]
     own = workbook(
         s=[["q", "a"], ["没有人问过的问题", "答"], [asked[5] + "!", "另一个答案"], ["没有人问过的问题？", "答"]]
     )
-    done = recipe("data", "demo", f"data.eval_files={own}", "--output", tmp_path / "own")
+    done = recipe("data", "tiny", f"data.eval_files={own}", "--output", tmp_path / "own")
     assert "1 more held out; 2 of data.eval_files not: " in done.stdout
-    assert lines(tmp_path / "own/demo/dataset.jsonl") == whole
-    [[turn]] = dataset.conversations(tmp_path / "own/demo/eval.jsonl")
+    assert lines(tmp_path / "own/tiny/dataset.jsonl") == whole
+    [[turn]] = dataset.conversations(tmp_path / "own/tiny/eval.jsonl")
     assert turn["input"] == "没有人问过的问题"
     assert turn["system"] == json.loads(whole[0])["conversation"][0]["system"]
-    missing = recipe("data", "demo", "data.eval_files=data/none.csv", "--output", tmp_path / "own")
+    missing = recipe("data", "tiny", "data.eval_files=data/none.csv", "--output", tmp_path / "own")
     assert missing.returncode == 2
-    assert "data.eval_files of recipe demo" in missing.stderr
+    assert "data.eval_files of recipe tiny" in missing.stderr
 
 
 def test_whole_images_are_held_out(tmp_path):

@@ -12,9 +12,9 @@ from support.command import recipe
 def test_every_line_is_one_json_text_for_every_reader(workbook, tmp_path):
     """U+2028 ends a line for str.splitlines and some programs: escaped it is the same text for all."""
     path = workbook(s=[["q", "a"], ["问", "一\u2028二\x85三"]])
-    done = recipe("data", "demo", f'data.files=["{path}"]', "--output", tmp_path)
+    done = recipe("data", "tiny", f'data.files=["{path}"]', "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    (line,) = (tmp_path / "demo/dataset.jsonl").read_text(encoding="utf-8").splitlines()
+    (line,) = (tmp_path / "tiny/dataset.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["conversation"][0]["output"] == "一\u2028二\x85三"
 
 

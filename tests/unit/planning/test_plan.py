@@ -38,7 +38,7 @@ def test_tutorial_with_the_real_tokenizer(real_workbook, real_tokenizer, tmp_pat
 def test_prices_do_not_draw_another_seed(tmp_path, workbook):
     """A recipe without a seed draws one for its folder: looking at the price must not throw training away."""
     path = tmp_path / "noseed.toml"
-    text = (ROOT / "recipe/demo.toml").read_text(encoding="utf-8").replace("seed = 0\n", "")
+    text = (ROOT / "recipe/tiny.toml").read_text(encoding="utf-8").replace("seed = 0\n", "")
     path.write_text(text, encoding="utf-8")
     seeds = []
     for more in ([], ["plan.price_per_hour=2.0"], ["--force"]):
@@ -49,7 +49,7 @@ def test_prices_do_not_draw_another_seed(tmp_path, workbook):
 
 @pytest.mark.slow
 def test_evaluations_happen_at_checkpoints_too(tmp_path):
-    _, found = planned(tmp_path, "demo")
+    _, found = planned(tmp_path, "tiny")
     quarter = found["iterations"] // 4
     assert found["evaluations"] == [0, quarter, 2 * quarter, 3 * quarter, found["iterations"]]
     assert found["checkpoints_kept"] == 2

@@ -13,7 +13,7 @@ from support.plans import planned
 def test_ten_rows_are_refused_before_mmengine_crashes(workbook, tmp_path):
     rows = [[f"第{i}个问题怎么办？", f"这是第{i}个答案。"] for i in range(10)]
     path = workbook(s=[["q", "a"], *rows])
-    done, found = planned(tmp_path, "demo", f'data.files=["{path}"]', "train.max_epochs=3", "train.warmup_ratio=0.03")
+    done, found = planned(tmp_path, "tiny", f'data.files=["{path}"]', "train.max_epochs=3", "train.warmup_ratio=0.03")
     refused(done, 2, "warm-up has 0 iterations", "train.warmup_ratio=", "optimizer updates")
     assert {refusal["fault"] for refusal in found["refusals"]} >= {"warmup-crash", "few-updates"}
 
@@ -22,16 +22,16 @@ def test_ten_rows_are_refused_before_mmengine_crashes(workbook, tmp_path):
 def test_remedies_work(tmp_path):
     """Each refusal's own advice, typed as it stands, is accepted in the end."""
     words = ["train.max_epochs=2", "train.warmup_ratio=0.01", "train.accumulative_counts=16", "train.save_steps=500"]
-    done, _ = planned(tmp_path, "demo", *words)
+    done, _ = planned(tmp_path, "tiny", *words)
     refused(done, 2, "train.warmup_ratio=", "train.accumulative_counts=", "train.save_steps=0.5")
     remedies = re.findall(r"train\.\w+=[\d.]*\d", done.stderr)
     overrides = dict(word.split("=") for word in [*words, *remedies])
     overrides["train.save_steps"] = "0.5"
     [together] = re.findall(r"^All of it together: (.*) \((\d+) iterations, (\d+) updates, 99% of", done.stderr, re.M)
-    done, found = planned(tmp_path, "demo", *words, *together[0].split())
+    done, found = planned(tmp_path, "tiny", *words, *together[0].split())
     assert done.returncode == 0, done.stderr
     assert (found["iterations"], found["updates"]) == (int(together[1]), int(together[2]))
-    done, found = planned(tmp_path, "demo", *(f"{k}={v}" for k, v in overrides.items()))
+    done, found = planned(tmp_path, "tiny", *(f"{k}={v}" for k, v in overrides.items()))
     assert done.returncode == 0, done.stderr
     assert found["refusals"] == []
 
@@ -41,17 +41,17 @@ def test_of_more_iterations_the_warm_up_may_be_long_enough(tmp_path, workbook):
     """40 rows by coach's settings: one remedy after the other asked for 0.17 of 3 epochs, then for less of 8."""
     path = workbook(s=[["q", "a"], *[[f"第{i}个问题？", f"第{i}个回答，说得长一些。"] for i in range(40)]])
     words = (f'data.files=["{path}"]', "train.accumulative_counts=4", "train.max_epochs=1", "train.warmup_ratio=0.1")
-    done, _ = planned(tmp_path, "demo", *words)
+    done, _ = planned(tmp_path, "tiny", *words)
     refused(done, 2, "The warm-up has 0 iterations", "optimizer updates", "All of it together: ")
     [together] = re.findall(r"^All of it together: (.*) \(", done.stderr, re.M)
     assert "train.warmup_ratio" not in together
-    done, found = planned(tmp_path, "demo", *words, *together.split())
+    done, found = planned(tmp_path, "tiny", *words, *together.split())
     assert (done.returncode, found["refusals"]) == (0, []), done.stderr
 
 
 @pytest.mark.slow
 def test_nothing_to_learn_from_is_refused(tmp_path):
-    done, found = planned(tmp_path, "demo", "train.max_length=32", "train.max_epochs=1")
+    done, found = planned(tmp_path, "tiny", "train.max_length=32", "train.max_epochs=1")
     refused(done, 2, "No token with loss reaches the trainer", "train.max_length=256")
     assert found is None
 
@@ -61,7 +61,7 @@ def test_long_answers_are_refused_by_line(workbook, tmp_path):
     path = workbook(
         s=[["q", "a"], ["问", "短。"], ["问二", "很长的答案" * 200], *[[f"问{i}", "答。"] for i in range(60)]]
     )
-    done, _ = planned(tmp_path, "demo", f'data.files=["{path}"]')
+    done, _ = planned(tmp_path, "tiny", f'data.files=["{path}"]')
     refused(
         done,
         2,
@@ -75,11 +75,11 @@ def test_long_answers_are_refused_by_line(workbook, tmp_path):
 @pytest.mark.slow
 def test_force_goes_on_and_is_recorded(tmp_path):
     words = ("train.max_epochs=2", "train.accumulative_counts=16")
-    done, _ = planned(tmp_path, "demo", *words)
+    done, _ = planned(tmp_path, "tiny", *words)
     assert done.returncode == 2
-    done, found = planned(tmp_path, "demo", *words, "--force")
+    done, found = planned(tmp_path, "tiny", *words, "--force")
     assert done.returncode == 0
     assert found["updates"] == 5
     assert "forced: Only 5 optimizer updates" in done.stdout
     assert " --force" in done.stdout.split("Next: ")[1], "without it the next command is refused"
-    assert json.loads((tmp_path / "demo/run.json").read_text(encoding="utf-8"))["forced"] is True
+    assert json.loads((tmp_path / "tiny/run.json").read_text(encoding="utf-8"))["forced"] is True

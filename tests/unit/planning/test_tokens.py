@@ -81,8 +81,8 @@ def test_turns_reach_the_trainer_with_loss_on_the_outputs_only(cfg, workbook):
     from recipe.core.run import Run
     from recipe.intake import dataset
 
-    _, recipe_settings = settings.load("demo")
-    tokenizer = base_model_tokenizer.tokenizer(Run("demo", recipe_settings, ROOT, ROOT / "output"))
+    _, recipe_settings = settings.load("tiny")
+    tokenizer = base_model_tokenizer.tokenizer(Run("tiny", recipe_settings, ROOT, ROOT / "output"))
     rows = [["conversation", "q", "a"], [1, "压力大怎么办？", "先休息。"], [1, "然后呢？", "再说出来。"]]
     (conversation,) = dataset.sample(workbook(s=rows), "系统")
     made = process(

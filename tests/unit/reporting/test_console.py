@@ -21,9 +21,9 @@ def test_curve():
 @pytest.mark.slow
 def test_page_and_png(tmp_path):
     words = ("train.accumulative_counts=8", "gpus=2")
-    done = recipe("plan", "demo", *words, "--png", tmp_path / "curve.png", "--output", tmp_path)
+    done = recipe("plan", "tiny", *words, "--png", tmp_path / "curve.png", "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    planned = json.loads((tmp_path / "demo/plan.json").read_text(encoding="utf-8"))
+    planned = json.loads((tmp_path / "tiny/plan.json").read_text(encoding="utf-8"))
     for word in (
         "answer tokens",
         "optimizer updates",
@@ -55,11 +55,11 @@ def test_page_and_png(tmp_path):
 
 @pytest.mark.slow
 def test_a_refused_plan_is_shown_and_written_but_not_taken(tmp_path):
-    done = recipe("plan", "demo", "train.accumulative_counts=64", "train.max_epochs=2", "--output", tmp_path)
+    done = recipe("plan", "tiny", "train.accumulative_counts=64", "train.max_epochs=2", "--output", tmp_path)
     assert done.returncode == 2
     assert "optimizer updates" in done.stdout
-    planned = json.loads((tmp_path / "demo/plan.json").read_text(encoding="utf-8"))
+    planned = json.loads((tmp_path / "tiny/plan.json").read_text(encoding="utf-8"))
     assert [refusal["fault"] for refusal in planned["refusals"]] == ["few-updates"]
-    again = recipe("config", "demo", "train.accumulative_counts=64", "train.max_epochs=2", "--output", tmp_path)
+    again = recipe("config", "tiny", "train.accumulative_counts=64", "train.max_epochs=2", "--output", tmp_path)
     assert again.returncode == 2
-    assert not (tmp_path / "demo/config.py").exists()
+    assert not (tmp_path / "tiny/config.py").exists()

@@ -25,9 +25,9 @@ def reported(tmp_path_factory):
     path = folder / "x.jsonl"
     lines = [json.dumps({"q": question, "a": answer}, ensure_ascii=False) for question, answer in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    done = recipe("data-report", "demo", f'data.files=["{path}"]', "--output", folder)
+    done = recipe("data-report", "tiny", f'data.files=["{path}"]', "--output", folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done, (folder / "demo" / "data-report.html").read_text(encoding="utf-8"), folder
+    return done, (folder / "tiny" / "data-report.html").read_text(encoding="utf-8"), folder
 
 
 @pytest.mark.slow
@@ -70,25 +70,25 @@ def test_the_page_shows_ten_conversations_and_runs_nothing(reported):
 def test_preview_shows_what_the_trainer_gets(reported):
     _, _, folder = reported
     path = folder / "x.jsonl"
-    done = recipe("preview", "demo", "8", f'data.files=["{path}"]', "--output", folder)
+    done = recipe("preview", "tiny", "8", f'data.files=["{path}"]', "--output", folder)
     assert done.returncode == 0, done.stderr
     expected = (
         "<s><|im_start|>system\n你是一位有心理学背景的职场教练。<|im_end|>\n<|im_start|>user\n短吗？<|im_end|>\n"
         "<|im_start|>assistant\n⟦嗯。<|im_end|>⟧\n"
     )
     assert expected in done.stdout
-    cut = recipe("preview", "demo", "9", f'data.files=["{path}"]', "--output", folder)
+    cut = recipe("preview", "tiny", "9", f'data.files=["{path}"]', "--output", folder)
     assert ", truncated at max_length 256" in cut.stdout
     assert "<|im_end|>⟧" not in cut.stdout  # the end is what the model would not learn
-    refused(recipe("preview", "demo", "13", f'data.files=["{path}"]', "--output", folder), 2, "has 1 to 12")
-    refused(recipe("preview", "demo", "one", "--output", folder), 2, "'one' is not a conversation number")
+    refused(recipe("preview", "tiny", "13", f'data.files=["{path}"]', "--output", folder), 2, "has 1 to 12")
+    refused(recipe("preview", "tiny", "one", "--output", folder), 2, "'one' is not a conversation number")
 
 
 @pytest.mark.slow
 def test_counts_of_what_was_dropped_and_changed(workbook, tmp_path):
     path = workbook(s=[["q", "a", "备注"], ["甲", 52, "x"], ["乙", None, ""], ["丙", "一\r\n二", ""], ["甲", 52, ""]])
     more = ["data.skip_blank=true", "data.dedupe=true"]
-    done = recipe("data-report", "demo", f'data.files=["{path}"]', *more, "--output", tmp_path)
+    done = recipe("data-report", "tiny", f'data.files=["{path}"]', *more, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     for words in (

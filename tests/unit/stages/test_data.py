@@ -10,8 +10,8 @@ from support.command import ROOT, recipe, refused
 
 
 def convert(output, path, *more):
-    done = recipe("data", "demo", f'data.files=["{path}"]', "--output", output, *more)
-    target = output / "demo" / "dataset.jsonl"
+    done = recipe("data", "tiny", f'data.files=["{path}"]', "--output", output, *more)
+    target = output / "tiny" / "dataset.jsonl"
     lines = target.read_text(encoding="utf-8").splitlines() if target.exists() else []
     return done, [json.loads(line) for line in lines]
 

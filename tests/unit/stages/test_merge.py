@@ -19,8 +19,8 @@ def test_a_merge_that_changed_nothing_fails_unless_that_is_known(force, known, e
     figures = {"tensors_changed": 0, "tensors": 17, "share_changed": 0.0, "shards": 1, "shards_reused": 0, "kinds": {}}
     monkeypatch.setattr(pipeline, "perform", lambda run, stage: ({"figures": figures, "seconds": 1.0}, True))
     monkeypatch.setitem(pipeline.COMMANDS, "merge", (MERGE,))
-    recipe_settings = settings.replace(settings.load("demo")[1], "known_faults", known)
-    run = Run("demo", recipe_settings, ROOT, ROOT / "output", force=force)
+    recipe_settings = settings.replace(settings.load("tiny")[1], "known_faults", known)
+    run = Run("tiny", recipe_settings, ROOT, ROOT / "output", force=force)
     if ends:
         with pytest.raises(RunFailed, match="changed nothing"):
             pipeline.run_stages(run, "merge")
@@ -31,7 +31,7 @@ def test_a_merge_that_changed_nothing_fails_unless_that_is_known(force, known, e
 
 def test_weights_of_adapters_are_checked_with_the_recipe():
     with pytest.raises(InputWrong, match="2 numbers for 3 adapters"):
-        settings.load("demo", ['merge.adapters=["a", "b"]', "merge.weights=[1.0, 2.0]"])
-    chosen = settings.load("demo", ["merge.adapters=a", "merge.weights=[1.0, 0.5]"])[1]
-    run = Run("demo", chosen, ROOT, ROOT / "output")
+        settings.load("tiny", ['merge.adapters=["a", "b"]', "merge.weights=[1.0, 2.0]"])
+    chosen = settings.load("tiny", ["merge.adapters=a", "merge.weights=[1.0, 0.5]"])[1]
+    run = Run("tiny", chosen, ROOT, ROOT / "output")
     assert merge.adapters(run) == [(run.adapter, 1.0), (ROOT / "a", 0.5)]

@@ -13,8 +13,8 @@ from support.command import ROOT
 
 
 def test_no_adapter_is_made_and_none_is_added(tmp_path):
-    _, found = settings.load("demo", ["train.method=full"])
-    run = Run("demo", found, ROOT, tmp_path)
+    _, found = settings.load("tiny", ["train.method=full"])
+    run = Run("tiny", found, ROOT, tmp_path)
     for command in ("train", "merge", "demo"):
         items = pipeline.of_method(run, pipeline.COMMANDS[command])
         assert ADAPTER not in items

@@ -29,7 +29,7 @@ def test_without_a_gpu_a_gpu_recipe_is_refused_before_the_download(tmp_path, rea
 
 
 def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
-    run = Run("demo", settings.load("demo")[1], ROOT, tmp_path)
+    run = Run("tiny", settings.load("tiny")[1], ROOT, tmp_path)
     disk = memory.disk(7_000_000_000, 7_000_000_000, deepspeed=True, copies=3)
     planned = {"iterations": 300, "memory": {"disk": disk}}
     (tmp_path / "iter_1.pth").mkdir()
@@ -44,4 +44,4 @@ def test_too_small_a_disk_is_told_before_training(tmp_path, monkeypatch):
         _room(run, tmp_path, planned)
     remedies = re.findall(r"train\.\w+=\S+", str(caught.value))
     assert len(remedies) == 2
-    settings.load("demo", remedies)  # both can be typed
+    settings.load("tiny", remedies)  # both can be typed

@@ -22,7 +22,7 @@ from recipe.core import settings
 from recipe.training import bench
 bench.TIMED_STEPS = bench.WARMUP_STEPS = 1
 said = []
-found = bench.run(settings.load("demo", ["train.max_length=32"])[1], Path(sys.argv[1]), said.append)
+found = bench.run(settings.load("tiny", ["train.max_length=32"])[1], Path(sys.argv[1]), said.append)
 print(json.dumps([found, said]))
 """
 
@@ -52,7 +52,7 @@ def test_bench_measures_and_plan_reckons_with_it(tmp_path, monkeypatch):
     assert estimated["source"] == "just bench"
     assert 9000 < estimated["memory_mib"] < 12_000
     with pytest.raises(InputWrong, match="InternLM2-7B"):
-        bench.run(settings.load("demo", ["base=llama2_7b_chat_qlora_medical_e1"])[1], tmp_path, said.append)
+        bench.run(settings.load("tiny", ["base=llama2_7b_chat_qlora_medical_e1"])[1], tmp_path, said.append)
 
 
 def test_the_floor_counts_what_must_be_done():

@@ -118,7 +118,7 @@ def test_other_words_for_the_same_are_known(monkeypatch, said, told, fits):
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """Function: what training says when this shell script is the trainer; the words that end the run."""
-    run = Run("demo", settings.load("demo")[1], ROOT, tmp_path)
+    run = Run("tiny", settings.load("tiny")[1], ROOT, tmp_path)
     (run.folder / "checkpoints").mkdir(parents=True)
 
     def train_with(script):
@@ -145,8 +145,8 @@ def test_each_end_is_named(stand_in, monkeypatch, code, said, killed, told):
 
 def test_the_end_names_the_checkpoint_that_is_there(stand_in, monkeypatch, tmp_path):
     """Only one that can be read; of a trainer that hangs too."""
-    torch.save({"x": 1}, str(tmp_path / "demo" / "iter_7.pth"))
-    (tmp_path / "demo" / "iter_9.pth").write_bytes(b"half of it")
+    torch.save({"x": 1}, str(tmp_path / "tiny" / "iter_7.pth"))
+    (tmp_path / "tiny" / "iter_9.pth").write_bytes(b"half of it")
     kept = "The checkpoint of iteration 7 is kept: the same command resumes the run."
     assert stand_in("exit 1").endswith(kept)
     lines = train._read_lines
@@ -154,7 +154,7 @@ def test_the_end_names_the_checkpoint_that_is_there(stand_in, monkeypatch, tmp_p
     text = stand_in("sleep 60")
     assert "printed nothing" in text
     assert text.endswith(kept)
-    (tmp_path / "demo" / "iter_7.pth").unlink()
+    (tmp_path / "tiny" / "iter_7.pth").unlink()
     assert "is kept" not in stand_in("sleep 60")
 
 

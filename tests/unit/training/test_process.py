@@ -23,7 +23,7 @@ def test_training_says_that_it_does_without(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(process, "command", lambda *words: [])
     monkeypatch.setattr(process, "run_process", started)
     monkeypatch.setattr(compiler, "fault", lambda: "there is no C compiler")
-    run = SimpleNamespace(settings=settings.load("demo")[1], folder=tmp_path, update_status=lambda **words: None)
+    run = SimpleNamespace(settings=settings.load("tiny")[1], folder=tmp_path, update_status=lambda **words: None)
     planned = {"seed": 0, "iterations": 1, "iterations_per_epoch": 1, "tokens_kept": 1}
     for speed in ("fast", "stock"):
         monkeypatch.setattr(step_choice, "speed", lambda settings, speed=speed: speed)
@@ -54,7 +54,7 @@ def test_a_trainer_that_does_not_stop_is_ended(tmp_path, monkeypatch):
 
 
 def test_memory_is_kept_between_iterations_where_a_cpu_trains(monkeypatch):
-    run = Run("demo", settings.load("demo")[1], ROOT, ROOT / "output")
+    run = Run("tiny", settings.load("tiny")[1], ROOT, ROOT / "output")
     monkeypatch.setattr(train, "gpus", lambda: [])
     assert train.MALLOC_SETTINGS.items() <= train.environment(run).items()
     monkeypatch.setattr(train, "gpus", lambda: [{"name": "H100"}])

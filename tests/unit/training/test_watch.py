@@ -38,9 +38,9 @@ def test_a_fetch_that_fails_is_not_waited_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["train", "demo", "train.lr=0.05", "--detach"], 2, "at most 0.01"),
-        (["train", "demo", "train.max_epochs=1", "train.accumulative_counts=40", "--detach"], 2, "would not learn"),
-        (["plan", "demo", "--detach"], 2, "plan has no option --detach"),
+        (["train", "tiny", "train.lr=0.05", "--detach"], 2, "at most 0.01"),
+        (["train", "tiny", "train.max_epochs=1", "train.accumulative_counts=40", "--detach"], 2, "would not learn"),
+        (["plan", "tiny", "--detach"], 2, "plan has no option --detach"),
     ],
 )
 def test_what_is_refused_is_refused_in_front_of_the_user(tmp_path, words, code, said):

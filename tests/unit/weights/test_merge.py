@@ -103,7 +103,7 @@ def test_values_that_the_type_cannot_hold_are_told(base, adapter, tmp_path):
 def test_the_stage_goes_on_where_it_was_stopped(base, adapter, tmp_path, monkeypatch):
     """The half-made folder outlives the stage's own; settings reach the merge; nothing is hashed twice."""
     words = [f"model.path={base}", "merge.max_shard_size=130KB", "merge.safe_serialization=false"]
-    run = Run("demo", settings.load("demo", words)[1], ROOT, tmp_path)
+    run = Run("tiny", settings.load("tiny", words)[1], ROOT, tmp_path)
     shutil.copytree(str(adapter), str(run.adapter))
     run.manifest = {"stages": {"adapter": {"figures": {"base_sha256": "0" * 64, "base_model": "a base"}}}}
     monkeypatch.setattr(merge, "check_loads", lambda _: contextlib.nullcontext(lambda *_: {"stops": [2, 92542]}))
@@ -125,5 +125,5 @@ def test_the_stage_goes_on_where_it_was_stopped(base, adapter, tmp_path, monkeyp
     for word in ("base_model: a base", "0" * 64, "adapter × 1", "2, 92542"):
         assert word in card, card
     assert not stage.perform(run, MERGE)[1]
-    run.settings = settings.load("demo", [*words, "merge.weights=[0.5]"])[1]
+    run.settings = settings.load("tiny", [*words, "merge.weights=[0.5]"])[1]
     assert stage.perform(run, MERGE)[1]

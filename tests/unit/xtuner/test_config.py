@@ -70,7 +70,7 @@ def test_tutorial_differs_from_the_preset_in_the_pages_edits_only():
     assert "map_num_proc" not in cfg.train_dataset
 
 
-@pytest.mark.parametrize("name", ["coach", "demo"])
+@pytest.mark.parametrize("name", ["coach", "tiny"])
 def test_corrected_recipes(name):
     _, recipe = settings.load(name)
     cfg = Config.fromstring(rendered(name), file_format=".py")
@@ -83,7 +83,7 @@ def test_corrected_recipes(name):
 
 
 def test_demo_needs_no_gpu():
-    cfg = Config.fromstring(rendered("demo"), file_format=".py")
+    cfg = Config.fromstring(rendered("tiny"), file_format=".py")
     assert cfg.model.llm.get("quantization_config") is None
     assert cfg.optim_wrapper.type == "OptimWrapper"
     assert "loss_scale" not in cfg.optim_wrapper
@@ -108,14 +108,14 @@ def test_reading_a_config_says_nothing():
     """
     code = (
         "from recipe.core import settings; from recipe.xtuner import config; "
-        "config.effective(settings.load('demo')[1]); import recipe.base_model.tiny.clip"
+        "config.effective(settings.load('tiny')[1]); import recipe.base_model.tiny.clip"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), capture_output=True, text=True, check=True)
     assert "Warning" not in done.stdout + done.stderr
 
 
 def test_a_system_prompt_with_braces_survives_the_evaluation_hook():
-    text = rendered("demo", 'data.system="用 {json} 回答"')
+    text = rendered("tiny", 'data.system="用 {json} 回答"')
     cfg = Config.fromstring(text, file_format=".py")
     # what XTuner's EvaluateChatHook does with it
     assert (f"<s>{cfg.SYSTEM}" + "{input}").format(input="x") == "<s>用 {json} 回答x"
@@ -123,9 +123,9 @@ def test_a_system_prompt_with_braces_survives_the_evaluation_hook():
 
 def test_unknown_preset_and_misfit():
     with pytest.raises(InputWrong, match="internlm2_chat_7b_qlora_oasst1_e3"):
-        rendered("demo", "base=internlm2_chat_7b_qlora_oasst")
+        rendered("tiny", "base=internlm2_chat_7b_qlora_oasst")
     with pytest.raises(InputWrong, match="does not fit"):
-        rendered("demo", "base=llama2_7b_chat_qlora_medical_e1", "train.method=full", "lora.r=8",
+        rendered("tiny", "base=llama2_7b_chat_qlora_medical_e1", "train.method=full", "lora.r=8",
                  "base=deepseek_moe_16b_base_full_oasst1_e3")  # fmt: skip
 
 

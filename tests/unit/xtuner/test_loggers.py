@@ -14,7 +14,7 @@ from recipe.xtuner import loggers
 def test_what_loggers_need_is_fetched_when_first_asked_for(monkeypatch):
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != os.environ["LOGGERS"]])
     monkeypatch.setitem(os.environ, "PYTHONPATH", os.environ["PYTHONPATH"])
-    run = SimpleNamespace(settings=settings.load("demo", ["train.loggers=wandb"])[1])
+    run = SimpleNamespace(settings=settings.load("tiny", ["train.loggers=wandb"])[1])
     monkeypatch.setenv("RECIPE_FETCH", "no")  # a container without a network: docker/runtime/run starts one that has
     with pytest.raises(NotFetched) as caught:
         loggers.preflight(run)

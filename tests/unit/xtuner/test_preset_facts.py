@@ -164,8 +164,8 @@ def test_kinds_of_data_switch(tmp_path):
 
 
 def test_presets_say_which_kind(tmp_path):
-    _, found = settings.load("demo", ["base=internlm2_7b_qlora_msagent_react_e3_gpu8"])
+    _, found = settings.load("tiny", ["base=internlm2_7b_qlora_msagent_react_e3_gpu8"])
     assert preset_facts.kind(found) == "agent"
-    done = recipe("data", "demo", "base=internlm2_7b_qlora_msagent_react_e3_gpu8", "--output", tmp_path)
+    done = recipe("data", "tiny", "base=internlm2_7b_qlora_msagent_react_e3_gpu8", "--output", tmp_path)
     refused(done, 2, "has an unknown type", ".jsonl")
     assert agent.ROLES == ("system", "user", "assistant")
