@@ -17,6 +17,7 @@ from recipe.core.files import write_text
 RECORD = "source.json"
 QUESTIONS = 3  # asked during training, drawn from what is held out
 SUFFIX = re.compile(r"\.[A-Za-z]\w{0,8}$")
+TABLES = re.compile(r"\.(xlsx|xlsm|csv|tsv|jsonl?|parquet)$", re.IGNORECASE)  # listed where a file is missing
 PLACEHOLDER = re.compile(r"\s*(你是|您是|You are)[\s.…。]*", re.IGNORECASE)
 EXAMPLES = {
     True: "你是新员工的职场教练，回答简短、具体。",
@@ -60,7 +61,7 @@ def missing(word: str, root: Path) -> InputWrong:
     folder = (root / word).parent
     shown = relative(str(folder), root)
     try:
-        names = sorted(path.name for path in folder.iterdir() if SUFFIX.search(path.name) and path.name[0] not in ".~")
+        names = sorted(path.name for path in folder.iterdir() if TABLES.search(path.name) and path.name[0] not in ".~")
     except OSError:
         return InputWrong(f"There is no data file {word}, and no folder {shown}.")
     others = [name for name in names if not name.endswith(".md")][:5]
