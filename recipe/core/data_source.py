@@ -64,9 +64,8 @@ def missing(word: str, root: Path) -> InputWrong:
         names = sorted(path.name for path in folder.iterdir() if TABLES.search(path.name) and path.name[0] not in ".~")
     except OSError:
         return InputWrong(f"There is no data file {word}, and no folder {shown}.")
-    others = [name for name in names if not name.endswith(".md")][:5]
     place = "The clone" if shown == os.curdir else shown
-    listing = f" {place} holds: {', '.join(others)}." if others else ""
+    listing = f" {place} holds: {', '.join(names[:5])}." if names else ""
     return InputWrong(f"There is no data file {word}.{listing} Put it there, or name yours: data/mine.xlsx")
 
 

@@ -14,9 +14,10 @@ from support.command import ROOT, recipe, refused
 TEXT = "先把事情写下来，再分清轻重缓急，一次只做一件；做完以后留出十分钟回顾，看看哪里可以做得更好，并把经验告诉同事。"
 # What coach needs to train on a CPU, on a model that is made on the spot
 ON_CPU = (
-    "model.source=tiny train.method=lora train.dtype=fp32 train.speed=stock train.max_length=256 train.max_epochs=3 "
-    "train.lr=4e-3 train.evaluation_max_new_tokens=4 train.deepspeed= eval.answers=2"
-).split()
+    *("model.source=tiny", "train.method=lora", "train.dtype=fp32", "train.speed=stock", "train.deepspeed="),
+    *("train.max_length=256", "train.max_epochs=3", "train.lr=4e-3", "train.evaluation_max_new_tokens=4"),
+    "eval.answers=2",
+)
 
 
 def titled_chinese(sheet):
