@@ -25,6 +25,7 @@ from recipe.export.targets import TARGETS
 from recipe.stages import reproduce
 from support.chromium import chromium
 from support.command import ROOT, runner
+from support.notebooks import NOTEBOOKS, shell
 
 ENGLISH = sorted([ROOT / "README.md", ROOT / "data/README.md", *ROOT.glob("docs/en/*.md")])
 
@@ -175,7 +176,8 @@ def commands(line: str) -> Iterator[Command]:
 
 
 def documented() -> List[Command]:
-    found = {command: None for path in DOCUMENTS for line in typed(path) for command in commands(line)}
+    lines = [line for path in DOCUMENTS for line in typed(path)] + [line for path in NOTEBOOKS for line in shell(path)]
+    found = {command: None for line in lines for command in commands(line)}
     assert len(found) > 40
     return list(found)
 
@@ -283,6 +285,7 @@ def on_demo(command: Command) -> List[str]:
     """The words of a command with the demo instead of a recipe of the 7B model."""
     named = ("coach", "tutorial", "demo", "tiny", "mine.toml", "data/mine.xlsx")
     words = [word for word in command.words if word not in named]
+    words = [word for word in words if not word.startswith(("base=", "model.source=", "model.id=", "model.revision="))]
     if "data/mine.xlsx" in command.words and command.name in ("data", "data-report", "preview", "plan", "config"):
         words.append("data.files=data/mine.xlsx")
     if command.name in ("train", "merge", "eval", "model"):  # of the finished run: nothing is trained anew
