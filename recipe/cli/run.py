@@ -26,6 +26,7 @@ def load(typed: Invocation, verify: bool = False, name: str = "") -> Any:
 
     recipe = find_recipe(typed.recipe, default=typed.default, output=typed.folder)
     if recipe.data and typed.command in grammar.PROMPTED:
+        data_source.check_owner(typed.folder / recipe.name, root(), recipe.data)
         data_source.ask_system(typed.folder / recipe.name, recipe.data, typed.overrides)
     recipe_name, chosen = settings.load(recipe, typed.overrides, typed.folder)
     run = Run(

@@ -144,7 +144,7 @@ def ask_system(folder: Path, data: str, given: List[str]) -> None:
             raise KeyboardInterrupt
         try:
             line.encode("utf-8")
-            check_system({"data": {"system": line}})
+            check_system({"data": {"system": line.strip()}})
         except UnicodeEncodeError:
             print("This is not UTF-8. Type it again.", file=sys.stderr)
         except InputWrong as error:
