@@ -27,7 +27,7 @@ from recipe.weights.merge_plan import CHECKSUMS
 from recipe.xtuner import config, preset_facts
 
 OK, DIFFERS, NOT_HERE = "ok", "differs", "not here"
-MADE_SINCE = "not the training's: made since with other settings"
+MADE_SINCE = "a later command has replaced the training's own"
 
 
 class Check(NamedTuple):
