@@ -4,14 +4,15 @@ Names are XTuner's where XTuner has one. A setting that is left out (None) keeps
 those in common use, widened: a value outside them is a typo.
 """
 
-from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
+from pathlib import Path
+from typing import Any, ClassVar, List, Optional, Sequence, Tuple, Union
 
 import tomli
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Annotated, Literal
 
 from recipe.core.errors import InputWrong
-from recipe.core.recipe_files import choose_hub, find_recipe, parse_override, put, read_recipe
+from recipe.core.recipe_files import Recipe, find_recipe, read_values
 from recipe.core.settings_errors import explain
 
 Count = Annotated[int, Field(ge=1)]
@@ -144,6 +145,7 @@ class Train(Table):
     longer and far less memory. Default: the preset's; "fast" turns it off where the memory suffices.
     `guard`: stop diverging runs, write checkpoints atomically, save on SIGTERM. `timeout`: minutes of silence after
     which the trainer counts as hung. `loggers`: written beside TensorBoard's files, offline.
+    `evaluation_inputs`: the questions asked during training, or a number: so many of those that are held out.
     `evaluation_images`: the images of evaluation_inputs, one for all or one each. Default: the data's first.
     """
 
@@ -169,13 +171,21 @@ class Train(Table):
     loggers: Annotated[List[Literal["wandb", "swanlab"]], as_list] = []
     deepspeed: str = ""
     evaluation_freq: Optional[Interval] = None
-    evaluation_inputs: Optional[Annotated[List[str], Field(min_length=1)]] = None
+    evaluation_inputs: Optional[
+        Union[Annotated[int, Field(ge=1, le=100)], Annotated[List[str], Field(min_length=1)]]
+    ] = None
     evaluation_images: Optional[FilledTextList] = None
     evaluation_system: Optional[str] = None
     evaluation_max_new_tokens: Optional[Tokens] = None
     save_steps: Optional[Interval] = None
     save_total_limit: Optional[Annotated[int, Field(ge=-1)]] = None
     log_interval: Optional[Annotated[int, Field(ge=1, le=100)]] = None
+
+    @property
+    def questions(self) -> List[str]:
+        """evaluation_inputs as questions; empty ones where they are not drawn yet."""
+        asked = self.evaluation_inputs
+        return [""] * asked if isinstance(asked, int) else list(asked or ())
 
 
 class Lora(Table):
@@ -313,24 +323,21 @@ def known_keys(model: Any = None, prefix: str = "") -> List[str]:
     return found
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
-    """Read recipe `name` with `key=value` overrides; return (run name, settings).
+def load(
+    name: Union[str, Recipe], overrides: Sequence[str] = (), output: Optional[Path] = None
+) -> Tuple[str, Settings]:
+    """Read recipe `name` with `key=value` overrides; return (run name, settings). `output`: where runs lie.
 
     Raises InputWrong for an unknown recipe, broken TOML, an unknown key, a wrong type or a value out of range. The
     message names file, line, key and what is allowed.
     """
-    path = find_recipe(name)
-    text, values = read_recipe(path, tomli)
-    given: Dict[Tuple[str, ...], str] = {}
-    for override in overrides:
-        keys, value = parse_override(override, tomli)
-        given[keys] = override
-        put(values, keys, value, override)
-    choose_hub(values, given)
+    output = output or Path.cwd() / "output"
+    recipe = find_recipe(name, output=output) if isinstance(name, str) else name
+    text, values, given = read_values(recipe, overrides, tomli, output)
     try:
-        return path.stem, Settings.model_validate(values)
+        return recipe.name, Settings.model_validate(values)
     except ValidationError as error:
-        raise InputWrong(explain(error, path, text, given, known_keys()))
+        raise InputWrong(explain(error, recipe.path, text, given, known_keys()))
 
 
 def replace(settings: Settings, key: str, value: Any) -> Settings:

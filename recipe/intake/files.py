@@ -1,8 +1,10 @@
 """The data files that a recipe names: folders are expanded, unsupported formats refused."""
 
+import shlex
 from pathlib import Path
 from typing import List, Tuple
 
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.hashing import digest
 from recipe.core.run import Run
@@ -59,11 +61,10 @@ def _missing(run: Run, setting: str, path: Path, name: str) -> str:
     data = run.settings.data
     beside = sorted(p.name for p in path.parent.glob("*") if _is_data_file(p)) if path.parent.is_dir() else []
     listing = f" {run.relative(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
-    no_sum = " data.sha256=" if data.sha256 and setting == "files" else ""
-    return (
-        f"There is no workbook {name} (data.{setting} of recipe {run.name}).{listing} Put it there, or name yours: "
-        f"data.{setting}=data/mine.xlsx{no_sum}"
-    )
+    own = f"name yours: data.{setting}=data/mine.xlsx"
+    if data.sha256 and setting == "files":
+        own = f"name yours in place of the recipe: {command_line('plan', 'data/mine.xlsx')}"
+    return f"There is no workbook {name} (data.{setting} of recipe {run.name}).{listing} Put it there, or {own}"
 
 
 def _check_sha256(run: Run, path: Path, name: str) -> None:
@@ -71,7 +72,7 @@ def _check_sha256(run: Run, path: Path, name: str) -> None:
     if expected and digest(path) != expected:
         raise InputWrong(
             f"{name} is not the workbook that recipe {run.name} was made for: its sha256 is not {expected[:12]}…. "
-            f"{_other_content(run, name)}use yours as it is: data.sha256=''."
+            f"{_other_content(run, name)}name yours in place of the recipe: {command_line('plan', shlex.quote(name))}"
         )
 
 
