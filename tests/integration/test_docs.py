@@ -66,9 +66,11 @@ def bare(line: str) -> str:
 
 def fenced(path: Path) -> List[str]:
     """The commands in blocks, those that are set in by four spaces as well: no diagrams, no trees, nothing printed."""
-    blocks = "".join(block for language, block in FENCE.findall(text(path)) if language not in ("mermaid", "text")).splitlines()
+    blocks = "".join(
+        block for language, block in FENCE.findall(text(path)) if language not in ("mermaid", "text")
+    ).splitlines()
     blocks += re.findall(r"(?m)^    (\./justw .*)$", prose(path))
-    return [bare(line) for line in blocks if line.strip() and not line.startswith("worse: ")]
+    return [bare(line) for line in blocks if line.strip() and not line.startswith("better: ")]
 
 
 def typed(path: Path) -> List[str]:
