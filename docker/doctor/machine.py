@@ -12,6 +12,7 @@ from typing import Dict, List, Tuple
 from lines import CACHE, ROOT, Line, ask, dotted, existing, numbers, ok, read, stop, system, warning
 from needs import Need, cost, toml
 
+from recipe.core import rental
 from recipe.core.hardware import Answer
 
 MERGED = "merged model"
@@ -22,19 +23,19 @@ SHM = 64  # MiB: docker's default is enough for one process without loader worke
 SHM_SEVERAL = 1024  # MiB for NCCL's buffers between several cards, as NVIDIA advises
 # The newest that a wheel of the lock needs: bitsandbytes 0.43.0, manylinux_2_24; in cu13 torch 2.11.0, manylinux_2_28.
 GLIBC = {"cu118": (2, 24), "cu13": (2, 28)}
-# A platform's marks (environment variables or files), its large disk, and a hint.
+# A platform's large disk, and a hint.
 PLATFORMS = {
     "AutoDL": (
-        ("AutoDLContainerUUID", "AutoDLRegion", "/etc/network_turbo"), "/root/autodl-tmp",
+        "/root/autodl-tmp",
         "pip's mirror is set here, uv's is not: export UV_DEFAULT_INDEX=$(pip config get global.index-url); a mirror "
         "of PyTorch's index: TORCH_INDEX=https://… . `source /etc/network_turbo` speeds up GitHub and Hugging Face "
         "and slows the rest down: unset http_proxy https_proxy afterwards",
     ),
     "Vast.ai": (
-        ("VAST_CONTAINERLABEL", "VAST_TCP_PORT_22", "/root/.vast_containerlabel"), "/workspace",
+        "/workspace",
         "the disk's size is fixed when the instance is made; a destroyed instance keeps nothing",
     ),
-    "RunPod": (("RUNPOD_POD_ID",), "/workspace", "only the volume outlives the pod"),
+    "RunPod": ("/workspace", "only the volume outlives a stop; a terminated pod keeps nothing but a network volume"),
 }  # fmt: skip
 # By distribution (ID and ID_LIKE of os-release): how to install a package, and the driver. NVIDIA's open modules, and
 # all drivers from 590 on, are for Turing and newer; older cards keep branch 580.
@@ -65,7 +66,7 @@ class Host:
         self.release = dict(re.findall(r'(?m)^(\w+)="?([^"\n]*)"?$', read("/etc/os-release")))
         version = read("/proc/version").lower()
         self.wsl = (2 if re.search("wsl2|microsoft-standard", version) else 1) if "microsoft" in version else 0
-        self.platform = next((name for name, (marks, *_) in PLATFORMS.items() if any(map(_is_marked, marks))), "")
+        self.platform = rental.platform(os.environ, Path(system("/")))
         marks = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "KUBERNETES_SERVICE_HOST")
         self.container = bool(self.platform) or any(map(_is_marked, (*marks, "/.dockerenv", "/run/.containerenv")))
         self.like = f"{self.release.get('ID')} {self.release.get('ID_LIKE')}"
@@ -125,7 +126,7 @@ def check_platform(host: Host, need: Need, runtime: str) -> List[Line]:
     """On a rental platform the clone and the cache belong on the large disk."""
     if not host.platform:
         return []
-    _, disk, hint = PLATFORMS[host.platform]
+    disk, hint = PLATFORMS[host.platform]
     away = [str(place) for place in (ROOT, CACHE) if Path(disk) not in (place, *place.parents)]
     if not away or need.small or not os.path.isdir(system(disk)):
         return [ok("platform", f"{host.platform}; {hint}")]

@@ -1,9 +1,10 @@
-"""What a run will cost: time, GPU memory, disk, money. Scaled from measurements (measured.toml, and what `just bench`
-measured on this machine), never guessed.
+"""Time, GPU memory and disk as measured (measured.toml, and `just bench` on this machine), and what is scaled from
+them. planning/bill.py adds them up.
 
 docker/doctor reads it too, where nothing is installed yet: anything outside the standard library is imported late.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -13,14 +14,18 @@ SMALL = 14_000  # MiB of a card below which train.speed=auto takes least memory
 BENCH = Path(__file__).resolve().parent.parent.parent / "output" / "bench.json"  # of this machine, made by `just bench`
 
 
-def measurements() -> Dict[str, Any]:
-    """measured.toml: `measurement`, a list of tables, this machine's own first; and `disk`."""
+@functools.lru_cache(maxsize=None)
+def _shipped() -> Dict[str, Any]:
     import tomli
 
     found: Dict[str, Any] = tomli.loads(MEASURED.read_text(encoding="utf-8"))
-    if BENCH.is_file():
-        found["measurement"][:0] = json.loads(BENCH.read_text(encoding="utf-8"))["measurement"]
     return found
+
+
+def measurements() -> Dict[str, Any]:
+    """measured.toml: `measurement`, a list of tables, this machine's own first; `phase`, `disk`, `traffic`."""
+    own = json.loads(BENCH.read_text(encoding="utf-8"))["measurement"] if BENCH.is_file() else []
+    return {**_shipped(), "measurement": [*own, *_shipped()["measurement"]]}
 
 
 def for_step(way: str) -> List[Dict[str, Any]]:
@@ -71,13 +76,21 @@ def fits_without_checkpointing(tokens: int, card: str, total: int) -> bool:
     return memory_mib(tokens, card, "kept") <= 0.85 * total
 
 
-def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) -> Dict[str, Any]:
-    """Cost of the planned run on `card` ("" for this machine's GPU), or on several of it that share the work at best.
+def phase(name: str, card: str) -> Dict[str, Any]:
+    """What a part of a run beside the iterations took: {name, card, seconds, source}, on `card` where it was measured
+    there, else where it took longest.
+    """
+    entries = [entry for entry in measurements()["phase"] if entry["name"] == name]
+    own = [entry for entry in entries if entry["card"].lower() in card.lower()]
+    return max(own or entries, key=lambda entry: entry["seconds"])
 
-    {card, seconds, at_most, memory_mib, price, scaled_from, source, disk_gb, answers, answers_seconds}; time and price
-    are None for a card that was never measured. They are of the iterations only (`at_most`: of XTuner's own step, the
-    only one that was measured on the card): the `answers` (tokens at most) to evaluation's questions take
-    `answers_seconds` (on an H100) beside them; loading the model and the merge come on top.
+
+def estimate(plan: Dict[str, Any], card: str) -> Dict[str, Any]:
+    """Iterations of the planned run on `card` ("" for this machine's GPU), or on several of it that share the work at
+    best: {card, seconds, at_most, memory_mib, scaled_from, source}.
+
+    seconds is None for a card that was never measured. `at_most`: of XTuner's own step, the only one that was measured
+    on the card.
     """
     from recipe.core.host import gpus
 
@@ -85,31 +98,23 @@ def estimate(plan: Dict[str, Any], card: str, price: float, answers: int = 0) ->
         found = gpus()
         card = found[0]["name"] if found else "RTX 3090"
     tokens = plan["batch_size"] * plan["max_length"]
-    disk = measurements()["disk"]
-    kept = min(2, plan["iterations"])
+    way = plan.get("way", "stock")
     cost = {
         "card": card,
         "seconds": None,
         "at_most": False,
-        "memory_mib": memory_mib(tokens, card, plan.get("way", "stock")),
-        "price": None,
+        "memory_mib": memory_mib(tokens, card, way),
         "scaled_from": None,
         "source": None,
-        "disk_gb": round(sum(disk.values()) + (kept - 1) * disk["checkpoint"], 1),
-        "answers": answers,
-        "answers_seconds": round(answers / measurements()["answers"]["tokens_per_second"]),
     }
-    way = plan.get("way", "stock")
     entry = nearest(card, tokens, way)
     if entry is None and way != "stock":  # where both were measured, no way was slower than XTuner's own
         entry = nearest(card, tokens)
         cost["at_most"] = entry is not None
     if entry:
         measured = entry["batch_size"] * entry["max_length"]
-        seconds = entry["seconds"] * tokens / measured * plan["iterations"]
         cost.update(
-            seconds=round(seconds),
-            price=round(seconds / 3600 * price * plan.get("ranks", 1), 2) if price else None,
+            seconds=round(entry["seconds"] * tokens / measured * plan["iterations"]),
             scaled_from=f"{entry['batch_size']}×{entry['max_length']} on {entry['card']}"
             + ("" if way == "stock" else f", XTuner's own step, not {way}" if cost["at_most"] else f", {way}"),
             source=entry["source"],

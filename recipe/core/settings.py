@@ -229,10 +229,13 @@ class Export(Table):
 
 
 class Plan(Table):
-    """The card that the plan estimates time and cost for (part of its name; default: this machine's), and its price."""
+    """The card that the plan estimates time and cost for (part of its name; default: this machine's), and its price
+    (default: planning/prices.toml). `download_mbit`: the speed of downloads in Mbit/s, an assumption.
+    """
 
     card: str = ""
     price_per_hour: Annotated[float, Field(ge=0)] = 0.0
+    download_mbit: Annotated[float, Field(gt=0, le=100_000)] = 100.0
 
 
 class Cluster(Table):

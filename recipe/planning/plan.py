@@ -12,11 +12,11 @@ import random
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from recipe.base_model.visual_encoder import EncoderShape, encoder_shape
-from recipe.core import distributed, measurements, settings
+from recipe.core import distributed, settings
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.core.run import Run
-from recipe.planning import memory, schedule
+from recipe.planning import bill, memory, schedule
 from recipe.planning.refusals import next_length, overrides, refusals, warnings
 from recipe.planning.schedule import iterations_per_epoch, updates
 from recipe.planning.tokens import count, pack
@@ -115,9 +115,7 @@ def predict(
     )
     if not run.settings.model.is_made and preset_facts.is_measured(run.settings):
         generated = schedule.generated_tokens(cfg, evaluated, iterations, step_choice.has_hooks(run.settings.train))
-        figures["cost"] = measurements.estimate(
-            figures, run.settings.plan.card, run.settings.plan.price_per_hour, generated
-        )
+        figures["cost"] = bill.bill(figures, run.settings, generated)
     figures["refusals"] = refusals(figures, cfg, crash, deepspeed)
     figures["warnings"] = warnings(figures) + dtype_warnings(run.settings)
     return figures

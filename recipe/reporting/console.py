@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recipe.core.run import Run
+from recipe.reporting.format import seconds
 
 BARS = "▁▂▃▄▅▆▇█"
 MAX_ANSWER = 400  # characters of an answer in the closing samples
@@ -76,26 +77,45 @@ def plan_rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
         lines += [("[bold]GPU memory and disk, computed[/]", ""), *_memory_rows(memory)]
     if cost is None:
         return lines
-    lines += [("[bold]cost of the 7B model[/]", ""), ("card", cost["card"])]
-    several = f" on each of {here} GPUs, if they scale perfectly" if here != "1" else ""
-    if cost["seconds"] is None:
-        lines.append(("time", "no measurement for this card; plan.card='RTX 3090' estimates for a measured one"))
-    else:
-        lines.append(
-            (
-                "training",
-                f"{'at most ' if cost.get('at_most') else ''}{cost['seconds']} s of iterations{several}"
-                + (f", {cost['price']:.2f} at its price" if cost["price"] else ""),
-            )
-        )
-        lines.append(("measured", f"{cost['scaled_from']}: {cost['source']}"))
-    lines.append(("GPU memory", f"{cost['memory_mib']:,} MiB"))
-    if cost.get("answers"):
-        lines.append(
-            ("questions", f"up to {cost['answers_seconds']} s beside them ({cost['answers']:,} tokens, on an H100)")
-        )
-    lines.append(("disk", f"{cost['disk_gb']} GB for environment, model, checkpoints, adapter and merged model"))
-    return lines
+    return [*lines, *_cost_rows(cost, p["ranks"])]
+
+
+def _cost_rows(cost: Dict[str, Any], gpus: int) -> List[Sequence[str]]:
+    """The bill of planning/bill.py."""
+    card = cost["card"] + ", as there is no GPU here (plan.card=A100 names another)" * cost["assumed"]
+    rows: List[Sequence[str]] = [("[bold]cost of the 7B model on a new machine[/]", ""), ("card", card)]
+    if gpus > 1:
+        rows.append(("GPUs", f"{gpus}; iterations if they scale perfectly"))
+    for line in cost["lines"]:
+        time = line["bound"] if line["seconds"] is None else f"{line['bound']} {seconds(line['seconds'])}".strip()
+        rows.append((line["what"], f"{time} ({line['basis']})"))
+    again = f"{seconds(cost['seconds_again'])} of it with every training"
+    rows.append(("in all", f"{_total(cost)}, {again}{_money(cost)}"))
+    dated = [price for price in cost["prices"] if "source" in price]
+    rows += [(f"  {price['platform']}", f"price of {price['date']}: {price['source']}") for price in dated]
+    rows += [(f"on {other['card']}", f"{_total(other)}{_money(other)}") for other in cost["others"]]
+    rows.append(("prices", "of the card alone; disks are billed besides, and traffic on Vast.ai"))
+    rows.append(("GPU memory", f"{cost['memory_mib']:,} MiB"))
+    what = "environment, model, checkpoints, adapter and merged model"
+    rows.append(("disk", f"{cost['disk_gb']} GB for {what}; {cost['traffic_gb']} GB are downloaded"))
+    return rows
+
+
+def _total(cost: Dict[str, Any]) -> str:
+    return {"at least": "more than ", "unknown": "without iterations "}.get(cost["bound"], "about ") + seconds(
+        cost["seconds_in_all"]
+    )
+
+
+def _money(cost: Dict[str, Any]) -> str:
+    """What the whole run costs, by platform; "" where no price is known."""
+
+    def amount(price: Dict[str, Any]) -> str:
+        low, high = (f"{one:.2f}" for one in price["cost"])
+        shown = low if low == high else f"{low} to {high}"
+        return f"{price['platform']} {shown} {price.get('currency', '')}".strip()
+
+    return "".join(f"; {amount(price)}" for price in cost["prices"])
 
 
 def _memory_rows(memory: Dict[str, Any]) -> List[Sequence[str]]:
@@ -156,7 +176,7 @@ def save_learning_rate(plan: Dict[str, Any], path: Path) -> None:
 def summary_table(run: Run) -> Table:
     """A finished run's figures from its manifest."""
     figures = {name: entry["figures"] for name, entry in run.manifest["stages"].items()}
-    seconds = {name: entry["seconds"] for name, entry in run.manifest["stages"].items()}
+    took = {name: entry["seconds"] for name, entry in run.manifest["stages"].items()}
     lines: List[Tuple[str, str]] = []
     d = figures["data"]
     lines.append(("rows", f"{d['rows']} in {d['conversations']} conversations; {d['held_out']} more held out"))
@@ -173,7 +193,7 @@ def summary_table(run: Run) -> Table:
         lines.append(
             ("weights changed", f"{m['share_changed']:.1%}, in {m['tensors_changed']} of {m['tensors']} tensors")
         )
-    lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())))
+    lines.append(("seconds", ", ".join(f"{name} {value:.0f}" for name, value in took.items())))
     if t.get("time_breakdown"):
         starts = "training, all starts" if t.get("resumed_from") else "training"
         lines.append((starts, ", ".join(f"{what} {value:.0f}" for what, value in t["time_breakdown"].items())))

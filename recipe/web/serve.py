@@ -19,9 +19,11 @@ from urllib.parse import urlsplit
 
 import click
 
+from recipe.core import rental
 from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import is_locked
+from recipe.web import tunnel
 
 HERE = Path(__file__).resolve().parent
 PORT = 8501  # Streamlit's own
@@ -255,17 +257,22 @@ def serve(options: ServerOptions, queue: Any, preload: bool) -> None:
 
 def access_hints(options: ServerOptions) -> List[str]:
     """How to open the page from this machine and from others."""
-    # In a container, the runtime script passes the host's name.
-    target = os.environ.get("WEB_PUBLISHED") or f"{os.environ.get('USER') or 'you'}@{socket.gethostname()}"
     name = f"[{options.host}]" if ":" in options.host else options.host
     shown = "localhost" if options.host in ("127.0.0.1", "0.0.0.0", "::") else name
     asked = "/?token=(your token)" if options.token else ""
     found = [f"The page is at  http://{shown}:{options.port}{asked}"]
+    # In a container, the runtime script passes the host's name.
+    target = os.environ.get("WEB_PUBLISHED") or f"{os.environ.get('USER') or 'you'}@{socket.gethostname()}"
+    rented = tunnel.access(options.port, rental.variables()) or tunnel.Access(target, "", "")
     if ipaddress.ip_address(options.host).is_loopback:
-        found.append(
-            f"from another machine  ssh -L {options.port}:{name}:{options.port} {target}  and open the address there"
-        )
+        forward = f"ssh -L {options.port}:{name}:{options.port} {rented.ssh}"
+        found.append(f"from another machine  {forward}  and open the address there")
+        found += [rented.hint] if rented.hint else []
     else:
+        if rented.address:
+            found.append(
+                f"from another machine  {rented.address}{asked}  (if the instance publishes port {options.port})"
+            )
         found.append("Other machines can open it, and the traffic is not encrypted: ssh -L or a TLS proxy is safer.")
     return [*found, "Ctrl-C ends it. Questions and answers are not logged."]
 

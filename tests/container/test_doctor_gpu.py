@@ -106,14 +106,14 @@ def test_the_need_is_what_the_plan_reckons(machine, monkeypatch):
             batch, length = step_choice.batch_shape(chosen)
             plan = {"batch_size": batch, "max_length": length, "iterations": 1}
             plan["way"] = step_choice.way(chosen, batch * length)
-            planned = measurements.estimate(plan, "", 0)
+            planned = measurements.estimate(plan, "")
             assert planned["card"] == card[0]
             line = machine.doctor("coach", *words, TORCH="cu118")[0]["gpu memory"]
             assert f"takes about {planned['memory_mib']:,}," in line["found"], (card, words, plan["way"])
     assert plan["way"] == "kept"
     machine.has(nvidia_smi=nvidia_smi(RTX_3090))
 
-    more = measurements.estimate({"batch_size": 8, "max_length": 4096, "iterations": 1}, "NVIDIA GeForce RTX 3090", 0)
+    more = measurements.estimate({"batch_size": 8, "max_length": 4096, "iterations": 1}, "NVIDIA GeForce RTX 3090")
     lines, _ = machine.doctor("coach", "train.speed=stock", "train.batch_size=8", "train.max_length=4096")
     told(lines["gpu memory"], "stop", f"{more['memory_mib']:,}", "larger card")
     told(machine.doctor("train.method=lora")[0]["gpu memory"], "ok", "not known", "only QLoRA")

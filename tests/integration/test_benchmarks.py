@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import memory
+from benchmarks import cost, memory
 from recipe.core import measurements
 from support.command import ROOT
 
@@ -53,6 +53,11 @@ def test_the_merges_speed(tmp_path):
 
 def test_the_page_is_what_the_command_makes():
     assert memory.PAGE.read_text(encoding="utf-8") == memory.page()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_documents_table_of_costs_is_what_the_command_prints(language):
+    assert cost.table(language) in (ROOT / "docs" / language / "speed.md").read_text(encoding="utf-8")
 
 
 def test_sizes_are_the_models_own():

@@ -23,6 +23,7 @@ from recipe.core import distributed, settings
 from recipe.export.targets import TARGETS
 from recipe.stages import reproduce
 from support.command import ROOT, runner
+from support.notebooks import NOTEBOOKS, shell
 
 ENGLISH = sorted([ROOT / "README.md", ROOT / "data/README.md", *ROOT.glob("docs/en/*.md")])
 
@@ -173,7 +174,8 @@ def commands(line: str) -> Iterator[Command]:
 
 
 def documented() -> List[Command]:
-    found = {command: None for path in DOCUMENTS for line in typed(path) for command in commands(line)}
+    lines = [line for path in DOCUMENTS for line in typed(path)] + [line for path in NOTEBOOKS for line in shell(path)]
+    found = {command: None for line in lines for command in commands(line)}
     assert len(found) > 40
     return list(found)
 
@@ -271,6 +273,7 @@ def test_keys_and_variables_are_known():
 def on_demo(command: Command) -> List[str]:
     """The words of a command with the demo instead of a recipe of the 7B model."""
     words = [word for word in command.words if word not in ("coach", "tutorial", "demo", "tiny", "mine.toml")]
+    words = [word for word in words if not word.startswith(("base=", "model.source=", "model.id=", "model.revision="))]
     if command.name in ("train", "merge", "eval", "model"):  # of the finished run: nothing is trained anew
         words = [word for word in words if "=" not in word]
     if "gpus=2" in words:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks import cost
 from recipe.core import settings
 from support.command import ROOT, recipe
 from support.plans import planned
@@ -21,6 +22,8 @@ def test_tutorial_with_the_real_tokenizer(real_workbook, real_tokenizer, tmp_pat
     assert found["lr_peak"] == pytest.approx(2e-4)
     assert found["intervals"] == {"evaluation_freq": 39, "save_steps": 39}
     assert found["refusals"] == []
+    assert found["cost"]["answers"] == cost.ANSWERS
+    assert cost.COACH.items() <= found.items()
 
     done, found = planned(tmp_path, "tutorial", *words)
     assert done.returncode == 0, done.stderr

@@ -2,9 +2,7 @@
 
 import pytest
 
-from recipe.core import measurements
 from recipe.planning import schedule
-from support.plans import plan_of
 
 
 def test_every_pack_is_seen_by_some_rank():
@@ -38,8 +36,6 @@ def test_questions_are_estimated_beside_the_iterations():
         == schedule.generated_tokens({}, [], 78, once=True)
         == 0
     )
-    found = measurements.estimate(plan_of(2, 512, 78), "H100", 0, asked)
-    assert (found["answers"], found["answers_seconds"]) == (asked, 287)  # 6.8 a second
 
 
 # learning rates of the published log (an RTX 3090, 2024-03-17), iterations 10 to 50 of 51

@@ -1,10 +1,12 @@
 """The plan's page and its curve."""
 
 import json
+import re
 
 import pytest
 
-from recipe.core import measurements
+from recipe.core import settings
+from recipe.planning import bill
 from recipe.reporting import console
 from support.command import recipe
 from support.plans import plan_of
@@ -35,11 +37,13 @@ def test_page_and_png(tmp_path):
     ):
         assert word in done.stdout, word
     assert f"{planned['tokens_kept']:,}" in done.stdout
-    for asked, is_shown in ((1950, True), (0, False)):
-        planned["cost"] = measurements.estimate(plan_of(2, 512, 78), "NVIDIA H100 80GB HBM3", 0, asked)
-        lines = "\n".join(" ".join(line) for line in console.plan_rows(planned))
-        assert "39 s of iterations" in lines
-        assert ("questions up to 287 s beside them (1,950 tokens" in lines) is is_shown
+    coach = settings.load("coach", ["plan.card=H100"])[1]
+    planned["cost"] = bill.bill({**plan_of(2, 512, 78), "checkpoints": [39, 78]}, coach, 1950)
+    lines = "\n".join(" ".join(line) for line in console.plan_rows(planned))
+    assert "training: iterations 39 s (2×512 on H100: " in lines
+    assert "training: questions at most 4 min 47 s (1,950 tokens; 6.8 a second measured: H100" in lines
+    assert re.search(r"in all about \d+ min .*; RunPod [\d.]+ to [\d.]+ USD; Vast.ai [\d.]+ USD\n", lines)
+    assert re.search(r"on RTX 4090 about \d+ min .*; AutoDL [\d.]+ to [\d.]+ CNY", lines)
     for packed, told in ((True, "256 tokens, by 1 process(es)"), (False, "up to 256 tokens, one conversation each")):
         lines = "\n".join(" ".join(line) for line in console.plan_rows({**planned, "packed": packed}))
         assert told in lines

@@ -43,11 +43,11 @@ def test_bench_measures_and_plan_reckons_with_it(tmp_path, monkeypatch):
     assert len(said) == 6
     card = "NVIDIA GeForce RTX 4090"
     plan = dict(batch_size=2, max_length=512, iterations=10, way="fast")
-    assert measurements.estimate(plan, card, 0)["seconds"] is None
+    assert measurements.estimate(plan, card)["seconds"] is None
     own = {"card": card, "way": "fast", "batch_size": 1, "max_length": 512, "seconds": 2.5, "memory_mib": 9000}
     (tmp_path / "bench.json").write_text(json.dumps({"measurement": [{**own, "source": "just bench"}]}))
     monkeypatch.setattr(measurements, "BENCH", tmp_path / "bench.json")
-    estimated = measurements.estimate(plan, card, 0)
+    estimated = measurements.estimate(plan, card)
     assert estimated["seconds"] == 50
     assert estimated["source"] == "just bench"
     assert 9000 < estimated["memory_mib"] < 12_000

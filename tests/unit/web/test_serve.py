@@ -7,6 +7,7 @@ import urllib.request
 
 import pytest
 
+from recipe.core import rental
 from recipe.core.errors import InputWrong
 from recipe.web import serve
 
@@ -36,6 +37,46 @@ def test_what_is_printed():
     assert "token=" in far
     assert "long enough" not in far
     assert "ssh -L" in far
+
+
+RUNPOD = {"RUNPOD_POD_ID": "abc123", "RUNPOD_PUBLIC_IP": "203.0.113.7", "RUNPOD_TCP_PORT_22": "17445"}
+VAST = {"VAST_TCP_PORT_22": "20544", "PUBLIC_IPADDR": "203.0.113.8", "VAST_TCP_PORT_8501": "33526"}
+
+
+@pytest.mark.parametrize(
+    ("known", "ssh", "hint", "address"),
+    [
+        (RUNPOD, "-p 17445 root@203.0.113.7", "", "https://abc123-8501.proxy.runpod.net/?token="),
+        ({"RUNPOD_POD_ID": "abc123"}, "-p PORT root@HOST", "Connect tab", "https://abc123-8501.proxy.runpod.net/"),
+        (VAST, "-p 20544 root@203.0.113.8", "", "http://203.0.113.8:33526/?token="),
+        ({"VAST_CONTAINERLABEL": "C.1"}, "-p PORT root@HOST", "SSH button", ""),
+        ({"AutoDLRegion": "west-B"}, "-p PORT root@HOST", "登录指令", ""),
+    ],
+)
+def test_a_rented_machine_prints_the_tunnel_of_its_platform(known, ssh, hint, address, monkeypatch):
+    monkeypatch.setattr(rental, "variables", lambda: known)
+    near = "\n".join(serve.access_hints(serve.parse_options([])))
+    assert f"ssh -L 8501:127.0.0.1:8501 {ssh}  and open the address there" in near
+    assert hint in near
+    assert bool(hint) == ("HOST" in near)
+    far = "\n".join(serve.access_hints(serve.parse_options(["host=0.0.0.0"], "long enough")))
+    assert address in far
+    assert ("from another machine" in far) == bool(address)
+
+
+def test_what_the_first_process_was_told_counts_where_the_login_does_not_have_it(tmp_path, monkeypatch):
+    (tmp_path / "environ").write_bytes(b"RUNPOD_POD_ID=old\0RUNPOD_PUBLIC_IP=203.0.113.7\0PS1=a=b\0\0")
+    monkeypatch.setenv("RUNPOD_POD_ID", "new")
+    known = rental.variables(tmp_path / "environ")
+    assert (known["RUNPOD_POD_ID"], known["RUNPOD_PUBLIC_IP"], known["PS1"]) == ("new", "203.0.113.7", "a=b")
+    assert "RUNPOD_PUBLIC_IP" not in rental.variables(tmp_path / "none")
+
+
+def test_a_platform_is_known_by_a_file_too(tmp_path):
+    assert rental.platform({}, tmp_path) == ""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/network_turbo").write_text("")
+    assert rental.platform({}, tmp_path) == "AutoDL"
 
 
 @pytest.fixture

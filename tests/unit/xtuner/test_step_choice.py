@@ -60,7 +60,7 @@ def test_the_first_row_of_nvidia_smi_is_not_the_card(machine, monkeypatch):
         machine(RTX_3090, T4, visible=visible)
         assert step_choice.dtype(chosen) == kind
         assert (step_choice.way(chosen, 1024) == "stock") == (name == T4[0])
-        assert measurements.estimate(planned, "", 0)["card"] == name
+        assert measurements.estimate(planned, "")["card"] == name
         assert name in failure.explain(1, "OutOfMemoryError: x", run, {**planned, "batch_size": 64}, False)
         assert failure._memory_of_others() == {RTX_3090[0]: 24576 - 24247, T4[0]: 15360 - 15101}[name]
     assert step_choice.dtype(settings.load("coach", ["gpus=2"])[1]) == "fp16"  # the other one has no bf16

@@ -1,0 +1,161 @@
+"""Adds up what a run costs on a newly rented machine, from the download to the evaluation: time, traffic, disk, money.
+
+Each line says on which card it was measured. Nothing is scaled from one card to another: a card on which no iteration
+was measured gets a bound from one that is slower or faster in every respect (prices.toml), or no figure.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from recipe.core import host, measurements
+from recipe.core.commands import command_line
+from recipe.core.settings import Settings
+
+PRICES = Path(__file__).with_name("prices.toml")
+EXACT, AT_MOST, AT_LEAST, UNKNOWN = "", "at most", "at least", "unknown"  # what a number of seconds means
+SETUP = ("environment", "base model")  # done once on a machine
+ITERATIONS = "training: iterations"
+
+
+@functools.lru_cache(maxsize=None)
+def _table() -> Dict[str, Any]:
+    import tomli
+
+    found: Dict[str, Any] = tomli.loads(PRICES.read_text(encoding="utf-8"))
+    return found
+
+
+def cards() -> List[Dict[str, Any]]:
+    """The cards that plan compares: {name, tflops, gb_per_s, bf16 if false, source}, the slowest first."""
+    found: List[Dict[str, Any]] = _table()["card"]
+    return found
+
+
+def prices(card: str) -> List[Dict[str, Any]]:
+    """The dated prices of a card: {platform, card, per_hour (lowest, highest), currency, date, source}."""
+    return [price for price in _table()["price"] if _is_card(price["card"], card)]
+
+
+def _is_card(name: str, card: str) -> bool:
+    """Whether `card`, as nvidia-smi or a user names it, is the card `name`; an RTX 4090 D and a Ti are others."""
+    words = [word for word in card.lower().replace("-", " ").split() if word not in ("nvidia", "geforce", "tesla")]
+    wanted = name.lower().split()
+    return words[: len(wanted)] == wanted and not {"d", "ti", "super", "laptop"} & set(words)
+
+
+def bill(plan: Dict[str, Any], settings: Settings, answers: int) -> Dict[str, Any]:
+    """Cost of the planned run on the recipe's card: measurements.estimate's fields, and
+
+    lines: [{what, seconds (None: unknown), bound, basis}]; seconds_in_all and seconds_again (environment and model are
+    there); bound; answers (tokens at most); disk_gb, traffic_gb; prices, of which each has `cost` (lowest, highest);
+    assumed: whether no card is here or named; others: the same sums for the other cards of prices.toml.
+    """
+    found = _on_card(plan, settings.plan.card, settings, answers)
+    sizes, kept = measurements.measurements()["disk"], min(2, plan["iterations"])
+    found["assumed"] = not settings.plan.card and not host.gpus()
+    found["answers"] = answers
+    found["disk_gb"] = round(sum(sizes.values()) + (kept - 1) * sizes["checkpoint"], 1)
+    found["traffic_gb"] = round(sum(measurements.measurements()["traffic"].values()), 1)
+    gpus = plan.get("ranks", 1)
+    found["prices"] = _priced(found, settings.plan.price_per_hour, gpus)
+    found["others"] = []
+    for card in cards():
+        if _is_card(card["name"], found["card"]):
+            continue
+        other = _on_card(plan, card["name"], settings, answers)
+        entry = {name: other[name] for name in ("card", "seconds_in_all", "seconds_again", "bound")}
+        found["others"].append({**entry, "prices": _priced(other, 0, gpus)})
+    return found
+
+
+def _on_card(plan: Dict[str, Any], card: str, settings: Settings, answers: int) -> Dict[str, Any]:
+    known = next((one for one in cards() if _is_card(one["name"], card)), {})
+    if settings.train.speed == "auto" and not known.get("bf16", True):  # as in xtuner/step_choice.py
+        plan = {**plan, "way": "stock"}
+    found = measurements.estimate(plan, card)
+    lines = _lines(plan, found, settings.plan.download_mbit, answers)
+    taken = [line["seconds"] or 0 for line in lines]
+    bounds = {line["bound"] for line in lines if line["what"] == ITERATIONS}
+    return {
+        **found,
+        "lines": lines,
+        "seconds_in_all": round(sum(taken)),
+        "seconds_again": round(sum(taken[len(SETUP) :])),
+        "bound": bounds.pop(),
+    }
+
+
+def _lines(plan: Dict[str, Any], found: Dict[str, Any], mbit: float, answers: int) -> List[Dict[str, Any]]:
+    card, known = found["card"], measurements.measurements()
+    traffic, asked = known["traffic"], known["answers"]
+
+    def line(what: str, seconds: Optional[float], basis: str, bound: str = EXACT) -> Dict[str, Any]:
+        return {"what": what, "seconds": None if seconds is None else round(seconds), "bound": bound, "basis": basis}
+
+    def measured(what: str, *names: str, times: int = 1) -> Dict[str, Any]:
+        phases = [measurements.phase(name, card) for name in names]
+        basis = "; ".join(dict.fromkeys(f"{one['card']}, {one['source']}" for one in phases))
+        return line(what, times * sum(one["seconds"] for one in phases), f"measured: {basis}")
+
+    def download(gigabytes: float) -> Tuple[float, str]:
+        return 8000 * gigabytes / mbit, f"{gigabytes} GB at plan.download_mbit={mbit:g}"
+
+    seconds, basis = download(traffic["environment"])
+    making = measurements.phase("environment", card)
+    iterations, bound, why = _iterations(plan, found)
+    return [
+        line(
+            SETUP[0],
+            seconds + making["seconds"],
+            f"{basis}; {making['seconds']} s to make it, measured: {making['card']}, {making['source']}",
+        ),
+        line(SETUP[1], *download(traffic["model"])),
+        measured("doctor and plan", "doctor", "plan"),
+        measured("training: load the model", "start"),
+        line(
+            "training: questions",
+            answers / asked["tokens_per_second"],
+            f"{answers:,} tokens; {asked['tokens_per_second']} a second measured: {asked['card']}, {asked['source']}",
+            AT_MOST,
+        ),
+        line(ITERATIONS, iterations, why, bound),
+        measured("training: checkpoints", "checkpoint", times=len(plan.get("checkpoints", ())) or 1),
+        measured("adapter", "adapter"),
+        measured("merge", "merge"),
+        measured("evaluation", "evaluation"),
+    ]
+
+
+def _iterations(plan: Dict[str, Any], found: Dict[str, Any]) -> Tuple[Optional[float], str, str]:
+    """(seconds, what they mean, why)."""
+    if found["seconds"] is not None:
+        return found["seconds"], AT_MOST if found["at_most"] else EXACT, f"{found['scaled_from']}: {found['source']}"
+    own = next((card for card in cards() if _is_card(card["name"], found["card"])), None)
+    slower, faster = [], []
+    for card in cards():
+        other = measurements.estimate(plan, card["name"])
+        if own is None or card is own or other["seconds"] is None:
+            continue
+        if all(card[what] <= own[what] for what in ("tflops", "gb_per_s")):
+            slower.append((other["seconds"], card["name"]))
+        elif all(card[what] >= own[what] for what in ("tflops", "gb_per_s")) and not other["at_most"]:
+            faster.append((other["seconds"], card["name"]))
+    if slower:
+        seconds, name = min(slower)
+        return seconds, AT_MOST, f"not measured; {name}, slower by its data sheet, takes that"
+    if faster:
+        seconds, name = max(faster)
+        return seconds, AT_LEAST, f"not measured; {name}, faster by its data sheet, takes that"
+    return None, UNKNOWN, f"not measured on this card; there, {command_line('bench')} measures them"
+
+
+def _priced(found: Dict[str, Any], own: float, gpus: int) -> List[Dict[str, Any]]:
+    """The prices of a card with the cost of the whole run; `own` (not 0) takes their place."""
+    hours = gpus * found["seconds_in_all"] / 3600
+    if own:
+        return [{"platform": "your price", "per_hour": [own, own], "cost": [round(own * hours, 2)] * 2}]
+    return [
+        {**price, "date": f"{price['date']}", "cost": [round(one * hours, 2) for one in price["per_hour"]]}
+        for price in prices(found["card"])
+    ]
