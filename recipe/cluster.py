@@ -105,9 +105,9 @@ def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> An
         {"name": "memory", "emptyDir": {"medium": "Memory"}},  # for NCCL
     ]
     documents: List[Dict[str, Any]] = []
-    if run.name not in recipes():
+    if run.name not in recipes() and not run.source:
         file = f"{run.name if re.fullmatch(r'[-._a-zA-Z0-9]+', run.name) else name}.toml"  # a ConfigMap takes no others
-        text = find_recipe(arguments[0]).read_text(encoding="utf-8-sig")
+        text = find_recipe(arguments[0]).path.read_text(encoding="utf-8-sig")
         documents.append(
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-recipe"}, "data": {file: text}}
         )

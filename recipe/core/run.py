@@ -17,6 +17,8 @@ from recipe.core.hashing import digest
 from recipe.core.host import host, versions
 from recipe.core.settings import Settings, load
 
+MADE_FOR = ("data", "plan", "config")  # stages whose results a training uses; later commands may replace them
+INDEPENDENT = ("eval", "export", "plan", "cluster", "merge")  # tables of settings that a training does not depend on
 ENTRY_FIELDS = {"key", "figures", "outputs", "seconds", "peak_memory_mb"}  # of every stage in the manifest
 
 
@@ -34,6 +36,7 @@ class Run:
     performed: List[str] = dataclasses.field(default_factory=list)  # stages that ran in this process
     status: Dict[str, Any] = dataclasses.field(default_factory=dict)  # what it is doing, see training/watch.py
     recipe_file: Optional[Path] = None
+    source: Dict[str, str] = dataclasses.field(default_factory=dict)  # of a run named by a data file: data_source.py
     recipe_arguments: str = ""  # its recipe as the next command must name it, with --output if that was given
 
     @property
@@ -92,6 +95,11 @@ class Run:
         """The figures of `stage` in the manifest; {} if it has not run."""
         return self.manifest.get("stages", {}).get(stage, {}).get("figures", {})
 
+    @property
+    def questions(self) -> List[str]:
+        """The questions asked during training: the recipe's, or those that the config stage has drawn."""
+        return list(self.figures("config").get("questions", filter(None, self.settings.train.questions)))
+
     def open(self) -> FileLock:
         """Make the folder, lock it and read its manifest.
 
@@ -148,20 +156,30 @@ class Run:
         """The recipe and the overrides that give these settings, for a command in a message."""
         recipe = self.recipe_arguments or shlex.quote(self.name)
         try:
-            words = overrides.between(load(shlex.split(recipe)[0])[1], self.settings)
+            words = overrides.between(load(shlex.split(recipe)[0], output=self.output)[1], self.settings)
         except InputWrong:  # the recipe's file is gone
             words = []
         return " ".join([recipe, *map(shlex.quote, words)])
 
     def record_training(self) -> None:
-        """Record the finished training's settings and data: later commands may make stages with others."""
+        """Record what the finished training was made of: later commands may make stages with other settings."""
         files = self.manifest["stages"].get("data", {}).get("outputs", {})
+        before = self.manifest.get("trained", {})
         made = {"settings": self.settings.model_dump(), "forced": self.force, "config": digest(self.config)}
         made["data"] = {name: entry["sha256"] for name, entry in files.items()}
-        before = self.manifest.get("trained")
+        made["stages"] = self._made_for_training()
+        machine = {"host": host(), "versions": versions()} if "train" in self.performed or not before else before
+        made.update({name: machine[name] for name in ("host", "versions") if name in machine})
         self.manifest["trained"] = json.loads(json.dumps(made))
         if self.manifest["trained"] != before:
             self.save()
+
+    def record_restored(self) -> None:
+        """Record that data, plan and config are the training's again, or hold another exam for it."""
+        self.manifest["trained"]["stages"] = self._made_for_training()
+
+    def _made_for_training(self) -> Dict[str, Any]:
+        return {name: self.manifest["stages"][name] for name in MADE_FOR if name in self.manifest["stages"]}
 
     def trained_settings(self) -> Settings:
         """The settings of the finished training, else those of the last command.
@@ -172,6 +190,39 @@ class Run:
             return Settings.model_validate((self.manifest.get("trained") or self.manifest)["settings"])
         except (ValidationError, KeyError, TypeError) as error:
             raise manifest_error(self.relative(self.folder / "run.json"), error)
+
+    def as_trained(self) -> "Run":
+        """This run as its finished training left it. Stages that data, plan or config have made with other settings
+        since are in manifest["later"].
+        """
+        trained, entries = self.manifest.get("trained", {}), self.manifest.get("stages", {})
+        if "train" not in entries or "stages" not in trained:
+            return self
+        later = {
+            name: entries[name]
+            for name, entry in trained["stages"].items()
+            if name in entries and entries[name]["key"] != entry["key"]
+        }
+        settings, now = self.trained_settings(), self.settings
+        kept = {name: getattr(now, name) for name in INDEPENDENT}
+        if not later:  # only where a moved model is, and other questions for the evaluation, can have changed
+            places = {name: getattr(now.model, name) for name in ("path", "tokenizer", "visual_encoder")}
+            kept["model"] = settings.model.model_copy(update=places)
+            kept["data"] = settings.data.model_copy(update={"eval_files": now.data.eval_files})
+        settings = settings.model_copy(update=kept)
+        if settings == now and not later:
+            return self
+        manifest = {**self.manifest, "stages": {**entries, **trained["stages"]}, "later": later}
+        manifest.update({name: trained[name] for name in ("forced", "host", "versions") if name in trained})
+        return dataclasses.replace(self, settings=settings, manifest=manifest)
+
+    def is_replaced(self, name: str) -> bool:
+        """Whether a file of the training's data, plan or config is now that of a later command with other settings."""
+        for stage, entry in self.manifest.get("later", {}).items():
+            made, trained = (one["outputs"].get(name) for one in (entry, self.manifest["stages"][stage]))
+            if made and trained and made["sha256"] != trained["sha256"]:
+                return bool(digest(self.folder / name) == made["sha256"])
+        return False
 
     def scratch_run(self, output: Path, **more: Any) -> "Run":
         """An empty run of the same name and settings below `output`, to make stages without touching this run."""

@@ -5,14 +5,15 @@ those in common use, widened: a value outside them is a typo.
 """
 
 import functools
-from typing import Any, ClassVar, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
+from pathlib import Path
+from typing import Any, ClassVar, FrozenSet, List, Optional, Sequence, Tuple, Union
 
 import tomli
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Annotated, Literal
 
 from recipe.core.errors import InputWrong
-from recipe.core.recipe_files import as_typed, choose_hub, find_recipe, parse_override, put, read_recipe
+from recipe.core.recipe_files import Recipe, find_recipe, read_values
 from recipe.core.settings_errors import explain
 
 Count = Annotated[int, Field(ge=1)]
@@ -42,10 +43,22 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-class Model(Table):
-    """The base model. `path` (a local folder) wins over `id`; source = "tiny" makes a small one on the spot.
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-    A recipe's table [model.huggingface] replaces id and revision with source = "huggingface". For LLaVA's presets,
+
+class Pin(Table):
+    """A model at another hub; what is empty is the same there."""
+
+    id: str = ""
+    revision: str = ""
+
+
+class Model(Table):
+    """The base model. `path` (a local folder) wins over `id`. Two sources make a small model on the spot, without a
+    hub: "smollm2" a pre-trained one (SmolLM2-135M-Instruct), "tiny" one with random weights.
+
+    source = "auto" takes the first hub that answers: ModelScope, then Hugging Face. A recipe's table
+    [model.huggingface] has id and revision there, also for source = "huggingface". For LLaVA's presets,
     `visual_encoder` is CLIP: a folder, an id at the same hub, or "tiny". `pretrained_pth` is the projector that the
     first stage trained: a checkpoint, that run's folder, or "none" for a random one.
     """
@@ -56,12 +69,29 @@ class Model(Table):
     placed: ClassVar[str] = "model.path"
 
     id: str = "Shanghai_AI_Laboratory/internlm2-chat-7b"
-    source: Literal["modelscope", "huggingface", "tiny"] = "modelscope"
+    source: Literal["auto", "modelscope", "huggingface", "smollm2", "tiny"] = "modelscope"
     revision: str = "master"
+    huggingface: Pin = Pin()
     path: str = ""
     tokenizer: str = ""
     visual_encoder: str = ""
     pretrained_pth: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_smollm2(cls, values: Any) -> Any:
+        """This source has one model."""
+        return {**values, "id": SMOLLM2} if values.get("source") == "smollm2" else values
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the base model has random weights."""
+        return self.source == "tiny" and not self.path
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the base model is made on the spot."""
+        return self.source in ("smollm2", "tiny") and not self.path
 
 
 class Encoder(Model):
@@ -91,7 +121,8 @@ class Data(Table):
     (agent), or questions about an image (image). Default: what the preset trains on.
     `piece`: longer texts are cut into pieces of so many characters. `images`: the folder that image paths start from.
     Default: the folder of the file that names them.
-    `url`, `sha256`: where the first file is published, and its checksum. `sheet`: read only these sheets, hidden ones
+    `url`, `sha256`: where the first file is published, and its checksum. If it is missing, and has the name that the
+    address ends in, it is fetched from there (intake/published.py). `sheet`: read only these sheets, hidden ones
     too. `skip_blank` drops conversations with a blank question or answer, `dedupe` exact duplicates; both are counted.
     `eval_share` of the conversations are held out of training for the evaluation, or else those of `eval_files`,
     except the ones that are also in training.
@@ -124,6 +155,7 @@ class Train(Table):
     longer and far less memory. Default: the preset's; "fast" turns it off where the memory suffices.
     `guard`: stop diverging runs, write checkpoints atomically, save on SIGTERM. `timeout`: minutes of silence after
     which the trainer counts as hung. `loggers`: written beside TensorBoard's files, offline.
+    `evaluation_inputs`: the questions asked during training, or a number: so many of those that are held out.
     `evaluation_images`: the images of evaluation_inputs, one for all or one each. Default: the data's first.
     """
 
@@ -149,13 +181,21 @@ class Train(Table):
     loggers: Annotated[List[Literal["wandb", "swanlab"]], as_list] = []
     deepspeed: str = ""
     evaluation_freq: Optional[Interval] = None
-    evaluation_inputs: Optional[Annotated[List[Question], Field(min_length=1)]] = None
+    evaluation_inputs: Optional[
+        Union[Annotated[int, Field(ge=1, le=100)], Annotated[List[Question], Field(min_length=1)]]
+    ] = None
     evaluation_images: Optional[FilledTextList] = None
     evaluation_system: Optional[str] = None
     evaluation_max_new_tokens: Optional[Tokens] = None
     save_steps: Optional[Interval] = None
     save_total_limit: Optional[Annotated[int, Field(ge=-1)]] = None
     log_interval: Optional[Annotated[int, Field(ge=1, le=100)]] = None
+
+    @property
+    def questions(self) -> List[str]:
+        """evaluation_inputs as questions; empty ones where they are not drawn yet."""
+        asked = self.evaluation_inputs
+        return [""] * asked if isinstance(asked, int) else list(asked or ())
 
 
 class Lora(Table):
@@ -306,24 +346,21 @@ def _is_text(annotation: Any) -> bool:
     return all(one is str or (getattr(one, "__args__", None) and _is_text(one)) for one in kinds)
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
-    """Read recipe `name` with `key=value` overrides; return (run name, settings).
+def load(
+    name: Union[str, Recipe], overrides: Sequence[str] = (), output: Optional[Path] = None
+) -> Tuple[str, Settings]:
+    """Read recipe `name` with `key=value` overrides; return (run name, settings). `output`: where runs lie.
 
     Raises InputWrong for an unknown recipe, broken TOML, an unknown key, a wrong type or a value out of range. The
     message names file, line, key and what is allowed.
     """
-    path = find_recipe(name)
-    text, values = read_recipe(path, tomli)
-    given: Dict[Tuple[str, ...], str] = {}
-    for override in overrides:
-        keys, value = parse_override(override, tomli)
-        given[keys] = override
-        put(values, keys, as_typed(override, value) if ".".join(keys) in text_keys() else value, override)
-    choose_hub(values, given)
+    output = output or Path.cwd() / "output"
+    recipe = find_recipe(name, output=output) if isinstance(name, str) else name
+    text, values, given = read_values(recipe, overrides, tomli, output, is_text=text_keys().__contains__)
     try:
-        return path.stem, Settings.model_validate(values)
+        return recipe.name, Settings.model_validate(values)
     except ValidationError as error:
-        raise InputWrong(explain(error, path, text, given, known_keys()))
+        raise InputWrong(explain(error, recipe.path, text, given, known_keys()))
 
 
 def replace(settings: Settings, key: str, value: Any) -> Settings:

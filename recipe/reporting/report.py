@@ -5,17 +5,19 @@ works after every stage and during training.
 """
 
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
+from recipe.base_model import licence
 from recipe.core.commands import command_line, program
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.run import Run
 from recipe.reporting import charts, data_report, pages, sections
 from recipe.reporting.format import percent, seconds
-from recipe.reporting.run_view import RunView, base_model_name, is_tiny, read_run
+from recipe.reporting.run_view import RunView, base_model_name, read_run
 from recipe.reporting.verdict import judge_run
 from recipe.xtuner import preset_facts
 
@@ -36,6 +38,7 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
     stages, total = sections.stage_times(view, price)
     data, data_left_out = _data_section(view)
     difference = run.folder / "config.diff"
+    has_difference = difference.is_file() and not run.is_replaced("config.diff")
     values = {
         "name": run.name,
         "verdict": judge_run(view),
@@ -53,7 +56,7 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "evaluation_rows": sections.evaluation_rows(view.evaluation) if view.evaluation else [],
         "samples": view.samples,
         "answers": view.answers,
-        "tiny": is_tiny(run),
+        "tiny": run.settings.model.is_tiny,
         "data": data,
         "data_left_out": data_left_out,
         "data_page": (run.folder / "data-report.html").is_file(),
@@ -70,12 +73,13 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "method": view.figures("config").get("method"),
         "has_images": preset_facts.has_images(run.settings),
         "provenance": sections.provenance(view),
-        "difference": difference.read_text(encoding="utf-8").splitlines() if difference.is_file() else [],
+        "difference": difference.read_text(encoding="utf-8").splitlines() if has_difference else [],
         "recipe_file": sections.to_toml(run.settings.model_dump()),
         "command": sections.repeat_command(view),
         "looked_for": data_report.LOOKED_FOR,
         "just": program(),
         "base": base_model_name(run),
+        "licence": licence.of(run),
         "written": time.strftime("%Y-%m-%d %H:%M %z"),
     }
     for old in folder.glob("*.png"):
@@ -98,11 +102,12 @@ def _data_section(view: RunView) -> Tuple[Any, str]:
     if figures["conversations"] > MAX_CONVERSATIONS:
         return (
             None,
-            f"{figures['conversations']:,} conversations: run {command_line('data-report')} {run.name} to survey them.",
+            f"{figures['conversations']:,} conversations: run {command_line('data-report', shlex.quote(run.name))} to "
+            "survey them.",
         )
     if digest(run.dataset) != run.manifest["stages"]["data"]["outputs"]["dataset.jsonl"]["sha256"]:
         return (
             None,
-            f"dataset.jsonl does not belong to this run. Recreate it: {command_line('data')} {run.name}",
+            f"dataset.jsonl does not belong to this run. Recreate it: {command_line('data', shlex.quote(run.name))}",
         )
     return data_report.summarize(run), ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -132,3 +133,20 @@ def test_the_command(tmp_path):
     assert (tmp_path / "coach/cluster/slurm.sh").is_file()
     refused(recipe("cluster", "lsf", "coach", "--output", tmp_path), 2, "no such target", "k8s, sky, slurm")
     refused(recipe("cluster", "sky", "coach", "gpus=3", "--output", tmp_path), 2, "cannot share an update", "counts=3")
+
+
+def test_a_data_file_that_is_named(tmp_path):
+    """Its path is quoted once, and the prompt goes along: no folder of that machine remembers it."""
+    book = tmp_path / "我的 数据.xlsx"
+    book.touch()
+    words = [book, *WORDS, "system=你好。", "cluster.image=me/recipe:1", "--output", tmp_path / "out"]
+    for target in ("slurm", "k8s"):
+        done = recipe("cluster", target, *words)
+        assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out/我的 数据/cluster"
+    [document] = yaml.safe_load_all((folder / "jobset.yaml").read_text(encoding="utf-8"))
+    pod = document["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    wanted = ["docker/runtime/run", "train", str(book), *WORDS, "data.system=你好。"]
+    assert pod["containers"][0]["command"] == wanted
+    line = (folder / "slurm.sh").read_text(encoding="utf-8").splitlines()[-1]
+    assert shlex.split(line)[2:] == wanted
