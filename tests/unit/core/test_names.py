@@ -7,7 +7,8 @@ import pytest
 from recipe.core.names import label, plain_name
 
 NAMES = [
-    "客服", "人事", "客服2", "客 服", "coach", "Coach", "COACH", "my recipe", "my-recipe", "my_recipe", "2024", "-", "a" * 60, "a" * 61,
+    "客服", "人事", "客服2", "客 服", "coach", "Coach", "COACH", "my recipe", "my-recipe", "my_recipe", "2024", "-",
+    "a" * 60, "a" * 61,
     "mine", "mine.v2", "mine-v2", "Ünïcode",
 ]  # fmt: skip
 
