@@ -349,7 +349,7 @@ def test_the_rest_of_the_documents_commands_run(demo):
         assert said in done.stdout
 
 
-OTHERS = {"curl", "cd", "export", "source", "unset", "shutdown"}
+OTHERS = {"git", "curl", "cd", "export", "source", "unset", "shutdown"}
 
 
 def test_other_programs_commands(demo):
