@@ -1,5 +1,6 @@
 # All commands. `just` without arguments lists them; `./justw` does the same where just is not installed. Most commands take
-# a recipe (tutorial, coach, demo, your own .toml) or a data file (data/mine.xlsx), then overrides such as train.max_epochs=5.
+# a recipe (tutorial, coach, demo, tiny, your own .toml) or a data file (data/mine.xlsx), then overrides such as
+# train.max_epochs=5.
 
 set positional-arguments
 
@@ -15,7 +16,7 @@ manual:
 help *args:
     @docker/runtime/run help "$@"
 
-# Run everything on a tiny model, without GPU or Docker, in a few minutes
+# Fine-tune a small pre-trained model, without GPU or Docker, in a few minutes
 [group('start')]
 [no-exit-message]
 demo *args:
@@ -191,7 +192,7 @@ test *args: lint
 # Show on a CPU, with a small pre-trained model, that tutorial learns nothing and coach does (10 minutes)
 [group('develop')]
 proof *args:
-    @docker/runtime/host proof "$@"
+    @docker/runtime/host exec python benchmarks/proof.py "$@"
 
 # Give the readers damaged and strange files: just fuzz [seconds] [seed]
 [group('develop')]
@@ -243,7 +244,7 @@ lint:
 lock:
     @docker/runtime/host exec python docker/locks/lock.py
 
-# Make the documents' pictures again, with the tests' browser
+# Make the documents' pictures from the finished demo again, with the tests' browser
 [group('develop')]
 screenshots *args:
-    @SCREENSHOTS=1 docker/runtime/host exec python -m pytest -q tests -k picture "$@"
+    @docker/runtime/host exec python benchmarks/pictures.py "$@"

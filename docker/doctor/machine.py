@@ -18,7 +18,7 @@ from recipe.core.hardware import Answer
 MERGED = "merged model"
 ROOM = 3.0  # GB of extra disk while the environment is made, as in docker/runtime/host
 LIBRARIES = 4.0  # GB of RAM for Python with PyTorch and CUDA: an estimate, so less is only a warning
-TINY = 2.0  # GB of RAM for the demo, which was measured at 1
+SMALL = 4.0  # GB of RAM for the demo, which was measured at 3.5
 SHM = 64  # MiB: docker's default is enough for one process without loader workers
 SHM_SEVERAL = 1024  # MiB for NCCL's buffers between several cards, as NVIDIA advises
 # The newest that a wheel of the lock needs: bitsandbytes 0.43.0, manylinux_2_24; in cu13 torch 2.11.0, manylinux_2_28.
@@ -128,7 +128,7 @@ def check_platform(host: Host, need: Need, runtime: str) -> List[Line]:
         return []
     disk, hint = PLATFORMS[host.platform]
     away = [str(place) for place in (ROOT, CACHE) if Path(disk) not in (place, *place.parents)]
-    if not away or need.tiny or not os.path.isdir(system(disk)):
+    if not away or need.small or not os.path.isdir(system(disk)):
         return [ok("platform", f"{host.platform}; {hint}")]
     move = f"put the clone under {disk}" if str(ROOT) in away else f"export RECIPE_CACHE={disk}/recipe-cache"
     found = f"{host.platform}: {' and '.join(away)} not on the large disk {disk}"
@@ -144,7 +144,7 @@ def check_memory(host: Host, need: Need, runtime: str) -> List[Line]:
     limit = (read("/sys/fs/cgroup/memory.max") or read("/sys/fs/cgroup/memory/memory.limit_in_bytes")).strip()
     bounded = limit.isdigit() and int(limit) / 1e9 < free
     free = int(limit) / 1e9 if bounded else free
-    wanted = TINY if need.tiny else LIBRARIES + 2 * need.shard
+    wanted = SMALL if need.small else LIBRARIES + 2 * need.shard
     shown = f"{free:.1f} GB free{', this container’s limit' if bounded else ''}; about {wanted:.0f} GB are used"
     if free >= wanted:
         return [ok("memory", shown)]
@@ -159,7 +159,7 @@ def check_memory(host: Host, need: Need, runtime: str) -> List[Line]:
 def check_shared_memory(host: Host, need: Need, runtime: str) -> List[Line]:
     """The host's /dev/shm must hold NCCL's buffers; our containers have their own."""
     place = system("/dev/shm")
-    if runtime != "host" or need.tiny:
+    if runtime != "host" or need.small:
         return []
     remedy = "start the container with --shm-size=1g (Kubernetes: an emptyDir of medium Memory at /dev/shm)"
     if not os.path.isdir(place) or not os.access(str(place), os.W_OK):
@@ -315,7 +315,7 @@ def check_disk(host: Host, need: Need, runtime: str, engine: Dict[str, str]) -> 
             lines.append(warning("disk", f"{shown}: enough to train, not to merge", remedy))
         else:
             lines.append(ok("disk", shown))
-    if not need.measured and not need.tiny:
+    if not need.measured and not need.small:
         lines.append(ok("disk", "model and results are not estimated: only the 7B model's sizes were measured"))
     return lines
 

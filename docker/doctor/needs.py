@@ -4,7 +4,8 @@ import importlib
 import json
 import re
 import sys
-from typing import Any, Dict
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
 
 from lines import ROOT
 
@@ -34,12 +35,13 @@ class Need:
             return found if isinstance(found, type(default)) else default
 
         self.name, self.stage, self.read = name, stage, bool(values)
-        self.tiny = get("model", "source", "") == "tiny" or (not values and name == "demo")
+        # Such models are made on the spot, and need neither a GPU nor much disk.
+        self.small = get("model", "source", "") in ("smollm2", "tiny") or (not values and name in ("demo", "tiny"))
         self.dtype = get("train", "dtype", "fp16")
         self.speed = get("train", "speed", "stock")
         self.checkpointing = table("train").get("checkpointing")
         self.compiles = True  # whether the fast step can compile its kernels here
-        self.gpu = self.dtype != "fp32" and not self.tiny
+        self.gpu = self.dtype != "fp32" and not self.small
         gpus = values.get("gpus", 1)
         self.gpus = gpus if isinstance(gpus, int) and gpus > 0 else 1
         base = str(values.get("base", "_qlora_"))
@@ -53,12 +55,16 @@ class Need:
         self.tokens = get("train", "batch_size", 1) * get("train", "max_length", 2048)
         identity = get("model", "id", "Shanghai_AI_Laboratory/internlm2-chat-7b")
         given = get("model", "path", "")
-        self.measured = self.read and not self.tiny and "7b" in f"{values.get('base')} {identity}".lower()
+        self.measured = self.read and not self.small and "7b" in f"{values.get('base')} {identity}".lower()
         self.shard = _gigabytes(get("merge", "max_shard_size", "2GB"))
         self.folder = ROOT / output / name
+        source = get("model", "source", "modelscope")
+        if source == "auto":  # as in recipe/base_model/record.py
+            there = get("model", "huggingface", {}).get("id") or identity
+            source, identity = _chosen_hub([("modelscope", identity), ("huggingface", str(there))])
         self.model = ROOT / given if given else ROOT / "models" / identity
-        self.fetched = not given and not self.tiny
-        self.partly = ROOT / "models" / ".download" / get("model", "source", "modelscope") / identity
+        self.fetched = not given and not self.small
+        self.partly = _begun(source, identity)
 
     def way(self, card: Card) -> str:
         """How this card trains, as in recipe/xtuner/step_choice.py: stock, fast, kept or small."""
@@ -77,6 +83,17 @@ class Need:
             return "train" in json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["stages"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+
+def _begun(source: str, identity: str) -> Path:
+    """Where a download from a hub is gathered."""
+    return ROOT / "models" / ".download" / source / identity
+
+
+def _chosen_hub(hubs: List[Tuple[str, str]]) -> Tuple[str, str]:
+    """The hub from which the model or a part of it is here, else the first."""
+    here = [one for one in hubs if (ROOT / "models" / one[1]).exists()] + [one for one in hubs if _begun(*one).exists()]
+    return [*here, *hubs][0]
 
 
 def _gigabytes(text: str) -> float:

@@ -4,7 +4,7 @@
     requirements.in + overrides.txt  --uv, as of the tutorial's day-->  cu118-pypi.lock
     cu118-pypi.lock + torch-cu118.txt  --------------------------->  cu118.lock
     cu13.in + overrides.txt  --uv, as of TOOLS_DAY-->  cu13.lock
-    test.in, reference.in, proof.in, export.in, more.in, loggers.in, engines.in, axe.in, sbom.in, tools.in
+    test.in, reference.in, smollm2.in, more.in, loggers.in, engines.in, axe.in, sbom.in, tools.in
                                        --uv, as of TOOLS_DAY-->  *.lock
     those of them that are compiled or share packages with the environment, for cu13's Python  -->  *-cu13.lock
 
@@ -30,8 +30,7 @@ PYTHON, PYTHON_CU13 = "3.8", "3.12"
 PLATFORM = ("--python-platform", "x86_64-manylinux_2_28")
 BESIDE = {
     "reference": "3.9",
-    "proof": "3.9",
-    "export": "3.8",
+    "smollm2": "3.9",
     "more": "3.8",
     "loggers": "3.8",
     "engines": "3.10",

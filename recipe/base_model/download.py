@@ -1,4 +1,4 @@
-"""Downloads the base model, or makes the tiny one; an interrupted download continues where it stopped."""
+"""Downloads the base model, or makes a small one; an interrupted download continues where it stopped."""
 
 import contextlib
 import os
@@ -10,12 +10,16 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from filelock import FileLock, Timeout
 
-from recipe.base_model import architecture, compatibility, hub, hub_clients, model_code, resumable_download
+from recipe.base_model import architecture, compatibility, hub, hub_clients, hub_files, model_code
 from recipe.base_model.folder import CLIP, SAMPLE, check, folder, given_tokenizer
-from recipe.base_model.hub_addresses import INDEXES, NAMES, Files
+from recipe.base_model.hub_addresses import INDEXES, NAMES, Files, branch
 from recipe.base_model.record import (
     RECORD,
+    at_hub,
+    chosen,
+    describe_file,
     elsewhere,
+    hubs,
     is_of,
     is_unchanged,
     read_record,
@@ -23,8 +27,9 @@ from recipe.base_model.record import (
     staging_folder,
 )
 from recipe.core.commands import command_line
-from recipe.core.errors import HostLacks, InputWrong, NotFetched
+from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError
 from recipe.core.hashing import digest
+from recipe.core.progress import transfer_progress
 from recipe.core.run import Run
 from recipe.core.settings import Encoder
 
@@ -42,13 +47,13 @@ def ensure(run: Run) -> Path:
     if not _is_complete(run, place):
         _require_network("model", run)
         with _models_lock(run):
-            if not _is_complete(run, place):  # another command may have completed it
-                if model.source == "tiny":
-                    _make_tiny(place, model.id, given_tokenizer(run))
+            if not _is_complete(run, folder(run)):  # another command may have completed it
+                if model.is_made:
+                    _make(run, place)
                 else:
-                    _download(run, place)
-    check(run, place)
-    return place
+                    _download(_at_first_hub(run))
+    check(run, folder(run))
+    return folder(run)
 
 
 def commit(run: Run) -> str:
@@ -67,11 +72,13 @@ def download_files(run: Run, select: Callable[[Files], List[str]]) -> Path:
     record = read_record(place)
     if (
         record is None
-        or not is_of(run.settings.model, record)
+        or not is_of(chosen(run), record)
         or not all(is_unchanged(place, name, record["files"][name]) for name in select(record["files"]))
     ):
         _require_network("tokenizer", run)
         with _models_lock(run):
+            run = _at_first_hub(run)
+            place = staging_folder(run)
             record = _resolve_once(run, place)
             _download_missing(run, place, record, select(record["files"]))
     return place
@@ -85,7 +92,7 @@ def _require_network(what: str, run: Run) -> None:
 def _is_complete(run: Run, place: Path) -> bool:
     """Whether nothing has to be downloaded: the folder exists, with all files of its record, if it has one."""
     record = read_record(place)
-    if record is None or run.settings.model.path or not is_of(run.settings.model, record):
+    if record is None or run.settings.model.path or not is_of(chosen(run), record):
         return place.exists()
     return all((place / name).is_file() for name in record["files"])
 
@@ -111,6 +118,34 @@ def _models_lock(run: Run) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _at_first_hub(run: Run) -> Run:
+    """The run with its model at the first hub that has it, or at the one whose download has begun. Says which hubs do
+    not, and why. Raises RecipeError if none has.
+    """
+    first = chosen(run)
+    models = [first, *(model for model in hubs(run.settings.model) if model.source != first.source)]
+    failed: List[RecipeError] = []
+    for model in models:
+        trial = at_hub(run, model)
+        if folder(trial).exists():  # a file of it is missing
+            return trial
+        try:
+            record = _resolve_once(trial, staging_folder(trial))
+        except RecipeError as error:
+            failed.append(error)
+            continue
+        if failed:
+            why = str(failed[0]).split(". ")[0]
+            print(f"{why}. Taking {NAMES[model.source]}: {model.id} at {branch(model)[:12]}", file=sys.stderr)
+            save_record(staging_folder(trial), {**record, "instead_of": why})
+        return trial
+    if len(failed) == 1:
+        raise failed[0]
+    told = "\n".join(f"- {error}" for error in failed)
+    kind = HostLacks if any(isinstance(error, HostLacks) for error in failed) else InputWrong
+    raise kind(f"No hub has the {run.settings.model.what} for this recipe:\n{told}")
 
 
 def _resolve_once(run: Run, place: Path) -> Dict[str, Any]:
@@ -158,21 +193,27 @@ def _download_missing(run: Run, place: Path, record: Dict[str, Any], names: List
             path.unlink()
         missing.append(name)
     total = sum(files[name]["size"] for name in names)
-    with _progress(lambda: sum(resumable_download.downloaded_bytes(place, name) for name in names), total) as show:
-        resumable_download.download(run.settings.model, files, missing, place, on_file, show)
+    with transfer_progress() as show:
+
+        def show_all() -> None:
+            show(sum(hub_files.downloaded_bytes(place, name) for name in names), total)
+
+        show_all()
+        hub_files.download(run.settings.model, files, missing, place, on_file, show_all)
 
 
-def _download(run: Run, place: Path) -> None:
-    """Download what `place` lacks. Small files come first: code, tokenizer and the weights' shapes are checked before
-    the weights are downloaded.
+def _download(run: Run) -> None:
+    """Download what the model's folder lacks. Small files come first: code, tokenizer and the weights' shapes are
+    checked before the weights are downloaded.
     """
-    staging = staging_folder(run)
+    place, staging = folder(run), staging_folder(run)
     if place.exists():  # somebody removed files from it
         shutil.rmtree(str(staging), ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
         os.replace(str(place), str(staging))
     record = _resolve_once(run, staging)
     files = record["files"]
+    _link_known_weights(run, staging, record)
     _check_space(run, staging, files)
     light = light_files(files)
     _download_missing(run, staging, record, light)
@@ -185,10 +226,27 @@ def _download(run: Run, place: Path) -> None:
     os.replace(str(staging), str(place))
 
 
+def _link_known_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
+    """Hard-link weights that another download below models/ holds, by their sha256: two hubs have many in common."""
+    known: Dict[str, Path] = {}
+    for kind in ("*/*", ".download/*/*/*"):
+        for path in run.models.glob(f"{kind}/{RECORD}"):
+            place = path.parent.parent
+            files = (read_record(place) or {"files": {}})["files"]
+            known.update(
+                {file["sha256"]: place / name for name, file in files.items() if is_unchanged(place, name, file)}
+            )
+    for name, file in record["files"].items():
+        if name.endswith(HEAVY) and file["sha256"] in known and not (staging / name).exists():
+            with contextlib.suppress(OSError):  # a file system without hard links
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(str(known[file["sha256"]]), str(staging / name))
+                file["time"] = (staging / name).stat().st_mtime_ns
+    save_record(staging, record)
+
+
 def _check_space(run: Run, staging: Path, files: Files) -> None:
-    missing = sum(
-        max(0, file["size"] - resumable_download.downloaded_bytes(staging, name)) for name, file in files.items()
-    )
+    missing = sum(max(0, file["size"] - hub_files.downloaded_bytes(staging, name)) for name, file in files.items())
     free = shutil.disk_usage(str(run.models)).free
     if free < missing:
         raise HostLacks(
@@ -249,47 +307,21 @@ def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
     save_record(staging, record)
 
 
-@contextlib.contextmanager
-def _progress(present: Callable[[], int], total: int) -> Iterator[Callable[[], None]]:
-    """Shows the bytes that have arrived: a bar on a terminal, elsewhere a line for every 5 %, after 5 s."""
-    from rich import progress
-
-    columns = (
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    bar = progress.Progress(progress.TextColumn("  fetching"), *columns, transient=True)
-    began, first, printed, live = time.monotonic(), present(), 0, bar.console.is_terminal
-    task = bar.add_task("", total=total, completed=first)
-
-    def show() -> None:
-        nonlocal printed
-        now, took = present(), time.monotonic() - began
-        if live:
-            bar.update(task, completed=now)
-        elif took > 5 and now * 20 // max(total, 1) > printed:
-            printed = now * 20 // total
-            rate = (now - first) / took
-            left = f"{(total - now) / rate:.0f} s left" if rate else ""
-            print(f"  fetching {now / 1e9:.2f} of {total / 1e9:.2f} GB, {rate / 1e6:.1f} MB/s, {left}", flush=True)
-
-    with bar if live else contextlib.nullcontext():
-        yield show
-
-
-def _make_tiny(place: Path, what: str, tokenizer_model: Optional[Path]) -> None:
-    """Make a tiny CLIP, or a tiny InternLM2 with the given tokenizer, else with one trained on the sample workbook."""
-    from recipe.base_model import tiny
+def _make(run: Run, place: Path) -> None:
+    """Make SmolLM2, a tiny CLIP, or a tiny InternLM2 (its tokenizer is given, or trained on the sample workbook)."""
+    from recipe.base_model import smollm2, tiny
     from recipe.base_model.tiny import clip
     from recipe.intake import dataset
 
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(str(part), ignore_errors=True)
-    if what == CLIP:
+    if run.settings.model.source == "smollm2":
+        record = smollm2.make(part)
+        save_record(part, {**record, "files": {path.name: describe_file(path) for path in sorted(part.iterdir())}})
+        shutil.rmtree(str(place), ignore_errors=True)  # one that lost a file
+    elif run.settings.model.id == CLIP:
         clip.make(part)
     else:
         texts = [text for turns in dataset.sample(SAMPLE) for turn in turns for text in turn.values()]
-        tiny.make(part, texts, tokenizer_model=tokenizer_model)
+        tiny.make(part, texts, tokenizer_model=given_tokenizer(run))
     os.replace(str(part), str(place))

@@ -12,7 +12,15 @@ from typing import Dict, List, Optional, Tuple
 
 from recipe.base_model import compatibility, model_code
 from recipe.base_model.hub_addresses import INDEXES
-from recipe.base_model.record import check_files, check_source, elsewhere, is_unchanged, read_record, staging_folder
+from recipe.base_model.record import (
+    check_files,
+    check_source,
+    chosen,
+    elsewhere,
+    is_unchanged,
+    read_record,
+    staging_folder,
+)
 from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.hashing import digest, key_of
@@ -26,12 +34,14 @@ CLIP = "clip"  # the id of a tiny visual encoder
 
 
 def folder(run: Run) -> Path:
-    """Where the base model is or will be. A tiny one is named after what it is made of."""
+    """Where the base model is or will be. One that is made here is named after what it is made of."""
     model, tiny = run.settings.model, Path(__file__).parent / "tiny"
     if model.path:
         return run.root / model.path
-    if model.source != "tiny":
-        return run.models / model.id
+    if not model.is_made:
+        return run.models / chosen(run).id
+    if model.source == "smollm2":
+        return run.models / f"smollm2-{key_of({'maker': tiny.with_name('smollm2.py'), 'code': tiny})[:8]}"
     if model.id == CLIP:
         return run.models / f"tiny-clip-{key_of({'maker': tiny / 'clip.py'})[:8]}"
     made_of = {"maker": tiny, "texts": SAMPLE, "tokenizer": given_tokenizer(run)}
@@ -49,7 +59,7 @@ def is_internlm2(run: Run) -> bool:
 def is_local(run: Run) -> bool:
     """Whether nothing has to be downloaded for the model."""
     model = run.settings.model
-    return model.source == "tiny" or bool(model.path) or folder(run).exists()
+    return model.is_made or bool(model.path) or folder(run).exists()
 
 
 def given_tokenizer(run: Run) -> Optional[Path]:

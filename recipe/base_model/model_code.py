@@ -37,13 +37,13 @@ def describe(place: Path) -> str:
 
 def load_tokenizer(place: Path, kind: str = "AutoTokenizer", **more: Any) -> Any:
     """The tokenizer of a model folder; `kind`: transformers' class for a folder that our code does not load."""
-    if is_internlm2(place) and (place / "tokenizer.model").is_file():
+    if is_internlm2(place):
         from recipe.base_model.internlm2 import InternLM2Tokenizer
 
         return InternLM2Tokenizer.from_pretrained(str(place), **more)
     import transformers
 
-    return getattr(transformers, kind).from_pretrained(str(place), trust_remote_code=not is_internlm2(place), **more)
+    return getattr(transformers, kind).from_pretrained(str(place), trust_remote_code=True, **more)
 
 
 def load_config(place: Path) -> Any:
@@ -81,12 +81,13 @@ def make_model(config: Any, **more: Any) -> Any:
 
 def write(place: Path) -> None:
     """Copy our code into an InternLM2 folder and name it in the JSON files, so that transformers loads the folder."""
-    for path in FILES:
+    ours = (place / "tokenizer.model").is_file()  # else the folder has a tokenizer of transformers' own
+    for path in FILES if ours else FILES[:2]:
         shutil.copyfile(str(path), str(place / path.name))
     _set(place / "config.json", {
         "architectures": [architecture.CLASS], "auto_map": architecture.AUTO_MAP, "model_type": architecture.MODEL_TYPE,
     })  # fmt: skip
-    if (place / "tokenizer_config.json").is_file():
+    if ours and (place / "tokenizer_config.json").is_file():
         _set(place / "tokenizer_config.json", {"auto_map": architecture.TOKENIZER_MAP})
 
 

@@ -1,9 +1,10 @@
 """The record of a download (.recipe/fetched.json in the model folder): the commit, and each file's size and sha256."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from recipe.base_model.hub_addresses import NAMES, branch
 from recipe.core.commands import command_line
@@ -11,11 +12,12 @@ from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.run import Run
-from recipe.core.settings import Model
+from recipe.core.settings import Model, Pin
 
 RECORD = Path(".recipe") / "fetched.json"
 
-ORIGIN = ("source", "id", "revision", "commit", "fetched", "listed_by")  # the fields that go into the figures
+# The fields that go into the figures
+ORIGIN = ("source", "id", "revision", "commit", "fetched", "listed_by", "instead_of", "sha256")
 
 SHORT_COMMIT = 7  # characters that identify a commit
 
@@ -34,6 +36,11 @@ def save_record(place: Path, record: Dict[str, Any]) -> None:
     write_text(place / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
+def describe_file(path: Path) -> Dict[str, Any]:
+    """What a record holds of a file."""
+    return {"size": path.stat().st_size, "sha256": digest(path), "time": path.stat().st_mtime_ns}
+
+
 def is_unchanged(place: Path, name: str, file: Dict[str, Any]) -> bool:
     """Whether a file still has the size and modification time that it had when its sha256 was computed."""
     path = place / name
@@ -44,16 +51,51 @@ def is_unchanged(place: Path, name: str, file: Dict[str, Any]) -> bool:
 
 def is_of(model: Model, record: Dict[str, Any]) -> bool:
     """Whether a record is of the recipe's model at its revision, by the revision's name or its commit."""
+    if model.source == "smollm2":
+        return bool(record["source"] == model.source)
     wanted = branch(model)
     return (model.source, model.id) == (record["source"], record["id"]) and (
         wanted == record["revision"] or (len(wanted) >= SHORT_COMMIT and record["commit"].startswith(wanted))
     )
 
 
+def hubs(model: Model) -> List[Model]:
+    """The model at each hub that it may come from, in the order in which to ask them."""
+    if model.source != "auto":
+        return [model]
+    there = {name: value for name, value in model.huggingface.model_dump().items() if value}
+    return [
+        model.model_copy(update={"source": "modelscope", "huggingface": Pin()}),  # a message need not name the other
+        model.model_copy(update={"source": "huggingface", **there}),
+    ]
+
+
+def chosen(run: Run) -> Model:
+    """The run's model at one hub. With model.source = "auto": where its folder or its begun download is from, else the
+    first.
+    """
+
+    def rank(model: Model) -> int:
+        folder = run.models / model.id
+        record = read_record(folder)
+        if folder.exists() and (record is None or is_of(model, record)):
+            return 0
+        begun = read_record(_staging_folder(run, model))
+        return 1 if begun and is_of(model, begun) else 2 if folder.exists() else 3
+
+    found = hubs(run.settings.model)
+    return found[0] if len(found) == 1 else min(found, key=rank)
+
+
+def at_hub(run: Run, model: Model) -> Run:
+    """The run with `model` in place of the recipe's."""
+    return dataclasses.replace(run, settings=run.settings.model_copy(update={"model": model}))
+
+
 def check_source(run: Run, place: Path) -> None:
     """Raise InputWrong if the folder was downloaded from another hub or revision than the recipe names."""
-    model, record = run.settings.model, read_record(place)
-    if record is None or model.path or model.source == "tiny" or is_of(model, record):
+    model, record = chosen(run), read_record(place)
+    if record is None or model.path or model.is_tiny or is_of(model, record):
         return
     raise InputWrong(
         f"{run.relative(place)} holds revision {record['revision']} (commit {record['commit'][:12] or 'unknown'}) from "
@@ -94,7 +136,11 @@ def check_files(place: Path, shown: str, record: Dict[str, Any], everything: boo
 
 def staging_folder(run: Run) -> Path:
     """Where a download is gathered until it is complete."""
-    return run.models / ".download" / run.settings.model.source / run.settings.model.id
+    return _staging_folder(run, chosen(run))
+
+
+def _staging_folder(run: Run, model: Model) -> Path:
+    return run.models / ".download" / model.source / model.id
 
 
 def elsewhere(run: Run) -> str:

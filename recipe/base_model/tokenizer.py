@@ -28,7 +28,7 @@ def tokenizer(run: Run) -> Any:
     if not given and place.exists():
         check_source(run, place)
     if not place.exists():
-        if run.settings.model.source == "tiny" or run.settings.model.path:
+        if run.settings.model.is_made or run.settings.model.path:
             ensure(run)
         else:
             place = download_tokenizer(run)

@@ -1,11 +1,11 @@
 """LLaVA's visual encoder (CLIP): where it is, its shape, and what it adds to training a language model."""
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
 from recipe.base_model.download import download_files, ensure, light_files
 from recipe.base_model.folder import CLIP, folder, is_local
+from recipe.base_model.record import at_hub, chosen
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.core.settings import Encoder
@@ -52,14 +52,14 @@ CLIP_LARGE = EncoderShape(24, 1024, 4096, 14, 576)  # openai/clip-vit-large-patc
 
 def encoder_run(run: Run) -> Run:
     """The run with the visual encoder in place of its base model, for functions that download or check a model."""
-    name, source = run.settings.model.visual_encoder, run.settings.model.source
+    name, source = run.settings.model.visual_encoder, chosen(run).source
     if name == "tiny":
-        chosen = Encoder(source="tiny", id=CLIP)
+        encoder = Encoder(source="tiny", id=CLIP)
     elif name.startswith(("/", ".")) or (run.root / name).is_dir():
-        chosen = Encoder(path=name)
+        encoder = Encoder(path=name)
     else:
-        chosen = Encoder(source="modelscope" if source == "modelscope" else "huggingface", id=name)
-    return dataclasses.replace(run, settings=run.settings.model_copy(update={"model": chosen}))
+        encoder = Encoder(source="modelscope" if source == "modelscope" else "huggingface", id=name)
+    return at_hub(run, encoder)
 
 
 def encoder_folder(run: Run) -> Path:

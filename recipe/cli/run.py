@@ -60,7 +60,16 @@ def _fetch_loggers(run: Any) -> None:
     loggers.fetch()
 
 
-FETCHES = {"loggers": _fetch_loggers, "tokenizer": fetch_tokenizer, "model": lambda run: run_stages(run, "model")}
+def _fetch_workbook(run: Any) -> None:
+    from recipe.intake import published
+
+    published.ensure(run)
+
+
+FETCHES = {
+    "loggers": _fetch_loggers, "tokenizer": fetch_tokenizer, "workbook": _fetch_workbook,
+    "model": lambda run: run_stages(run, "model"),
+}  # fmt: skip
 
 
 def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: bool = False) -> None:

@@ -36,14 +36,14 @@ def _train(typed: Invocation, detach: bool, checks: bool, show: Any) -> None:
 @command("demo", "demo data/mine.xlsx", default="demo")
 @training_options
 def demo(typed: Invocation, detach: bool, checks: bool) -> None:
-    """Run everything on a tiny model: no GPU, no Docker, a few minutes."""
+    """Fine-tune a small pre-trained model on a sample workbook: no GPU, no Docker, a few minutes."""
     _train(typed, detach, checks, _show_demo)
 
 
 def _show_demo(run: Any, typed: Invocation) -> None:
     from recipe.reporting import console as page
 
-    page.show_samples(run)
+    page.show_samples(run, console())
     if "eval" in run.manifest["stages"]:
         click.echo(f"\nOn what was held out, {page.evaluation_verdict(run)}")
     click.echo(f"\nNext, to talk to it:       {command_line('chat', typed.recipe_arguments)}")

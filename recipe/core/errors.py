@@ -41,10 +41,10 @@ class HostLacks(RecipeError):
 
 class NotFetched(HostLacks):
     """Something that has to be fetched is not here, and this container has no network: runtime/run starts another that
-    has (exit codes 75 to 77, between these two alone).
+    has (exit codes 75 to 78, between these two alone).
     """
 
-    CODES = {"model": 75, "tokenizer": 76, "package of train.loggers": 77}
+    CODES = {"model": 75, "tokenizer": 76, "package of train.loggers": 77, "workbook": 78}
 
     def __init__(self, what: str, called: str = "") -> None:
         super().__init__(f"The {called or what} is not here yet: fetching it, the one step that has a network.")

@@ -215,13 +215,14 @@ def choose_hub(values: Dict[str, Any], given: Iterable[Tuple[str, ...]]) -> None
     from Hugging Face. What an override names stays, and another id has nothing to do with it.
     """
     model = values.get("model")
-    if not isinstance(model, dict) or "huggingface" not in model:
-        return
-    there = model.pop("huggingface")
-    if not isinstance(there, dict) or not set(there) <= {"id", "revision"}:
-        raise InputWrong("model.huggingface: must be a table with the id and revision at Hugging Face.")
-    if model.get("source") != "huggingface":
-        return
-    named = {keys[1] for keys in given if keys[:1] == ("model",) and len(keys) == 2}
-    if "id" not in named or model["id"] == there.get("id"):
-        model.update({key: value for key, value in there.items() if key not in named})
+    there = model.get("huggingface") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(there, dict):
+        return  # core/settings.py refuses what is no table
+    named = {".".join(keys[1:]) for keys in given if keys[:1] == ("model",)}
+    if "id" in named and model["id"] != there.get("id"):
+        there = {key: value for key, value in there.items() if f"huggingface.{key}" in named}
+    if "revision" in named and "huggingface.revision" not in named:
+        there["revision"] = model["revision"]
+    model["huggingface"] = there
+    if model.get("source") == "huggingface":
+        model.update({key: value for key, value in there.items() if value})

@@ -33,10 +33,22 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-class Model(Table):
-    """The base model. `path` (a local folder) wins over `id`; source = "tiny" makes a small one on the spot.
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-    A recipe's table [model.huggingface] replaces id and revision with source = "huggingface". For LLaVA's presets,
+
+class Pin(Table):
+    """A model at another hub; what is empty is the same there."""
+
+    id: str = ""
+    revision: str = ""
+
+
+class Model(Table):
+    """The base model. `path` (a local folder) wins over `id`. Two sources make a small model on the spot, without a
+    hub: "smollm2" a pre-trained one (SmolLM2-135M-Instruct), "tiny" one with random weights.
+
+    source = "auto" takes the first hub that answers: ModelScope, then Hugging Face. A recipe's table
+    [model.huggingface] has id and revision there, also for source = "huggingface". For LLaVA's presets,
     `visual_encoder` is CLIP: a folder, an id at the same hub, or "tiny". `pretrained_pth` is the projector that the
     first stage trained: a checkpoint, that run's folder, or "none" for a random one.
     """
@@ -47,12 +59,29 @@ class Model(Table):
     placed: ClassVar[str] = "model.path"
 
     id: str = "Shanghai_AI_Laboratory/internlm2-chat-7b"
-    source: Literal["modelscope", "huggingface", "tiny"] = "modelscope"
+    source: Literal["auto", "modelscope", "huggingface", "smollm2", "tiny"] = "modelscope"
     revision: str = "master"
+    huggingface: Pin = Pin()
     path: str = ""
     tokenizer: str = ""
     visual_encoder: str = ""
     pretrained_pth: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_smollm2(cls, values: Any) -> Any:
+        """This source has one model."""
+        return {**values, "id": SMOLLM2} if values.get("source") == "smollm2" else values
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the base model has random weights."""
+        return self.source == "tiny" and not self.path
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the base model is made on the spot."""
+        return self.source in ("smollm2", "tiny") and not self.path
 
 
 class Encoder(Model):
@@ -82,7 +111,8 @@ class Data(Table):
     (agent), or questions about an image (image). Default: what the preset trains on.
     `piece`: longer texts are cut into pieces of so many characters. `images`: the folder that image paths start from.
     Default: the folder of the file that names them.
-    `url`, `sha256`: where the first file is published, and its checksum. `sheet`: read only these sheets, hidden ones
+    `url`, `sha256`: where the first file is published, and its checksum. If it is missing, and has the name that the
+    address ends in, it is fetched from there (intake/published.py). `sheet`: read only these sheets, hidden ones
     too. `skip_blank` drops conversations with a blank question or answer, `dedupe` exact duplicates; both are counted.
     `eval_share` of the conversations are held out of training for the evaluation, or else those of `eval_files`,
     except the ones that are also in training.

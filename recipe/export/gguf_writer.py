@@ -2,14 +2,14 @@
 
 Works like llama.cpp's converter, except for two differences that keep tokenization equal to the model's tokenizer:
 user-defined pieces of sentencepiece stay whole (the converter may merge them), and the piece "\\0" gets a name that no
-text contains (the converter uses a dragon emoji). Uses the `gguf` package (docker/locks/export.in).
+text contains (the converter uses a dragon emoji). Uses the `gguf` package (docker/locks/more.in).
 """
 
 import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
-from recipe.base_model import architecture, folder
+from recipe.base_model import architecture, folder, licence
 from recipe.core import tensor_files
 from recipe.core.errors import InputWrong
 
@@ -108,6 +108,36 @@ def vocabulary(model: Path, size: int) -> Tuple[List[bytes], List[float], List[i
     return pieces, scores, types, spm.normalizer_spec.add_dummy_prefix
 
 
+def _write_sentencepiece(writer: Any, model: Path, size: int) -> List[bytes]:
+    pieces, scores, types, prefix = vocabulary(model, size)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(pieces)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_add_space_prefix(prefix)
+    return pieces
+
+
+def _write_bpe(writer: Any, model: Path, size: int) -> List[bytes]:
+    """The vocabulary of a tokenizer.json that splits text as SmolLM2's does."""
+    import gguf
+
+    bpe = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    added = added_tokens(model)
+    words = {**{number: word for word, number in bpe["vocab"].items()}, **{n: a["content"] for n, a in added.items()}}
+    if sorted(words) != list(range(size)):
+        raise InputWrong(f"{model}/tokenizer.json does not hold the {size:,} tokens of config.json's vocabulary.")
+    pieces = [words[number].encode("utf-8") for number in range(size)]
+    kinds = gguf.TokenType
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(pieces)
+    writer.add_token_types([int(kinds.CONTROL if number in added else kinds.NORMAL) for number in range(size)])
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]])
+    return pieces
+
+
 def added_tokens(model: Path) -> Dict[int, Dict[str, Any]]:
     """Added tokens of tokenizer_config.json, by id."""
     settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -171,6 +201,10 @@ def write(model: Path, path: Path, kind: str, name: str, stop: str, chat_templat
     writer = gguf.GGUFWriter(str(path), "internlm2")
     writer.add_type("model")
     writer.add_name(name)
+    terms = licence.read_card(model)
+    for add, value in zip((writer.add_license, writer.add_license_name, writer.add_license_link), terms):
+        if value:
+            add(value)
     writer.add_file_type(int(getattr(gguf.LlamaFileType, file_type)))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(config["max_position_embeddings"])
@@ -187,12 +221,8 @@ def write(model: Path, path: Path, kind: str, name: str, stop: str, chat_templat
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
 
-    pieces, scores, types, prefix = vocabulary(model, config["vocab_size"])
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(pieces)
-    writer.add_token_scores(scores)
-    writer.add_token_types(types)
+    write_vocabulary = _write_sentencepiece if (model / "tokenizer.model").is_file() else _write_bpe
+    pieces = write_vocabulary(writer, model, config["vocab_size"])
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(config["bos_token_id"])
     # All versions of llama.cpp stop at this token; they find the model's </s> by its name.
@@ -201,7 +231,6 @@ def write(model: Path, path: Path, kind: str, name: str, stop: str, chat_templat
     writer.add_pad_token_id(config["pad_token_id"])
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(prefix)
     writer.add_chat_template(chat_template)
 
     def tensor_kind(shape: Tuple[int, ...]) -> Any:

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict
 
+from recipe.base_model import licence
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.export.gguf import gguf_name
@@ -22,6 +23,8 @@ def ollama(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
         "{{ .Response }}" + parts["end"] + '"""',
         *(f'PARAMETER stop "{word}"' for word in merged.stop_words),
     ]
+    terms = licence.of(run).sentence().replace('"', "'")
+    lines.append(f'LICENSE """{terms}"""')
     if merged.system:
         lines.append(f'SYSTEM """{merged.system}"""')
     (output / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")

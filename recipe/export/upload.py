@@ -7,11 +7,18 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict, List
 
+from recipe.base_model import licence
 from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.run import Run
 from recipe.core.settings import Export
 from recipe.export.merged import MergedModel, write_json
+
+# By their names in a card; ModelScope has others for these. The client's own list ends with them.
+MODELSCOPE_LICENCES = {
+    "apache-2.0": "Apache License 2.0", "gpl-2.0": "GPL-2.0", "gpl-3.0": "GPL-3.0", "lgpl-2.1": "LGPL-2.1",
+    "lgpl-3.0": "LGPL-3.0", "afl-3.0": "AFL-3.0", "ecl-2.0": "ECL-2.0", "mit": "MIT",
+}  # fmt: skip
 
 
 def upload(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
@@ -31,6 +38,7 @@ def upload(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
         f"Destination: {repo} on {export.hub}, "
         f"{'public' if export.public else 'private if new (public: export.public=true)'}. The token comes from {token}."
     )
+    notes.append(licence.of(run).sentence())
     words = [f"export.repo={repo}", *(["export.hub=huggingface"] if export.hub == "huggingface" else [])]
     words += ["export.public=true"] if export.public else []
     return {
@@ -59,7 +67,7 @@ def send(run: Run, merged: MergedModel) -> str:
         for path in files_to_send(merged.folder, run.folder / "export" / "upload"):
             os.link(str(path), str(staging / path.name))  # hard links: no copy of 15 GB
         if export.hub == "modelscope":
-            return _send_modelscope(export, staging, run.settings.model.id)
+            return _send_modelscope(export, staging, run.settings.model.id, licence.of(run).license)
         return _send_hugging_face(export, staging)
     finally:
         shutil.rmtree(str(staging), ignore_errors=True)
@@ -90,9 +98,9 @@ def has_git_lfs() -> bool:
     return bool(shutil.which("git")) and subprocess.run(["git", "lfs", "version"], capture_output=True).returncode == 0
 
 
-def _send_modelscope(export: Export, staging: Path, base: str) -> str:
+def _send_modelscope(export: Export, staging: Path, base: str, terms: str) -> str:
     from modelscope.hub.api import HubApi, ModelScopeConfig
-    from modelscope.hub.constants import Licenses, ModelVisibility
+    from modelscope.hub.constants import ModelVisibility
 
     if not has_git_lfs():
         raise HostLacks(
@@ -112,7 +120,7 @@ def _send_modelscope(export: Export, staging: Path, base: str) -> str:
             model_id=export.repo,
             model_dir=str(staging),
             visibility=ModelVisibility.PUBLIC if export.public else ModelVisibility.PRIVATE,
-            license=Licenses.APACHE_V2,
+            license=MODELSCOPE_LICENCES.get(terms.lower(), terms or "unknown"),  # of a new repository
             commit_message="MergedModel model",
             original_model_id=base,
             lfs_suffix=["*.safetensors", "*.bin", "*.model"],

@@ -22,6 +22,7 @@ from recipe.core.files import write_text
 from recipe.core.hashing import digest, key_of, source
 from recipe.core.host import versions
 from recipe.core.run import Run
+from recipe.core.settings import Settings
 from recipe.inference import chat_model, loading, prompt, scores
 from recipe.inference.loading import ModelFiles
 from recipe.intake import dataset, split
@@ -74,15 +75,19 @@ def is_there(run: Run) -> bool:
     return run.eval_dataset.is_file() and run.eval_dataset.stat().st_size > 0
 
 
+def answer_limit(settings: Settings) -> int:
+    """Tokens of an answer at most."""
+    return settings.eval.max_new_tokens or settings.train.evaluation_max_new_tokens or chat_model.MAX_NEW_TOKENS
+
+
 def base_inputs(run: Run) -> Dict[str, Any]:
     """All that the base's results depend on, but for the precision."""
     settings = run.settings
-    limit = settings.eval.max_new_tokens or settings.train.evaluation_max_new_tokens or chat_model.MAX_NEW_TOKENS
     cfg = config.effective(settings)
     return {
         "base": folder.fingerprint(folder.folder(run)),
         "held_out": run.eval_dataset,
-        "settings": {**settings.eval.model_dump(), "max_new_tokens": limit},
+        "settings": {**settings.eval.model_dump(), "max_new_tokens": answer_limit(settings)},
         "template": dict(config.template(cfg) or {}),
         "max_length": cfg.max_length,
         **({**llava.inputs(run), "square": _square(cfg)} if preset_facts.has_images(settings) else {}),

@@ -8,7 +8,7 @@ from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.hashing import digest
 from recipe.core.run import Run
-from recipe.intake import documents
+from recipe.intake import documents, published
 from recipe.xtuner import preset_facts
 
 SUFFIXES = (".xlsx", ".xlsm", ".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
@@ -61,12 +61,10 @@ def _missing(run: Run, setting: str, path: Path, name: str) -> str:
     data = run.settings.data
     beside = sorted(p.name for p in path.parent.glob("*") if _is_data_file(p)) if path.parent.is_dir() else []
     listing = f" {run.relative(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
-    published = data.url and setting == "files"
-    remedy = f" It is published: curl -fL -o {name} {data.url}\nOr" if published else " Put it there, or"
     own = f"name yours: data.{setting}=data/mine.xlsx"
     if data.sha256 and setting == "files":
         own = f"name yours in place of the recipe: {command_line('plan', 'data/mine.xlsx')}"
-    return f"There is no workbook {name} (data.{setting} of recipe {run.name}).{listing}{remedy} {own}"
+    return f"There is no workbook {name} (data.{setting} of recipe {run.name}).{listing} Put it there, or {own}"
 
 
 def _check_sha256(run: Run, path: Path, name: str) -> None:
@@ -74,8 +72,14 @@ def _check_sha256(run: Run, path: Path, name: str) -> None:
     if expected and digest(path) != expected:
         raise InputWrong(
             f"{name} is not the workbook that recipe {run.name} was made for: its sha256 is not {expected[:12]}…. "
-            f"Download it again, or name yours in place of the recipe: {command_line('plan', shlex.quote(name))}"
+            f"{_other_content(run, name)}name yours in place of the recipe: {command_line('plan', shlex.quote(name))}"
         )
+
+
+def _other_content(run: Run, name: str) -> str:
+    if published.is_published(run.settings.data, name):
+        return "Rename it and type the same command again, which fetches the published one, or "
+    return "Put that there, or "
 
 
 def supported_suffixes(run: Run) -> Tuple[str, ...]:

@@ -113,7 +113,7 @@ def predict(
     figures["memory"] = memory.estimate_run(
         run, cfg, deepspeed, len(figures["checkpoints"]), encoder, figures["longest_row"]
     )
-    if run.settings.model.source != "tiny" and preset_facts.is_measured(run.settings):
+    if not run.settings.model.is_made and preset_facts.is_measured(run.settings):
         generated = schedule.generated_tokens(cfg, evaluated, iterations, step_choice.has_hooks(run.settings.train))
         figures["cost"] = bill.bill(figures, run.settings, generated)
     figures["refusals"] = refusals(figures, cfg, crash, deepspeed)

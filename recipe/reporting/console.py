@@ -8,12 +8,13 @@ from typing import Any, Dict, List, Sequence, Tuple
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from recipe.core.run import Run
 from recipe.reporting.format import seconds
 
 BARS = "▁▂▃▄▅▆▇█"
-MAX_ANSWER = 120  # characters of an answer in the closing samples
+MAX_ANSWER = 400  # characters of an answer in the closing samples
 
 
 def sparkline(values: Sequence[float], top_value: float = 0.0, width: int = 48) -> str:
@@ -216,14 +217,14 @@ def show_evaluation(run: Run, console: Console) -> None:
         table.add_row(what, *row, f"{found['reference_length']:.0f}" if key == "answer_length" else "")
     console.print(table)
     for sample in found["samples"][:MAX_SAMPLES]:
-        _show_sample(sample["question"], sample, ("base", "tuned"), sample["reference"])
+        _show_sample(sample["question"], sample, ("base", "tuned"), console, sample["reference"])
     click.echo(f"\n{evaluation_verdict(run)}")
 
 
 def evaluation_verdict(run: Run) -> str:
     """The verdict in one line, with an explanation for the tiny model."""
     figures = run.figures("eval")
-    tiny = run.settings.model.source == "tiny" and figures["verdict"] == "worse"
+    tiny = run.settings.model.is_tiny and figures["verdict"] == "worse"
     why = "\nThis is expected: a tiny model with random weights only memorizes its training data."
     return click.style(figures["summary"], bold=True) + (why if tiny else "")
 
@@ -242,23 +243,29 @@ def _values(model: Dict[str, Any], key: str) -> List[float]:
     return model[key] if isinstance(model[key], list) else [model[key]]
 
 
-def show_samples(run: Run) -> None:
+def show_samples(run: Run, console: Console) -> None:
     """Print the evaluation questions with the answers of base and merged model."""
-    if run.settings.model.source == "tiny":
+    if run.settings.model.is_tiny:
         click.echo("\nThe base model has random weights, so its answers are noise.")
     for sample in json.loads((run.folder / "samples.json").read_text(encoding="utf-8")):
-        _show_sample(sample["question"], sample, ("base", "merged"))
+        _show_sample(sample["question"], sample, ("base", "merged"), console)
 
 
-def _show_sample(question: str, sample: Dict[str, Any], names: Sequence[str], reference: str = "") -> None:
-    click.secho(f"\n{question}", bold=True)
+def _show_sample(
+    question: str, sample: Dict[str, Any], names: Sequence[str], console: Console, reference: str = ""
+) -> None:
+    table = Table.grid(padding=(0, 0, 0, 2))
     if reference:
-        click.echo(f"  {'data':7}{_shorten(reference)}")
+        table.add_row("data", _shorten(reference))
     for name in names:
-        ended = "" if sample[f"{name}_ended"] else click.style(" … (hit the length limit)", dim=True)
-        click.echo(f"  {name:7}{_shorten(sample[name])}{ended}")
+        answer = _shorten(sample[name])
+        if not sample[f"{name}_ended"]:
+            answer.append(" … (hit the length limit)", "dim")
+        table.add_row(name, answer)
+    console.print(Text(f"\n{question}", "bold"))
+    console.print(table)
 
 
-def _shorten(text: str) -> str:
-    text = "".join(c if unicodedata.category(c)[0] != "C" else "�" for c in text)
-    return f"{text[:MAX_ANSWER]}{'…' if len(text) > MAX_ANSWER else ''}"
+def _shorten(text: str) -> Text:
+    text = "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else "�" for c in text)
+    return Text(f"{text[:MAX_ANSWER]}{'…' if len(text) > MAX_ANSWER else ''}")

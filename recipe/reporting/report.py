@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
+from recipe.base_model import licence
 from recipe.core.commands import command_line, program
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.run import Run
 from recipe.reporting import charts, data_report, pages, sections
 from recipe.reporting.format import percent, seconds
-from recipe.reporting.run_view import RunView, base_model_name, is_tiny, read_run
+from recipe.reporting.run_view import RunView, base_model_name, read_run
 from recipe.reporting.verdict import judge_run
 from recipe.xtuner import preset_facts
 
@@ -55,7 +56,7 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "evaluation_rows": sections.evaluation_rows(view.evaluation) if view.evaluation else [],
         "samples": view.samples,
         "answers": view.answers,
-        "tiny": is_tiny(run),
+        "tiny": run.settings.model.is_tiny,
         "data": data,
         "data_left_out": data_left_out,
         "data_page": (run.folder / "data-report.html").is_file(),
@@ -77,6 +78,7 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "command": sections.repeat_command(view),
         "just": program(),
         "base": base_model_name(run),
+        "licence": licence.of(run),
         "written": time.strftime("%Y-%m-%d %H:%M %z"),
     }
     for old in folder.glob("*.png"):

@@ -166,10 +166,8 @@ def _read_samples(run: Run) -> List[Dict[str, Any]]:
     return [sample for sample in found or [] if required <= set(sample)]
 
 
-def is_tiny(run: Run) -> bool:
-    return run.settings.model.source == "tiny" and not run.settings.model.path
-
-
 def base_model_name(run: Run) -> str:
     model = run.settings.model
-    return model.path or ("a tiny InternLM2 with random weights" if is_tiny(run) else model.id)
+    return model.path or (
+        "a tiny InternLM2 with random weights" if model.is_tiny else run.figures("model").get("id") or model.id
+    )

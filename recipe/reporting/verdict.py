@@ -5,7 +5,7 @@ from typing import Any, Dict, NamedTuple
 
 from recipe.core.commands import command_line
 from recipe.reporting.format import number, rate
-from recipe.reporting.run_view import RunView, is_tiny
+from recipe.reporting.run_view import RunView
 
 LEARNED = 0.05  # a smaller relative drop of the training loss hardly counts
 
@@ -47,7 +47,7 @@ def judge_run(view: RunView) -> Verdict:
             kind, "No difference from the base model"
         )
         headline = view.evaluation["summary"].replace(f"{view.evaluation['verdict']}: ", "", 1)
-        if not is_tiny(run):
+        if not run.settings.model.is_tiny:
             return Verdict(kind, f"{word}: {headline}", f"{updates}. {changed}{loss}")
         # A tiny model with random weights only memorizes, so held-out data does not judge the recipe.
         unseen = f"{word} on held-out data, as expected for a model with random weights: {headline}."

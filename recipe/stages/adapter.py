@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Dict
 
-from recipe.base_model import folder
+from recipe.base_model import folder, licence
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.core.stage import Stage
@@ -16,8 +16,11 @@ def inputs(run: Run) -> Dict[str, Any]:
         "checkpoint": run.checkpoint,
         "config": run.config,
         "base": base_checksum(folder.folder(run)),
+        "licence": licence.of(run),
         "settings": run.settings.adapter.model_dump(),
-        "code": source(Path(__file__), Path(adapter.__file__), Path(checkpoint_reader.__file__)),
+        "code": source(
+            Path(__file__), Path(adapter.__file__), Path(checkpoint_reader.__file__), Path(licence.__file__)
+        ),
     }
 
 

@@ -8,7 +8,7 @@ from recipe.core.errors import InputWrong
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.core.stage import Stage
-from recipe.intake import images, split
+from recipe.intake import images, published, split
 from recipe.intake.checks import find_control
 from recipe.intake.dataset import conversations, lines
 from recipe.intake.duplicates import drop_duplicates
@@ -19,6 +19,7 @@ from recipe.xtuner import preset_facts
 
 
 def inputs(run: Run) -> Dict[str, Any]:
+    published.ensure(run)
     found = [*data_files(run), *data_files(run, "eval_files")]
     kind = preset_facts.kind(run.settings)
     return {

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Dict
 
-from recipe.base_model import hub, hub_addresses, model_code
+from recipe.base_model import hub, hub_addresses, licence, model_code
 from recipe.base_model.download import commit, ensure
 from recipe.base_model.folder import fingerprint
 from recipe.base_model.record import ORIGIN, read_record
@@ -35,8 +35,9 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         ),
         **{name: (record or {}).get(name, "") for name in ORIGIN},
         "code": model_code.describe(place),
+        "base_licence": licence.read(run)._asdict(),
         "verified": run.verify,
-        "unknown_revision": record is None and not model.path and model.source != "tiny",
+        "unknown_revision": record is None and not model.path and not model.is_tiny,
     }
 
 
@@ -46,15 +47,19 @@ def summary(figures: Dict[str, Any]) -> str:
     origin = ""
     if figures["unknown_revision"]:
         origin = "; not fetched by this recipe, so its revision is unknown"
+    elif figures["sha256"]:
+        origin = f"; from {revision} of {hub_addresses.NAMES[source]}"
     elif commit:
         origin = f"; {revision} is commit {commit[:12]} at {hub_addresses.NAMES[source]}"
     elif source:
         origin = f"; {revision} of {hub_addresses.NAMES[source]}, which states no commit"
     if figures["listed_by"] not in ("", hub.CLIENT) and not figures["unknown_revision"]:
         origin += f"; the hub was asked by {figures['listed_by']}"
+    origin += f" ({figures['instead_of']})" if figures["instead_of"] else ""
     checked = "; every byte matches the download" if figures["verified"] else ""
+    terms = licence.Licence(**figures["base_licence"]).title or "unknown"
     size = f"{figures['bytes'] / 1e6:,.1f} MB"
-    return f"{figures['folder']}, {size}{origin}{checked}; loaded with {figures['code']} code"
+    return f"{figures['folder']}, {size}{origin}{checked}; loaded with {figures['code']} code; licence {terms}"
 
 
 STAGE = Stage("model", inputs, make, summary, always=True)

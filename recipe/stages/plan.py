@@ -20,10 +20,9 @@ from recipe.xtuner import config, preset_facts, step_choice
 def inputs(run: Run) -> Dict[str, Any]:
     preset_facts.check(run.settings)  # before a tokenizer is fetched
     chosen = run.settings.model.tokenizer
-    tiny = run.settings.model.source == "tiny" and not run.settings.model.path
-    # A tiny model's folder is named after what it is made of, and may not be there yet.
+    # The folder of a model that is made here is named after what it is made of, and may not be there yet.
     tokenizer = Path(chosen) if chosen else folder.tokenizer_file(folder.folder(run))
-    if not (chosen or tiny or run.settings.model.path or folder.folder(run).exists()):
+    if not (chosen or run.settings.model.is_made or run.settings.model.path or folder.folder(run).exists()):
         tokenizer = base_model_tokenizer.download_tokenizer(
             run
         )  # the same file, so that the plan still holds when the model is there
@@ -42,7 +41,7 @@ def inputs(run: Run) -> Dict[str, Any]:
         ),
         "dataset": run.dataset,
         "held_out": run.figures("data").get("held_out", 0),
-        "tokenizer": folder.folder(run).name if tiny else tokenizer,
+        "tokenizer": folder.folder(run).name if run.settings.model.is_made else tokenizer,
         **(
             {"visual_encoder": visual_encoder.settings_folder(run) / "config.json"}
             if preset_facts.has_images(run.settings)

@@ -11,6 +11,7 @@ from recipe.core.run import Run
 from recipe.core.stage import Stage, output_digest
 from recipe.inference import chat_model
 from recipe.inference.chat_model import ChatModel
+from recipe.inference.evaluate import answer_limit
 from recipe.inference.prompt import template
 from recipe.inference.terminal import SAMPLE_QUESTIONS, questions
 
@@ -21,17 +22,18 @@ def inputs(run: Run) -> Dict[str, Any]:
         "base": folder.fingerprint(folder.folder(run)),
         "questions": questions(run)[:SAMPLE_QUESTIONS],
         "system": run.settings.data.system,
+        "max_new_tokens": answer_limit(run.settings),
         "code": source(Path(__file__), Path(chat_model.__file__).parent),
     }
 
 
 def make(run: Run, output: Path) -> Dict[str, Any]:
     """Write samples.json: evaluation questions with the base's and the merged model's answers."""
-    asked = questions(run)[:SAMPLE_QUESTIONS]
+    asked, limit = questions(run)[:SAMPLE_QUESTIONS], answer_limit(run.settings)
     answers = {}
     for name, place in (("base", folder.folder(run)), ("merged", run.merged)):
         model = ChatModel(place, template(run), tokenizer=load_tokenizer(run.settings, place))
-        answers[name] = [model.answer(run.settings.data.system, [], question) for question in asked]
+        answers[name] = [model.answer(run.settings.data.system, [], question, limit=limit) for question in asked]
     samples = [
         {
             "question": question,

@@ -30,7 +30,7 @@ def preflight(run: Run) -> None:
         hidden = ", or CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
         raise HostLacks(
             f"Recipe {run.name} trains in {kind} ({preset_facts.method(run.settings)}) and needs an NVIDIA GPU; "
-            f"nvidia-smi finds none{hidden}. Without a GPU `{command_line('demo')}` runs everything on a tiny model."
+            f"nvidia-smi finds none{hidden}. Without a GPU `{command_line('demo')}` fine-tunes a small model."
         )
     if kind != "fp32" or run.settings.gpus > 1:
         distributed.check_gpu_count(run.settings)

@@ -93,7 +93,7 @@ def _out_of_memory(found: Match[str], run: Run, planned: Plan) -> str:
     others = _memory_of_others()
     if others > 500:
         problem += f" Other processes use {others} MiB of it (nvidia-smi lists them): stop them."
-    if run.settings.model.source == "tiny":
+    if run.settings.model.is_made:
         return problem
     for way, tokens, overrides in _smaller_ways(run, planned):
         needed = measurements.memory_mib(tokens, name, way)

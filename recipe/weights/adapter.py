@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, Dict
 
-from recipe.base_model import folder
+from recipe.base_model import folder, licence, record, visual_encoder
 from recipe.core import tensor_files
 from recipe.core.errors import RunFailed
 from recipe.core.hashing import key_of
@@ -103,9 +103,11 @@ def card(run: Run, figures: Dict[str, Any], place: Path) -> str:
             name=run.name, base=figures["base_model"], config=config["base"], summary=summary(figures),
             visual_encoder=run.settings.model.visual_encoder, checksum=figures["base_sha256"], updates=train["updates"],
             parts=", ".join(sorted(path.name for path in place.iterdir() if path.is_dir())),
+            front_matter=licence.of(run).front_matter(), licence=licence.of(run).sentence(),
+            encoder_licence=licence.read_card(visual_encoder.encoder_folder(run)).title or "unknown",
         )  # fmt: skip
     rows = {
-        "base model": f"{run.settings.model.id if run.settings.model.source != 'tiny' else figures['base_model']}",
+        "base model": f"{record.chosen(run).id if run.settings.model.source != 'tiny' else figures['base_model']}",
         "base checksum": f"sha256 {figures['base_sha256']} (sizes and samples of the weight files)",
         "recipe": f"{run.name}, from XTuner's {config['base']}; {preset_facts.method(run.settings)}, {config['dtype']}",
         "LoRA": f"r {config['lora']['r']}, alpha {config['lora']['lora_alpha']}, on {', '.join(figures['targets'])}",
@@ -118,11 +120,15 @@ def card(run: Run, figures: Dict[str, Any], place: Path) -> str:
         f"{figures['largest_b']:.3g}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return CARD.format(base=rows["base model"], name=run.name, table=table)
+    terms = licence.of(run)
+    return CARD.format(
+        base=rows["base model"], name=run.name, table=table, front_matter=terms.front_matter(), licence=terms.sentence()
+    )
 
 
 CARD = """---
 base_model: {base}
+{front_matter}
 library_name: peft
 tags: [lora, xtuner]
 ---
@@ -141,15 +147,25 @@ base = AutoModelForCausalLM.from_pretrained("{base}", trust_remote_code=True)
 model = PeftModel.from_pretrained(base, "this folder")
 ```
 
-`./justw merge` merges both into one model folder. The base model's licence also covers this adapter.
+`./justw merge` merges both into one model folder.
+
+{licence}
 """
 
-LLAVA_CARD = """# {name}: LLaVA's trained parts
+LLAVA_CARD = """---
+base_model: {base}
+{front_matter}
+library_name: xtuner
+---
+
+# {name}: LLaVA's trained parts
 
 {parts}, as `xtuner convert pth_to_hf` writes them. Load them with
 `xtuner chat {base} --visual-encoder {visual_encoder} --llava` and this folder.
 Trained from XTuner's {config} in {updates} updates; {summary}.
 
 The language model is {base} (sha256 {checksum}, of sizes and samples of its weight files), the visual encoder
-{visual_encoder}. Their licences also cover these weights.
+{visual_encoder}.
+
+{licence} The visual encoder's licence does, too: {encoder_licence}.
 """

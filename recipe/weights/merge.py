@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from recipe.base_model import folder, model_code
+from recipe.base_model import folder, licence, model_code, record
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
@@ -190,7 +190,7 @@ def summary(figures: Dict[str, Any]) -> str:
 def model_card(run: Run, figures: Dict[str, Any]) -> str:
     """Model card of the merged model."""
     place, own = folder.folder(run), run.figures("adapter")
-    base = run.settings.model.id if run.settings.model.source != "tiny" else own.get("base_model", run.relative(place))
+    base = record.chosen(run).id if run.settings.model.source != "tiny" else own.get("base_model", run.relative(place))
     checksum = own.get("base_sha256") or base_checksum(place)
     rows = {
         "base model": base,
@@ -203,11 +203,16 @@ def model_card(run: Run, figures: Dict[str, Any]) -> str:
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     how = "as base + scaling·B·A in fp32" if adapters(run) else "by full fine-tuning in fp32"
-    return CARD.format(base=base, name=run.name, table=table, sums=CHECKSUMS, how=how)
+    terms = licence.of(run)
+    return CARD.format(
+        base=base, name=run.name, table=table, sums=CHECKSUMS, how=how, front_matter=terms.front_matter(),
+        licence=terms.sentence(),
+    )  # fmt: skip
 
 
 CARD = """---
 base_model: {base}
+{front_matter}
 library_name: transformers
 tags: [xtuner, merged]
 ---
@@ -219,5 +224,6 @@ tags: [xtuner, merged]
 {table}
 
 Computed {how} and rounded once to the base's dtype. `sha256sum -c {sums}` verifies the folder.
-The base model's licence also covers this model.
+
+{licence}
 """

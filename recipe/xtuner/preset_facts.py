@@ -254,7 +254,7 @@ def check(settings: Settings) -> None:
     if "image" in (found.kind, settings.data.kind):
         llava.check(settings, found)
     chosen = settings.model
-    named = "id" in chosen.model_fields_set or chosen.path or chosen.source == "tiny"
+    named = "id" in chosen.model_fields_set or chosen.path or chosen.is_made
     if not named and not found.model.lower().endswith("internlm2-chat-7b"):
         raise InputWrong(
             f"base = {found.name!r} is made for {found.model}: name the model, model.id={found.model} "

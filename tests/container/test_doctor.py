@@ -393,7 +393,7 @@ def test_it_is_quick(machine, measured):
 
 def test_what_is_fetched_already_is_looked_for_where_it_gathers(monkeypatch, tmp_path):
     """By the doctor as by the model stage, for both hubs: files that exist are not counted again."""
-    from recipe.base_model import record
+    from recipe.base_model import folder, record
     from recipe.core import settings
     from recipe.core.run import Run
 
@@ -401,7 +401,28 @@ def test_what_is_fetched_already_is_looked_for_where_it_gathers(monkeypatch, tmp
     import needs
 
     _, coach = settings.load("coach")
-    for source in ("modelscope", "huggingface"):
+    monkeypatch.setattr(needs, "ROOT", tmp_path)
+
+    def looked_for(source):
+        """As the doctor and as the model stage has it: the download's folder and the model's."""
         recipe = settings.replace(coach, "model.source", source)
-        found = needs.Need("coach", recipe.model_dump(), "train", "output").partly
-        assert found == record.staging_folder(Run("coach", recipe, ROOT, ROOT / "output"))
+        need, run = (
+            needs.Need("coach", recipe.model_dump(), "train", "output"),
+            Run("coach", recipe, tmp_path, tmp_path),
+        )
+        assert (need.partly, need.model) == (record.staging_folder(run), folder.folder(run))
+        return need.model
+
+    first, second = "Shanghai_AI_Laboratory/internlm2-chat-7b", "internlm/internlm2-chat-7b"
+    for source in ("modelscope", "huggingface", "auto"):
+        assert looked_for(source) == tmp_path / "models" / first
+    begun = tmp_path / "models" / ".download" / "huggingface" / second
+    begun.mkdir(parents=True)
+    record.save_record(begun, {
+        "source": "huggingface", "id": second, "revision": coach.model.huggingface.revision, "commit": "", "files": {},
+    })  # fmt: skip
+    assert looked_for("auto") == tmp_path / "models" / second
+    (tmp_path / "models" / second).mkdir(parents=True)
+    assert looked_for("auto") == tmp_path / "models" / second
+    (tmp_path / "models" / first).mkdir(parents=True)
+    assert looked_for("auto") == tmp_path / "models" / first

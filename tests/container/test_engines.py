@@ -6,6 +6,7 @@ prints its arguments.
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
@@ -48,7 +49,7 @@ DESKTOP = docker(system="Docker Desktop")
 
 ADDRESSES = [
     "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "PIP_INDEX_URL", "UV_DEFAULT_INDEX", "TORCH_INDEX",
-    "HF_ENDPOINT", "MODELSCOPE_DOMAIN",
+    "HF_ENDPOINT", "MODELSCOPE_DOMAIN", "GITHUB_RAW",
 ]  # fmt: skip
 
 
@@ -258,10 +259,10 @@ def called(tmp_path):
     folder = tmp_path / "programs"
     folder.mkdir()
 
-    def call(script, *words, user=4711, security="name=seccomp", code=0, **variables):
+    def call(script, *words, user=4711, security="name=seccomp", code=0, then="", **variables):
         answers = f'case "$*" in "info"*) echo "{security}"; exit ;; "image inspect"*) echo sha256:1; exit ;; esac'
         for engine in ("docker", "podman", "apptainer"):
-            printing(folder, engine, answers)
+            printing(folder, engine, f"{answers}\n{then}")
         printing(folder, "id", f'case $1 in -G) echo "{user} 4712 4713" ;; -u | -g) echo {user} ;; esac; exit')
         image = tmp_path / "image.sif"
         image.touch()
@@ -330,6 +331,29 @@ def test_a_proxy_of_this_machines_own_is_reached_while_fetching_alone(called, en
     if engine == "docker":
         refused = called("docker/image", "build", "bare", security="name=userns", code=3, **manifest, **own)
         assert "https_proxy is an address of this machine's own" in refused
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman", "apptainer"])
+def test_a_missing_workbook_is_fetched_by_a_container_that_may_write_data(called, engine):
+    def sights(said):
+        """(network, data, models): what a container may use and write."""
+        writable = [
+            not re.search(rf"{re.escape(str(ROOT / name))}(,readonly|:ro)\n", said) for name in ("data", "models")
+        ]
+        return "\n--network\nnone\n" not in said, *writable
+
+    script = f"docker/runtime/{engine}"
+    assert sights(called(script, "run", "plan", "coach", RECIPE_FETCH="no")) == (False, False, False)
+    assert sights(called(script, "run", "plan", "coach", RECIPE_FETCH="workbook")) == (True, True, False)
+    assert sights(called(script, "run", "plan", "coach", RECIPE_FETCH="model")) == (True, False, True)
+    # A stage that lacks the workbook ends with 78: it is fetched, then the stage runs again.
+    mark = called.folder / "fetched"
+    then = f'[ "$RECIPE_FETCH" != workbook ] || touch {mark}; [ -e {mark} ] || exit 78'
+    said = called("docker/runtime/run", "plan", "coach", then=then, RUNTIME=engine)
+    assert [sights(part) for part in said.split("\nplan\ncoach\n")[:-1]] == [(True, True, False), (False, False, False)]
+    then = '[ "$RECIPE_FETCH" = workbook ] || exit 78'
+    lost = called("docker/runtime/run", "plan", "coach", then=then, code=3, RUNTIME=engine)
+    assert "(workbook) is still not found. Look at what data.files" in lost
 
 
 def test_a_proxy_that_docker_cannot_reach_is_told_before_anything_is_built(machine):

@@ -193,9 +193,11 @@ def dockerd(standin, tmp_path_factory):
 
 
 def further():
-    """The folder of docker/locks/more.lock's packages here, and where an image has it: beside its environment."""
-    [more] = [Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name.startswith("more-")]
-    return more, ENVIRONMENT.parent / more.name
+    """[(a folder of packages here, where an image has it: beside its environment)], of docker/runtime/host's `beside`."""
+    paths = [Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep)]
+    found = [path for path in paths if path.name.startswith(("more-", "smollm2-"))]
+    assert len(found) == 2, found
+    return [(path, ENVIRONMENT.parent / path.name) for path in found]
 
 
 def built(variables, target="bare", **more):
@@ -203,9 +205,9 @@ def built(variables, target="bare", **more):
     env = {**variables, "REGISTRY": "localhost", "BASE_IMAGE": "standin:1", "TORCH": "pypi", **more}
     ok([ROOT / "docker/image", "build", target], env=env)
     name = ok([ROOT / "docker/image", "name"], env=env).strip() + f"-{target}"
-    more, beside = further()
     # Writable, so that what Python compiled there is used, as in a whole image after its first run.
-    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT} --env RECIPE_ENV={ENVIRONMENT} --volume {more}:{beside}:ro"
+    mounted = f"--volume {ENVIRONMENT}:{ENVIRONMENT} --env RECIPE_ENV={ENVIRONMENT}"
+    mounted += "".join(f" --volume {folder}:{place}:ro" for folder, place in further())
     return {**env, "RECIPE_IMAGE": name, "RUN_OPTIONS": mounted, "DOCTOR": "off", "RECIPE_CACHE": ""}
 
 
@@ -593,7 +595,7 @@ def someone(registry):
     home, name = Path(tempfile.mkdtemp(prefix="recipe-")), f"recipe-{os.getpid()}"
     ok(["useradd", "--home-dir", home, name])
     try:
-        for folder in ("run", "etc/registries.conf.d", "env", "more"):
+        for folder in ("run", "etc/registries.conf.d", "env", *(folder.name for folder, _ in further())):
             (home / folder).mkdir(parents=True)
         (home / "etc/policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         shutil.copy(str(registry[1]), str(home / "etc/registries.conf"))
@@ -604,9 +606,8 @@ def someone(registry):
         (home / "storage.conf").write_text('[storage]\ndriver = "overlay"\n')
         ok(["chown", "-R", f"{name}:", home])
         (home / "run").chmod(0o700)
-        more, beside = further()
         mounts = f"mount --bind {home}/etc /etc/containers && mount --bind {ENVIRONMENT} {home}/env"
-        mounts += f" && mount --bind {more} {home}/more"
+        mounts += "".join(f" && mount --bind {folder} {home}/{folder.name}" for folder, _ in further())
         before = ["unshare", "--mount", "--propagation", "shared", "sh", "-c", f'{mounts} && exec "$@"', "sh",
                   "setpriv", f"--reuid={name}", f"--regid={name}", "--init-groups", "--"]  # fmt: skip
         variables = {
@@ -616,7 +617,7 @@ def someone(registry):
             "CONTAINERS_CONF": str(home / "containers.conf"), "CONTAINERS_STORAGE_CONF": str(home / "storage.conf"),
             "RECIPE_CACHE": "", "DOCTOR": "off",
             "RUN_OPTIONS": f"--volume {home}/env:{ENVIRONMENT}:ro --env RECIPE_ENV={ENVIRONMENT} "
-            f"--volume {home}/more:{beside}:ro",
+            + "".join(f" --volume {home}/{folder.name}:{place}:ro" for folder, place in further()),
         }  # fmt: skip
         tried = run([*before, "podman", "info"], env=variables, cwd=home)
         if tried.returncode:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipe.base_model import folder
+from recipe.base_model import folder, licence
 from recipe.core import imports, settings, tensor_files
 from recipe.core.run import Run
-from recipe.weights import adapter
+from recipe.reporting import report
+from recipe.weights import adapter, merge
 from support.command import ROOT
 
 
@@ -73,3 +75,17 @@ def test_it_says_what_it_was_made_from(run):
     figures = (f"{train['iterations']}, {train['updates']}", f"{train['loss_first']} → {train['loss_last']}")
     for word in (checksum, run.relative(base), "library_name: peft", "tiny", *figures):
         assert word in card, word
+
+
+def test_terms_of_the_bases_own_stand_on_every_card(demo, tmp_path):
+    shutil.copytree(str(demo[1]), str(tmp_path / "tiny"))
+    run = Run("tiny", settings.load("tiny")[1], ROOT, tmp_path)
+    run.manifest = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    run.figures("model")["base_licence"] = licence.INTERNLM2._asdict()
+    run.save()
+    cards = [adapter.card(run, run.figures("adapter"), run.adapter), merge.model_card(run, run.figures("merge"))]
+    report.write(run)
+    for card in [*cards, (run.folder / "report" / "README.md").read_text(encoding="utf-8")]:
+        (tmp_path / "README.md").write_text(card, encoding="utf-8")
+        assert licence.read_card(tmp_path) == licence.INTERNLM2._replace(terms="")
+        assert "commercial use is free, but has to be applied for" in card

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Iterator, List, NamedTuple, Tuple
 
 import pytest
-from PIL import Image
 
 from recipe.cli import grammar
 from recipe.cli.main import COMMANDS, cli
 from recipe.core import distributed, settings
 from recipe.export.targets import TARGETS
 from recipe.stages import reproduce
-from support.chromium import chromium
 from support.command import ROOT, runner
 from support.notebooks import NOTEBOOKS, shell
 
@@ -457,19 +455,3 @@ def test_the_settings_table_has_coachs_values():
             assert (value if isinstance(found, str) else float(value)) == found, key
             checked += 1
     assert checked > 8
-
-
-# ---- pictures
-
-
-def test_the_reports_picture(demo, tmp_path):
-    """Makes docs/report.png from the demo's report, for `just screenshots`."""
-    if not os.environ.get("SCREENSHOTS"):
-        pytest.skip("just screenshots makes docs/report.png")
-    picture = tmp_path / "report.png"
-    page = demo[1] / "report/index.html"
-    chromium(
-        "--hide-scrollbars", "--window-size=1000,1760", f"--screenshot={picture}", f"file://{page}", folder=tmp_path
-    )
-    with Image.open(str(picture)) as found:
-        found.convert("RGB").quantize(64).save(str(ROOT / "docs/report.png"), optimize=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe.base_model import tiny
+from recipe.base_model import licence, tiny
 from recipe.cli.main import cli
 from recipe.core import imports, settings
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
@@ -322,6 +322,7 @@ def test_the_modelfile_reads_back(run, merged, exported):
     assert (run.folder / "export/gguf/tiny-f16.gguf").is_file()
     assert re.findall(r'^PARAMETER stop "(.+)"$', text, re.M) == list(merged.template.STOP_WORDS) == ["<|im_end|>"]
     assert re.search(r'^SYSTEM """(.*)"""$', text, re.M | re.S)[1] == SYSTEM
+    assert re.search(r'^LICENSE """(.*)"""$', text, re.M)[1] == licence.of(run).sentence()
     template = re.search(r'^TEMPLATE """(.*?)"""$', text, re.M | re.S)[1]
 
     def turn(**values):
@@ -598,6 +599,14 @@ def test_upload_to_modelscope_goes_through_its_own_call(run, merged, monkeypatch
     assert called["token"] == "ms-test"
     assert called["visibility"] == 1
     assert called["files"] == {path.name for path in run.merged.iterdir()} | {"configuration.json"}
+    assert called["license"] == "Apache License 2.0"
+    for terms, name in ((licence.INTERNLM2, "other"), (licence.Licence(), "unknown")):
+        monkeypatch.setitem(run.figures("model"), "base_licence", terms._asdict())
+        mine.manifest = run.manifest
+        upload.send(mine, merged)
+        assert called["license"] == name
+        figures = upload.upload(run, merged, run.folder / "export" / "upload")
+        assert terms.sentence() in figures["notes"]
     monkeypatch.setattr(HubApi, "push_model", lambda self, **given: 1 / 0)
     with pytest.raises(RunFailed, match="could not be uploaded to modelscope"):
         upload.send(mine, merged)

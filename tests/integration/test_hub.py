@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from recipe.base_model import download, folder, hub_clients, resumable_download, tokenizer
+from recipe.base_model import download, folder, hub_clients, hub_files, tokenizer
 from recipe.base_model.record import RECORD
-from recipe.core import hashing
+from recipe.core import hashing, resumable_download
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.stages import model
 from recipe.stages.plan import inputs
@@ -277,10 +277,10 @@ def test_a_disk_too_small_is_told_before_anything_is_fetched(server, asking, mon
 
 
 def test_a_disk_that_fills_up_is_told(server, asking, monkeypatch):
-    partial_file = resumable_download.partial_file
+    partial_file = hub_files.partial_file
     full = Path("/dev/full")
     monkeypatch.setattr(
-        resumable_download,
+        hub_files,
         "partial_file",
         lambda place, name: full if name in heavy([name]) else partial_file(place, name),
     )

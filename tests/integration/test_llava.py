@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
 from benchmarks import families as tiny_families
-from recipe.base_model import download, folder, resumable_download, tokenizer, visual_encoder
+from recipe.base_model import download, folder, tokenizer, visual_encoder
 from recipe.cli.main import cli
-from recipe.core import imports, settings
+from recipe.core import imports, resumable_download, settings
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, RunFailed
 from recipe.core.hashing import below, digest, key_of, stamp
 from recipe.core.run import Run

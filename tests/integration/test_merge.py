@@ -3,6 +3,7 @@
 import json
 import re
 
+from recipe.base_model import licence
 from recipe.core import hashing
 from support.command import recipe, refused
 from support.lora_merge import LINEAR
@@ -29,3 +30,12 @@ def test_the_demos_merge(demo):
     card = (demo[1] / "merged" / "README.md").read_text(encoding="utf-8")
     assert manifest["stages"]["adapter"]["figures"]["base_sha256"] in card
     assert not list(demo[1].glob(".*part"))
+
+
+def test_the_bases_licence_stands_on_every_card(demo):
+    manifest = json.loads((demo[1] / "run.json").read_text(encoding="utf-8"))
+    terms = licence.Licence(**manifest["stages"]["model"]["figures"]["base_licence"])
+    assert terms.license == "apache-2.0"
+    for place in ("adapter", "merged", "report"):
+        assert licence.read_card(demo[1] / place) == terms, place
+    assert f"licence {terms.title}" in demo[0].stdout

@@ -53,6 +53,8 @@ class Hub:
         self.body = {}  # part of an address → what is answered in JSON with status 200
         self.page = {}  # part of an address → the page (HTML) that is answered
         self.redirect = ""  # where every request is sent on to
+        self.raw = {}  # address → bytes, as raw.githubusercontent.com serves a repository's files
+        self.states_size = True  # whether files come with their length
         self.lock = threading.Lock()
         hub = self
 
@@ -103,6 +105,8 @@ class Hub:
                 return self.send(to, {"error": "as told", "Code": status, "Message": "as told"}, status)
         if self.redirect:
             return self.send(to, {}, 308, Location=f"{self.redirect}{to.path}")
+        if unquote(path) in self.raw:
+            return self.file(to, unquote(path), self.raw[unquote(path)])
         for part, value in self.body.items():
             if part in unquote(to.path):
                 return self.send(to, value(self) if callable(value) else value)
@@ -218,7 +222,8 @@ class Hub:
             start, end = int(first), min(end, int(last) + 1) if last else end
         looked = bool(re.search(r"-\d+$", to.headers.get("Range") or ""))
         to.send_response(206 if ranged else 200)
-        to.send_header("Content-Length", str(end - start))
+        if self.states_size:
+            to.send_header("Content-Length", str(end - start))
         if ranged:
             to.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(body)}")
         for key, value in headers.items():

@@ -81,7 +81,7 @@ def test_every_mistake_of_a_file_is_told_at_once(tmp_path):
         ("train.lr=1\ntrain.seed=2", ["one value"]),
         (f"train.seed={'9' * 5000}", ["train.seed"]),
         (f"data.files={'[' * 3000}", ["not valid TOML"]),
-        ("model.source=ftp", ["'modelscope', 'huggingface' or 'tiny'"]),
+        ("model.source=ftp", ["'modelscope', 'huggingface', 'smollm2' or 'tiny'"]),
     ],
 )
 def test_mistakes_in_overrides(override, words):

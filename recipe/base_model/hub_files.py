@@ -1,27 +1,21 @@
-"""Downloads the files of a model: several at a time, resumed, and compared with the hub's checksums.
-
-The hubs' clients do not resume reliably. modelscope 1.9.5 takes the length of the rest for the length of the file, so
-an interrupted file never completes, and it loses every unfinished file when stopped. huggingface_hub 0.21.4 keeps
-multiples of 10 MB, and appends the whole file where a server ignores ranges.
-"""
+"""Downloads the files of a model from its hub: several at a time, resumed, and compared with the hub's checksums."""
 
 import contextlib
 import hashlib
 import os
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List
 
 from recipe.base_model import hub_addresses, hub_clients
 from recipe.base_model.hub_addresses import MIRRORS, NAMES, Files
-from recipe.base_model.hub_errors import as_recipe_errors, is_temporary, status
+from recipe.base_model.hub_errors import as_recipe_errors
+from recipe.core import resumable_download
 from recipe.core.errors import HostLacks
+from recipe.core.resumable_download import size_of
 from recipe.core.settings import Model
 
-SILENCE = 30  # seconds without a byte, after which a transfer is restarted
-TRIES = 5  # in a row without a new byte
 PARALLEL = 4  # files at a time, like modelscope
-BLOCK = 1 << 16  # bytes; an interrupted transfer loses its last block
 
 
 def partial_file(place: Path, name: str) -> Path:
@@ -29,16 +23,8 @@ def partial_file(place: Path, name: str) -> Path:
     return place / ".recipe" / (name.replace("/", "__") + ".part")
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 if there is none (another thread may have renamed it)."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
 def downloaded_bytes(place: Path, name: str) -> int:
-    return _size(partial_file(place, name)) or _size(place / name)
+    return size_of(partial_file(place, name)) or size_of(place / name)
 
 
 def download(
@@ -73,56 +59,14 @@ def download(
 
 def _download_file(model: Model, name: str, file: Dict[str, Any], place: Path, stop: threading.Event) -> str:
     """Complete the partial file, check it and rename it. Returns `name`, also if it was stopped before the end."""
-    import requests
-
     part = partial_file(place, name)
     part.parent.mkdir(parents=True, exist_ok=True)
     headers, urls = hub_clients.request_headers(model), hub_addresses.file_urls(model, name, file["at"])
-    most = failures = 0
-    while not part.exists() or _size(part) != file["size"]:
-        if _size(part) > file["size"]:
-            part.unlink()
-        try:
-            # While another address is left to try, a response of the wrong size is rejected.
-            _append(urls[0], name, file["size"] if len(urls) > 1 else None, headers, part, stop)
-            failure: Exception = OSError(f"{name} is not {file['size']:,} bytes long, as the hub states")
-        except requests.RequestException as error:
-            if len(urls) > 1 and status(error) in hub_addresses.TRY_NEXT:
-                urls = urls[1:]
-                continue
-            if not is_temporary(error):
-                raise
-            failure = error
-        now = _size(part)
-        if now == file["size"]:
-            break
-        failures = 0 if most < now < file["size"] else failures + 1
-        most = max(most, now)
-        if stop.is_set():
-            return name
-        if failures == TRIES:
-            raise failure
-        stop.wait(2**failures / 4)
-    _check(model, name, file, part)
-    (place / name).parent.mkdir(parents=True, exist_ok=True)
-    os.replace(str(part), str(place / name))
+    if resumable_download.complete(part, name, file["size"], urls, headers, stop):
+        _check(model, name, file, part)
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(str(part), str(place / name))
     return name
-
-
-def _append(
-    url: str, name: str, size: Optional[int], headers: Dict[str, str], part: Path, stop: threading.Event
-) -> None:
-    """Download the rest of a file into `part`; from the start if the server ignores ranges."""
-    have = _size(part)
-    more = {"Range": f"bytes={have}-"} if have else {}
-    with hub_addresses.get(url, headers, SILENCE, **more) as response:
-        response.raise_for_status()
-        hub_addresses.check_response(response, name, size)
-        with part.open("ab" if response.status_code == 206 else "wb") as stream:
-            for block in response.iter_content(BLOCK):
-                if stop.is_set():
-                    return
-                stream.write(block)
 
 
 def _check(model: Model, name: str, file: Dict[str, Any], part: Path) -> None:
