@@ -1,6 +1,5 @@
 # All commands. `just` without arguments lists them; `./justw` does the same where just is not installed. Most commands take
-# a recipe (tutorial, coach, demo, tiny, your own .toml) or a data file (data/mine.xlsx), then overrides such as
-# train.max_epochs=5.
+# a recipe (tutorial, coach, demo, tiny, your own .toml) or a data file (data/mine.xlsx), then overrides such as train.max_epochs=5.
 
 set positional-arguments
 

@@ -4,6 +4,7 @@ On a GPU it is loaded in 16 bits if that fits into free memory, else in 4 bits (
 memory is short.
 """
 
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -40,6 +41,8 @@ class ChatModel:
         import torch
         from transformers import BitsAndBytesConfig
 
+        from recipe.inference import decoding
+
         self.precision = precision or choose_precision(place)
         self.tokenizer = tokenizer or model_code.load_tokenizer(place)
         half = torch.bfloat16 if not torch.cuda.is_available() or hardware.has_bf16() else torch.float16
@@ -60,6 +63,9 @@ class ChatModel:
 
             self.model = PeftModel.from_pretrained(self.model, str(adapter))
         self.model.eval()
+        self.decoder: Any = None  # on a GPU, for InternLM2; everything else is left to transformers' `generate`
+        if self.model.device.type == "cuda" and not decoding.obstacle(self.model):
+            self.decoder = decoding.Decoder(self.model)
         self.image = None  # embeddings of the image that the conversation is about
         if vision is not None and image is not None:
             from recipe.weights.llava import VisionTower
@@ -146,13 +152,28 @@ class ChatModel:
     ) -> List[Answer]:
         import torch
 
-        pad = self.tokenizer.pad_token_id or 0
+        pad, sampling = self.tokenizer.pad_token_id or 0, sampling or {"do_sample": False}
+        if self._uses_decoder(prompts, limit, sampling):
+            is_complete = (lambda _, row: self._answer(row).ended) if self.stop_words else None
+            rows = self.decoder.generate(
+                prompts, limit, sorted(self.stop_tokens), pad, sampling, streamer, is_complete
+            )  # fmt: skip
+            return [self._answer(row) for row in rows]
         longest = max(map(len, prompts))
         # Left padding, so that every answer follows its prompt.
         ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         start = {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
         return self._continue(start, longest, limit, streamer, sampling)
+
+    def _uses_decoder(self, prompts: List[List[int]], limit: int, sampling: Dict[str, Any]) -> bool:
+        if self.decoder is None or not self.decoder.accepts(prompts, limit, sampling):
+            return False
+        fault = self.decoder.fault(prompts)
+        if fault:
+            self.decoder = None
+            print(f"The fast decoder is not used on this machine: {fault}. Answers take longer.", file=sys.stderr)
+        return not fault
 
     def _continue(
         self, start: Dict[str, Any], skip: int, limit: int, streamer: Any, sampling: Optional[Dict[str, Any]]

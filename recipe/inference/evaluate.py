@@ -31,6 +31,8 @@ from recipe.planning import tokens as planning_tokens
 from recipe.weights import llava
 from recipe.xtuner import config, preset_facts
 
+FAST_STEP = Path(__file__).parents[1] / "training" / "fast"  # has the layers that answer on a GPU
+
 QUICK_BYTES = 1e9  # models up to this size are evaluated on a CPU in seconds
 
 Interval = Tuple[float, float]
@@ -91,7 +93,7 @@ def base_inputs(run: Run) -> Dict[str, Any]:
         "template": dict(config.template(cfg) or {}),
         "max_length": cfg.max_length,
         **({**llava.inputs(run), "square": _square(cfg)} if preset_facts.has_images(settings) else {}),
-        "code": source(Path(__file__).parent, Path(planning_tokens.__file__), Path(llava.__file__)),
+        "code": source(Path(__file__).parent, FAST_STEP, Path(planning_tokens.__file__), Path(llava.__file__)),
         "versions": {name: versions()[name] for name in ("torch", "transformers", "xtuner")},
     }
 

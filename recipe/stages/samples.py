@@ -11,7 +11,7 @@ from recipe.core.run import Run
 from recipe.core.stage import Stage, output_digest
 from recipe.inference import chat_model
 from recipe.inference.chat_model import ChatModel
-from recipe.inference.evaluate import answer_limit
+from recipe.inference.evaluate import FAST_STEP, answer_limit
 from recipe.inference.prompt import template
 from recipe.inference.terminal import SAMPLE_QUESTIONS, questions
 
@@ -23,7 +23,7 @@ def inputs(run: Run) -> Dict[str, Any]:
         "questions": questions(run)[:SAMPLE_QUESTIONS],
         "system": run.settings.data.system,
         "max_new_tokens": answer_limit(run.settings),
-        "code": source(Path(__file__), Path(chat_model.__file__).parent),
+        "code": source(Path(__file__), Path(chat_model.__file__).parent, FAST_STEP),
     }
 
 
@@ -33,7 +33,8 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     answers = {}
     for name, place in (("base", folder.folder(run)), ("merged", run.merged)):
         model = ChatModel(place, template(run), tokenizer=load_tokenizer(run.settings, place))
-        answers[name] = [model.answer(run.settings.data.system, [], question, limit=limit) for question in asked]
+        prompts = [model.prompt(run.settings.data.system, [], question) for question in asked]
+        answers[name] = model.answer_batch(prompts, limit, len(prompts))
     samples = [
         {
             "question": question,

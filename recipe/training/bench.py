@@ -190,8 +190,8 @@ def build_model(way: str, sizes: Sizes, settings: Settings, device: str, dtype: 
     return Finetune(base, adapter, None, way != "kept", small=way == "small").to(device).train()
 
 
-def build_llm(sizes: Sizes, device: str, dtype: Any) -> Any:
-    """InternLM2 of these sizes with random weights; on a GPU with its layers in bitsandbytes' NF4."""
+def build_llm(sizes: Sizes, device: str, dtype: Any, four_bits: bool = True) -> Any:
+    """InternLM2 of these sizes with random weights; on a GPU with its layers in bitsandbytes' NF4 if `four_bits`."""
     import torch
     from torch import nn
 
@@ -206,7 +206,7 @@ def build_llm(sizes: Sizes, device: str, dtype: Any) -> Any:
 
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if device == "cuda" and type(child) is nn.Linear and name != "output":
+            if four_bits and device == "cuda" and type(child) is nn.Linear and name != "output":
                 setattr(parent, name, _quantize(child, draw(tuple(child.weight.shape)), dtype))
         for name, parameter in list(parent._parameters.items()):
             if parameter is not None and parameter.device.type == "meta":
@@ -216,7 +216,7 @@ def build_llm(sizes: Sizes, device: str, dtype: Any) -> Any:
         for name, buffer in list(parent._buffers.items()):
             if buffer is not None and buffer.device.type == "meta":  # frequencies of the rotary embedding
                 parent._buffers[name] = parent.frequencies(parent.base, device)
-    model.is_loaded_in_4bit = model.is_quantized = device == "cuda"
+    model.is_loaded_in_4bit = model.is_quantized = four_bits and device == "cuda"
     return model
 
 

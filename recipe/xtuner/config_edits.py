@@ -51,8 +51,11 @@ def edits(
     """
     train, found = settings.train, preset_facts.facts(settings.base)
     changes: Edits = {found.model_key: repr(model)}
-    if preset_facts.is_internlm2(settings.base) if own_code is None else own_code:
+    is_ours = preset_facts.is_internlm2(settings.base) if own_code is None else own_code
+    if is_ours:
         changes.update(_own_code(found))
+    if is_ours and has_hooks(train) and found.names.get("custom_hooks.1.type") == "EvaluateChatHook":
+        changes["custom_hooks.1.type"] = "'recipe.inference.chat_hook.BatchChatHook'"
     changes.update(data_edits(settings, found, dataset))
     changes.update({name: repr(value) for name, value in (vision or {}).items()})
     changes.update(_top_level(settings, found, intervals))

@@ -114,12 +114,8 @@ class Host:
             shutil.copy(str(ROOT / name), str(self.root / name))
         for name in {LOCK, "cu118-pypi.lock"}:
             (self.root / "docker/locks" / name).write_text(lines["torch"])
-        for name, text in (
-            ("more", lines["more"]),
-            ("smollm2", lines["more"]),
-            ("loggers", ""),
-            ("tools", lines["tools"]),
-        ):
+        texts = {"more": lines["more"], "smollm2": lines["more"], "loggers": "", "tools": lines["tools"]}
+        for name, text in texts.items():
             (self.root / f"docker/locks/{name}.lock").write_text(text)
         (self.root / "recipe/__main__.py").write_text(RECIPE % VERSION.replace(".", ", "))
         self.program("df", "echo; echo /dev/x 99999999 0 99999999 0% /")  # 8 GB are not asked of this disk

@@ -193,7 +193,7 @@ def dockerd(standin, tmp_path_factory):
 
 
 def further():
-    """[(a folder of packages here, where an image has it: beside its environment)], of docker/runtime/host's `beside`."""
+    """[(packages of docker/runtime/host's `beside` here, where an image has them: beside its environment)]."""
     paths = [Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep)]
     found = [path for path in paths if path.name.startswith(("more-", "smollm2-"))]
     assert len(found) == 2, found

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -71,3 +72,16 @@ def test_sizes_are_the_models_own():
 def test_what_is_computed_is_what_was_measured():
     computed = memory.states(memory.MODELS[0], 1, 1)["QLoRA, ZeRO-2"][0] / 2**20
     assert computed == pytest.approx(measurements.memory_mib(0, "H100"), rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_speed_of_answers():
+    script = ROOT / "benchmarks" / "generation.py"
+    words = [sys.executable, str(script), "--tiny", "--repeats", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=str(ROOT), capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [one for one in found if "error" in one] == []
+    assert sum("ratio" in one for one in found) == 4
+    assert {one["same"] == one["of"] for one in found if one.get("check") == "greedy tokens"} == {True}

@@ -71,7 +71,7 @@ def fenced(path: Path) -> List[str]:
         block for language, block in FENCE.findall(text(path)) if language not in ("mermaid", "text")
     ).splitlines()
     blocks += re.findall(r"(?m)^    (\./justw .*)$", prose(path))
-    return [bare(line) for line in blocks if line.strip() and not line.startswith("worse: ")]
+    return [bare(line) for line in blocks if line.strip() and not line.startswith("better: ")]
 
 
 def typed(path: Path) -> List[str]:
