@@ -81,7 +81,8 @@ class Model(Table):
     @classmethod
     def _name_smollm2(cls, values: Any) -> Any:
         """This source has one model."""
-        return {**values, "id": SMOLLM2} if values.get("source") == "smollm2" else values
+        is_smollm2 = isinstance(values, dict) and values.get("source") == "smollm2"
+        return {**values, "id": SMOLLM2} if is_smollm2 else values
 
     @property
     def is_tiny(self) -> bool:
