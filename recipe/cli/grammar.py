@@ -9,10 +9,10 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
-from recipe.cli.schema import find_errors
-from recipe.core import data_source
+from recipe.cli.schema import find_errors, wants_text
+from recipe.core import data_source, other_names
 from recipe.core.commands import command_line, program
 from recipe.core.errors import InputWrong
 from recipe.core.recipe_files import (
@@ -90,10 +90,11 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
                 found.options.append(rest.pop(0))
         elif equals and name in keywords:
             found.options.append(f"{keywords[name]}={value}")
-        elif SETTING.match(word):
+        elif SETTING.match(word) and not (command["name"] == "chat" and _is_question(name, keywords)):
             found.settings.append(f"data.{word}" if name == "system" else word)
         else:
             found.arguments.append(word)
+    _refuse_twice(found.settings)
     if recipe is not None:
         found.arguments.insert(0, recipe)
     for argument in command["arguments"][:1]:
@@ -103,6 +104,23 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
             found.arguments.insert(0, targets[0])
     _check_arguments(command, found.arguments, quoting_hint(words, found.arguments))
     return found
+
+
+def _refuse_twice(settings: Sequence[str]) -> None:
+    given: Dict[str, str] = {}
+    for word in settings:
+        key = word.partition("=")[0]
+        if key in given:
+            raise InputWrong(f"{key} is given twice: {given[key]} and {word}. Keep one.")
+        given[key] = word
+
+
+def _is_question(key: str, keywords: Iterable[str]) -> bool:
+    """Whether what stands in front of a = is no setting, nor nearly one: x=2的话，y是多少？"""
+    settings = list(load()["settings"])
+    tables = {one.split(".")[0] for one in settings}
+    is_setting = "." in key or key in tables or other_names.hint(key, settings)
+    return not is_setting and not did_you_mean(key, [*tables, *keywords])
 
 
 def value_of(options: Sequence[str], name: str, default: str) -> str:
@@ -190,7 +208,11 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     if reader is None:
         data_source.check_owner(output / recipe.name, folder or Path.cwd(), recipe.data)
         return Checked(found, recipe.name, recipe)
-    text, values, given = read_values(recipe, found.settings, reader, output, folder)
+
+    def is_text(key: str) -> bool:
+        return wants_text(known["settings"].get(key, {}))
+
+    text, values, given = read_values(recipe, found.settings, reader, output, folder, is_text)
     overridden = {".".join(keys): override for keys, override in given.items()}
     lines = []
     for key, why in find_errors(values, known["settings"]):

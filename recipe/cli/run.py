@@ -31,7 +31,7 @@ def load(typed: Invocation, verify: bool = False, name: str = "") -> Any:
     recipe_name, chosen = settings.load(recipe, typed.overrides, typed.folder)
     run = Run(
         name=name or recipe_name, settings=chosen, root=root(), output=typed.folder, force=typed.force,
-        verify=verify, recipe_arguments=typed.recipe_arguments,
+        verify=verify, recipe_file=None if recipe.data else recipe.path, recipe_arguments=typed.recipe_arguments,
     )  # fmt: skip
     if recipe.data:
         run.source = {"data": recipe.data}
@@ -79,6 +79,9 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
     from recipe.training import watch
 
     with run.open(), watch.report_status(run, command):
+        other = run.other_recipe()
+        if other:
+            click.secho(other, fg="yellow", err=True)
         _remember_source(run)
         try:
             pipeline.run_stages(run, command)

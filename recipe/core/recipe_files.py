@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from recipe.core import data_source
 from recipe.core.commands import command_line
@@ -130,9 +130,11 @@ def read_recipe(path: Path, reader: Any) -> Tuple[str, Dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputWrong(f"Cannot read the recipe file {path}: {error}. It must be a UTF-8 text file.")
     try:
-        return text, reader.loads(text)
+        values = reader.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         raise InputWrong(f"{path} is not valid TOML: {error}. Strings go in quotes, lists in brackets.")
+    refuse_home(values, str(path))
+    return text, values
 
 
 def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
@@ -151,14 +153,36 @@ def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
         parsed = {"value": raw}  # bare words are strings: model.path=/some/folder
     if set(parsed) != {"value"} or any(0xD800 <= ord(character) <= 0xDFFF for character in override):
         raise InputWrong(f"Override {override!r}: give one value, in UTF-8.")
+    refuse_home({key: parsed["value"]}, f"Override {override!r}")
     return tuple(key.split(".")), parsed["value"]
 
 
+def as_typed(override: str, value: Any) -> Any:
+    """The value of a setting that is a text: not the number, date or truth value that TOML takes it for."""
+    return value if isinstance(value, (str, list, dict)) else override.partition("=")[2].strip()
+
+
+def refuse_home(values: Dict[str, Any], where: str) -> None:
+    """Raises InputWrong for a path that begins with ~, which only a shell expands, and not behind a = sign."""
+    for key, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        for text in texts:
+            if isinstance(text, dict):
+                refuse_home({f"{key}.{name}": one for name, one in text.items()}, where)
+            elif isinstance(text, str) and text.startswith("~/"):
+                raise InputWrong(f"{where}: {key}: ~ is not expanded here. Write {os.path.expanduser(text)}")
+
+
 def read_values(
-    recipe: Recipe, overrides: Sequence[str], reader: Any, output: Path, root: Optional[Path] = None
+    recipe: Recipe,
+    overrides: Sequence[str],
+    reader: Any,
+    output: Path,
+    root: Optional[Path] = None,
+    is_text: Callable[[str], bool] = lambda key: False,
 ) -> Tuple[str, Dict[str, Any], Dict[Tuple[str, ...], str]]:
     """(text of the recipe's file, its values with `overrides`, {keys: override as typed}). Raises InputWrong, also if
-    the run's folder below `output` belongs to other data.
+    the run's folder below `output` belongs to other data. `is_text`: whether a setting is a text.
     """
     folder = output / recipe.name
     text, values = read_recipe(recipe.path, reader)
@@ -169,7 +193,7 @@ def read_values(
         keys, value = parse_override(override, reader)
         if recipe.data and keys == ("data", "files"):
             raise InputWrong(f"{recipe.data} and {override}: name the data once.")
-        put(values, keys, value, override)
+        put(values, keys, as_typed(override, value) if is_text(".".join(keys)) else value, override)
         given[keys] = override
     choose_hub(values, given)
     own = values.get("data")

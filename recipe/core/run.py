@@ -5,7 +5,7 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -35,6 +35,7 @@ class Run:
     manifest: Dict[str, Any] = dataclasses.field(default_factory=dict)
     performed: List[str] = dataclasses.field(default_factory=list)  # stages that ran in this process
     status: Dict[str, Any] = dataclasses.field(default_factory=dict)  # what it is doing, see training/watch.py
+    recipe_file: Optional[Path] = None
     source: Dict[str, str] = dataclasses.field(default_factory=dict)  # of a run named by a data file: data_source.py
     recipe_arguments: str = ""  # its recipe as the next command must name it, with --output if that was given
 
@@ -121,12 +122,34 @@ class Run:
         if path.exists():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
-                is_valid = all(set(entry) >= ENTRY_FIELDS for entry in found["stages"].values())
-            except (ValueError, TypeError, KeyError, AttributeError):
+                is_valid = is_manifest(found)
+            except (OSError, ValueError):
                 is_valid = False
-            # Without a valid manifest every stage runs again; nothing is deleted.
-            self.manifest = found if is_valid else {}
+            if not is_valid:
+                lock.release()
+                shown = self.relative(path)
+                raise InputWrong(
+                    f"{shown} is damaged: what was made in {self.relative(self.folder)} is unknown. Restore the file, "
+                    f"or make everything again: mv {shlex.quote(shown)} {shlex.quote(shown + '.damaged')}"
+                )
+            self.manifest = found
         return lock
+
+    def other_recipe(self) -> str:
+        """What to say where another recipe file of the same name made this folder's results; "" otherwise."""
+        made, here = self.manifest.get("recipe_file"), self._recipe_file()
+        if not isinstance(made, dict) or not here or here["path"] == made["path"] or here["sha256"] == made["sha256"]:
+            return ""
+        return (
+            f"{self.relative(self.folder)} was made by {made['path']}; {here['path']} is another recipe of the same "
+            f"name. What differs is made again in its place. To keep both: --output another_folder"
+        )
+
+    def _recipe_file(self) -> Dict[str, str]:
+        if self.recipe_file is None or not self.recipe_file.is_file():
+            return {}
+        path = self.recipe_file if self.recipe_file.is_absolute() else self.root / self.recipe_file
+        return {"path": self.relative(path), "sha256": digest(self.recipe_file)}
 
     @property
     def arguments(self) -> str:
@@ -220,10 +243,27 @@ class Run:
 
     def save(self) -> None:
         """Write run.json."""
+        made_by = self._recipe_file()
+        if made_by:
+            self.manifest["recipe_file"] = made_by
         self.manifest.update(
             recipe=self.name, settings=self.settings.model_dump(), forced=self.force, host=host(), versions=versions()
         )
         write_text(self.folder / "run.json", json.dumps(self.manifest, ensure_ascii=False, indent=1) + "\n")
+
+
+def is_manifest(found: Any) -> bool:
+    """Whether a run.json has the fields that stages and reports read, each of its type."""
+    if not isinstance(found, dict) or not isinstance(found.get("stages"), dict):
+        return False
+    for entry in found["stages"].values():
+        if not isinstance(entry, dict) or not set(entry) >= ENTRY_FIELDS:
+            return False
+        if not isinstance(entry["figures"], dict) or not isinstance(entry["outputs"], dict):
+            return False
+        if not all(isinstance(made, dict) and {"sha256", "stamp"} <= set(made) for made in entry["outputs"].values()):
+            return False
+    return isinstance(found.get("trained", {}), dict)
 
 
 def manifest_error(path: str, error: Exception) -> InputWrong:

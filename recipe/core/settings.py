@@ -4,11 +4,12 @@ Names are XTuner's where XTuner has one. A setting that is left out (None) keeps
 those in common use, widened: a value outside them is a typo.
 """
 
+import functools
 from pathlib import Path
-from typing import Any, ClassVar, List, Optional, Sequence, Tuple, Union
+from typing import Any, ClassVar, FrozenSet, List, Optional, Sequence, Tuple, Union
 
 import tomli
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Annotated, Literal
 
 from recipe.core.errors import InputWrong
@@ -19,8 +20,17 @@ Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=32768)]
 # A whole number counts iterations; below 1 it is a share of the run, as in transformers' TrainingArguments.
 Interval = Union[Count, Annotated[float, Field(gt=0, lt=1)]]
-as_list = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+as_list = BeforeValidator(lambda value: [str(value)] if type(value) in (str, int) else value)  # a sheet called 2024
 TextList = Annotated[List[str], as_list]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text is empty")
+    return text
+
+
+Question = Annotated[str, AfterValidator(_not_blank)]
 FilledTextList = Annotated[List[str], Field(min_length=1), as_list]
 # Why a run cannot learn: what the plan refuses (planning/refusals.py).
 Fault = Literal[
@@ -173,7 +183,7 @@ class Train(Table):
     deepspeed: str = ""
     evaluation_freq: Optional[Interval] = None
     evaluation_inputs: Optional[
-        Union[Annotated[int, Field(ge=1, le=100)], Annotated[List[str], Field(min_length=1)]]
+        Union[Annotated[int, Field(ge=1, le=100)], Annotated[List[Question], Field(min_length=1)]]
     ] = None
     evaluation_images: Optional[FilledTextList] = None
     evaluation_system: Optional[str] = None
@@ -314,14 +324,27 @@ class Settings(Table):
 
 def known_keys(model: Any = None, prefix: str = "") -> List[str]:
     """Every setting as a dotted key."""
-    found = []
+    return [key for key, _ in _annotations(model, prefix)]
+
+
+@functools.lru_cache(maxsize=1)
+def text_keys() -> FrozenSet[str]:
+    """The settings that are texts or lists of texts."""
+    return frozenset(key for key, annotation in _annotations() if _is_text(annotation))
+
+
+def _annotations(model: Any = None, prefix: str = "") -> List[Tuple[str, Any]]:
+    found: List[Tuple[str, Any]] = []
     for name, field in (model or Settings).model_fields.items():
         table = field.annotation
-        if isinstance(table, type) and issubclass(table, Table):
-            found += known_keys(table, f"{prefix}{name}.")
-        else:
-            found.append(prefix + name)
+        is_table = isinstance(table, type) and issubclass(table, Table)
+        found += _annotations(table, f"{prefix}{name}.") if is_table else [(prefix + name, table)]
     return found
+
+
+def _is_text(annotation: Any) -> bool:
+    kinds = [one for one in getattr(annotation, "__args__", None) or [annotation] if one is not type(None)]
+    return all(one is str or (getattr(one, "__args__", None) and _is_text(one)) for one in kinds)
 
 
 def load(
@@ -334,7 +357,7 @@ def load(
     """
     output = output or Path.cwd() / "output"
     recipe = find_recipe(name, output=output) if isinstance(name, str) else name
-    text, values, given = read_values(recipe, overrides, tomli, output)
+    text, values, given = read_values(recipe, overrides, tomli, output, is_text=text_keys().__contains__)
     try:
         return recipe.name, Settings.model_validate(values)
     except ValidationError as error:

@@ -76,6 +76,7 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "difference": difference.read_text(encoding="utf-8").splitlines() if has_difference else [],
         "recipe_file": sections.to_toml(run.settings.model_dump()),
         "command": sections.repeat_command(view),
+        "looked_for": data_report.LOOKED_FOR,
         "just": program(),
         "base": base_model_name(run),
         "licence": licence.of(run),

@@ -15,7 +15,7 @@ from recipe.core.errors import InputWrong, RecipeError
 from recipe.core.files import relative_path
 from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import find_recipe, find_run_folder
-from recipe.core.run import Run, is_locked, manifest_error
+from recipe.core.run import Run, is_locked, is_manifest, manifest_error
 from recipe.core.stage import Stage, is_current
 from recipe.stages import pipeline
 from recipe.training import log
@@ -47,7 +47,7 @@ def find_run(name: str, root: Path, output: Path) -> Run:
     try:
         manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         recipe = settings.Settings.model_validate(manifest["settings"])
-        assert all("figures" in entry for entry in manifest["stages"].values())
+        assert is_manifest(manifest), "a stage's entry is not complete"
         place = folder.resolve()
         return as_trained(Run(name=place.name, settings=recipe, root=root, output=place.parent, manifest=manifest))
     except OSError:

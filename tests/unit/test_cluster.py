@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 from recipe import cluster
 from recipe.core import settings
 from recipe.core.errors import InputWrong
+from recipe.core.names import label
 from recipe.core.run import Run
 from support.command import ROOT, recipe, refused
 
@@ -105,7 +107,7 @@ def test_a_recipe_of_ones_own_goes_along(tmp_path, monkeypatch):
     checked("jobset", found, tmp_path)
     first, second = yaml.safe_load_all(found)
     assert first["data"] == {"My_Recipe.toml": text}
-    assert second["metadata"]["name"] == "my-recipe"
+    assert second["metadata"]["name"] == label("My_Recipe") != label("my-recipe")
     assert second["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["command"][
         2
     ].endswith("My_Recipe.toml")
@@ -149,3 +151,26 @@ def test_a_data_file_that_is_named(tmp_path):
     assert pod["containers"][0]["command"] == wanted
     line = (folder / "slurm.sh").read_text(encoding="utf-8").splitlines()[-1]
     assert shlex.split(line)[2:] == wanted
+
+
+@pytest.mark.parametrize("name", ["客服.toml", "my recipe.toml", "it's.toml"])
+@pytest.mark.parametrize("target", ["slurm", "sky", "k8s"])
+def test_a_path_is_quoted_once(tmp_path, name, target):
+    folder = tmp_path / "路 径"
+    folder.mkdir()
+    own = folder / name
+    own.write_text((ROOT / "recipe" / "tiny.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    done = recipe("cluster", target, own, "cluster.image=ghcr.io/me/recipe:1", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    text = next((tmp_path / "out").rglob(cluster.TARGETS[target])).read_text(encoding="utf-8")
+    if target == "k8s":
+        first, second = yaml.safe_load_all(text)
+        command = second["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0][
+            "command"
+        ]
+        assert command[2] in first["data"]
+        assert re.fullmatch(r"[-._a-zA-Z0-9]+", command[2])
+        return
+    line = text if target == "slurm" else yaml.safe_load(text)["run"]
+    words = shlex.split(next(one for one in line.splitlines() if "docker/runtime/run train" in one))
+    assert words[words.index("train") + 1] == str(own)
