@@ -111,13 +111,13 @@ class Measurement:
             compiles = operations._compiles(torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device("cpu"))
             for way in ("ours", "torch"):
                 operations._compiles = (lambda *_: False) if way == "torch" else lambda *_: compiles  # noqa: B023
-                copies = [one.clone() for one in caches]
+                copies, sums = [one.clone() for one in caches], x.clone()  # changed in place, many times
                 summed, normed = operations.add_norm(x.clone(), y, norm)
                 query = operations.rotate(fused, cos, sin, positions, *copies).contiguous()
                 mixed = operations.attend(query, *copies, positions)
                 results[way] = [summed, normed, query, *copies, mixed]
                 seconds[way] = [
-                    microseconds(lambda: operations.add_norm(x, y, norm)),  # noqa: B023
+                    microseconds(lambda: operations.add_norm(sums, y, norm)),  # noqa: B023
                     microseconds(lambda: operations.rotate(fused, cos, sin, positions, *copies)),  # noqa: B023
                     microseconds(lambda: operations.attend(query, *copies, positions)),  # noqa: B023
                 ]
@@ -152,65 +152,33 @@ class Measurement:
             say("kernels", matrix=name, shape=[out, inner], linear_us=found, terabytes_per_second=rate)
 
     def _four_bit_products(self) -> None:
+        """bitsandbytes' product with LoRA's share; for more rows the dequantized weight's."""
         if DEVICE == "cpu":
             say("kernels", nf4="needs a GPU")
             return
-        from bitsandbytes import matmul_4bit
-
         for name, (out, inner) in self._matrices().items():
             if name == "w3":
                 continue
-            # bench divides nothing by the number of weights: four of them, more than the L2 cache holds
-            made = [
+            made = [  # four of them, more than the L2 cache holds
                 bench._quantize(
                     torch.nn.Linear(inner, out, device="meta"), self.draw(out, inner) * inner**-0.5, self.dtype
                 )
                 for _ in range(4)
             ]
-            weight = made[0].weight
+            weight, b = made[0].weight, self.draw(out, 64) * 0.02
             whole = nf4.dequantize(weight, torch.float32)
-            low_b = self.draw(out, 64) * 0.02
-            found: Dict[str, Any] = {}
-            for rows in (1, 2, 3, 4):
-                x = self.draw(rows, inner)
-                low = self.draw(rows, 64)
-                wanted = x.float() @ whole.t()
-                got = operations.nf4_product(x, weight, None)
-                with_lora = operations.nf4_product(x, weight, (low, low_b, 0.5))
-                more = wanted + 0.5 * low.float() @ low_b.float().t()
+            for rows in (1, self.batch, 8, 16, 17):
+                x, low = self.draw(rows, inner), self.draw(rows, 64)
+                wanted = x.float() @ whole.t() + 0.5 * low.float() @ b.float().t()
 
                 def work() -> None:
                     for one in made:  # noqa: B023
-                        operations.nf4_product(x, one.weight, (low, low_b, 0.5))  # noqa: B023
+                        operations.nf4_product(x, one.weight, (low, b, 0.5))  # noqa: B023
 
-                found[str(rows)] = dict(
-                    differ=apart(got, wanted), differ_lora=apart(with_lora, more), us=round(microseconds(work) / 4, 2)
-                )
-            for rows in (1, 3, 4, 8, 16):
-                x = self.draw(rows, inner)
-
-                def theirs() -> None:
-                    for one in made:  # noqa: B023
-                        matmul_4bit(x, one.weight.data.t(), quant_state=one.weight.quant_state)  # noqa: B023
-
-                with reporting(f"kernels: bitsandbytes, {name}"), torch.no_grad():
-                    found[f"bitsandbytes_{rows}_us"] = round(microseconds(theirs) / 4, 2)
-            from recipe.inference.decoding import triton_kernels
-
-            for warps in (1, 2, 4, 8):
-                triton_kernels.NF4_WARPS, kept = warps, triton_kernels.NF4_WARPS
-                x = self.draw(1, inner)
-
-                def tried() -> None:
-                    for one in made:  # noqa: B023
-                        operations.nf4_product(x, one.weight, None)  # noqa: B023
-
-                found[f"warps_{warps}_us"] = round(microseconds(tried) / 4, 2)
-                triton_kernels.NF4_WARPS = kept
-            rate = round(weight.numel() / found["1"]["us"] / 1e6, 3)
-            say("kernels", matrix=f"{name}, nf4", ours=operations.multiplies_nf4(weight, x.device), **found,
-                terabytes_per_second=rate)  # fmt: skip
-            made.clear()
+                with reporting(f"kernels: {name}, nf4"), torch.no_grad():
+                    got = operations.nf4_product(x, weight, (low, b, 0.5))
+                    say("kernels", matrix=f"{name}, nf4", rows=rows, differ=apart(got, wanted),
+                        us=round(microseconds(work) / 4, 2))  # fmt: skip
 
     # Models
 
@@ -356,14 +324,9 @@ class Measurement:
             return round(len(prompts) * few / (now() - began), 1)
 
         say(part, sampled=rate(prompt, sampling))
-        for own in (True, False) if part == "nf4" else (True,):
-            operations.OWN_NF4 = own
-            decoder.sessions.clear()
-            for rows in (1, 3, 4, 8):
-                with reporting(part):
-                    say(part, own_nf4_kernel=own, rows=rows, tokens_per_second=rate(prompt * rows, None),
-                        recorded=self._has_graph(decoder))  # fmt: skip
-        operations.OWN_NF4 = True
+        for rows in (1, self.batch, 8):
+            with reporting(part):
+                say(part, rows=rows, tokens_per_second=rate(prompt * rows, None), recorded=self._has_graph(decoder))
         decoder.record = False
         decoder.sessions.clear()
         say(part, without_graph=rate(prompt, None))

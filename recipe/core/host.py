@@ -45,6 +45,11 @@ def gpus() -> List[Dict[str, Any]]:
     """The NVIDIA GPUs that CUDA shows to this process, in its order: name, memory in MiB, driver, compute capability
     ("8.6"). [] if none. What nvidia-smi does not report (older drivers, memory shared with the CPU) PyTorch does.
     """
+    return [dict(card) for card in _gpus(os.environ.get("PATH"), os.environ.get("CUDA_VISIBLE_DEVICES"))]
+
+
+@functools.lru_cache(maxsize=None)  # a plan asks 26 times, and nvidia-smi may take a second
+def _gpus(*_environment: Optional[str]) -> List[Dict[str, Any]]:
     found = []
     for number, card in enumerate(hardware.visible(hardware.query()[0])):
         capability, total = card.capability, card.total

@@ -6,6 +6,8 @@ import gc
 import io
 import logging
 import warnings
+from typing import Any, Callable
+from unittest import mock
 
 
 @functools.lru_cache(maxsize=None)
@@ -20,7 +22,11 @@ def load() -> None:
     warnings.filterwarnings("ignore", message=".*_register_pytree_node", category=FutureWarning)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import bitsandbytes  # noqa: F401
+        import torch
+
+        # bitsandbytes passes four of its CPU functions to torch.compile, which imports all of Dynamo and Inductor.
+        with mock.patch.object(torch, "compile", _uncompiled):
+            import bitsandbytes  # noqa: F401
         import peft  # noqa: F401
         import transformers
         import xtuner.dataset  # noqa: F401
@@ -29,3 +35,8 @@ def load() -> None:
     transformers.logging.set_verbosity_error()
     # transformers collects garbage after each shard that it loads, and looks through all that was imported: 0.3 s
     gc.freeze()
+
+
+def _uncompiled(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+    """torch.compile that compiles nothing."""
+    return function

@@ -81,8 +81,19 @@ def phase(name: str, card: str) -> Dict[str, Any]:
     there, else where it took longest.
     """
     entries = [entry for entry in measurements()["phase"] if entry["name"] == name]
-    own = [entry for entry in entries if entry["card"].lower() in card.lower()]
-    return max(own or entries, key=lambda entry: entry["seconds"])
+    return max(_of_card(entries, card), key=lambda entry: entry["seconds"])
+
+
+def answers(card: str) -> Dict[str, Any]:
+    """How fast questions are answered during training: {card, tokens_per_second, source}, on `card` where it was
+    measured there, else where it was slowest.
+    """
+    return min(_of_card(measurements()["answers"], card), key=lambda entry: entry["tokens_per_second"])
+
+
+def _of_card(entries: List[Dict[str, Any]], card: str) -> List[Dict[str, Any]]:
+    """Those of a card, as nvidia-smi or a user names it; all if there is none."""
+    return [entry for entry in entries if entry["card"].lower() in card.lower()] or entries
 
 
 def estimate(plan: Dict[str, Any], card: str) -> Dict[str, Any]:

@@ -114,6 +114,7 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
             f"data.eval_share=0.05 and train again (30 conversations give {split.MIN_HELD_OUT}), or name your own "
             f"questions and answers: data.eval_files=data/exam.xlsx."
         )
+    scores.packages()  # before both models answer in vain
     lines = list(dataset.lines(run.eval_dataset))
     for line in lines if preset_facts.has_images(run.settings) else ():
         image = image_folder(run) / line["image"]

@@ -5,7 +5,7 @@ The packages are installed beside the environment (docker/locks/more.in); docker
 
 import re
 import warnings
-from typing import Dict, Sequence
+from typing import Any, Dict, Sequence, Tuple
 
 from recipe.core.errors import HostLacks
 
@@ -18,10 +18,8 @@ def is_repetitive(answer: str) -> bool:
     return LOOP.search(answer) is not None
 
 
-def overlap(answers: Sequence[str], references: Sequence[str]) -> Dict[str, float]:
-    """Scores from 0 to 100: bleu4 (corpus; sacrebleu's zh tokenizer), rouge_l (mean F1 over jieba's words) and chrf
-    (sacrebleu's chrF2). Raises HostLacks if the packages are missing.
-    """
+def packages() -> Tuple[Any, Any, Any, Any]:
+    """The modules and classes that `overlap` needs. Raises HostLacks if they are missing."""
     try:
         with warnings.catch_warnings():  # newer Pythons warn about rouge_chinese's regular expressions
             warnings.simplefilter("ignore")
@@ -32,6 +30,14 @@ def overlap(answers: Sequence[str], references: Sequence[str]) -> Dict[str, floa
         raise HostLacks(
             f"The scores need {error.name}, which docker/runtime/host provides. Run this through just or ./justw."
         )
+    return rjieba, Rouge, BLEU, CHRF
+
+
+def overlap(answers: Sequence[str], references: Sequence[str]) -> Dict[str, float]:
+    """Scores from 0 to 100: bleu4 (corpus; sacrebleu's zh tokenizer), rouge_l (mean F1 over jieba's words) and chrf
+    (sacrebleu's chrF2). Raises HostLacks if the packages are missing.
+    """
+    rjieba, Rouge, BLEU, CHRF = packages()
     rouge = Rouge(metrics=["rouge-l"])
     shared = []
     for answer, reference in zip(answers, references):

@@ -88,7 +88,7 @@ def _on_card(plan: Dict[str, Any], card: str, settings: Settings, answers: int) 
 
 def _lines(plan: Dict[str, Any], found: Dict[str, Any], mbit: float, answers: int) -> List[Dict[str, Any]]:
     card, known = found["card"], measurements.measurements()
-    traffic, asked = known["traffic"], known["answers"]
+    traffic, asked = known["traffic"], measurements.answers(card)
 
     def line(what: str, seconds: Optional[float], basis: str, bound: str = EXACT) -> Dict[str, Any]:
         return {"what": what, "seconds": None if seconds is None else round(seconds), "bound": bound, "basis": basis}

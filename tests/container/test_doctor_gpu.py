@@ -240,7 +240,11 @@ def test_training_finds_the_card_of_an_older_driver_too(machine, monkeypatch):
     """
     import torch
 
-    from recipe.core.host import gpus
+    from recipe.core import host
+
+    def gpus():
+        host._gpus.cache_clear()  # the program changes
+        return host.gpus()
 
     machine.has(nvidia_smi=nvidia_smi(("NVIDIA GeForce RTX 3090", 24268, 24000, "470.182.03", None)))
     monkeypatch.setenv("PATH", str(machine.programs))

@@ -12,8 +12,6 @@ from recipe.training.fast import kernels, nf4
 if nf4.HAS_KERNEL:
     from recipe.inference.decoding import triton_kernels
 
-OWN_NF4 = True  # whether to use our 4-bit kernel where it compiles
-MAX_NF4_ROWS = 4  # tokens that it multiplies at once
 MAX_FUSED_ROWS = 16  # up to so many bitsandbytes multiplies; for more the weight is dequantized
 Low = Tuple[torch.Tensor, torch.Tensor, float]  # x·Aᵀ, B and the scale of LoRA
 
@@ -72,8 +70,6 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positi
 
 def nf4_product(x: torch.Tensor, weight: Any, lora: Optional[Low]) -> torch.Tensor:
     """x (rows, in) times a 4-bit weight, transposed, plus what LoRA adds."""
-    if x.shape[0] <= MAX_NF4_ROWS and multiplies_nf4(weight, x.device):
-        return triton_kernels.nf4_product(x, weight, lora)
     if x.shape[0] <= MAX_FUSED_ROWS:
         import bitsandbytes
 
@@ -83,12 +79,6 @@ def nf4_product(x: torch.Tensor, weight: Any, lora: Optional[Low]) -> torch.Tens
     return out if lora is None else out.addmm_(lora[0], lora[1].t(), alpha=lora[2])
 
 
-def multiplies_nf4(weight: Any, device: torch.device) -> bool:
-    """Whether our kernel multiplies by this 4-bit weight."""
-    rows_are_whole_blocks = weight.quant_state.shape[1] % nf4.SCALE_BLOCK == 0
-    return OWN_NF4 and _compiles(device) and nf4.uses_own_kernel(weight) and rows_are_whole_blocks
-
-
 def can_record_nf4(weight: Any, rows: int) -> bool:
     """Whether `nf4_product` runs on the current stream, as a CUDA graph needs it.
 
@@ -96,6 +86,5 @@ def can_record_nf4(weight: Any, rows: int) -> bool:
     """
     import bitsandbytes  # noqa: F401
 
-    own = rows <= MAX_NF4_ROWS and multiplies_nf4(weight, weight.device)
     fused = rows <= MAX_FUSED_ROWS and hasattr(torch.ops.bitsandbytes, "gemm_4bit")
-    return own or fused or not nf4.graph_obstacle(weight)
+    return fused or not nf4.graph_obstacle(weight)

@@ -3,7 +3,7 @@
 Import this module only where Triton is installed.
 """
 
-from typing import Any, Optional, Tuple
+from typing import Optional
 
 import torch
 import triton
@@ -11,7 +11,6 @@ import triton.language as tl
 
 KEYS = 128  # keys per program of the attention kernel
 GROUP_ROWS = 16  # rows of the attention kernel's products, the least that tensor cores take
-NF4_WARPS = 2  # of the 4-bit kernel's programs; each thread has four bytes of four quantization blocks per warp
 
 
 @triton.jit
@@ -149,106 +148,4 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positi
     _combine[(batch * heads,)](
         parts, tops, totals, positions, out, heads, splits, SIZE=size, KEYS=KEYS, SPLITS=16, num_warps=4
     )
-    return out
-
-
-@triton.jit
-def _two_values(words, place, there, KIND: tl.constexpr):
-    """Two neighbouring values of x in fp32, read as one word: single ones would be read with a stride."""
-    word = tl.load(words + place, mask=there, other=0)
-    if KIND == "bf16":
-        low = (word << 16).to(tl.float32, bitcast=True)
-        high = (word & -65536).to(tl.float32, bitcast=True)
-    elif KIND == "fp16":
-        low = (word & 65535).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    else:
-        low = word.to(tl.int32).to(tl.float32, bitcast=True)
-        high = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    return low, high
-
-
-@triton.jit
-def _look_up(code, number, ASSEMBLY: tl.constexpr):
-    """The 4-bit numbers' values. For a load of its own Triton would move the tile through shared memory."""
-    if ASSEMBLY:
-        place = code.to(tl.int64) + number.to(tl.int64) * 4
-        return tl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [place], tl.float32, True, 1)
-    return tl.load(code + number)
-
-
-@triton.jit
-def _finish(out, sums, low, b, rank, lora_scale, RANKS: tl.constexpr):
-    """Store a product, with what LoRA adds."""
-    value = tl.sum(tl.sum(sums, axis=1), axis=0)
-    if RANKS > 0:
-        at = tl.arange(0, RANKS)
-        row = tl.load(b + at, mask=at < rank, other=0.0).to(tl.float32)
-        value += lora_scale * tl.sum(row * tl.load(low + at, mask=at < rank, other=0.0).to(tl.float32), axis=0)
-    tl.store(out, value.to(out.dtype.element_ty))
-
-
-@triton.jit
-def _nf4_product(
-    words, packed, scale, scale_code, scale_scale, offset, code, low, b, out, count, blocks, rank, lora_scale,
-    TOKENS: tl.constexpr, KIND: tl.constexpr, NESTED: tl.constexpr, RANKS: tl.constexpr, BLOCKS: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
-):  # fmt: skip
-    """One row of the weight. A quantization block is 64 values in 32 bytes."""
-    row = tl.program_id(0)
-    byte = tl.arange(0, 32)[None, :]
-    shift = tl.load(offset) if NESTED else 0.0
-    sums = tl.zeros((BLOCKS, 32), tl.float32)
-    second, third, fourth = sums, sums, sums
-    for first in range(0, blocks, BLOCKS):
-        block = (first + tl.arange(0, BLOCKS))[:, None]
-        there, in_weight = block < blocks, row * blocks + block
-        place = block * 32 + byte
-        known = there & (byte < 32)
-        pair = tl.load(packed + row * blocks * 32 + place, mask=known, other=0).to(tl.int32)
-        factor = tl.load(scale + in_weight, mask=there, other=0)
-        if NESTED:
-            wide = tl.load(scale_scale + in_weight // 256, mask=there, other=0.0)
-            factor = _look_up(scale_code, factor.to(tl.int32), ASSEMBLY) * wide + shift
-        high = _look_up(code, pair >> 4, ASSEMBLY) * factor
-        low_half = _look_up(code, pair & 15, ASSEMBLY) * factor
-        even, odd = _two_values(words, place, known, KIND)
-        sums += high * even + low_half * odd
-        if TOKENS > 1:
-            even, odd = _two_values(words + blocks * 32, place, known, KIND)
-            second += high * even + low_half * odd
-        if TOKENS > 2:
-            even, odd = _two_values(words + 2 * blocks * 32, place, known, KIND)
-            third += high * even + low_half * odd
-        if TOKENS > 3:
-            even, odd = _two_values(words + 3 * blocks * 32, place, known, KIND)
-            fourth += high * even + low_half * odd
-    b += row * rank
-    _finish(out + row, sums, low, b, rank, lora_scale, RANKS)
-    if TOKENS > 1:
-        _finish(out + count + row, second, low + rank, b, rank, lora_scale, RANKS)
-    if TOKENS > 2:
-        _finish(out + 2 * count + row, third, low + 2 * rank, b, rank, lora_scale, RANKS)
-    if TOKENS > 3:
-        _finish(out + 3 * count + row, fourth, low + 3 * rank, b, rank, lora_scale, RANKS)
-
-
-def nf4_product(
-    x: torch.Tensor, weight: Any, lora: Optional[Tuple[torch.Tensor, torch.Tensor, float]] = None
-) -> torch.Tensor:
-    """x (at most 4, in) times a 4-bit weight (out, in), transposed. `lora`: x·Aᵀ, B and the scale."""
-    state = weight.quant_state
-    count, inner = state.shape
-    nested = state.state2 if state.nested else None
-    scales = (state.absmax, nested.code, nested.absmax, state.offset) if nested is not None else (state.absmax,) * 4
-    low, b, lora_scale = lora if lora is not None else (x, x, 0.0)
-    rank = b.shape[1] if lora is not None else 0
-    kind = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[x.dtype]
-    word = torch.int64 if kind == "fp32" else torch.int32
-    out = x.new_empty(x.shape[0], count)
-    _nf4_product[(count,)](
-        x.contiguous().view(word), weight.data, *scales, state.code, low, b, out, count, inner // 64, rank, lora_scale,
-        TOKENS=x.shape[0], KIND=kind, NESTED=nested is not None, RANKS=triton.next_power_of_2(rank) if rank else 0,
-        BLOCKS=4 * NF4_WARPS, ASSEMBLY=x.is_cuda, num_warps=NF4_WARPS,
-    )  # fmt: skip
     return out

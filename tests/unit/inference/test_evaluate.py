@@ -1,9 +1,12 @@
 """Confidence intervals and verdicts."""
 
 import random
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from recipe.core.errors import HostLacks
 from recipe.inference import evaluate
 
 
@@ -38,3 +41,12 @@ def test_verdicts():
     noise = evaluate.compare(base, [(v + (-1) ** n, c) for n, (v, c) in enumerate(base)])
     assert (noise["verdict"], noise["difference"]["lower_in"]) == ("no difference", 4)
     assert evaluate.compare(base, base)["verdict"] == "no difference"
+
+
+def test_missing_packages_are_reported_before_a_model_is_loaded(tmp_path, monkeypatch):
+    held_out = tmp_path / "eval.jsonl"
+    held_out.write_text("{}\n", encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "rjieba", None)
+    monkeypatch.setattr(evaluate.loading, "find_model", lambda *_: pytest.fail("looked for a model"))
+    with pytest.raises(HostLacks, match="rjieba"):
+        evaluate.measure(SimpleNamespace(eval_dataset=held_out))

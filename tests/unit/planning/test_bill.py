@@ -71,6 +71,14 @@ def test_what_was_measured_on_another_machine_is_said_and_taken_as_it_is():
     assert "H100" in elsewhere["basis"]
 
 
+def test_answers_are_as_fast_as_measured_on_the_card_else_as_slow_as_anywhere():
+    on_h200, elsewhere = (lines(billed(card))["training: questions"] for card in ("NVIDIA H200", "T4"))
+    assert on_h200["seconds"] == 12  # 1,950 tokens at 159 a second
+    assert elsewhere["seconds"] == 287
+    assert "the decoder" in on_h200["basis"]
+    assert "generate" in elsewhere["basis"]
+
+
 def test_money_is_the_whole_time_at_each_platforms_price():
     found = billed("RTX 4090")
     by_platform = {price["platform"]: price for price in found["prices"]}
