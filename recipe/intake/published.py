@@ -76,12 +76,12 @@ def _download(data: Data, url: str, path: Path) -> None:
             part, path.name, None, [url], {}, threading.Event(),
             lambda size: show(resumable_download.size_of(part), size),
         )  # fmt: skip
-    found = digest(part)
-    if found != data.sha256:
+    found, wanted = digest(part), data.sha256.strip().lower()
+    if found != wanted:
         part.unlink()
         raise HostLacks(
             f"{data.files[0]} is not what the recipe names: the file from {url} has the sha256 {found[:12]}…, not "
-            f"{data.sha256[:12]}…. It was deleted. Type the same command again; if that repeats, {_other_ways(data)}"
+            f"{wanted[:12]}…. It was deleted. Type the same command again; if that repeats, {_other_ways(data)}"
         )
     try:
         os.link(str(part), str(path))  # unlike a rename, it never replaces a file that came meanwhile

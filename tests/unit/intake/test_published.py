@@ -50,6 +50,11 @@ def run(tmp_path):
     return make
 
 
+def test_a_checksum_in_capitals_is_the_same(site, run, tmp_path):
+    data.inputs(run(sha256=hashlib.sha256(BOOK).hexdigest().upper()))
+    assert (tmp_path / NAME).read_bytes() == BOOK
+
+
 def test_a_missing_one_is_fetched_checked_and_read(site, run, tmp_path, capsys):
     inputs = data.inputs(run())
     assert inputs["files"] == [NAME]
