@@ -1,6 +1,7 @@
 """`just presets` and `just new`: what XTuner ships, as a table; a recipe file to begin with."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any, List, Tuple
 
@@ -176,4 +177,4 @@ def presets(words: Tuple[str, ...], write: bool) -> None:
 def new(name: str, base: str) -> None:
     """Write a recipe file of your own, NAME.toml, from a shipped recipe or one of XTuner's presets."""
     path = write_recipe(name, base)
-    click.echo(f"{path}: edit it, then: {command_line('plan', str(path))}")
+    click.echo(f"{path}: edit it, then: {command_line('plan', shlex.quote(str(path)))}")
