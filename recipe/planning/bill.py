@@ -39,7 +39,7 @@ def prices(card: str) -> List[Dict[str, Any]]:
 
 
 def _is_card(name: str, card: str) -> bool:
-    """Whether `card`, as nvidia-smi or a user names it (4090), is the card `name`; an RTX 4090 D and a Ti are others."""
+    """Whether `card`, as nvidia-smi or a user names it (4090), is the card `name`; a 4090 D and a Ti are others."""
     number, text = name.lower().replace("rtx ", ""), card.lower()
     is_named = re.search(rf"(?:rtx|(?<![a-z0-9])){number}(?![a-z0-9])", text)
     return bool(is_named) and not {"d", "ti", "super", "laptop"} & set(re.split(r"[\s-]+", text))
