@@ -71,10 +71,14 @@ def oddities(text: str) -> List[Tuple[str, str]]:
 
 
 def _is_lost(text: str) -> bool:
-    """Whether question marks are what is left of letters: nothing else, or many of them, in front of letters."""
-    if not any(character.isalpha() for character in text):
+    """Whether question marks are what is left of letters: nothing else, or many of them, in front of ASCII letters.
+
+    A conversion that loses some letters beyond ASCII loses them all: 啊???这是什么 is what somebody typed.
+    """
+    letters = "".join(filter(str.isalpha, text))
+    if not letters:
         return True
-    return text.count("?") >= 0.3 * len(text) and bool(re.search(r"\?{2,}[^\W_]", text))
+    return letters.isascii() and text.count("?") >= 0.3 * len(text) and bool(re.search(r"\?{2,}[^\W_]", text))
 
 
 def _reads_as_utf8(raw: bytes, sequence: "re.Pattern[bytes]") -> bool:
