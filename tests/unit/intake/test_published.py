@@ -154,6 +154,14 @@ def test_two_commands_fetch_it_once(site, run, tmp_path):
     assert sum(site.sent.values()) == len(BOOK)
 
 
+def test_a_password_of_the_mirror_is_not_shown(site, run, monkeypatch, capsys):
+    monkeypatch.setenv("GITHUB_RAW", f"https://me:secret@{site.address}")
+    for changes in ({"sha256": "0" * 64}, {"url": f"{published.RAW}/gone/{quote(Path(NAME).name)}"}):
+        with pytest.raises(HostLacks, match=site.address) as caught:
+            published.ensure(run(**changes))
+        assert "secret" not in str(caught.value) + capsys.readouterr().err
+
+
 def test_without_a_network_the_command_to_type_is_told(site, run, tmp_path, monkeypatch):
     monkeypatch.setenv("GITHUB_RAW", "hub.invalid/")
     command = f"curl -fL -o '{NAME}' {published.RAW}{quote(PATH)}"
