@@ -75,7 +75,7 @@ def write_recipe(name: str, base: str) -> Path:
 
 
 def _from_recipe(path: Path, base: str) -> str:
-    """The text of a shipped recipe with data of one's own in the place of its own."""
+    """The text of a shipped recipe with the user's data in place of its own."""
     here = sorted(str(file) for file in Path("data").glob(f"{path.stem}.*"))
     remembered = data_source.read(Path(OUTPUT, path.stem))  # where the data file was named directly before
     data = remembered.get("data", here[0] if here else f"data/{path.stem}.xlsx")

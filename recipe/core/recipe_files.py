@@ -165,7 +165,7 @@ def as_typed(override: str, value: Any) -> Any:
 
 
 def refuse_home(values: Dict[str, Any], where: str) -> None:
-    """Raises InputWrong for a path that begins with ~, which only a shell expands, and not behind a = sign."""
+    """Raises InputWrong for a path that begins with ~, which only a shell expands, and not after a = sign."""
     for key, value in values.items():
         texts = value if isinstance(value, list) else [value]
         for text in texts:
