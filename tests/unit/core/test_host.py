@@ -7,7 +7,8 @@ def test_gpus_as_nvidia_smi_tells_them(tmp_path, monkeypatch):
     fake = tmp_path / "nvidia-smi"
     calls = tmp_path / "calls"
     fake.write_text(
-        f"#!/bin/sh\necho >> {calls}\necho '0, GPU-0, NVIDIA GeForce RTX 3090, 24576, 24000, 535.129.03, Default, [N/A], 8.6'\n"
+        f"#!/bin/sh\necho >> {calls}\n"
+        "echo '0, GPU-0, NVIDIA GeForce RTX 3090, 24576, 24000, 535.129.03, Default, [N/A], 8.6'\n"
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
