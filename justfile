@@ -1,5 +1,5 @@
 # All commands. `just` without arguments lists them; `./justw` does the same where just is not installed. Most commands take
-# a recipe file's name (tutorial, coach, demo, tiny, or your own .toml), then overrides such as train.max_epochs=5.
+# a recipe (tutorial, coach, demo, tiny, your own .toml) or a data file (data/mine.xlsx), then overrides such as train.max_epochs=5.
 
 set positional-arguments
 
@@ -129,7 +129,7 @@ bench *args:
 presets *args:
     @docker/runtime/run presets "$@"
 
-# Make a recipe file of your own from a preset: just new NAME --from PRESET
+# Make a recipe file of your own from a shipped recipe or a preset: just new NAME --from coach
 [group('start')]
 [no-exit-message]
 new *args:

@@ -57,14 +57,14 @@ def picture_web(run: Path, folder: Path) -> None:
             time.sleep(0.1)
         with browser(folder) as open_tab:
             tab = open_tab()
-            tab.size(1080, 800)
+            tab.size(1080, 900)
             tab.go(f"http://127.0.0.1:{port}")
             tab.until("!!document.querySelector('textarea')")
             tab.click(question)
             busy = "document.querySelector('[aria-busy=true], [kind=primary]')"
             tab.until(f"!!document.querySelector('.turn') && !{busy}", seconds=600)
             tab.run("document.querySelector('section.main').scrollTo(0, 0)")
-            time.sleep(0.3)
+            time.sleep(1)
             tab.picture(folder / "web.png")
     finally:
         page.send_signal(signal.SIGTERM)

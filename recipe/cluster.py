@@ -13,6 +13,7 @@ from recipe.core import distributed
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
+from recipe.core.names import label
 from recipe.core.recipe_files import find_recipe, recipes
 from recipe.core.run import Run
 from recipe.xtuner import config
@@ -67,7 +68,7 @@ def render_slurm(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
     )  # fmt: skip
     return text, [
         f"first:   ./justw model {shlex.quote(arguments[0])}   (with a network: downloads environment and model)",
-        f"submit:  sbatch {shown_path}   (submit again to resume)",
+        f"submit:  sbatch {shlex.quote(shown_path)}   (submit again to resume)",
     ]
 
 
@@ -88,7 +89,7 @@ srun --kill-on-bad-exit=1 docker/runtime/run train {arguments}
 
 def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
     """(manifest, lines to print): a JobSet with one pod per machine; the user's recipe file becomes a ConfigMap."""
-    cluster, name = run.settings.cluster, _label(run.name)
+    cluster, name = run.settings.cluster, label(run.name)
     if not cluster.image:
         raise InputWrong(
             f"cluster.image is missing: set cluster.image=registry/name:tag, from `{command_line('image push')}` "
@@ -104,9 +105,9 @@ def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> An
         {"name": "memory", "emptyDir": {"medium": "Memory"}},  # for NCCL
     ]
     documents: List[Dict[str, Any]] = []
-    if run.name not in recipes():
-        file = f"{run.name}.toml"
-        text = find_recipe(arguments[0]).read_text(encoding="utf-8-sig")
+    if run.name not in recipes() and not run.source:
+        file = f"{run.name if re.fullmatch(r'[-._a-zA-Z0-9]+', run.name) else name}.toml"  # a ConfigMap takes no others
+        text = find_recipe(arguments[0]).path.read_text(encoding="utf-8-sig")
         documents.append(
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-recipe"}, "data": {file: text}}
         )
@@ -162,7 +163,7 @@ def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> An
         f"# and a ReadWriteMany claim {cluster.volume} with the workbook in its folder data.\n"
     )
     return head + _yaml(documents), [
-        f"submit:  kubectl apply -f {shown_path}",
+        f"submit:  kubectl apply -f {shlex.quote(shown_path)}",
         f"log:     kubectl logs -f job/{name}-node-0   (after a failure, all pods restart and training resumes)",
     ]
 
@@ -171,7 +172,7 @@ def render_skypilot(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
     """(task, lines to print). Several machines share output and models through a volume."""
     cluster, nodes = run.settings.cluster, run.settings.nodes
     task: Dict[str, Any] = {
-        "name": _label(run.name),
+        "name": label(run.name),
         "workdir": ".",
         "num_nodes": nodes,
         "resources": {
@@ -204,13 +205,9 @@ def render_skypilot(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
     )
     shared = f" The volume {cluster.volume} is shared by all machines (sky volumes apply)." if nodes > 1 else ""
     head = f"# Recipe {run.name}, rendered by `just cluster sky`; launched from the clone.{shared}\n"
-    return head + _yaml([task]), [f"launch:  sky launch -c {_label(run.name)} {shown_path}   (sky exec resumes)"]
-
-
-def _label(name: str) -> str:
-    """A recipe's name as a Kubernetes label: lowercase letters, digits and dashes, short enough for pod names."""
-    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
-    return label if label[:1].isalpha() else f"recipe-{label}".strip("-")
+    return head + _yaml([task]), [
+        f"launch:  sky launch -c {label(run.name)} {shlex.quote(shown_path)}   (sky exec resumes)"
+    ]
 
 
 def _yaml(documents: Sequence[Any]) -> str:

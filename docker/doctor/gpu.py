@@ -67,16 +67,17 @@ def check_gpu(host: Host, need: Need, cards: List[Card], answer: Answer) -> Chec
 
 
 def _check(host: Host, need: Need, cards: List[Card], answer: Answer) -> Checked:
-    without = f"a machine with an NVIDIA card; without one `{JUST} demo` fine-tunes a small model"
+    demo = f"without one `{JUST} demo` fine-tunes a small model"
+    without, instance = f"a machine with an NVIDIA card; {demo}", f"{host.instance}; {demo}"
     if answer.code is None:
         folder = system("/usr/lib/wsl/lib")
         if os.path.exists(folder / "nvidia-smi"):
             return "", [stop("gpu", f"nvidia-smi lies in {folder}, not on the PATH", f'export PATH="$PATH:{folder}"')]
         if _has_nvidia_card():
             return "", [stop("gpu", "an NVIDIA card, but no driver (no nvidia-smi)", f"{host.driver}, then reboot")]
-        return "", [stop("gpu", "no NVIDIA GPU: there is no nvidia-smi", host.instance if host.container else without)]
+        return "", [stop("gpu", "no NVIDIA GPU: there is no nvidia-smi", instance if host.container else without)]
     if not cards:
-        meaning, remedy = explain(ERRORS, answer.text, driver=host.driver, instance=host.instance)
+        meaning, remedy = explain(ERRORS, answer.text, driver=host.driver, instance=instance)
         if answer.code == 124:
             remedy = "the driver hangs: `sudo dmesg | grep -i xid` shows why; reboot"
         return "", [stop("gpu", f"nvidia-smi fails: {meaning}", remedy or without)]

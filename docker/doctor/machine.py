@@ -18,7 +18,7 @@ from recipe.core.hardware import Answer
 MERGED = "merged model"
 ROOM = 3.0  # GB of extra disk while the environment is made, as in docker/runtime/host
 LIBRARIES = 4.0  # GB of RAM for Python with PyTorch and CUDA: an estimate, so less is only a warning
-SMALL = 4.0  # GB of RAM for the demo, which was measured at 3.5
+SMALL = 4.0  # GB of RAM for the demo, which was measured at 3.2
 SHM = 64  # MiB: docker's default is enough for one process without loader workers
 SHM_SEVERAL = 1024  # MiB for NCCL's buffers between several cards, as NVIDIA advises
 # The newest that a wheel of the lock needs: bitsandbytes 0.43.0, manylinux_2_24; in cu13 torch 2.11.0, manylinux_2_28.

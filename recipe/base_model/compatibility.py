@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Type
 
-from recipe.base_model import architecture
+from recipe.base_model import architecture, loadable
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 
@@ -163,7 +163,7 @@ def weight_problems(place: Path) -> List[str]:
     config = read_json(place / "config.json")
     damaged: List[str] = []
     found: Dict[str, Optional[Sequence[int]]] = {}
-    for path in sorted(place.glob("*.safetensors")):
+    for path in loadable.weight_files(place):
         try:
             with safe_open(str(path), framework="np") as stored:
                 found.update({name: stored.get_slice(name).get_shape() for name in stored.keys()})  # noqa: SIM118

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-from recipe.base_model import compatibility, model_code
+from recipe.base_model import compatibility, loadable, model_code
 from recipe.base_model.hub_addresses import INDEXES
 from recipe.base_model.record import (
     check_files,
@@ -26,6 +26,7 @@ from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import ROOT
 from recipe.core.run import Run
+from recipe.core.settings import Model
 from recipe.xtuner import preset_facts
 
 SAMPLE = ROOT / "data" / "workplace.xlsx"  # its text trains the tiny model's tokenizer
@@ -89,6 +90,8 @@ def check(run: Run, place: Path) -> None:
             f"--verify: {shown} was not fetched by `{command_line('model')}`, so there are no checksums to "
             "compare with."
         )
+    model = run.settings.model
+    loadable.check_tokenizer_and_code(place, shown, model.what == Model.what and not model.tokenizer)
     compatibility.check(place, shown, elsewhere(run))
 
 
@@ -98,7 +101,9 @@ def check_complete(place: Path, shown: str) -> None:
         raise HostLacks(f"The base model is missing: {shown} does not exist. Fetch it first: {command_line('model')}.")
     if not (place / "config.json").is_file():
         raise HostLacks(f"{shown} has no config.json: it is not a model folder.")
+    loadable.check_pointers(place, shown)
     name, files = index(place, shown)
+    loadable.check_weights(place, shown, {name: set(files.values())} if name else {})
     names = set(files.values()) if name else {path.name for path in weights(place)}
     missing = sorted(name for name in names if not (place / name).is_file() or not (place / name).stat().st_size)
     if missing or not names:
@@ -109,6 +114,8 @@ def check_complete(place: Path, shown: str) -> None:
 def index(place: Path, shown: str) -> Tuple[str, Dict[str, str]]:
     """(name, {weight: file}) of a model folder's index; ("", {}) if it has none. Raises HostLacks if it is damaged."""
     for name in INDEXES:
+        if name == INDEXES[1] and list(place.glob("model*.safetensors")):  # which go before PyTorch's
+            break
         if (place / name).is_file():
             try:
                 files = dict(json.loads((place / name).read_text(encoding="utf-8"))["weight_map"])

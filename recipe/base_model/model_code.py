@@ -16,8 +16,13 @@ FILES = tuple(HERE / f"{name}.py" for name in architecture.CODE)
 
 def read_config(place: Path) -> Dict[str, Any]:
     """A model folder's config.json; {} if it is missing or damaged."""
+    return read_json_object(place / "config.json")
+
+
+def read_json_object(path: Path) -> Dict[str, Any]:
+    """A JSON file's object; {} if there is none."""
     try:
-        found = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

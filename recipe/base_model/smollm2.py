@@ -118,8 +118,8 @@ def internlm2_weights(llama: Tensors, layers: int, kv_heads: int) -> Tensors:
     }  # fmt: skip
     for layer in range(layers):
         old, new = f"blk.{layer}.", f"model.layers.{layer}."
-        qkv = [llama[f"{old}attn_{part}.weight"] for part in "qkv"]
-        made[f"{new}attention.wqkv.weight"] = fused(*qkv, kv_heads)
+        query, key, value = (llama[f"{old}attn_{part}.weight"] for part in "qkv")
+        made[f"{new}attention.wqkv.weight"] = fused(query, key, value, kv_heads)
         made.update({f"{new}{name}.weight": llama[f"{old}{source}.weight"] for name, source in names.items()})
     return made
 

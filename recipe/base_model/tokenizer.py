@@ -5,11 +5,12 @@ from typing import Any, List, Tuple
 
 from recipe.base_model import model_code, visual_encoder
 from recipe.base_model.download import download_files, ensure, light_files
-from recipe.base_model.folder import folder, is_internlm2, is_local
+from recipe.base_model.folder import folder, is_internlm2, is_local, tokenizer_file
 from recipe.base_model.hub_addresses import Files
 from recipe.base_model.record import check_source
 from recipe.core.commands import command_line
-from recipe.core.errors import InputWrong
+from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.files import lfs_pointer
 from recipe.core.run import Run
 from recipe.core.settings import Settings
 from recipe.xtuner import preset_facts
@@ -32,6 +33,10 @@ def tokenizer(run: Run) -> Any:
             ensure(run)
         else:
             place = download_tokenizer(run)
+    if given:
+        pointer = lfs_pointer(place if place.is_file() else tokenizer_file(place))
+        if pointer:
+            raise HostLacks(f"model.tokenizer: {given}: {pointer}.")
     try:
         if place.is_file():
             return tokenizer_from_model(place)

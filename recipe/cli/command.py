@@ -37,6 +37,7 @@ class Invocation:
     overrides: List[str]
     output: str
     force: bool = False
+    default: str = "coach"  # the recipe that a data file stands for
 
     @property
     def folder(self) -> Path:
@@ -128,7 +129,7 @@ def _invocation(recipe: Optional[str], output: str, force: bool) -> Invocation:
     if not output:
         raise InputWrong("--output= is empty: name a folder for the results.")
     overrides = list(context.meta.get("settings", []))
-    return Invocation(str(context.info_name), recipe or command.default, overrides, output, force)
+    return Invocation(str(context.info_name), recipe or command.default, overrides, output, force, command.default)
 
 
 def options(*wanted: Callable[[Any], Any]) -> Callable[[Any], Any]:

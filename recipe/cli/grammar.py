@@ -4,28 +4,32 @@ grammar.json holds the commands as click declares them and the settings as pydan
 The command line reads words through this module, and so do the scripts under docker/ (words.py).
 """
 
+import itertools
 import json
+import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
-from recipe.cli.schema import find_errors
+from recipe.cli.schema import find_errors, wants_text
+from recipe.core import data_source, other_names
 from recipe.core.commands import command_line, program
 from recipe.core.errors import InputWrong
 from recipe.core.recipe_files import (
     ROOT,
-    choose_hub,
+    Recipe,
     find_recipe,
     line_of,
-    parse_override,
-    put,
-    read_recipe,
+    read_values,
+    recipes,
     toml,
 )
 from recipe.core.suggestions import did_you_mean
 
 SETTING = re.compile(r"[\w.]*=")
 JUST = "{just}"  # stands for commands.program() in grammar.json
+# Commands that train, predict a training, or show the prompts: they ask for a system prompt that is not known.
+PROMPTED = ("demo", "train", "merge", "adapter", "config", "plan", "data-report", "preview")
 
 
 class Words(NamedTuple):
@@ -53,8 +57,8 @@ def usage(command: Dict[str, Any]) -> str:
 def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
     """Sort a command's words into options, settings (key=value) and arguments. Raises InputWrong.
 
-    `port=8502` is another spelling of an option that is marked as a keyword, `--recipe NAME` of the first argument, and
-    a target (of export and cluster) may stand anywhere.
+    `port=8502` is another spelling of an option that is marked as a keyword, `--recipe NAME` of the first argument,
+    `system=…` of data.system=…, and a target (of export and cluster) may stand anywhere.
     """
     options: Dict[str, Dict[str, Any]] = {name: option for option in command["options"] for name in option["names"]}
     keywords = {option["names"][0][2:]: option["names"][0] for option in command["options"] if option["keyword"]}
@@ -86,10 +90,11 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
                 found.options.append(rest.pop(0))
         elif equals and name in keywords:
             found.options.append(f"{keywords[name]}={value}")
-        elif SETTING.match(word):
-            found.settings.append(word)
+        elif SETTING.match(word) and not (command["name"] == "chat" and _is_question(name, keywords)):
+            found.settings.append(f"data.{word}" if name == "system" else word)
         else:
             found.arguments.append(word)
+    _refuse_twice(found.settings)
     if recipe is not None:
         found.arguments.insert(0, recipe)
     for argument in command["arguments"][:1]:
@@ -97,8 +102,25 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
         if targets:
             found.arguments.remove(targets[0])
             found.arguments.insert(0, targets[0])
-    _check_arguments(command, found.arguments)
+    _check_arguments(command, found.arguments, quoting_hint(words, found.arguments))
     return found
+
+
+def _refuse_twice(settings: Sequence[str]) -> None:
+    given: Dict[str, str] = {}
+    for word in settings:
+        key = word.partition("=")[0]
+        if key in given:
+            raise InputWrong(f"{key} is given twice: {given[key]} and {word}. Keep one.")
+        given[key] = word
+
+
+def _is_question(key: str, keywords: Iterable[str]) -> bool:
+    """Whether what stands in front of a = is no setting, nor nearly one: x=2的话，y是多少？"""
+    settings = list(load()["settings"])
+    tables = {one.split(".")[0] for one in settings}
+    is_setting = "." in key or key in tables or other_names.hint(key, settings)
+    return not is_setting and not did_you_mean(key, [*tables, *keywords])
 
 
 def value_of(options: Sequence[str], name: str, default: str) -> str:
@@ -112,7 +134,21 @@ def value_of(options: Sequence[str], name: str, default: str) -> str:
     return found
 
 
-def _check_arguments(command: Dict[str, Any], given: Sequence[str]) -> None:
+def quoting_hint(words: Sequence[str], arguments: Sequence[str]) -> str:
+    """A sentence on quoting, where the shell seems to have split a system prompt; else ""."""
+    for number, word in enumerate(words):
+        key, _, value = word.partition("=")
+        if key in ("system", "data.system"):
+            following = itertools.takewhile(
+                lambda one: one in arguments and not os.path.exists(one), words[number + 1 :]
+            )
+            text = " ".join([value, *following])
+            if text != value:
+                return f' Put a text with blanks in quotes: {key}="{text}"'
+    return ""
+
+
+def _check_arguments(command: Dict[str, Any], given: Sequence[str], hint: str) -> None:
     wanted = command["arguments"]
     for argument, word in zip(wanted, given):
         if argument["choices"] and word not in argument["choices"]:
@@ -121,7 +157,7 @@ def _check_arguments(command: Dict[str, Any], given: Sequence[str]) -> None:
                 f"{', '.join(argument['choices'])}. {usage(command)}"
             )
     if len(given) > len(wanted) and not (wanted and wanted[-1]["many"]):
-        raise InputWrong(f"Too many words: {' '.join(given[len(wanted) :])}. {usage(command)}")
+        raise InputWrong(f"Too many words: {' '.join(given[len(wanted) :])}.{hint} {usage(command)}")
     missing = [argument["name"] for argument in wanted[len(given) :] if argument["required"]]
     if missing:
         raise InputWrong(f"{missing[0]} is missing. {usage(command)}")
@@ -136,15 +172,16 @@ def check_full_width(words: Sequence[str], keys: Sequence[str]) -> None:
 
 
 class Checked(NamedTuple):
-    """A command line that may run: its words, the recipe's name and values (None where no TOML can be read)."""
+    """A command line that may run: its words, its run's name, its recipe and values (None where none is read)."""
 
     words: Words
-    recipe: str
-    values: Optional[Dict[str, Any]]
+    name: str
+    recipe: Optional[Recipe] = None
+    values: Optional[Dict[str, Any]] = None
 
 
 def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Checked:
-    """Check a whole command line. Raises InputWrong."""
+    """Check a whole command line. `folder`: the clone (default: the current folder). Raises InputWrong."""
     known = load()
     command = known["commands"].get(name)
     if command is None:
@@ -154,25 +191,29 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     if found.settings and not command["settings"]:
         raise InputWrong(f"{found.settings[0]}: {name} takes no settings. {usage(command)}")
     if not command["recipe"]:
-        return Checked(found, "", None)
+        return Checked(found, "")
     places = [argument["name"] for argument in command["arguments"]]
     index = places.index("RECIPE")
-    recipe = found.arguments[index] if len(found.arguments) > index else command["recipe"]
-    if name == "preview" and len(found.arguments) == 1 and recipe.isdecimal():
-        recipe = command["recipe"]
+    word = found.arguments[index] if len(found.arguments) > index else command["recipe"]
+    if name == "preview" and len(found.arguments) == 1 and word.isdecimal():
+        word = command["recipe"]
     if command["runs"]:  # they use the run's own settings: the recipe's file may have been edited since, or be gone
-        return Checked(found, recipe, None)
-    path = find_recipe(recipe, folder)
+        return Checked(found, word)
+    output = (folder or Path.cwd()) / value_of(found.options, "--output", "output")
+    try:
+        recipe = find_recipe(word, folder, command["recipe"], output)
+    except InputWrong as error:
+        raise InputWrong(f"{error}{quoting_hint(words, found.arguments)}")
     reader = toml()
     if reader is None:
-        return Checked(found, path.stem, None)
-    text, values = read_recipe(path, reader)
-    overridden = {}
-    for override in found.settings:
-        keys, value = parse_override(override, reader)
-        put(values, keys, value, override)
-        overridden[".".join(keys)] = override
-    choose_hub(values, [tuple(key.split(".")) for key in overridden])
+        data_source.check_owner(output / recipe.name, folder or Path.cwd(), recipe.data)
+        return Checked(found, recipe.name, recipe)
+
+    def is_text(key: str) -> bool:
+        return wants_text(known["settings"].get(key, {}))
+
+    text, values, given = read_values(recipe, found.settings, reader, output, folder, is_text)
+    overridden = {".".join(keys): override for keys, override in given.items()}
     lines = []
     for key, why in find_errors(values, known["settings"]):
         near = [
@@ -182,11 +223,11 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
         ]
         override = near[0] if near else ""
         line = 0 if override else line_of(text, key.split("."), reader)
-        where = f"override {override}" if override else f"{path}, line {line}" if line else str(path)
+        where = f"override {override}" if override else f"{recipe.path}, line {line}" if line else str(recipe.path)
         lines.append(f"{where}: {key}: {why}.")
     if lines:
         raise InputWrong("\n".join(lines[:20] + [f"… and {len(lines) - 20} more."] * (len(lines) > 20)))
-    return Checked(found, path.stem, values)
+    return Checked(found, recipe.name, recipe, values)
 
 
 def names(known: Dict[str, Any]) -> List[str]:
@@ -198,6 +239,7 @@ def names(known: Dict[str, Any]) -> List[str]:
 def overview(known: Dict[str, Any]) -> str:
     """All commands, grouped."""
     lines = [f"Usage: {program()} COMMAND [RECIPE] [KEY=VALUE]…", ""]
+    lines += [f"RECIPE: {', '.join(recipes())}, a file mine.toml, or your data: data/mine.xlsx, a folder of files.", ""]
     groups: Dict[str, List[Dict[str, Any]]] = {}
     for command in known["commands"].values():
         groups.setdefault(command["group"], []).append(command)

@@ -26,7 +26,7 @@ def stop(typed: Invocation) -> None:
 
 
 def _call(action: Callable[..., int], typed: Invocation) -> None:
-    from recipe.training.watch import find_run_folder
+    from recipe.training.watch import find_started
 
-    folder = find_run_folder(typed.recipe, typed.folder)
+    folder = find_started(typed.recipe, typed.folder)
     sys.exit(action(folder, shown_path(folder)))

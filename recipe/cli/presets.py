@@ -1,14 +1,18 @@
 """`just presets` and `just new`: what XTuner ships, as a table; a recipe file to begin with."""
 
+import re
 from pathlib import Path
 from typing import Any, List, Tuple
 
 import click
 
-from recipe.cli.command import command, console
+from recipe.cli.command import OUTPUT, command, console
+from recipe.core import data_source
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
+from recipe.core.overrides import to_toml
+from recipe.core.recipe_files import RECIPES, recipes
 from recipe.planning import memory
 from recipe.xtuner import preset_editor, preset_facts
 
@@ -48,24 +52,17 @@ def show(word: str, terminal: Any) -> None:
 
 
 def write_recipe(name: str, base: str) -> Path:
-    """Write the recipe file NAME.toml into the current folder. Raises InputWrong for a name that is taken."""
+    """Write the recipe file NAME.toml into the current folder, from a shipped recipe or a preset. Raises InputWrong for
+    a name that is taken.
+    """
     path = Path(name if name.endswith(".toml") else f"{name}.toml")
-    found = preset_facts.facts(base)
+    if path.stem in recipes():
+        raise InputWrong(f"{path.stem} is a recipe that ships. Choose another name.")
     if not path.stem.replace("-", "_").isidentifier():
         raise InputWrong(
             f"{path.stem!r} is not a valid recipe name: use letters, digits, - and _, as it also names a folder."
         )
-    said = found.refusal
-    warning = f"# Does not run here: {said}.\n" if said else ""
-    has_images = found.kind == "image"
-    vision = VISUAL_ENCODER.format(visual_encoder=found.visual_encoder) if has_images else ""
-    rate = {"full": "2e-5", "projector": "1e-3"}.get(found.method, "2e-4")
-    text = NEW.format(
-        name=path, base=base, warning=warning, model=found.model, method=found.method,
-        template=found.template or "none", lr=rate, data=DATA[found.kind],
-        length=found.names["max_length"] if found.names["max_length"].isdigit() else 2048 - 576 * has_images,
-        vision=vision + PROJECTOR * ("pretrained_pth" in found.names),
-    )  # fmt: skip
+    text = _from_recipe(path, base) if base in recipes() else _from_preset(path, base)
     try:
         with path.open("x", encoding="utf-8") as stream:
             stream.write(text)
@@ -74,6 +71,38 @@ def write_recipe(name: str, base: str) -> Path:
     except OSError as error:
         raise InputWrong(f"{path} cannot be written: {error.strerror}.")
     return path
+
+
+def _from_recipe(path: Path, base: str) -> str:
+    """The text of a shipped recipe with data of one's own in the place of its own."""
+    here = sorted(str(file) for file in Path("data").glob(f"{path.stem}.*"))
+    remembered = data_source.read(Path(OUTPUT, path.stem))  # where the data file was named directly before
+    data = remembered.get("data", here[0] if here else f"data/{path.stem}.xlsx")
+    text = (RECIPES / f"{base}.toml").read_text(encoding="utf-8")
+    for pattern, new in (
+        (r"\A(#.*\n)+", OWN.format(name=path, base=base)),
+        (r"^(url|sha256) = .*\n", ""),
+        (r"^files = .*", f"files = [{to_toml(data)}] # workbooks, CSV, JSON, Parquet, or folders of them"),
+        (r"^system = .*", f"system = {to_toml(remembered.get('system', ''))} # who the model is to be"),
+        (r"^evaluation_inputs = (.|\n)*?\]\n", f"evaluation_inputs = {data_source.QUESTIONS} # of those held out\n"),
+    ):
+        text = re.sub(f"(?m){pattern}", lambda _, new=new: new, text)  # type: ignore[misc]
+    return text
+
+
+def _from_preset(path: Path, base: str) -> str:
+    found = preset_facts.facts(base)
+    said = found.refusal
+    warning = f"# Does not run here: {said}.\n" if said else ""
+    has_images = found.kind == "image"
+    vision = VISUAL_ENCODER.format(visual_encoder=found.visual_encoder) if has_images else ""
+    rate = {"full": "2e-5", "projector": "1e-3"}.get(found.method, "2e-4")
+    return NEW.format(
+        name=path, base=base, warning=warning, model=found.model, method=found.method,
+        template=found.template or "none", lr=rate, data=DATA[found.kind],
+        length=found.names["max_length"] if found.names["max_length"].isdigit() else 2048 - 576 * has_images,
+        vision=vision + PROJECTOR * ("pretrained_pth" in found.names),
+    )  # fmt: skip
 
 
 def write_table() -> Path:
@@ -94,6 +123,8 @@ DATA = {
 }
 VISUAL_ENCODER = 'visual_encoder = "{visual_encoder}" # CLIP at the same hub, or a folder that you have\n'
 PROJECTOR = 'pretrained_pth = "none" # better: the folder of the first stage\'s run, output/…\n'
+OWN = """# The recipe {base} with data of your own. Check it with: just plan {name}, then: just merge {name}
+"""
 NEW = """# A recipe of your own. Check it with: just plan {name}, then: just train {name}
 {warning}
 base = "{base}" # XTuner's preset: whatever is not named here stays as it has it
@@ -137,10 +168,12 @@ def presets(words: Tuple[str, ...], write: bool) -> None:
         show(" ".join(words), console())
 
 
-@command("new mine --from internlm2_chat_7b_qlora_oasst1_e3", default="", settings=False)
+@command("new mine --from coach", "new mine --from internlm2_chat_7b_qlora_oasst1_e3", default="", settings=False)
 @click.argument("name")
-@click.option("--from", "base", required=True, metavar="PRESET", help="The preset to begin with; `presets` lists them.")
+@click.option(
+    "--from", "base", required=True, metavar="NAME", help="The recipe (coach) or preset to begin with; see `presets`."
+)
 def new(name: str, base: str) -> None:
-    """Write a recipe file of your own, NAME.toml, from one of XTuner's presets."""
+    """Write a recipe file of your own, NAME.toml, from a shipped recipe or one of XTuner's presets."""
     path = write_recipe(name, base)
     click.echo(f"{path}: edit it, then: {command_line('plan', str(path))}")

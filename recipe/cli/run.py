@@ -8,9 +8,11 @@ from typing import Any, Callable, List, Optional, Tuple
 
 import click
 
+from recipe.cli import grammar
 from recipe.cli.command import Invocation, console, root
-from recipe.core import settings
+from recipe.core import data_source, settings
 from recipe.core.errors import PlanRefused
+from recipe.core.recipe_files import find_recipe
 
 Show = Callable[[Any], None]
 
@@ -22,11 +24,21 @@ def load(typed: Invocation, verify: bool = False, name: str = "") -> Any:
     """
     from recipe.core.run import Run
 
-    recipe_name, recipe = settings.load(typed.recipe, typed.overrides)
+    recipe = find_recipe(typed.recipe, default=typed.default, output=typed.folder)
+    if recipe.data and typed.command in grammar.PROMPTED:
+        data_source.check_owner(typed.folder / recipe.name, root(), recipe.data)
+        data_source.ask_system(typed.folder / recipe.name, recipe.data, typed.overrides)
+    recipe_name, chosen = settings.load(recipe, typed.overrides, typed.folder)
     run = Run(
-        name=name or recipe_name, settings=recipe, root=root(), output=typed.folder, force=typed.force,
-        verify=verify, recipe_arguments=typed.recipe_arguments,
+        name=name or recipe_name, settings=chosen, root=root(), output=typed.folder, force=typed.force,
+        verify=verify, recipe_file=None if recipe.data else recipe.path, recipe_arguments=typed.recipe_arguments,
     )  # fmt: skip
+    if recipe.data:
+        run.source = {"data": recipe.data}
+        if any(word.startswith("data.system=") for word in typed.overrides):
+            run.source["system"] = chosen.data.system
+            if typed.command in grammar.PROMPTED:  # it is remembered: the next command need not repeat it
+                typed.overrides[:] = [word for word in typed.overrides if not word.startswith("data.system=")]
     wanted = os.environ.get("RECIPE_FETCH")
     if wanted in FETCHES:
         FETCHES[wanted](run)
@@ -67,6 +79,10 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
     from recipe.training import watch
 
     with run.open(), watch.report_status(run, command):
+        other = run.other_recipe()
+        if other:
+            click.secho(other, fg="yellow", err=True)
+        _remember_source(run)
         try:
             pipeline.run_stages(run, command)
         except PlanRefused as refused:
@@ -83,6 +99,12 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
             write_report(run)
         if show:
             show(run)
+
+
+def _remember_source(run: Any) -> None:
+    """Keep in the run's folder which data file it belongs to, and the system prompt that was typed."""
+    if run.source:
+        data_source.remember(run.folder, run.source)
 
 
 def join_other_nodes(run: Any) -> bool:
@@ -103,6 +125,7 @@ def check_before_detaching(run: Any, command: str) -> None:
     from recipe.training import watch
 
     with run.open(), contextlib.redirect_stdout(sys.stderr):
+        _remember_source(run)
         pipeline.run_stages(run, command, pipeline.PLANNED)
         watch.mark_starting(run, command)
     print(run.folder)

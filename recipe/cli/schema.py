@@ -3,6 +3,7 @@
 import re
 from typing import Any, Dict, List, Sequence, Tuple
 
+from recipe.core import other_names
 from recipe.core.suggestions import closest
 
 TYPES: Dict[str, Tuple[Any, str]] = {
@@ -33,14 +34,23 @@ def find_errors(values: Dict[str, Any], schemas: Dict[str, Any]) -> List[Tuple[s
             found.append((key, f"is a table, not a value (found {value!r})"))
         else:
             known = list(schemas) if "." in key else [*tables, *schemas]
-            found.append((key, f"unknown key{_hint(key, known, 0.5) or '; known are ' + ', '.join(known)}"))
+            other = other_names.hint(key, list(schemas))
+            guess = f"; {other}" if other else _hint(key, known, 0.5)
+            found.append((key, f"unknown key{guess or '; known are ' + ', '.join(known)}"))
     return found
+
+
+def wants_text(schema: Dict[str, Any]) -> bool:
+    """Whether a setting is a text, or texts: what a command line gives it is taken letter by letter."""
+    kinds = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+    kinds = [one.get("items", one) for one in kinds]
+    return all(one.get("type") == "string" and "enum" not in one for one in kinds)
 
 
 def find_error(value: Any, schema: Dict[str, Any]) -> str:
     """What is wrong with a value, "" if nothing is. Knows as much of JSON Schema as settings.py uses."""
-    if schema.get("bare") and isinstance(value, str):  # one text in place of a list of texts
-        value = [value]
+    if schema.get("bare") and isinstance(value, (str, int)) and not isinstance(value, bool):  # in place of a list
+        value = [str(value)]
     if "anyOf" in schema:
         errors = [find_error(value, one) for one in schema["anyOf"] if one.get("type") != "null"]
         return "" if "" in errors else " or ".join(dict.fromkeys(errors))

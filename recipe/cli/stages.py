@@ -17,14 +17,14 @@ from recipe.core.errors import InputWrong
 command = functools.partial(cli.command, group="One stage")
 
 
-@command("data coach", "data coach data.files=data/mine.xlsx data.sha256=")
+@command("data coach", "data data/mine.xlsx")
 @stage_options
 def data(typed: Invocation) -> None:
     """Turn workbook, CSV, JSON or Parquet into dataset.jsonl; list every fault by its row."""
     run_stages(load(typed), typed.command)
 
 
-@command("data-report coach", "data-report demo")
+@command("data-report coach", "data-report data/mine.xlsx")
 @stage_options
 def data_report(typed: Invocation) -> None:
     """Show what is in the data: lengths, likely mistakes, ten conversations as the model sees them."""
@@ -52,7 +52,7 @@ def preview(typed: Invocation, row: Optional[str]) -> None:
     run_stages(load(typed), typed.command, lambda run: report.preview(run, int(row or 1), console()))
 
 
-@command("plan coach", "plan coach train.max_epochs=5 --png rate.png")
+@command("plan coach", "plan data/mine.xlsx train.max_epochs=5 --png rate.png")
 @stage_options
 @click.option("--png", metavar="FILE", help="Also draw the learning-rate curve into this file.")
 def plan(typed: Invocation, png: Optional[str]) -> None:

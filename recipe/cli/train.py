@@ -33,7 +33,7 @@ def _train(typed: Invocation, detach: bool, checks: bool, show: Any) -> None:
         run_stages(run, typed.command, lambda run: show(run, typed), closing=True)
 
 
-@command("demo", "demo data.files=data/mine.xlsx", default="demo")
+@command("demo", "demo data/mine.xlsx", default="demo")
 @training_options
 def demo(typed: Invocation, detach: bool, checks: bool) -> None:
     """Fine-tune a small pre-trained model on a sample workbook: no GPU, no Docker, a few minutes."""
@@ -47,11 +47,11 @@ def _show_demo(run: Any, typed: Invocation) -> None:
     if "eval" in run.manifest["stages"]:
         click.echo(f"\nOn what was held out, {page.evaluation_verdict(run)}")
     click.echo(f"\nNext, to talk to it:       {command_line('chat', typed.recipe_arguments)}")
-    click.echo(f"your own workbook:        {command_line('demo', 'data.files=data/mine.xlsx')}")
+    click.echo(f"your own workbook:        {command_line('demo', 'data/mine.xlsx')}")
     click.echo(f"on an NVIDIA GPU:         {command_line('train')}")
 
 
-@command("train", "train coach train.max_epochs=5 --detach")
+@command("train data/mine.xlsx", "train coach train.max_epochs=5 --detach")
 @training_options
 def train(typed: Invocation, detach: bool, checks: bool) -> None:
     """Fine-tune: data, plan, config, model, training, adapter. A stopped run resumes when typed again."""
@@ -67,7 +67,7 @@ def _show_train(run: Any, typed: Invocation) -> None:
         click.echo(f"\nNext: {command_line('merge', typed.arguments)}")
 
 
-@command("merge", "merge coach --dry-run")
+@command("merge data/mine.xlsx", "merge coach --dry-run")
 @training_options
 @click.option("--dry-run", is_flag=True, help="Say what it would write, or refuse; write nothing.")
 def merge(typed: Invocation, detach: bool, checks: bool, dry_run: bool) -> None:

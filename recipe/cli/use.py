@@ -76,7 +76,7 @@ def _check_trained(run: Any, typed: Invocation, hint: str = "") -> None:
         )
 
 
-@command("eval coach", "eval coach eval.answers=100")
+@command("eval data/mine.xlsx", "eval coach eval.answers=100")
 @stage_options
 def eval_(typed: Invocation) -> None:
     """Is it better? Compare base and tuned model on the conversations held out of training."""

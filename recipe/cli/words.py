@@ -1,9 +1,11 @@
 """Checks and parses a command line for the scripts under docker/, with Python's standard library alone.
 
 `python3 -m recipe.cli.words COMMAND WORD …` prints what the scripts need to know, a `name<TAB>value` pair a line. Exit
-code 2: the words are wrong, and stderr says why. Exit code 10: the words ask for help, which is printed instead.
+code 2: the words are wrong, and stderr says why. Exit code 10: the words ask for help, which is printed instead. At a
+terminal it asks for the system prompt of a data file that has none yet; Ctrl-C there is exit code 130.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import List, Sequence, Tuple
 
 from recipe.cli import grammar
+from recipe.core import data_source
 from recipe.core.errors import InputWrong
 from recipe.core.recipe_files import ROOT
 
@@ -23,13 +26,18 @@ QUOTED_PATH = re.compile(r"""(["'])((?:/|\.\./)[^"'\n]*)\1""")
 def facts(command: str, words: Sequence[str]) -> List[Tuple[str, str]]:
     """(name, value) pairs of a command line; `reads` and `writes` may repeat. Raises InputWrong.
 
-    command, recipe, output; values: the recipe's settings as JSON, where this Python reads TOML; writes: folders that
-    the command writes to; reads: paths outside the clone that it may read; host, port: of the web page; detach, json:
-    the option is given.
+    command, recipe (its run's name), output; values: the recipe's settings as JSON, where this Python reads TOML;
+    writes: folders that the command writes to; reads: paths outside the clone that it may read; host, port: of the web
+    page; detach, json: the option is given.
     """
     checked = grammar.check(command, words, ROOT)
     options = checked.words.options
-    found = [("command", command), ("recipe", _utf8(checked.recipe))]
+    found = [("command", command), ("recipe", _utf8(checked.name))]
+    if checked.recipe and checked.recipe.data:
+        data = os.path.realpath(str(ROOT / checked.recipe.data))  # a link in the clone may lead out of it
+        found.append(("reads", _utf8(data)))
+        if command in grammar.PROMPTED:
+            _ask_system(checked, ROOT / grammar.value_of(options, "--output", "output"))
     found.append(("values", json.dumps(checked.values, default=str)))
     output, chart = (_utf8(grammar.value_of(options, name, "")) for name in ("--output", "--png"))
     found.append(("output", output or "output"))
@@ -45,13 +53,21 @@ def facts(command: str, words: Sequence[str]) -> List[Tuple[str, str]]:
     return found + [(name, "yes") for name in ("detach", "json") if f"--{name}" in options]
 
 
+def _ask_system(checked: grammar.Checked, output: Path) -> None:
+    """Ask before a container starts or the run is detached."""
+    assert checked.recipe
+    with contextlib.suppress(OSError):  # a folder that cannot be written is reported by the command itself
+        data_source.ask_system(output / checked.name, checked.recipe.data, checked.words.settings)
+
+
 def paths(words: Sequence[str]) -> List[str]:
     """Paths outside the clone that the words name, alone, in a list, or in a recipe file."""
     found: List[str] = []
     for word in words:
         value = word.partition("=")[2] or word
-        if PATH.match(value) and "\n" not in value:
-            found.append(_utf8(value))
+        outside = [one for one in (word, value) if PATH.match(one) and "\n" not in one]
+        if outside:
+            found.append(_utf8(outside[0]))
         else:
             found += _quoted(_utf8(value))
         if value.endswith(".toml") and os.path.isfile(value):
@@ -80,6 +96,9 @@ def main(words: Sequence[str]) -> int:
     except InputWrong as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from recipe.core.errors import RunFailed
 
+LFS = b"version https://git-lfs"  # how a pointer begins
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` beside `path`, then rename: a reader never sees half a file."""
@@ -20,6 +22,17 @@ def relative_path(path: Path, root: Path) -> str:
         return str(path.resolve().relative_to(root.resolve()))
     except ValueError:
         return str(path)
+
+
+def lfs_pointer(path: Path) -> str:
+    """What to say of a file that is only Git LFS's pointer to the real one; "" for all others."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as stream:
+        head = stream.read(len(LFS))
+    if head != LFS:
+        return ""
+    return "it is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or download the file"
 
 
 def remove(path: Path) -> None:

@@ -59,9 +59,12 @@ def _gpus(*_environment: Optional[str]) -> List[Dict[str, Any]]:
             try:
                 told = torch.cuda.get_device_properties(number)
             except (RuntimeError, AssertionError):  # PyTorch cannot use the card
-                continue
+                if capability is None:
+                    continue
+                told = None
             capability = capability or (told.major, told.minor)
-            total = told.total_memory >> 20 if total is None else total
+            if total is None:  # the machine's own, where the card has none
+                total = (told.total_memory if told else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) >> 20
         version = "{}.{}".format(*capability)
         found.append(dict(name=card.name, memory_mib=total, driver=card.driver, capability=version))
     return found

@@ -8,8 +8,10 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
+from recipe.core import data_source
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.suggestions import did_you_mean
 
@@ -41,23 +43,82 @@ def recipes() -> List[str]:
     return sorted(p.stem for p in RECIPES.glob("*.toml") if "\nbase = " in p.read_text(encoding="utf-8"))
 
 
-def find_recipe(name: str, folder: Optional[Path] = None) -> Path:
-    """The file of recipe `name`: a path to a .toml file, or a name that ships or lies in `folder` (default: the
-    current one). Raises InputWrong.
+class Recipe(NamedTuple):
+    """What a command line names: a recipe file and the name of its run; `data` takes the place of its own data."""
+
+    path: Path
+    name: str
+    data: str = ""
+
+
+def find_recipe(
+    word: str, folder: Optional[Path] = None, default: str = "coach", output: Optional[Path] = None
+) -> Recipe:
+    """The recipe that `word` names: a path to a .toml file, a name that ships or lies in `folder` (default: the current
+    one), or a data file or folder, which stands for the recipe `default`. Raises InputWrong.
+
+    `output`: where runs lie, which remember their data files.
     """
     here = folder or Path.cwd()
-    if name.endswith(".toml"):
-        if os.path.isfile(here / name):  # False also for a name or a folder that cannot be looked at
-            return Path(name) if folder is None else here / name
-        raise InputWrong(f"There is no recipe file {name}. Shipped recipes: {', '.join(recipes())}.")
+    if word.endswith(".toml"):
+        if os.path.isfile(here / word):  # False also for a name or a folder that cannot be looked at
+            path = Path(word) if folder is None else here / word
+            return Recipe(path, path.stem)
+        raise InputWrong(f"There is no recipe file {word}. Shipped recipes: {', '.join(recipes())}.")
     for place in (RECIPES, here):
-        path = place / f"{name}.toml"
+        path = place / f"{word}.toml"
         if os.path.isfile(path):
-            return path
+            return Recipe(path, word)
+    if data_source.is_path(word):
+        return _of_data(word, here, default, output or here / "output")
+    known = data_source.read((output or here / "output") / word) if os.path.basename(word) == word else {}
+    if known:  # the name of a data file's run
+        return Recipe(RECIPES / f"{default}.toml", word, known["data"])
+    folder_hint = f" The folder of data is named {word}/." if word and os.path.isdir(here / word) else ""
     raise InputWrong(
-        f"There is no recipe {name!r}.{did_you_mean(name, recipes())} Shipped: {', '.join(recipes())}; "
-        f"or give the path of your own recipe file (ending in .toml)."
+        f"There is no recipe {word!r}.{did_you_mean(word, recipes())} Shipped: {', '.join(recipes())}; "
+        f"or give the path of your own recipe file (ending in .toml) or data file (data/mine.xlsx).{folder_hint}"
     )
+
+
+def _of_data(word: str, root: Path, default: str, output: Path) -> Recipe:
+    """The recipe `default` with the data file or folder `word`. Raises InputWrong."""
+    if default == "tutorial":
+        raise InputWrong(
+            f"This command repeats the tutorial on its own workbook. Train on yours with: {command_line('merge', word)}"
+        )
+    data = data_source.relative(word, root)
+    name = data_source.run_name(data, root)
+    if not os.path.exists(root / data) and data_source.read(output / name).get("data") != data:
+        raise data_source.missing(word, root)
+    if name in (*recipes(), "reproduce"):
+        raise InputWrong(
+            f"{word} would be the run {name!r}, which is the recipe {name}'s. Rename it, or use it in that recipe: "
+            f"{name} data.files={word} data.sha256="
+        )
+    if os.path.isfile(root / f"{name}.toml"):
+        raise InputWrong(
+            f"{word} would be the run {name!r}, which is the recipe file {name}.toml's. Name that file, or rename one "
+            "of the two."
+        )
+    return Recipe(RECIPES / f"{default}.toml", name, data)
+
+
+def find_run_folder(word: str, root: Path, output: Path) -> Path:
+    """Where the run lies that `word` names: its folder, a recipe's name or file, or a data file, which may be gone.
+    Nothing need be there. Raises InputWrong if the folder belongs to other data.
+    """
+    for folder in (Path(word), output / word):
+        if any(os.path.isfile(folder / name) for name in ("run.json", ".now.json")):
+            return folder
+    if word.endswith(".toml"):
+        return output / Path(word).stem
+    if not data_source.is_path(word):
+        return output / word
+    data = data_source.relative(word, root)
+    folder = output / data_source.run_name(data, root)
+    data_source.check_owner(folder, root, data)
+    return folder
 
 
 def read_recipe(path: Path, reader: Any) -> Tuple[str, Dict[str, Any]]:
@@ -69,9 +130,11 @@ def read_recipe(path: Path, reader: Any) -> Tuple[str, Dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputWrong(f"Cannot read the recipe file {path}: {error}. It must be a UTF-8 text file.")
     try:
-        return text, reader.loads(text)
+        values = reader.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         raise InputWrong(f"{path} is not valid TOML: {error}. Strings go in quotes, lists in brackets.")
+    refuse_home(values, str(path))
+    return text, values
 
 
 def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
@@ -90,7 +153,54 @@ def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
         parsed = {"value": raw}  # bare words are strings: model.path=/some/folder
     if set(parsed) != {"value"} or any(0xD800 <= ord(character) <= 0xDFFF for character in override):
         raise InputWrong(f"Override {override!r}: give one value, in UTF-8.")
+    refuse_home({key: parsed["value"]}, f"Override {override!r}")
     return tuple(key.split(".")), parsed["value"]
+
+
+def as_typed(override: str, value: Any) -> Any:
+    """The value of a setting that is a text: not the number, date or truth value that TOML takes it for."""
+    return value if isinstance(value, (str, list, dict)) else override.partition("=")[2].strip()
+
+
+def refuse_home(values: Dict[str, Any], where: str) -> None:
+    """Raises InputWrong for a path that begins with ~, which only a shell expands, and not behind a = sign."""
+    for key, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        for text in texts:
+            if isinstance(text, dict):
+                refuse_home({f"{key}.{name}": one for name, one in text.items()}, where)
+            elif isinstance(text, str) and text.startswith("~/"):
+                raise InputWrong(f"{where}: {key}: ~ is not expanded here. Write {os.path.expanduser(text)}")
+
+
+def read_values(
+    recipe: Recipe,
+    overrides: Sequence[str],
+    reader: Any,
+    output: Path,
+    root: Optional[Path] = None,
+    is_text: Callable[[str], bool] = lambda key: False,
+) -> Tuple[str, Dict[str, Any], Dict[Tuple[str, ...], str]]:
+    """(text of the recipe's file, its values with `overrides`, {keys: override as typed}). Raises InputWrong, also if
+    the run's folder below `output` belongs to other data. `is_text`: whether a setting is a text.
+    """
+    folder = output / recipe.name
+    text, values = read_recipe(recipe.path, reader)
+    if recipe.data:
+        data_source.use(values, recipe.data, data_source.read(folder).get("system"))
+    given: Dict[Tuple[str, ...], str] = {}
+    for override in overrides:
+        keys, value = parse_override(override, reader)
+        if recipe.data and keys == ("data", "files"):
+            raise InputWrong(f"{recipe.data} and {override}: name the data once.")
+        put(values, keys, as_typed(override, value) if is_text(".".join(keys)) else value, override)
+        given[keys] = override
+    choose_hub(values, given)
+    own = values.get("data")
+    files = own.get("files") if isinstance(own, dict) else None
+    data_source.check_owner(folder, root or Path.cwd(), recipe.data, files)
+    data_source.check_system(values)
+    return text, values, given
 
 
 def put(values: Dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:

@@ -5,7 +5,7 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -17,6 +17,8 @@ from recipe.core.hashing import digest
 from recipe.core.host import host, versions
 from recipe.core.settings import Settings, load
 
+MADE_FOR = ("data", "plan", "config")  # stages whose results a training uses; later commands may replace them
+INDEPENDENT = ("eval", "export", "plan", "cluster", "merge")  # tables of settings that a training does not depend on
 ENTRY_FIELDS = {"key", "figures", "outputs", "seconds", "peak_memory_mb"}  # of every stage in the manifest
 
 
@@ -33,6 +35,8 @@ class Run:
     manifest: Dict[str, Any] = dataclasses.field(default_factory=dict)
     performed: List[str] = dataclasses.field(default_factory=list)  # stages that ran in this process
     status: Dict[str, Any] = dataclasses.field(default_factory=dict)  # what it is doing, see training/watch.py
+    recipe_file: Optional[Path] = None
+    source: Dict[str, str] = dataclasses.field(default_factory=dict)  # of a run named by a data file: data_source.py
     recipe_arguments: str = ""  # its recipe as the next command must name it, with --output if that was given
 
     @property
@@ -91,6 +95,11 @@ class Run:
         """The figures of `stage` in the manifest; {} if it has not run."""
         return self.manifest.get("stages", {}).get(stage, {}).get("figures", {})
 
+    @property
+    def questions(self) -> List[str]:
+        """The questions asked during training: the recipe's, or those that the config stage has drawn."""
+        return list(self.figures("config").get("questions", filter(None, self.settings.train.questions)))
+
     def open(self) -> FileLock:
         """Make the folder, lock it and read its manifest.
 
@@ -113,32 +122,64 @@ class Run:
         if path.exists():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
-                is_valid = all(set(entry) >= ENTRY_FIELDS for entry in found["stages"].values())
-            except (ValueError, TypeError, KeyError, AttributeError):
+                is_valid = is_manifest(found)
+            except (OSError, ValueError):
                 is_valid = False
-            # Without a valid manifest every stage runs again; nothing is deleted.
-            self.manifest = found if is_valid else {}
+            if not is_valid:
+                lock.release()
+                shown = self.relative(path)
+                raise InputWrong(
+                    f"{shown} is damaged: what was made in {self.relative(self.folder)} is unknown. Restore the file, "
+                    f"or make everything again: mv {shlex.quote(shown)} {shlex.quote(shown + '.damaged')}"
+                )
+            self.manifest = found
         return lock
+
+    def other_recipe(self) -> str:
+        """What to say where another recipe file of the same name made this folder's results; "" otherwise."""
+        made, here = self.manifest.get("recipe_file"), self._recipe_file()
+        if not isinstance(made, dict) or not here or here["path"] == made["path"] or here["sha256"] == made["sha256"]:
+            return ""
+        return (
+            f"{self.relative(self.folder)} was made by {made['path']}; {here['path']} is another recipe of the same "
+            f"name. What differs is made again in its place. To keep both: --output another_folder"
+        )
+
+    def _recipe_file(self) -> Dict[str, str]:
+        if self.recipe_file is None or not self.recipe_file.is_file():
+            return {}
+        path = self.recipe_file if self.recipe_file.is_absolute() else self.root / self.recipe_file
+        return {"path": self.relative(path), "sha256": digest(self.recipe_file)}
 
     @property
     def arguments(self) -> str:
         """The recipe and the overrides that give these settings, for a command in a message."""
         recipe = self.recipe_arguments or shlex.quote(self.name)
         try:
-            words = overrides.between(load(shlex.split(recipe)[0])[1], self.settings)
+            words = overrides.between(load(shlex.split(recipe)[0], output=self.output)[1], self.settings)
         except InputWrong:  # the recipe's file is gone
             words = []
         return " ".join([recipe, *map(shlex.quote, words)])
 
     def record_training(self) -> None:
-        """Record the finished training's settings and data: later commands may make stages with others."""
+        """Record what the finished training was made of: later commands may make stages with other settings."""
         files = self.manifest["stages"].get("data", {}).get("outputs", {})
+        before = self.manifest.get("trained", {})
         made = {"settings": self.settings.model_dump(), "forced": self.force, "config": digest(self.config)}
         made["data"] = {name: entry["sha256"] for name, entry in files.items()}
-        before = self.manifest.get("trained")
+        made["stages"] = self._made_for_training()
+        machine = {"host": host(), "versions": versions()} if "train" in self.performed or not before else before
+        made.update({name: machine[name] for name in ("host", "versions") if name in machine})
         self.manifest["trained"] = json.loads(json.dumps(made))
         if self.manifest["trained"] != before:
             self.save()
+
+    def record_restored(self) -> None:
+        """Record that data, plan and config are the training's again, or hold another exam for it."""
+        self.manifest["trained"]["stages"] = self._made_for_training()
+
+    def _made_for_training(self) -> Dict[str, Any]:
+        return {name: self.manifest["stages"][name] for name in MADE_FOR if name in self.manifest["stages"]}
 
     def trained_settings(self) -> Settings:
         """The settings of the finished training, else those of the last command.
@@ -149,6 +190,39 @@ class Run:
             return Settings.model_validate((self.manifest.get("trained") or self.manifest)["settings"])
         except (ValidationError, KeyError, TypeError) as error:
             raise manifest_error(self.relative(self.folder / "run.json"), error)
+
+    def as_trained(self) -> "Run":
+        """This run as its finished training left it. Stages that data, plan or config have made with other settings
+        since are in manifest["later"].
+        """
+        trained, entries = self.manifest.get("trained", {}), self.manifest.get("stages", {})
+        if "train" not in entries or "stages" not in trained:
+            return self
+        later = {
+            name: entries[name]
+            for name, entry in trained["stages"].items()
+            if name in entries and entries[name]["key"] != entry["key"]
+        }
+        settings, now = self.trained_settings(), self.settings
+        kept = {name: getattr(now, name) for name in INDEPENDENT}
+        if not later:  # only where a moved model is, and other questions for the evaluation, can have changed
+            places = {name: getattr(now.model, name) for name in ("path", "tokenizer", "visual_encoder")}
+            kept["model"] = settings.model.model_copy(update=places)
+            kept["data"] = settings.data.model_copy(update={"eval_files": now.data.eval_files})
+        settings = settings.model_copy(update=kept)
+        if settings == now and not later:
+            return self
+        manifest = {**self.manifest, "stages": {**entries, **trained["stages"]}, "later": later}
+        manifest.update({name: trained[name] for name in ("forced", "host", "versions") if name in trained})
+        return dataclasses.replace(self, settings=settings, manifest=manifest)
+
+    def is_replaced(self, name: str) -> bool:
+        """Whether a file of the training's data, plan or config is now that of a later command with other settings."""
+        for stage, entry in self.manifest.get("later", {}).items():
+            made, trained = (one["outputs"].get(name) for one in (entry, self.manifest["stages"][stage]))
+            if made and trained and made["sha256"] != trained["sha256"]:
+                return bool(digest(self.folder / name) == made["sha256"])
+        return False
 
     def scratch_run(self, output: Path, **more: Any) -> "Run":
         """An empty run of the same name and settings below `output`, to make stages without touching this run."""
@@ -169,10 +243,27 @@ class Run:
 
     def save(self) -> None:
         """Write run.json."""
+        made_by = self._recipe_file()
+        if made_by:
+            self.manifest["recipe_file"] = made_by
         self.manifest.update(
             recipe=self.name, settings=self.settings.model_dump(), forced=self.force, host=host(), versions=versions()
         )
         write_text(self.folder / "run.json", json.dumps(self.manifest, ensure_ascii=False, indent=1) + "\n")
+
+
+def is_manifest(found: Any) -> bool:
+    """Whether a run.json has the fields that stages and reports read, each of its type."""
+    if not isinstance(found, dict) or not isinstance(found.get("stages"), dict):
+        return False
+    for entry in found["stages"].values():
+        if not isinstance(entry, dict) or not set(entry) >= ENTRY_FIELDS:
+            return False
+        if not isinstance(entry["figures"], dict) or not isinstance(entry["outputs"], dict):
+            return False
+        if not all(isinstance(made, dict) and {"sha256", "stamp"} <= set(made) for made in entry["outputs"].values()):
+            return False
+    return isinstance(found.get("trained", {}), dict)
 
 
 def manifest_error(path: str, error: Exception) -> InputWrong:

@@ -4,22 +4,33 @@ Names are XTuner's where XTuner has one. A setting that is left out (None) keeps
 those in common use, widened: a value outside them is a typo.
 """
 
-from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
+import functools
+from pathlib import Path
+from typing import Any, ClassVar, FrozenSet, List, Optional, Sequence, Tuple, Union
 
 import tomli
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Annotated, Literal
 
 from recipe.core.errors import InputWrong
-from recipe.core.recipe_files import choose_hub, find_recipe, parse_override, put, read_recipe
+from recipe.core.recipe_files import Recipe, find_recipe, read_values
 from recipe.core.settings_errors import explain
 
 Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=32768)]
 # A whole number counts iterations; below 1 it is a share of the run, as in transformers' TrainingArguments.
 Interval = Union[Count, Annotated[float, Field(gt=0, lt=1)]]
-as_list = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+as_list = BeforeValidator(lambda value: [str(value)] if type(value) in (str, int) else value)  # a sheet called 2024
 TextList = Annotated[List[str], as_list]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text is empty")
+    return text
+
+
+Question = Annotated[str, AfterValidator(_not_blank)]
 FilledTextList = Annotated[List[str], Field(min_length=1), as_list]
 # Why a run cannot learn: what the plan refuses (planning/refusals.py).
 Fault = Literal[
@@ -70,7 +81,8 @@ class Model(Table):
     @classmethod
     def _name_smollm2(cls, values: Any) -> Any:
         """This source has one model."""
-        return {**values, "id": SMOLLM2} if values.get("source") == "smollm2" else values
+        is_smollm2 = isinstance(values, dict) and values.get("source") == "smollm2"
+        return {**values, "id": SMOLLM2} if is_smollm2 else values
 
     @property
     def is_tiny(self) -> bool:
@@ -144,6 +156,7 @@ class Train(Table):
     longer and far less memory. Default: the preset's; "fast" turns it off where the memory suffices.
     `guard`: stop diverging runs, write checkpoints atomically, save on SIGTERM. `timeout`: minutes of silence after
     which the trainer counts as hung. `loggers`: written beside TensorBoard's files, offline.
+    `evaluation_inputs`: the questions asked during training, or a number: so many of those that are held out.
     `evaluation_images`: the images of evaluation_inputs, one for all or one each. Default: the data's first.
     """
 
@@ -169,13 +182,21 @@ class Train(Table):
     loggers: Annotated[List[Literal["wandb", "swanlab"]], as_list] = []
     deepspeed: str = ""
     evaluation_freq: Optional[Interval] = None
-    evaluation_inputs: Optional[Annotated[List[str], Field(min_length=1)]] = None
+    evaluation_inputs: Optional[
+        Union[Annotated[int, Field(ge=1, le=100)], Annotated[List[Question], Field(min_length=1)]]
+    ] = None
     evaluation_images: Optional[FilledTextList] = None
     evaluation_system: Optional[str] = None
     evaluation_max_new_tokens: Optional[Tokens] = None
     save_steps: Optional[Interval] = None
     save_total_limit: Optional[Annotated[int, Field(ge=-1)]] = None
     log_interval: Optional[Annotated[int, Field(ge=1, le=100)]] = None
+
+    @property
+    def questions(self) -> List[str]:
+        """evaluation_inputs as questions; empty ones where they are not drawn yet."""
+        asked = self.evaluation_inputs
+        return [""] * asked if isinstance(asked, int) else list(asked or ())
 
 
 class Lora(Table):
@@ -303,34 +324,44 @@ class Settings(Table):
 
 def known_keys(model: Any = None, prefix: str = "") -> List[str]:
     """Every setting as a dotted key."""
-    found = []
+    return [key for key, _ in _annotations(model, prefix)]
+
+
+@functools.lru_cache(maxsize=1)
+def text_keys() -> FrozenSet[str]:
+    """The settings that are texts or lists of texts."""
+    return frozenset(key for key, annotation in _annotations() if _is_text(annotation))
+
+
+def _annotations(model: Any = None, prefix: str = "") -> List[Tuple[str, Any]]:
+    found: List[Tuple[str, Any]] = []
     for name, field in (model or Settings).model_fields.items():
         table = field.annotation
-        if isinstance(table, type) and issubclass(table, Table):
-            found += known_keys(table, f"{prefix}{name}.")
-        else:
-            found.append(prefix + name)
+        is_table = isinstance(table, type) and issubclass(table, Table)
+        found += _annotations(table, f"{prefix}{name}.") if is_table else [(prefix + name, table)]
     return found
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Tuple[str, Settings]:
-    """Read recipe `name` with `key=value` overrides; return (run name, settings).
+def _is_text(annotation: Any) -> bool:
+    kinds = [one for one in getattr(annotation, "__args__", None) or [annotation] if one is not type(None)]
+    return all(one is str or (getattr(one, "__args__", None) and _is_text(one)) for one in kinds)
+
+
+def load(
+    name: Union[str, Recipe], overrides: Sequence[str] = (), output: Optional[Path] = None
+) -> Tuple[str, Settings]:
+    """Read recipe `name` with `key=value` overrides; return (run name, settings). `output`: where runs lie.
 
     Raises InputWrong for an unknown recipe, broken TOML, an unknown key, a wrong type or a value out of range. The
     message names file, line, key and what is allowed.
     """
-    path = find_recipe(name)
-    text, values = read_recipe(path, tomli)
-    given: Dict[Tuple[str, ...], str] = {}
-    for override in overrides:
-        keys, value = parse_override(override, tomli)
-        given[keys] = override
-        put(values, keys, value, override)
-    choose_hub(values, given)
+    output = output or Path.cwd() / "output"
+    recipe = find_recipe(name, output=output) if isinstance(name, str) else name
+    text, values, given = read_values(recipe, overrides, tomli, output, is_text=text_keys().__contains__)
     try:
-        return path.stem, Settings.model_validate(values)
+        return recipe.name, Settings.model_validate(values)
     except ValidationError as error:
-        raise InputWrong(explain(error, path, text, given, known_keys()))
+        raise InputWrong(explain(error, recipe.path, text, given, known_keys()))
 
 
 def replace(settings: Settings, key: str, value: Any) -> Settings:

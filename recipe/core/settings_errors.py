@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import tomli
 from pydantic import ValidationError
 
+from recipe.core import other_names
 from recipe.core.recipe_files import line_of
 from recipe.core.suggestions import closest
 
@@ -44,10 +45,15 @@ def _place(keys: Keys, path: Path, text: str, given: Dict[Keys, str]) -> str:
 
 def _reason(error: Any, keys: Keys, known: Sequence[str]) -> str:
     if error["type"] == "extra_forbidden":
+        other = other_names.hint(".".join(keys), known)
+        if other:
+            return f"unknown key; {other}"
         close = closest(".".join(keys), known, cutoff=0.5)
         return f"unknown key; did you mean {close}?" if close else f"unknown key; known are {', '.join(known)}"
     if error["type"] == "missing":
         return "is missing and has no default"
+    if error["type"] == "string_type" and isinstance(error["input"], (int, float)):
+        return f"should be a valid string: put it in quotes (found {error['input']!r})"
     message = error["msg"].replace("Value error, ", "")
     found = f" (found {error['input']!r})" if keys and not isinstance(error["input"], dict) else ""
     return f"{message[0].lower()}{message[1:]}{found}"

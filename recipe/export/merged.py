@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Set
@@ -10,6 +9,7 @@ from typing import Any, Dict, List, Set
 from recipe.base_model import folder
 from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.names import plain_name
 from recipe.core.run import Run
 from recipe.export import gguf_writer
 from recipe.inference import terminal
@@ -91,12 +91,11 @@ def check_merged(run: Run, recipe: str) -> MergedModel:
             f"{run.relative(run.config)}): engines would prompt the model differently. Correct chat_template in "
             f"tokenizer_config.json."
         )
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name).strip("-.") or "model"
     has_chat_template = bool(settings.get("chat_template"))
     after = separator(template, _PromptBuilder(template, _Tokens(eos, bos)))
     return MergedModel(
         model_folder,
-        name,
+        plain_name(run.name),
         recipe,
         config,
         template,

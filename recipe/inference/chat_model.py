@@ -10,7 +10,8 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from recipe.base_model import model_code
 from recipe.core import hardware, imports
-from recipe.inference.loading import choose_precision
+from recipe.inference import limits
+from recipe.inference.loading import choose_precision, free_memory
 from recipe.inference.prompt import separator
 from recipe.intake.images import IMAGE_TOKEN
 
@@ -97,10 +98,17 @@ class ChatModel:
         self, system: str, turns: Turns, question: str, streamer: Any = None, limit: int = MAX_NEW_TOKENS,
         sampling: Optional[Dict[str, Any]] = None,
     ) -> Answer:  # fmt: skip
-        """Answer `question` in at most `limit` tokens, greedily or with `sampling` (arguments of `generate`)."""
+        """Answer `question` in at most `limit` tokens, greedily or with `sampling` (arguments of `generate`).
+
+        Raises InputWrong for a question that is too long.
+        """
         if self.image is not None:
-            return self._generate_with_image(self.embed_prompt(system, turns, question), limit, streamer, sampling)
+            embeds = self.embed_prompt(system, turns, question)
+            limits.check_prompt(self.model.config, embeds.shape[1], embeds.element_size(), free_memory())
+            return self._generate_with_image(embeds, limit, streamer, sampling)
         ids = self.tokenizer(self.prompt(system, turns, question))["input_ids"]
+        value_bytes = 4 if self.precision == "fp32" else 2
+        limits.check_prompt(self.model.config, len(ids), value_bytes, free_memory())
         return self._generate([ids], limit, streamer, sampling)[0]
 
     def fit_history(self, system: str, turns: Turns, question: str, limit: int) -> Turns:

@@ -107,6 +107,13 @@ def choose_precision(place: Path) -> str:
     )
 
 
+def free_memory() -> float:
+    """Bytes that are free on the current card, else in RAM."""
+    import torch
+
+    return float(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else _available_memory()
+
+
 def _available_memory() -> float:
     """Bytes of RAM available."""
     found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="ascii"))

@@ -1,6 +1,8 @@
 """Chat at the terminal: a conversation, one question, or a question per line of a pipe."""
 
+import codecs
 import contextlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -172,17 +174,30 @@ def talk(run: Run, question: Optional[str], which: str = "", image: str = "") ->
 
 
 def piped_lines() -> Iterator[str]:
-    """Lines of standard input in UTF-8 or GB18030 (Chinese Windows). Raises InputWrong."""
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    for number, line in enumerate(sys.stdin, start=1):
-        try:
-            yield line.encode("utf-8", "surrogateescape").decode("utf-8")
-        except UnicodeDecodeError:
-            try:
-                yield line.encode("utf-8", "surrogateescape").decode("gb18030")
-            except UnicodeDecodeError:
-                raise InputWrong(f"Line {number} of standard input is neither UTF-8 nor GB18030. Convert it to UTF-8.")
+    """Lines of standard input in UTF-8, GB18030 (Chinese Windows) or UTF-16 (PowerShell). Raises InputWrong."""
+    stream = sys.stdin.buffer
+    first = stream.readline()
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or 0 in first:
+        yield from _decode_utf16(first + stream.read()).splitlines()
+        return
+    for number, line in enumerate(itertools.chain([first], stream), start=1):
+        for encoding in ("utf-8-sig", "gb18030"):
+            with contextlib.suppress(UnicodeDecodeError):
+                yield line.decode(encoding)
+                break
+        else:
+            raise InputWrong(f"Line {number} of standard input is neither UTF-8 nor GB18030. Convert it to UTF-8.")
+
+
+def _decode_utf16(data: bytes) -> str:
+    """UTF-16 by its mark, else in the order of bytes that gives ASCII for line ends. Raises InputWrong."""
+    encoding = "utf-16"
+    if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16-le" if data.find(b"\n\0") % 2 == 0 or data[1:2] == b"\0" else "utf-16-be"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        raise InputWrong("Standard input holds NUL bytes and is not UTF-16. Convert it to UTF-8.")
 
 
 def read_lines(conversation: Conversation) -> None:

@@ -1,9 +1,13 @@
 """What the readers of all tables return: cells with text, or with the reason why they have none."""
 
+import re
 from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
-# What Excel shows where a formula failed, also in files exported from it.
-EXCEL_ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!")
+# What spreadsheets show where a formula failed or a column is too narrow, also in files exported from them: every
+# Excel's, LibreOffice's, Google's, and those of other languages (#WERT!, #¿NOMBRE?).
+EXCEL_ERROR = re.compile(
+    r"#(?:(?i:n/a|name\?|ref!|value!|div/0!|num!|null!)|NV|GETTING_DATA|[¿¡]?[A-Z][A-Z0-9/_]{1,20}[!?])|#{4,}|Err:5\d\d"
+)
 
 
 class UnreadableFile(Exception):

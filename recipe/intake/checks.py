@@ -2,12 +2,14 @@
 
 import re
 import unicodedata
-from typing import List, Match, Optional
+from typing import Dict, List, Match, Optional, Tuple
 
 from recipe.core.errors import InputWrong
-from recipe.intake.cells import EXCEL_ERRORS
+from recipe.intake import damage
+from recipe.intake.cells import EXCEL_ERROR
 
 MAX_LISTED = 20  # further errors are only counted
+MAX_PLACES = 3  # of each thing that is told
 
 # What the tokenizer, or that of another chat model, reads as a control token.
 CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<unk>|<pad>|\[UNUSED_TOKEN_\d+\]|<\|(?=im_)")
@@ -19,11 +21,28 @@ LINE_BREAKS = re.compile("\r\n|[\r\x0b\x0c]")
 
 # A text without any of these characters needs no further check.
 NEEDS_CHECK = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029\ufffd-\uffff\ud800-\udfff<\\[\u115f\u1160\u3164\uffa0]"
+    "[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\ufffd-\uffff\ud800-\udfff<\\[\u115f\u1160\u3164\uffa0"
+    f"\uff21-\uff3a\uff41-\uff5a{damage.TRIGGERS}]"
 )
 
 # Displayed as nothing, though Unicode counts them as letters or symbols.
 INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
+
+
+def needs_check(text: str) -> bool:
+    """Whether a text holds anything that has to be looked at."""
+    return bool(NEEDS_CHECK.search(text)) or "??" in text
+
+
+class Notes:
+    """What is worth telling about the input, though it is read: how often, and where first."""
+
+    def __init__(self) -> None:
+        self.found: Dict[str, Tuple[int, List[str]]] = {}
+
+    def add(self, what: str, place: str) -> None:
+        count, places = self.found.get(what, (0, []))
+        self.found[what] = (count + 1, [*places, place] if len(places) < MAX_PLACES else places)
 
 
 class InputErrors:
@@ -61,13 +80,14 @@ def find_control(text: str) -> Optional[Match[str]]:
 
 def error_in_text(text: str) -> str:
     """Why a text cannot be trained on; "" if it can."""
-    if text in EXCEL_ERRORS or re.fullmatch("#{4,}", text):
+    if EXCEL_ERROR.fullmatch(text):
         return f"the error {text}"
     if text.startswith("=DISPIMG("):
         return "an image, not text"
     found = find_control(text)
     if not found:
-        return ""
+        lost = damage.damage(text)
+        return f'{lost}: "{text[:30]}{"…" * (len(text) > 30)}"' if lost else ""
     excerpt = _excerpt(text, found)
     if not INVALID_CHARACTER.fullmatch(found.group()):
         return f"the chat control token {found.group()} in {excerpt}"

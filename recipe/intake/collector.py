@@ -4,13 +4,24 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 from recipe.core.settings import Data
-from recipe.intake.cells import Cell, FormattedCell, InvalidCell
-from recipe.intake.checks import INVALID_CHARACTER, LINE_BREAKS, InputErrors, error_in_text, is_visible
+from recipe.intake.cells import EXCEL_ERROR, Cell, FormattedCell, InvalidCell
+from recipe.intake.checks import (
+    INVALID_CHARACTER,
+    LINE_BREAKS,
+    InputErrors,
+    Notes,
+    error_in_text,
+    is_visible,
+    needs_check,
+)
+from recipe.intake.damage import oddities
 from recipe.intake.grouping import move_system_first
 from recipe.intake.images import Images
 from recipe.intake.progress import Progress
 from recipe.intake.records import InvalidRecord, Turn
 from recipe.intake.writer import Writer
+
+MAX_DIGITS = 15  # of a number in Excel
 
 
 class Collector:
@@ -24,6 +35,7 @@ class Collector:
     def __init__(self, data: Data, writer: Writer, images: Optional[Images] = None) -> None:
         self.data, self.writer, self.images = data, writer, images
         self.errors = InputErrors()
+        self.notes = Notes()
         self.progress = Progress()
         self.blank_dropped = self.numbers_as_text = self.line_breaks_changed = 0
 
@@ -39,13 +51,19 @@ class Collector:
             return None
         if isinstance(cell, FormattedCell):
             self.numbers_as_text += 1
+            if len(cell) > MAX_DIGITS and cell.isdigit():
+                self.notes.add(f"numbers of more than {MAX_DIGITS} digits, of which Excel keeps {MAX_DIGITS}", place)
             return str(cell)
+        if not (needs_check(cell) or EXCEL_ERROR.fullmatch(cell)):
+            return cell
         text, count = LINE_BREAKS.subn("\n", cell)
         self.line_breaks_changed += count > 0
         error = error_in_text(text)
         if error:
             self.errors.add(place, error)
             return None
+        for what, _ in oddities(text):
+            self.notes.add(what, place)
         return text
 
     def optional_text(self, cell: Cell, place: str) -> str:

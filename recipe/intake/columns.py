@@ -1,5 +1,6 @@
 """Recognises columns by the header names that people use, in Chinese and English."""
 
+import functools
 import re
 import unicodedata
 from typing import Any, Dict, List, NamedTuple, Sequence
@@ -8,9 +9,11 @@ QUESTION, ANSWER, SYSTEM, CONVERSATION, TURN = "question", "answer", "system", "
 MORE = "more"  # the rest of the question: Alpaca's `input` beside its `instruction`
 NAMES = {
     QUESTION: "q question questions query prompt input instruction user human "
-    "问 问题 提问 问句 题目 输入 指令 咨询 用户问题 用户提问 用户输入 咨询问题 咨询内容 问题内容",
+    "问 问题 提问 问句 题目 输入 指令 咨询 用户问题 用户提问 用户输入 咨询问题 咨询内容 问题内容 "
+    "問 問題 提問 詢問 質問 질문 문의 pregunta pergunta domanda frage вопрос câuhỏi",
     ANSWER: "a answer answers response reply output completion assistant target "
-    "答 答案 回答 回复 答复 解答 输出 应答 标准答案 正确答案 参考答案 参考回答 助手回答 回复内容 回答内容",
+    "答 答案 回答 回复 答复 解答 输出 应答 标准答案 正确答案 参考答案 参考回答 助手回答 回复内容 回答内容 "
+    "回覆 答覆 回應 답변 대답 답 respuesta resposta risposta réponse antwort ответ trảlời",
     SYSTEM: "system systemprompt systemmessage 系统提示 系统提示词 系统设定 系统消息",
     CONVERSATION: "conversation conversationid convid dialog dialogid dialogue dialogueid session sessionid "
     "对话 对话id 对话编号 对话号 会话 会话id 会话编号 会话号",
@@ -30,6 +33,7 @@ class Columns(NamedTuple):
     unused: List[str]
 
 
+@functools.lru_cache(maxsize=4096)  # the keys of a JSON file are the same in every record
 def normalize(name: Any) -> str:
     """A header cell without case, width, spaces, a final remark in brackets, colons and stars."""
     text = unicodedata.normalize("NFKC", "" if name is None else str(name)).casefold()
@@ -102,10 +106,3 @@ def is_header(header: Sequence[Any], chosen: Dict[str, str]) -> bool:
             role for role, name in chosen.items() if normalize(name) in names
         }
         return {QUESTION, ANSWER} <= known
-
-
-def is_repeated_header(header: Sequence[Any], row: Sequence[Any]) -> bool:
-    """Whether a question and answer cell repeat the header, by the same names or by other unmistakable ones."""
-    names, again = sorted(map(normalize, header)), sorted(map(normalize, row))
-    roles = {ROLES.get(name) for name in again}
-    return names == again or (roles == {QUESTION, ANSWER} and all(len(name) > 1 for name in again))

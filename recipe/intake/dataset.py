@@ -3,11 +3,13 @@
 import io
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterable, Iterator, List
 
 from recipe.core.settings import Data
 from recipe.intake.reader import DatasetReader
 from recipe.intake.writer import Writer
+
+TEXT_BEGINNING = 32  # characters that the model is to continue
 
 
 def sample(path: Path, system: str = "") -> List[List[Dict[str, str]]]:
@@ -30,3 +32,14 @@ def lines(path: Path) -> Iterator[Dict[str, Any]]:
 def conversations(path: Path) -> Iterator[List[Dict[str, str]]]:
     """The conversations of a dataset.jsonl, one by one."""
     return (line["conversation"] for line in lines(path))
+
+
+def first_questions(paths: Iterable[Path], count: int) -> List[str]:
+    """The first questions of conversations, `count` at most and each once; of plain texts their beginnings."""
+    found: Dict[str, None] = {}
+    for path in paths:
+        for conversation in conversations(path):
+            if len(found) == count:
+                return list(found)
+            found[conversation[0]["input"] or conversation[0]["output"][:TEXT_BEGINNING]] = None
+    return list(found)

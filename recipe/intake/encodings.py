@@ -22,6 +22,7 @@ FREQUENT = frozenset(
     "重什每月全或目先更很再见工给做感谢請说怎吗吧呢哪谁为何"
     "這來個國時會對於著過發後裡種經麼學現當沒動還進樣開從無與長機問兩體間實關點業見給謝說嗎為"
 )
+READABLE = re.compile("[\t\r\n -~\u00a0-\u00ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
 NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8 with a mark", "gb18030": "GB18030 (GBK)"}
 
 
@@ -36,13 +37,14 @@ def detect(path: Path) -> str:
     for mark, name in BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
-    if head[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0") or head.startswith(b"%PDF"):
-        raise UnreadableFile("it is not a text file: give it the suffix of its format (.xlsx?)")
     if 0 in head:
         # In UTF-16 half of the bytes of ASCII are zero; text in any other encoding has none.
         zeros = [head[start::2].count(0) for start in (0, 1)]
-        if max(zeros) > len(head) // 16:
+        if max(zeros) > len(head) // 16 and len(head) % 2 == 0:
             return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
+        name = _utf16(head)
+        if name:
+            return name
         raise UnreadableFile("it holds NUL bytes: save it as UTF-8")
     reasons: List[str] = []
     name = next((name for name in ("utf-8", "gb18030") if _decodes(path, name, reasons)), "")
@@ -58,6 +60,20 @@ def detect(path: Path) -> str:
             "its encoding is not UTF-8, and as GB18030 (GBK) it does not read like Chinese: save it as UTF-8"
         )
     return name
+
+
+def _utf16(head: bytes) -> str:
+    """UTF-16 without a mark in a text of few ASCII characters: the order of bytes in which it reads; "" for neither."""
+    shares = {}
+    if len(head.translate(None, bytes(range(128)))) < len(head) // 20:
+        return ""  # ASCII with some NUL bytes: two letters look like one Chinese character
+    for name in ("utf-16-le", "utf-16-be"):
+        text = head[: len(head) // 2 * 2].decode(name, "replace")
+        shares[name] = sum(bool(READABLE.match(character)) for character in text) / max(1, len(text))
+        if not set(text) & set("\n\t,"):
+            shares[name] = 0.0
+    best = max(shares, key=lambda name: shares[name])
+    return best if len(head) % 2 == 0 and shares[best] > 0.98 and min(shares.values()) < shares[best] else ""
 
 
 def _decodes(path: Path, name: str, reasons: List[str]) -> bool:
@@ -83,8 +99,14 @@ def _reads_like_chinese(text: str) -> bool:
     characters outside the 3,755 common ones of GB2312, or common characters that are rarely frequent ones (Korean).
     """
     han = [character for character in text if ord(character) > 127 and character.isalpha()]
-    common = sum(b"\xb0" <= character.encode("gb2312", "replace")[:1] <= b"\xd7" for character in han)
+    leads = [character.encode("gb2312", "replace")[:1] for character in han]
+    common = sum(b"\xb0" <= lead <= b"\xd7" for lead in leads)
     frequent = sum(character in FREQUENT for character in han)
+    kana = sum("\u3040" <= character <= "\u30ff" for character in han)
+    # Korean lies in the first third of what Chinese uses, whose most frequent characters are mostly beyond it.
+    korean = len(han) >= 8 and all(b"\xb0" <= lead <= b"\xc8" for lead in leads) and frequent < len(han) * 0.2
+    if korean or kana > len(han) * 0.2:
+        return False
     inside = len(re.findall(r"(?<=[a-z])[^\x00-\x7f](?=[a-z])", text))
     return (
         not re.search("[\ue000-\uf8ff]", text)

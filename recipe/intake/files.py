@@ -1,8 +1,11 @@
 """The data files that a recipe names: folders are expanded, unsupported formats refused."""
 
+import os
+import shlex
 from pathlib import Path
 from typing import List, Tuple
 
+from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.hashing import digest
 from recipe.core.run import Run
@@ -11,6 +14,8 @@ from recipe.xtuner import preset_facts
 
 SUFFIXES = (".xlsx", ".xlsm", ".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 UNSUPPORTED_WORKBOOKS = (".xls", ".xlsb", ".et", ".ods", ".numbers")  # refused, not skipped, also in folders
+DOCUMENTS = (".doc", ".docx", ".wps", ".pdf", ".pptx")
+SHOWN = 120  # characters of a file's name in a message
 
 
 def data_files(run: Run, setting: str = "files") -> List[Tuple[Path, str]]:
@@ -26,10 +31,10 @@ def data_files(run: Run, setting: str = "files") -> List[Tuple[Path, str]]:
                 f"data.{setting} contains an empty file name. Name your file: data.{setting}='[\"data/mine.xlsx\"]'."
             )
         path = run.root / name
-        if path.is_dir():
+        if os.path.isdir(str(path)):
             inside = _expand(path, name, suffixes)
         else:
-            if not path.is_file():
+            if not os.path.isfile(str(path)):  # False also for a name that no file system takes
                 raise InputWrong(_missing(run, setting, path, name))
             if setting == "files" and not found:
                 _check_sha256(run, path, name)
@@ -40,16 +45,22 @@ def data_files(run: Run, setting: str = "files") -> List[Tuple[Path, str]]:
             raise InputWrong(f"{name} is Excel's lock file for an open workbook. Name {path.name[2:]}.")
         if path.suffix.lower() in UNSUPPORTED_WORKBOOKS:
             raise InputWrong(
-                f"{name} is a format that is not supported. Save it as .xlsx in Excel, WPS or LibreOffice."
+                f"{name} is a format that is not supported ({path.suffix.lower()}). Save it as .xlsx in Excel, WPS or "
+                f"LibreOffice."
             )
         if path.suffix.lower() not in suffixes:
-            raise InputWrong(f"{name} has an unknown type ({', '.join(suffixes)}). Save it as .xlsx or UTF-8 .csv.")
+            remedy = "Save it as .xlsx or UTF-8 .csv"
+            if path.suffix.lower() in DOCUMENTS:
+                remedy = "It is a document: copy its table into a workbook"
+            raise InputWrong(f"{name} has an unknown type ({', '.join(suffixes)}). {remedy}.")
     return found
 
 
 def _expand(folder: Path, name: str, suffixes: Tuple[str, ...]) -> List[Tuple[Path, str]]:
     paths = folder.rglob("*") if suffixes != SUFFIXES else folder.iterdir()  # texts come in nested folders
-    inside = [(p, str(Path(name) / p.relative_to(folder))) for p in sorted(paths) if _is_data_file(p, suffixes)]
+    inside = [
+        (p, readable(str(Path(name) / p.relative_to(folder)))) for p in sorted(paths) if _is_data_file(p, suffixes)
+    ]
     if not inside:
         raise InputWrong(f"The folder {name} contains no file of a known type ({', '.join(suffixes)}).")
     return inside
@@ -57,21 +68,34 @@ def _expand(folder: Path, name: str, suffixes: Tuple[str, ...]) -> List[Tuple[Pa
 
 def _missing(run: Run, setting: str, path: Path, name: str) -> str:
     data = run.settings.data
-    beside = sorted(p.name for p in path.parent.glob("*") if _is_data_file(p)) if path.parent.is_dir() else []
+    if len(name) > SHOWN:
+        return (
+            f"data.{setting} takes the names of files, and this is none: {name[:40]!r}… ({len(name)} characters). Put "
+            f"the text into a file."
+        )
+    beside = sorted(readable(p.name) for p in path.parent.glob("*") if _is_data_file(p)) if path.parent.is_dir() else []
     listing = f" {run.relative(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
-    no_sum = " data.sha256=" if data.sha256 and setting == "files" else ""
-    return (
-        f"There is no workbook {name} (data.{setting} of recipe {run.name}).{listing} Put it there, or name yours: "
-        f"data.{setting}=data/mine.xlsx{no_sum}"
-    )
+    own = f"name yours: data.{setting}=data/mine.xlsx"
+    if data.sha256 and setting == "files":
+        own = f"name yours in place of the recipe: {command_line('plan', 'data/mine.xlsx')}"
+    return f"There is no workbook {name} (data.{setting} of recipe {run.name}).{listing} Put it there, or {own}"
+
+
+def readable(name: str) -> str:
+    """A file's name as text: in GB18030, as Chinese Windows and ZIP archives have it, where it is no UTF-8."""
+    try:
+        name.encode("utf-8")
+        return name
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("gb18030", "replace")
 
 
 def _check_sha256(run: Run, path: Path, name: str) -> None:
-    expected = run.settings.data.sha256
+    expected = run.settings.data.sha256.strip().lower()
     if expected and digest(path) != expected:
         raise InputWrong(
             f"{name} is not the workbook that recipe {run.name} was made for: its sha256 is not {expected[:12]}…. "
-            f"{_other_content(run, name)}use yours as it is: data.sha256=''."
+            f"{_other_content(run, name)}name yours in place of the recipe: {command_line('plan', shlex.quote(name))}"
         )
 
 
@@ -106,5 +130,5 @@ def skipped_files(run: Run) -> List[str]:
         path = run.root / name
         if path.is_dir():
             others = [p for p in sorted(path.iterdir()) if not _is_data_file(p, suffixes) and not _is_hidden(p)]
-            found += [str(Path(name) / p.name) for p in others]
+            found += [readable(str(Path(name) / p.name)) for p in others]
     return found

@@ -45,7 +45,9 @@ def list_images(run: Run) -> List[List[List[Any]]]:
     listed = []
     for folder in folders:
         found = [path for path in below(folder) if path.suffix.lower() in SUFFIXES]
-        listed.append([[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in found])
+        listed.append(
+            [[files.readable(str(p.relative_to(folder))), p.stat().st_size, p.stat().st_mtime_ns] for p in found]
+        )
     return listed
 
 

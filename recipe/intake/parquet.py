@@ -1,7 +1,7 @@
 """Opens Parquet files; records.py reads conversations from them, tables.py plain columns."""
 
 from pathlib import Path
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterator, List, Tuple
 
 from recipe.intake.cells import UnreadableFile
 
@@ -28,6 +28,15 @@ def batches(file: Any) -> Iterator[Tuple[int, Any]]:
             rows += len(batch)
     except (ArrowException, OSError, ValueError) as error:
         raise UnreadableFile(f"it is damaged after row {rows} ({_first_line(error)})") from None
+
+
+def values(column: Any, rows: int) -> List[Any]:
+    """The Python values of a column or batch behind `rows` rows. Raises UnreadableFile for a text that is not UTF-8."""
+    try:
+        found: List[Any] = column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise UnreadableFile(f"it is damaged after row {rows} (a text is not UTF-8: {error.reason})") from None
+    return found
 
 
 def _first_line(error: Exception) -> str:

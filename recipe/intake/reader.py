@@ -1,10 +1,11 @@
 """Reads the files of a dataset one after the other, as a stream: of a row, only two 8-byte numbers stay in memory."""
 
+import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from recipe.core.settings import Data
-from recipe.intake import agent, columns, documents, images, records, tables
+from recipe.intake import agent, columns, documents, images, records, signatures, tables
 from recipe.intake.cells import UnreadableFile
 from recipe.intake.checks import find_control
 from recipe.intake.collector import Collector
@@ -12,6 +13,8 @@ from recipe.intake.columns import ANSWER, QUESTION
 from recipe.intake.records import InvalidRecord
 from recipe.intake.rows import TableReader
 from recipe.intake.writer import Writer
+
+DIFFERENT = re.compile("Git LFS|[.] [A-Z]")  # an error with a remedy of its own
 
 
 class DatasetReader(Collector):
@@ -27,20 +30,22 @@ class DatasetReader(Collector):
         """Reads a file of questions and answers, of any supported format."""
         self.path = path
         try:
+            signatures.check(path)
             found = records.read(path)
             if found is None:
                 self._read_tables(path, name)
             else:
                 self._read_turns(name, *found)
         except UnreadableFile as error:
-            remedy = " Save it again as .xlsx." if path.suffix.lower() in (".xlsx", ".xlsm") else ""
-            self.errors.add(name, f"cannot be opened: {error}.{remedy}")
+            damaged = path.suffix.lower() in (".xlsx", ".xlsm") and not DIFFERENT.search(str(error))
+            self.errors.add(name, f"cannot be opened: {error}.{' Save it again as .xlsx.' * damaged}")
 
     def read_texts(self, path: Path, name: str, max_chars: int) -> None:
         """Reads a file of plain texts in pieces of at most `max_chars` characters, like XTuner's pretrain_map_fn."""
         before = self.writer.turns
         details: Dict[str, Any] = {"encoding": ""}
         try:
+            signatures.check(path)
             for document in documents.read_documents(path, self.data.columns.text, details):
                 text = self.text(document.text, f"{name}, {document.place}" if document.place else name)
                 if text is None:
@@ -51,7 +56,7 @@ class DatasetReader(Collector):
                         self.writer.write_raw([{"input": "", "output": piece.strip()}])
         except UnreadableFile as error:
             self.errors.add(name, f"cannot be read: {error}")
-        self.read.append({"file": name, "rows": self.writer.turns - before, "unused": [], **details})
+        self.read.append({"file": name, "rows": self.writer.turns - before, "unused": {}, **details})
 
     def read_agent(self, path: Path, name: str) -> None:
         """Reads a file of conversations with tools; see agent.py."""
@@ -64,6 +69,7 @@ class DatasetReader(Collector):
             self.writer.write_raw(turns)
 
         try:
+            signatures.check(path)
             encoding, values = records.read(path) or ("", iter(()))
             self._read_records(name, encoding, values, write)
         except UnreadableFile as error:
@@ -82,12 +88,12 @@ class DatasetReader(Collector):
                 write(value, where)
             except InvalidRecord as error:
                 self.errors.add(where, str(error))
-        entry = {"file": name, "encoding": encoding, "rows": self.writer.turns - before, "unused": []}
+        entry = {"file": name, "encoding": encoding, "rows": self.writer.turns - before, "unused": {}}
         self.read.append(entry)
         return count
 
     def _read_turns(self, name: str, encoding: str, values: Iterable[Tuple[str, Any]]) -> None:
-        unused: Dict[str, None] = {}
+        left: Dict[str, int] = {}
 
         def find_roles(keys: List[str]) -> Optional[Dict[str, str]]:
             try:
@@ -96,19 +102,18 @@ class DatasetReader(Collector):
                 return None
             if not {QUESTION, ANSWER} <= set(found.roles):
                 return None
-            unused.update(dict.fromkeys(found.unused))
             return {role: keys[index] for role, index in found.roles.items()}
 
         def write(value: Any, where: str) -> None:
             image = ""
             if self.images:
                 image, value = images.split_record(value, self.data.columns.image)
-            turns = records.parse_turns(value, find_roles, bool(self.chosen))
+            turns = records.parse_turns(value, find_roles, bool(self.chosen), left)
             self.check_and_write([turn._replace(image=image) for turn in turns], where)
 
         if not self._read_records(name, encoding, values, write):
             self.errors.add(name, "there are no rows in it")
-        self.read[-1]["unused"] = list(unused)
+        self.read[-1]["unused"] = left
 
     def _read_tables(self, path: Path, name: str) -> None:
         without_header: List[str] = []

@@ -12,9 +12,9 @@ Sources: XTuner 0.1.14 docs (dataset_format), stanford_alpaca, FastChat and Open
 import itertools
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from recipe.intake import encodings, parquet
+from recipe.intake import columns, encodings, json_places, parquet, record_keys
 from recipe.intake.cells import UnreadableFile
 
 USER = ("human", "user", "question", "prompter")
@@ -23,7 +23,8 @@ EXPECTED = (
     "conversation (XTuner), conversations (ShareGPT), messages (OpenAI), instruction and output (Alpaca), or q and a"
 )
 CONVERSATION_KEYS = {"conversation", "messages", "conversations", "instruction"}
-LIST_COLUMNS = {"conversation", "conversations", "messages", "history"}
+LIST_COLUMNS = {"conversation", "conversations", "messages"}
+ROLES = (columns.QUESTION, columns.ANSWER)
 
 Record = Dict[str, Any]
 
@@ -86,9 +87,11 @@ def _items(text: str) -> Iterator[Tuple[str, Any]]:
     value = _parse_json(text, one_line=False)
     if isinstance(value, dict):
         lists = [key for key in value if isinstance(value[key], list) and all(isinstance(i, dict) for i in value[key])]
+        lists = [key for key in lists if value[key]] or lists[:1]  # an empty one beside, such as errors
         # {"conversations": […]} may be one ShareGPT record or a file of records.
         holds_records = lists == ["conversations"] and all(CONVERSATION_KEYS & set(i) for i in value["conversations"])
-        if holds_records or not CONVERSATION_KEYS & set(value):
+        is_record = CONVERSATION_KEYS & set(value) or columns.is_header(list(value), {})
+        if holds_records or not is_record:
             if len(lists) > 1:
                 yield "", InvalidRecord(f"several lists: {', '.join(lists)}. Keep one per file")
                 return
@@ -100,27 +103,34 @@ def _items(text: str) -> Iterator[Tuple[str, Any]]:
         yield f"item {number}", item
 
 
+class _Unplaced(Exception):
+    """What is wrong with a JSON text, and the function that finds where."""
+
+
+def _unique(pairs: List[Tuple[str, Any]]) -> Record:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise _Unplaced(f"the key {double} appears twice in one object", json_places.double_key)
+    return record
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _Unplaced(f"{name} is not valid JSON", json_places.constant)
+
+
 def _parse_json(text: str, one_line: bool) -> Any:
     """The JSON value of a line or a whole file; what is wrong with it as an InvalidRecord."""
-
-    def unique(pairs: List[Tuple[str, Any]]) -> Record:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            double = next(key for key in keys if keys.count(key) > 1)
-            raise InvalidRecord(f"the key {double} appears twice in one object")
-        return dict(pairs)
-
-    def refuse_constant(name: str) -> Any:
-        raise InvalidRecord(f"{name} is not valid JSON")
-
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
-    except InvalidRecord as error:
-        return error
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except _Unplaced as error:
+        message, find = error.args
+        return InvalidRecord(f"{json_places.show(text, find(text), one_line)}: {message}")
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 12) : error.pos + 12].strip().replace("\n", " ")
-        place = f"column {error.colno}" if one_line else f"line {error.lineno}, column {error.colno}"
-        return InvalidRecord(f"{place}: {error.msg[0].lower()}{error.msg[1:]}, at …{near}…")
+        where = json_places.show(text, error.pos, one_line)
+        return InvalidRecord(f"{where}: {error.msg[0].lower()}{error.msg[1:]}, at …{near}…")
     except (RecursionError, ValueError) as error:
         return InvalidRecord(f"it is not JSON that can be read ({error})")
 
@@ -131,12 +141,12 @@ def _read_parquet(path: Path) -> Optional[Iterator[Tuple[str, Any]]]:
 
     file = parquet.open_parquet(path)
     lists = {field.name for field in file.schema_arrow if types.is_list(field.type) or types.is_large_list(field.type)}
-    if not LIST_COLUMNS & lists:
+    if not any(name in LIST_COLUMNS or record_keys.is_history(name) or record_keys.matters(name) for name in lists):
         return None
     return (
         (f"row {number}", _without_none(row))  # a key that a row does not have is None
         for before, batch in parquet.batches(file)
-        for number, row in enumerate(batch.to_pylist(), start=before + 1)
+        for number, row in enumerate(parquet.values(batch, before), start=before + 1)
     )
 
 
@@ -147,12 +157,15 @@ def _without_none(value: Any) -> Any:
 
 
 def parse_turns(
-    record: Any, find_roles: Callable[[List[str]], Optional[Dict[str, str]]], chosen: bool = False
+    record: Any,
+    find_roles: Callable[[List[str]], Optional[Dict[str, str]]],
+    chosen: bool = False,
+    left: Optional[Dict[str, int]] = None,
 ) -> List[Turn]:
     """The turns of one record; blank texts are not checked here.
 
     `find_roles(keys)` gives role → key if the keys name a question and an answer. `chosen` says that the recipe names
-    them, which takes precedence over Alpaca's names. Raises InvalidRecord.
+    them, which takes precedence over Alpaca's names. `left` counts the keys that are left alone. Raises InvalidRecord.
     """
     if isinstance(record, InvalidRecord):
         raise record
@@ -160,15 +173,42 @@ def parse_turns(
         record = {"messages": record}
     if not isinstance(record, dict):
         raise InvalidRecord(f"expected an object, found {_kind(record)}")
-    if record.get("tools"):
-        raise InvalidRecord("tools are not supported: leave the record out, or remove tools and tool calls from it")
+    left = {} if left is None else left
+    turns, read = _turns(record, find_roles, chosen, left)
+    check_rest(record, read, left)
+    return turns
+
+
+def _turns(
+    record: Record, find_roles: Callable[[List[str]], Optional[Dict[str, str]]], chosen: bool, left: Dict[str, int]
+) -> Tuple[List[Turn], Set[str]]:
+    """The turns of a record, and the keys that were read."""
     if isinstance(record.get("conversation"), list):
-        return [_xtuner_turn(turn, f"turn {at}: ") for at, turn in enumerate(_list(record, "conversation"), start=1)]
+        listed = enumerate(_list(record, "conversation"), start=1)
+        turns = [_xtuner_turn(turn, f"turn {at}: ", left) for at, turn in listed]
+        system, keys = _system(record)
+        if system and not any(turn.system for turn in turns):
+            turns[0] = turns[0]._replace(system=system)
+        return turns, {"conversation", *keys}
     for key, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
         if key in record:
-            return _chat_turns(record, key, role, text)
+            return _chat_turns(record, key, role, text, left), {key, *_system(record)[1]}
     if {"instruction", "output"} <= set(record) and not chosen:
-        return _alpaca_turns(record)
+        question = _join(_text(record, "instruction"), _optional(record, "input"))
+        turns, read = [Turn(question, _text(record, "output"))], {"instruction", "input", "output"}
+    else:
+        turns, read = _pair(record, find_roles)
+    system, keys = _system(record)
+    history = [key for key in record if key not in read and record_keys.is_history(key)]
+    for key in history:
+        turns = [*parse_history(record[key], key), *turns]
+    if system:
+        turns = [turns[0]._replace(system=system), *turns[1:]]
+    return turns, {*read, *history, *keys}
+
+
+def _pair(record: Record, find_roles: Callable[[List[str]], Optional[Dict[str, str]]]) -> Tuple[List[Turn], Set[str]]:
+    """A question and an answer under the names of columns, and the keys that were read."""
     roles = find_roles(list(record))
     if roles is None:
         if "conversation" in record:
@@ -181,43 +221,88 @@ def parse_turns(
             f"(.xlsx, .csv, .parquet); in JSON a conversation is one record: conversation or messages"
         )
     more, system = (_optional(record, roles.get(role)) for role in ("more", "system"))
-    return [Turn(_join(_text(record, roles["question"]), more), _text(record, roles["answer"]), system)]
+    question = _join(_text(record, roles["question"]), more)
+    return [Turn(question, _text(record, roles["answer"]), system)], set(roles.values())
+
+
+def _system(record: Record) -> Tuple[str, List[str]]:
+    """A record's own system prompt, and the keys that may hold one."""
+    keys = [key for key in record if columns.ROLES.get(columns.normalize(key)) == columns.SYSTEM]
+    return next(filter(None, (_optional(record, key) for key in keys)), ""), keys
+
+
+def check_rest(holder: Record, read: Iterable[str], left: Dict[str, int], where: str = "") -> None:
+    """Refuse keys that decide what is trained; count the others in `left`. Raises InvalidRecord."""
+    for key, value in holder.items():
+        if key in read:
+            continue
+        why = record_keys.refusal(key, value)
+        if not why and not record_keys.is_empty(value) and record_keys.is_history(key):
+            why = f"{key}: this record has its turns elsewhere. Put the earlier turns in front of them"
+        if why:
+            raise InvalidRecord(f"{where}{why}")
+        if value is not True and not record_keys.is_empty(value):
+            left[key] = left.get(key, 0) + 1
+
+
+def parse_history(value: Any, key: str) -> List[Turn]:
+    """Earlier turns in any notation: pairs, messages, objects of question and answer, or these as JSON text.
+
+    Raises InvalidRecord.
+    """
+    if record_keys.is_empty(value):
+        return []
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise InvalidRecord(f"{key}: expected [[question, answer], …], found other text: {value[:20]!r}")
+        return parse_history(value, key) if not isinstance(value, str) else _bad_history(key, "", value)
+    if not isinstance(value, list):
+        return _bad_history(key, "", value)
+    if all(
+        isinstance(one, dict) and ({"role", "content"} <= set(one) or {"from", "value"} <= set(one)) for one in value
+    ):
+        return _chat_turns({key: value}, key, "role", "content", {})
+    if all(isinstance(one, str) for one in value) and len(value) % 2 == 0:
+        value = list(zip(value[::2], value[1::2]))
+    turns = []
+    for at, pair in enumerate(value, start=1):
+        if isinstance(pair, dict):
+            roles = columns.find_columns(list(pair), {}).roles if columns.is_header(list(pair), {}) else {}
+            names = [list(pair)[index] for index in (roles.get(role) for role in ROLES) if index is not None]
+            pair = [pair[name] for name in names] if len(names) == len(pair) == 2 else pair
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            return _bad_history(key, f" {at}", pair)
+        turns.append(Turn(*pair))
+    return turns
+
+
+def _bad_history(key: str, at: str, found: Any) -> List[Turn]:
+    raise InvalidRecord(f"{key}{at}: expected [question, answer], found {_kind(found)}")
 
 
 def _join(question: str, more: str) -> str:
     return f"{question}\n{more}" if question.strip() and more.strip() else question
 
 
-def _xtuner_turn(turn: Any, where: str) -> Turn:
+def _xtuner_turn(turn: Any, where: str, left: Dict[str, int]) -> Turn:
     if not isinstance(turn, dict):
         raise InvalidRecord(f"{where}expected an object, found {_kind(turn)}")
-    if turn.get("output_with_loss", True) is not True:
-        # XTuner 0.1.14 takes missing keys of all other turns for false, too, once a file has one.
-        raise InvalidRecord(f"{where}output_with_loss is not supported. Leave the key out")
+    # XTuner 0.1.14 takes missing keys of all other turns for false, too, once a file has output_with_loss.
+    check_rest(turn, ("input", "output", "system"), left, where)
     return Turn(_text(turn, "input", where), _text(turn, "output", where), _optional(turn, "system", where))
 
 
-def _alpaca_turns(record: Record) -> List[Turn]:
-    turns = []
-    for at, pair in enumerate(record.get("history") or [], start=1):
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise InvalidRecord(f"history {at}: expected [question, answer], found {_kind(pair)}")
-        turns.append(Turn(*pair))
-    question = _join(_text(record, "instruction"), _optional(record, "input"))
-    turns.append(Turn(question, _text(record, "output")))
-    if record.get("system") is not None:
-        turns[0] = turns[0]._replace(system=_text(record, "system"))
-    return turns
-
-
-def _chat_turns(record: Record, key: str, role: str, text: str) -> List[Turn]:
+def _chat_turns(record: Record, key: str, role: str, text: str, left: Dict[str, int]) -> List[Turn]:
     """Turns from messages: an optional system message, then questions and answers alternating."""
-    system = _optional(record, "system")
+    system = _system(record)[0]
     question: Optional[str] = None
     turns: List[Turn] = []
     for at, message in enumerate(_list(record, key), start=1):
         where = f"message {at}: "
         role, text = _check_message(message, key, role, text, where)
+        check_rest(message, (role, text), left, where)
         who = message[role]
         if who == "system" and message[text] is None:
             continue
@@ -255,10 +340,6 @@ def _check_message(message: Any, key: str, role: str, text: str, where: str) -> 
             hint = "; conversation is the key for turns of input and output" if "input" in message else ""
             raise InvalidRecord(f"{where}found {_keys(message)} in {key}; wanted: {role}, {text}{hint}")
         role, text = other
-    if message.get("weight", 1) != 1:
-        raise InvalidRecord(f"{where}weight is not supported: every answer is trained. Leave the key out")
-    if message.get("tool_calls") or message.get("function_call"):
-        raise InvalidRecord(f"{where}tool calls are not supported. Leave the record out")
     return role, text
 
 
@@ -278,6 +359,9 @@ def _text(record: Record, key: str, where: str = "") -> str:
     value = record[key]
     if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
         value = "".join(str(part.get("text", "")) for part in value)  # OpenAI's parts of one message
+    elif isinstance(value, list) and value and all(isinstance(p, dict) and "type" in p for p in value):
+        other = next(part["type"] for part in value if part["type"] != "text")
+        raise InvalidRecord(f"{where}{key}: a part of type {other}. Only texts are trained here")
     if not isinstance(value, str):
         raise InvalidRecord(f"{where}{key}: expected text, found {_kind(value)}")
     return value

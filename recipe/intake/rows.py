@@ -3,13 +3,15 @@
 import re
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
-from recipe.intake import columns, images
-from recipe.intake.cells import Cell, Table
+from recipe.intake import columns, images, labels, record_keys
+from recipe.intake.cells import Cell, FormattedCell, Table
 from recipe.intake.checks import NEEDS_CHECK
-from recipe.intake.collector import Collector
+from recipe.intake.collector import MAX_DIGITS, Collector
 from recipe.intake.columns import ANSWER, CONVERSATION, MORE, QUESTION, SYSTEM, TURN
 from recipe.intake.grouping import HALF_WIDTH, GroupedRows
-from recipe.intake.records import Turn
+from recipe.intake.records import InvalidRecord, Turn, parse_history
+
+SCIENTIFIC = re.compile(r"\d(?:\.\d+)?[Ee]\+\d+")
 
 Rows = Iterator[Tuple[Any, List[Cell]]]
 
@@ -23,29 +25,33 @@ class TableReader:
         self.image_at: Optional[int] = None
         self.grouped: Optional[GroupedRows] = None
         self.unnamed_used: Set[int] = set()  # columns that hold something, but have no name
+        self.long_ids: List[bool] = []  # whether each has digits that Excel would have cut
+        self.left: Dict[int, int] = {}  # columns without a role → cells that hold something
 
     def read(self, header: List[Cell], rows: Rows) -> Optional[Dict[str, Any]]:
         """Reads the rows below the header. Returns the figures of the table; None if its columns are ambiguous."""
         try:
-            unused = self._set_columns(header)
+            self._set_columns(header)
         except columns.AmbiguousColumn as error:
             self.collector.errors.add(self.place, f"{error}.")
             return None
         before = self.collector.writer.turns
         self._read_rows(rows)
         if self.grouped is not None:
+            self._check_long_ids()
             for turns, where in self.grouped.conversations(self.collector.errors, self.place):
                 self.collector.write(turns, where)
         named = {**self.roles, **({} if self.image_at is None else {"image": self.image_at})}
         used = {role: columns.label(header[index]) for role, index in named.items()}
-        unnamed = [f"column {_letters(index)} (without a name)" for index in sorted(self.unnamed_used)]
+        unused = {columns.label(header[index]): count for index, count in self.left.items()}
+        unused.update({f"column {_letters(index)} (without a name)": 0 for index in sorted(self.unnamed_used)})
         return {
             "sheet": self.table.sheet, "encoding": self.table.encoding, "rows": self.collector.writer.turns - before,
-            "columns": used, "unused": [name for name in unused if name != used.get("image")] + unnamed,
+            "columns": used, "unused": unused, "beside": self._second_table(),
         }  # fmt: skip
 
-    def _set_columns(self, header: List[Cell]) -> List[str]:
-        """Sets the columns of all roles. Returns the names of unused columns. Raises AmbiguousColumn."""
+    def _set_columns(self, header: List[Cell]) -> None:
+        """Sets the columns of all roles. Raises AmbiguousColumn."""
         found = columns.find_columns(header, self.chosen)
         if self.collector.images:
             self.image_at = images.find_column(header, self.collector.data.columns.image)
@@ -60,13 +66,26 @@ class TableReader:
             )
         if CONVERSATION in self.roles:
             self.grouped = GroupedRows()
-        return found.unused
+        taken = {*self.roles.values(), self.image_at, *self.unnamed}
+        names = {index: columns.label(cell) for index, cell in enumerate(header) if index not in taken}
+        self.history = [index for index in names if record_keys.is_history(names[index])]
+        self.left = {index: 0 for index in names if index not in self.history}
+        self.flags = {index: name for index, name in names.items() if record_keys.matters(name)}
+
+    def _second_table(self) -> List[str]:
+        """The names of columns that stand beside the table, behind one without a name, and hold as many rows."""
+        rows = self.rows_read
+        gaps = [index for index in self.unnamed if index > min(self.roles.values())]
+        beside = [index for index, count in self.left.items() if gaps and index > gaps[0] and count > rows // 4]
+        return [columns.label(self.header[index]) for index in beside] if len(beside) > 1 else []
 
     def _read_rows(self, rows: Rows) -> None:
         question_at, answer_at, width = self.question_at, self.answer_at, len(self.header)
         write_pair, needs_check = self.collector.writer.write_pair, NEEDS_CHECK.search
-        pairs_only = self.image_at is None and len(self.roles) == 2
-        header_names = {*columns.ROLES, self.header[question_at], self.header[answer_at]}
+        pairs_only = self.image_at is None and len(self.roles) == 2 and not self.history
+        first, longest, is_suspect = labels.FIRST, labels.LONGEST_BESIDE, labels.is_suspect
+        header_names = {self.header[question_at], self.header[answer_at]}
+        number = -1
         for number, (mark, cells) in enumerate(rows):
             if number & 1023 == 1023:
                 self.collector.progress.step(self.place, self.table.position())
@@ -74,20 +93,28 @@ class TableReader:
                 if not self._has_width(mark, cells):
                     continue
                 cells = [*cells, *[None] * (width - len(cells))]
+            if self.left:
+                self._see_others(mark, cells)
             question, answer = cells[question_at], cells[answer_at]
             if (  # nearly every row
                 pairs_only
+                and number >= first
                 and type(question) is str
                 and type(answer) is str
                 and not needs_check(question)
                 and not needs_check(answer)
+                and ("?" not in question or "??" not in question)
+                and ("?" not in answer or "??" not in answer)
                 and question[:1].isalnum()
                 and answer[:1].isalnum()
+                and (len(answer) > longest or not is_suspect(question, answer))
                 and question not in header_names
+                and question != answer
             ):
                 write_pair(question, answer)
             else:
                 self._read_row(number, mark, cells)
+        self.rows_read = number + 1
 
     def _has_width(self, mark: Any, cells: List[Cell]) -> bool:
         """Whether a row has no more cells than the header, where that is an error. Notes columns without a name."""
@@ -98,14 +125,50 @@ class TableReader:
             self.collector.errors.add(f"{self.place}, {self.table.place(mark)}", message)
             return False
         unnamed = [*(index for index in self.unnamed if index < len(cells)), *range(width, len(cells))]
-        self.unnamed_used.update(index for index in unnamed if cells[index])
+        used = [index for index in unnamed if cells[index]]
+        # A separator at the end of a header gives a column without a name, which then hides the rest of a cut cell.
+        cut = [index for index in used if index > min(self.roles.values()) and str(cells[index]).strip()]
+        if self.table.delimited and cut:
+            message = (
+                f"{str(cells[cut[0]])[:40]!r} stands in a column without a name. Quote a cell that holds a separator"
+            )
+            self.collector.errors.add(f"{self.place}, {self.table.place(mark)}", message)
+            return False
+        self.unnamed_used.update(used)
         return True
+
+    def _see_others(self, mark: Any, cells: List[Cell]) -> None:
+        """Counts the columns without a role, and refuses what decides whether a row is trained."""
+        for index in self.left:
+            if cells[index]:
+                self.left[index] += 1
+        for index, name in self.flags.items():
+            why = record_keys.refusal(name, cells[index])
+            if why:
+                self.collector.errors.add(f"{self.place}, {self.table.place(mark)}", f"column {why}")
+
+    def _earlier(self, cells: List[Cell], where: str) -> List[Optional[Turn]]:
+        """The turns in a column of earlier turns, checked; None for one with a blank."""
+        found: List[Optional[Turn]] = []
+        for index in self.history:
+            name = columns.label(self.header[index])
+            try:
+                turns = parse_history(cells[index], name)
+            except InvalidRecord as error:
+                self.collector.errors.add(where, f"column {error}")
+                continue
+            if turns and self.grouped is not None:
+                self.collector.errors.add(where, f"column {name}: earlier turns are rows here. Leave the column out")
+            for turn in turns:
+                question, answer = (self.collector.text(text, f"{where}, column {name}") for text in turn[:2])
+                found.append(None if question is None or answer is None else Turn(question, answer))
+        return found
 
     def _read_row(self, number: int, mark: Any, cells: List[Cell]) -> None:
         """A row that needs checks, or has more columns than a question and an answer. `number` from 0."""
         collector, row = self.collector, self.table.place(mark)
         where = f"{self.place}, {row}"
-        if self._is_header_again(number, cells, where):
+        if self._is_no_row(number, cells, where):
             return
         if self.table.delimited:
             cells = [_unwrap(cell) for cell in cells]
@@ -113,6 +176,8 @@ class TableReader:
                 if re.match(r'\s+"[^"]*$', cells[index] or ""):
                     message = f"a quote after a space does not quote: {(cells[index] or '')[:20]!r}. Delete the space"
                     collector.errors.add(where, message)
+        if cells[self.question_at] and cells[self.question_at] == cells[self.answer_at]:
+            collector.notes.add("an answer that is the question again", where)
         question = collector.text(cells[self.question_at], self._column(where, QUESTION))
         answer = collector.text(cells[self.answer_at], self._column(where, ANSWER))
         if question is not None:
@@ -123,25 +188,61 @@ class TableReader:
         if self.image_at is not None:
             image = collector.optional_text(cells[self.image_at], f"{where}, image").strip()
         turn = Turn(question, answer, system, image) if question is not None and answer is not None else None
+        earlier = self._earlier(cells, where)
         if self.grouped is None:
-            collector.write([turn], where)
+            collector.write([*earlier, turn], where)
             return
         group = self._optional(cells, CONVERSATION, where)
+        self._check_identity(group, cells[self.roles[CONVERSATION]], where)
         turn_number = self._turn_number(cells, where)
         if turn_number is not None and turn_number != 1 and not group:
             message = f"blank, but this is turn {turn_number:g}: name its conversation"
             collector.errors.add(self._column(where, CONVERSATION), message)
         self.grouped.add(group, turn_number, row, turn)
 
-    def _is_header_again(self, number: int, cells: List[Cell], where: str) -> bool:
+    def _is_no_row(self, number: int, cells: List[Cell], where: str) -> bool:
+        """Whether a row is a further header, a hint, a total or the like: reported, if it is more than a translation of
+        the header right below it.
+        """
         header = [self.header[self.question_at], self.header[self.answer_at]]
         pair = [cells[self.question_at], cells[self.answer_at]]
-        if not columns.is_repeated_header(header, pair):
-            return False
-        if number or pair != header:  # else a header of two merged rows
-            message = f"another header ({pair[0]}, {pair[1]}). Delete it, or move the rows below to another file"
-            self.collector.errors.add(where, message)
-        return True
+        again = labels.is_header(header, pair)
+        if again or (number == 0 and labels.is_half_header(header, pair)):
+            in_order = all(labels.same_role(name, cell) for name, cell in zip(header, pair))
+            unnamed = [index for index in self.unnamed if index > min(self.roles.values())]
+            more = any(cells[index] for index in [*unnamed, *range(len(self.header), len(cells))])
+            if number or not again or not in_order or more:
+                what = "a header of two rows" if number == 0 and (more or not again) else "another header"
+                remedy = "Delete it, or move the rows below to another file"
+                if what == "a header of two rows":
+                    remedy = "Keep one row of names, with one question and one answer"
+                self.collector.errors.add(where, f"{what} ({columns.show_header(pair)}). {remedy}")
+            return True
+        why = labels.reason(number, *(cell or "" for cell in pair))
+        if why:
+            self.collector.errors.add(where, f"{why} ({columns.show_header(pair)}), not a question. Delete the row")
+        return bool(why)
+
+    def _check_identity(self, group: str, cell: Cell, where: str) -> None:
+        """Refuses a conversation's id that Excel cut: then several conversations have the same."""
+        place = self._column(where, CONVERSATION)
+        remedy = "Export the ids again, their column formatted as text"
+        digits = group.strip()
+        if SCIENTIFIC.fullmatch(digits):
+            self.collector.errors.add(place, f"{digits} is an id cut to scientific notation. {remedy}")
+        elif len(digits) > MAX_DIGITS and digits.isdigit():
+            if isinstance(cell, FormattedCell):
+                self.collector.errors.add(
+                    place, f"{digits} is an id of which Excel keeps {MAX_DIGITS} digits. {remedy}"
+                )
+            self.long_ids.append(bool(digits[MAX_DIGITS:].strip("0")))
+
+    def _check_long_ids(self) -> None:
+        """Refuses a text file's long ids if each ends in zeros: Excel wrote them, and cut them."""
+        if self.table.delimited and len(self.long_ids) > 1 and not any(self.long_ids):
+            message = f"every id ends in zeros after {MAX_DIGITS} digits, as Excel cuts them"
+            place = self._column(self.place, CONVERSATION)
+            self.collector.errors.add(place, f"{message}. Export the ids again, their column formatted as text")
 
     def _column(self, where: str, role: str) -> str:
         return f"{where}, column {self.labels[role]}"

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import io
 import itertools
+import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
@@ -16,6 +17,8 @@ from recipe.intake.formats import iso
 LONGEST = 1 << 20  # characters of a field; more means that a quote was never closed
 HEADER_WITHIN = 20  # rows that are not blank
 SEPARATORS = ",\t;|"
+MANY_LINES = 8  # with a comma each, as a list in an answer rarely has
+MARKDOWN_RULE = re.compile(":?-*:?")
 
 
 def tables(path: Path, is_header: Callable[[Sequence[Cell]], bool]) -> Iterator[Table]:
@@ -94,8 +97,31 @@ class _Delimited:
                     raise UnreadableFile(f"{self._place(mark)}: it is not {name} here ({error.reason})") from None
                 if row & 1023 == 0:
                     self.done = raw.tell()
+                if reader.line_num > mark[1]:  # a quoted cell of several lines
+                    fields = [_swallowing(field or "", separator, len(fields)) for field in fields]
+                if separator == "|":  # Markdown pads its cells, and draws a line below the header
+                    fields = [field.strip() if type(field) is str else field for field in fields]
+                    if all(MARKDOWN_RULE.fullmatch(field or "") for field in fields):
+                        continue
                 if any(fields):
                     yield mark, fields
+
+
+def _swallowing(field: str, separator: str, width: int) -> Cell:
+    """A field; as an invalid cell if its quote swallowed the rows below it: if its lines are whole rows.
+
+    Lines with a tab are rows in any case, those with a comma only if they are many, or begin with questions.
+    """
+    if width < 2 or "\n" not in field:
+        return field
+    rows = [line.rstrip("\r").split(separator) for line in field.split("\n")[1:] if line.strip()]
+    if not rows or any(len(row) != width or not all(part.strip() for part in row[:2]) for row in rows):
+        return field
+    questions = sum(row[0].rstrip().endswith(("?", "？")) for row in rows)
+    if separator == "," and len(rows) < MANY_LINES and (len(rows) < 2 or 2 * questions < len(rows)):
+        return field
+    count = f"{len(rows)} more row{'s' * (len(rows) > 1)}"
+    return InvalidCell(field, f'its quote is closed {count} below: close it in its own row, or write "" for a quote')
 
 
 def _explain(message: str) -> str:
@@ -123,7 +149,7 @@ def _parquet(path: Path) -> Table:
         nonlocal done
         yield 0, list(file.schema_arrow.names)
         for done, batch in parquet.batches(file):
-            columns = (column.to_pylist() for column in batch.columns)
+            columns = [parquet.values(column, done) for column in batch.columns]
             for number, values in enumerate(zip(*columns), start=done + 1):
                 yield number, [_parquet_cell(value, kept) for value, kept in zip(values, digits)]
 

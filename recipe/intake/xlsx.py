@@ -25,7 +25,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from recipe.intake import xml_parts
-from recipe.intake.cells import EXCEL_ERRORS, Cell, FormattedCell, InvalidCell, Table, UnreadableFile
+from recipe.intake.cells import EXCEL_ERROR, Cell, FormattedCell, InvalidCell, Table, UnreadableFile
 from recipe.intake.formats import Formats, iso
 
 LIMIT = 2 << 30  # bytes an archive may unpack to
@@ -74,7 +74,7 @@ class _Workbook:
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
-        self.names = {name.lower(): name for name in archive.namelist()}
+        self.names = {name.lower().replace("\\", "/"): name for name in archive.namelist()}  # some writers have \
         office = [part for kind, part in self._relations("").values() if kind == "officeDocument"]
         if not office:
             raise UnreadableFile("it is a ZIP archive, but not a workbook")
@@ -155,7 +155,7 @@ def _text_cell(text: str) -> Cell:
         raise UnreadableFile(xml_parts.TOO_LONG)
     if "_x" in text:
         text = ESCAPED.sub(lambda found: chr(int(found.group(1), 16)), text)
-    return InvalidCell(text, f"the error {text}") if text in EXCEL_ERRORS else text
+    return InvalidCell(text, f"the error {text}") if EXCEL_ERROR.fullmatch(text) else text
 
 
 class _Rows:

@@ -21,6 +21,7 @@ from recipe.core import imports
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
 from recipe.core.run import Run
+from recipe.intake import checks, damage
 from recipe.intake import dataset as intake_dataset
 from recipe.intake.images import IMAGE_TOKEN
 from recipe.intake.progress import Progress
@@ -42,6 +43,15 @@ PHONE = re.compile(r"(?<![\d.])(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?!\d)
 MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
 IDENTITY = re.compile(r"(?<![\dA-Za-z])\d{17}[\dXx](?![\dA-Za-z])")
 IDENTITY_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 11643-1999
+
+
+# What the report looks for. It says "none found" only of this.
+LOOKED_FOR = (
+    "duplicates, one question with different answers, very short and very long answers, mixed languages, personal "
+    "data, blanks around texts, invisible and private-use characters, U+FFFC, \\n as text, question marks inside "
+    "words, HTML's &nbsp;, numbers that Excel shortened"
+)
+SHORTENED = re.compile(r"(?<![\w.])\d\.\d{1,5}[Ee]\+1\d(?!\d)")
 
 
 class Finding(NamedTuple):
@@ -122,10 +132,21 @@ class Survey:
             if question_language and answer_language and question_language != answer_language:
                 self.count("questions and answers in different languages", number, f"{question} → {answer}")
             for text in (question, answer):
+                self._look_at_characters(number, text)
+            for text in (question, answer):
                 private = find_personal_data(text)
                 if private:
                     self.count("likely personal data (telephone, e-mail, identity number)", number, private)
                     break
+
+    def _look_at_characters(self, number: int, text: str) -> None:
+        if text != text.strip():
+            self.count("blanks or line breaks before or after a text (they are trained)", number, repr(text[-20:]))
+        if checks.needs_check(text):
+            for what, around in damage.oddities(text):
+                self.count(what, number, ascii(around) if what.startswith("characters that nobody") else around)
+        if "E+1" in text.upper() and SHORTENED.search(text):
+            self.count("numbers that Excel shortened", number, text)
 
     def findings(self, texts: Callable[[Sequence[int]], Dict[int, str]]) -> List[Finding]:
         """All likely mistakes; `texts` returns the questions on the given lines."""
@@ -284,7 +305,13 @@ def write(run: Run, console: Console) -> Path:
     write_text(
         path,
         pages.render(
-            "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, examples=examples
+            "data-report.html",
+            name=run.name,
+            rows=rows,
+            histograms=histograms,
+            findings=findings,
+            examples=examples,
+            looked_for=LOOKED_FOR,
         ),
     )
     return path
@@ -319,6 +346,8 @@ def _count_rows(figures: Dict[str, Any], survey: Survey, max_length: int) -> Lis
         rows.append(("read", f"{one['file']}{sheet}{encoding}: {one['rows']:,} rows; {roles}{unused}"))
     rows.append(("held out", f"{f['held_out']} more conversations (eval.jsonl), not counted below"))
     rows += [("not read", what) for what in f["skipped"]]
+    for what, (times, places) in f.get("notes", {}).items():
+        rows.append(("odd", f"{times:,} texts with {what}: {'; '.join(places)}{'; …' * (times > len(places))}"))
     rows.append(("dropped", f"{f['blank_dropped']} rows with empty cells, {f['duplicates_dropped']} duplicates"))
     changed = f"{f['numbers_as_text']} numbers and dates read as Excel shows them"
     rows.append(("changed", f"{changed}, {f['line_breaks_changed']} cells' line breaks changed to \\n"))
@@ -339,7 +368,7 @@ def _print_report(rows: Any, histograms: Any, findings: Sequence[Finding], examp
         top = max(count for _, count in counts)
         for name, count in counts:
             console.print(f"  {name:>12}  {'█' * round(count / top * BARS)} {count:,}", highlight=False)
-    where = " (lines of dataset.jsonl)" if findings else ""
+    where = " (lines of dataset.jsonl)" if findings else f". Looked for: {LOOKED_FOR}"
     console.print(f"\n[bold]likely mistakes: {len(findings) or 'none found'}[/]{where}", highlight=False)
     for finding in findings:
         console.print(f"  [yellow]{finding.occurrences:,}[/] {finding.issue}", highlight=False)

@@ -5,6 +5,7 @@ works after every stage and during training.
 """
 
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Optional, Tuple
@@ -37,6 +38,7 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
     stages, total = sections.stage_times(view, price)
     data, data_left_out = _data_section(view)
     difference = run.folder / "config.diff"
+    has_difference = difference.is_file() and not run.is_replaced("config.diff")
     values = {
         "name": run.name,
         "verdict": judge_run(view),
@@ -71,9 +73,10 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "method": view.figures("config").get("method"),
         "has_images": preset_facts.has_images(run.settings),
         "provenance": sections.provenance(view),
-        "difference": difference.read_text(encoding="utf-8").splitlines() if difference.is_file() else [],
+        "difference": difference.read_text(encoding="utf-8").splitlines() if has_difference else [],
         "recipe_file": sections.to_toml(run.settings.model_dump()),
         "command": sections.repeat_command(view),
+        "looked_for": data_report.LOOKED_FOR,
         "just": program(),
         "base": base_model_name(run),
         "licence": licence.of(run),
@@ -99,11 +102,12 @@ def _data_section(view: RunView) -> Tuple[Any, str]:
     if figures["conversations"] > MAX_CONVERSATIONS:
         return (
             None,
-            f"{figures['conversations']:,} conversations: run {command_line('data-report')} {run.name} to survey them.",
+            f"{figures['conversations']:,} conversations: run {command_line('data-report', shlex.quote(run.name))} to "
+            "survey them.",
         )
     if digest(run.dataset) != run.manifest["stages"]["data"]["outputs"]["dataset.jsonl"]["sha256"]:
         return (
             None,
-            f"dataset.jsonl does not belong to this run. Recreate it: {command_line('data')} {run.name}",
+            f"dataset.jsonl does not belong to this run. Recreate it: {command_line('data', shlex.quote(run.name))}",
         )
     return data_report.summarize(run), ""

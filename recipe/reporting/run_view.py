@@ -14,8 +14,8 @@ from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong, RecipeError
 from recipe.core.files import relative_path
 from recipe.core.hashing import digest, key_of
-from recipe.core.recipe_files import find_recipe
-from recipe.core.run import Run, is_locked, manifest_error
+from recipe.core.recipe_files import find_recipe, find_run_folder
+from recipe.core.run import Run, is_locked, is_manifest, manifest_error
 from recipe.core.stage import Stage, is_current
 from recipe.stages import pipeline
 from recipe.training import log
@@ -39,30 +39,39 @@ class RunView(NamedTuple):
 
 
 def find_run(name: str, root: Path, output: Path) -> Run:
-    """Find a run by its recipe's name or file, or by its folder. Reads the folder without locking it.
+    """Find a run by its recipe's name or file, its data file, or its folder. Reads the folder without locking it.
 
     Raises InputWrong if there is no such run.
     """
-    folder = next((p for p in (Path(name), output / name) if (p / "run.json").is_file()), None)
-    if folder is None:
-        folder = output / (Path(name).stem if name.endswith(".toml") else name)
+    folder = find_run_folder(name, root, output)
     try:
         manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         recipe = settings.Settings.model_validate(manifest["settings"])
-        assert all("figures" in entry for entry in manifest["stages"].values())
+        assert is_manifest(manifest), "a stage's entry is not complete"
+        place = folder.resolve()
+        return as_trained(Run(name=place.name, settings=recipe, root=root, output=place.parent, manifest=manifest))
     except OSError:
         existing = sorted(path.parent.name for path in output.glob("*/run.json"))
         others = f" Existing runs: {', '.join(existing)}." if existing else ""
         makes = command_line(name) if name in ("demo", "reproduce") else f"{command_line('train')} {shlex.quote(name)}"
         try:
-            hint = f" {makes} creates it." if find_recipe(name) else ""
+            hint = f" {makes} creates it." if find_recipe(name, output=output) else ""
         except InputWrong:
             hint = ""
         raise InputWrong(f"There is no run {name!r}: no {relative_path(folder / 'run.json', root)}.{hint}{others}")
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, ValidationError) as error:
         raise manifest_error(relative_path(folder / "run.json", root), error)
-    folder = folder.resolve()
-    return Run(name=folder.name, settings=recipe, root=root, output=folder.parent, manifest=manifest)
+
+
+def as_trained(run: Run) -> Run:
+    """The run with the settings and stages of its finished training, unless a training with others has begun since."""
+    found = run.as_trained()
+    if "config" in found.manifest.get("later", {}):
+        unfinished = {name: entry for name, entry in run.manifest["stages"].items() if name != "train"}
+        begun = log.training_folder(dataclasses.replace(run, manifest={**run.manifest, "stages": unfinished}))
+        if begun and begun != log.training_folder(found):
+            return run
+    return found
 
 
 def read_run(run: Run, is_running: Optional[bool] = None) -> RunView:
@@ -70,13 +79,14 @@ def read_run(run: Run, is_running: Optional[bool] = None) -> RunView:
 
     Drops stages from the manifest whose results belong to other settings or data.
     """
+    run = as_trained(run)
     left_out = stale_stages(run)
     if left_out:
         kept = {name: entry for name, entry in run.manifest["stages"].items() if name not in left_out}
         run = dataclasses.replace(run, manifest={**run.manifest, "stages": kept})
     trainer_folder = log.training_folder(run)
     steps = log.read_iterations(trainer_folder) if trainer_folder else {}
-    questions = run.settings.train.evaluation_inputs or [s["question"] for s in run.figures("chat").get("samples", [])]
+    questions = run.questions or [s["question"] for s in run.figures("chat").get("samples", [])]
     plan = _read_plan(run)
     return RunView(
         run=run,

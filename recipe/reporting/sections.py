@@ -333,10 +333,10 @@ def repeat_command(view: RunView) -> str:
             base = settings.load("tutorial", reproduce.WITHOUT_GPU if own.model.source == "tiny" else ())[1]
             own = settings.replace(own, "train.seed", base.train.seed)
         else:
-            base = settings.load(name)[1]
+            base = settings.load(name, output=run.output)[1]
     except RecipeError:
         pass  # the user's recipe file is elsewhere: use the copy in the report's folder
     if base is None:
         return f"{command_line(stage)} {shlex.quote(run.relative(run.folder / 'report' / f'{run.name}.toml'))}"
     words = map(shlex.quote, overrides.between(base, own))
-    return " ".join([command_line(stage), *([] if name in ("", stage) else [name]), *words])
+    return " ".join([command_line(stage), *([] if name in ("", stage) else [shlex.quote(name)]), *words])

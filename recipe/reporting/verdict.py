@@ -1,5 +1,6 @@
 """Judges a run in one line."""
 
+import shlex
 from typing import Any, Dict, NamedTuple
 
 from recipe.core.commands import command_line
@@ -39,7 +40,7 @@ def judge_run(view: RunView) -> Verdict:
             f"{loss} {reasons}".strip(),
         )
     changed = f"{merged['share_changed']:.1%} of the weights changed. " if merged else ""
-    unseen = f"Answers to unseen questions were not evaluated; run {command_line('eval')} {run.name}."
+    unseen = f"Answers to unseen questions were not evaluated; run {command_line('eval', shlex.quote(run.name))}."
     if view.evaluation:
         kind = {"better": "good", "worse": "bad"}.get(view.evaluation["verdict"], "flat")
         word = {"good": "Better than the base model", "bad": "Worse than the base model"}.get(
@@ -89,7 +90,9 @@ def _not_trained(view: RunView) -> Verdict:
         loss = f"Training loss {number(view.log['loss_first'], '.4f')} → {number(view.log['loss_last'], '.4f')}."
         if view.is_running:
             return Verdict("open", f"Training is running: {at}.", loss)
-        return Verdict("open", f"Training stopped at {at}.", f"{loss} Resume with {command_line('train')} {run.name}.")
+        return Verdict(
+            "open", f"Training stopped at {at}.", f"{loss} Resume with {command_line('train', shlex.quote(run.name))}."
+        )
     if view.is_running and run.figures("model"):
         return Verdict("open", "Training is about to start.")
     if plan and "plan" not in run.manifest["stages"]:
@@ -107,11 +110,11 @@ def _not_trained(view: RunView) -> Verdict:
         headline = (
             f"Nothing is trained {yet}; the plan has {plan['updates']:,} updates in {plan['iterations']:,} iterations."
         )
-        return Verdict("open", headline, f"Start training with {command_line('train')} {run.name}.")
+        return Verdict("open", headline, f"Start training with {command_line('train', shlex.quote(run.name))}.")
     count = run.figures("data").get("conversations")
     headline = f"only the data stage has run: {count:,} conversations." if count else "no stage has finished."
     return Verdict(
         "open",
         f"Nothing is trained {yet}; {headline}",
-        f"Predict the training with {command_line('plan')} {run.name}.",
+        f"Predict the training with {command_line('plan', shlex.quote(run.name))}.",
     )

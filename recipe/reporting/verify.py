@@ -27,6 +27,7 @@ from recipe.weights.merge_plan import CHECKSUMS
 from recipe.xtuner import config, preset_facts
 
 OK, DIFFERS, NOT_HERE = "ok", "differs", "not here"
+MADE_SINCE = "a later command has replaced the training's own"
 
 
 class Check(NamedTuple):
@@ -46,7 +47,10 @@ def check_run(run: Run, scratch: Path) -> Iterator[Check]:
     entries = run.manifest["stages"]
     for entry in entries.values():
         for name, made in entry["outputs"].items():
-            yield _check_output(run.folder / name, name, made)
+            if run.is_replaced(name):
+                yield Check(name, NOT_HERE, MADE_SINCE)
+            else:
+                yield _check_output(run.folder / name, name, made)
     checks: List[Tuple[str, str, Callable[[], Tuple[str, str]]]] = [
         ("model", "base model", lambda: _check_model(run, folder.folder(run), "fingerprint")),
         ("train", "checkpoint", lambda: _check_checkpoint(run)),
@@ -138,6 +142,13 @@ def _compare(run: Run, shadow: Run, stage: Any) -> Tuple[str, str]:
                 return DIFFERS, f"{name} differs when recreated from {', '.join(run.settings.data.files)}"
         elif not mine.exists():
             return NOT_HERE, f"{name} was deleted"
+        elif run.is_replaced(name):
+            if stage is not PLAN:
+                return NOT_HERE, MADE_SINCE
+            figures = {key: value for key, value in _comparable_text(again).items() if key in run.figures("plan")}
+            recorded = {key: value for key, value in run.figures("plan").items() if key != "cost"}
+            if figures != recorded:
+                return DIFFERS, "the figures of the training's plan differ when recreated"
         elif _comparable_text(mine) != _comparable_text(again):
             if stage.name in run_view.stale_stages(run):
                 return DIFFERS, f"{name} is older than the data and belongs to other data or settings"

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from recipe.core import imports
 from recipe.core.hashing import source
 from recipe.core.run import Run
+from recipe.core.settings import replace
 from recipe.core.stage import Stage
+from recipe.intake.dataset import first_questions
 from recipe.xtuner import preset_editor, preset_facts
 from recipe.xtuner.config import render, template
 from recipe.xtuner.config_edits import speed_edits
@@ -36,9 +38,16 @@ def inputs(run: Run) -> Dict[str, Any]:
         "plan": run.plan,
         "model": run.relative(folder.folder(run)),
         "own_code": folder.is_internlm2(run),
+        **({"questions": _drawn(run)} if isinstance(run.settings.train.evaluation_inputs, int) else {}),
         "dataset": run.relative(run.dataset),
         "code": source(Path(__file__), Path(preset_editor.__file__).parent),
     }
+
+
+def _drawn(run: Run) -> List[str]:
+    """The questions of a recipe that only gives their number: held-out ones, else trained ones."""
+    count = run.settings.train.evaluation_inputs
+    return first_questions((run.eval_dataset, run.dataset), count) if isinstance(count, int) else []
 
 
 def _lora(cfg: Any, name: str) -> Dict[str, Any]:
@@ -54,8 +63,9 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     plan = json.loads(run.plan.read_text(encoding="utf-8"))
     vision = llava.config_values(run) if preset_facts.has_images(run.settings) else None
     own_code = folder.is_internlm2(run)
+    drawn = _drawn(run)
     text = render(
-        run.settings,
+        replace(run.settings, "train.evaluation_inputs", drawn) if drawn else run.settings,
         run.relative(folder.folder(run)),
         run.relative(run.dataset),
         plan["intervals"],
@@ -81,6 +91,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         # What adapter and merge need of the config, without loading the libraries that reading it takes.
         "lora": _lora(cfg, "llm_lora" if vision else "lora"),
         **({"visual_encoder_lora": _lora(cfg, "visual_encoder_lora")} if vision else {}),
+        **({"questions": drawn} if drawn else {}),
         "stop_words": list((template(cfg) or {}).get("STOP_WORDS", [])),
     }
 

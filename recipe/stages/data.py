@@ -66,6 +66,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         "line_breaks_changed": reader.line_breaks_changed,
         "read": reader.read,
         "skipped": reader.skipped + skipped_files(run),
+        "notes": reader.notes.found,
         "held_out": 0,
         "held_out_dropped": 0,
         **({"images": len(reader.images.checked)} if reader.images else {}),
@@ -140,6 +141,17 @@ def summary(figures: Dict[str, Any]) -> str:
         lost = [column for column in one["unused"] if column.endswith("(without a name)")]
         if lost:
             parts.append(f"not read: {', '.join(lost)} of {one['file']}")
+        if one.get("beside"):
+            parts.append(f"not read: a second table beside the first in {one['file']} ({', '.join(one['beside'])})")
+        left = [
+            f"{name} ({count:,})"
+            for name, count in one["unused"].items()
+            if count and name not in one.get("beside", [])
+        ]
+        if left:
+            parts.append(f"left alone: {', '.join(left)} of {one['file']}")
+    for what, (count, places) in f["notes"].items():
+        parts.append(f"{count:,} texts with {what}: {'; '.join(places)}{'; …' * (count > len(places))}")
     if f["skipped"]:
         parts.append(f"not read: {'; '.join(f['skipped'])}")
     return "; ".join(parts)

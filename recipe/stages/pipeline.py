@@ -121,6 +121,8 @@ def evaluate_trained(run: Run) -> None:
             run_stages(run, "eval", (data.STAGE,))
         if exam or changed or digest(run.config) != made["config"]:
             run_stages(run, "eval", (plan.STAGE, config.STAGE))  # else the report calls the training outdated
+            run.record_restored()
+            run.save()
     run_stages(run, "eval")
 
 

@@ -73,8 +73,10 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
     stopping = unknown_refusals(run, figures)
     if stopping and not run.force:
-        # Keep the refused plan for reading. No later stage uses it, since this stage fails.
-        write_text(run.plan, text)
+        # Keep the refused plan for reading, but not in the place of one that a training was made with. No later stage
+        # uses it, since this stage fails.
+        if "plan" not in run.manifest["stages"]:
+            write_text(run.plan, text)
         reasons = "\n".join(f"- {refusal['why']}" for refusal in stopping)
 
         def plan_again(trial: Run) -> Dict[str, Any]:

@@ -17,6 +17,7 @@ import click
 
 from recipe.core.errors import InputWrong, NotFetched, RecipeError, Stopped
 from recipe.core.files import remove, write_text
+from recipe.core.recipe_files import find_run_folder
 from recipe.core.run import Run, is_locked
 from recipe.training import checkpoints, process
 from recipe.training import log as training_log
@@ -91,15 +92,16 @@ def is_active(folder: Path) -> bool:
     return _is_starting(read_status(folder)) or is_locked(folder)
 
 
-def find_run_folder(word: str, output: Path) -> Path:
-    """The folder of the run that `word` names: a recipe's name or file, or a run folder. Raises InputWrong."""
-    name = Path(word).stem if word.endswith(".toml") else word
-    for folder in (output / name, Path(word)):
-        if (folder / ".now.json").is_file() or (folder / "run.json").is_file():
-            return folder
+def find_started(word: str, output: Path) -> Path:
+    """The folder of the run that `word` names: a recipe's name or file, a data file, or a run folder. Raises InputWrong
+    if nothing was started there.
+    """
+    folder = find_run_folder(word, Path.cwd(), output)
+    if (folder / ".now.json").is_file() or (folder / "run.json").is_file():
+        return folder
     runs = sorted(path.parent.name for path in output.glob("*/run.json"))
     others = f" Existing runs: {', '.join(runs)}." if runs else ""
-    raise InputWrong(f"There is no run {word!r}: nothing was started in {output / name} yet.{others}")
+    raise InputWrong(f"There is no run {word!r}: nothing was started in {folder} yet.{others}")
 
 
 def watch(folder: Path, shown: str) -> int:
@@ -120,8 +122,10 @@ def watch(folder: Path, shown: str) -> int:
 def _follow_training(folder: Path, log: Path) -> None:
     """Show the training's progress and answers until that stage ends."""
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]["train"]
-    questions, planned = settings["evaluation_inputs"] or [], plan.get("evaluations", [])
+    manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    asked = manifest["settings"]["train"]["evaluation_inputs"]
+    drawn = manifest["stages"].get("config", {}).get("figures", {}).get("questions")
+    questions, planned = drawn or asked or [], plan.get("evaluations", [])
     shown, pending, rest = -1, True, ""
     progress = TrainingProgress(plan["iterations"], plan["tokens_kept"] / plan["iterations_per_epoch"])
     with progress, log.open(encoding="utf-8", errors="replace") as stream:

@@ -103,7 +103,7 @@ def chat_page(run: Any, language: str) -> None:
     # an answer is generated. So always create the same number in the same order.
     is_offered = not state.turns and not state.request
     heading = st.empty()
-    questions = list(dict.fromkeys(run.settings.train.evaluation_inputs or []))[:SAMPLES]
+    questions = list(dict.fromkeys(run.questions))[:SAMPLES]
     for number, question in enumerate(questions):
         slot = st.empty()
         if is_offered:

@@ -223,8 +223,8 @@ STREAMLIT_OPTIONS = {
 }
 
 
-def serve(options: ServerOptions, queue: Any) -> None:
-    """Serve until Ctrl-C or SIGTERM. The caller sets shared.py first."""
+def serve(options: ServerOptions, queue: Any, preload: bool) -> None:
+    """Serve until Ctrl-C or SIGTERM; `preload`: load the models at once. The caller sets shared.py first."""
     host = listen_address(options)
     import tornado
     from streamlit.web import bootstrap
@@ -247,6 +247,8 @@ def serve(options: ServerOptions, queue: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, server._runtime.stop)
         click.echo("\n".join(access_hints(options)))
+        if preload:  # now: while libraries are imported, nothing is printed
+            queue.preload()
         await server.stopped
         queue.cancel_all()  # waiting sessions would keep the process alive
 
@@ -302,6 +304,5 @@ def start(name: str, arguments: Sequence[str], root: Path, output: Path) -> None
 
     run = find_run()
     shared.find_run, shared.queue = find_run, InferenceQueue(lambda: load(load_run(), options.model), is_connected)
-    if (run.adapter.is_dir() or run.merged.is_dir()) and not is_locked(run.folder):
-        shared.queue.preload()
-    serve(options, shared.queue)
+    preload = (run.adapter.is_dir() or run.merged.is_dir()) and not is_locked(run.folder)
+    serve(options, shared.queue, preload)

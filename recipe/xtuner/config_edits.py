@@ -180,8 +180,8 @@ def _evaluation(settings: Settings, found: Facts) -> Edits:
     system = settings.data.system if train.evaluation_system is None else train.evaluation_system
     if system and "SYSTEM" in found.names:
         changes["SYSTEM"] = _escaped(system)
-    if train.evaluation_inputs is not None and "evaluation_inputs" in found.names:
-        changes["evaluation_inputs"] = repr(train.evaluation_inputs)
+    if train.questions and "evaluation_inputs" in found.names:
+        changes["evaluation_inputs"] = repr(train.questions)
     if train.evaluation_max_new_tokens is not None and "custom_hooks" in found.names:
         changes["custom_hooks.1.max_new_tokens"] = repr(train.evaluation_max_new_tokens)
     return changes

@@ -31,7 +31,7 @@ def check(settings: Settings, found: Any) -> None:
             "or checkpoint, model.pretrained_pth=output/…, or start with a random one, model.pretrained_pth=none."
         )
     shipped = sum(key.startswith("evaluation_inputs.") for key in found.names)
-    inputs = len(train.evaluation_inputs or ()) or shipped
+    inputs = len(train.questions) or shipped
     if train.evaluation_images and len(train.evaluation_images) not in (1, inputs):
         raise InputWrong(
             f"train.evaluation_images: name one image for all of the {inputs} evaluation_inputs, or one for each, not "

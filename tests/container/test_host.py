@@ -114,12 +114,8 @@ class Host:
             shutil.copy(str(ROOT / name), str(self.root / name))
         for name in {LOCK, "cu118-pypi.lock"}:
             (self.root / "docker/locks" / name).write_text(lines["torch"])
-        for name, text in (
-            ("more", lines["more"]),
-            ("smollm2", lines["more"]),
-            ("loggers", ""),
-            ("tools", lines["tools"]),
-        ):
+        texts = {"more": lines["more"], "smollm2": lines["more"], "loggers": "", "tools": lines["tools"]}
+        for name, text in texts.items():
             (self.root / f"docker/locks/{name}.lock").write_text(text)
         (self.root / "recipe/__main__.py").write_text(RECIPE % VERSION.replace(".", ", "))
         self.program("df", "echo; echo /dev/x 99999999 0 99999999 0% /")  # 8 GB are not asked of this disk
@@ -274,7 +270,7 @@ def test_of_two_commands_one_makes_the_environment(host):
     out, err = first.communicate(timeout=60)
     host.works(subprocess.CompletedProcess([], first.returncode, out, err))
     told = (host.programs / "told").read_text()
-    assert re.findall(r"(?m)^(?:pip )?(\w+)", told) == ["venv", "install", "install"]
+    assert re.findall(r"(?m)^(?:pip )?(\w+)", told) == ["venv", "install", "install", "install"]
     assert not (host.cache / "making").exists()
 
 
@@ -388,7 +384,7 @@ def test_shells_of_chinese_encodings(host, locale, tmp_path):
     host.program("apptainer", 'printf "%s\\n" "$@"')
     book = tmp_path / "书.csv"  # whose last byte and the dot are no character of these encodings
     book.touch()
-    (tmp_path / "mine.toml").write_text(f'[data]\nsystem = "你是…"\nfiles = ["{book}"]\n', encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(f'[data]\nsystem = "你是一位教练…"\nfiles = ["{book}"]\n', encoding="utf-8")
     sif = host.cache / "image.sif"
     sif.touch()
     apptainer = {"RUNTIME": "apptainer", "RECIPE_IMAGE": str(sif)}

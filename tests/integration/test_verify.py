@@ -140,6 +140,25 @@ def test_plan_and_config_made_again_are_compared(folder, look):
     assert found["config, recreated"] == (verify.NOT_HERE, "needs the recreated plan")
 
 
+def test_other_settings_that_were_only_looked_at_are_no_damage(folder, look):
+    """verify takes the settings of the training that is there."""
+    words = ("data.eval_share=0.3", "lora.r=4", "--output", folder.parent)
+    assert recipe("plan", folder.name, "train.max_epochs=1", "--output", folder.parent).returncode == 0
+    found = look(folder)
+    assert found.pop("plan.json") == (verify.NOT_HERE, verify.MADE_SINCE)
+    assert {line[0] for line in found.values()} == {verify.OK}
+    refused = recipe("plan", folder.name, "train.accumulative_counts=1000", "--output", folder.parent)
+    assert refused.returncode == 2
+    assert look(folder)["plan.json"][0] == verify.NOT_HERE
+    assert recipe("config", folder.name, *words).returncode == 0
+    found = look(folder)
+    assert verify.DIFFERS not in {line[0] for line in found.values()}
+    assert found["data, recreated"][0] == found["plan, recreated"][0] == verify.OK
+    assert found["config.py"][1] == found["config, recreated"][1] == verify.MADE_SINCE
+    flip(folder / "plan.json")
+    assert look(folder)["plan.json"][0] == verify.DIFFERS
+
+
 def test_what_is_not_here_is_not_called_ok(folder, look, monkeypatch):
     run = run_view.find_run(str(folder), ROOT, folder.parent)
     shutil.rmtree(str(folder / "checkpoints"))
@@ -153,7 +172,8 @@ def test_what_is_not_here_is_not_called_ok(folder, look, monkeypatch):
         assert found[what][0] == verify.NOT_HERE, (what, found[what])
     assert found["adapter"][0] == verify.OK
     moved = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    moved["settings"]["data"]["files"] = ["data/none.xlsx"]
+    for recorded in (moved, moved["trained"]):
+        recorded["settings"]["data"]["files"] = ["data/none.xlsx"]
     save(folder, moved)
     assert look(folder)["data, recreated"] == (verify.NOT_HERE, "data/none.xlsx: missing")
 

@@ -160,10 +160,11 @@ class Machine:
             (made / "bin").mkdir(parents=True)
             (made / ".ready").touch()
         self.selftest(f"printf {SELFTEST!r}")
-        for lock in (ROOT / "docker/locks").glob("more*.lock"):
-            more = self.cache / f"more-{_checksum(lock)}"
-            more.mkdir()
-            (more / ".ready").touch()
+        locks = ROOT / "docker/locks"
+        for lock in (*locks.glob("more*.lock"), locks / "smollm2.lock"):
+            packages = self.cache / f"{lock.stem.split('-')[0]}-{_checksum(lock)}"
+            packages.mkdir()
+            (packages / ".ready").touch()
 
     def selftest(self, script):
         """What the environments' Python does: docker/runtime/host selftest starts it."""

@@ -17,7 +17,7 @@ def apart(got, wanted):
 
 
 def norms(dtype):
-    for size, outlier in ((96, 1.0), (4096, 200.0)):  # trained models have a few values that large
+    for size, outlier in ((96, 1.0), (4096, 200.0)):  # a trained model has a few values a hundred times the rest
         x, y, weight = (torch.randn(shape, dtype=dtype) for shape in ((3, size), (3, size), (size,)))
         x[:, 7] *= outlier
         norm = SimpleNamespace(weight=weight, variance_epsilon=1e-5)

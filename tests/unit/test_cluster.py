@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import yaml
 from recipe import cluster
 from recipe.core import settings
 from recipe.core.errors import InputWrong
+from recipe.core.names import label
 from recipe.core.run import Run
 from support.command import ROOT, recipe, refused
 
@@ -104,7 +107,7 @@ def test_a_recipe_of_ones_own_goes_along(tmp_path, monkeypatch):
     checked("jobset", found, tmp_path)
     first, second = yaml.safe_load_all(found)
     assert first["data"] == {"My_Recipe.toml": text}
-    assert second["metadata"]["name"] == "my-recipe"
+    assert second["metadata"]["name"] == label("My_Recipe") != label("my-recipe")
     assert second["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["command"][
         2
     ].endswith("My_Recipe.toml")
@@ -131,3 +134,43 @@ def test_the_command(tmp_path):
     assert (tmp_path / "coach/cluster/slurm.sh").is_file()
     refused(recipe("cluster", "lsf", "coach", "--output", tmp_path), 2, "no such target", "k8s, sky, slurm")
     refused(recipe("cluster", "sky", "coach", "gpus=3", "--output", tmp_path), 2, "cannot share an update", "counts=3")
+
+
+def test_a_data_file_that_is_named(tmp_path):
+    """Its path is quoted once, and the prompt goes along: no folder of that machine remembers it."""
+    book = tmp_path / "我的 数据.xlsx"
+    book.touch()
+    words = [book, *WORDS, "system=你好。", "cluster.image=me/recipe:1", "--output", tmp_path / "out"]
+    for target in ("slurm", "k8s"):
+        done = recipe("cluster", target, *words)
+        assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out/我的 数据/cluster"
+    [document] = yaml.safe_load_all((folder / "jobset.yaml").read_text(encoding="utf-8"))
+    pod = document["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    wanted = ["docker/runtime/run", "train", str(book), *WORDS, "data.system=你好。"]
+    assert pod["containers"][0]["command"] == wanted
+    line = (folder / "slurm.sh").read_text(encoding="utf-8").splitlines()[-1]
+    assert shlex.split(line)[2:] == wanted
+
+
+@pytest.mark.parametrize("name", ["客服.toml", "my recipe.toml", "it's.toml"])
+@pytest.mark.parametrize("target", ["slurm", "sky", "k8s"])
+def test_a_path_is_quoted_once(tmp_path, name, target):
+    folder = tmp_path / "路 径"
+    folder.mkdir()
+    own = folder / name
+    own.write_text((ROOT / "recipe" / "tiny.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    done = recipe("cluster", target, own, "cluster.image=ghcr.io/me/recipe:1", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    text = next((tmp_path / "out").rglob(cluster.TARGETS[target])).read_text(encoding="utf-8")
+    if target == "k8s":
+        first, second = yaml.safe_load_all(text)
+        command = second["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0][
+            "command"
+        ]
+        assert command[2] in first["data"]
+        assert re.fullmatch(r"[-._a-zA-Z0-9]+", command[2])
+        return
+    line = text if target == "slurm" else yaml.safe_load(text)["run"]
+    words = shlex.split(next(one for one in line.splitlines() if "docker/runtime/run train" in one))
+    assert words[words.index("train") + 1] == str(own)

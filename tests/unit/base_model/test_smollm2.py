@@ -1,4 +1,4 @@
-"""SmolLM2 in InternLM2's layout. That the whole model computes the same is `just proof --check` (test_benchmarks.py)."""
+"""SmolLM2 in InternLM2's layout. That the whole model computes the same is `just proof --check` (test_benchmarks)."""
 
 import pytest
 import torch

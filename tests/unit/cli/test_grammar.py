@@ -86,7 +86,7 @@ def test_what_the_scripts_are_told(tmp_path):
 def test_a_run_is_named_although_its_recipe_is_being_edited(tmp_path):
     (tmp_path / "mine.toml").write_text("base = ", encoding="utf-8")
     for name in ("stop", "watch", "verify", "report", "web"):
-        assert grammar.check(name, [str(tmp_path / "mine.toml")]).recipe == str(tmp_path / "mine.toml")
+        assert grammar.check(name, [str(tmp_path / "mine.toml")]).name == str(tmp_path / "mine.toml")
     with pytest.raises(InputWrong, match="not valid TOML"):
         grammar.check("train", [str(tmp_path / "mine.toml")])
 
@@ -94,3 +94,26 @@ def test_a_run_is_named_although_its_recipe_is_being_edited(tmp_path):
 def test_a_name_that_no_file_can_have_is_told():
     with pytest.raises(InputWrong, match="There is no recipe"):
         grammar.check("chat", ["我最近压力很大" * 60])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["data/workplace.xlsx", "data.system=You", "are", "a", "coach"],
+        ["system=You", "are", "a", "coach"],
+        ["coach", "system=You", "are", "a", "coach", "data/workplace.xlsx"],
+        ["data.system=You", "are"],
+    ],
+)
+def test_a_text_that_the_shell_has_split_is_told(given):
+    setting = next(word for word in given if "=" in word)
+    text = " ".join([setting.partition("=")[2], *(word for word in given if word in ("are", "a"))])
+    text += " coach" * (given[-1] != "are")
+    with pytest.raises(InputWrong, match=f'Put a text with blanks in quotes: {setting.partition("=")[0]}="{text}"'):
+        grammar.check("plan", given, ROOT)
+
+
+def test_a_system_prompt_has_a_short_name():
+    found = grammar.check("plan", ["coach", "system=You are a coach"], ROOT)
+    assert found.words.settings == ["data.system=You are a coach"]
+    assert found.values["data"]["system"] == "You are a coach"

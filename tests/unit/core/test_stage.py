@@ -7,7 +7,6 @@ import pytest
 from recipe.core import hashing, settings
 from recipe.core import stage as stages
 from recipe.core.errors import RunFailed
-from recipe.core.run import Run
 
 
 class Counter:
@@ -87,15 +86,6 @@ def test_manifest(run, counter):
     assert entry["peak_memory_mb"] > 10
     assert manifest["versions"]["xtuner"] == "0.1.14"
     assert manifest["settings"]["base"] == run.settings.base
-
-
-def test_a_broken_manifest_makes_everything_run_again(run, counter):
-    stages.perform(run, counter.stage)
-    (run.folder / "run.json").write_text("{")
-    again = Run("tiny", run.settings, run.root, run.output)
-    again.folder.joinpath(".lock").unlink()
-    with again.open():
-        assert stages.perform(again, counter.stage)[1]
 
 
 def test_an_entry_without_its_outputs_proves_nothing(run, counter):

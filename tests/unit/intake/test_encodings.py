@@ -16,7 +16,8 @@ from support.intake import intake, pairs
         ("q,a\nどうやって休暇を取りますか,まず用紙に記入してください\n".encode("shift_jis"), "not"),
         (("q,a\n" + "휴가는 어떻게 신청하나요,먼저 양식을 작성하세요\n" * 2).encode("euc-kr"), "does not read like"),
         ("q,a\nWas heißt Größe,Das weiß ich\n".encode("cp1252"), "encoding"),
-        (("q,a\n" + "你好再见" * 100 + ",好\n").encode("utf-16-le"), "it holds NUL bytes"),
+        ("q,a\n年休をどうやって取りますか,まず用紙に記入してください\n".encode("euc-jp"), "does not read like"),
+        (b"q,a\n" + b"x" * 100 + b"\x00,\x00\n", "it holds NUL bytes"),
     ],
 )  # fmt: skip
 def test_other_encodings_are_not_taken_for_gbk(tmp_path, content, words):
@@ -25,6 +26,14 @@ def test_other_encodings_are_not_taken_for_gbk(tmp_path, content, words):
     got = intake(path)
     assert isinstance(got, str), got
     assert words in got
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("answer", ["好", "Yes, of course", "好的，先说明", "네, 알겠습니다"])
+def test_utf16_without_a_mark_is_read(tmp_path, encoding, answer):
+    path = tmp_path / "x.tsv"
+    path.write_bytes(("q\ta\n" + "你好再见" * 100 + f"\t{answer}\n").encode(encoding))
+    assert pairs(path) == [("你好再见" * 100, answer)]
 
 
 @pytest.mark.parametrize(

@@ -157,4 +157,4 @@ def test_what_was_found_is_said(workbook, tmp_path):
 def test_published_workbook_is_checked(tmp_path, workbook):
     path = workbook(s=[["q", "a"], ["问", "答"]])
     done = recipe("data", "tutorial", f'data.files=["{path}"]', "--output", tmp_path)
-    refused(done, 2, "sha256", "data.sha256=''")
+    refused(done, 2, "sha256", f"just plan {path}")

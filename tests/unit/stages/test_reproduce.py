@@ -106,6 +106,7 @@ def test_other_data_are_not_compared(tmp_path):
     assert all(verdict != "equal" for what, *_, verdict in lines)
 
 
-def test_without_the_workbook_its_address_is_told(tmp_path):
+def test_another_missing_file_is_not_taken_for_the_tutorials(tmp_path):
     done = recipe("reproduce", 'data.files=["data/none.xlsx"]', "--output", tmp_path)
-    refused(done, 2, "curl -fL", "0932a89b")
+    refused(done, 2, "There is no workbook data/none.xlsx")
+    assert "http" not in done.stderr

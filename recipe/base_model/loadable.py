@@ -1,0 +1,88 @@
+"""What transformers would load from a model folder: a stray or lacking file gives random weights, or fails late."""
+
+import re
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Set
+
+from recipe.base_model import model_code
+from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.files import lfs_pointer
+
+# In the order in which transformers looks for them: a file alone goes before the index of several.
+FILES = (
+    ("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)  # fmt: skip
+TOKENIZERS = (
+    "tokenizer.model", "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "ice_text.model", "*.tiktoken",
+    "sentencepiece*.model", "*.vocab",
+)  # fmt: skip
+SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)$")
+SMALL = 1024  # bytes; a Git LFS pointer has about 130
+
+
+def check_pointers(place: Path, shown: str) -> None:
+    """Raise HostLacks for files that are Git LFS pointers."""
+    for path in sorted(place.iterdir()):
+        if path.is_file() and path.stat().st_size < SMALL:
+            pointer = lfs_pointer(path)
+            if pointer:
+                raise HostLacks(f"{shown}/{path.name}: {pointer}.")
+
+
+def check_weights(place: Path, shown: str, indexed: Dict[str, Set[str]]) -> None:
+    """Raise unless transformers loads all weights of the folder. `indexed`: index → the files that it names."""
+    for single, index in FILES:
+        listed = indexed.get(index, set())
+        if (place / single).is_file() and listed and listed != {single}:
+            raise InputWrong(
+                f"{shown} has {single} beside {index}: transformers loads {single} alone, and what it lacks "
+                f"gets random numbers. Remove {single}, or the index and its shards, whichever is not this model."
+            )
+        if (place / single).is_file() or listed:
+            return
+    shards = sorted(path.name for path in place.iterdir() if SHARD.match(path.name))
+    if shards:
+        single, index = FILES[0 if shards[0].endswith("safetensors") else 1]
+        raise HostLacks(
+            f"{shown} has shards such as {shards[0]}, but not {index}, without which transformers cannot load them. "
+            f"Download that file, too."
+        )
+    others = sorted(path.name for path in place.glob("*.safetensors"))
+    if others:
+        raise HostLacks(f"{shown} has {others[0]}, which transformers does not load: it looks for {FILES[0][0]}.")
+
+
+def weight_files(place: Path) -> List[Path]:
+    """The safetensors files that transformers loads: one alone, else all."""
+    single = place / FILES[0][0]
+    return [single] if single.is_file() else sorted(place.glob("*.safetensors"))
+
+
+def check_tokenizer_and_code(place: Path, shown: str, needs_tokenizer: bool) -> None:
+    """Raise HostLacks for a folder without a tokenizer, or without the code that its JSON files name."""
+    if needs_tokenizer and not any(any(place.glob(pattern)) for pattern in TOKENIZERS):
+        raise HostLacks(
+            f"{shown} has no tokenizer (tokenizer.model or tokenizer.json). Copy it there, or name one: "
+            f"model.tokenizer=…"
+        )
+    if model_code.is_internlm2(place):  # our own code loads it
+        return
+    missing = sorted({name for name in _code_files(place) if not (place / name).is_file()})
+    if missing:
+        raise HostLacks(f"{shown} does not have {', '.join(missing)}, the model's own code. Download it, too.")
+
+
+def _code_files(place: Path) -> Iterator[str]:
+    """The Python files that config.json and tokenizer_config.json name; those of another repository are not here."""
+    for name in ("config.json", "tokenizer_config.json"):
+        for reference in _references(model_code.read_json_object(place / name).get("auto_map")):
+            repository, _, module = reference.rpartition("--")
+            yield f"{module.split('.')[0]}.py" + (f" of {repository}" if repository else "")
+
+
+def _references(auto_map: Any) -> Iterator[str]:
+    values = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
+    for value in values:
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(one, str):
+                yield one
