@@ -1,7 +1,7 @@
 """The tutorial page's own three commands and ours, on one card: docker/runtime/host exec python benchmarks/whole.py
 
   ours   train coach, merge coach with its evaluation, one question to chat
-  page   xtuner train under DeepSpeed, xtuner convert pth_to_hf, xtuner convert merge, with the page's config (the recipe
+  page   xtuner train under DeepSpeed, xtuner convert pth_to_hf, xtuner convert merge, with the page's config (recipe
          `tutorial`)
 
 The model is a 7B InternLM2 with random weights, written to OUTPUT before the clock starts; the data are random text
@@ -22,13 +22,11 @@ from typing import Any, Dict, List, Optional
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from benchmarks import two_cards
 from recipe.core import hardware, host
 from recipe.training import bench
 
+ROOT = Path(__file__).resolve().parent.parent
 ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 NO_GPU = ROOT / "tests" / "support" / "no_gpu"
 
@@ -58,7 +56,8 @@ class Whole:
 
     def __init__(self, given: Any) -> None:
         self.output, self.tiny, self.data = given.output.resolve(), given.tiny, given.data
-        self.model, self.found = self.output / "model", []  # type: ignore[var-annotated]
+        self.model = self.output / "model"
+        self.found: List[Dict[str, Any]] = []
         self.tokens = [f"train.evaluation_max_new_tokens={given.tokens}"] if given.tokens else []
         self.tokenizer: Optional[Path] = given.tokenizer
 
@@ -99,7 +98,7 @@ class Whole:
         )  # fmt: skip
         config, work = folder / "tutorial" / "config.py", folder / "work"
         xtuner = [sys.executable, str(Path(sys.executable).with_name("xtuner"))]
-        # xtuner starts PATH's python. Without the others DeepSpeed asks MPI, which fails on a machine without a network.
+        # xtuner starts PATH's python. Without the others DeepSpeed asks MPI, which fails without a network.
         more = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **ONE_PROCESS}
         if self.tiny:
             more["PYTHONPATH"] = f"{NO_GPU}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
