@@ -120,9 +120,9 @@ def note(text: str) -> None:
 
 def answer_printer(tokenizer: Any) -> Any:
     """Streamer that prints one answer and collects it in `text`. Not reusable: an interrupted one keeps a remainder."""
-    from transformers import TextStreamer
+    from recipe.inference.streamer import AnswerStreamer
 
-    class Printer(TextStreamer):
+    class Printer(AnswerStreamer):
         text = ""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

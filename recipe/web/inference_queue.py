@@ -137,11 +137,11 @@ class InferenceQueue:
         request.endings[pane] = "" if answer.ended else "cut"
 
     def _streamer(self, request: Request, pane: str, tokenizer: Any) -> Any:
-        from transformers import TextStreamer
+        from recipe.inference.streamer import AnswerStreamer
 
         is_active = self._is_active
 
-        class Streamer(TextStreamer):
+        class Streamer(AnswerStreamer):
             def put(self, value: Any) -> None:
                 if not is_active(request):
                     raise Cancelled
