@@ -143,9 +143,9 @@ def _at_first_hub(run: Run) -> Run:
         return trial
     if len(failed) == 1:
         raise failed[0]
-    told = "\n".join(f"- {error}" for error in failed)
+    reasons = "\n".join(f"- {error}" for error in failed)
     kind = HostLacks if any(isinstance(error, HostLacks) for error in failed) else InputWrong
-    raise kind(f"No hub has the {run.settings.model.what} for this recipe:\n{told}")
+    raise kind(f"No hub has the {run.settings.model.what} for this recipe:\n{reasons}")
 
 
 def _resolve_once(run: Run, place: Path) -> Dict[str, Any]:

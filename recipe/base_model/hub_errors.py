@@ -2,7 +2,6 @@
 
 import contextlib
 from typing import Iterator, Optional
-from urllib.parse import urlsplit
 
 from recipe.base_model.hub_addresses import MIRRORS, NAMES, branch, endpoint
 from recipe.base_model.hub_clients import revisions, unknown_revision
@@ -86,7 +85,7 @@ def _explain_status(error: Exception, model: Model, reason: str) -> Optional[Rec
 
 
 def _explain_response(error: Exception, model: Model, reason: str) -> RecipeError:
-    hub, host = NAMES[model.source], urlsplit(endpoint(model)).netloc
+    hub, host = NAMES[model.source], http.server(endpoint(model))
     if "OfflineModeIsEnabled" in type(error).__name__:
         return HostLacks(f"HF_HUB_OFFLINE is set, and {model.id} has not been downloaded. Unset it for this command.")
     other = _redirected_host(error, host)
@@ -112,5 +111,5 @@ def _explain_response(error: Exception, model: Model, reason: str) -> RecipeErro
 def _redirected_host(error: Exception, host: str) -> str:
     """The host that failed, if it is not `host`; else ""."""
     requests = (getattr(cause, "request", None) for cause in causes(error))
-    hosts = [urlsplit(str(getattr(request, "url", ""))).netloc for request in requests if request is not None]
+    hosts = [http.server(str(getattr(request, "url", ""))) for request in requests if request is not None]
     return next((other for other in hosts if other and other != host), "")

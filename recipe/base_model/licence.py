@@ -59,7 +59,7 @@ def of(run: Run) -> Licence:
 def read(run: Run) -> Licence:
     """The licence of the run's base model, by its name or by the card in its folder."""
     model = run.settings.model
-    if model.source == "tiny" and not model.path:
+    if model.is_tiny:
         return OURS
     if re.search(r"(^|/)(internlm|Shanghai_AI_Laboratory)/internlm2-", model.path or model.id):
         return INTERNLM2

@@ -1,4 +1,4 @@
-"""What transformers would load from a model folder: a stray or lacking file gives random weights, or fails late."""
+"""What transformers would load from a model folder: an extra or missing file gives random weights, or fails late."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,8 @@ def check_weights(place: Path, shown: str, indexed: Dict[str, Set[str]]) -> None
         if (place / single).is_file() and listed and listed != {single}:
             raise InputWrong(
                 f"{shown} has {single} beside {index}: transformers loads {single} alone, and what it lacks "
-                f"gets random numbers. Remove {single}, or the index and its shards, whichever is not this model."
+                f"gets random numbers. Remove {single}, or the index and its shards, whichever does not belong to this "
+                f"model."
             )
         if (place / single).is_file() or listed:
             return

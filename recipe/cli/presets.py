@@ -1,6 +1,7 @@
 """`just presets` and `just new`: what XTuner ships, as a table; a recipe file to begin with."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any, List, Tuple
 
@@ -74,7 +75,7 @@ def write_recipe(name: str, base: str) -> Path:
 
 
 def _from_recipe(path: Path, base: str) -> str:
-    """The text of a shipped recipe with data of one's own in the place of its own."""
+    """The text of a shipped recipe with the user's data in place of its own."""
     here = sorted(str(file) for file in Path("data").glob(f"{path.stem}.*"))
     remembered = data_source.read(Path(OUTPUT, path.stem))  # where the data file was named directly before
     data = remembered.get("data", here[0] if here else f"data/{path.stem}.xlsx")
@@ -176,4 +177,4 @@ def presets(words: Tuple[str, ...], write: bool) -> None:
 def new(name: str, base: str) -> None:
     """Write a recipe file of your own, NAME.toml, from a shipped recipe or one of XTuner's presets."""
     path = write_recipe(name, base)
-    click.echo(f"{path}: edit it, then: {command_line('plan', str(path))}")
+    click.echo(f"{path}: edit it, then: {command_line('plan', shlex.quote(str(path)))}")

@@ -98,8 +98,14 @@ def check_owner(folder: Path, root: Path, data: str, files: Any = None) -> None:
             raise InputWrong(f"{shown} holds the run of {owner}, not of {data}. Rename {data}, {others}.")
         if not owner and (folder / "run.json").is_file():
             raise InputWrong(f"{shown} holds the run of a recipe, not of {data}. Rename {data}, {others}.")
-    elif owner and files not in (None, owner, [owner]):
+    elif owner and files is not None and not _is_only(files, owner, root):
         raise InputWrong(f"{shown} holds the run of {owner}. Rename the recipe file, {others}.")
+
+
+def _is_only(files: Any, owner: str, root: Path) -> bool:
+    """Whether data.files, as a recipe has it, names `owner` and nothing else."""
+    [one] = files if isinstance(files, list) and len(files) == 1 else [files]
+    return isinstance(one, str) and os.path.realpath(str(root / one)) == os.path.realpath(str(root / owner))
 
 
 def use(values: Dict[str, Any], data: str, system: Optional[str]) -> None:

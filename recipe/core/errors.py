@@ -47,5 +47,5 @@ class NotFetched(HostLacks):
     CODES = {"model": 75, "tokenizer": 76, "package of train.loggers": 77, "workbook": 78}
 
     def __init__(self, what: str, called: str = "") -> None:
-        super().__init__(f"The {called or what} is not here yet: fetching it, the one step that has a network.")
+        super().__init__(f"The {called or what} is not here yet: fetching it in a container with a network.")
         self.code = self.CODES[what]

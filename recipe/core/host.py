@@ -57,14 +57,15 @@ def _gpus(*_environment: Optional[str]) -> List[Dict[str, Any]]:
             import torch
 
             try:
-                told = torch.cuda.get_device_properties(number)
+                properties = torch.cuda.get_device_properties(number)
             except (RuntimeError, AssertionError):  # PyTorch cannot use the card
                 if capability is None:
                     continue
-                told = None
-            capability = capability or (told.major, told.minor)
+                properties = None
+            capability = capability or (properties.major, properties.minor)
             if total is None:  # the machine's own, where the card has none
-                total = (told.total_memory if told else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) >> 20
+                shared = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+                total = (properties.total_memory if properties else shared) >> 20
         version = "{}.{}".format(*capability)
         found.append(dict(name=card.name, memory_mib=total, driver=card.driver, capability=version))
     return found

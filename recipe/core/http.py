@@ -1,6 +1,7 @@
 """HTTP requests, and what is behind a failed one: its cause in one sentence, and whether to try again."""
 
 import errno
+import re
 import ssl
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
 from urllib.parse import urlsplit
@@ -28,8 +29,13 @@ def check_response(response: Any, name: str, size: Optional[int] = None) -> None
     error = kind == "application/json" and not name.endswith((".json", ".jsonl"))
     if page or error or (size is not None and file_size(response) not in (None, size)):
         response.status_code = 404
-        host = urlsplit(response.url).netloc
-        raise requests.HTTPError(f"{host} sent {kind or 'something else'} instead of {name}", response=response)
+        found = kind or "something else"
+        raise requests.HTTPError(f"{server(response.url)} sent {found} instead of {name}", response=response)
+
+
+def server(url: str) -> str:
+    """The host and port of an address, for messages: without a user's name and password."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def file_size(response: Any) -> Optional[int]:
@@ -79,9 +85,10 @@ def _is_certificate_error(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """The cause of an error in one line."""
+    """The cause of an error in one line, without passwords in addresses."""
     *_, first = causes(error)  # the innermost message is the shortest
-    return f"{type(first).__name__}: {first}".splitlines()[0][:200]
+    line = f"{type(first).__name__}: {first}".splitlines()[0]
+    return re.sub(r"//[^/\s]+@", "//", line)[:200]
 
 
 def explain_disk(error: Exception, what: str) -> Optional[HostLacks]:

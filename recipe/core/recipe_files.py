@@ -6,6 +6,7 @@ Python's standard library alone, so that the doctor and `--help` read them on a 
 import importlib
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
@@ -85,7 +86,8 @@ def _of_data(word: str, root: Path, default: str, output: Path) -> Recipe:
     """The recipe `default` with the data file or folder `word`. Raises InputWrong."""
     if default == "tutorial":
         raise InputWrong(
-            f"This command repeats the tutorial on its own workbook. Train on yours with: {command_line('merge', word)}"
+            "This command repeats the tutorial on its own workbook. Train on yours with: "
+            f"{command_line('merge', shlex.quote(word))}"
         )
     data = data_source.relative(word, root)
     name = data_source.run_name(data, root)
@@ -94,7 +96,7 @@ def _of_data(word: str, root: Path, default: str, output: Path) -> Recipe:
     if name in (*recipes(), "reproduce"):
         raise InputWrong(
             f"{word} would be the run {name!r}, which is the recipe {name}'s. Rename it, or use it in that recipe: "
-            f"{name} data.files={word} data.sha256="
+            f"{name} {shlex.quote(f'data.files={word}')} data.sha256="
         )
     if os.path.isfile(root / f"{name}.toml"):
         raise InputWrong(
@@ -163,7 +165,7 @@ def as_typed(override: str, value: Any) -> Any:
 
 
 def refuse_home(values: Dict[str, Any], where: str) -> None:
-    """Raises InputWrong for a path that begins with ~, which only a shell expands, and not behind a = sign."""
+    """Raises InputWrong for a path that begins with ~, which only a shell expands, and not after a = sign."""
     for key, value in values.items():
         texts = value if isinstance(value, list) else [value]
         for text in texts:

@@ -87,7 +87,7 @@ def _send_hugging_face(export: Export, staging: Path) -> str:
     api = HfApi(token=token)
     try:
         url = api.create_repo(export.repo, private=not export.public, exist_ok=True)
-        api.upload_folder(repo_id=export.repo, folder_path=str(staging), commit_message="MergedModel model")
+        api.upload_folder(repo_id=export.repo, folder_path=str(staging), commit_message="Merged model")
         return str(url)
     except (ValueError, OSError) as error:  # refused names, network and hub errors
         raise RunFailed(_upload_failed(export, error))
@@ -121,7 +121,7 @@ def _send_modelscope(export: Export, staging: Path, base: str, terms: str) -> st
             model_dir=str(staging),
             visibility=ModelVisibility.PUBLIC if export.public else ModelVisibility.PRIVATE,
             license=MODELSCOPE_LICENCES.get(terms.lower(), terms or "unknown"),  # of a new repository
-            commit_message="MergedModel model",
+            commit_message="Merged model",
             original_model_id=base,
             lfs_suffix=["*.safetensors", "*.bin", "*.model"],
         )

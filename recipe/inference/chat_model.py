@@ -94,6 +94,11 @@ class ChatModel:
                 parts.append(answered + between)
         return "".join(parts)
 
+    @property
+    def _value_bytes(self) -> int:
+        """Bytes of a key or value."""
+        return 4 if self.precision == "fp32" else 2
+
     def answer(
         self, system: str, turns: Turns, question: str, streamer: Any = None, limit: int = MAX_NEW_TOKENS,
         sampling: Optional[Dict[str, Any]] = None,
@@ -107,14 +112,18 @@ class ChatModel:
             limits.check_prompt(self.model.config, embeds.shape[1], embeds.element_size(), free_memory())
             return self._generate_with_image(embeds, limit, streamer, sampling)
         ids = self.tokenizer(self.prompt(system, turns, question))["input_ids"]
-        value_bytes = 4 if self.precision == "fp32" else 2
-        limits.check_prompt(self.model.config, len(ids), value_bytes, free_memory())
+        limits.check_prompt(self.model.config, len(ids), self._value_bytes, free_memory())
         return self._generate([ids], limit, streamer, sampling)[0]
 
     def fit_history(self, system: str, turns: Turns, question: str, limit: int) -> Turns:
-        """Return the last `turns` that fit the model's positions with an answer of `limit` tokens."""
-        room = self.model.config.max_position_embeddings - limit - (0 if self.image is None else self.image.shape[1])
-        while turns and len(self.tokenizer(self.prompt(system, turns, question))["input_ids"]) > room:
+        """Return the last `turns` that fit the memory, and the positions with an answer of `limit` tokens."""
+        config, free = self.model.config, free_memory()
+        image = 0 if self.image is None else self.image.shape[1]
+        while turns:
+            tokens = image + len(self.tokenizer(self.prompt(system, turns, question))["input_ids"])
+            is_short = tokens <= config.max_position_embeddings - limit
+            if is_short and limits.prompt_bytes(config, tokens, self._value_bytes) <= free:
+                break
             turns = turns[1:]
         return turns
 

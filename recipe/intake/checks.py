@@ -9,7 +9,7 @@ from recipe.intake import damage
 from recipe.intake.cells import EXCEL_ERROR
 
 MAX_LISTED = 20  # further errors are only counted
-MAX_PLACES = 3  # of each thing that is told
+MAX_PLACES = 3  # listed for each kind of note
 
 # What the tokenizer, or that of another chat model, reads as a control token.
 CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<unk>|<pad>|\[UNUSED_TOKEN_\d+\]|<\|(?=im_)")
@@ -35,7 +35,7 @@ def needs_check(text: str) -> bool:
 
 
 class Notes:
-    """What is worth telling about the input, though it is read: how often, and where first."""
+    """What is reported of the input, though it is read: how often, and where first."""
 
     def __init__(self) -> None:
         self.found: Dict[str, Tuple[int, List[str]]] = {}

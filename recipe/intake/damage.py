@@ -1,7 +1,7 @@
 """Texts that a program damaged before they came here: lost characters, mojibake, characters that nobody sees.
 
-`damage` says why a text is refused, `oddities` what is worth telling. Written here because ftfy repairs what it can and
-tells nothing of the rest, and knows neither GBK nor Big5, which most damaged Chinese texts went through.
+`damage` says why a text is refused, `oddities` what is only reported. Written here because ftfy repairs what it can and
+reports nothing of the rest, and knows neither GBK nor Big5, which most damaged Chinese texts went through.
 """
 
 import re
@@ -27,7 +27,7 @@ TRIGGERS = (
 )
 
 ASIAN = "0-9A-Za-z\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef"
-TOLD: Tuple[Tuple[str, "re.Pattern[str]"], ...] = (
+ODDITIES: Tuple[Tuple[str, "re.Pattern[str]"], ...] = (
     ("characters that nobody sees (zero width, direction marks, U+FEFF)",
      re.compile(f"[{INVISIBLE}]|(?<=[{ASIAN}])[\u200c\u200d]+(?=[{ASIAN}])")),
     ("places of lost pictures or objects (U+FFFC)", re.compile("\ufffc")),
@@ -61,9 +61,9 @@ def damage(text: str) -> str:
 
 
 def oddities(text: str) -> List[Tuple[str, str]]:
-    """(what, the text around it) of whatever is worth telling about a text."""
+    """(what, the text around it) of what is only reported of a text."""
     found = []
-    for what, pattern in TOLD:
+    for what, pattern in ODDITIES:
         match = pattern.search(text)
         if match:
             found.append((what, text[max(0, match.start() - 8) : match.end() + 8]))
@@ -71,10 +71,14 @@ def oddities(text: str) -> List[Tuple[str, str]]:
 
 
 def _is_lost(text: str) -> bool:
-    """Whether question marks are what is left of letters: nothing else, or many of them, in front of letters."""
-    if not any(character.isalpha() for character in text):
+    """Whether question marks are what is left of letters: nothing else, or many of them, in front of ASCII letters.
+
+    A conversion that loses some letters beyond ASCII loses them all: 啊???这是什么 is what somebody typed.
+    """
+    letters = "".join(filter(str.isalpha, text))
+    if not letters:
         return True
-    return text.count("?") >= 0.3 * len(text) and bool(re.search(r"\?{2,}[^\W_]", text))
+    return letters.isascii() and text.count("?") >= 0.3 * len(text) and bool(re.search(r"\?{2,}[^\W_]", text))
 
 
 def _reads_as_utf8(raw: bytes, sequence: "re.Pattern[bytes]") -> bool:

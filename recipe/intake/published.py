@@ -53,7 +53,7 @@ def fetch(run: Run) -> None:
     data = run.settings.data
     name, url = data.files[0], address(data)
     path = run.root / name
-    print(f"{name} is missing: fetching it from {urlsplit(url).netloc}", file=sys.stderr, flush=True)
+    print(f"{name} is missing: fetching it from {http.server(url)}", file=sys.stderr, flush=True)
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +76,13 @@ def _download(data: Data, url: str, path: Path) -> None:
             part, path.name, None, [url], {}, threading.Event(),
             lambda size: show(resumable_download.size_of(part), size),
         )  # fmt: skip
-    found = digest(part)
-    if found != data.sha256:
+    found, wanted = digest(part), data.sha256.strip().lower()
+    if found != wanted:
         part.unlink()
         raise HostLacks(
-            f"{data.files[0]} is not what the recipe names: the file from {url} has the sha256 {found[:12]}…, not "
-            f"{data.sha256[:12]}…. It was deleted. Type the same command again; if that repeats, {_other_ways(data)}"
+            f"{data.files[0]} is not what the recipe names: the file from {http.server(url)} has the sha256 "
+            f"{found[:12]}…, not {wanted[:12]}…. It was deleted. Type the same command again; if that repeats, "
+            f"{_other_ways(data)}"
         )
     try:
         os.link(str(part), str(path))  # unlike a rename, it never replaces a file that came meanwhile
@@ -93,7 +94,7 @@ def _download(data: Data, url: str, path: Path) -> None:
 
 
 def _explain(error: Exception, data: Data, url: str) -> HostLacks:
-    host = urlsplit(url).netloc
+    host = http.server(url)
     known = http.explain_disk(error, data.files[0]) or http.explain_connection(error, host)
     if known:
         return known
@@ -105,7 +106,7 @@ def _explain(error: Exception, data: Data, url: str) -> HostLacks:
 
 
 def _other_ways(data: Data) -> str:
-    mirror = f"name a mirror of {urlsplit(RAW).netloc} ({MIRROR}=https://…), or " if data.url.startswith(RAW) else ""
+    mirror = f"name a mirror of {http.server(RAW)} ({MIRROR}=https://…), or " if data.url.startswith(RAW) else ""
     return (
         f"{mirror}fetch the file elsewhere and put it there:\n"
         f"curl -fL -o {shlex.quote(data.files[0])} {shlex.quote(data.url)}\n"

@@ -78,8 +78,8 @@ def refusal(key: str, value: Any) -> str:
     if not _decides(name, words):
         return ""
     return (
-        f"{key} is not supported (found {_shown(value)}): every answer is trained. Leave out what should not be, and "
-        f"the key"
+        f"{key} is not supported (found {_shown(value)}): every answer is trained. Remove what should not be trained, "
+        f"then {key} everywhere"
     )
 
 

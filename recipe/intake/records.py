@@ -63,7 +63,7 @@ def _read_json(path: Path, encoding: str) -> Iterator[Tuple[str, Any]]:
         if not first:
             return
         # JSON Lines if the first of several lines is a whole value; else one value, perhaps over many lines.
-        if len(first) < 2 or not (_is_json(first[0]) or (path.suffix == ".jsonl" and first[0][:1] == "{")):
+        if len(first) < 2 or not (_is_json(first[0]) or (path.suffix.lower() == ".jsonl" and first[0][:1] == "{")):
             yield from _items(path.read_text(encoding=encoding, errors=errors))
             return
         with path.open(encoding=encoding, errors=errors) as stream:

@@ -5,6 +5,7 @@ was measured gets a bound from one that is slower or faster in every respect (pr
 """
 
 import functools
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -38,10 +39,10 @@ def prices(card: str) -> List[Dict[str, Any]]:
 
 
 def _is_card(name: str, card: str) -> bool:
-    """Whether `card`, as nvidia-smi or a user names it, is the card `name`; an RTX 4090 D and a Ti are others."""
-    words = [word for word in card.lower().replace("-", " ").split() if word not in ("nvidia", "geforce", "tesla")]
-    wanted = name.lower().split()
-    return words[: len(wanted)] == wanted and not {"d", "ti", "super", "laptop"} & set(words)
+    """Whether `card`, as nvidia-smi or a user names it (4090), is the card `name`; a 4090 D and a Ti are others."""
+    number, text = name.lower().replace("rtx ", ""), card.lower()
+    is_named = re.search(rf"(?:rtx|(?<![a-z0-9])){number}(?![a-z0-9])", text)
+    return bool(is_named) and not {"d", "ti", "super", "laptop"} & set(re.split(r"[\s-]+", text))
 
 
 def bill(plan: Dict[str, Any], settings: Settings, answers: int) -> Dict[str, Any]:

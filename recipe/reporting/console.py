@@ -94,7 +94,7 @@ def _cost_rows(cost: Dict[str, Any], gpus: int) -> List[Sequence[str]]:
     dated = [price for price in cost["prices"] if "source" in price]
     rows += [(f"  {price['platform']}", f"price of {price['date']}: {price['source']}") for price in dated]
     rows += [(f"on {other['card']}", f"{_total(other)}{_money(other)}") for other in cost["others"]]
-    rows.append(("prices", "of the card alone; disks are billed besides, and traffic on Vast.ai"))
+    rows.append(("prices", "of the card alone; disks are billed separately, and on Vast.ai so is traffic"))
     rows.append(("GPU memory", f"{cost['memory_mib']:,} MiB"))
     what = "environment, model, checkpoints, adapter and merged model"
     rows.append(("disk", f"{cost['disk_gb']} GB for {what}; {cost['traffic_gb']} GB are downloaded"))

@@ -347,7 +347,7 @@ def _count_rows(figures: Dict[str, Any], survey: Survey, max_length: int) -> Lis
     rows.append(("held out", f"{f['held_out']} more conversations (eval.jsonl), not counted below"))
     rows += [("not read", what) for what in f["skipped"]]
     for what, (times, places) in f.get("notes", {}).items():
-        rows.append(("odd", f"{times:,} texts with {what}: {'; '.join(places)}{'; …' * (times > len(places))}"))
+        rows.append(("unusual", f"{times:,} texts with {what}: {'; '.join(places)}{'; …' * (times > len(places))}"))
     rows.append(("dropped", f"{f['blank_dropped']} rows with empty cells, {f['duplicates_dropped']} duplicates"))
     changed = f"{f['numbers_as_text']} numbers and dates read as Excel shows them"
     rows.append(("changed", f"{changed}, {f['line_breaks_changed']} cells' line breaks changed to \\n"))

@@ -107,7 +107,7 @@ def card(run: Run, figures: Dict[str, Any], place: Path) -> str:
             encoder_licence=licence.read_card(visual_encoder.encoder_folder(run)).title or "unknown",
         )  # fmt: skip
     rows = {
-        "base model": f"{record.chosen(run).id if run.settings.model.source != 'tiny' else figures['base_model']}",
+        "base model": record.chosen(run).id if run.settings.model.source != "tiny" else figures["base_model"],
         "base checksum": f"sha256 {figures['base_sha256']} (sizes and samples of the weight files)",
         "recipe": f"{run.name}, from XTuner's {config['base']}; {preset_facts.method(run.settings)}, {config['dtype']}",
         "LoRA": f"r {config['lora']['r']}, alpha {config['lora']['lora_alpha']}, on {', '.join(figures['targets'])}",

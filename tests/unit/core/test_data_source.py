@@ -93,7 +93,10 @@ def test_a_recipe_file_of_the_same_name(clone):
     data_source.remember(clone / "output/mine", {"data": "data/mine.xlsx"})
     with pytest.raises(InputWrong, match=r"output/mine holds the run of data/mine\.xlsx"):
         settings.load("mine.toml")
-    assert settings.load("mine.toml", ["data.files=data/mine.xlsx"])[1].data.files == ["data/mine.xlsx"]
+    for same in ("data/mine.xlsx", "./data/mine.xlsx", str(clone / "data/mine.xlsx")):
+        assert settings.load("mine.toml", [f"data.files={same}"])[1].data.files == [same]
+    with pytest.raises(InputWrong, match=r"output/mine holds the run of data/mine\.xlsx"):
+        settings.load("mine.toml", ['data.files=["data/mine.xlsx", "data/other.xlsx"]'])
 
 
 def test_a_run_folder_belongs_to_one_source(clone):

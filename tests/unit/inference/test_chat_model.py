@@ -7,7 +7,7 @@ import torch
 from mmengine.config import ConfigDict
 
 from recipe.core import imports
-from recipe.inference import chat_model
+from recipe.inference import chat_model, limits
 
 imports.load()
 
@@ -35,6 +35,16 @@ def chat(tmp_path_factory):
     make(folder, TEXTS)
     template = ConfigDict(SYSTEM="[SYS]{system}\n", INSTRUCTION="<|user|>{input}\n<|bot|>", STOP_WORDS=["天再"])
     return chat_model.ChatModel(folder, template)
+
+
+def test_turns_that_do_not_fit_the_memory_are_left_out(chat, monkeypatch):
+    turns = [("问题" * 40, "回答" * 40)] * 6
+    asked = [len(chat.tokenizer(chat.prompt("", turns[number:], "好吗？"))["input_ids"]) for number in range(7)]
+    for kept in (6, 2, 0):
+        room = limits.prompt_bytes(chat.model.config, asked[6 - kept], 4)
+        monkeypatch.setattr(chat_model, "free_memory", lambda room=room: room)
+        assert chat.fit_history("", turns, "好吗？", 20) == turns[6 - kept :]
+        chat.answer("", turns[6 - kept :], "好吗？", limit=1)
 
 
 def test_a_cpus_answers_are_left_to_transformers(chat):

@@ -3,9 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from recipe.core.errors import InputWrong
-from recipe.inference import limits
+from recipe.inference import limits, loading
 
 SEVEN_B = dict(
     max_position_embeddings=32768, vocab_size=92544, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
@@ -35,3 +36,14 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(tokens, changes
 def test_a_prompt_that_fits_is_answered(tokens, free):
     limits.check_prompt(SimpleNamespace(**SEVEN_B), tokens, 2, free)
     limits.check_prompt(SimpleNamespace(), tokens, 4, free)  # a model of other names
+
+
+def test_memory_that_pytorch_keeps_for_the_next_answer_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in (
+        ("mem_get_info", (int(1e9), int(24e9))),
+        ("memory_reserved", int(20e9)),
+        ("memory_allocated", int(16e9)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert loading.free_memory() == 5e9

@@ -50,6 +50,11 @@ def run(tmp_path):
     return make
 
 
+def test_a_checksum_in_capitals_is_the_same(site, run, tmp_path):
+    data.inputs(run(sha256=hashlib.sha256(BOOK).hexdigest().upper()))
+    assert (tmp_path / NAME).read_bytes() == BOOK
+
+
 def test_a_missing_one_is_fetched_checked_and_read(site, run, tmp_path, capsys):
     inputs = data.inputs(run())
     assert inputs["files"] == [NAME]
@@ -147,6 +152,14 @@ def test_two_commands_fetch_it_once(site, run, tmp_path):
         thread.join(30)
     assert (tmp_path / NAME).read_bytes() == BOOK
     assert sum(site.sent.values()) == len(BOOK)
+
+
+def test_a_password_of_the_mirror_is_not_shown(site, run, monkeypatch, capsys):
+    monkeypatch.setenv("GITHUB_RAW", f"https://me:secret@{site.address}")
+    for changes in ({"sha256": "0" * 64}, {"url": f"{published.RAW}/gone/{quote(Path(NAME).name)}"}):
+        with pytest.raises(HostLacks, match=site.address) as caught:
+            published.ensure(run(**changes))
+        assert "secret" not in str(caught.value) + capsys.readouterr().err
 
 
 def test_without_a_network_the_command_to_type_is_told(site, run, tmp_path, monkeypatch):

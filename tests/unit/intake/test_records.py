@@ -78,6 +78,12 @@ def test_faults_of_json_have_their_place(tmp_path, text, words):
     assert_told(tmp_path / "x.jsonl", text, words)
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.JSONL"])
+def test_a_first_line_that_is_damaged_does_not_hide_the_others(tmp_path, name):
+    text = '{"q": "问", "a": }\n{"q": "二", "a": 2}\n'
+    assert_told(tmp_path / name, text, ["line 1: column 17", "line 2: a: expected text"])
+
+
 def test_names_of_the_recipe_go_before_alpacas(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"instruction": "问", "output": "坏", "better": "好"}\n', encoding="utf-8")

@@ -46,7 +46,11 @@ def test_downloads_take_the_time_of_the_named_rate():
         ("NVIDIA A100-SXM4-80GB", bill.AT_MOST, 99, "not measured; RTX 3090, slower"),
         ("NVIDIA H200", bill.AT_MOST, 9, "not measured; H100, slower"),
         ("Tesla T4", bill.AT_LEAST, 99, "not measured; RTX 3090, faster"),  # by XTuner's own step: it has no bf16
+        ("4090", bill.AT_MOST, 99, "not measured; RTX 3090, slower"),
+        ("rtx4090", bill.AT_MOST, 99, "not measured; RTX 3090, slower"),
         ("NVIDIA GeForce RTX 4090 D", bill.UNKNOWN, None, "not measured on this card"),
+        ("RTX 4090D", bill.UNKNOWN, None, "not measured on this card"),
+        ("A10", bill.UNKNOWN, None, "not measured on this card"),
         ("Voodoo 2", bill.UNKNOWN, None, "not measured on this card"),
     ],
 )
