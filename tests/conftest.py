@@ -9,7 +9,7 @@ import openpyxl
 import pytest
 
 from recipe.base_model import download
-from recipe.core import resumable_download, settings
+from recipe.core import host, resumable_download, settings
 from recipe.core.run import Run
 from support.command import ROOT, recipe
 from support.hub_checks import HUB_ID
@@ -61,6 +61,12 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group("demo" if uses_demo else file))
         if uses_demo:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def cards_are_asked_for_anew():
+    """Each test has its own nvidia-smi, often at the place of another's."""
+    host._gpus.cache_clear()
 
 
 @pytest.fixture(scope="session")

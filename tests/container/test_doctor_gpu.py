@@ -242,27 +242,24 @@ def test_training_finds_the_card_of_an_older_driver_too(machine, monkeypatch):
 
     from recipe.core import host
 
-    def gpus():
-        host._gpus.cache_clear()  # the program changes
-        return host.gpus()
-
     machine.has(nvidia_smi=nvidia_smi(("NVIDIA GeForce RTX 3090", 24268, 24000, "470.182.03", None)))
     monkeypatch.setenv("PATH", str(machine.programs))
     card = {"name": "NVIDIA GeForce RTX 3090", "memory_mib": 24268, "driver": "470.182.03", "capability": "8.6"}
-    assert gpus() == [card]
+    assert host.gpus() == [card]
     machine.has(
         nvidia_smi=nvidia_smi(("NVIDIA GB10", "[N/A]", "[N/A]", "580.95.05", "12.1"), ("X", 9, 9, "470.1", "[N/A]"))
     )
-    assert gpus() == []  # PyTorch reaches neither here
+    assert [c["name"] for c in host.gpus()] == ["NVIDIA GB10"]  # PyTorch reaches neither here
+    host._gpus.cache_clear()
     known = [SimpleNamespace(major=12, minor=1, total_memory=119 << 30), SimpleNamespace(major=8, minor=6)]
     known[1].total_memory = 1 << 30
     monkeypatch.setattr(torch.cuda, "get_device_properties", known.__getitem__)
-    assert [(c["memory_mib"], c["capability"]) for c in gpus()] == [(119 << 10, "12.1"), (9, "8.6")]
+    assert [(c["memory_mib"], c["capability"]) for c in host.gpus()] == [(119 << 10, "12.1"), (9, "8.6")]
     told(machine.doctor()[0]["gpu memory"], "ok", "? MiB", "not known")
     machine.has(nvidia_smi=nvidia_smi(RTX_3090))
-    assert gpus()[0]["capability"] == "8.6"
+    assert host.gpus()[0]["capability"] == "8.6"
     machine.has(nvidia_smi=fails(MISMATCH, 18))
-    assert gpus() == []
+    assert host.gpus() == []
 
 
 def test_settings_that_do_not_fit_the_card(machine):

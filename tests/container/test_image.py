@@ -903,7 +903,7 @@ def test_apptainer_is_told_the_same(tmp_path):
     assert "--network\nnone\n" in said
     assert f"{ROOT}:{ROOT}:ro" in said
     assert f"{ROOT}/models:ro" in said
-    assert said.endswith(f"{sif}\n{ROOT}/docker/runtime/host\nrun\nplan\ndemo\n")
+    assert said.endswith(f"{sif}\n{ROOT}/docker/runtime/host\nrun\nplan\ntiny\n")
     together = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"}
     assert "--network" not in ok(
         [ROOT / "docker/runtime/run", "plan", "tiny"], env={**env, **together, "RECIPE_IMAGE": str(sif)}

@@ -97,6 +97,7 @@ def test_the_rendered_config_is_an_ordinary_xtuner_config(demo):
     }
     assert set(re.findall(r"\brecipe\.[\w.]+", text)) == {
         *hooks,
+        "recipe.inference.chat_hook.BatchChatHook",
         "recipe.training.loop.TrainLoop",
         "recipe.base_model.internlm2",
     }

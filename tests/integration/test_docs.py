@@ -294,7 +294,16 @@ def on_demo(command: Command) -> List[str]:
     return [command.name, *named, *("tiny" if word == "RUN" else word for word in words)]
 
 
-def test_stages_of_the_documents_run(demo, desk, monkeypatch, tmp_path):
+@pytest.fixture
+def restored(demo):
+    """What commands with other settings make in the shared run's folder; the files of the run come back."""
+    files = {path: path.read_bytes() for path in demo[1].iterdir() if path.is_file()}
+    yield demo
+    for path, content in files.items():
+        path.write_bytes(content)
+
+
+def test_stages_of_the_documents_run(restored, desk, monkeypatch, tmp_path):
     """In this process, one after the other: on the finished demo's run, where nothing is trained again; with data of
     one's own in another place.
     """
@@ -305,7 +314,7 @@ def test_stages_of_the_documents_run(demo, desk, monkeypatch, tmp_path):
     for words in sorted(asked):
         own = any(word.startswith("data.") for word in words)
         monkeypatch.chdir(desk if own else ROOT)
-        output = "output" if own else str(demo[1].parent)
+        output = "output" if own else str(restored[1].parent)
         if "gpus=2" in words:  # another plan, which is not to be that of the demo's run
             output = str(tmp_path)
         result = runner().invoke(cli, [*words, "--output", output])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+from recipe.core import host
 from support.command import ROOT
 
 # What the scripts themselves use; nothing else of this machine is on the PATH.
@@ -180,6 +181,7 @@ class Machine:
             (self.system / name).write_text(text, encoding="utf-8")
 
     def has(self, **programs):
+        host._gpus.cache_clear()  # asked once a process
         for name, text in programs.items():
             path = self.programs / name.replace("_", "-")
             if path.exists():
