@@ -17,6 +17,9 @@ from recipe.core.recipe_files import find_recipe
 Show = Callable[[Any], None]
 
 
+TRAINING = ("demo", "train", "adapter", "merge")  # commands that may put a model into the run's folder
+
+
 def load(typed: Invocation, verify: bool = False, name: str = "") -> Any:
     """The run of the recipe and overrides that were typed; `name`: its folder's, if not the recipe's.
 
@@ -35,6 +38,9 @@ def load(typed: Invocation, verify: bool = False, name: str = "") -> Any:
     )  # fmt: skip
     if recipe.data:
         run.source = {"data": recipe.data}
+        if typed.command in TRAINING:
+            data_source.check_trainer(run.folder, root(), typed.default)
+            run.source["recipe"] = typed.default
         if any(word.startswith("data.system=") for word in typed.overrides):
             run.source["system"] = chosen.data.system
             if typed.command in grammar.PROMPTED:  # it is remembered: the next command need not repeat it

@@ -70,7 +70,7 @@ def missing(word: str, root: Path) -> InputWrong:
 
 
 def read(folder: Path) -> Dict[str, str]:
-    """What a run's folder remembers: data, and system if it is known; {} if the folder belongs to no data file."""
+    """What a run's folder remembers: data; if known, system and the recipe that trained. {} if it is of no data file."""
     try:
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -80,7 +80,7 @@ def read(folder: Path) -> Dict[str, str]:
 
 
 def remember(folder: Path, record: Dict[str, str]) -> None:
-    """Keep `record` (data, and system if it is known) in the run's folder."""
+    """Keep `record` (data; system and recipe if they are known) in the run's folder."""
     before = read(folder)
     if {**before, **record} != before:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +100,16 @@ def check_owner(folder: Path, root: Path, data: str, files: Any = None) -> None:
             raise InputWrong(f"{shown} holds the run of a recipe, not of {data}. Rename {data}, {others}.")
     elif owner and files is not None and not _is_only(files, owner, root):
         raise InputWrong(f"{shown} holds the run of {owner}. Rename the recipe file, {others}.")
+
+
+def check_trainer(folder: Path, root: Path, recipe: str) -> None:
+    """Raise InputWrong if the run's folder holds a model that another recipe than `recipe` trained on the same data."""
+    before = read(folder).get("recipe", recipe)
+    if before != recipe:
+        raise InputWrong(
+            f"{relative(str(folder), root)} holds what {before} trained on these data, and this command would put what "
+            f"{recipe} trains in its place. To keep both: --output another_folder; else delete that folder."
+        )
 
 
 def _is_only(files: Any, owner: str, root: Path) -> bool:

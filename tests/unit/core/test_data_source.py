@@ -114,6 +114,15 @@ def test_a_run_folder_belongs_to_one_source(clone):
         settings.load("data/sheets")
 
 
+def test_a_model_is_not_replaced_by_another_recipes(clone):
+    folder = clone / "output/mine"
+    data_source.check_trainer(folder, clone, "demo")
+    data_source.remember(folder, {"data": "data/mine.xlsx", "recipe": "coach"})
+    data_source.check_trainer(folder, clone, "coach")
+    with pytest.raises(InputWrong, match=r"output/mine holds what coach trained .* --output"):
+        data_source.check_trainer(folder, clone, "demo")
+
+
 def test_a_run_is_found_by_name_and_when_its_data_are_gone(clone):
     data_source.remember(clone / "output/mine", {"data": "data/mine.xlsx"})
     assert find_recipe("mine") == find_recipe("data/mine.xlsx")
