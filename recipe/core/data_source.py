@@ -70,7 +70,7 @@ def missing(word: str, root: Path) -> InputWrong:
 
 
 def read(folder: Path) -> Dict[str, str]:
-    """What a run's folder remembers: data; if known, system and the recipe that trained. {} if it is of no data file."""
+    """What a run's folder remembers: data; if known, system and the recipe that trained. {} without data."""
     try:
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
