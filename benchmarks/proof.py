@@ -127,9 +127,9 @@ def losses(place: Path, conversations: Iterable[List[Dict[str, str]]]) -> List[T
     from recipe.inference.chat_model import ChatModel
     from recipe.planning import tokens
 
-    talker = ChatModel(place, PROMPT_TEMPLATE.internlm2_chat, precision="fp32")
-    encoded = [tokens.encoded(talk, talker.template, talker.tokenizer, MAX_LENGTH) for talk in conversations]
-    return [(total / count, count) for total, count in talker.losses(encoded, 8)]
+    model = ChatModel(place, PROMPT_TEMPLATE.internlm2_chat, precision="fp32")
+    encoded = [tokens.encoded(talk, model.template, model.tokenizer, MAX_LENGTH) for talk in conversations]
+    return [(total / count, count) for total, count in model.losses(encoded, 8)]
 
 
 def compared(base: List[Tuple[float, int]], tuned: List[Tuple[float, int]]) -> Dict[str, float]:
