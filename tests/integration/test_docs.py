@@ -297,7 +297,8 @@ def on_demo(command: Command) -> List[str]:
 @pytest.fixture
 def restored(demo):
     """What commands with other settings make in the shared run's folder; the files of the run come back."""
-    files = {path: path.read_bytes() for path in demo[1].iterdir() if path.is_file()}
+    files = [*demo[1].iterdir(), *demo[1].glob("report/*")]
+    files = {path: path.read_bytes() for path in files if path.is_file()}
     yield demo
     for path, content in files.items():
         path.write_bytes(content)
