@@ -257,7 +257,13 @@ def data_page(run: Any, language: str) -> None:
     elif run.dataset.is_file():
         rows, histograms, findings = data_report.summarize(run)
         page = pages.render(
-            "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, examples=[]
+            "data-report.html",
+            name=run.name,
+            rows=rows,
+            histograms=histograms,
+            findings=findings,
+            examples=[],
+            looked_for=data_report.LOOKED_FOR,
         )
     else:
         write_html(f'<p class="note">{translate("no data", language)}</p>')
