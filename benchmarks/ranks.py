@@ -34,6 +34,11 @@ for card in 0 1; do echo "$card, GPU-$card, Stub, 24576, 24000, 550.54.14, Defau
 """
 
 
+def last_of_each(*words: str) -> List[str]:
+    """The words without settings that are given again later, which the command line refuses."""
+    return list({word.partition("=")[0]: word for word in words}.values())
+
+
 def environment(folder: Path, **more: str) -> Dict[str, str]:
     """For a machine with two cards whose work the CPU does."""
     stub = folder / "nvidia-smi"
@@ -59,7 +64,16 @@ class Machine:
     def start(self, output: Path, *words: str, name: str = "log") -> "subprocess.Popen[bytes]":
         """`recipe train tiny` into `output`; what it says comes into its file `name`."""
         output.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "recipe", "train", "tiny", *WORDS, *words, "--output", str(output)]
+        command = [
+            sys.executable,
+            "-m",
+            "recipe",
+            "train",
+            "tiny",
+            *last_of_each(*WORDS, *words),
+            "--output",
+            str(output),
+        ]
         with (output / name).open("wb") as log:
             return subprocess.Popen(
                 [*self.inside, *command], cwd=str(ROOT), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
@@ -180,7 +194,14 @@ def one_and_two(folder: Path) -> None:
         found = []
         for gpus in (1, 2):
             output = folder / f"{kind}-{gpus}"
-            program = [sys.executable, __file__, "fixed", str(output), f"gpus={gpus}", *engine, *WORDS, *words]
+            program = [
+                sys.executable,
+                __file__,
+                "fixed",
+                str(output),
+                f"gpus={gpus}",
+                *last_of_each(*engine, *WORDS, *words),
+            ]
             output.mkdir()
             done = subprocess.run(program, env=environment(output), cwd=str(ROOT), capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr

@@ -119,7 +119,7 @@ def _is_question(key: str, keywords: Iterable[str]) -> bool:
     """Whether what stands in front of a = is no setting, nor nearly one: x=2的话，y是多少？"""
     settings = list(load()["settings"])
     tables = {one.split(".")[0] for one in settings}
-    is_setting = "." in key or key in tables or other_names.hint(key, settings)
+    is_setting = key == "system" or "." in key or key in tables or other_names.hint(key, settings)
     return not is_setting and not did_you_mean(key, [*tables, *keywords])
 
 

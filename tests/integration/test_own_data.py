@@ -110,7 +110,7 @@ def test_later_commands_need_the_file_alone(trained):
     assert (
         f"Next: just chat '{book}' --output '" in said or f"Next: just chat '{book}' --output {folder.parent}" in said
     )
-    assert data_source.read(folder) == {"data": str(book), "system": "你是新人的教练。"}
+    assert data_source.read(folder) == {"data": str(book), "system": "你是新人的教练。", "recipe": "coach"}
     file, name = str(book), folder.name
     for command in (["eval", file], ["chat", file, "你好"], ["watch", file], ["export", "lmdeploy", file],
                     ["merge", file, "--dry-run", *ON_CPU], ["verify", file], ["diff", file, name],
