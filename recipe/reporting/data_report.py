@@ -302,19 +302,16 @@ def write(run: Run, console: Console) -> Path:
         rows.append(("tokens", f"not counted: {reason}"))
     _print_report(rows, histograms, findings, examples, console)
     path = run.folder / "data-report.html"
-    write_text(
-        path,
-        pages.render(
-            "data-report.html",
-            name=run.name,
-            rows=rows,
-            histograms=histograms,
-            findings=findings,
-            examples=examples,
-            looked_for=LOOKED_FOR,
-        ),
-    )
+    write_text(path, page(run, rows, histograms, findings, examples))
     return path
+
+
+def page(run: Run, rows: Any, histograms: Any, findings: Any, examples: Any = ()) -> str:
+    """The report as a page, of what `summarize` returns; `examples`: (number, pieces) of conversations."""
+    return pages.render(
+        "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, examples=examples,
+        looked_for=LOOKED_FOR,
+    )  # fmt: skip
 
 
 def summarize(run: Run) -> Tuple[List[Tuple[str, str]], List[Tuple[str, Any]], List[Finding]]:

@@ -15,7 +15,7 @@ from streamlit.web.server.websocket_headers import _get_websocket_headers
 
 from recipe.core.errors import InputWrong
 from recipe.inference import loading
-from recipe.reporting import data_report, pages
+from recipe.reporting import data_report
 from recipe.web import html, live, shared
 from recipe.web.inference_queue import PANES, Request
 from recipe.web.texts import LANGUAGES, translate
@@ -255,16 +255,7 @@ def data_page(run: Any, language: str) -> None:
     if newer:
         page = path.read_text(encoding="utf-8")
     elif run.dataset.is_file():
-        rows, histograms, findings = data_report.summarize(run)
-        page = pages.render(
-            "data-report.html",
-            name=run.name,
-            rows=rows,
-            histograms=histograms,
-            findings=findings,
-            examples=[],
-            looked_for=data_report.LOOKED_FOR,
-        )
+        page = data_report.page(run, *data_report.summarize(run))
     else:
         write_html(f'<p class="note">{translate("no data", language)}</p>')
         return
