@@ -9,7 +9,7 @@ from xtuner.engine.hooks import EvaluateChatHook
 from recipe.inference import decoding
 
 TAIL = 64  # tokens in which stop words are looked for: decoding all of them takes longer than generating the next
-ROWS = 4  # questions at a time: as many as are multiplied by 4-bit weights at once
+ROWS = 4  # questions at a time, so that their keys and values stay small
 
 
 class _Fault(Exception):

@@ -15,7 +15,7 @@ from support.command import ROOT
 
 DEVCONTAINER = ROOT / ".devcontainer/devcontainer.json"
 USER = "4711:4712"
-# What an engine is told with each of these options in `docker run`.
+# Options of `docker run` that take no value.
 FLAGS = {"--rm", "--interactive", "--tty", "--read-only"}
 
 
