@@ -28,6 +28,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 import torch
 from mmengine.hooks import Hook
 
+from benchmarks import ranks
 from recipe.training import bench
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -347,7 +348,7 @@ class Benchmark:
         words += ["train.save_steps=5", "train.evaluation_freq=100000", "train.evaluation_max_new_tokens=2", "--force"]
         if self.tiny:
             words += ["train.max_epochs=2"]
-        words = list({word.partition("=")[0]: word for word in words}.values())  # the last of each
+        words = ranks.last_of_each(*words)
         unbroken, broken = self.output / part / "unbroken", self.output / part / "broken"
         shutil.rmtree(str(self.output / part), ignore_errors=True)
         wanted = self._finish(self._train(unbroken, words), unbroken)

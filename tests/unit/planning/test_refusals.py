@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from benchmarks.ranks import last_of_each
 from support.command import refused
 from support.plans import planned
 
@@ -18,11 +19,6 @@ def test_ten_rows_are_refused_before_mmengine_crashes(workbook, tmp_path):
     assert {refusal["fault"] for refusal in found["refusals"]} >= {"warmup-crash", "few-updates"}
 
 
-def replaced(words, remedies):
-    """The settings with the remedies in the place of their own; one given twice is refused."""
-    return list({word.partition("=")[0]: word for word in [*words, *remedies]}.values())
-
-
 @pytest.mark.slow
 def test_remedies_work(tmp_path):
     """Each refusal's own advice, typed as it stands, is accepted in the end."""
@@ -33,7 +29,7 @@ def test_remedies_work(tmp_path):
     overrides = dict(word.split("=") for word in [*words, *remedies])
     overrides["train.save_steps"] = "0.5"
     [together] = re.findall(r"^All of it together: (.*) \((\d+) iterations, (\d+) updates, 99% of", done.stderr, re.M)
-    done, found = planned(tmp_path, "tiny", *replaced(words, together[0].split()))
+    done, found = planned(tmp_path, "tiny", *last_of_each(*words, *together[0].split()))
     assert done.returncode == 0, done.stderr
     assert (found["iterations"], found["updates"]) == (int(together[1]), int(together[2]))
     done, found = planned(tmp_path, "tiny", *(f"{k}={v}" for k, v in overrides.items()))
@@ -50,7 +46,7 @@ def test_of_more_iterations_the_warm_up_may_be_long_enough(tmp_path, workbook):
     refused(done, 2, "The warm-up has 0 iterations", "optimizer updates", "All of it together: ")
     [together] = re.findall(r"^All of it together: (.*) \(", done.stderr, re.M)
     assert "train.warmup_ratio" not in together
-    done, found = planned(tmp_path, "tiny", *replaced(words, together.split()))
+    done, found = planned(tmp_path, "tiny", *last_of_each(*words, *together.split()))
     assert (done.returncode, found["refusals"]) == (0, []), done.stderr
 
 
