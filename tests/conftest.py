@@ -17,6 +17,8 @@ from support.hub_server import Hub, certificate
 
 # How commands are named in what is printed: the same whether the tests were started by ./justw or not.
 os.environ.pop("RECIPE_COMMAND", None)
+# And in which language.
+os.environ["RECIPE_LANG"] = "en"
 
 
 # As the command line has it, for what tests call without it: threads that wait by spinning slow each other.
