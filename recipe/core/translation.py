@@ -24,6 +24,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Tuple
 FOLDER = Path(__file__).resolve().parent.parent / "locale"
 DOMAIN = "recipe"
 LANGUAGES = ("en", "zh_CN")
+FULL_STOPS = "。！？；：\n"
 _chosen: ContextVar[str] = ContextVar("language", default="")
 
 
@@ -83,6 +84,14 @@ def mark(message: str) -> str:
 def listed(items: Iterable[Any]) -> str:
     """Items as an enumeration of this language: a, b, c."""
     return _(", ").join(map(str, items))
+
+
+def sentences(*texts: str) -> str:
+    """Sentences in a row; empty ones are left out. Chinese has no blank after 。"""
+    made = ""
+    for text in filter(None, (text.strip() for text in texts)):
+        made += (" " if made and made[-1] not in FULL_STOPS else "") + text
+    return made
 
 
 def stored(text: str) -> str:
