@@ -86,10 +86,8 @@ class Command(click.Command):
         pieces = super().collect_usage_pieces(ctx)
         return [*pieces, "[KEY=VALUE]..."] if self.settings else pieces
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Examples"):
-            for example in self.examples:
-                formatter.write(f"{'':{formatter.current_indent}}{grammar.JUST} {example}\n")
+    def get_help(self, ctx: click.Context) -> str:
+        return grammar.help_text(grammar.load()["commands"][str(ctx.info_name)])
 
 
 class Keyword(click.Option):

@@ -25,9 +25,12 @@ from recipe.core.recipe_files import (
     toml,
 )
 from recipe.core.suggestions import did_you_mean
+from recipe.core.text_width import width, wrap
+from recipe.core.translation import _, listed, sentences
 
 SETTING = re.compile(r"[\w.]*=")
 JUST = "{just}"  # stands for commands.program() in grammar.json
+COLUMNS = 100  # of help
 # Commands that train, predict a training, or show the prompts: they ask for a system prompt that is not known.
 PROMPTED = ("demo", "train", "merge", "adapter", "config", "plan", "data-report", "preview")
 
@@ -251,6 +254,35 @@ def overview(known: Dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def help_text(command: Dict[str, Any]) -> str:
+    """A command's help."""
+    lines = _usage_lines(command)
+    for text in command["help"]["text"]:
+        lines += ["", *(f"  {line}" for line in _paragraph(_(text), COLUMNS - 4))]
+    lines += ["", _("Options:")]
+    options = command["help"]["options"]
+    left = max(len(name) for name, _text in options) + 2
+    for name, text in options:
+        first, *more = _paragraph(_(text), COLUMNS - left - 2)
+        lines += [f"  {name:{left}}{first}", *(f"  {'':{left}}{line}" for line in more)]
+    lines += ["", _("Examples:"), *(f"  {JUST} {example}" for example in command["examples"])]
+    return "\n".join(lines).replace(JUST, program())
+
+
+def _usage_lines(command: Dict[str, Any]) -> List[str]:
+    """The usage, its further lines below the first's words."""
+    first = f"{JUST} {command['name']} "
+    indent = width(_("Usage: {usage}", usage=first))
+    words, *more = wrap(command["usage"][len(first) :], COLUMNS - indent)
+    return [_("Usage: {usage}", usage=first + words), *(" " * indent + line for line in more)]
+
+
+def _paragraph(text: str, columns: int) -> List[str]:
+    """The lines of a paragraph. What has lines of its own keeps them, and what is short enough its blanks."""
+    is_done = "\n" in text or width(text) <= columns
+    return text.split("\n") if is_done else wrap(text, columns)
+
+
 def answer(words: Sequence[str]) -> Optional[str]:
     """The help that these words ask for; None where they ask for none. Raises InputWrong."""
     name, *rest = words or ["help"]
@@ -260,8 +292,7 @@ def answer(words: Sequence[str]) -> Optional[str]:
     if name == "help" or (name in ("-h", "--help") and not rest):
         return overview(known)
     if {"-h", "--help"} & set(rest) and name in known["commands"]:
-        text: str = known["commands"][name]["help"]
-        return text.replace(JUST, program())
+        return help_text(known["commands"][name])
     if name not in names(known):
         raise unknown_command(name, names(known))
     return None
