@@ -52,9 +52,8 @@ def price(overrides: Sequence[str]) -> Optional[float]:
         if keys != ("plan", "price_per_hour"):
             raise InputWrong(
                 _(
-                    "{override}: a finished run cannot change; a report accepts only {setting}=….",
+                    "{override}: a finished run cannot change; a report accepts only plan.price_per_hour=….",
                     override=override,
-                    setting="plan.price_per_hour",
                 )
             )
         try:

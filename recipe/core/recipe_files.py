@@ -222,7 +222,8 @@ def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
         if raw.lstrip()[:1] in tuple("\"'[{"):
             raise InputWrong(
                 _(
-                    "Override {override!r}: the value is not valid TOML ({error}). Quote it for the shell as in {example}.",
+                    "Override {override!r}: the value is not valid TOML ({error}). Quote it for the shell as in "
+                    "{example}.",
                     override=override,
                     error=stored(str(error)),
                     example="data.files='[\"data/mine.xlsx\"]'",

@@ -324,9 +324,7 @@ class Settings(Table):
                 )
             )
         if self.train.dtype == "fp32":
-            raise ValueError(
-                _('train.dtype = "fp32" needs train.method = "lora" or "full": QLoRA computes in 16 bits')
-            )
+            raise ValueError(_('train.dtype = "fp32" needs train.method = "lora" or "full": QLoRA computes in 16 bits'))
         return self
 
 
