@@ -61,7 +61,6 @@ STOPPED = mark("Stopped: the same command continues from the last checkpoint, if
 CLICK_MESSAGES = (
     mark("Invalid value for {option}: {problem}"),
     mark("{value} is not one of {choices}."),
-    mark("{value} is not {choice}."),
     mark("Missing option {option}."),
     mark("Missing argument {argument}."),
     mark("Missing parameter: {name}"),

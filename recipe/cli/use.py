@@ -50,7 +50,8 @@ def use_trained_settings(run: Any, typed: Invocation) -> None:
         if key.startswith(INDEPENDENT) or independent:
             run.settings = settings.replace(run.settings, key, new)
         elif new != old:
-            conflicts.append(_("{key} was {value}", key=key, value=json.dumps(old, ensure_ascii=False)))
+            was = _("was {value}", value=json.dumps(old, ensure_ascii=False))
+            conflicts.append(f"{key} {was}")
     if conflicts:
         raise InputWrong(
             _(
