@@ -56,7 +56,8 @@ def explain(error: ValidationError, path: Path, text: str, given: Dict[Keys, str
 def message(error: Any) -> str:
     """pydantic's message of one error."""
     if error["type"] == "literal_error":  # 'a', 'b' or 'c'
-        return _("Input should be {choices}", choices=error["ctx"]["expected"].replace(" or ", _(" or ")))
+        choices = error["ctx"]["expected"].replace(", ", _(", ")).replace(" or ", _(" or "))
+        return _("Input should be {choices}", choices=choices)
     return stored(error["msg"].replace("Value error, ", ""))
 
 
