@@ -40,4 +40,5 @@ def test_help_in_chinese_is_in_columns(name):
     options = lines[lines.index("选项：") + 1 : lines.index("示例：") - 1]
     left = len(options[-1].partition("显示")[0])
     for line in options:
-        assert line[left - 2 : left] == "  " and line[left] != " "
+        assert line[left - 2 : left] == "  "
+        assert line[left] != " "
