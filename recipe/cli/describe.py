@@ -28,7 +28,9 @@ def _command(command: Any, name: str) -> Dict[str, Any]:
     context = click_context(command, name)
     options = [one for one in command.params if isinstance(one, click.Option)]
     arguments = [one for one in command.params if isinstance(one, click.Argument)]
-    records = [one.get_help_record(context) for one in command.get_params(context)]
+    # --help is none of its own parameters.
+    all_options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
+    records = [one.get_help_record(context) for one in all_options]
     return {
         "name": name,
         "group": command.group,
