@@ -5,6 +5,7 @@ The `xtuner` command exits with 0 even when its child crashed, so the trainer's 
 
 import contextlib
 import ctypes
+import json
 import os
 import queue
 import signal
@@ -28,7 +29,10 @@ from recipe.training.log_lines import ITERATION, parse_iterations
 from recipe.training.progress import TrainingProgress
 from recipe.xtuner import loggers, step_choice
 
+TRAINER = [sys.executable, "-m", "recipe.training.entry"]
 DEEPSPEED_FILE = "deepspeed.json"  # DeepSpeed's configuration, beside the checkpoints
+
+STARTED = "RECIPE_TRAINING_STARTED"  # when a waiting trainer was given its arguments, in seconds of CLOCK_BOOTTIME
 
 STOP_TIMEOUT = 30  # seconds from asking the trainer to stop until it is killed
 
@@ -52,7 +56,7 @@ class TrainerEnd(NamedTuple):
 def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str]:
     """The trainer's command line, through torchrun for several ranks. `start`: the checkpoint to resume from."""
     several = distributed.count(run.settings) > 1
-    words = [sys.executable, "-m", *(distributed.launcher(run.settings) if several else ["recipe.training.entry"])]
+    words = [sys.executable, "-m", *distributed.launcher(run.settings)] if several else [*TRAINER]
     words += [run.relative(run.config), "--work-dir", run.relative(place)]
     if several:
         words += ["--launcher", "pytorch"]
@@ -68,7 +72,8 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
 def environment(run: Run) -> Dict[str, str]:
     """The trainer's environment variables."""
     # PyTorch 2.6 and newer read only tensors from a checkpoint by default; these checkpoints are the run's own.
-    own = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    # Programs read its log, which is English; what users see of it is translated when it is shown.
+    own = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "RECIPE_LANG": "en"}
     if not gpus():
         own.update(MALLOC_SETTINGS)
     if run.settings.train.deterministic:
@@ -82,6 +87,78 @@ def environment(run: Run) -> Dict[str, str]:
         # free when PyTorch takes it: one chosen here could be taken by another trainer until then.
         own.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     return {**os.environ, **own}
+
+
+class EarlyTrainer(NamedTuple):
+    """A trainer that was started before its arguments were known, with these environment variables."""
+
+    child: "subprocess.Popen[str]"
+    environment: Dict[str, str]
+
+
+_early: Dict[Path, EarlyTrainer] = {}  # by the run's folder
+
+
+@contextlib.contextmanager
+def started_early(run: Run, words: List[str], expected: Dict[str, Any]) -> Iterator[None]:
+    """Within the block, `words` runs and waits for a trainer's arguments; `run_trainer` gives them to it.
+
+    `expected`: a line of JSON that it gets first.
+    """
+    variables = _environment(run)
+    trainer = EarlyTrainer(_start(run, words, variables, stdin=subprocess.PIPE), variables)
+    _early[run.folder] = trainer
+    try:
+        _send(trainer.child, expected)
+        yield
+    finally:
+        if _early.pop(run.folder, None):
+            _end(trainer.child)
+
+
+def _send(child: "subprocess.Popen[str]", line: Dict[str, Any]) -> bool:
+    """Write a line of JSON to a waiting trainer; False if it has ended."""
+    assert child.stdin
+    try:
+        child.stdin.write(json.dumps(line) + "\n")
+        child.stdin.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _end(child: "subprocess.Popen[str]") -> None:
+    child.kill()
+    child.wait()
+    for stream in filter(None, (child.stdin, child.stdout)):
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+def _take_early(run: Run, words: List[str], variables: Dict[str, str]) -> "Optional[subprocess.Popen[str]]":
+    """The trainer that was started early, now with its arguments; None if there is none for these words."""
+    trainer = _early.pop(run.folder, None)
+    if trainer is None:
+        return None
+    child = trainer.child
+    if words[:3] == TRAINER and variables == trainer.environment and child.poll() is None:
+        given = {"arguments": words[3:], "sent": time.clock_gettime(time.CLOCK_BOOTTIME)}
+        if _send(child, given):
+            return child
+    _end(child)
+    return None
+
+
+def _start(run: Run, words: List[str], variables: Dict[str, str], stdin: int) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=stdin,
+        universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
+        env=variables,
+    )  # fmt: skip
+
+
+def _environment(run: Run) -> Dict[str, str]:
+    return {**environment(run), **loggers.environment(run)}
 
 
 def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:
@@ -159,11 +236,8 @@ def run_process(run: Run, words: List[str], log: Path, on_line: Callable[[str], 
         stream.write(f"\n$ {' '.join(words)}\n")
         stream.flush()
         kills, xids = failure.oom_kills(), failure.xids()
-        child = subprocess.Popen(
-            words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
-            env={**environment(run), **loggers.environment(run)},
-        )  # fmt: skip
+        variables = _environment(run)
+        child = _take_early(run, words, variables) or _start(run, words, variables, stdin=subprocess.DEVNULL)
         try:
             with _forward_sigterm(child) as stopped_at:
                 for line in _read_lines(child, stream, run.settings.train.timeout * 60, stopped_at):
