@@ -122,7 +122,8 @@ def _missing_names(module: str, names: Sequence[ast.alias]) -> List[str]:
         for name in names
         if name.name != "*" and not hasattr(imported, name.name) and not _has_submodule(imported, name.name)
     ]
-    return [_("{names} of {module}", names=listed(missing), module=module)] if missing else []
+    # With % because `stored` would find "{names} of {module}" in any text
+    return [_("%(names)s of %(module)s") % {"names": listed(missing), "module": module}] if missing else []
 
 
 def _has_submodule(package: Any, name: str) -> bool:

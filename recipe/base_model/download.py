@@ -288,7 +288,7 @@ def _check_code(run: Run, staging: Path, record: Dict[str, Any]) -> None:
     model = run.settings.model
     try:
         at = f"{record['revision']} ({record['commit'][:12] or _('commit unknown')})"
-        shown = _("{model} at {revision}", model=model.id, revision=at)
+        shown = _at(model.id, at)
         compatibility.check(staging, shown, "", weights=False)
     except InputWrong as error:
         older = hub_clients.latest_compatible_revision(model)
@@ -316,6 +316,11 @@ def _check_code(run: Run, staging: Path, record: Dict[str, Any]) -> None:
         raise InputWrong(sentences(str(error), remedy, _("Or use a local folder: model.path=…")))
 
 
+def _at(model: str, revision: str) -> str:
+    # With % because `stored` would find "{model} at {revision}" in any text
+    return _("%(model)s at %(revision)s") % {"model": model, "revision": revision}
+
+
 def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
     """Raise InputWrong unless the weights have the names and shapes that our InternLM2 code expects, by their index and
     the header of each safetensors file. Done once for each revision.
@@ -323,7 +328,7 @@ def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
     config = model_code.read_config(staging)
     if not architecture.is_internlm2(config) or record.get("weights") == "fit":
         return
-    shown = _("{model} at {revision}", model=run.settings.model.id, revision=record["revision"])
+    shown = _at(run.settings.model.id, record["revision"])
     found: Dict[str, Optional[Sequence[int]]] = {}
     size = None
     index = next((staging / name for name in INDEXES if (staging / name).is_file()), None)

@@ -90,8 +90,7 @@ def _message(runner: Any, problem: str, batch: Any) -> str:
             lower=runner.cfg.lr / 4,
         )
     )
-    rows = find_rows(runner, batch)
-    causes.append(_("unusual content in these rows: {rows}", rows=rows) if rows else _("a row with unusual content"))
+    causes.append(_unusual_rows(runner, batch))
     return _(
         "{problem} at iteration {iteration} of {total}. Likely: {causes}. train.guard=false trains on regardless.",
         problem=problem,
@@ -101,12 +100,15 @@ def _message(runner: Any, problem: str, batch: Any) -> str:
     )
 
 
-def find_rows(runner: Any, batch: Any) -> str:
-    """Line numbers of the dataset's conversations in `batch` (several, if packed), as text; "" if unknown."""
+def _unusual_rows(runner: Any, batch: Any) -> str:
+    """A cause that names the dataset's conversations in `batch` (several, if packed) by their line numbers, as far as
+    they are known.
+    """
+    unknown = _("a row with unusual content")
     tokenizer: Optional[Any] = next((hook.tokenizer for hook in runner.hooks if hasattr(hook, "tokenizer")), None)
     path = Path(str(runner.cfg.get("data_path", "")))
     if tokenizer is None or not path.is_file():
-        return ""
+        return unknown
     # Ids below 0 stand for images.
     packs = [[token for token in ids if token >= 0] for ids in batch["data"]["input_ids"].tolist()]
     contents = [_without_spaces(tokenizer.decode(ids)) for ids in packs]
@@ -120,11 +122,16 @@ def find_rows(runner: Any, batch: Any) -> str:
             if any(text and text in content for text in texts for content in contents):
                 found.append(number)
     if not found:
-        return ""
+        return unknown
     rows = ", ".join(map(str, found[:SHOWN_ROWS]))
     if len(found) > SHOWN_ROWS:
-        return _("{rows} and {more} more of {file}", rows=rows, more=len(found) - SHOWN_ROWS, file=path)
-    return _("{rows} of {file}", rows=rows, file=path)
+        return _(
+            "unusual content in these rows: {rows} and {more} more of {file}",
+            rows=rows,
+            more=len(found) - SHOWN_ROWS,
+            file=path,
+        )
+    return _("unusual content in these rows: {rows} of {file}", rows=rows, file=path)
 
 
 def _without_spaces(text: str) -> str:
