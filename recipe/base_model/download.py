@@ -159,8 +159,8 @@ def _at_first_hub(run: Run) -> Run:
             print(taken, file=sys.stderr)
             save_record(staging_folder(trial), {**record, "instead_of": why})
         return trial
-    for error in failed:
-        error.args = (stored(str(error)),)
+    for one in failed:
+        one.args = (stored(str(one)),)
     if len(failed) == 1:
         raise failed[0]
     reasons = "\n".join(f"- {error}" for error in failed)
