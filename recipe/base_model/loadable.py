@@ -105,7 +105,8 @@ def _code_files(place: Path) -> Iterator[str]:
     for name in ("config.json", "tokenizer_config.json"):
         for reference in _references(model_code.read_json_object(place / name).get("auto_map")):
             repository, _dashes, module = reference.rpartition("--")
-            yield f"{module.split('.')[0]}.py" + (f" of {repository}" if repository else "")
+            file = f"{module.split('.')[0]}.py"
+            yield _("%(names)s of %(module)s") % {"names": file, "module": repository} if repository else file
 
 
 def _references(auto_map: Any) -> Iterator[str]:
