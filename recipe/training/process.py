@@ -22,6 +22,7 @@ from recipe.core.errors import HostLacks, RunFailed, Stopped
 from recipe.core.files import write_text
 from recipe.core.host import gpus
 from recipe.core.run import Run
+from recipe.core.translation import _, sentences
 from recipe.training import failure
 from recipe.training.checkpoints import describe_last, iteration_of, last_checkpoint
 from recipe.training.fast import verdict
@@ -181,8 +182,13 @@ def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned
                 progress.print(f"  {verdict.failure_message(compared)}")
             if iteration and int(iteration[2]) != total:
                 raise RunFailed(
-                    f"The trainer would run {iteration[2]} iterations, but the plan has {total}: stopped. This "
-                    f"is a bug in this project; please report it with {run.relative(log)}."
+                    _(
+                        "The trainer would run {found} iterations, but the plan has {planned}: stopped. This is a bug "
+                        "in this project; please report it with {log}.",
+                        found=iteration[2],
+                        planned=total,
+                        log=run.relative(log),
+                    )
                 )
             if iteration:
                 progress.update(int(iteration[1]), parse_iterations(line)[int(iteration[1])])
@@ -190,15 +196,22 @@ def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned
         try:
             end = run_process(run, words, log, on_line)
         except SilentTrainer as error:
-            raise RunFailed(f"{error} {describe_last(place)}: the same command resumes the run.")
+            raise RunFailed(sentences(str(error), _resume_message(place)))
     if end.is_stopped:
         last = last_checkpoint(place)
         if end.code or last is None or iteration_of(last) != total:
-            raise Stopped(f"Stopped as asked (SIGTERM). {describe_last(place)}: resume by typing the same command.")
+            raise Stopped(
+                _(
+                    "Stopped as asked (SIGTERM). {kept}: resume by typing the same command.",
+                    kept=describe_last(place),
+                )
+            )
     if end.code:
-        raise RunFailed(
-            f"{failure_message(run, end, log, planned)} {describe_last(place)}: the same command resumes the run."
-        )
+        raise RunFailed(sentences(failure_message(run, end, log, planned), _resume_message(place)))
+
+
+def _resume_message(place: Path) -> str:
+    return _("{kept}: the same command resumes the run.", kept=describe_last(place))
 
 
 def wait_for_first_node(run: Run, here: distributed.Node) -> bool:
@@ -214,8 +227,13 @@ def wait_for_first_node(run: Run, here: distributed.Node) -> bool:
                 return False
         time.sleep(2)
     raise RunFailed(
-        f"{here.address} did not start training within {run.settings.train.timeout:g} minutes at port {here.port}. "
-        f"Start it there, check that this machine reaches that port, or give both more time: train.timeout=120."
+        _(
+            "{address} did not start training within {minutes:g} minutes at port {port}. Start it there, check that "
+            "this machine reaches that port, or give both more time: train.timeout=120.",
+            address=here.address,
+            minutes=run.settings.train.timeout,
+            port=here.port,
+        )
     )
 
 
@@ -224,7 +242,8 @@ def failure_message(run: Run, end: TrainerEnd, log: Path, planned: Dict[str, Any
     said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2] + "".join(
         f"{xid}\n" for xid in end.xids
     )
-    return f"{failure.explain(end.code, said, run, planned, end.oom_killed)} Full log: {run.relative(log)}."
+    explanation = failure.explain(end.code, said, run, planned, end.oom_killed)
+    return sentences(explanation, _("Full log: {log}.", log=run.relative(log)))
 
 
 def run_process(run: Run, words: List[str], log: Path, on_line: Callable[[str], None]) -> TrainerEnd:
@@ -273,7 +292,7 @@ def _forward_sigterm(child: "subprocess.Popen[str]") -> Iterator[List[float]]:
     """Pass SIGTERM on to the trainer, which then saves and ends. Yields a list that gets the time of the first one."""
     stopped_at: List[float] = []
 
-    def forward(*_: Any) -> None:
+    def forward(*_signal: Any) -> None:
         if not stopped_at:
             stopped_at.append(time.monotonic())
             child.terminate()
@@ -320,9 +339,13 @@ def _read_lines(
             if time.monotonic() - last > patience:
                 child.kill()
                 raise SilentTrainer(
-                    f"The trainer printed nothing for {patience / 60:.3g} minutes and was killed: a hung GPU, a lost "
-                    f"disk or, on several GPUs or machines, ranks that wait for each other. "
-                    f"train.timeout={patience / 30:.3g} waits twice as long."
+                    _(
+                        "The trainer printed nothing for {minutes:.3g} minutes and was killed: a hung GPU, a lost disk "
+                        "or, on several GPUs or machines, ranks that wait for each other. train.timeout={double:.3g} "
+                        "waits twice as long.",
+                        minutes=patience / 60,
+                        double=patience / 30,
+                    )
                 )
             continue
         if line is None:
