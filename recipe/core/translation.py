@@ -179,18 +179,18 @@ def _templates(name: str) -> List[Tuple[Pieces, Pieces]]:
 
 
 def prepare_streams() -> None:
-    """Terminals that lack signs lose signs, not runs; where they lack Chinese, it is written as UTF-8."""
+    """Terminals that lack signs lose signs, not runs. Where the locale has no Chinese signs, Chinese is UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-            if language() != "en" and not _holds_chinese(stream.encoding):
-                stream.reconfigure(encoding="utf-8")
+            if language() != "en" and not _has_chinese(stream.encoding):
+                stream.reconfigure(encoding="utf-8", errors="replace")
 
 
-def _holds_chinese(encoding: str) -> bool:
+def _has_chinese(encoding: str) -> bool:
     try:
         return bool("中".encode(encoding))
-    except (LookupError, UnicodeEncodeError):
+    except (UnicodeError, LookupError):
         return False
 
 

@@ -86,7 +86,7 @@ class Conversation:
 
     def set_system(self, text: str) -> None:
         self.system = text or self.system
-        note(f"({self.system or _('no system prompt')})")
+        note(f"({self.system})" if self.system else _("(no system prompt)"))
 
     def save(self, name: str) -> None:
         """Write a line of dataset.jsonl, which can be corrected and trained on."""
