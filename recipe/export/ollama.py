@@ -7,7 +7,7 @@ from typing import Any, Dict
 from recipe.base_model import licence
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
-from recipe.core.translation import _, mark
+from recipe.core.translation import _, mark, stored
 from recipe.export.gguf import gguf_name
 from recipe.export.merged import MergedModel
 
@@ -24,7 +24,7 @@ def ollama(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
         "{{ .Response }}" + parts["end"] + '"""',
         *(f'PARAMETER stop "{word}"' for word in merged.stop_words),
     ]
-    terms = licence.of(run).sentence().replace('"', "'")
+    terms = stored(licence.of(run).sentence()).replace('"', "'")
     lines.append(f'LICENSE """{terms}"""')
     if merged.system:
         lines.append(f'SYSTEM """{merged.system}"""')

@@ -13,7 +13,7 @@ from recipe.core import tensor_files
 from recipe.core.errors import RunFailed
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
-from recipe.core.translation import _, listed, ngettext, sentences
+from recipe.core.translation import _, listed, ngettext, sentences, stored
 from recipe.weights import checkpoint_reader
 from recipe.xtuner import preset_facts
 
@@ -160,7 +160,7 @@ def card(run: Run, figures: Dict[str, Any], place: Path) -> str:
         front_matter=terms.front_matter(),
         folder=_("this folder"),
         merging=_("`./justw merge` merges both into one model folder."),
-        licence=terms.sentence(),
+        licence=stored(terms.sentence()),
     )
 
 
@@ -194,7 +194,7 @@ def _llava_card(run: Run, figures: Dict[str, Any], place: Path) -> str:
             visual_encoder=encoder,
         ),
         licence=sentences(
-            terms.sentence(), _("The visual encoder's licence does, too: {licence}.", licence=encoder_licence)
+            stored(terms.sentence()), _("The visual encoder's licence does, too: {licence}.", licence=encoder_licence)
         ),
     )
 

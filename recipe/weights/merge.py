@@ -19,7 +19,7 @@ from recipe.core.files import write_text
 from recipe.core.hashing import digest, digest_of
 from recipe.core.run import Run
 from recipe.core.text_width import ljust
-from recipe.core.translation import _, listed, ngettext
+from recipe.core.translation import _, listed, ngettext, stored
 from recipe.weights.adapter import base_checksum
 from recipe.weights.merge_check import check_loads, check_weights
 from recipe.weights.merge_plan import (
@@ -287,7 +287,7 @@ def model_card(run: Run, figures: Dict[str, Any]) -> str:
         table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         how=how,
         front_matter=terms.front_matter(),
-        licence=terms.sentence(),
+        licence=stored(terms.sentence()),
     )
 
 
