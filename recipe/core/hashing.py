@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, List
+
+READERS = 4  # files of a folder that are read at a time
 
 
 def digest(path: Path) -> str:
@@ -22,7 +25,8 @@ def digest(path: Path) -> str:
 def sums(folder: Path) -> Dict[str, str]:
     """Relative name → sha256 of every file of a folder and its folders."""
     found = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    return {str(file.relative_to(folder)): digest(file) for file in found}
+    with ThreadPoolExecutor(READERS) as readers:
+        return {str(file.relative_to(folder)): value for file, value in zip(found, readers.map(digest, found))}
 
 
 def digest_of(found: Dict[str, str]) -> str:

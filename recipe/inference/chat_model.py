@@ -39,7 +39,7 @@ class ChatModel:
         self, place: Path, template: Any, adapter: Optional[Path] = None, precision: str = "",
         tokenizer: Any = None, vision: Optional[Tuple[Path, Path]] = None, image: Optional[Path] = None,
     ) -> None:  # fmt: skip
-        imports.load()
+        imports.load_models()
         import torch
         from transformers import BitsAndBytesConfig
 
@@ -230,7 +230,6 @@ class ChatModel:
         `embed_image` maps a conversation's number to its image as `patches` embeddings.
         """
         import torch
-        from xtuner.model.utils import prepare_inputs_labels_for_multimodal
 
         found: Dict[int, Tuple[float, int]] = {}
         for numbers in _batches([len(one["input_ids"]) + patches for one in encoded], batch_size):
@@ -245,6 +244,8 @@ class ChatModel:
             batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
             with torch.inference_mode():
                 if embed_image:
+                    from xtuner.model.utils import prepare_inputs_labels_for_multimodal  # takes 2 s
+
                     images = torch.cat([embed_image(number) for number in numbers])
                     batch = prepare_inputs_labels_for_multimodal(llm=self.model, pixel_values=images, **batch)
                 labels = batch.pop("labels")[:, 1:]

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from recipe.base_model import folder, visual_encoder
 from recipe.base_model.tokenizer import load as load_tokenizer
+from recipe.core import imports
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.files import write_text
 from recipe.core.hashing import digest, key_of, source
@@ -120,6 +121,7 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
             )
         )
     scores.packages()  # before both models answer in vain
+    imports.load()  # XTuner's encoding
     lines = list(dataset.lines(run.eval_dataset))
     for line in lines if preset_facts.has_images(run.settings) else ():
         image = image_folder(run) / line["image"]

@@ -6,14 +6,14 @@ from typing import Any, Dict
 from recipe.base_model import folder, licence
 from recipe.core.hashing import source
 from recipe.core.run import Run
-from recipe.core.stage import Stage
+from recipe.core.stage import Stage, output_digest
 from recipe.weights import adapter, checkpoint_reader
 from recipe.weights.adapter import base_checksum, card, summary, write_adapter
 
 
 def inputs(run: Run) -> Dict[str, Any]:
     return {
-        "checkpoint": run.checkpoint,
+        "checkpoint": output_digest(run, "train", *run.manifest["stages"]["train"]["outputs"]),
         "config": run.config,
         "base": base_checksum(folder.folder(run)),
         "licence": licence.of(run),

@@ -59,11 +59,11 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     place = folder(run)
     place.mkdir(parents=True, exist_ok=True)
     log = place / "train.log"
-    start = last_checkpoint(place)
+    start = checkpoint = last_checkpoint(place)
     if start is None or iteration_of(start) < planned["iterations"]:
         _room(run, place, planned)
         run_trainer(run, place, log, start, planned)
-    checkpoint = last_checkpoint(place)
+        checkpoint = last_checkpoint(place, read=False)  # the trainer has just written and flushed it
     if checkpoint is None or iteration_of(checkpoint) != planned["iterations"]:
         at = f"stopped at {checkpoint.name}" if checkpoint else "left no checkpoint"
         raise RunFailed(

@@ -20,8 +20,8 @@ def folder(run: Run) -> Path:
     return run.checkpoints / key_of(inputs(run))[:12]
 
 
-def last_checkpoint(place: Path) -> Optional[Path]:
-    """The newest complete checkpoint in `place`, or None.
+def last_checkpoint(place: Path, read: bool = True) -> Optional[Path]:
+    """The newest complete checkpoint in `place`, or None; without `read` its files are not read, only their names.
 
     The trainer's last_checkpoint file is an upper bound: a newer checkpoint may be half written.
     """
@@ -31,7 +31,7 @@ def last_checkpoint(place: Path) -> Optional[Path]:
     )
     found = {iteration_of(path): path for path in place.glob("iter_*") if CHECKPOINT_NAME.search(path.name)}
     for iteration in sorted(found, reverse=True):
-        if (not last or iteration <= int(last[1])) and is_complete(found[iteration]):
+        if (not last or iteration <= int(last[1])) and (not read or is_complete(found[iteration])):
             return found[iteration]
     return None
 

@@ -59,7 +59,7 @@ def _stream(plan: MergePlan, part: Path, progress: Dict[str, Any], device: str) 
     threads = len(os.sched_getaffinity(0))
     # Writers of one file block each other, so several shards are written at once, staggered.
     concurrent_shards = max(1, threads // 2)
-    stop, lock = threading.Event(), threading.Lock()
+    stop, counted, lock = threading.Event(), threading.Event(), threading.Lock()
     workers = concurrent.futures.ThreadPoolExecutor(threads)
     finishers = concurrent.futures.ThreadPoolExecutor(concurrent_shards)  # they wait and hash
     jobs: List[Tuple[float, int, int, Any]] = []  # order, shard, end of the written bytes, arguments of _task
@@ -78,7 +78,7 @@ def _stream(plan: MergePlan, part: Path, progress: Dict[str, Any], device: str) 
                 start = len(header) + target.offset
                 for first, last in _tasks(target.source):
                     end = start + (last * target.source.row_bytes if last else target.source.nbytes)
-                    call = (target, first, last, path, start, device, stop)
+                    call = (target, first, last, path, start, device, stop, counted)
                     jobs.append((number / concurrent_shards + end / size, shard, end, call))
         work: Dict[int, List[Any]] = {shard: [] for shard in left}
         for _order, shard, end, call in sorted(jobs, key=lambda job: job[0]):
@@ -87,11 +87,13 @@ def _stream(plan: MergePlan, part: Path, progress: Dict[str, Any], device: str) 
         import torch  # takes 2 s, in which the workers already copy unchanged tensors
 
         before = torch.get_num_threads()
+        counted.set()
         errors = [error for error in (end.exception() for end in ends) if error is not None]
         if errors:
             raise next((error for error in errors if not isinstance(error, _Aborted)), errors[0])
     except BaseException:
         stop.set()
+        counted.set()
         raise
     finally:
         finishers.shutdown()
@@ -106,8 +108,9 @@ def _tasks(source: Stored) -> List[Tuple[int, int]]:
 
 
 def _task(
-    target: Target, first: int, last: int, path: Path, start: int, device: str, stop: threading.Event
-) -> Tuple[int, float, float]:
+    target: Target, first: int, last: int, path: Path, start: int, device: str, stop: threading.Event,
+    counted: threading.Event,
+) -> Tuple[int, float, float]:  # fmt: skip
     """Write rows first … last-1 of a tensor whose data starts at byte `start` of the new file.
 
     Returns (weights that differ from the base, Σ(new − old)², Σ old²).
@@ -116,6 +119,7 @@ def _task(
     with source.path.open("rb", buffering=0) as old_file, path.open("r+b", buffering=0) as new_file:
         files = old_file.fileno(), new_file.fileno()
         if target.parts:
+            counted.wait()
             return _change(target, first, last, *files, start, device, stop)
         if not last:
             tensor_files.write_from(files[1], tensor_files.as_bytes(source.read()), start)
@@ -139,7 +143,9 @@ def _change(
 ) -> Tuple[int, float, float]:
     import torch
 
-    torch.set_num_threads(1)  # per thread: every core works on its own block
+    # Every core works on its own block. A thread that asks for its number first after this call gets 1, too: the main
+    # thread has asked before (`counted`).
+    torch.set_num_threads(1)
     source = target.source
     change = lora.LoadedChange(target.parts, first, last, device)
     columns = max(1, tensor_files.count(source.shape[1:]))

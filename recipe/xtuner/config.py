@@ -51,7 +51,7 @@ def render(
 
 def effective(settings: Settings) -> Any:
     """The recipe's config as mmengine reads it, for values that are needed before the final one is rendered."""
-    imports.load()  # silences what reading the config imports
+    imports.load_models()  # silences what reading the config imports
     from mmengine.config import Config
 
     return Config.fromstring(render(settings, "model", "dataset", {}), file_format=".py")

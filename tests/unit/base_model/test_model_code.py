@@ -124,3 +124,18 @@ def test_a_dry_run_names_the_code_that_will_be_written(run_of_demo):
     plan = merge.make_plan(run_of_demo, [], merge.parse_size("1MB"))
     assert plan.code == model_code.FILES
     assert not [path for path in plan.copied if path.suffix == ".py"]
+
+
+def test_weights_move_one_by_one_before_they_are_converted(run_of_demo):
+    """As for a GPU, on the CPU: the same weights."""
+    from recipe.base_model import internlm2
+
+    with internlm2._moved_to("cpu"):
+        moved = model_code.load_model(run_of_demo, torch_dtype=torch.bfloat16)
+        read = internlm2.modeling_utils.load_state_dict(str(run_of_demo / "model.safetensors"))
+    assert type(read).__name__ == "_Moving"
+    assert next(iter(read.items()))[1].device.type == "cpu"
+    plain = model_code.load_model(run_of_demo, torch_dtype=torch.bfloat16)
+    assert moved.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in moved.state_dict().items())
+    assert type(internlm2.modeling_utils.load_state_dict(str(run_of_demo / "model.safetensors"))) is dict

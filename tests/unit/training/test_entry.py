@@ -29,3 +29,14 @@ def test_the_trainers_process_knows_when_it_began():
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     after = time.monotonic()
     assert before - 0.02 < float(child.communicate()[0].split()[-1]) < after + 0.02
+
+
+def test_a_waiting_trainer_counts_from_its_arguments(monkeypatch):
+    import time
+
+    from recipe.training.hooks import timing
+
+    monkeypatch.setenv(timing.STARTED, str(time.clock_gettime(time.CLOCK_BOOTTIME) - 5))
+    assert timing.training_age() == pytest.approx(5, abs=0.5)
+    monkeypatch.delenv(timing.STARTED)
+    assert timing.training_age() == pytest.approx(timing.process_age(), abs=0.5)

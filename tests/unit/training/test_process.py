@@ -1,6 +1,7 @@
 """The trainer's process: hangs, memory, a missing compiler."""
 
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -59,3 +60,56 @@ def test_memory_is_kept_between_iterations_where_a_cpu_trains(monkeypatch):
     assert train.MALLOC_SETTINGS.items() <= train.environment(run).items()
     monkeypatch.setattr(train, "gpus", lambda: [{"name": "H100"}])
     assert not train.MALLOC_SETTINGS.keys() & train.environment(run).keys()
+
+
+# What a waiting trainer does: reads what to prepare for, then its arguments.
+WAITING = """import json, os, sys
+print("prepared for", json.loads(sys.stdin.readline()), flush=True)
+line = sys.stdin.readline()
+print("given", json.loads(line)["arguments"] if line else "nothing", flush=True)"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run("tiny", settings.load("tiny")[1], ROOT, tmp_path)
+    made.folder.mkdir()
+    return made
+
+
+def say(run, words, tmp_path):
+    """run_process's lines."""
+    lines = []
+    end = train.run_process(run, words, tmp_path / "log", lines.append)
+    return end.code, "".join(lines)
+
+
+def test_a_trainer_that_was_started_early_gets_its_arguments(run, tmp_path):
+    words = [sys.executable, "-c", WAITING]
+    with train.started_early(run, words, {"model": "模型"}):
+        assert say(run, [*train.TRAINER, "config.py", "--resume"], tmp_path) == (
+            0, "prepared for {'model': '模型'}\ngiven ['config.py', '--resume']\n"
+        )  # fmt: skip
+        # The next one starts by itself.
+        assert say(run, [sys.executable, "-c", "print('alone')"], tmp_path) == (0, "alone\n")
+
+
+@pytest.mark.parametrize("what", ["other words", "other variables", "it has ended"])
+def test_a_trainer_that_cannot_be_used_is_ended(run, tmp_path, monkeypatch, what):
+    waiting = "raise SystemExit(1)" if what == "it has ended" else WAITING
+    with train.started_early(run, [sys.executable, "-c", waiting], {}):
+        early = train._early[run.folder].child
+        if what == "it has ended":
+            early.wait()
+        if what == "other variables":
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        monkeypatch.setattr(train, "TRAINER", [sys.executable, "-c", "print('alone')"])
+        words = [sys.executable, "-c", "print( 'alone' )"] if what == "other words" else train.TRAINER
+        assert say(run, words, tmp_path) == (0, "alone\n")
+        assert early.poll() is not None
+
+
+def test_a_trainer_that_is_not_needed_is_ended(run):
+    with train.started_early(run, [sys.executable, "-c", WAITING], {}):
+        early = train._early[run.folder].child
+    assert early.poll() is not None
+    assert not train._early

@@ -3,12 +3,15 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from recipe.core import imports
 from recipe.weights import merge
+from support.command import ROOT
 from support.lora_merge import assert_one_rounding, exactly, interrupt, join, weights
 
 
@@ -84,3 +87,22 @@ def test_a_half_made_folder_of_another_merge_is_not_used(base, adapter, tmp_path
     figures = join(base, [(adapter, 0.5)], tmp_path / "out")
     assert figures["shards_reused"] == 0
     assert_one_rounding(weights(tmp_path / "out"), *exactly(base, [(adapter, 0.5)]))
+
+
+@pytest.mark.slow
+def test_a_merge_leaves_the_number_of_threads(base, adapter, tmp_path):
+    """Its workers use one each, which must not become the number of a process that has not asked for it before."""
+    code = (
+        "import sys; from pathlib import Path; from support.lora_merge import join\n"
+        "join(Path(sys.argv[1]), [Path(sys.argv[2])], Path(sys.argv[3]))\n"
+        "import torch; print(torch.get_num_threads())"
+    )
+    known = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{os.environ['PYTHONPATH']}"}
+    words = [str(base), str(adapter), str(tmp_path / "out")]
+    counts = [
+        subprocess.run(
+            [sys.executable, "-c", code, *words], env=known, cwd=str(ROOT), capture_output=True, text=True, check=True
+        ).stdout.split()[-1]
+        for code in (code, "import torch; print(torch.get_num_threads())")
+    ]
+    assert counts[0] == counts[1]
