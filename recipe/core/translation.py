@@ -141,18 +141,29 @@ def _plain(message: str) -> str:
 
 
 def prepare_streams() -> None:
-    """Terminals that lack signs lose signs, not runs; Chinese needs more than ASCII, so there it is UTF-8."""
+    """Terminals that lack signs lose signs, not runs. Where the locale has no Chinese signs, Chinese is UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            is_ascii = (stream.encoding or "").lower().replace("-", "") in ("ascii", "usascii", "ansi_x3.41968")
-            encoding = "utf-8" if is_ascii and language() != "en" else None
-            stream.reconfigure(errors="replace", **({"encoding": encoding} if encoding else {}))
+            stream.reconfigure(errors="replace")
+            if language() != "en" and not _has_chinese(stream.encoding):
+                stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def _has_chinese(encoding: str) -> bool:
+    try:
+        return bool("中".encode(encoding))
+    except (UnicodeError, LookupError):
+        return False
 
 
 def main() -> None:
-    """Print the translation of a shell script's message: python3 -m recipe.core.translation MESSAGE."""
+    """Print a shell script's message in the user's language: python3 -m recipe.core.translation MESSAGE [VALUE …]."""
     prepare_streams()
-    print(_(sys.argv[1]))
+    values = iter(map(os.fsencode, sys.argv[2:]))  # file names may be of another encoding
+    parts = re.split(r"(%s|%%|\\n)", _(sys.argv[1]) + "\n")
+    own = {"%%": "%", "\\n": "\n"}
+    made = [next(values, b"") if one == "%s" else own.get(one, one).encode(sys.stdout.encoding, "replace") for one in parts]
+    sys.stdout.buffer.write(b"".join(made))
 
 
 if __name__ == "__main__":
