@@ -162,7 +162,9 @@ def main() -> None:
     values = iter(map(os.fsencode, sys.argv[2:]))  # file names may be of another encoding
     parts = re.split(r"(%s|%%|\\n)", _(sys.argv[1]) + "\n")
     own = {"%%": "%", "\\n": "\n"}
-    made = [next(values, b"") if one == "%s" else own.get(one, one).encode(sys.stdout.encoding, "replace") for one in parts]
+    made = [
+        next(values, b"") if one == "%s" else own.get(one, one).encode(sys.stdout.encoding, "replace") for one in parts
+    ]
     sys.stdout.buffer.write(b"".join(made))
 
 
