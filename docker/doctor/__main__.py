@@ -59,7 +59,7 @@ def examine(need: Need) -> Dict[str, Any]:
             # A finished training does not run again, unless something changed.
             gpu = [line._replace(status="warning") if line.status == "stop" else line for line in gpu]
         lines = check_system(host, runtime) + check_platform(host, need, runtime)
-        lines += [ok("runtime", f"{runtime}: {reason}"), *engines, *gpu]
+        lines += [ok("runtime", _("{runtime}: {reason}", runtime=runtime, reason=reason)), *engines, *gpu]
         for check in CHECKS:
             lines += check(host, need, runtime)
         lines += check_disk(host, need, runtime, engine)
