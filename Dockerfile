@@ -20,7 +20,7 @@ ARG PIP_INDEX_URL
 ARG SOURCE_DATE_EPOCH=0
 WORKDIR /src
 COPY justw ./
-COPY docker/runtime/python docker/runtime/
+COPY docker/runtime/message docker/runtime/python docker/runtime/
 COPY docker/locks/tools.lock docker/locks/
 # A closed network's certificates are only there while this runs; the image does not keep them (docker/image).
 RUN --mount=type=secret,id=certificates if [ -s /run/secrets/certificates ]; then export SSL_CERT_FILE=/run/secrets/certificates; fi \

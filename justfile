@@ -7,7 +7,7 @@ heading := "Workbook in, fine-tuned InternLM2-chat-7B out. Recipes (just RECIPE,
 
 [private]
 manual:
-    @{{ just_executable() }} --list --unsorted --list-heading "{{ heading }}"
+    @case ${RECIPE_LANG:-${LC_ALL:-${LC_MESSAGES:-${LANG:-}}}} in [Zz][Hh]*) docker/runtime/run help ;; *) {{ just_executable() }} --list --unsorted --list-heading "{{ heading }}" ;; esac
 
 # Show all commands, or one command's options and examples: just help [command]
 [group('start')]

@@ -18,11 +18,19 @@ from typing import Any, Dict
 from engines import check_engines, choose_runtime
 from environment import check_environment, compiler_fault
 from gpu import check_gpu, chosen
-from lines import JUST, STATUSES, ok, stop, warning
+from lines import JUST, STATUSES, name_shown, ok, stop, warning
 from machine import CHECKS, Host, check_disk, check_platform, check_system
 from needs import Need
 
 from recipe.core.hardware import query, visible
+from recipe.core.text_width import ljust
+from recipe.core.translation import _, mark, prepare_streams
+
+VERDICTS = {
+    "ok": mark("Recipe {recipe} can run (runtime {runtime})."),
+    "warning": mark("Recipe {recipe} can run; read the warnings (runtime {runtime})."),
+    "stop": mark("Recipe {recipe} cannot run (runtime {runtime})."),
+}
 
 
 def examine(need: Need) -> Dict[str, Any]:
@@ -51,14 +59,15 @@ def examine(need: Need) -> Dict[str, Any]:
             # A finished training does not run again, unless something changed.
             gpu = [line._replace(status="warning") if line.status == "stop" else line for line in gpu]
         lines = check_system(host, runtime) + check_platform(host, need, runtime)
-        lines += [ok("runtime", f"{runtime}: {reason}"), *engines, *gpu]
+        lines += [ok("runtime", _("{runtime}: {reason}", runtime=runtime, reason=reason)), *engines, *gpu]
         for check in CHECKS:
             lines += check(host, need, runtime)
         lines += check_disk(host, need, runtime, engine)
         lines += check_environment(host, need, runtime, engine.get("image", ""), cards)
         if not need.read:
-            what = f"{need.name} was not read: this Python {platform.python_version()} reads no TOML"
-            remedy = (
+            version = platform.python_version()
+            what = _("{recipe} was not read: this Python {version} reads no TOML", recipe=need.name, version=version)
+            remedy = _(
                 "Python 3.11, or a newer pip, which has a reader; without one disk and GPU memory are not estimated"
             )
             lines.append(warning("recipe", what, remedy))
@@ -73,21 +82,28 @@ def show(found: Dict[str, Any], quiet: bool) -> None:
     for line in found["checks"]:
         if quiet and line.status == "ok":
             continue
-        mark = f"{line.status:8}" if plain else f"\033[{colours[line.status]}m{line.status:8}\033[0m"
-        print(f"{mark} {line.name:10} {line.found}", file=stream)
+        status = ljust(_(line.status), 8)
+        coloured = status if plain else f"\033[{colours[line.status]}m{status}\033[0m"
+        print(f"{coloured} {ljust(name_shown(line.name), 10)} {line.found}", file=stream)
         if line.remedy:
             print(f"{'':19} → {line.remedy}", file=stream)
     if quiet and found["status"] == "stop":
-        rest = f"`{JUST} doctor` prints every line; DOCTOR=off skips these checks"
-        print(f"Stopped before anything was downloaded. {rest}.", file=stream)
+        rest = _(
+            "Stopped before anything was downloaded. `{just} doctor` prints every line; DOCTOR=off skips these checks.",
+            just=JUST,
+        )
+        print(rest, file=stream)
     elif not quiet:
-        verdict = {"ok": "can run", "warning": "can run; read the warnings", "stop": "cannot run"}[found["status"]]
-        print(f"\nRecipe {found['recipe']} {verdict} (runtime {found['runtime'] or 'unknown'}).")
+        verdict = VERDICTS[found["status"]]
+        print(f"\n{_(verdict, recipe=found['recipe'], runtime=found['runtime'] or _('unknown'))}")
 
 
 def main(facts: Dict[str, str]) -> int:
     """Check what the command line asks for (`facts`: RECIPE_WORDS, see recipe/cli/words.py); returns the exit code."""
     stage = "" if facts["command"] == "doctor" else facts["command"]
+    os.environ["PYTHONIOENCODING"] = "utf-8"  # of the programs that it asks
+    if "json" in facts:
+        os.environ["RECIPE_LANG"] = "en"  # also for those programs
     found = examine(Need(facts["recipe"], json.loads(facts["values"]) or {}, stage, facts["output"]))
     if "json" in facts:
         checks = [line._asdict() for line in found["checks"]]
@@ -101,8 +117,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--variant"]:
         print(chosen(next(iter(visible(query()[0])), None)))
         sys.exit()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    prepare_streams()
     words = dict(line.split("\t", 1) for line in os.environ.pop("RECIPE_WORDS", "").splitlines())
     try:
         sys.exit(main(words))
@@ -111,5 +126,6 @@ if __name__ == "__main__":
     except BrokenPipeError:  # such as `just doctor | head`
         os._exit(0)
     except Exception as error:  # an error of the doctor's own stops no training
-        print(f"doctor: unexpected: {type(error).__name__}: {error}. Please report it.", file=sys.stderr)
+        what = f"{type(error).__name__}: {error}"
+        print(_("doctor: unexpected: {error}. Please report it.", error=what), file=sys.stderr)
         sys.exit(1 if words.get("command") == "doctor" else 0)

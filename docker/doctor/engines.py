@@ -12,71 +12,77 @@ from lines import JUST, ROOT, Line, ask, explain, ok, stop, system, warning
 from machine import Host, check_system
 from needs import Need
 
-TOOLKIT = (
+from recipe.core.translation import _, mark
+
+DOCKER = mark(
     "install the NVIDIA Container Toolkit: add NVIDIA's repository (docs.nvidia.com/datacenter/cloud-native/"
-    "container-toolkit), then {install} nvidia-container-toolkit && "
+    "container-toolkit), then {install} nvidia-container-toolkit && sudo nvidia-ctk runtime configure --runtime=docker "
+    "&& sudo systemctl restart docker"
 )
-DOCKER = TOOLKIT + "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
-CDI = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
-NO_CDI = "no CDI specification names the GPU"
-LACKING = {
-    "docker": "docker lacks the NVIDIA Container Toolkit",
-    "podman": f"{NO_CDI}, and podman's --gpus would be silently ignored",
-}
+PODMAN = mark(
+    "install the NVIDIA Container Toolkit: add NVIDIA's repository (docs.nvidia.com/datacenter/cloud-native/"
+    "container-toolkit), then {install} nvidia-container-toolkit && sudo nvidia-ctk cdi generate "
+    "--output=/etc/cdi/nvidia.yaml"
+)
+NO_TOOLKIT = mark("docker lacks the NVIDIA Container Toolkit")
 FLAGS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}
 RANGES = "--add-subuids 100000-165535 --add-subgids 100000-165535"
 # NVIDIA Container Toolkit 1.19 writes group ids (additionalGids), which podman reads since 5.1. The toolkit's service
 # reads the flag against that from REFRESH.
 NO_GIDS = "no-additional-gids-for-device-nodes"
 REFRESH = "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env"
-# The verdicts of docker/runtime/examine: (what is wrong, the remedy). Those in GPU only matter if the GPU is needed.
+# The verdicts of docker/runtime/examine: messages (what is wrong, the remedy). Those in GPU only matter if the GPU is
+# needed.
 GPU = ("desktop", "toolkit", "old", "cdi", "gids")
 VERDICTS = {
-    "absent": ("not installed", "{package}"),
-    "shim": ("it is podman by another name", "RUNTIME=podman"),
-    "denied": ("this user has no right to docker's socket",
-               "sudo usermod -aG docker $USER, then log in again (that group is as good as root)"),
-    "down": ("its daemon does not answer", "{start}sudo systemctl enable --now docker"),
-    "hung": ("its daemon did not answer in 10 s", "sudo systemctl restart docker"),
-    "remote": ("its daemon is on another machine, {detail}, which does not have this one's folders",
-               "unset DOCKER_HOST, or docker context use default"),
-    "squashed": ("its daemon runs as root, which may not enter {detail} on NFS or on a FUSE file system",
-                 "chmod o+x {detail}, or a clone and a RECIPE_CACHE on a local disk (if the NFS server exports it with "
-                 "no_root_squash, all is well)"),
-    "desktop": ("Docker Desktop on Linux runs containers in a virtual machine, which has no GPU",
-                "install Docker Engine ({package}) and choose it: docker context use default"),
-    "toolkit": (LACKING["docker"], DOCKER),
-    "failing": ("podman info fails: {detail}", "`podman info` tells more; after an update: podman system migrate"),
-    "subuid": ("rootless, and /etc/subuid gives this user no range",
+    "absent": (mark("not installed"), "{package}"),
+    "shim": (mark("it is podman by another name"), "RUNTIME=podman"),
+    "denied": (mark("this user has no right to docker's socket"),
+               mark("sudo usermod -aG docker $USER, then log in again (that group is as good as root)")),
+    "down": (mark("its daemon does not answer"), "{start}"),
+    "hung": (mark("its daemon did not answer in 10 s"), "sudo systemctl restart docker"),
+    "remote": (mark("its daemon is on another machine, {detail}, which does not have this one's folders"),
+               mark("unset DOCKER_HOST, or docker context use default")),
+    "squashed": (mark("its daemon runs as root, which may not enter {detail} on NFS or on a FUSE file system"),
+                 mark("chmod o+x {detail}, or a clone and a RECIPE_CACHE on a local disk (if the NFS server exports it "
+                      "with no_root_squash, all is well)")),
+    "desktop": (mark("Docker Desktop on Linux runs containers in a virtual machine, which has no GPU"),
+                mark("install Docker Engine ({package}) and choose it: docker context use default")),
+    "toolkit": (NO_TOOLKIT, DOCKER),
+    "failing": (mark("podman info fails: {detail}"),
+                mark("`podman info` tells more; after an update: podman system migrate")),
+    "subuid": (mark("rootless, and /etc/subuid gives this user no range"),
                f"sudo usermod {RANGES} {{user}} && podman system migrate"),
-    "nfs": ("its images would lie in {detail} on NFS, whose server refuses the ids that rootless podman maps",
-            "in ~/.config/containers/storage.conf name a graphroot on a local disk"),
-    "old": ("{version} knows no CDI; 4.1 does", "update podman, or use docker"),
-    "cdi": (LACKING["podman"], TOOLKIT + CDI),
-    "gids": ("{version} cannot read {detail}, which NVIDIA Container Toolkit 1.19 or newer wrote (additionalGids)",
-             "{generate}; or podman 5.1, or toolkit 1.18"),
-    "image": ("there is no image file {detail}",
-              "where docker or podman is: {just} image save internlm2-recipe.tar.gz; here: gunzip "
-              "internlm2-recipe.tar.gz && apptainer build {detail} docker-archive:internlm2-recipe.tar"),
+    "nfs": (mark("its images would lie in {detail} on NFS, whose server refuses the ids that rootless podman maps"),
+            mark("in ~/.config/containers/storage.conf name a graphroot on a local disk")),
+    "old": (mark("{version} knows no CDI; 4.1 does"), mark("update podman, or use docker")),
+    "cdi": (mark("no CDI specification names the GPU, and podman's --gpus would be silently ignored"), PODMAN),
+    "gids": (mark("{version} cannot read {detail}, which NVIDIA Container Toolkit 1.19 or newer wrote "
+                  "(additionalGids)"),
+             mark("{generate}; or podman 5.1, or toolkit 1.18")),
+    "image": (mark("there is no image file {detail}"),
+              mark("where docker or podman is: {just} image save internlm2-recipe.tar.gz; here: gunzip "
+                   "internlm2-recipe.tar.gz && apptainer build {detail} docker-archive:internlm2-recipe.tar")),
 }  # fmt: skip
-IGNORED = "the container started without the GPU"
+IGNORED = mark("the container started without the GPU")
 # Engines' error messages when a container asks for the GPU: (pattern, meaning, remedy).
 ERRORS = (
-    (r"could not select device driver|nknown (or invalid )?runtime (name|specified)", LACKING["docker"], DOCKER),
-    (r"unresolvable CDI devices|nvidia\.com/gpu=all: no such file|GPU vendor from CDI", NO_CDI,
-     CDI + f" (the package nvidia-container-toolkit has nvidia-ctk; for podman before 5.1: --feature-flag={NO_GIDS})"),
-    (r"[Dd]river/library version mismatch", "the driver was updated and the old one is still loaded",
-     "reboot the machine"),
-    (r"unsatisfied condition: cuda", "the driver is too old for the image", "update the driver"),
-    (r"device rules|bpf_prog_query", "the toolkit may not set device rules (rootless, or too old for cgroup v2)",
-     "rootless: sudo nvidia-ctk config --in-place --set nvidia-container-cli.no-cgroups=true; "
-     "else update it: {install} nvidia-container-toolkit"),
-    (r"nvidia-container-cli.*(libnvidia-ml|libcuda|driver)", "the engine finds no NVIDIA driver",
-     "try nvidia-smi first; docker from snap, and Docker Desktop on Linux, cannot see the driver: "
-     "{package}"),
-    (r"Insufficient Permissions", "SELinux keeps the container from the card",
+    (r"could not select device driver|nknown (or invalid )?runtime (name|specified)", NO_TOOLKIT, DOCKER),
+    (r"unresolvable CDI devices|nvidia\.com/gpu=all: no such file|GPU vendor from CDI",
+     mark("no CDI specification names the GPU"),
+     mark("sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml (the package nvidia-container-toolkit has "
+          "nvidia-ctk; for podman before 5.1: --feature-flag=no-additional-gids-for-device-nodes)")),
+    (r"[Dd]river/library version mismatch", mark("the driver was updated and the old one is still loaded"),
+     mark("reboot the machine")),
+    (r"unsatisfied condition: cuda", mark("the driver is too old for the image"), mark("update the driver")),
+    (r"device rules|bpf_prog_query", mark("the toolkit may not set device rules (rootless, or too old for cgroup v2)"),
+     mark("rootless: sudo nvidia-ctk config --in-place --set nvidia-container-cli.no-cgroups=true; "
+          "else update it: {install} nvidia-container-toolkit")),
+    (r"nvidia-container-cli.*(libnvidia-ml|libcuda|driver)", mark("the engine finds no NVIDIA driver"),
+     mark("try nvidia-smi first; docker from snap, and Docker Desktop on Linux, cannot see the driver: {package}")),
+    (r"Insufficient Permissions", mark("SELinux keeps the container from the card"),
      "sudo setsebool -P container_use_devices 1"),
-    (r"unknown flag: --gpus", "docker is older than 19.03, the first with GPU support", "update docker"),
+    (r"unknown flag: --gpus", mark("docker is older than 19.03, the first with GPU support"), mark("update docker")),
     (r"executable file.* not found|nvidia-smi.*not found", IGNORED, "{usual}"),
 )  # fmt: skip
 
@@ -92,7 +98,10 @@ class Engine(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What docker/runtime/choose finds. `closed`: folders that docker's daemon may not enter."""
+    """What docker/runtime/choose finds; it gives reason and details in the user's language.
+
+    `closed`: folders that docker's daemon may not enter.
+    """
 
     runtime: str
     reason: str
@@ -157,7 +166,11 @@ def check_engines(host: Host, need: Need, choice: Choice) -> Tuple[List[Line], D
 def _stop_naming_the_host(host: Host) -> Fault:
     """`stop`, with the host runtime as another remedy where it can run."""
     serves = check_system(host, "host")[0].status == "ok"
-    return lambda name, found, remedy: stop(name, found, f"{remedy}; or RUNTIME=host" if serves else remedy)
+
+    def with_host(remedy: str) -> str:
+        return _("{remedy}; or RUNTIME=host", remedy=remedy) if serves else remedy
+
+    return lambda name, found, remedy: stop(name, found, with_host(remedy))
 
 
 def _explained(host: Host, need: Need, name: str, engine: Engine, fault: Fault) -> Line:
@@ -167,27 +180,35 @@ def _explained(host: Host, need: Need, name: str, engine: Engine, fault: Fault) 
     if os.path.exists(system(REFRESH)):
         variable = f"NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS={NO_GIDS}"
         generate = f"echo {variable} | sudo tee -a {REFRESH} && sudo systemctl restart nvidia-cdi-refresh.service"
+    start = "sudo systemctl enable --now docker"
+    if host.wsl:
+        start = _("start Docker Desktop with its WSL integration for this distribution, or: {command}", command=start)
     words = {
         **engine._asdict(), "install": host.install, "package": host.package(name), "generate": generate, "just": JUST,
-        "start": "start Docker Desktop with its WSL integration for this distribution, or: " if host.wsl else "",
-        "user": os.environ.get("USER", "$USER"),
+        "start": start, "user": os.environ.get("USER", "$USER"),
     }  # fmt: skip
+    found, remedy = _(found, **words), _(remedy, **words)
     if engine.verdict == "squashed":
         fault = warning  # the server may let root in
     if engine.verdict not in GPU:
-        return fault(name, found.format(**words), remedy.format(**words))
-    remedy = remedy if need.gpu else f"GPUS=none, as {need.name} needs no GPU; or {remedy}"
-    return fault(f"{name} gpu", found.format(**words), remedy.format(**words))
+        return fault(name, found, remedy)
+    if not need.gpu:
+        remedy = _("GPUS=none, as {recipe} needs no GPU; or {remedy}", recipe=need.name, remedy=remedy)
+    return fault(f"{name} gpu", found, remedy)
 
 
 def _described(name: str, engine: Engine) -> str:
     if name == "docker":
-        remapped = "; userns-remap, which stages do not use" if "userns" in engine.traits else ""
-        return f"daemon {engine.version}{remapped}"
+        if "userns" in engine.traits:
+            return _("daemon {version}; userns-remap, which stages do not use", version=engine.version)
+        return _("daemon {version}", version=engine.version)
     if name == "podman":
-        return f"{engine.version}, {'rootless' if 'rootless' in engine.traits else 'as root'}"
+        if "rootless" in engine.traits:
+            return _("{version}, rootless", version=engine.version)
+        return _("{version}, as root", version=engine.version)
     program = next(name for name in ("apptainer", "singularity") if shutil.which(name))
-    return f"{ask(program, '--version').text}; {engine.detail}; --nv takes the host's driver"
+    version = ask(program, "--version").text
+    return _("{version}; {image}; --nv takes the host's driver", version=version, image=engine.detail)
 
 
 def _check_rights(host: Host, need: Need, choice: Choice, fault: Fault) -> List[Line]:
@@ -203,10 +224,16 @@ def _check_rights(host: Host, need: Need, choice: Choice, fault: Fault) -> List[
     shared = shared_by_group(need) if "rootless" in engine.traits and "crun" not in engine.traits else None
     if shared:
         path, group = shared
-        found = f"this user can only access {path} through the group {group}, which rootless {name} does not keep"
+        found = _(
+            "this user can only access {path} through the group {group}, which rootless {engine} does not keep",
+            path=path, group=group, engine=name,
+        )  # fmt: skip
         remedy = f"chmod -R o+rX {shlex.quote(str(path))}"
         if name == "podman":
-            remedy = f'{host.install} crun and runtime = "crun" in containers.conf, which keeps groups; or {remedy}'
+            remedy = _(
+                '{install} crun and runtime = "crun" in containers.conf, which keeps groups; or {command}',
+                install=host.install, command=remedy,
+            )  # fmt: skip
         lines.append(fault("rights", found, remedy))
     return lines
 
@@ -214,15 +241,17 @@ def _check_rights(host: Host, need: Need, choice: Choice, fault: Fault) -> List[
 def _check_loopback(need: Need, choice: Choice, image: str) -> List[Line]:
     """A proxy on the host's own address, which some kinds of docker cannot reach when they fetch."""
     engine = choice.engines[choice.runtime]
-    kinds = {"rootless": "rootless docker", "desktop": "Docker Desktop"}
+    kinds = {"rootless": _("rootless docker"), "desktop": "Docker Desktop"}
     if not image:
-        kinds["userns"] = "docker's builds under userns-remap"
+        kinds["userns"] = _("docker's builds under userns-remap")
     kind = next((words for trait, words in kinds.items() if trait in engine.traits and choice.runtime == "docker"), "")
     nothing_to_fetch = image and (os.path.exists(need.model) or not need.fetched)
     if not kind or not choice.loopback or nothing_to_fetch:
         return []
-    found = f"{choice.loopback} names this machine's own address, out of reach of {kind}"
-    return [warning("proxy", found, "name the address that it has in the network; or RUNTIME=host")]
+    found = _(
+        "{variable} names this machine's own address, out of reach of {engine}", variable=choice.loopback, engine=kind
+    )
+    return [warning("proxy", found, _("name the address that it has in the network; or RUNTIME=host"))]
 
 
 def _image(engine: str) -> str:
@@ -240,16 +269,18 @@ def _check_gpu(engine: str, host: Host, need: Need, fault: Fault, inspected: str
     `inspected`: why it should, without a start.
     """
     name = f"{engine} gpu"
-    usual = VERDICTS["toolkit" if engine == "docker" else "cdi"][1].format(install=host.install)
-    if not image or need.stage:
-        why = "" if need.stage else f"; not tried, as our image is not here yet ({JUST} image)"
-        return ok(name, inspected + why)
+    usual = _(VERDICTS["toolkit" if engine == "docker" else "cdi"][1], install=host.install)
+    if need.stage:
+        return ok(name, inspected)
+    if not image:
+        why = _("{why}; not tried, as our image is not here yet ({just} image)", why=inspected, just=JUST)
+        return ok(name, why)
     run = [engine, "run", "--rm", "--network", "none", *FLAGS[engine]]
     run += ["--entrypoint", "nvidia-smi", image, "-L"]
     answer = ask(*run, seconds=30)
     if answer.code == 0 and re.search(r"(?m)^GPU \d", answer.text):
-        return ok(name, f"a container of {image} sees the GPU")
+        return ok(name, _("a container of {image} sees the GPU", image=image))
     if answer.code == 0:
-        return fault(name, IGNORED, usual)
+        return fault(name, _(IGNORED), usual)
     meaning, remedy = explain(ERRORS, answer.text, install=host.install, package=host.package("docker"), usual=usual)
-    return fault(name, meaning, remedy or f"it must work by itself first: {' '.join(run)}")
+    return fault(name, meaning, remedy or _("it must work by itself first: {command}", command=" ".join(run)))

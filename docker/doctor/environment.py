@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, List, Tuple
 
 from engines import FLAGS
-from lines import CACHE, JUST, ROOT, STATUSES, Line, ask, ok, warning
+from lines import CACHE, JUST, REMOVE, ROOT, STATUSES, Line, ask, ok, warning
 from machine import Host
 from needs import Need
 
 from recipe.core.hardware import Card
-
-SLOWER = "train.speed=fast and small use PyTorch's own operations, which are slower"
+from recipe.core.translation import _, language
 
 
 def check_environment(host: Host, need: Need, runtime: str, image: str, cards: List[Card]) -> List[Line]:
@@ -29,7 +28,8 @@ def check_environment(host: Host, need: Need, runtime: str, image: str, cards: L
     if runtime in FLAGS:
         if not image:
             return []
-        words = [runtime, "run", "--rm", "--network", "none", *FLAGS[runtime], image, "docker/runtime/host", "selftest"]
+        words = [runtime, "run", "--rm", "--network", "none", "--env", f"RECIPE_LANG={language()}", *FLAGS[runtime]]
+        words += [image, "docker/runtime/host", "selftest"]
     elif runtime != "host":
         return []
     elif ask(ROOT / "docker" / "runtime" / "host", "made").code != 0:
@@ -40,9 +40,9 @@ def check_environment(host: Host, need: Need, runtime: str, image: str, cards: L
     rows = [line.split("\t") for line in answer.text.splitlines()]
     lines = [Line(row[1], row[0], row[2], "".join(row[3:])) for row in rows if len(row) > 2 and row[0] in STATUSES]
     if not lines:
-        message = (answer.text.splitlines()[-1:] or ["no message"])[0][:300]
-        again = f"{JUST} image" if image else "remove the environment's folder: the next command makes it again"
-        return [warning("selftest", f"the environment could not be tried: {message}", again)]
+        error = (answer.text.splitlines()[-1:] or [_("no message")])[0][:300]
+        found = _("the environment could not be tried: {error}", error=error)
+        return [warning("selftest", found, f"{JUST} image" if image else _(REMOVE))]
     fast = need.has_fast and need.speed != "stock"
     return [line for line in lines if fast or line.name != "compiler"]
 
@@ -55,14 +55,14 @@ def compiler_fault(variant: str) -> Tuple[str, str]:
     if variant != "cu13":
         return "", ""
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "there is no C compiler", "gcc libc6-dev"
+        return _("there is no C compiler"), "gcc libc6-dev"
     made = next(CACHE.glob("env-cu13-*/bin/python"), None)
     # If there is none, runtime/host takes a Python that has its headers: pyenv's, or one of uv's.
     python = made or os.environ.get("PYTHON312") or shutil.which("python3.12")
     if python:
         answer = ask(python, "-c", "import sysconfig; print(sysconfig.get_paths()['include'])")
         if answer.code == 0 and not os.path.isfile(Path(answer.text, "Python.h")):
-            return f"{python} has no headers in {answer.text}", "python3.12-dev"
+            return _("{python} has no headers in {folder}", python=python, folder=answer.text), "python3.12-dev"
     return "", ""
 
 
@@ -72,7 +72,8 @@ def _check_compiler(host: Host, need: Need) -> List[Line]:
         return []
     fault, package = compiler_fault(variant)
     if not fault:
-        return [ok("compiler", "there is a C compiler")]
+        return [ok("compiler", _("there is a C compiler"))]
     if "apt-get" not in host.install:
         package = package.replace(" libc6-dev", "").replace("-dev", "-devel")
-    return [warning("compiler", f"{fault}: {SLOWER}", f"{host.install} {package}")]
+    slower = _("{fault}: train.speed=fast and small use PyTorch's own operations, which are slower", fault=fault)
+    return [warning("compiler", slower, f"{host.install} {package}")]

@@ -10,6 +10,7 @@ from machine import Host
 from needs import Need, cost
 
 from recipe.core.hardware import BF16_CAPABILITY, Answer, Card, visible
+from recipe.core.translation import _, listed, mark
 
 # Capabilities that the lock's binaries were compiled for. Drivers on Linux and in Windows (WSL 2 shows that one), from
 # the CUDA 11.8 and 13.0 Release Notes: `least` runs by minor version compatibility; `whole` is the toolkit's own, which
@@ -38,20 +39,32 @@ FOUR_BIT_CAPABILITY = ((5, 0), (8, 9))
 HEADROOM = 2048
 # nvidia-smi's error messages: (pattern, meaning, remedy).
 ERRORS = (
-    (r"Driver/library version mismatch", "the driver was updated and the old one is still loaded",
-     "reboot the machine (or unload and load the module nvidia)"),
-    (r"couldn't communicate with the NVIDIA driver", "the driver's module is not loaded",
-     "{driver}; after an update of the kernel build it again (sudo dkms autoinstall), for Secure Boot sign it; reboot"),
-    (r"No devices were found", "the driver finds no card", "{instance}"),
-    (r"GPU access blocked by the operating system", "WSL cannot access the card",
-     "in Windows: update NVIDIA's driver, wsl --update, wsl --shutdown"),
+    (r"Driver/library version mismatch", mark("the driver was updated and the old one is still loaded"),
+     mark("reboot the machine (or unload and load the module nvidia)")),
+    (r"couldn't communicate with the NVIDIA driver", mark("the driver's module is not loaded"),
+     mark("{driver}; after an update of the kernel build it again (sudo dkms autoinstall), for Secure Boot sign it; "
+          "reboot")),
+    (r"No devices were found", mark("the driver finds no card"), "{instance}"),
+    (r"GPU access blocked by the operating system", mark("WSL cannot access the card"),
+     mark("in Windows: update NVIDIA's driver, wsl --update, wsl --shutdown")),
     (r"Unable to determine the device handle|GPU is lost|Unknown Error",
-     "the card does not answer, or a container lost it",
-     "restart the container; on the host `sudo dmesg | grep -i xid` shows why, and a reboot restores the card"),
-    (r"Insufficient Permissions", "no access to the card", "check the rights of /dev/nvidia*"),
+     mark("the card does not answer, or a container lost it"),
+     mark("restart the container; on the host `sudo dmesg | grep -i xid` shows why, and a reboot restores the card")),
+    (r"Insufficient Permissions", mark("no access to the card"), mark("check the rights of /dev/nvidia*")),
 )  # fmt: skip
 
 
+OTHER_VARIANT = mark(
+    "{card}: VARIANT is set to {variant}, whose {cuda} supports {low} to {high}; this card needs {needed}"
+)
+OTHER_IMAGE = mark(
+    "{card}: this image is variant {variant}, whose {cuda} supports {low} to {high}; this card needs {needed}"
+)
+SUPPORTED = mark("{card}: variant {variant}, which supports {low} to {high}")
+SUPPORTED_BY_MINOR = mark(
+    "{card}: variant {variant}, which supports {low} to {high}; its driver is older than {cuda}'s own ({whole}) and "
+    "works by minor version compatibility"
+)
 Checked = Tuple[str, List[Line]]  # variant, results
 
 
@@ -61,34 +74,42 @@ def check_gpu(host: Host, need: Need, cards: List[Card], answer: Answer) -> Chec
     if need.gpu:
         return variant, lines
     if cards and lines[0].status == "stop":
-        hide = f"this recipe needs none; hide it: CUDA_VISIBLE_DEVICES= {JUST} {need.stage or 'demo'}"
+        command = f"CUDA_VISIBLE_DEVICES= {JUST} {need.stage or 'demo'}"
+        hide = _("this recipe needs none; hide it: {command}", command=command)
         return variant, [warning("gpu", lines[0].found, hide)]
-    return variant, [ok("gpu", f"{lines[0].found}; this recipe needs none")]
+    return variant, [ok("gpu", _("{found}; this recipe needs none", found=lines[0].found))]
 
 
 def _check(host: Host, need: Need, cards: List[Card], answer: Answer) -> Checked:
-    demo = f"without one `{JUST} demo` fine-tunes a small model"
-    without, instance = f"a machine with an NVIDIA card; {demo}", f"{host.instance}; {demo}"
+    without = _("a machine with an NVIDIA card; without one `{just} demo` fine-tunes a small model", just=JUST)
+    instance = _("{instance}; without one `{just} demo` fine-tunes a small model", instance=host.instance, just=JUST)
     if answer.code is None:
         folder = system("/usr/lib/wsl/lib")
         if os.path.exists(folder / "nvidia-smi"):
-            return "", [stop("gpu", f"nvidia-smi lies in {folder}, not on the PATH", f'export PATH="$PATH:{folder}"')]
+            found = _("nvidia-smi lies in {folder}, not on the PATH", folder=folder)
+            return "", [stop("gpu", found, f'export PATH="$PATH:{folder}"')]
         if _has_nvidia_card():
-            return "", [stop("gpu", "an NVIDIA card, but no driver (no nvidia-smi)", f"{host.driver}, then reboot")]
-        return "", [stop("gpu", "no NVIDIA GPU: there is no nvidia-smi", instance if host.container else without)]
+            remedy = _("{driver}, then reboot", driver=host.driver)
+            return "", [stop("gpu", _("an NVIDIA card, but no driver (no nvidia-smi)"), remedy)]
+        return "", [stop("gpu", _("no NVIDIA GPU: there is no nvidia-smi"), instance if host.container else without)]
     if not cards:
         meaning, remedy = explain(ERRORS, answer.text, driver=host.driver, instance=instance)
         if answer.code == 124:
-            remedy = "the driver hangs: `sudo dmesg | grep -i xid` shows why; reboot"
-        return "", [stop("gpu", f"nvidia-smi fails: {meaning}", remedy or without)]
+            remedy = _("the driver hangs: `sudo dmesg | grep -i xid` shows why; reboot")
+        return "", [stop("gpu", _("nvidia-smi fails: {error}", error=meaning), remedy or without)]
     used = visible(cards)[: need.gpus]
     if not used:
         value = os.environ.get("CUDA_VISIBLE_DEVICES")
         empty = next((card for card in cards if card.mig and not card.instances), None)
         if value is None and empty:
-            remedy = f"create one (nvidia-smi mig -cgi), or switch MIG off: sudo nvidia-smi -i {empty.index} -mig 0"
-            return "", [stop("gpu", f"{empty}: MIG is on and the card has no instance: CUDA sees no GPU", remedy)]
-        return "", [stop("gpu", f"CUDA_VISIBLE_DEVICES={value!r} names no card", "unset CUDA_VISIBLE_DEVICES")]
+            remedy = _(
+                "create one (nvidia-smi mig -cgi), or switch MIG off: {command}",
+                command=f"sudo nvidia-smi -i {empty.index} -mig 0",
+            )
+            found = _("{card}: MIG is on and the card has no instance: CUDA sees no GPU", card=empty)
+            return "", [stop("gpu", found, remedy)]
+        found = _("{variable} names no card", variable=f"CUDA_VISIBLE_DEVICES={value!r}")
+        return "", [stop("gpu", found, "unset CUDA_VISIBLE_DEVICES")]
     card = used[0]
     variant, line = verdict(card, need, host)
     lines = [line]
@@ -96,25 +117,30 @@ def _check(host: Host, need: Need, cards: List[Card], answer: Answer) -> Checked
         other = next((one for one in cards if verdict(one, need, host)[1].status != "stop"), None)
         if other:
             use = f"CUDA_VISIBLE_DEVICES={other.index} {JUST} {need.stage or 'train'}"
-            lines = [line._replace(remedy=f"use the other card ({other.name}): {use}")]
+            remedy = _("use the other card ({card}): {command}", card=other.name, command=use)
+            lines = [line._replace(remedy=remedy)]
     else:
         if card.mode == "Prohibited":
             remedy = f"sudo nvidia-smi -i {card.index} -c DEFAULT"
-            lines.append(stop("gpu", "its compute mode is Prohibited: no program may use it", remedy))
+            lines.append(stop("gpu", _("its compute mode is Prohibited: no program may use it"), remedy))
         lines.append(_memory(card, need, cards))
     for other in used[1:]:
         theirs, line = verdict(other, need, host)
         if variant and theirs and theirs != variant:
-            remedy = "train on cards of one variant (CUDA_VISIBLE_DEVICES=… names them)"
-            line = stop("gpu", f"{other}: takes variant {theirs}, and {card.name} {variant}", remedy)
+            remedy = _("train on cards of one variant (CUDA_VISIBLE_DEVICES=… names them)")
+            found = _(
+                "{card}: takes variant {variant}, and {other} {its}",
+                card=other, variant=theirs, other=card.name, its=variant,
+            )  # fmt: skip
+            line = stop("gpu", found, remedy)
         lines.append(line)
         if lines[-1].status != "stop":
             lines.append(_memory(other, need, cards))
     if len(used) < need.gpus:
-        found = f"gpus={need.gpus}, and {len(used)} can be used here"
-        lines.append(stop("gpu", found, f"gpus={len(used)} gives the same result in more time"))
+        found = _("gpus={wanted}, and {n} can be used here", wanted=need.gpus, n=len(used))
+        lines.append(stop("gpu", found, _("gpus={n} gives the same result in more time", n=len(used))))
     rest = [str(one) for one in cards if one.index not in {card.index for card in used}]
-    return variant, lines + [ok("gpu", f"not used: {'; '.join(rest)}")] * bool(rest)
+    return variant, lines + [ok("gpu", _("not used: {cards}", cards=_("; ").join(rest)))] * bool(rest)
 
 
 def _has_nvidia_card() -> bool:
@@ -145,82 +171,100 @@ def verdict(card: Card, need: Need, host: Host) -> Tuple[str, Line]:
     """(variant, line) for a card: the variant that supports it, if its driver does."""
     found, windows, variant = str(card), int(bool(host.wsl)), chosen(card)
     if variant not in VARIANTS:
-        return "", stop("gpu", f"{found}: VARIANT={variant} is not known", "unset VARIANT")
+        wrong = _("{card}: VARIANT={variant} is not known", card=found, variant=variant)
+        return "", stop("gpu", wrong, "unset VARIANT")
     lowest, highest = VARIANTS[variant]["capability"]
     cuda = VARIANTS[variant]["cuda"]
     if card.capability is None:
-        remedy = "update the driver to 510 or newer, which reports the capability"
-        return variant, warning("gpu", f"{found}: this card is not known", remedy)
+        remedy = _("update the driver to 510 or newer, which reports the capability")
+        return variant, warning("gpu", _("{card}: this card is not known", card=found), remedy)
     other = next(
         (name for name, of in VARIANTS.items() if of["capability"][0] <= card.capability <= of["capability"][1]), ""
     )
     if not lowest <= card.capability <= highest and other:
-        what = "this image is variant" if os.environ.get("RECIPE_ENV") else "VARIANT is set to"
-        remedy = f"VARIANT={other} {JUST} image makes the other" if os.environ.get("RECIPE_ENV") else "unset VARIANT"
-        span = f"{dotted(lowest)} to {dotted(highest)}"
-        return variant, stop(
-            "gpu", f"{found}: {what} {variant}, whose {cuda} supports {span}; this card needs {other}", remedy
-        )
+        wrong, remedy = OTHER_VARIANT, "unset VARIANT"
+        if os.environ.get("RECIPE_ENV"):
+            wrong = OTHER_IMAGE
+            remedy = _("{command} makes the other", command=f"VARIANT={other} {JUST} image")
+        values = dict(card=found, variant=variant, cuda=cuda, low=dotted(lowest), high=dotted(highest), needed=other)
+        return variant, stop("gpu", _(wrong, **values), remedy)
     if card.capability > highest:
-        return variant, stop(
-            "gpu", f"{found}: newer than any variant ({cuda} ends at {dotted(highest)})", "use an older card"
-        )
+        wrong = _("{card}: newer than any variant ({cuda} ends at {high})", card=found, cuda=cuda, high=dotted(highest))
+        return variant, stop("gpu", wrong, _("use an older card"))
     if card.capability < lowest:
-        return "", stop("gpu", f"{found}: no variant supports less than {dotted(lowest)}", "use a newer card")
+        wrong = _("{card}: no variant supports less than {low}", card=found, low=dotted(lowest))
+        return "", stop("gpu", wrong, _("use a newer card"))
     if need.four_bit and card.capability < FOUR_BIT_CAPABILITY[0]:
         begin = dotted(FOUR_BIT_CAPABILITY[0])
-        why = f"variant {variant} runs on it, but bitsandbytes' 4-bit kernels begin at {begin}, and the recipe is QLoRA"
-        return variant, stop("gpu", f"{found}: {why}", f"use a card of capability {begin} or newer")
+        wrong = _(
+            "{card}: variant {variant} runs on it, but bitsandbytes' 4-bit kernels begin at {low}, and the recipe is "
+            "QLoRA",
+            card=found, variant=variant, low=begin,
+        )  # fmt: skip
+        return variant, stop("gpu", wrong, _("use a card of capability {low} or newer", low=begin))
     if variant == "cu118" and os.environ.get("TORCH") == "pypi" and card.capability > PYPI_CAPABILITY:
-        return variant, stop("gpu", f"{found}: TORCH=pypi ends at {dotted(PYPI_CAPABILITY)}", "unset TORCH")
+        wrong = _("{card}: TORCH=pypi ends at {high}", card=found, high=dotted(PYPI_CAPABILITY))
+        return variant, stop("gpu", wrong, "unset TORCH")
     least, whole = VARIANTS[variant]["least"][windows], VARIANTS[variant]["whole"][windows]
     if variant == "cu118" and need.four_bit and card.capability > FOUR_BIT_CAPABILITY[1]:
         least = whole  # the driver compiles bitsandbytes' kernels from PTX
     if numbers(card.driver) < numbers(least):
         remedy = host.driver_from(least)
-        return variant, stop("gpu", f"{found}: variant {variant}'s {cuda} needs driver {least} here", remedy)
-    why = f"variant {variant}, which supports {dotted(lowest)} to {dotted(highest)}"
-    if numbers(card.driver) < numbers(whole):
-        why += f"; its driver is older than {cuda}'s own ({whole}) and works by minor version compatibility"
+        wrong = _(
+            "{card}: variant {variant}'s {cuda} needs driver {least} here",
+            card=found, variant=variant, cuda=cuda, least=least,
+        )  # fmt: skip
+        return variant, stop("gpu", wrong, remedy)
+    told = SUPPORTED if numbers(card.driver) >= numbers(whole) else SUPPORTED_BY_MINOR
+    shown = _(told, card=found, variant=variant, low=dotted(lowest), high=dotted(highest), cuda=cuda, whole=whole)
     if need.dtype == "bf16" and card.capability < BF16_CAPABILITY:
-        remedy = "train.dtype=auto or train.dtype=fp16"
-        return variant, warning("gpu", f"{found}: {why}; bf16 begins at capability {dotted(BF16_CAPABILITY)}", remedy)
-    return variant, ok("gpu", f"{found}: {why}")
+        remedy = _("train.dtype=auto or train.dtype=fp16")
+        late = _("{card}; bf16 begins at capability {low}", card=shown, low=dotted(BF16_CAPABILITY))
+        return variant, warning("gpu", late, remedy)
+    return variant, ok("gpu", shown)
 
 
 def _memory(card: Card, need: Need, cards: List[Card]) -> Line:
     """The card's free memory must hold the plan's estimate; names the processes that use it."""
-    name, total, free, larger = card.name, card.total, card.free, "use a larger card"
+    name, total, free, larger = card.name, card.total, card.free, _("use a larger card")
     if card.mig:
         largest = max((one for whole in cards for one in whole.instances), key=lambda one: one.total or 0)
         if (largest.total or 0) > (total or 0):
-            larger = f"use the larger instance: CUDA_VISIBLE_DEVICES={largest.uuid}"
+            larger = _("use the larger instance: {variable}", variable=f"CUDA_VISIBLE_DEVICES={largest.uuid}")
     if not need.measured or not need.four_bit or total is None or free is None:
-        why = "only QLoRA of the 7B model was measured" if need.read else "the recipe was not read"
-        why = "nvidia-smi does not report this card's memory" if total is None else why
-        return ok("gpu memory", f"{total or '?'} MiB, {free or '?'} free; the recipe's need is not known: {why}")
+        why = _("only QLoRA of the 7B model was measured") if need.read else _("the recipe was not read")
+        why = _("nvidia-smi does not report this card's memory") if total is None else why
+        found = _(
+            "{total} MiB, {free} free; the recipe's need is not known: {why}",
+            total=total or "?", free=free or "?", why=why,
+        )  # fmt: skip
+        return ok("gpu memory", found)
     way = need.way(card)
     wanted = cost().memory_mib(need.tokens, name, way)
-    shown = f"{name}: {total:,} MiB, {free:,} free; {need.name} takes about {wanted:,}, as the plan estimates"
+    shown = _(
+        "{card}: {total:,} MiB, {free:,} free; {recipe} takes about {wanted:,}, as the plan estimates",
+        card=name, total=total, free=free, recipe=need.name, wanted=wanted,
+    )  # fmt: skip
     merged = round(cost().measurements()["disk"]["merged"] * 1e9 / 2**20)
     if total < merged + HEADROOM // 2:
-        shown += f" ({JUST} chat loads the whole merged model: {merged:,} and more)"
+        shown = _(
+            "{memory} ({just} chat loads the whole merged model: {merged:,} and more)",
+            memory=shown, just=JUST, merged=merged,
+        )  # fmt: skip
     if total < wanted:
         small = cost().memory_mib(need.tokens, name, "small")
         if need.has_fast and small <= total:
-            return stop("gpu memory", shown, f"train.speed=small takes about {small:,}; or {larger}")
-        return stop(
-            "gpu memory", shown, f"{larger}; the model without data takes {cost().memory_mib(0, name, way):,} MiB"
-        )
+            remedy = _("train.speed=small takes about {small:,}; or {larger}", small=small, larger=larger)
+            return stop("gpu memory", shown, remedy)
+        least = cost().memory_mib(0, name, way)
+        remedy = _("{larger}; the model without data takes {least:,} MiB", larger=larger, least=least)
+        return stop("gpu memory", shown, remedy)
     if free < wanted:
-        return stop(
-            "gpu memory",
-            f"{shown}; held by {_holders(card)}",
-            "wait for them, end them, or use another card",
-        )
+        held = _("{memory}; held by {programs}", memory=shown, programs=_holders(card))
+        return stop("gpu memory", held, _("wait for them, end them, or use another card"))
     if free < wanted + HEADROOM:
-        remedy = "if memory runs out: train.batch_size=1 train.accumulative_counts=2 needs less for the same result"
-        return warning("gpu memory", f"{shown}: tight", remedy)
+        remedy = _("if memory runs out: train.batch_size=1 train.accumulative_counts=2 needs less for the same result")
+        return warning("gpu memory", _("{memory}: tight", memory=shown), remedy)
     return ok("gpu memory", shown)
 
 
@@ -229,5 +273,9 @@ def _holders(card: Card) -> str:
     fields = "gpu_uuid,pid,process_name,used_memory"
     answer = ask("nvidia-smi", f"--query-compute-apps={fields}", "--format=csv,noheader,nounits")
     rows = [[part.strip() for part in row.split(",")] for row in answer.text.splitlines()]
-    mine = [f"{row[2]} (process {row[1]}, {row[3]} MiB)" for row in rows if len(row) == 4 and row[0] == card.uuid]
-    return ", ".join(mine) or "processes that are not visible here (the desktop, another container)"
+    mine = [
+        _("{program} (process {number}, {memory} MiB)", program=row[2], number=row[1], memory=row[3])
+        for row in rows
+        if len(row) == 4 and row[0] == card.uuid
+    ]
+    return listed(mine) or _("processes that are not visible here (the desktop, another container)")

@@ -10,10 +10,24 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(ROOT))
 from recipe.core.hardware import ask  # noqa: E402,F401
+from recipe.core.translation import _, mark  # noqa: E402
 
 CACHE = Path(os.environ.get("RECIPE_CACHE") or ROOT / ".cache")
 JUST = os.environ.get("RECIPE_COMMAND", "just")
-STATUSES = ("ok", "warning", "stop")
+STATUSES = (mark("ok"), mark("warning"), mark("stop"))
+# The checks' names; `docker gpu` and its like are put together.
+NAMES = (
+    mark("system"), mark("platform"), mark("runtime"), mark("gpu"), mark("gpu memory"), mark("memory"), mark("shm"),
+    mark("rights"), mark("environment"), mark("tools"), mark("libraries"), mark("proxy"), mark("certificate"),
+    mark("disk"), mark("recipe"), mark("compiler"), mark("kernels"), mark("selftest"),
+)  # fmt: skip
+REMOVE = mark("remove the environment's folder: the next command makes it again")
+
+
+def name_shown(name: str) -> str:
+    """A check's name in the user's language: "docker gpu" → "docker 显卡"."""
+    engine, _blank, what = name.partition(" ")
+    return _(name) if name in NAMES or what != "gpu" else f"{engine} {_(what)}"
 
 
 class Line(NamedTuple):
@@ -61,12 +75,15 @@ def dotted(pair: Iterable[int]) -> str:
 
 
 def explain(table: Iterable[Tuple[str, str, str]], text: str, **words: str) -> Tuple[str, str]:
-    """(meaning, remedy) of an error message, by a table of (pattern, meaning, remedy); else (its last line, "")."""
+    """(meaning, remedy) of an error message, by a table of (pattern, meaning, remedy); else (its last line, "").
+
+    The table's texts are messages: they are translated here, and the remedy's {words} filled in.
+    """
     for pattern, meaning, remedy in table:
         if re.search(pattern, text):
-            return meaning, remedy.format(**words)
+            return _(meaning), _(remedy, **words)
     lines = [line.strip() for line in text.splitlines() if line.strip() and "--help'" not in line]
-    return lines[-1][:300] if lines else "no message", ""
+    return lines[-1][:300] if lines else _("no message"), ""
 
 
 def existing(path: Path) -> Path:

@@ -14,8 +14,9 @@ from needs import Need, cost, toml
 
 from recipe.core import rental
 from recipe.core.hardware import Answer
+from recipe.core.translation import _, listed, mark
 
-MERGED = "merged model"
+MERGED = mark("merged model")
 ROOM = 3.0  # GB of extra disk while the environment is made, as in docker/runtime/host
 LIBRARIES = 4.0  # GB of RAM for Python with PyTorch and CUDA: an estimate, so less is only a warning
 SMALL = 4.0  # GB of RAM for the demo, which was measured at 3.2
@@ -27,33 +28,42 @@ GLIBC = {"cu118": (2, 24), "cu13": (2, 28)}
 PLATFORMS = {
     "AutoDL": (
         "/root/autodl-tmp",
-        "pip's mirror is set here, uv's is not: export UV_DEFAULT_INDEX=$(pip config get global.index-url); a mirror "
-        "of PyTorch's index: TORCH_INDEX=https://… . `source /etc/network_turbo` speeds up GitHub and Hugging Face "
-        "and slows the rest down: unset http_proxy https_proxy afterwards",
+        mark("pip's mirror is set here, uv's is not: export UV_DEFAULT_INDEX=$(pip config get global.index-url); a "
+             "mirror of PyTorch's index: TORCH_INDEX=https://… . `source /etc/network_turbo` speeds up GitHub and "
+             "Hugging Face and slows the rest down: unset http_proxy https_proxy afterwards"),
     ),
     "Vast.ai": (
         "/workspace",
-        "the disk's size is fixed when the instance is made; a destroyed instance keeps nothing",
+        mark("the disk's size is fixed when the instance is made; a destroyed instance keeps nothing"),
     ),
-    "RunPod": ("/workspace", "only the volume outlives a stop; a terminated pod keeps nothing but a network volume"),
+    "RunPod": (
+        "/workspace",
+        mark("only the volume outlives a stop; a terminated pod keeps nothing but a network volume"),
+    ),
 }  # fmt: skip
 # By distribution (ID and ID_LIKE of os-release): how to install a package, and the driver. NVIDIA's open modules, and
 # all drivers from 590 on, are for Turing and newer; older cards keep branch 580.
 GUIDE = "docs.nvidia.com/datacenter/tesla/driver-installation-guide"
-FROM_NVIDIA = f"install NVIDIA's driver from its repository ({GUIDE}): {{}} nvidia-open (before Turing: its branch 580)"
+FROM_NVIDIA = mark(
+    "install NVIDIA's driver from its repository ({guide}): {install} nvidia-open (before Turing: its branch 580)"
+)
+FROM_DEBIAN = mark("{install} nvidia-driver (Debian's contrib and non-free)")
 PACKAGES = (
     ("ubuntu", "apt-get install -y", "sudo ubuntu-drivers install"),
-    ("debian", "apt-get install -y", "sudo apt-get install -y nvidia-driver (Debian's contrib and non-free)"),
-    ("rhel|centos|amzn", "dnf install -y", FROM_NVIDIA.format("sudo dnf install -y")),
-    ("fedora", "dnf install -y", "sudo dnf install -y akmod-nvidia (RPM Fusion's nonfree)"),
-    ("suse", "zypper install -y", FROM_NVIDIA.format("sudo zypper install -y")),
-    ("arch", "pacman -S", "sudo pacman -S nvidia-open (before Turing: the AUR's nvidia-580xx-dkms)"),
+    ("debian", "apt-get install -y", FROM_DEBIAN),
+    ("rhel|centos|amzn", "dnf install -y", FROM_NVIDIA),
+    ("fedora", "dnf install -y", mark("{install} akmod-nvidia (RPM Fusion's nonfree)")),
+    ("suse", "zypper install -y", FROM_NVIDIA),
+    ("arch", "pacman -S", mark("{install} nvidia-open (before Turing: the AUR's nvidia-580xx-dkms)")),
 )
 DEBIAN_DRIVER = (550, 999)  # the newest in Debian (in 13; 12 has 535)
 # Packages with another name than in Debian; a sentence where the distribution has no package.
 NAMES = (
-    ("debian|ubuntu", {"docker": "docker.io", "apptainer": "install github.com/apptainer/apptainer's .deb"}),
-    ("rhel|centos|amzn", {"docker": "install docker-ce from Docker's repository: docs.docker.com/engine/install"}),
+    ("debian|ubuntu", {"docker": "docker.io", "apptainer": mark("install github.com/apptainer/apptainer's .deb")}),
+    (
+        "rhel|centos|amzn",
+        {"docker": mark("install docker-ce from Docker's repository: docs.docker.com/engine/install")},
+    ),
     ("fedora", {"docker": "moby-engine"}),
     ("arch", {"python3-pip": "python-pip"}),
 )
@@ -71,26 +81,28 @@ class Host:
         self.container = bool(self.platform) or any(map(_is_marked, (*marks, "/.dockerenv", "/run/.containerenv")))
         self.like = f"{self.release.get('ID')} {self.release.get('ID_LIKE')}"
         known = next((words for words in PACKAGES if re.search(words[0], self.like)), None)
-        self.install = f"sudo {known[1]}" if known else "install"
-        self.driver = known[2] if known else "install NVIDIA's driver"
-        self.instance = "check that the card is plugged in and has power: lspci | grep -i nvidia"
+        self.install = f"sudo {known[1]}" if known else _("install")
+        self.instance = _("check that the card is plugged in and has power: lspci | grep -i nvidia")
+        self.kind = known[2] if known else mark("install NVIDIA's driver")
         if self.wsl:
-            self.driver = "install NVIDIA's driver in Windows, not inside WSL, then wsl --shutdown"
+            self.kind = mark("install NVIDIA's driver in Windows, not inside WSL, then wsl --shutdown")
         elif self.container:
-            self.driver = "the driver is the host's: choose an instance with a newer one"
-            self.instance = "start an instance or a container that has the GPU (on AutoDL: not in the mode without)"
+            self.kind = mark("the driver is the host's: choose an instance with a newer one")
+            self.instance = _("start an instance or a container that has the GPU (on AutoDL: not in the mode without)")
+        self.driver = _(self.kind, install=self.install, guide=GUIDE)
 
     def package(self, name: str) -> str:
         """How to install the package that Debian calls `name`."""
         names = next((names for like, names in NAMES if re.search(like, self.like)), {})
         own = names.get(name, name)
-        return own if own.startswith("install ") else f"{self.install} {own}"
+        return _(own) if own.startswith("install ") else f"{self.install} {own}"
 
     def driver_from(self, least: str) -> str:
         """How to install a driver of version `least` or newer."""
-        if self.driver == PACKAGES[1][2] and numbers(least) > DEBIAN_DRIVER:
-            return f"{FROM_NVIDIA.format('sudo apt-get install -y')}; Debian's own is older than {least}"
-        return f"{self.driver} ({least} or newer)"
+        if self.kind == FROM_DEBIAN and numbers(least) > DEBIAN_DRIVER:
+            remedy = _(FROM_NVIDIA, install=self.install, guide=GUIDE)
+            return _("{remedy}; Debian's own is older than {least}", remedy=remedy, least=least)
+        return _("{remedy} ({least} or newer)", remedy=self.driver, least=least)
 
 
 def _is_marked(mark: str) -> bool:
@@ -101,15 +113,17 @@ def check_system(host: Host, runtime: str) -> List[Line]:
     """The packages' binaries need Linux on x86_64 and a recent glibc."""
     machine = platform.machine()
     library = _c_library()
-    parts = [host.release.get("PRETTY_NAME", platform.system()), machine, library or "no glibc"]
-    found = ", ".join(parts + [f"WSL {host.wsl}"] * bool(host.wsl))
+    parts = [host.release.get("PRETTY_NAME", platform.system()), machine, library or _("no glibc")]
+    found = listed(parts + [f"WSL {host.wsl}"] * bool(host.wsl))
     if platform.system() != "Linux" or machine != "x86_64":
-        return [stop("system", found, "the locked packages exist for Linux on x86_64 only: use such a machine")]
+        return [stop("system", found, _("the locked packages exist for Linux on x86_64 only: use such a machine"))]
     if host.wsl == 1:
-        return [stop("system", found, "WSL 1 has no GPU. In Windows: wsl --set-version NAME 2")]
+        return [stop("system", found, _("WSL 1 has no GPU. In Windows: wsl --set-version NAME 2"))]
     wanted = GLIBC.get(os.environ.get("VARIANT", ""), GLIBC["cu118"])
     if runtime == "host" and numbers(library) < wanted:
-        remedy = f"the packages need glibc {dotted(wanted)}: run in a container (install docker or podman)"
+        remedy = _(
+            "the packages need glibc {version}: run in a container (install docker or podman)", version=dotted(wanted)
+        )
         return [stop("system", found, remedy)]
     return [ok("system", found)]
 
@@ -126,13 +140,19 @@ def check_platform(host: Host, need: Need, runtime: str) -> List[Line]:
     """On a rental platform the clone and the cache belong on the large disk."""
     if not host.platform:
         return []
-    disk, hint = PLATFORMS[host.platform]
+    disk, hint = PLATFORMS[host.platform][0], _(PLATFORMS[host.platform][1])
     away = [str(place) for place in (ROOT, CACHE) if Path(disk) not in (place, *place.parents)]
     if not away or need.small or not os.path.isdir(system(disk)):
-        return [ok("platform", f"{host.platform}; {hint}")]
-    move = f"put the clone under {disk}" if str(ROOT) in away else f"export RECIPE_CACHE={disk}/recipe-cache"
-    found = f"{host.platform}: {' and '.join(away)} not on the large disk {disk}"
-    return [warning("platform", found, f"{move}; {hint}")]
+        return [ok("platform", _("{platform}; {hint}", platform=host.platform, hint=hint))]
+    values = dict(platform=host.platform, folder=away[0], other=away[-1], disk=disk)
+    if len(away) > 1:
+        found = _("{platform}: {folder} and {other} not on the large disk {disk}", **values)
+    else:
+        found = _("{platform}: {folder} not on the large disk {disk}", **values)
+    move = f"export RECIPE_CACHE={disk}/recipe-cache"
+    if str(ROOT) in away:
+        move = _("put the clone under {disk}", disk=disk)
+    return [warning("platform", found, _("{move}; {hint}", move=move, hint=hint))]
 
 
 def check_memory(host: Host, need: Need, runtime: str) -> List[Line]:
@@ -145,15 +165,20 @@ def check_memory(host: Host, need: Need, runtime: str) -> List[Line]:
     bounded = limit.isdigit() and int(limit) / 1e9 < free
     free = int(limit) / 1e9 if bounded else free
     wanted = SMALL if need.small else LIBRARIES + 2 * need.shard
-    shown = f"{free:.1f} GB free{', this container’s limit' if bounded else ''}; about {wanted:.0f} GB are used"
+    if bounded:
+        shown = _(
+            "{free:.1f} GB free, this container’s limit; about {wanted:.0f} GB are used", free=free, wanted=wanted
+        )
+    else:
+        shown = _("{free:.1f} GB free; about {wanted:.0f} GB are used", free=free, wanted=wanted)
     if free >= wanted:
         return [ok("memory", shown)]
-    remedy = "close other programs, or add swap"
+    remedy = _("close other programs, or add swap")
     if host.wsl:
-        remedy = "give WSL more than its half of the machine: memory=… in .wslconfig, then wsl --shutdown"
+        remedy = _("give WSL more than its half of the machine: memory=… in .wslconfig, then wsl --shutdown")
     elif host.container:
-        remedy = "choose an instance with more"
-    return [warning("memory", shown, f"{remedy}; a smaller merge.max_shard_size takes less")]
+        remedy = _("choose an instance with more")
+    return [warning("memory", shown, _("{remedy}; a smaller merge.max_shard_size takes less", remedy=remedy))]
 
 
 def check_shared_memory(host: Host, need: Need, runtime: str) -> List[Line]:
@@ -161,17 +186,17 @@ def check_shared_memory(host: Host, need: Need, runtime: str) -> List[Line]:
     place = system("/dev/shm")
     if runtime != "host" or need.small:
         return []
-    remedy = "start the container with --shm-size=1g (Kubernetes: an emptyDir of medium Memory at /dev/shm)"
+    remedy = _("start the container with --shm-size=1g (Kubernetes: an emptyDir of medium Memory at /dev/shm)")
     if not os.path.isdir(place) or not os.access(str(place), os.W_OK):
-        return [warning("shm", "/dev/shm is missing or not writable", remedy)]
+        return [warning("shm", _("/dev/shm is missing or not writable"), remedy)]
     stat = os.statvfs(str(place))
     size = stat.f_blocks * stat.f_frsize / 2**20
     if size < SHM:
-        return [warning("shm", f"/dev/shm has {size:.0f} MiB", remedy)]
+        return [warning("shm", _("/dev/shm has {size:.0f} MiB", size=size), remedy)]
     if need.gpus > 1 and size < SHM_SEVERAL:
-        found = f"/dev/shm has {size:.0f} MiB; NCCL uses about 1 GiB between {need.gpus} GPUs"
-        return [warning("shm", found, f"{remedy}; or NCCL_SHM_DISABLE=1, which is slower")]
-    return [ok("shm", f"/dev/shm has {size:,.0f} MiB")]
+        found = _("/dev/shm has {size:.0f} MiB; NCCL uses about 1 GiB between {gpus} GPUs", size=size, gpus=need.gpus)
+        return [warning("shm", found, _("{remedy}; or NCCL_SHM_DISABLE=1, which is slower", remedy=remedy))]
+    return [ok("shm", _("/dev/shm has {size:,.0f} MiB", size=size))]
 
 
 def check_rights(host: Host, need: Need, runtime: str) -> List[Line]:
@@ -181,8 +206,11 @@ def check_rights(host: Host, need: Need, runtime: str) -> List[Line]:
     if not closed:
         return []
     owned = shlex.quote(str(existing(closed[0])))
-    remedy = f"sudo chown -R {os.getuid()} {owned}, or use a clone of your own; RECIPE_CACHE= names another cache"
-    return [stop("rights", f"cannot write {', '.join(map(str, closed))}", remedy)]
+    remedy = _(
+        "{command}, or use a clone of your own; RECIPE_CACHE= names another cache",
+        command=f"sudo chown -R {os.getuid()} {owned}",
+    )
+    return [stop("rights", _("cannot write {folders}", folders=listed(closed)), remedy)]
 
 
 @functools.lru_cache(maxsize=None)
@@ -195,7 +223,9 @@ def check_environment(host: Host, need: Need, runtime: str) -> List[Line]:
     """The environment's Python may be gone, after an upgrade of the system or in another image."""
     if runtime != "host" or os.environ.get("RECIPE_ENV") or not _made().code or not _made().text:
         return []
-    remedy = "the next command gives it another and keeps its packages; PYTHON38= or PYTHON312= names a permanent one"
+    remedy = _(
+        "the next command gives it another and keeps its packages; PYTHON38= or PYTHON312= names a permanent one"
+    )
     return [warning("environment", _made().text, remedy)]
 
 
@@ -205,12 +235,14 @@ def check_tools(host: Host, need: Need, runtime: str) -> List[Line]:
         return []
     checksum = ask("cksum", ROOT / "docker" / "locks" / "tools.lock").text.split(" ")[0]
     if os.path.exists(CACHE / f"tools-{checksum}" / "bin" / "uv"):
-        return [ok("tools", "just and uv are here")]
+        return [ok("tools", _("just and uv are here"))]
     found = ask(ROOT / "docker" / "runtime" / "python", "pip")
     if found.code:
-        remedy = f"{host.package('python3-pip')}, or name a Python that has pip: PYTHON=/path/to/python3"
-        return [stop("tools", "no Python 3.8 or newer with pip, which fetches just and uv", remedy)]
-    return [ok("tools", f"pip of {found.text} will fetch just and uv")]
+        remedy = _(
+            "{command}, or name a Python that has pip: PYTHON=/path/to/python3", command=host.package("python3-pip")
+        )
+        return [stop("tools", _("no Python 3.8 or newer with pip, which fetches just and uv"), remedy)]
+    return [ok("tools", _("pip of {python} will fetch just and uv", python=found.text))]
 
 
 def check_libraries(host: Host, need: Need, runtime: str) -> List[Line]:
@@ -223,34 +255,33 @@ def check_libraries(host: Host, need: Need, runtime: str) -> List[Line]:
     lines = []
     preloaded = [part for part in re.split("[: ]", os.environ.get("LD_PRELOAD", "")) if _is_cuda(part)]
     if preloaded:
-        remedy = "unset LD_PRELOAD for this command: the lock's PyTorch has its own"
-        lines.append(warning("libraries", f"LD_PRELOAD names other CUDA libraries: {', '.join(preloaded)}", remedy))
+        remedy = _("unset LD_PRELOAD for this command: the lock's PyTorch has its own")
+        found = _("LD_PRELOAD names other CUDA libraries: {files}", files=listed(preloaded))
+        lines.append(warning("libraries", found, remedy))
     if os.environ.get("BNB_CUDA_VERSION"):
-        found = "BNB_CUDA_VERSION is set: bitsandbytes loads another CUDA's library"
+        found = _("BNB_CUDA_VERSION is set: bitsandbytes loads another CUDA's library")
         lines.append(warning("libraries", found, "unset BNB_CUDA_VERSION"))
     conda = os.environ.get("CONDA_PREFIX", "")
     if conda and any(Path(conda, "lib").glob("libcudart.so*")):
-        found = f"conda's environment {conda} is active and has a CUDA, where bitsandbytes looks first"
+        found = _("conda's environment {folder} is active and has a CUDA, where bitsandbytes looks first", folder=conda)
         lines.append(warning("libraries", found, "conda deactivate"))
     version = "3.12" if os.environ.get("VARIANT") == "cu13" else "3.8"
     for config in CACHE.glob("env-*/pyvenv.cfg"):
         home = re.search(r"(?m)^home *= *(.+)/bin$", config.read_text(encoding="utf-8"))
         file = Path(home[1] if home else "", "lib", f"python{version}", "sitecustomize.py")
         if home and os.path.isfile(file) and "/etc/" not in str(file.resolve()):  # Debian's own is harmless
-            found = f"the environment's Python runs {file} at every start"
-            remedy = f"move that file away, or name another Python: PYTHON{version.replace('.', '')}="
+            found = _("the environment's Python runs {file} at every start", file=file)
+            variable = f"PYTHON{version.replace('.', '')}="
+            remedy = _("move that file away, or name another Python: {variable}", variable=variable)
             lines.append(warning("libraries", found, remedy))
     if lines:
         return lines
     own = os.path.expanduser(f"~/.local/lib/python{version}/site-packages")  # Path.home() fails for a uid without one
     kept_out = [name for name in ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH") if os.environ.get(name)]
     others = kept_out + [own] * os.path.isdir(own)
-    return [
-        ok(
-            "libraries",
-            f"kept out: {', '.join(others)}" if others else "no other libraries come before the locked ones",
-        )
-    ]
+    if not others:
+        return [ok("libraries", _("no other libraries come before the locked ones"))]
+    return [ok("libraries", _("kept out: {what}", what=listed(others)))]
 
 
 def _is_cuda(file: str) -> bool:
@@ -262,10 +293,12 @@ def check_proxies(host: Host, need: Need, runtime: str) -> List[Line]:
     names = [name for name in os.environ if re.fullmatch("(http|https|all)_proxy", name.lower()) and os.environ[name]]
     if not names:
         return []
-    shown = ", ".join(f"{name}={re.sub('//[^@/]*@', '//…@', os.environ[name])}" for name in sorted(names))
+    shown = listed(f"{name}={re.sub('//[^@/]*@', '//…@', os.environ[name])}" for name in sorted(names))
     socks = [name for name in names if os.environ[name].startswith("socks")]
     if socks and runtime == "host" and not find_spec("socks"):
-        remedy = f"pip alone cannot use a SOCKS proxy: name an HTTP proxy, or unset {' '.join(socks)}"
+        remedy = _(
+            "pip alone cannot use a SOCKS proxy: name an HTTP proxy, or {command}", command=f"unset {' '.join(socks)}"
+        )
         return [warning("proxy", shown, remedy)]
     return [ok("proxy", shown)]
 
@@ -276,9 +309,10 @@ def check_certificates(host: Host, need: Need, runtime: str) -> List[Line]:
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
     wrong = {name: path for name, path in given.items() if not os.path.exists(path)}
     if wrong:
-        found = ", ".join(f"{name}={path}" for name, path in wrong.items())
-        return [warning("certificate", f"{found}: there is no such file", f"correct it, or unset {' '.join(wrong)}")]
-    return [ok("certificate", ", ".join(sorted(set(given.values()))))] if given else []
+        files = listed(f"{name}={path}" for name, path in wrong.items())
+        remedy = _("correct it, or {command}", command=f"unset {' '.join(wrong)}")
+        return [warning("certificate", _("{files}: there is no such file", files=files), remedy)]
+    return [ok("certificate", listed(sorted(set(given.values()))))] if given else []
 
 
 # Checks with the same parameters, in the order of printing.
@@ -297,47 +331,53 @@ def check_disk(host: Host, need: Need, runtime: str, engine: Dict[str, str]) -> 
         return []
     wanted = _writes(need, runtime, engine, cost().measurements()["disk"])
     lines = []
-    for disk in sorted({_disk(place) for place, *_ in wanted}):
+    for disk in sorted({_disk(entry[0]) for entry in wanted}):
         here = [entry for entry in wanted if _disk(entry[0]) == disk]
         place = existing(here[0][0])
         stat = os.statvfs(str(place))
         free = stat.f_bavail * stat.f_frsize / 1e9
-        whole = sum(size for _, size, _ in here)
-        what = ", ".join(f"{name} {size:.1f}" for _, size, name in here)
-        shown = f"{free:.1f} GB free at {place}; {whole:.1f} GB are needed ({what})"
-        remedy = "free some, or move: RECIPE_CACHE= the environment, model.path= the model, --output the results"
+        whole = sum(size for _place, size, _name in here)
+        what = listed(f"{_(name)} {size:.1f}" for _place, size, name in here)
+        shown = _(
+            "{free:.1f} GB free at {folder}; {whole:.1f} GB are needed ({what})",
+            free=free, folder=place, whole=whole, what=what,
+        )  # fmt: skip
+        remedy = _("free some, or move: RECIPE_CACHE= the environment, model.path= the model, --output the results")
         if host.platform:
-            remedy = f"put the clone and RECIPE_CACHE on {host.platform}'s data disk, or make it larger; {remedy}"
-        training = sum(size for _, size, name in here if name != MERGED)
+            remedy = _(
+                "put the clone and RECIPE_CACHE on {platform}'s data disk, or make it larger; {remedy}",
+                platform=host.platform, remedy=remedy,
+            )  # fmt: skip
+        training = sum(size for _place, size, name in here if name != MERGED)
         if free < (whole if need.stage == "merge" else training):
             lines.append(stop("disk", shown, remedy))
         elif free < whole:
-            lines.append(warning("disk", f"{shown}: enough to train, not to merge", remedy))
+            lines.append(warning("disk", _("{disk}: enough to train, not to merge", disk=shown), remedy))
         else:
             lines.append(ok("disk", shown))
     if not need.measured and not need.small:
-        lines.append(ok("disk", "model and results are not estimated: only the 7B model's sizes were measured"))
+        lines.append(ok("disk", _("model and results are not estimated: only the 7B model's sizes were measured")))
     return lines
 
 
 def _writes(need: Need, runtime: str, engine: Dict[str, str], sizes: Dict[str, float]) -> List[Tuple[Path, float, str]]:
-    """[(folder, GB, what)] that a run will write, by the measured `sizes`."""
+    """[(folder, GB, message: what)] that a run will write, by the measured `sizes`."""
     wanted: List[Tuple[Path, float, str]] = []
     if runtime != "host":
         if engine.get("root") and not engine["image"]:
-            wanted.append((Path(engine["root"]), sizes["environment"] + ROOM, "image"))
+            wanted.append((Path(engine["root"]), sizes["environment"] + ROOM, mark("image")))
     elif not os.environ.get("RECIPE_ENV") and _made().code and not _made().text:
-        wanted.append((CACHE, sizes["environment"] + ROOM, "environment"))
+        wanted.append((CACHE, sizes["environment"] + ROOM, mark("environment")))
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         unpacked = Path(os.environ.get("UV_CACHE_DIR") or Path(caches, "uv"))
         # If it is not writable, docker/runtime/host uses our cache. On one disk, uv's cache and ours share files.
         if os.access(str(existing(unpacked)), os.W_OK) and _disk(unpacked) != _disk(CACHE):
-            wanted.append((unpacked, sizes["environment"], "uv's cache (UV_CACHE_DIR)"))
+            wanted.append((unpacked, sizes["environment"], mark("uv's cache (UV_CACHE_DIR)")))
     if need.measured:
         if need.fetched and not os.path.exists(need.model):
-            wanted.append((need.model, max(0, sizes["model"] - _size(need.partly)), "model"))
+            wanted.append((need.model, max(0, sizes["model"] - _size(need.partly)), mark("model")))
         results = 2 * sizes["checkpoint"] + sizes["adapter"] - _size(need.folder / "checkpoints")
-        wanted.append((need.folder, max(0, results), "checkpoints and adapter"))
+        wanted.append((need.folder, max(0, results), mark("checkpoints and adapter")))
         if not os.path.exists(need.folder / "merged"):
             wanted.append((need.folder, sizes["merged"], MERGED))
     return wanted
@@ -349,5 +389,5 @@ def _disk(path: Path) -> int:
 
 def _size(folder: Path) -> float:
     """GB of the files below a folder; 0 if it does not exist."""
-    paths = [os.path.join(place, name) for place, _, names in os.walk(str(folder)) for name in names]
+    paths = [os.path.join(place, name) for place, _folders, names in os.walk(str(folder)) for name in names]
     return sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e9

@@ -15,11 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Sequence
 
-from lines import JUST, Line, ok, stop, warning
+from lines import JUST, REMOVE, Line, ok, stop, warning
 
-REMOVE = "remove the environment's folder: the next command makes it again"
-AGAIN = f"{JUST} image" if os.environ.get("RECIPE_ENV") else REMOVE
-STOCK = "train.speed=stock trains without it"
+from recipe.core.translation import _, mark, prepare_streams, stored
+
+STOCK = mark("train.speed=stock trains without it")
 
 
 def check_bitsandbytes(torch: Any) -> Line:
@@ -29,8 +29,9 @@ def check_bitsandbytes(torch: Any) -> Line:
         package = find_spec("bitsandbytes")
         ctypes.CDLL(str(Path(package.origin or "" if package else "").with_name(name)))
     except OSError as error:
-        return stop("bitsandbytes", f"its CUDA library does not load: {error}", AGAIN)
-    return ok("bitsandbytes", f"its {name} finds CUDA's libraries")
+        again = f"{JUST} image" if os.environ.get("RECIPE_ENV") else _(REMOVE)
+        return stop("bitsandbytes", _("its CUDA library does not load: {error}", error=error), again)
+    return ok("bitsandbytes", _("its {file} finds CUDA's libraries", file=name))
 
 
 def check_compiler(torch: Any) -> Line:
@@ -38,16 +39,19 @@ def check_compiler(torch: Any) -> Line:
     from recipe.core import compiler
 
     if find_spec("liger_kernel") is None:
-        return ok("compiler", "not needed: nothing in this variant is compiled here")
+        return ok("compiler", _("not needed: nothing in this variant is compiled here"))
     if compiler.fault():
-        return warning("compiler", f"{compiler.fault()}: {compiler.LOST}", compiler.remedy())
-    return ok("compiler", "a C compiler and Python's headers, for Triton")
+        slower = _(
+            "{fault}: the fast step uses PyTorch's own operations, which are slower", fault=stored(compiler.fault())
+        )
+        return warning("compiler", slower, compiler.remedy())
+    return ok("compiler", _("a C compiler and Python's headers, for Triton"))
 
 
 def check_kernels(torch: Any) -> Line:
     """Compares bitsandbytes' 4-bit layer and the fast step's kernels on the card with the processor's results."""
     if not torch.cuda.is_available():
-        return ok("kernels", "not tested: PyTorch sees no card")
+        return ok("kernels", _("not tested: PyTorch sees no card"))
     import bitsandbytes
 
     from recipe.training.fast import kernels, nf4
@@ -65,10 +69,13 @@ def check_kernels(torch: Any) -> Line:
         off = (on_card - kernels.rms_norm(full.cpu(), norm).float()).abs().max().item()
         lost = (full.float().cpu() - plain).abs().max().item()
     except Exception as error:  # any error would also end training, after the model is loaded
-        return stop("kernels", f"a kernel fails on the card: {type(error).__name__}: {str(error)[:300]}", STOCK)
+        what = f"{type(error).__name__}: {str(error)[:300]}"
+        return stop("kernels", _("a kernel fails on the card: {error}", error=what), _(STOCK))
     if off > 0.1 or lost > 1:
-        return stop("kernels", f"the card's results are wrong: off by {off:.3f}, 4-bit by {lost:.3f}", STOCK)
-    return ok("kernels", f"4-bit weights and the fast step's kernels run on {torch.cuda.get_device_name()}")
+        wrong = _("the card's results are wrong: off by {off:.3f}, 4-bit by {lost:.3f}", off=off, lost=lost)
+        return stop("kernels", wrong, _(STOCK))
+    card = torch.cuda.get_device_name()
+    return ok("kernels", _("4-bit weights and the fast step's kernels run on {card}", card=card))
 
 
 def check_deepspeed(torch: Any) -> Line:
@@ -78,9 +85,9 @@ def check_deepspeed(torch: Any) -> Line:
     try:
         import deepspeed
     except Exception as error:
-        found = f"DeepSpeed cannot be imported: {type(error).__name__}: {error}"
-        return stop("deepspeed", found, 'train.deepspeed="" trains without it')
-    return ok("deepspeed", f"{deepspeed.__version__} can be imported where there is a card")
+        found = _("DeepSpeed cannot be imported: {error}", error=f"{type(error).__name__}: {error}")
+        return stop("deepspeed", found, _('train.deepspeed="" trains without it'))
+    return ok("deepspeed", _("{version} can be imported where there is a card", version=deepspeed.__version__))
 
 
 def _pretend_card(torch: Any) -> None:
@@ -105,6 +112,7 @@ TESTS = {
 
 def main(names: Sequence[str]) -> int:
     """Run the tests of these names, or all; returns the exit code."""
+    prepare_streams()
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -9,23 +9,24 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-LOST = "the fast step uses PyTorch's own operations, which are slower"
+from recipe.core.translation import _, mark, stored
 
 
 @functools.lru_cache(maxsize=None)
 def fault() -> str:
     """Why it cannot; "" where it can, and where nothing asks it to: without liger-kernel (cu118) no step uses Triton.
 
-    Triton takes the compiler that CC names, else gcc, else clang. It is tried: gcc without libc6-dev is no use.
+    English: `stored` translates it. Triton takes the compiler that CC names, else gcc, else clang. It is tried: gcc
+    without libc6-dev is no use.
     """
     if find_spec("liger_kernel") is None:
         return ""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if not compiler:
-        return "there is no C compiler"
+        return mark("there is no C compiler")
     headers = sysconfig.get_paths()["include"]
     if not os.path.isfile(os.path.join(headers, "Python.h")):
-        return f"Python's headers are not in {headers}"
+        return mark("Python's headers are not in {folder}").format(folder=headers)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "try.c")
         source.write_text("#include <Python.h>\n#include <dlfcn.h>\n", encoding="utf-8")
@@ -33,10 +34,11 @@ def fault() -> str:
         try:
             done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         except OSError as error:
-            return f"{compiler} does not start: {error.strerror}"
+            return mark("{compiler} does not start: {error}").format(compiler=compiler, error=error.strerror)
     if done.returncode:
         said = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if "error" in line]
-        return f"{compiler} fails to compile: {(said or ['it does not say why'])[0]}"
+        reason = said[0] if said else mark("it does not say why")
+        return mark("{compiler} fails to compile: {error}").format(compiler=compiler, error=reason)
     return ""
 
 
@@ -48,4 +50,8 @@ def remedy() -> str:
 
 def notice() -> str:
     """The same as a sentence for the user; "" where nothing is missing."""
-    return f"Triton cannot compile here ({fault()}), so {LOST}. To fix this: {remedy()}." if fault() else ""
+    return fault() and _(
+        "Triton cannot compile here ({fault}), so the fast step uses PyTorch's own operations, which are slower. "
+        "To fix this: {command}.",
+        fault=stored(fault()), command=remedy(),
+    )  # fmt: skip

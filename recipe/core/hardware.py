@@ -12,6 +12,8 @@ import subprocess
 from collections import namedtuple
 from typing import Any, List, Optional, Tuple
 
+from recipe.core.translation import _
+
 Answer = namedtuple("Answer", "code text")  # code None: no such program; 124: it did not answer in time
 
 # Drivers before 510 do not report the capability: the cards of their time, by name. The first match counts.
@@ -43,8 +45,11 @@ class Card:
             self.capability = next((pair for pattern, pair in CARDS if re.search(pattern, self.name)), None)
 
     def __str__(self) -> str:
-        capability = "{}.{}".format(*self.capability) if self.capability else "unknown"
-        return f"{self.name}, {self.total or '?'} MiB, capability {capability}, driver {self.driver}"
+        return _(
+            "{card}, {memory} MiB, capability {capability}, driver {driver}",
+            card=self.name, memory=self.total or "?", driver=self.driver,
+            capability="{}.{}".format(*self.capability) if self.capability else _("unknown"),
+        )  # fmt: skip
 
 
 def ask(*words: Any, seconds: int = 20) -> Answer:
@@ -55,7 +60,7 @@ def ask(*words: Any, seconds: int = 20) -> Answer:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=seconds,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return Answer(124, f"{words[0]} did not answer in {seconds} s")
+        return Answer(124, _("{program} did not answer in {seconds} s", program=words[0], seconds=seconds))
     except OSError as error:
         return Answer(None, str(error))
     return Answer(done.returncode, done.stdout.decode("utf-8", "replace").strip())

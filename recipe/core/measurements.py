@@ -9,9 +9,20 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from recipe.core.translation import mark
+
 MEASURED = Path(__file__).with_name("measured.toml")
 SMALL = 14_000  # MiB of a card below which train.speed=auto takes least memory
 BENCH = Path(__file__).resolve().parent.parent.parent / "output" / "bench.json"  # of this machine, made by `just bench`
+
+
+# The sources that measured.toml names, with words to translate.
+SOURCES = (
+    mark("the tutorial's published log, {date}, DeepSpeed ZeRO-2"),
+    mark("a step and an update under an allocator limit of {limit}, {versions}"),
+    mark("the decoder in cu13, {document}"),
+    mark("transformers' generate, {document}"),
+)
 
 
 @functools.lru_cache(maxsize=None)
@@ -98,7 +109,7 @@ def _of_card(entries: List[Dict[str, Any]], card: str) -> List[Dict[str, Any]]:
 
 def estimate(plan: Dict[str, Any], card: str) -> Dict[str, Any]:
     """Iterations of the planned run on `card` ("" for this machine's GPU), or on several of it that share the work at
-    best: {card, seconds, at_most, memory_mib, scaled_from, source}.
+    best: {card, seconds, at_most, memory_mib, scaled_from, source}, in English.
 
     seconds is None for a card that was never measured. `at_most`: of XTuner's own step, the only one that was measured
     on the card.
@@ -126,8 +137,17 @@ def estimate(plan: Dict[str, Any], card: str) -> Dict[str, Any]:
         measured = entry["batch_size"] * entry["max_length"]
         cost.update(
             seconds=round(entry["seconds"] * tokens / measured * plan["iterations"]),
-            scaled_from=f"{entry['batch_size']}×{entry['max_length']} on {entry['card']}"
-            + ("" if way == "stock" else f", XTuner's own step, not {way}" if cost["at_most"] else f", {way}"),
+            scaled_from=_scaled_from(way, bool(cost["at_most"])).format(
+                batch=entry["batch_size"], length=entry["max_length"], card=entry["card"], way=way
+            ),
             source=entry["source"],
         )
     return cost
+
+
+def _scaled_from(way: str, at_most: bool) -> str:
+    if way == "stock":
+        return mark("{batch}×{length} on {card}")
+    if at_most:
+        return mark("{batch}×{length} on {card}, XTuner's own step, not {way}")
+    return mark("{batch}×{length} on {card}, {way}")

@@ -195,9 +195,15 @@ def _has_chinese(encoding: str) -> bool:
 
 
 def main() -> None:
-    """Print the translation of a shell script's message: python3 -m recipe.core.translation MESSAGE."""
+    """Print a shell script's message in the user's language: python3 -m recipe.core.translation MESSAGE [VALUE …]."""
     prepare_streams()
-    print(_(sys.argv[1]))
+    values = iter(map(os.fsencode, sys.argv[2:]))  # file names may be of another encoding
+    parts = re.split(r"(%s|%%|\\n)", _(sys.argv[1]) + "\n")
+    own = {"%%": "%", "\\n": "\n"}
+    made = [
+        next(values, b"") if one == "%s" else own.get(one, one).encode(sys.stdout.encoding, "replace") for one in parts
+    ]
+    sys.stdout.buffer.write(b"".join(made))
 
 
 if __name__ == "__main__":

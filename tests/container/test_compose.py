@@ -31,7 +31,9 @@ def compose(**variables):
             return {name: put(one) for name, one in part.items()}
         if isinstance(part, list):
             return [put(one) for one in part]
-        return re.sub(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}", value, part) if isinstance(part, str) else part
+        while isinstance(part, str) and "${" in part:  # the innermost first
+            part = re.sub(r"\$\{(\w+)(?:(:[-?])([^}$]*))?\}", value, part)
+        return part
 
     return put(yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"])
 
@@ -112,7 +114,7 @@ def test_a_services_container_is_that_of_the_runtime(name, called):
         assert [device["count"]] == told["--gpus"]
         assert device["capabilities"] == ["gpu"]
     known = dict(one.partition("=")[::2] for one in told["--env"] if "=" in one)
-    passed = {"RECIPE_FETCH": fetch}  # by its name alone
+    passed = {"RECIPE_FETCH": fetch, "RECIPE_LANG": ""}  # by their names alone
     assert set(service["environment"]) == {*known, *passed}
     for key in set(known) - {"WEB_PUBLISHED"}:
         assert service["environment"][key] == known[key], key

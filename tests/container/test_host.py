@@ -109,7 +109,13 @@ class Host:
         for name in ("docker/runtime", "docker/locks", "recipe"):
             (self.root / name).mkdir(parents=True)
         self.programs.mkdir()
-        scripts = ("justw", "docker/runtime/python", "docker/runtime/host", "docker/runtime/flavour")
+        scripts = (
+            "justw",
+            "docker/runtime/python",
+            "docker/runtime/host",
+            "docker/runtime/flavour",
+            "docker/runtime/message",
+        )
         for name in (*scripts, "docker/locks/overrides.txt"):
             shutil.copy(str(ROOT / name), str(self.root / name))
         for name in {LOCK, "cu118-pypi.lock"}:

@@ -3,7 +3,7 @@
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from recipe.core import measurements
+from recipe.core import measurements, translation
 from support import real_layer
 from support.plans import plan_of
 
@@ -50,3 +50,13 @@ def test_a_card_never_measured_gets_a_figure_for_memory_alone():
     found = measurements.estimate(plan_of(2, 512, 51), "Voodoo 2")
     assert found["seconds"] is None
     assert found["memory_mib"] == max(measurements.memory_mib(1024, card) for card in ("H100", "RTX 3090"))
+
+
+def test_what_a_plan_stores_is_shown_in_chinese():
+    """English in plan.json, whatever the language was when it was made."""
+    with translation.use("zh"):
+        found = measurements.estimate({**plan_of(2, 512, 51), "way": "fast"}, "NVIDIA H100 80GB HBM3")
+        assert found["scaled_from"] == "2×512 on H100, fast"
+        assert translation.stored(found["scaled_from"]) == "H100 上的 2×512，fast"
+        for entry in measurements.measurements()["measurement"]:
+            assert "log" not in translation.stored(entry["source"])
