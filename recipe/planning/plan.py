@@ -38,7 +38,7 @@ def combined_remedy(run: Run, stopping: List[Dict[str, Any]], plan_again: Callab
     """
     found: Dict[str, Any] = {}
     left = stopping
-    for _ in range(6):
+    for _attempt in range(6):
         # The warm-up comes last: with more iterations its share may be long enough.
         first = [refusal for refusal in left if refusal["fault"] not in ("warmup-crash", "peak-not-reached")] or left
         more = {name: value for refusal in first for name, value in refusal["remedy"].items()}

@@ -30,7 +30,7 @@ def inputs(run: Run) -> Dict[str, Any]:
         "piece": _max_chars(run) if kind == "pretrain" else 0,
         "seed": _seed(run) if run.settings.data.eval_share else None,
         "code": source(Path(__file__), Path(split.__file__).parent),
-        **{f"file{i}": path for i, (path, _) in enumerate(found)},
+        **{f"file{i}": path for i, (path, _name) in enumerate(found)},
     }
 
 
