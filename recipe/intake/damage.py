@@ -37,7 +37,8 @@ ODDITIES: Tuple[Tuple[str, "re.Pattern[str]"], ...] = (
     (mark(r"\n as two characters in place of a line break"),
      re.compile(r"[^\x00-\x7f]\\r?\\?n|\\n(?=[^\x00-\x7f]|\d|[-*•]|\\n)|[.!?;]\s?\\n")),
     (mark("question marks inside a word, as lost characters leave them"), re.compile(r"[^\W_]\?{2,}(?=[^\W_])")),
-    (mark("characters as HTML writes them (&nbsp;)"), re.compile(r"&(?:nbsp|lt|gt|amp|quot|apos|#\d{2,6}|#x[0-9a-fA-F]+);")),
+    (mark("characters as HTML writes them (&nbsp;)"),
+     re.compile(r"&(?:nbsp|lt|gt|amp|quot|apos|#\d{2,6}|#x[0-9a-fA-F]+);")),
 )  # fmt: skip
 
 

@@ -36,8 +36,8 @@ def detect(path: Path) -> str:
     """The encoding of a text file, as Python names it. Raises UnreadableFile if it is not one of ours for certain."""
     with path.open("rb") as stream:
         head = stream.read(1 << 16)
-    for mark, name in BYTE_ORDER_MARKS:
-        if head.startswith(mark):
+    for start, name in BYTE_ORDER_MARKS:
+        if head.startswith(start):
             return name
     if 0 in head:
         # In UTF-16 half of the bytes of ASCII are zero; text in any other encoding has none.

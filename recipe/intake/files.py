@@ -91,7 +91,8 @@ def _missing(run: Run, setting: str, path: Path, name: str) -> str:
     data = run.settings.data
     if len(name) > SHOWN:
         return _(
-            "{setting} takes the names of files, and this is none: {name!r}… ({n} characters). Put the text into a file.",
+            "{setting} takes the names of files, and this is none: {name!r}… ({n} characters). Put the text into a "
+            "file.",
             setting=f"data.{setting}", name=name[:40], n=len(name),
         )  # fmt: skip
     beside = sorted(readable(p.name) for p in path.parent.glob("*") if _is_data_file(p)) if path.parent.is_dir() else []

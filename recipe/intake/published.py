@@ -83,8 +83,8 @@ def _download(data: Data, url: str, path: Path) -> None:
         part.unlink()
         raise HostLacks(
             _(
-                "{file} is not what the recipe names: the file from {server} has the sha256 {found}…, not {wanted}…. It "
-                "was deleted. Type the same command again; if that repeats, {remedy}",
+                "{file} is not what the recipe names: the file from {server} has the sha256 {found}…, not {wanted}…. "
+                "It was deleted. Type the same command again; if that repeats, {remedy}",
                 file=data.files[0], server=http.server(url), found=found[:12], wanted=wanted[:12],
                 remedy=_other_ways(data),
             )
@@ -108,8 +108,8 @@ def _explain(error: Exception, data: Data, url: str) -> HostLacks:
         why = _("its name cannot be resolved: no network here, or no DNS")
     return HostLacks(
         _(
-            "{file} could not be fetched from {server}: {reason}. Type the same command again where there is a network. "
-            "If it keeps failing, {remedy}",
+            "{file} could not be fetched from {server}: {reason}. Type the same command again where there is a "
+            "network. If it keeps failing, {remedy}",
             file=data.files[0], server=host, reason=why, remedy=_other_ways(data),
         )
     )  # fmt: skip

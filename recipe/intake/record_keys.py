@@ -93,8 +93,8 @@ def refusal(key: str, value: Any) -> str:
     if not _decides(name, words):
         return ""
     return _(
-        "{key} is not supported (found {value}): every answer is trained. Remove what should not be trained, then {key} "
-        "everywhere",
+        "{key} is not supported (found {value}): every answer is trained. Remove what should not be trained, then "
+        "{key} everywhere",
         key=key, value=_shown(value),
     )  # fmt: skip
 

@@ -49,8 +49,8 @@ def check(path: Path) -> None:
     if HTML.match(bare):
         raise OtherFormat(
             _(
-                "it is a web page (HTML), often an export or a login page. Open it and save it as .xlsx in Excel, WPS or "
-                "LibreOffice"
+                "it is a web page (HTML), often an export or a login page. Open it and save it as .xlsx in Excel, "
+                "WPS or LibreOffice"
             )
         )
     if SPREADSHEET_XML.match(bare):
