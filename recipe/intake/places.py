@@ -28,8 +28,10 @@ def in_words(place: str) -> str:
         return _("column {column} (without a name)", column=unnamed["column"])
     match = PLACE.fullmatch(place)
     assert match  # any text is at least a file's name
-    shown = match["file"]
-    for part in _parts(match):
+    shown, parts = match["file"], _parts(match)
+    if parts:
+        shown = _("{file}, {part}", file=shown, part=parts[0])
+    for part in parts[1:]:
         shown = _("{place}, {part}", place=shown, part=part)
     return _("{place}: {found}", place=shown, found=match["header"]) if match["header"] else shown
 

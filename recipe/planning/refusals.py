@@ -71,7 +71,7 @@ def warnings(plan: Dict[str, Any]) -> List[str]:
 def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> List[Dict[str, Any]]:
     """Why this run cannot learn: [{fault, why, remedy}], `why` being cause and remedy as text; [] if it can.
 
-    The texts are stored: the caller makes them in English.
+    The texts are stored: the caller makes them in English. Each is one message, so that `stored` finds it.
     """
     found: Dict[str, str] = {}
     remedies: Dict[str, Remedy] = {}
@@ -100,10 +100,7 @@ def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> Lis
         )  # fmt: skip
     share = plan["answer_tokens_kept"] / plan["answer_tokens"]
     if share < MIN_ANSWERS_KEPT:
-        remedies["answers-lost"], how = _more_answers(plan)
-        found["answers-lost"] = _(
-            "Only {share:.1%} of the answer tokens reach the trainer: {remedy}.", share=share, remedy=how
-        )
+        remedies["answers-lost"], found["answers-lost"] = _more_answers(plan, share)
     if plan["rows_cut"]:
         shown = ", ".join(map(str, plan["rows_cut"][:10])) + (" …" if len(plan["rows_cut"]) > 10 else "")
         remedies["rows-cut"] = {"train.max_length": next_length(plan["longest_row"])}
@@ -161,21 +158,27 @@ def _accumulating(plan: Dict[str, Any], each: int) -> Remedy:
     return {"train.batch_size": plan["batch_size"], "train.accumulative_counts": each * plan["ranks"]}
 
 
-def _more_answers(plan: Dict[str, Any]) -> Tuple[Remedy, str]:
+def _more_answers(plan: Dict[str, Any], share: float) -> Tuple[Remedy, str]:
     """(remedy, text)"""
     if plan["rows_cut"]:
         longer: Remedy = {"train.max_length": next_length(plan["longest_row"])}
-        return longer, _("{settings} holds the longest conversation", settings=overrides(longer))
+        return longer, _(
+            "Only {share:.1%} of the answer tokens reach the trainer: {settings} holds the longest conversation.",
+            share=share, settings=overrides(longer),
+        )  # fmt: skip
     if plan["map_num_proc"] > 1:
         alone: Remedy = {"train.map_num_proc": 1}
         return alone, _(
-            "{n} processes each drop the end of their last pack: {settings}",
-            n=plan["map_num_proc"], settings=overrides(alone),
+            "Only {share:.1%} of the answer tokens reach the trainer: {n} processes each drop the end of their last "
+            "pack: {settings}.",
+            share=share, n=plan["map_num_proc"], settings=overrides(alone),
         )  # fmt: skip
     unpacked: Remedy = {"train.pack_to_max_length": False}
     return unpacked, _(
-        "a shorter train.max_length leaves a smaller remainder, {settings} none", settings=overrides(unpacked)
-    )
+        "Only {share:.1%} of the answer tokens reach the trainer: a shorter train.max_length leaves a smaller remainder, "
+        "{settings} none.",
+        share=share, settings=overrides(unpacked),
+    )  # fmt: skip
 
 
 def next_length(longest: int) -> int:

@@ -160,7 +160,8 @@ def _of_files(read: List[Dict[str, Any]]) -> Iterator[str]:
     """What is unusual in the files that were read."""
     for one in read:
         if one["encoding"] not in ("", "UTF-8"):
-            yield _("{file} is {encoding}", file=one["file"], encoding=_(one["encoding"]))
+            # "{file} is {encoding}" would be the message of too many texts that `stored` looks up.
+            yield f"{one['file']} {_('is {encoding}', encoding=_(one['encoding']))}"
     for one in read:
         beside = one.get("beside", [])
         lost = [in_words(column) for column in one["unused"] if column.endswith("(without a name)")]
