@@ -175,8 +175,8 @@ def _more_answers(plan: Dict[str, Any], share: float) -> Tuple[Remedy, str]:
         )  # fmt: skip
     unpacked: Remedy = {"train.pack_to_max_length": False}
     return unpacked, _(
-        "Only {share:.1%} of the answer tokens reach the trainer: a shorter train.max_length leaves a smaller remainder, "
-        "{settings} none.",
+        "Only {share:.1%} of the answer tokens reach the trainer: a shorter train.max_length leaves a smaller "
+        "remainder, {settings} none.",
         share=share, settings=overrides(unpacked),
     )  # fmt: skip
 
