@@ -140,8 +140,8 @@ def _parse_json(text: str, one_line: bool) -> Any:
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 12) : error.pos + 12].strip().replace("\n", " ")
         where = json_places.show(text, error.pos, one_line)
-        what = _(f"{error.msg[0].lower()}{error.msg[1:]}")  # one of SYNTAX
-        return InvalidRecord(_("{place}: {problem}, at …{text}…", place=where, problem=what, text=near))
+        what = f"{error.msg[0].lower()}{error.msg[1:]}"  # one of SYNTAX
+        return InvalidRecord(_("{place}: {problem}, at …{text}…", place=where, problem=_(what), text=near))
     except (RecursionError, ValueError) as error:
         return InvalidRecord(_("it is not JSON that can be read ({error})", error=error))
 

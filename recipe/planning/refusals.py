@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any, Dict, List, Tuple
 
-from recipe.core.translation import _, mark
+from recipe.core.translation import _, mark, ngettext
 from recipe.planning.schedule import smallest_warmup, updates
 
 MIN_UPDATES = 30  # fewer do not converge; the tutorial makes 3
@@ -48,11 +48,12 @@ def warnings(plan: Dict[str, Any]) -> List[str]:
             )
         )
     if plan["duplicates"]:
-        n = plan["duplicates"]  # no ngettext: `stored` finds no plural forms
         found.append(
-            _("{n} conversation appears twice in the data and counts double.", n=n)
-            if n == 1
-            else _("{n} conversations appear twice in the data and count double.", n=n)
+            ngettext(
+                "{n} conversation appears twice in the data and counts double.",
+                "{n} conversations appear twice in the data and count double.",
+                plan["duplicates"],
+            )
         )
     if plan["updates_with_deepspeed"] != plan["updates_without_deepspeed"]:
         found.append(
