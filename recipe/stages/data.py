@@ -26,7 +26,7 @@ def inputs(run: Run) -> Dict[str, Any]:
     kind = preset_facts.kind(run.settings)
     return {
         **({"images": images.list_images(run)} if kind == "image" else {}),
-        "files": [name for _, name in found] + skipped_files(run),
+        "files": [name for _path, name in found] + skipped_files(run),
         "settings": run.settings.data.model_dump(),
         "kind": kind,
         "piece": _max_chars(run) if kind == "pretrain" else 0,
