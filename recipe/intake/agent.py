@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
+from recipe.core.translation import _, listed
 from recipe.intake.records import InvalidRecord
 
 ROLES = ("system", "user", "assistant")
@@ -44,18 +45,20 @@ def parse_conversation(record: Any) -> List[Dict[str, str]]:
     if isinstance(messages, str):  # MSAgent-Bench stores the list as text
         messages = _parse_list(messages)
     if not isinstance(messages, list) or not messages:
-        raise InvalidRecord("conversations must be a list of {from, value}, as in MSAgent-Bench")
+        raise InvalidRecord(_("conversations must be a list of {shape}, as in MSAgent-Bench", shape="{from, value}"))
     for at, message in enumerate(messages, start=1):
         valid = isinstance(message, dict) and message.get("from") in ROLES and isinstance(message.get("value"), str)
         if not valid:
-            raise InvalidRecord(f"message {at}: from must be one of {', '.join(ROLES)} and value a text")
+            raise InvalidRecord(
+                _("message {number}: from must be one of {roles} and value a text", number=at, roles=listed(ROLES))
+            )
     plain = [{"from": message["from"], "value": message["value"]} for message in messages]
     try:
         turns = _xtuner_map()({"conversations": repr(plain)})["conversation"]
     except Exception as error:  # the map does not check its input
-        raise InvalidRecord(f"XTuner's Agent map fails on it: {type(error).__name__}: {error}")
+        raise InvalidRecord(_("XTuner's Agent map fails on it: {error}", error=f"{type(error).__name__}: {error}"))
     if not turns:
-        raise InvalidRecord("XTuner's Agent map finds no readable call: is the text in <|startofthink|> JSON?")
+        raise InvalidRecord(_("XTuner's Agent map finds no readable call: is the text in <|startofthink|> JSON?"))
     return [{key: turn.get(key) or "" for key in ("system", "input", "output")} for turn in turns]
 
 
@@ -65,4 +68,4 @@ def _parse_list(text: str) -> Any:
             return parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    raise InvalidRecord("conversations is text that is not a list")
+    raise InvalidRecord(_("conversations is text that is not a list"))

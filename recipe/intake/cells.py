@@ -14,6 +14,10 @@ class UnreadableFile(Exception):
     """A file that cannot be read. The text completes "cannot be opened: …"."""
 
 
+class OtherFormat(UnreadableFile):
+    """A file that is something else than its suffix says. The text says what to do with it."""
+
+
 class FormattedCell(str):
     """A number, a date or TRUE, as Excel shows it."""
 

@@ -5,8 +5,10 @@ import unicodedata
 from typing import Dict, List, Match, Optional, Tuple
 
 from recipe.core.errors import InputWrong
+from recipe.core.translation import _
 from recipe.intake import damage
 from recipe.intake.cells import EXCEL_ERROR
+from recipe.intake.places import in_words
 
 MAX_LISTED = 20  # further errors are only counted
 MAX_PLACES = 3  # listed for each kind of note
@@ -35,7 +37,7 @@ def needs_check(text: str) -> bool:
 
 
 class Notes:
-    """What is reported of the input, though it is read: how often, and where first."""
+    """What is reported of the input, though it is read: how often, and where first. Stored, so in English."""
 
     def __init__(self) -> None:
         self.found: Dict[str, Tuple[int, List[str]]] = {}
@@ -56,15 +58,15 @@ class InputErrors:
     def add(self, place: str, message: str) -> None:
         self.count += 1
         if len(self.first) < MAX_LISTED:
-            self.first.append(f"{place}: {message}")
+            self.first.append(_("{place}: {problem}", place=in_words(place), problem=message))
 
     def raise_if_any(self) -> None:
         """Raises InputWrong with the list."""
         if self.count:
-            more = [f"… and {self.count - MAX_LISTED} more"] if self.count > MAX_LISTED else []
-            remedy = "Correct this in the file."
+            more = [_("… and {n} more", n=self.count - MAX_LISTED)] if self.count > MAX_LISTED else []
+            remedy = _("Correct this in the file.")
             if self.blanks:
-                remedy = "Fill blank cells or delete their rows, or drop them with data.skip_blank=true."
+                remedy = _("Fill blank cells or delete their rows, or drop them with data.skip_blank=true.")
             raise InputWrong("\n".join([*self.first, *more, remedy]))
 
 
@@ -81,19 +83,21 @@ def find_control(text: str) -> Optional[Match[str]]:
 def error_in_text(text: str) -> str:
     """Why a text cannot be trained on; "" if it can."""
     if EXCEL_ERROR.fullmatch(text):
-        return f"the error {text}"
+        return _("the error {text}", text=text)
     if text.startswith("=DISPIMG("):
-        return "an image, not text"
+        return _("an image, not text")
     found = find_control(text)
     if not found:
         lost = damage.damage(text)
-        return f'{lost}: "{text[:30]}{"…" * (len(text) > 30)}"' if lost else ""
+        if not lost:
+            return ""
+        return _('{problem}: "{text}"', problem=lost, text=text[:30] + "…" * (len(text) > 30))
     excerpt = _excerpt(text, found)
     if not INVALID_CHARACTER.fullmatch(found.group()):
-        return f"the chat control token {found.group()} in {excerpt}"
+        return _("the chat control token {token} in {text}", token=found.group(), text=excerpt)
     if found.group() == "\ufffd":
-        return f"a character lost in an earlier conversion (U+FFFD) in {excerpt}"
-    return f"an invalid character (U+{ord(found.group()):04X}) in {excerpt}"
+        return _("a character lost in an earlier conversion (U+FFFD) in {text}", text=excerpt)
+    return _("an invalid character ({code}) in {text}", code=f"U+{ord(found.group()):04X}", text=excerpt)
 
 
 def _excerpt(text: str, found: Match[str]) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 from recipe.core.settings import Data
+from recipe.core.translation import _, mark
 from recipe.intake.cells import EXCEL_ERROR, Cell, FormattedCell, InvalidCell
 from recipe.intake.checks import (
     INVALID_CHARACTER,
@@ -22,6 +23,8 @@ from recipe.intake.records import InvalidRecord, Turn
 from recipe.intake.writer import Writer
 
 MAX_DIGITS = 15  # of a number in Excel
+LONG_NUMBER = mark("numbers of more than 15 digits, of which Excel keeps 15")
+SAME_TWICE = mark("an answer that is the question again")
 
 
 class Collector:
@@ -47,12 +50,12 @@ class Collector:
         if cell is None or not (is_visible(cell) or INVALID_CHARACTER.search(cell)):
             if not self.data.skip_blank:
                 self.errors.blanks += 1
-                self.errors.add(place, "blank")
+                self.errors.add(place, _("blank"))
             return None
         if isinstance(cell, FormattedCell):
             self.numbers_as_text += 1
             if len(cell) > MAX_DIGITS and cell.isdigit():
-                self.notes.add(f"numbers of more than {MAX_DIGITS} digits, of which Excel keeps {MAX_DIGITS}", place)
+                self.notes.add(LONG_NUMBER, place)
             return str(cell)
         if not (needs_check(cell) or EXCEL_ERROR.fullmatch(cell)):
             return cell
@@ -62,7 +65,7 @@ class Collector:
         if error:
             self.errors.add(place, error)
             return None
-        for what, _ in oddities(text):
+        for what, _around in oddities(text):
             self.notes.add(what, place)
         return text
 

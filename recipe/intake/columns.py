@@ -5,6 +5,8 @@ import re
 import unicodedata
 from typing import Any, Dict, List, NamedTuple, Sequence
 
+from recipe.core.translation import _, listed
+
 QUESTION, ANSWER, SYSTEM, CONVERSATION, TURN = "question", "answer", "system", "conversation", "turn"
 MORE = "more"  # the rest of the question: Alpaca's `input` beside its `instruction`
 NAMES = {
@@ -48,7 +50,16 @@ def label(name: Any) -> str:
 
 def show_header(cells: Sequence[Any]) -> str:
     """A row, shortened for a message."""
-    return ", ".join(label(cell)[:20] for cell in cells if cell)
+    return listed(label(cell)[:20] for cell in cells if cell)
+
+
+def role_name(role: str) -> str:
+    """A role as messages name it."""
+    names = {
+        QUESTION: _("question"), ANSWER: _("answer"), SYSTEM: _("system"), CONVERSATION: _("conversation"),
+        TURN: _("turn"),
+    }  # fmt: skip
+    return names.get(role, role)
 
 
 def find_columns(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
@@ -70,12 +81,15 @@ def find_columns(header: Sequence[Any], chosen: Dict[str, str]) -> Columns:
             roles[QUESTION], roles[MORE] = at[names.index("instruction")], at[names.index("input")]
         elif len(set(names)) < len(names):
             double = next(label(header[index]) for index, name in zip(at, names) if names.count(name) > 1)
-            raise AmbiguousColumn(f"the column {double} appears twice. Rename or delete one")
+            raise AmbiguousColumn(_("the column {column} appears twice. Rename or delete one", column=double))
         elif len(at) > 1:
-            candidates = " and ".join(label(header[index]) for index in at)
             raise AmbiguousColumn(
-                f"{candidates} could both be the {role}. Say which: data.columns.{role}={label(header[at[0]])}"
-            )
+                _(
+                    "{columns} could both be the {role}. Say which: {setting}={column}",
+                    columns=_(" and ").join(label(header[index]) for index in at), role=role_name(role),
+                    setting=f"data.columns.{role}", column=label(header[at[0]]),
+                )
+            )  # fmt: skip
         elif at:
             roles[role] = at[0]
             if names == ["instruction"] and "context" in normalized:  # Dolly
@@ -90,7 +104,9 @@ def _chosen_columns(header: Sequence[Any], normalized: Sequence[str], chosen: Di
         at = [index for index, one in enumerate(header) if label(one) == name.strip()]
         at = at or [index for index, one in enumerate(normalized) if one and one == normalize(name)]
         if len(at) > 1:
-            raise AmbiguousColumn(f"the column {name} appears {len(at)} times. Rename or delete the others")
+            raise AmbiguousColumn(
+                _("the column {column} appears {n} times. Rename or delete the others", column=name, n=len(at))
+            )
         if at:
             roles[role] = at[0]
     return roles

@@ -7,6 +7,8 @@ reports nothing of the rest, and knows neither GBK nor Big5, which most damaged 
 import re
 from typing import List, Tuple
 
+from recipe.core.translation import _, mark
+
 # UTF-8's bytes for one character beyond ASCII.
 SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 SEQUENCE_OF_THREE = re.compile(rb"[\xe2-\xef][\x80-\xbf]{2}")
@@ -28,40 +30,41 @@ TRIGGERS = (
 
 ASIAN = "0-9A-Za-z\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef"
 ODDITIES: Tuple[Tuple[str, "re.Pattern[str]"], ...] = (
-    ("characters that nobody sees (zero width, direction marks, U+FEFF)",
+    (mark("characters that nobody sees (zero width, direction marks, U+FEFF)"),
      re.compile(f"[{INVISIBLE}]|(?<=[{ASIAN}])[\u200c\u200d]+(?=[{ASIAN}])")),
-    ("places of lost pictures or objects (U+FFFC)", re.compile("\ufffc")),
-    ("private-use characters, which only the font of their author shows", re.compile(f"[{PRIVATE}]")),
-    (r"\n as two characters in place of a line break",
+    (mark("places of lost pictures or objects (U+FFFC)"), re.compile("\ufffc")),
+    (mark("private-use characters, which only the font of their author shows"), re.compile(f"[{PRIVATE}]")),
+    (mark(r"\n as two characters in place of a line break"),
      re.compile(r"[^\x00-\x7f]\\r?\\?n|\\n(?=[^\x00-\x7f]|\d|[-*•]|\\n)|[.!?;]\s?\\n")),
-    ("question marks inside a word, as lost characters leave them", re.compile(r"[^\W_]\?{2,}(?=[^\W_])")),
-    ("characters as HTML writes them (&nbsp;)", re.compile(r"&(?:nbsp|lt|gt|amp|quot|apos|#\d{2,6}|#x[0-9a-fA-F]+);")),
+    (mark("question marks inside a word, as lost characters leave them"), re.compile(r"[^\W_]\?{2,}(?=[^\W_])")),
+    (mark("characters as HTML writes them (&nbsp;)"),
+     re.compile(r"&(?:nbsp|lt|gt|amp|quot|apos|#\d{2,6}|#x[0-9a-fA-F]+);")),
 )  # fmt: skip
 
 
 def damage(text: str) -> str:
     """Why a text was lost in an earlier conversion; "" if it was not."""
     if "???" in text and _is_lost(text):
-        return "question marks in place of lost characters"
+        return _("question marks in place of lost characters")
     if "锟斤拷" in text:
-        return "characters lost in an earlier conversion (锟斤拷)"
+        return _("characters lost in an earlier conversion (锟斤拷)")
     for encoding in ("gb18030", "big5", "cp932"):
         raw = text.encode(encoding, "replace")
         if _reads_as_utf8(raw, SEQUENCE_OF_THREE):
-            return f"UTF-8 that was read as {'GBK' if encoding == 'gb18030' else encoding}"
+            return _("UTF-8 that was read as {encoding}", encoding="GBK" if encoding == "gb18030" else encoding)
     raw = text.translate(LATIN).encode("latin-1", "replace")
     found = SEQUENCE.findall(raw)
     single = len(found) == 1 and found[0][:1] in b"\xc2\xc3" and _high(raw) == 2
     if single or raw.find(b"\xe2\x80") >= 0 or _reads_as_utf8(raw, SEQUENCE):
-        return "UTF-8 that was read as Latin-1"
+        return _("{encoding} that was read as Latin-1", encoding="UTF-8")
     run = re.search("[\u00a1-\u00ff]{6,}", text)
     if run and len(set(re.findall("[\u00c0-\u00ff]", run.group()))) > 3:
-        return "GBK that was read as Latin-1"
+        return _("{encoding} that was read as Latin-1", encoding="GBK")
     return ""
 
 
 def oddities(text: str) -> List[Tuple[str, str]]:
-    """(what, the text around it) of what is only reported of a text."""
+    """(what, in English; the text around it) of what is only reported of a text."""
     found = []
     for what, pattern in ODDITIES:
         match = pattern.search(text)

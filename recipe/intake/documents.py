@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
+from recipe.core.translation import _
 from recipe.intake import columns, encodings, records, tables
 from recipe.intake.cells import Cell, UnreadableFile
 
@@ -43,7 +44,7 @@ def _record_text(value: Any, key: str) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, dict) or not isinstance(value.get(key), str):
-        raise UnreadableFile(f"a record has no text under {key!r}; data.columns.text names another key")
+        raise UnreadableFile(_("a record has no text under {key!r}; data.columns.text names another key", key=key))
     return value[key]
 
 
@@ -66,15 +67,20 @@ def _table_texts(path: Path, column: str, details: Dict[str, Any]) -> Iterator[D
         any_table = True
         index, *others = find(header)
         if others:
-            raise UnreadableFile(f"{1 + len(others)} columns could hold the texts: name one, data.columns.text=…")
+            raise UnreadableFile(
+                _("{n} columns could hold the texts: name one, data.columns.text=…", n=1 + len(others))
+            )
         for mark, cells in rows:
             if index < len(cells) and cells[index] is not None:
                 place = f"sheet {table.sheet}, {table.place(mark)}" if table.sheet else table.place(mark)
                 yield Document(place, cells[index])
     if not any_table:
         raise UnreadableFile(
-            f"no column of texts. Found: {'; '.join(headers) or 'nothing'}. Name the header text, or say what it is "
-            f"called: data.columns.text=…"
+            _(
+                "no column of texts. Found: {headers}. Name the header text, or say what it is called: "
+                "data.columns.text=…",
+                headers=_("; ").join(headers) or _("nothing"),
+            )
         )
 
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import List, Tuple
 
+from recipe.core.translation import _, mark
 from recipe.intake.cells import UnreadableFile
 
 BYTE_ORDER_MARKS = (
@@ -23,10 +24,11 @@ FREQUENT = frozenset(
     "這來個國時會對於著過發後裡種經麼學現當沒動還進樣開從無與長機問兩體間實關點業見給謝說嗎為"
 )
 READABLE = re.compile("[\t\r\n -~\u00a0-\u00ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
-NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8 with a mark", "gb18030": "GB18030 (GBK)"}
+NAMES = {"utf-8": "UTF-8", "utf-8-sig": mark("UTF-8 with a mark"), "gb18030": "GB18030 (GBK)"}
 
 
 def display_name(encoding: str) -> str:
+    """The encoding's name, in English as it is stored."""
     return NAMES.get(encoding, encoding.upper())
 
 
@@ -34,8 +36,8 @@ def detect(path: Path) -> str:
     """The encoding of a text file, as Python names it. Raises UnreadableFile if it is not one of ours for certain."""
     with path.open("rb") as stream:
         head = stream.read(1 << 16)
-    for mark, name in BYTE_ORDER_MARKS:
-        if head.startswith(mark):
+    for start, name in BYTE_ORDER_MARKS:
+        if head.startswith(start):
             return name
     if 0 in head:
         # In UTF-16 half of the bytes of ASCII are zero; text in any other encoding has none.
@@ -45,19 +47,24 @@ def detect(path: Path) -> str:
         name = _utf16(head)
         if name:
             return name
-        raise UnreadableFile("it holds NUL bytes: save it as UTF-8")
+        raise UnreadableFile(_("it holds NUL bytes: save it as UTF-8"))
     reasons: List[str] = []
     name = next((name for name in ("utf-8", "gb18030") if _decodes(path, name, reasons)), "")
     if name == "utf-8":
         return name
     non_ascii = sum(byte > 127 for byte in head)
     if 3 * len(re.findall(b"[\xe1-\xef][\x80-\xbf][\x80-\xbf]", head)) > non_ascii // 3:
-        raise UnreadableFile(f"it is damaged UTF-8 ({reasons[0]}): save it as UTF-8 again")
+        raise UnreadableFile(_("it is damaged UTF-8 ({reason}): save it as UTF-8 again", reason=reasons[0]))
     if not name:
-        raise UnreadableFile(f"its encoding is not UTF-8, UTF-16 or GB18030 ({'; '.join(reasons)}): save it as UTF-8")
+        raise UnreadableFile(
+            _(
+                "its encoding is not UTF-8, UTF-16 or GB18030 ({reasons}): save it as UTF-8",
+                reasons=_("; ").join(reasons),
+            )
+        )
     if not _reads_like_chinese(codecs.getincrementaldecoder(name)(decode_errors(name)).decode(head)):
         raise UnreadableFile(
-            "its encoding is not UTF-8, and as GB18030 (GBK) it does not read like Chinese: save it as UTF-8"
+            _("its encoding is not UTF-8, and as GB18030 (GBK) it does not read like Chinese: save it as UTF-8")
         )
     return name
 
@@ -87,7 +94,7 @@ def _decodes(path: Path, name: str, reasons: List[str]) -> bool:
                 position += len(block)
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        reasons.append(f"byte {position + error.start + 1:,} is not {NAMES[name]}")
+        reasons.append(_("byte {n:,} is not {encoding}", n=position + error.start + 1, encoding=NAMES[name]))
         return False
     return True
 

@@ -9,6 +9,7 @@ from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.hashing import digest
 from recipe.core.run import Run
+from recipe.core.translation import _, listed, sentences
 from recipe.intake import documents, published
 from recipe.xtuner import preset_facts
 
@@ -28,7 +29,10 @@ def data_files(run: Run, setting: str = "files") -> List[Tuple[Path, str]]:
     for name in getattr(run.settings.data, setting):
         if not name.strip():
             raise InputWrong(
-                f"data.{setting} contains an empty file name. Name your file: data.{setting}='[\"data/mine.xlsx\"]'."
+                _(
+                    "{setting} contains an empty file name. Name your file: {setting}='[\"data/mine.xlsx\"]'.",
+                    setting=f"data.{setting}",
+                )
             )
         path = run.root / name
         if os.path.isdir(str(path)):
@@ -42,17 +46,28 @@ def data_files(run: Run, setting: str = "files") -> List[Tuple[Path, str]]:
         found += [file for file in inside if file not in found]
     for path, name in found:
         if path.name.startswith("~$"):
-            raise InputWrong(f"{name} is Excel's lock file for an open workbook. Name {path.name[2:]}.")
+            raise InputWrong(
+                _(
+                    "{file} is Excel's lock file for an open workbook. Name {workbook}.",
+                    file=name,
+                    workbook=path.name[2:],
+                )
+            )
         if path.suffix.lower() in UNSUPPORTED_WORKBOOKS:
             raise InputWrong(
-                f"{name} is a format that is not supported ({path.suffix.lower()}). Save it as .xlsx in Excel, WPS or "
-                f"LibreOffice."
+                _(
+                    "{file} is a format that is not supported ({suffix}). Save it as .xlsx in Excel, WPS or "
+                    "LibreOffice.",
+                    file=name,
+                    suffix=path.suffix.lower(),
+                )
             )
         if path.suffix.lower() not in suffixes:
-            remedy = "Save it as .xlsx or UTF-8 .csv"
+            remedy = _("Save it as .xlsx or UTF-8 .csv.")
             if path.suffix.lower() in DOCUMENTS:
-                remedy = "It is a document: copy its table into a workbook"
-            raise InputWrong(f"{name} has an unknown type ({', '.join(suffixes)}). {remedy}.")
+                remedy = _("It is a document: copy its table into a workbook.")
+            what = _("{file} has an unknown type ({suffixes}).", file=name, suffixes=listed(suffixes))
+            raise InputWrong(sentences(what, remedy))
     return found
 
 
@@ -62,23 +77,37 @@ def _expand(folder: Path, name: str, suffixes: Tuple[str, ...]) -> List[Tuple[Pa
         (p, readable(str(Path(name) / p.relative_to(folder)))) for p in sorted(paths) if _is_data_file(p, suffixes)
     ]
     if not inside:
-        raise InputWrong(f"The folder {name} contains no file of a known type ({', '.join(suffixes)}).")
+        raise InputWrong(
+            _(
+                "The folder {folder} contains no file of a known type ({suffixes}).",
+                folder=name,
+                suffixes=listed(suffixes),
+            )
+        )
     return inside
 
 
 def _missing(run: Run, setting: str, path: Path, name: str) -> str:
     data = run.settings.data
     if len(name) > SHOWN:
-        return (
-            f"data.{setting} takes the names of files, and this is none: {name[:40]!r}… ({len(name)} characters). Put "
-            f"the text into a file."
-        )
+        return _(
+            "{setting} takes the names of files, and this is none: {name!r}… ({n} characters). Put the text into a "
+            "file.",
+            setting=f"data.{setting}", name=name[:40], n=len(name),
+        )  # fmt: skip
     beside = sorted(readable(p.name) for p in path.parent.glob("*") if _is_data_file(p)) if path.parent.is_dir() else []
-    listing = f" {run.relative(path.parent)} holds: {', '.join(beside[:5])}." if beside else ""
-    own = f"name yours: data.{setting}=data/mine.xlsx"
+    what = _(
+        "There is no workbook {file} ({setting} of recipe {recipe}).",
+        file=name, setting=f"data.{setting}", recipe=run.name,
+    )  # fmt: skip
+    listing = (
+        _("{folder} holds: {files}.", folder=run.relative(path.parent), files=listed(beside[:5])) if beside else ""
+    )
+    own = _("Put it there, or name yours: {setting}=data/mine.xlsx", setting=f"data.{setting}")
     if data.sha256 and setting == "files":
-        own = f"name yours in place of the recipe: {command_line('plan', 'data/mine.xlsx')}"
-    return f"There is no workbook {name} (data.{setting} of recipe {run.name}).{listing} Put it there, or {own}"
+        command = command_line("plan", "data/mine.xlsx")
+        own = _("Put it there, or name yours in place of the recipe: {command}", command=command)
+    return sentences(what, listing, own)
 
 
 def readable(name: str) -> str:
@@ -93,16 +122,22 @@ def readable(name: str) -> str:
 def _check_sha256(run: Run, path: Path, name: str) -> None:
     expected = run.settings.data.sha256.strip().lower()
     if expected and digest(path) != expected:
-        raise InputWrong(
-            f"{name} is not the workbook that recipe {run.name} was made for: its sha256 is not {expected[:12]}…. "
-            f"{_other_content(run, name)}name yours in place of the recipe: {command_line('plan', shlex.quote(name))}"
-        )
+        what = _(
+            "{file} is not the workbook that recipe {recipe} was made for: its sha256 is not {sha256}….",
+            file=name, recipe=run.name, sha256=expected[:12],
+        )  # fmt: skip
+        raise InputWrong(sentences(what, _other_content(run, name)))
 
 
 def _other_content(run: Run, name: str) -> str:
+    command = command_line("plan", shlex.quote(name))
     if published.is_published(run.settings.data, name):
-        return "Rename it and type the same command again, which fetches the published one, or "
-    return "Put that there, or "
+        return _(
+            "Rename it and type the same command again, which fetches the published one, or name yours in place of the "
+            "recipe: {command}",
+            command=command,
+        )
+    return _("Put that there, or name yours in place of the recipe: {command}", command=command)
 
 
 def supported_suffixes(run: Run) -> Tuple[str, ...]:

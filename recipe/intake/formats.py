@@ -11,6 +11,7 @@ import re
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
+from recipe.core.translation import _
 from recipe.intake.cells import Cell, FormattedCell, InvalidCell
 
 # Formats that Chinese versions of Excel and WPS use by number alone (18.8.30, zh-cn).
@@ -93,17 +94,20 @@ def _duration(days: float) -> Cell:
 def _date(text: str, epoch: datetime.datetime, calendar: bool, clock: bool) -> Cell:
     from openpyxl.utils.datetime import from_excel
 
-    invalid = InvalidCell(text, f"{text} is formatted as a date but is not one")
     try:
         days = round(float(text) * 86400) / 86400  # to the second
         when = from_excel(days, epoch)
     except (OverflowError, ValueError):
-        return invalid
+        return _no_date(text)
     if isinstance(when, datetime.time):  # less than a day: a time, or the day before Excel's first
-        return FormattedCell(iso(when)) if clock else invalid
+        return FormattedCell(iso(when)) if clock else _no_date(text)
     if days < 0 or not isinstance(when, datetime.datetime):
-        return invalid
+        return _no_date(text)
     return FormattedCell(iso(when.time() if not calendar else when.date() if not clock else when))
+
+
+def _no_date(text: str) -> Cell:
+    return InvalidCell(text, _("{number} is formatted as a date but is not one", number=text))
 
 
 def _sections(code: str) -> List[str]:
@@ -149,7 +153,7 @@ def _section(code: str) -> Optional[_Section]:
     pattern = found.group()
     scale = len(after) - len(after.lstrip(","))
     literal[1] = literal[1][scale:]
-    whole, _, behind = pattern.partition(".")
+    whole, _point, behind = pattern.partition(".")
     scientific = re.search(r"E[+-](0+)", pattern)
     whole, behind = whole.partition("E")[0], behind.partition("E")[0]
     if scientific and len(whole) > 1:

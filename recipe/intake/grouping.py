@@ -5,6 +5,7 @@ import re
 import sqlite3
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
+from recipe.core.translation import _
 from recipe.intake.checks import InputErrors
 from recipe.intake.records import Turn
 
@@ -51,9 +52,11 @@ class GroupedRows:
                     yield turns, where
                 key, turns, numbers, where = id_, [], [], f"{place}, {row}"
             if number is not None and number in numbers:
-                errors.add(f"{place}, {row}", f"turn {number:g} of conversation {key} appears twice")
+                what = _("turn {turn:g} of conversation {conversation} appears twice", turn=number, conversation=key)
+                errors.add(f"{place}, {row}", what)
             elif numbers and (number is None) != (numbers[-1] is None):
-                errors.add(f"{place}, {row}", f"conversation {key} has turns with and without a number")
+                what = _("conversation {conversation} has turns with and without a number", conversation=key)
+                errors.add(f"{place}, {row}", what)
             turns.append(Turn(*json.loads(text)) if text else None)
             numbers.append(number)
         if turns:
@@ -64,6 +67,6 @@ def move_system_first(turns: Sequence[Turn], errors: InputErrors, where: str) ->
     """Move the conversation's system prompt to its first turn; several different prompts are an error."""
     systems = sorted({turn.system for turn in turns if turn.system})
     if len(systems) > 1:
-        shown = " and ".join(f"{text[:20]!r}" for text in systems[:2])
-        errors.add(where, f"this conversation has several system prompts: {shown}")
+        shown = _(" and ").join(f"{text[:20]!r}" for text in systems[:2])
+        errors.add(where, _("this conversation has several system prompts: {prompts}", prompts=shown))
     return [turn._replace(system=systems[0] if systems and at == 0 else "") for at, turn in enumerate(turns)]

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Sequence, Tuple, Union
 from recipe.core.errors import InputWrong
 from recipe.core.hashing import below, digest
 from recipe.core.run import Run
+from recipe.core.translation import _, listed, sentences
 from recipe.intake import columns, files
 from recipe.intake.records import InvalidRecord, Record, Turn
 
@@ -29,7 +30,7 @@ def image_folder(run: Run) -> Path:
     given = run.settings.data.images
     folder = run.root / given if given else files.data_files(run)[0][0].parent
     if not folder.is_dir():
-        raise InputWrong(f"data.images: there is no folder {given}.")
+        raise InputWrong(_("data.images: there is no folder {folder}.", folder=given))
     return folder
 
 
@@ -41,7 +42,7 @@ def list_images(run: Run) -> List[List[List[Any]]]:
         folders = [image_folder(run)]
     else:
         paths = [*files.data_files(run), *files.data_files(run, "eval_files")]
-        folders = sorted({path.parent for path, _ in paths})
+        folders = sorted({path.parent for path, _name in paths})
     listed = []
     for folder in folders:
         found = [path for path in below(folder) if path.suffix.lower() in SUFFIXES]
@@ -72,7 +73,7 @@ class Images:
                 self.checked[path] = error
         found = self.checked[path]
         if isinstance(found, InvalidRecord):
-            raise InvalidRecord(f"{name}: {found}")
+            raise InvalidRecord(_("{place}: {problem}", place=name, problem=found))
         return os.path.relpath(str(path), str(self.root)), found
 
     def conversation(self, turns: Sequence[Turn], file: Path, system: str) -> Tuple[List[Dict[str, str]], str, str]:
@@ -85,7 +86,9 @@ class Images:
         named = sorted({turn.image for turn in turns if turn.image})
         if len(named) != 1:
             raise InvalidRecord(
-                f"several images: {', '.join(named[:3])}. Keep one per conversation" if named else "blank"
+                _("several images: {names}. Keep one per conversation", names=listed(named[:3]))
+                if named
+                else _("blank")
             )
         path, sha256 = self.check(named[0], file)
         messages = []
@@ -105,7 +108,7 @@ def _decode(path: Path) -> str:
     from PIL import Image
 
     if not path.is_file():
-        raise InvalidRecord(f"there is no such file in {path.parent}")
+        raise InvalidRecord(_("there is no such file in {folder}", folder=path.parent))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -115,31 +118,47 @@ def _decode(path: Path) -> str:
                 image.load()
                 width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidRecord(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels. Scale it down: CLIP sees 336 × 336")
+        raise InvalidRecord(
+            _("it has more than {n:,} pixels. Scale it down: CLIP sees 336 × 336", n=Image.MAX_IMAGE_PIXELS)
+        )
     except Exception as error:  # decoders raise anything
         message = str(error).strip().replace(str(path), path.name) or type(error).__name__
-        raise InvalidRecord(f"it cannot be read as an image ({message.splitlines()[0][:100]})")
+        raise InvalidRecord(_("it cannot be read as an image ({error})", error=message.splitlines()[0][:100]))
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise InvalidRecord(f"it has {width} × {height} pixels: too little is left to see once it is made square")
+        raise InvalidRecord(
+            _(
+                "it has {width} × {height} pixels: too little is left to see once it is made square",
+                width=width, height=height,
+            )
+        )  # fmt: skip
     return digest(path)
 
 
-def find_column(header: Sequence[Any], chosen: str) -> int:
-    """The index of the column that names images: `chosen`, else one of the usual names. Raises AmbiguousColumn."""
+def find_column(header: Sequence[Any], chosen: str, is_record: bool = False) -> int:
+    """The index of the column that names images: `chosen`, else one of the usual names. Raises AmbiguousColumn.
+
+    `is_record`: the header is the keys of a JSON record.
+    """
     names = (columns.normalize(chosen),) if chosen else COLUMN_NAMES
     at = [index for index, name in enumerate(header) if columns.normalize(name) in names]
     if len(at) == 1:
         return at[0]
     if at:
-        both = " and ".join(columns.label(header[index]) for index in at)
         raise columns.AmbiguousColumn(
-            f"{both} could both name the images. Say which: data.columns.image={header[at[0]]}"
-        )
-    found = ", ".join(columns.label(name) for name in header if columns.normalize(name))
-    raise columns.AmbiguousColumn(
-        f"no column {chosen or 'of images'}. Found: {found}. Call it image, or say what it is called: "
-        f"data.columns.image=…"
+            _(
+                "{columns} could both name the images. Say which: data.columns.image={column}",
+                columns=_(" and ").join(columns.label(header[index]) for index in at), column=header[at[0]],
+            )
+        )  # fmt: skip
+    if is_record:
+        what = _("no key {key}.", key=chosen) if chosen else _("no key of images.")
+    else:
+        what = _("no column {column}.", column=chosen) if chosen else _("no column of images.")
+    remedy = _(
+        "Found: {columns}. Call it image, or say what it is called: data.columns.image=…",
+        columns=listed(columns.label(name) for name in header if columns.normalize(name)),
     )
+    raise columns.AmbiguousColumn(sentences(what, remedy))
 
 
 def split_record(record: Any, chosen: str) -> Tuple[str, Any]:
@@ -147,10 +166,10 @@ def split_record(record: Any, chosen: str) -> Tuple[str, Any]:
     if not isinstance(record, dict):
         return "", record
     try:
-        key = list(record)[find_column(list(record), chosen)]
+        key = list(record)[find_column(list(record), chosen, is_record=True)]
     except columns.AmbiguousColumn as error:
-        raise InvalidRecord(str(error).replace("column", "key"))
+        raise InvalidRecord(str(error))
     if not isinstance(record[key], str) or not record[key].strip():
-        raise InvalidRecord(f"{key}: expected the path of an image, found {record[key]!r}")
+        raise InvalidRecord(_("{key}: expected the path of an image, found {found!r}", key=key, found=record[key]))
     rest: Record = {name: value for name, value in record.items() if name != key}
     return record[key].strip(), rest

@@ -3,6 +3,8 @@
 import re
 from typing import List, Optional, Set
 
+from recipe.core.translation import _
+
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]|NaN|-?Infinity', re.S)
 
 
@@ -10,7 +12,9 @@ def show(text: str, position: int, one_line: bool) -> str:
     """A position in the text for a message."""
     before = text[:position]
     column = position - before.rfind("\n")
-    return f"column {column}" if one_line else f"line {before.count(chr(10)) + 1}, column {column}"
+    if one_line:
+        return _("column {character}", character=column)
+    return _("line {line}, column {character}", line=before.count("\n") + 1, character=column)
 
 
 def constant(text: str) -> int:

@@ -6,6 +6,7 @@ By meaning, not by one spelling: cells are compared without case, width, punctua
 import re
 from typing import Optional, Sequence
 
+from recipe.core.translation import _
 from recipe.intake.columns import ANSWER, QUESTION, ROLES, normalize
 
 LONGEST, LONGEST_BESIDE = 20, 30  # characters of a question and of its answer, to be looked at in later rows
@@ -133,13 +134,13 @@ def reason(number: int, question: str, answer: str) -> str:
     pair = (question, answer)
     names = [clean(cell) for cell in pair]
     if is_rule(pair):
-        return "a line drawn with signs"
+        return _("a line drawn with signs")
     if TOTALS.fullmatch(names[0]) and (AMOUNT.fullmatch(answer) or TOTALS.fullmatch(names[1])):
-        return "a total"
+        return _("a total")
     strict = [bool(STRICT_HINT.fullmatch(name)) for name in names]
     hints = [strict[index] or bool(HINT.fullmatch(pair[index])) for index in (0, 1)]
     if all(strict) or (number < FIRST and all(hints)) or (number == 0 and strict[0]):
-        return "a hint for filling in the table"
+        return _("a hint for filling in the table")
     if all(map(FOOTER.fullmatch, pair)):
-        return "a form's footer"
+        return _("a form's footer")
     return ""

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Iterator, List, Tuple
 
+from recipe.core.translation import _
 from recipe.intake.cells import UnreadableFile
 
 
@@ -14,7 +15,7 @@ def open_parquet(path: Path) -> Any:
     try:
         return ParquetFile(str(path))
     except (ArrowException, OSError, ValueError) as error:
-        raise UnreadableFile(f"it is not a Parquet file ({_first_line(error)})") from None
+        raise UnreadableFile(_("it is not a Parquet file ({error})", error=_first_line(error))) from None
 
 
 def batches(file: Any) -> Iterator[Tuple[int, Any]]:
@@ -27,7 +28,7 @@ def batches(file: Any) -> Iterator[Tuple[int, Any]]:
             yield rows, batch
             rows += len(batch)
     except (ArrowException, OSError, ValueError) as error:
-        raise UnreadableFile(f"it is damaged after row {rows} ({_first_line(error)})") from None
+        raise UnreadableFile(_("it is damaged after row {row} ({error})", row=rows, error=_first_line(error))) from None
 
 
 def values(column: Any, rows: int) -> List[Any]:
@@ -35,7 +36,9 @@ def values(column: Any, rows: int) -> List[Any]:
     try:
         found: List[Any] = column.to_pylist()
     except UnicodeDecodeError as error:
-        raise UnreadableFile(f"it is damaged after row {rows} (a text is not UTF-8: {error.reason})") from None
+        raise UnreadableFile(
+            _("it is damaged after row {row} (a text is not UTF-8: {error})", row=rows, error=error.reason)
+        ) from None
     return found
 
 

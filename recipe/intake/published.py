@@ -19,6 +19,7 @@ from recipe.core.hashing import digest
 from recipe.core.progress import transfer_progress
 from recipe.core.run import Run
 from recipe.core.settings import Data
+from recipe.core.translation import _
 
 RAW = "https://raw.githubusercontent.com"
 MIRROR = "GITHUB_RAW"  # the environment variable with what stands in RAW's place
@@ -53,7 +54,8 @@ def fetch(run: Run) -> None:
     data = run.settings.data
     name, url = data.files[0], address(data)
     path = run.root / name
-    print(f"{name} is missing: fetching it from {http.server(url)}", file=sys.stderr, flush=True)
+    what = _("{file} is missing: fetching it from {server}", file=name, server=http.server(url))
+    print(what, file=sys.stderr, flush=True)
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,10 +82,13 @@ def _download(data: Data, url: str, path: Path) -> None:
     if found != wanted:
         part.unlink()
         raise HostLacks(
-            f"{data.files[0]} is not what the recipe names: the file from {http.server(url)} has the sha256 "
-            f"{found[:12]}…, not {wanted[:12]}…. It was deleted. Type the same command again; if that repeats, "
-            f"{_other_ways(data)}"
-        )
+            _(
+                "{file} is not what the recipe names: the file from {server} has the sha256 {found}…, not {wanted}…. "
+                "It was deleted. Type the same command again; if that repeats, {remedy}",
+                file=data.files[0], server=http.server(url), found=found[:12], wanted=wanted[:12],
+                remedy=_other_ways(data),
+            )
+        )  # fmt: skip
     try:
         os.link(str(part), str(path))  # unlike a rename, it never replaces a file that came meanwhile
     except OSError:  # there is one, or the file system has no hard links
@@ -98,17 +103,26 @@ def _explain(error: Exception, data: Data, url: str) -> HostLacks:
     known = http.explain_disk(error, data.files[0]) or http.explain_connection(error, host)
     if known:
         return known
-    why = "its name cannot be resolved: no network here, or no DNS" if http.is_unresolved(error) else http.reason(error)
+    why = http.reason(error)
+    if http.is_unresolved(error):
+        why = _("its name cannot be resolved: no network here, or no DNS")
     return HostLacks(
-        f"{data.files[0]} could not be fetched from {host}: {why}. Type the same command again where there is a "
-        f"network. If it keeps failing, {_other_ways(data)}"
-    )
+        _(
+            "{file} could not be fetched from {server}: {reason}. Type the same command again where there is a "
+            "network. If it keeps failing, {remedy}",
+            file=data.files[0], server=host, reason=why, remedy=_other_ways(data),
+        )
+    )  # fmt: skip
 
 
 def _other_ways(data: Data) -> str:
-    mirror = f"name a mirror of {http.server(RAW)} ({MIRROR}=https://…), or " if data.url.startswith(RAW) else ""
-    return (
-        f"{mirror}fetch the file elsewhere and put it there:\n"
-        f"curl -fL -o {shlex.quote(data.files[0])} {shlex.quote(data.url)}\n"
-        "Your own file instead: data.files=data/mine.xlsx data.sha256="
-    )
+    """What to do when fetching fails; completes a sentence."""
+    elsewhere = _("fetch the file elsewhere and put it there:")
+    if data.url.startswith(RAW):
+        elsewhere = _(
+            "name a mirror of {server} ({variable}=https://…), or fetch the file elsewhere and put it there:",
+            server=http.server(RAW), variable=MIRROR,
+        )  # fmt: skip
+    command = f"curl -fL -o {shlex.quote(data.files[0])} {shlex.quote(data.url)}"
+    own = _("Your own file instead: {settings}", settings="data.files=data/mine.xlsx data.sha256=")
+    return f"{elsewhere}\n{command}\n{own}"

@@ -1,20 +1,18 @@
 """Reads the files of a dataset one after the other, as a stream: of a row, only two 8-byte numbers stay in memory."""
 
-import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from recipe.core.settings import Data
+from recipe.core.translation import _, english, listed, sentences
 from recipe.intake import agent, columns, documents, images, records, signatures, tables
-from recipe.intake.cells import UnreadableFile
+from recipe.intake.cells import OtherFormat, UnreadableFile
 from recipe.intake.checks import find_control
 from recipe.intake.collector import Collector
 from recipe.intake.columns import ANSWER, QUESTION
 from recipe.intake.records import InvalidRecord
 from recipe.intake.rows import TableReader
 from recipe.intake.writer import Writer
-
-DIFFERENT = re.compile("Git LFS|[.] [A-Z]")  # an error with a remedy of its own
 
 
 class DatasetReader(Collector):
@@ -37,8 +35,10 @@ class DatasetReader(Collector):
             else:
                 self._read_turns(name, *found)
         except UnreadableFile as error:
-            damaged = path.suffix.lower() in (".xlsx", ".xlsm") and not DIFFERENT.search(str(error))
-            self.errors.add(name, f"cannot be opened: {error}.{' Save it again as .xlsx.' * damaged}")
+            what = _("cannot be opened: {error}.", error=error)
+            if path.suffix.lower() in (".xlsx", ".xlsm") and not isinstance(error, OtherFormat):
+                what = sentences(what, _("Save it again as .xlsx."))
+            self.errors.add(name, what)
 
     def read_texts(self, path: Path, name: str, max_chars: int) -> None:
         """Reads a file of plain texts in pieces of at most `max_chars` characters, like XTuner's pretrain_map_fn."""
@@ -55,7 +55,7 @@ class DatasetReader(Collector):
                     if piece.strip():
                         self.writer.write_raw([{"input": "", "output": piece.strip()}])
         except UnreadableFile as error:
-            self.errors.add(name, f"cannot be read: {error}")
+            self.errors.add(name, _("cannot be read: {error}", error=error))
         self.read.append({"file": name, "rows": self.writer.turns - before, "unused": {}, **details})
 
     def read_agent(self, path: Path, name: str) -> None:
@@ -64,7 +64,8 @@ class DatasetReader(Collector):
         def write(value: Any, where: str) -> None:
             turns = agent.parse_conversation(value)
             for control in filter(None, (find_control(text) for turn in turns for text in turn.values())):
-                self.errors.add(where, f"{control.group()!r}, which the model reads as a control token")
+                what = _("{token!r}, which the model reads as a control token", token=control.group())
+                self.errors.add(where, what)
             turns[0]["system"] = turns[0]["system"] or self.data.system
             self.writer.write_raw(turns)
 
@@ -73,7 +74,7 @@ class DatasetReader(Collector):
             encoding, values = records.read(path) or ("", iter(()))
             self._read_records(name, encoding, values, write)
         except UnreadableFile as error:
-            self.errors.add(name, f"cannot be opened: {error}.")
+            self.errors.add(name, _("cannot be opened: {error}.", error=error))
 
     def _read_records(
         self, name: str, encoding: str, values: Iterable[Tuple[str, Any]], write: Callable[[Any, str], None]
@@ -112,7 +113,7 @@ class DatasetReader(Collector):
             self.check_and_write([turn._replace(image=image) for turn in turns], where)
 
         if not self._read_records(name, encoding, values, write):
-            self.errors.add(name, "there are no rows in it")
+            self.errors.add(name, _("there are no rows in it"))
         self.read[-1]["unused"] = left
 
     def _read_tables(self, path: Path, name: str) -> None:
@@ -130,7 +131,7 @@ class DatasetReader(Collector):
                 continue
             if table.hidden and not self.data.sheet:
                 self.skipped.append(f"{name}, sheet {table.sheet} (hidden)")
-                without_header.append(f"sheet {table.sheet} (hidden)")
+                without_header.append(_("sheet {sheet} (hidden)", sheet=table.sheet))
                 continue
             place = f"{name}, sheet {table.sheet}" if table.sheet else name
             rows = table.rows()
@@ -140,11 +141,18 @@ class DatasetReader(Collector):
                 figures = TableReader(self, table, place, self.chosen).read(header, rows)
                 self.read += [{"file": name, **figures}] if figures else []
             elif first:
-                self.skipped.append(f"{place}: {columns.show_header(first)}")
-                without_header.append(self.skipped[-1][len(name) :].lstrip(":, "))
+                with english():
+                    self.skipped.append(f"{place}: {columns.show_header(first)}")
+                found = columns.show_header(first)
+                if table.sheet:
+                    found = _("sheet {sheet}: {columns}", sheet=table.sheet, columns=found)
+                without_header.append(found)
         missing = [sheet for sheet in self.data.sheet if sheet not in sheets] if any(sheets) else []
         if missing:
-            message = f"there is no sheet {', '.join(missing)} (data.sheet). It has: {', '.join(sheets)}"
+            message = _(
+                "there is no sheet {missing} (data.sheet). It has: {sheets}",
+                missing=listed(missing), sheets=listed(sheets),
+            )  # fmt: skip
             self.errors.add(name, message)
         elif not any_header:
             del self.skipped[first_skipped:]
@@ -152,11 +160,14 @@ class DatasetReader(Collector):
 
     def _report_no_header(self, name: str, found: List[str], has_sheets: bool) -> None:
         if not found:
-            self.errors.add(name, "there are no rows in it")
+            self.errors.add(name, _("there are no rows in it"))
             return
-        what = "no sheet with a row that names" if has_sheets else "no row that names"
-        self.errors.add(
-            name,
-            f"{what} the questions and the answers. Found: {'; '.join(found)}. Call the header cells q and a, or say "
-            f"what they are called: data.columns.question=… data.columns.answer=…",
+        what = _("no row that names the questions and the answers.")
+        if has_sheets:
+            what = _("no sheet with a row that names the questions and the answers.")
+        remedy = _(
+            "Found: {rows}. Call the header cells q and a, or say what they are called: data.columns.question=… "
+            "data.columns.answer=…",
+            rows=_("; ").join(found),
         )
+        self.errors.add(name, sentences(what, remedy))

@@ -8,6 +8,7 @@ import json
 import unicodedata
 from typing import Any, Set
 
+from recipe.core.translation import _
 from recipe.intake.columns import normalize
 
 
@@ -66,21 +67,36 @@ def refusal(key: str, value: Any) -> str:
     if is_empty(value):
         return ""
     if name in TOOLS:
-        what = "tool calls" if "call" in name else "tools"
-        return f"{key}: {what} are not supported. Leave the record out, or remove tools and tool calls from it"
+        if "call" in name:
+            return _(
+                "{key}: tool calls are not supported. Leave the record out, or remove tools and tool calls from it",
+                key=key,
+            )
+        return _(
+            "{key}: tools are not supported. Leave the record out, or remove tools and tool calls from it", key=key
+        )
     if name in MEDIA:
-        return f"{key}: only texts are trained here. For questions about images: data.kind=image and a preset of LLaVA"
+        return _(
+            "{key}: only texts are trained here. For questions about images: data.kind=image and a preset of LLaVA",
+            key=key,
+        )
     if name in PREFERENCES:
-        return f"{key} is not supported: preferences are not trained. Keep the good answers, and leave the key out"
+        return _(
+            "{key} is not supported: preferences are not trained. Keep the good answers, and leave the key out", key=key
+        )
     words = {_word(one) for one in (value if isinstance(value, list) else [value])}
     if name in SPLITS and words & HELD_OUT:
-        return f"{key} is {_shown(value)}: every record is trained. Put it into a file of its own: data.eval_files"
+        return _(
+            "{key} is {value}: every record is trained. Put it into a file of its own: data.eval_files",
+            key=key, value=_shown(value),
+        )  # fmt: skip
     if not _decides(name, words):
         return ""
-    return (
-        f"{key} is not supported (found {_shown(value)}): every answer is trained. Remove what should not be trained, "
-        f"then {key} everywhere"
-    )
+    return _(
+        "{key} is not supported (found {value}): every answer is trained. Remove what should not be trained, then "
+        "{key} everywhere",
+        key=key, value=_shown(value),
+    )  # fmt: skip
 
 
 def _decides(name: str, words: Set[str]) -> bool:

@@ -14,14 +14,21 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+from recipe.core.translation import _, listed, mark
 from recipe.intake import columns, encodings, json_places, parquet, record_keys
 from recipe.intake.cells import UnreadableFile
 
 USER = ("human", "user", "question", "prompter")
 ASSISTANT = ("gpt", "assistant", "chatgpt", "bot", "model", "answer", "bing", "bard")
-EXPECTED = (
+EXPECTED = mark(
     "conversation (XTuner), conversations (ShareGPT), messages (OpenAI), instruction and output (Alpaca), or q and a"
 )
+# What Python's parser says of JSON, from a small letter on.
+SYNTAX = (
+    mark("expecting value"), mark("expecting ',' delimiter"), mark("expecting ':' delimiter"),
+    mark("expecting property name enclosed in double quotes"), mark("unterminated string starting at"),
+    mark("invalid control character at"), mark("invalid \\escape"), mark("invalid \\uXXXX escape"), mark("extra data"),
+)  # fmt: skip
 CONVERSATION_KEYS = {"conversation", "messages", "conversations", "instruction"}
 LIST_COLUMNS = {"conversation", "conversations", "messages"}
 ROLES = (columns.QUESTION, columns.ANSWER)
@@ -71,7 +78,9 @@ def _read_json(path: Path, encoding: str) -> Iterator[Tuple[str, Any]]:
                 if line.strip():
                     yield f"line {number}", _parse_json(line, one_line=True)
     except UnicodeDecodeError as error:
-        raise UnreadableFile(f"it is not {encodings.display_name(encoding)} throughout ({error.reason})") from None
+        name = _(encodings.display_name(encoding))
+        what = _("it is not {encoding} throughout ({error})", encoding=name, error=error.reason)
+        raise UnreadableFile(what) from None
 
 
 def _is_json(text: str) -> bool:
@@ -93,7 +102,7 @@ def _items(text: str) -> Iterator[Tuple[str, Any]]:
         is_record = CONVERSATION_KEYS & set(value) or columns.is_header(list(value), {})
         if holds_records or not is_record:
             if len(lists) > 1:
-                yield "", InvalidRecord(f"several lists: {', '.join(lists)}. Keep one per file")
+                yield "", InvalidRecord(_("several lists: {keys}. Keep one per file", keys=listed(lists)))
                 return
             value = value[lists[0]] if lists else value
     if not isinstance(value, list):
@@ -110,14 +119,14 @@ class _Unplaced(Exception):
 def _unique(pairs: List[Tuple[str, Any]]) -> Record:
     record = dict(pairs)
     if len(record) != len(pairs):
-        keys = [key for key, _ in pairs]
+        keys = [key for key, _value in pairs]
         double = next(key for key in keys if keys.count(key) > 1)
-        raise _Unplaced(f"the key {double} appears twice in one object", json_places.double_key)
+        raise _Unplaced(_("the key {key} appears twice in one object", key=double), json_places.double_key)
     return record
 
 
 def _refuse_constant(name: str) -> Any:
-    raise _Unplaced(f"{name} is not valid JSON", json_places.constant)
+    raise _Unplaced(_("{value} is not valid JSON", value=name), json_places.constant)
 
 
 def _parse_json(text: str, one_line: bool) -> Any:
@@ -126,13 +135,15 @@ def _parse_json(text: str, one_line: bool) -> Any:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except _Unplaced as error:
         message, find = error.args
-        return InvalidRecord(f"{json_places.show(text, find(text), one_line)}: {message}")
+        where = json_places.show(text, find(text), one_line)
+        return InvalidRecord(_("{place}: {problem}", place=where, problem=message))
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 12) : error.pos + 12].strip().replace("\n", " ")
         where = json_places.show(text, error.pos, one_line)
-        return InvalidRecord(f"{where}: {error.msg[0].lower()}{error.msg[1:]}, at …{near}…")
+        what = f"{error.msg[0].lower()}{error.msg[1:]}"  # one of SYNTAX
+        return InvalidRecord(_("{place}: {problem}, at …{text}…", place=where, problem=_(what), text=near))
     except (RecursionError, ValueError) as error:
-        return InvalidRecord(f"it is not JSON that can be read ({error})")
+        return InvalidRecord(_("it is not JSON that can be read ({error})", error=error))
 
 
 def _read_parquet(path: Path) -> Optional[Iterator[Tuple[str, Any]]]:
@@ -172,7 +183,7 @@ def parse_turns(
     if isinstance(record, list) and record and all(isinstance(i, dict) and {"role", "from"} & set(i) for i in record):
         record = {"messages": record}
     if not isinstance(record, dict):
-        raise InvalidRecord(f"expected an object, found {_kind(record)}")
+        raise InvalidRecord(_expected_object(record))
     left = {} if left is None else left
     turns, read = _turns(record, find_roles, chosen, left)
     check_rest(record, read, left)
@@ -184,8 +195,7 @@ def _turns(
 ) -> Tuple[List[Turn], Set[str]]:
     """The turns of a record, and the keys that were read."""
     if isinstance(record.get("conversation"), list):
-        listed = enumerate(_list(record, "conversation"), start=1)
-        turns = [_xtuner_turn(turn, f"turn {at}: ", left) for at, turn in listed]
+        turns = [_xtuner_turn(turn, at, left) for at, turn in enumerate(_list(record, "conversation"), start=1)]
         system, keys = _system(record)
         if system and not any(turn.system for turn in turns):
             turns[0] = turns[0]._replace(system=system)
@@ -213,12 +223,15 @@ def _pair(record: Record, find_roles: Callable[[List[str]], Optional[Dict[str, s
     if roles is None:
         if "conversation" in record:
             _list(record, "conversation")
-        raise InvalidRecord(f"found {_keys(record)}; wanted: {EXPECTED}")
+        raise InvalidRecord(_("found {keys}; wanted: {wanted}", keys=_keys(record), wanted=_(EXPECTED)))
     grouping = [roles[role] for role in ("conversation", "turn") if role in roles]
     if grouping:
         raise InvalidRecord(
-            f"{', '.join(grouping)}: turns of a conversation in records of their own are only supported in tables "
-            f"(.xlsx, .csv, .parquet); in JSON a conversation is one record: conversation or messages"
+            _(
+                "{keys}: turns of a conversation in records of their own are only supported in tables (.xlsx, .csv, "
+                ".parquet); in JSON a conversation is one record: conversation or messages",
+                keys=listed(grouping),
+            )
         )
     more, system = (_optional(record, roles.get(role)) for role in ("more", "system"))
     question = _join(_text(record, roles["question"]), more)
@@ -231,16 +244,16 @@ def _system(record: Record) -> Tuple[str, List[str]]:
     return next(filter(None, (_optional(record, key) for key in keys)), ""), keys
 
 
-def check_rest(holder: Record, read: Iterable[str], left: Dict[str, int], where: str = "") -> None:
+def check_rest(holder: Record, read: Iterable[str], left: Dict[str, int]) -> None:
     """Refuse keys that decide what is trained; count the others in `left`. Raises InvalidRecord."""
     for key, value in holder.items():
         if key in read:
             continue
         why = record_keys.refusal(key, value)
         if not why and not record_keys.is_empty(value) and record_keys.is_history(key):
-            why = f"{key}: this record has its turns elsewhere. Put the earlier turns in front of them"
+            why = _("{key}: this record has its turns elsewhere. Put the earlier turns in front of them", key=key)
         if why:
-            raise InvalidRecord(f"{where}{why}")
+            raise InvalidRecord(why)
         if value is not True and not record_keys.is_empty(value):
             left[key] = left.get(key, 0) + 1
 
@@ -256,10 +269,12 @@ def parse_history(value: Any, key: str) -> List[Turn]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise InvalidRecord(f"{key}: expected [[question, answer], …], found other text: {value[:20]!r}")
-        return parse_history(value, key) if not isinstance(value, str) else _bad_history(key, "", value)
+            raise InvalidRecord(
+                _("{key}: expected [[question, answer], …], found other text: {text!r}", key=key, text=value[:20])
+            )
+        return parse_history(value, key) if not isinstance(value, str) else _bad_history(key, value)
     if not isinstance(value, list):
-        return _bad_history(key, "", value)
+        return _bad_history(key, value)
     if all(
         isinstance(one, dict) and ({"role", "content"} <= set(one) or {"from", "value"} <= set(one)) for one in value
     ):
@@ -273,25 +288,28 @@ def parse_history(value: Any, key: str) -> List[Turn]:
             names = [list(pair)[index] for index in (roles.get(role) for role in ROLES) if index is not None]
             pair = [pair[name] for name in names] if len(names) == len(pair) == 2 else pair
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            return _bad_history(key, f" {at}", pair)
+            return _bad_history(f"{key} {at}", pair)
         turns.append(Turn(*pair))
     return turns
 
 
-def _bad_history(key: str, at: str, found: Any) -> List[Turn]:
-    raise InvalidRecord(f"{key}{at}: expected [question, answer], found {_kind(found)}")
+def _bad_history(key: str, found: Any) -> List[Turn]:
+    raise InvalidRecord(_("{key}: expected [question, answer], found {found}", key=key, found=_kind(found)))
 
 
 def _join(question: str, more: str) -> str:
     return f"{question}\n{more}" if question.strip() and more.strip() else question
 
 
-def _xtuner_turn(turn: Any, where: str, left: Dict[str, int]) -> Turn:
-    if not isinstance(turn, dict):
-        raise InvalidRecord(f"{where}expected an object, found {_kind(turn)}")
-    # XTuner 0.1.14 takes missing keys of all other turns for false, too, once a file has output_with_loss.
-    check_rest(turn, ("input", "output", "system"), left, where)
-    return Turn(_text(turn, "input", where), _text(turn, "output", where), _optional(turn, "system", where))
+def _xtuner_turn(turn: Any, number: int, left: Dict[str, int]) -> Turn:
+    try:
+        if not isinstance(turn, dict):
+            raise InvalidRecord(_expected_object(turn))
+        # XTuner 0.1.14 takes missing keys of all other turns for false, too, once a file has output_with_loss.
+        check_rest(turn, ("input", "output", "system"), left)
+        return Turn(_text(turn, "input"), _text(turn, "output"), _optional(turn, "system"))
+    except InvalidRecord as error:
+        raise InvalidRecord(_("turn {number}: {problem}", number=number, problem=error)) from None
 
 
 def _chat_turns(record: Record, key: str, role: str, text: str, left: Dict[str, int]) -> List[Turn]:
@@ -299,46 +317,57 @@ def _chat_turns(record: Record, key: str, role: str, text: str, left: Dict[str, 
     system = _system(record)[0]
     question: Optional[str] = None
     turns: List[Turn] = []
-    for at, message in enumerate(_list(record, key), start=1):
-        where = f"message {at}: "
-        role, text = _check_message(message, key, role, text, where)
-        check_rest(message, (role, text), left, where)
-        who = message[role]
-        if who == "system" and message[text] is None:
-            continue
-        content = _text(message, text, where)
-        if who == "system":
-            if at > 1:
-                raise InvalidRecord(f"{where}a system prompt after the first message")
-            if system and content != system:
-                raise InvalidRecord(f"{where}a second system prompt, beside the record's own")
-            system = content
-        elif who in USER:
-            if question is not None:
-                raise InvalidRecord(f"{where}a second question before an answer")
-            question = content
-        elif who in ASSISTANT:
-            if question is None:
-                raise InvalidRecord(f"{where}an answer without a question before it")
-            turns.append(Turn(question, content, "" if turns else system))
-            question = None
-        else:
-            known = ", ".join(("system", *USER[:2], *ASSISTANT[:2]))
-            raise InvalidRecord(f"{where}{role} {who!r} is not known; known are {known}")
+    messages, at = _list(record, key), 0
+    try:
+        for at, message in enumerate(messages, start=1):
+            role, text = _check_message(message, key, role, text)
+            check_rest(message, (role, text), left)
+            who = message[role]
+            if who == "system" and message[text] is None:
+                continue
+            content = _text(message, text)
+            if who == "system":
+                if at > 1:
+                    raise InvalidRecord(_("a system prompt after the first message"))
+                if system and content != system:
+                    raise InvalidRecord(_("a second system prompt, beside the record's own"))
+                system = content
+            elif who in USER:
+                if question is not None:
+                    raise InvalidRecord(_("a second question before an answer"))
+                question = content
+            elif who in ASSISTANT:
+                if question is None:
+                    raise InvalidRecord(_("an answer without a question before it"))
+                turns.append(Turn(question, content, "" if turns else system))
+                question = None
+            else:
+                known = listed(("system", *USER[:2], *ASSISTANT[:2]))
+                raise InvalidRecord(
+                    _("{key} {role!r} is not known; known are {roles}", key=role, role=who, roles=known)
+                )
+    except InvalidRecord as error:
+        raise InvalidRecord(_("message {number}: {problem}", number=at, problem=error)) from None
     if question is not None:
-        raise InvalidRecord("the last question has no answer")
+        raise InvalidRecord(_("the last question has no answer"))
     return turns
 
 
-def _check_message(message: Any, key: str, role: str, text: str, where: str) -> Tuple[str, str]:
+def _check_message(message: Any, key: str, role: str, text: str) -> Tuple[str, str]:
     """The keys of a message's role and text: those expected, or those of the other form. Raises InvalidRecord."""
     if not isinstance(message, dict):
-        raise InvalidRecord(f"{where}expected an object, found {_kind(message)}")
+        raise InvalidRecord(_expected_object(message))
     if not {role, text} <= set(message):
         other = ("from", "value") if role == "role" else ("role", "content")
         if not set(other) <= set(message):
-            hint = "; conversation is the key for turns of input and output" if "input" in message else ""
-            raise InvalidRecord(f"{where}found {_keys(message)} in {key}; wanted: {role}, {text}{hint}")
+            found, wanted = _keys(message), listed((role, text))
+            what = _("found {keys} in {key}; wanted: {wanted}", keys=found, key=key, wanted=wanted)
+            if "input" in message:
+                what = _(
+                    "found {keys} in {key}; wanted: {wanted}; conversation is the key for turns of input and output",
+                    keys=found, key=key, wanted=wanted,
+                )  # fmt: skip
+            raise InvalidRecord(what)
         role, text = other
     return role, text
 
@@ -346,38 +375,42 @@ def _check_message(message: Any, key: str, role: str, text: str, where: str) -> 
 def _list(record: Record, key: str) -> Sequence[Any]:
     value = record[key]
     if not isinstance(value, list):
-        raise InvalidRecord(f"{key}: expected a list of turns, found {_kind(value)}")
+        raise InvalidRecord(_("{key}: expected a list of turns, found {found}", key=key, found=_kind(value)))
     if not value:
-        raise InvalidRecord(f"{key}: there are no turns in it")
+        raise InvalidRecord(_("{key}: there are no turns in it", key=key))
     return value
 
 
-def _text(record: Record, key: str, where: str = "") -> str:
+def _text(record: Record, key: str) -> str:
     """The text of a key. Numbers are refused: a workbook shows them as text, in JSON they are a mistake."""
     if key not in record:
-        raise InvalidRecord(f"{where}found {_keys(record)}; {key} is missing")
+        raise InvalidRecord(_("found {keys}; {key} is missing", keys=_keys(record), key=key))
     value = record[key]
     if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
         value = "".join(str(part.get("text", "")) for part in value)  # OpenAI's parts of one message
     elif isinstance(value, list) and value and all(isinstance(p, dict) and "type" in p for p in value):
         other = next(part["type"] for part in value if part["type"] != "text")
-        raise InvalidRecord(f"{where}{key}: a part of type {other}. Only texts are trained here")
+        raise InvalidRecord(_("{key}: a part of type {type}. Only texts are trained here", key=key, type=other))
     if not isinstance(value, str):
-        raise InvalidRecord(f"{where}{key}: expected text, found {_kind(value)}")
+        raise InvalidRecord(_("{key}: expected text, found {found}", key=key, found=_kind(value)))
     return value
 
 
-def _optional(record: Record, key: Optional[str], where: str = "") -> str:
+def _optional(record: Record, key: Optional[str]) -> str:
     """The text of a key; "" if there is no such key or it is null."""
-    return _text(record, key, where) if key is not None and record.get(key) is not None else ""
+    return _text(record, key) if key is not None and record.get(key) is not None else ""
 
 
 def _keys(record: Record) -> str:
-    return ", ".join(map(str, record)) or "no keys"
+    return listed(record) or _("no keys")
+
+
+def _expected_object(found: Any) -> str:
+    return _("expected an object, found {found}", found=_kind(found))
 
 
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    kinds = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number"}
+    kinds = {dict: _("an object"), list: _("a list"), str: _("text"), int: _("a number"), float: _("a number")}
     return kinds.get(type(value), type(value).__name__)

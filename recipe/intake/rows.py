@@ -3,10 +3,11 @@
 import re
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
+from recipe.core.translation import _, sentences
 from recipe.intake import columns, images, labels, record_keys
 from recipe.intake.cells import Cell, FormattedCell, Table
 from recipe.intake.checks import NEEDS_CHECK
-from recipe.intake.collector import MAX_DIGITS, Collector
+from recipe.intake.collector import MAX_DIGITS, SAME_TWICE, Collector
 from recipe.intake.columns import ANSWER, CONVERSATION, MORE, QUESTION, SYSTEM, TURN
 from recipe.intake.grouping import HALF_WIDTH, GroupedRows
 from recipe.intake.records import InvalidRecord, Turn, parse_history
@@ -44,7 +45,9 @@ class TableReader:
         named = {**self.roles, **({} if self.image_at is None else {"image": self.image_at})}
         used = {role: columns.label(header[index]) for role, index in named.items()}
         unused = {columns.label(header[index]): count for index, count in self.left.items()}
-        unused.update({f"column {_letters(index)} (without a name)": 0 for index in sorted(self.unnamed_used)})
+        unused.update(
+            {f"column {_letters(index)} (without a name)": 0 for index in sorted(self.unnamed_used)}
+        )  # stored
         return {
             "sheet": self.table.sheet, "encoding": self.table.encoding, "rows": self.collector.writer.turns - before,
             "columns": used, "unused": unused, "beside": self._second_table(),
@@ -61,8 +64,11 @@ class TableReader:
         self.unnamed = [index for index, cell in enumerate(header) if not columns.normalize(cell)]
         if TURN in self.roles and CONVERSATION not in self.roles:
             raise columns.AmbiguousColumn(
-                f"the column {self.labels[TURN]} numbers turns, but no column names the conversation. Add one, or "
-                f"rename the turn column"
+                _(
+                    "the column {column} numbers turns, but no column names the conversation. Add one, or rename the "
+                    "turn column",
+                    column=self.labels[TURN],
+                )
             )
         if CONVERSATION in self.roles:
             self.grouped = GroupedRows()
@@ -121,7 +127,9 @@ class TableReader:
         width = len(self.header)
         if self.table.delimited and any(cells[width:]):
             extra = "".join(str(cell) for cell in cells[width:] if cell)
-            message = f"more cells than the header has: {extra[:40]!r}. Quote a cell that holds a separator"
+            message = _(
+                "more cells than the header has: {text!r}. Quote a cell that holds a separator", text=extra[:40]
+            )
             self.collector.errors.add(f"{self.place}, {self.table.place(mark)}", message)
             return False
         unnamed = [*(index for index in self.unnamed if index < len(cells)), *range(width, len(cells))]
@@ -129,8 +137,9 @@ class TableReader:
         # A separator at the end of a header gives a column without a name, which then hides the rest of a cut cell.
         cut = [index for index in used if index > min(self.roles.values()) and str(cells[index]).strip()]
         if self.table.delimited and cut:
-            message = (
-                f"{str(cells[cut[0]])[:40]!r} stands in a column without a name. Quote a cell that holds a separator"
+            message = _(
+                "{text!r} stands in a column without a name. Quote a cell that holds a separator",
+                text=str(cells[cut[0]])[:40],
             )
             self.collector.errors.add(f"{self.place}, {self.table.place(mark)}", message)
             return False
@@ -145,7 +154,7 @@ class TableReader:
         for index, name in self.flags.items():
             why = record_keys.refusal(name, cells[index])
             if why:
-                self.collector.errors.add(f"{self.place}, {self.table.place(mark)}", f"column {why}")
+                self.collector.errors.add(f"{self.place}, {self.table.place(mark)}", _("column {problem}", problem=why))
 
     def _earlier(self, cells: List[Cell], where: str) -> List[Optional[Turn]]:
         """The turns in a column of earlier turns, checked; None for one with a blank."""
@@ -155,10 +164,11 @@ class TableReader:
             try:
                 turns = parse_history(cells[index], name)
             except InvalidRecord as error:
-                self.collector.errors.add(where, f"column {error}")
+                self.collector.errors.add(where, _("column {problem}", problem=error))
                 continue
             if turns and self.grouped is not None:
-                self.collector.errors.add(where, f"column {name}: earlier turns are rows here. Leave the column out")
+                what = _("column {column}: earlier turns are rows here. Leave the column out", column=name)
+                self.collector.errors.add(where, what)
             for turn in turns:
                 question, answer = (self.collector.text(text, f"{where}, column {name}") for text in turn[:2])
                 found.append(None if question is None or answer is None else Turn(question, answer))
@@ -174,10 +184,13 @@ class TableReader:
             cells = [_unwrap(cell) for cell in cells]
             for index in (self.question_at, self.answer_at):
                 if re.match(r'\s+"[^"]*$', cells[index] or ""):
-                    message = f"a quote after a space does not quote: {(cells[index] or '')[:20]!r}. Delete the space"
+                    message = _(
+                        "a quote after a space does not quote: {text!r}. Delete the space",
+                        text=(cells[index] or "")[:20],
+                    )
                     collector.errors.add(where, message)
         if cells[self.question_at] and cells[self.question_at] == cells[self.answer_at]:
-            collector.notes.add("an answer that is the question again", where)
+            collector.notes.add(SAME_TWICE, where)
         question = collector.text(cells[self.question_at], self._column(where, QUESTION))
         answer = collector.text(cells[self.answer_at], self._column(where, ANSWER))
         if question is not None:
@@ -196,7 +209,7 @@ class TableReader:
         self._check_identity(group, cells[self.roles[CONVERSATION]], where)
         turn_number = self._turn_number(cells, where)
         if turn_number is not None and turn_number != 1 and not group:
-            message = f"blank, but this is turn {turn_number:g}: name its conversation"
+            message = _("blank, but this is turn {turn:g}: name its conversation", turn=turn_number)
             collector.errors.add(self._column(where, CONVERSATION), message)
         self.grouped.add(group, turn_number, row, turn)
 
@@ -212,37 +225,39 @@ class TableReader:
             unnamed = [index for index in self.unnamed if index > min(self.roles.values())]
             more = any(cells[index] for index in [*unnamed, *range(len(self.header), len(cells))])
             if number or not again or not in_order or more:
-                what = "a header of two rows" if number == 0 and (more or not again) else "another header"
-                remedy = "Delete it, or move the rows below to another file"
-                if what == "a header of two rows":
-                    remedy = "Keep one row of names, with one question and one answer"
-                self.collector.errors.add(where, f"{what} ({columns.show_header(pair)}). {remedy}")
+                names = columns.show_header(pair)
+                what = _("another header ({names}). Delete it, or move the rows below to another file", names=names)
+                if number == 0 and (more or not again):
+                    what = _(
+                        "a header of two rows ({names}). Keep one row of names, with one question and one answer",
+                        names=names,
+                    )
+                self.collector.errors.add(where, what)
             return True
         why = labels.reason(number, *(cell or "" for cell in pair))
         if why:
-            self.collector.errors.add(where, f"{why} ({columns.show_header(pair)}), not a question. Delete the row")
+            what = _("{what} ({cells}), not a question. Delete the row", what=why, cells=columns.show_header(pair))
+            self.collector.errors.add(where, what)
         return bool(why)
 
     def _check_identity(self, group: str, cell: Cell, where: str) -> None:
         """Refuses a conversation's id that Excel cut: then several conversations have the same."""
         place = self._column(where, CONVERSATION)
-        remedy = "Export the ids again, their column formatted as text"
         digits = group.strip()
         if SCIENTIFIC.fullmatch(digits):
-            self.collector.errors.add(place, f"{digits} is an id cut to scientific notation. {remedy}")
+            what = _("{id} is an id cut to scientific notation.", id=digits)
+            self.collector.errors.add(place, sentences(what, _export_again()))
         elif len(digits) > MAX_DIGITS and digits.isdigit():
             if isinstance(cell, FormattedCell):
-                self.collector.errors.add(
-                    place, f"{digits} is an id of which Excel keeps {MAX_DIGITS} digits. {remedy}"
-                )
+                what = _("{id} is an id of which Excel keeps {n} digits.", id=digits, n=MAX_DIGITS)
+                self.collector.errors.add(place, sentences(what, _export_again()))
             self.long_ids.append(bool(digits[MAX_DIGITS:].strip("0")))
 
     def _check_long_ids(self) -> None:
         """Refuses a text file's long ids if each ends in zeros: Excel wrote them, and cut them."""
         if self.table.delimited and len(self.long_ids) > 1 and not any(self.long_ids):
-            message = f"every id ends in zeros after {MAX_DIGITS} digits, as Excel cuts them"
-            place = self._column(self.place, CONVERSATION)
-            self.collector.errors.add(place, f"{message}. Export the ids again, their column formatted as text")
+            what = _("every id ends in zeros after {n} digits, as Excel cuts them.", n=MAX_DIGITS)
+            self.collector.errors.add(self._column(self.place, CONVERSATION), sentences(what, _export_again()))
 
     def _column(self, where: str, role: str) -> str:
         return f"{where}, column {self.labels[role]}"
@@ -256,8 +271,13 @@ class TableReader:
         text = self._optional(cells, TURN, where)
         digits = re.findall(r"\d+(?:\.\d+)?", text.translate(HALF_WIDTH))
         if text and len(digits) != 1:
-            self.collector.errors.add(self._column(where, TURN), f"expected a number, found {text[:20]!r}")
+            what = _("expected a number, found {text!r}", text=text[:20])
+            self.collector.errors.add(self._column(where, TURN), what)
         return float(digits[0]) if len(digits) == 1 else None
+
+
+def _export_again() -> str:
+    return _("Export the ids again, their column formatted as text")
 
 
 def _unwrap(cell: Cell) -> Cell:

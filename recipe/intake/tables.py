@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
+from recipe.core.translation import _, ngettext
 from recipe.intake import encodings, parquet, xlsx
 from recipe.intake.cells import Cell, FormattedCell, InvalidCell, Table, UnreadableFile
 from recipe.intake.formats import iso
@@ -37,7 +38,7 @@ def find_header(
 ) -> Tuple[Optional[List[Cell]], List[Cell]]:
     """(the header or None, the first row), searched in the first rows that are not blank."""
     first: List[Cell] = []
-    for _, cells in itertools.islice(rows, HEADER_WITHIN):
+    for _mark, cells in itertools.islice(rows, HEADER_WITHIN):
         first = first or cells
         if is_header(cells):
             return cells, first
@@ -66,7 +67,7 @@ class _Delimited:
         for candidate in SEPARATORS:
             head: List[List[Cell]] = []
             with contextlib.suppress(UnreadableFile):  # reported when the rows are read
-                head.extend(fields for _, fields in itertools.islice(self._rows(candidate), HEADER_WITHIN))
+                head.extend(fields for _mark, fields in itertools.islice(self._rows(candidate), HEADER_WITHIN))
             if any(map(is_header, head)):
                 return candidate
             if max(map(len, head), default=0) > widest:
@@ -77,6 +78,12 @@ class _Delimited:
     def _place(mark: Tuple[int, int]) -> str:
         row, line = mark
         return f"row {row}" if row == line else f"row {row} (line {line})"
+
+    @staticmethod
+    def _at(mark: Tuple[int, int], problem: str) -> str:
+        row, line = mark
+        place = _("row {row}", row=row) if row == line else _("row {row} (line {line})", row=row, line=line)
+        return _("{place}: {problem}", place=place, problem=problem)
 
     def _rows(self, separator: str) -> Iterator[Tuple[Tuple[int, int], List[Cell]]]:
         csv.field_size_limit(LONGEST)
@@ -91,10 +98,11 @@ class _Delimited:
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    raise UnreadableFile(f"{self._place(mark)}: {_explain(str(error))}") from None
+                    raise UnreadableFile(self._at(mark, _explain(str(error)))) from None
                 except UnicodeDecodeError as error:
-                    name = encodings.display_name(self.encoding)
-                    raise UnreadableFile(f"{self._place(mark)}: it is not {name} here ({error.reason})") from None
+                    name = _(encodings.display_name(self.encoding))
+                    what = _("it is not {encoding} here ({error})", encoding=name, error=error.reason)
+                    raise UnreadableFile(self._at(mark, what)) from None
                 if row & 1023 == 0:
                     self.done = raw.tell()
                 if reader.line_num > mark[1]:  # a quoted cell of several lines
@@ -120,20 +128,26 @@ def _swallowing(field: str, separator: str, width: int) -> Cell:
     questions = sum(row[0].rstrip().endswith(("?", "？")) for row in rows)
     if separator == "," and len(rows) < MANY_LINES and (len(rows) < 2 or 2 * questions < len(rows)):
         return field
-    count = f"{len(rows)} more row{'s' * (len(rows) > 1)}"
-    return InvalidCell(field, f'its quote is closed {count} below: close it in its own row, or write "" for a quote')
+    what = ngettext(
+        'its quote is closed {n} more row below: close it in its own row, or write "" for a quote',
+        'its quote is closed {n} more rows below: close it in its own row, or write "" for a quote',
+        len(rows),
+    )
+    return InvalidCell(field, what)
 
 
 def _explain(message: str) -> str:
     """A message of Python's csv module, for the person who made the file."""
     if "field larger" in message:
-        return f"a cell that begins here has more than {csv.field_size_limit():,} characters; or its quote never ends"
+        return _(
+            "a cell that begins here has more than {n:,} characters; or its quote never ends", n=csv.field_size_limit()
+        )
     if "unexpected end" in message:
-        return 'a quoted cell that begins here never ends: close it with ", or write "" for a quote inside'
+        return _('a quoted cell that begins here never ends: close it with ", or write "" for a quote inside')
     if "expected after" in message:
-        return 'text follows the closing quote of a cell: write "" for a quote inside'
+        return _('text follows the closing quote of a cell: write "" for a quote inside')
     if "NUL" in message:
-        return "a NUL byte: this is not text"
+        return _("a NUL byte: this is not text")
     return message
 
 
@@ -170,4 +184,4 @@ def _parquet_cell(value: Any, digits: int) -> Cell:
         return FormattedCell(value)
     if isinstance(value, (datetime.date, datetime.time)):
         return FormattedCell(iso(value))
-    return InvalidCell(str(value), f"a {type(value).__name__}, not text")
+    return InvalidCell(str(value), _("a {type}, not text", type=type(value).__name__))

@@ -24,6 +24,7 @@ from typing import IO, Callable, Dict, Iterator, List, Optional, Tuple
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from recipe.core.translation import _, mark
 from recipe.intake import xml_parts
 from recipe.intake.cells import EXCEL_ERROR, Cell, FormattedCell, InvalidCell, Table, UnreadableFile
 from recipe.intake.formats import Formats, iso
@@ -33,7 +34,7 @@ CELL_TYPES = ("n", "s", "b", "d", "e")
 LAST_COLUMN = 16384
 MERGED = re.compile(rb'mergeCell [^<>]*?ref="([A-Z]+)(\d+):[A-Z]+(\d+)"')
 ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
-FORMULA_WITHOUT_VALUE = "a formula without a stored value: open the file in Excel and save it"
+FORMULA_WITHOUT_VALUE = mark("a formula without a stored value: open the file in Excel and save it")
 READ_ERRORS = (
     zipfile.BadZipFile, zipfile.LargeZipFile, ElementTree.ParseError, expat.ExpatError, EOFError, IndexError,
     ValueError, OverflowError, NotImplementedError, RuntimeError, OSError, zlib.error, struct.error,
@@ -48,13 +49,15 @@ def sheets(path: Path) -> Iterator[Table]:
     with path.open("rb") as stream:
         head = stream.read(8)
     if head.startswith(b"\xd0\xcf\x11\xe0"):
-        raise UnreadableFile("it is an old .xls file or protected by a password")
+        raise UnreadableFile(_("it is an old .xls file or protected by a password"))
     if not head.startswith(b"PK"):
-        raise UnreadableFile("it is not an .xlsx file" if head else "it is empty (0 bytes)")
+        raise UnreadableFile(_("it is not an .xlsx file") if head else _("it is empty (0 bytes)"))
     with _read_errors(), zipfile.ZipFile(str(path)) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
         if size > LIMIT:
-            raise UnreadableFile(f"it unpacks to {size / 1e9:.1f} GB, more than {LIMIT / 1e9:.1f} GB")
+            raise UnreadableFile(
+                _("it unpacks to {size:.1f} GB, more than {limit:.1f} GB", size=size / 1e9, limit=LIMIT / 1e9)
+            )
         yield from _Workbook(archive).sheets()
 
 
@@ -64,9 +67,10 @@ def _read_errors() -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise UnreadableFile(f"a part of it is missing: {error.args[0]}") from None
+        raise UnreadableFile(_("a part of it is missing: {part}", part=error.args[0])) from None
     except READ_ERRORS as error:
-        raise UnreadableFile(f"it is damaged or cut off: {type(error).__name__}: {error}") from None
+        what = _("it is damaged or cut off: {error}", error=f"{type(error).__name__}: {error}")
+        raise UnreadableFile(what) from None
 
 
 class _Workbook:
@@ -77,7 +81,7 @@ class _Workbook:
         self.names = {name.lower().replace("\\", "/"): name for name in archive.namelist()}  # some writers have \
         office = [part for kind, part in self._relations("").values() if kind == "officeDocument"]
         if not office:
-            raise UnreadableFile("it is a ZIP archive, but not a workbook")
+            raise UnreadableFile(_("it is a ZIP archive, but not a workbook"))
         workbook = self._tree(office[0])
         self.parts = self._relations(office[0])
         self.listed = [element.attrib for element in workbook.iterfind("{*}sheets/{*}sheet")]
@@ -95,7 +99,7 @@ class _Workbook:
 
     def sheets(self) -> Iterator[Table]:
         if not self.listed:
-            raise UnreadableFile("it lists no sheets")
+            raise UnreadableFile(_("it lists no sheets"))
         for attributes in self.listed:
             identity = next((value for key, value in attributes.items() if key.rpartition("}")[2] == "id"), "")
             kind, part = self.parts.get(identity, ("", ""))
@@ -152,10 +156,10 @@ def _joined_runs(element: Element, namespace: str) -> str:
 def _text_cell(text: str) -> Cell:
     """A stored text as the cell's: escapes undone, an error as an invalid cell."""
     if len(text) > xml_parts.LONGEST:
-        raise UnreadableFile(xml_parts.TOO_LONG)
+        raise UnreadableFile(_("a cell holds more than {n:,} characters", n=xml_parts.LONGEST))
     if "_x" in text:
         text = ESCAPED.sub(lambda found: chr(int(found.group(1), 16)), text)
-    return InvalidCell(text, f"the error {text}") if EXCEL_ERROR.fullmatch(text) else text
+    return InvalidCell(text, _("the error {text}", text=text)) if EXCEL_ERROR.fullmatch(text) else text
 
 
 class _Rows:
@@ -206,7 +210,7 @@ class _Rows:
             return _text_cell(text)
         if not text and kind in CELL_TYPES:
             has_formula = kind != "s" and element.find(f"{namespace}f") is not None
-            return InvalidCell("", FORMULA_WITHOUT_VALUE) if has_formula else None
+            return InvalidCell("", _(FORMULA_WITHOUT_VALUE)) if has_formula else None
         if kind == "s":
             return self._shared(int(text))
         try:
@@ -220,12 +224,14 @@ class _Rows:
                     iso(datetime.datetime.fromisoformat(when) if "-" in when else datetime.time.fromisoformat(when))
                 )
         except ValueError:
-            return InvalidCell(text, f"{text[:20]!r} is stored as a number or date but is not one: type it again")
-        return InvalidCell(text, f"the error {text}")
+            return InvalidCell(
+                text, _("{text!r} is stored as a number or date but is not one: type it again", text=text[:20])
+            )
+        return InvalidCell(text, _("the error {text}", text=text))
 
     def _shared(self, index: int) -> Cell:
         if not 0 <= index < len(self.strings):
-            raise UnreadableFile("a cell refers to a shared text that does not exist")
+            raise UnreadableFile(_("a cell refers to a shared text that does not exist"))
         return self.strings[index]
 
     def _merged(self) -> Dict[int, List[Tuple[int, int]]]:
@@ -269,8 +275,8 @@ def _column(letters: str) -> int:
     number = 0
     for letter in letters.upper():
         if not "A" <= letter <= "Z":
-            raise UnreadableFile(f"a cell's place is {letters!r}")
+            raise UnreadableFile(_("a cell's place is {place!r}", place=letters))
         number = number * 26 + ord(letter) - 64
     if not 1 <= number <= LAST_COLUMN:
-        raise UnreadableFile(f"a cell's column is {letters!r}")
+        raise UnreadableFile(_("a cell's column is {column!r}", column=letters))
     return number - 1

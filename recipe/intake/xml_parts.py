@@ -5,11 +5,11 @@ from typing import IO, Iterator, List, Tuple
 from xml.etree.ElementTree import Element, XMLParser, XMLPullParser
 from xml.parsers import expat
 
+from recipe.core.translation import _
 from recipe.intake.cells import UnreadableFile
 
 CHUNK = 1 << 17  # bytes
 LONGEST = 1 << 20  # characters of one cell; Excel itself stops at 32,767
-TOO_LONG = f"a cell holds more than {LONGEST:,} characters"
 BLANK_ROW = re.compile(rb'<row [^<>]*?\br="\d+"[^<>]*?(?:/>|>(?:<c [^<>]*/>)*</row>)')
 
 
@@ -19,13 +19,13 @@ def _blocks(stream: IO[bytes]) -> Iterator[Tuple[bytes, str]]:
     Refuses a DOCTYPE, whose entities could expand to gigabytes.
     """
 
-    def refuse(*_: object) -> None:
-        raise UnreadableFile("its XML declares entities, which no workbook needs")
+    def refuse(*_given: object) -> None:
+        raise UnreadableFile(_("its XML declares entities, which no workbook needs"))
 
     namespaces: List[str] = []
     prolog = expat.ParserCreate(namespace_separator="}")
     prolog.StartDoctypeDeclHandler = refuse
-    prolog.StartElementHandler = lambda tag, _: namespaces.append("".join(("{", *tag.rpartition("}")[:2])))
+    prolog.StartElementHandler = lambda tag, _attributes: namespaces.append("".join(("{", *tag.rpartition("}")[:2])))
     only_elements, end = True, b""
     for block in iter(lambda: stream.read(CHUNK), b""):
         if not namespaces:
@@ -39,7 +39,7 @@ def _blocks(stream: IO[bytes]) -> Iterator[Tuple[bytes, str]]:
 
 def tree(stream: IO[bytes]) -> Element:
     parser = XMLParser()
-    for block, _ in _blocks(stream):
+    for block, _namespace in _blocks(stream):
         parser.feed(block)
     return parser.close()
 
@@ -52,11 +52,11 @@ def elements(stream: IO[bytes], name: str) -> Iterator[Tuple[Element, str]]:
         tag = namespace + name
         parser.feed(block)
         waiting += len(block)
-        for _, element in parser.read_events():
+        for _event, element in parser.read_events():
             waiting = 0
             if element.tag == tag:
                 yield element, namespace
                 element.clear()
         if waiting > 8 * LONGEST:
-            raise UnreadableFile(TOO_LONG)
+            raise UnreadableFile(_("a cell holds more than {n:,} characters", n=LONGEST))
     parser.close()

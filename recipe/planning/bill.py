@@ -2,6 +2,8 @@
 
 Each line says on which card it was measured. Nothing is scaled from one card to another: a card on which no iteration
 was measured gets a bound from one that is slower or faster in every respect (prices.toml), or no figure.
+
+The texts are stored, so they are English; what shows them translates them by `stored`.
 """
 
 import functools
@@ -12,11 +14,13 @@ from typing import Any, Dict, List, Optional, Tuple
 from recipe.core import host, measurements
 from recipe.core.commands import command_line
 from recipe.core.settings import Settings
+from recipe.core.translation import _, english, mark
 
 PRICES = Path(__file__).with_name("prices.toml")
-EXACT, AT_MOST, AT_LEAST, UNKNOWN = "", "at most", "at least", "unknown"  # what a number of seconds means
-SETUP = ("environment", "base model")  # done once on a machine
-ITERATIONS = "training: iterations"
+# What a number of seconds means.
+EXACT, AT_MOST, AT_LEAST, UNKNOWN = "", mark("at most"), mark("at least"), mark("unknown")
+SETUP = (mark("environment"), mark("base model"))  # done once on a machine
+ITERATIONS = mark("training: iterations")
 
 
 @functools.lru_cache(maxsize=None)
@@ -52,7 +56,8 @@ def bill(plan: Dict[str, Any], settings: Settings, answers: int) -> Dict[str, An
     there); bound; answers (tokens at most); disk_gb, traffic_gb; prices, of which each has `cost` (lowest, highest);
     assumed: whether no card is here or named; others: the same sums for the other cards of prices.toml.
     """
-    found = _on_card(plan, settings.plan.card, settings, answers)
+    with english():
+        found = _on_card(plan, settings.plan.card, settings, answers)
     sizes, kept = measurements.measurements()["disk"], min(2, plan["iterations"])
     found["assumed"] = not settings.plan.card and not host.gpus()
     found["answers"] = answers
@@ -64,7 +69,8 @@ def bill(plan: Dict[str, Any], settings: Settings, answers: int) -> Dict[str, An
     for card in cards():
         if _is_card(card["name"], found["card"]):
             continue
-        other = _on_card(plan, card["name"], settings, answers)
+        with english():
+            other = _on_card(plan, card["name"], settings, answers)
         entry = {name: other[name] for name in ("card", "seconds_in_all", "seconds_again", "bound")}
         found["others"].append({**entry, "prices": _priced(other, 0, gpus)})
     return found
@@ -97,10 +103,10 @@ def _lines(plan: Dict[str, Any], found: Dict[str, Any], mbit: float, answers: in
     def measured(what: str, *names: str, times: int = 1) -> Dict[str, Any]:
         phases = [measurements.phase(name, card) for name in names]
         basis = "; ".join(dict.fromkeys(f"{one['card']}, {one['source']}" for one in phases))
-        return line(what, times * sum(one["seconds"] for one in phases), f"measured: {basis}")
+        return line(what, times * sum(one["seconds"] for one in phases), _("measured: {source}", source=basis))
 
     def download(gigabytes: float) -> Tuple[float, str]:
-        return 8000 * gigabytes / mbit, f"{gigabytes} GB at plan.download_mbit={mbit:g}"
+        return 8000 * gigabytes / mbit, _("{size} GB at plan.download_mbit={speed:g}", size=gigabytes, speed=mbit)
 
     seconds, basis = download(traffic["environment"])
     making = measurements.phase("environment", card)
@@ -109,22 +115,32 @@ def _lines(plan: Dict[str, Any], found: Dict[str, Any], mbit: float, answers: in
         line(
             SETUP[0],
             seconds + making["seconds"],
-            f"{basis}; {making['seconds']} s to make it, measured: {making['card']}, {making['source']}",
+            _(
+                "{download}; {seconds} s to make it, measured: {source}",
+                download=basis,
+                seconds=making["seconds"],
+                source=f"{making['card']}, {making['source']}",
+            ),
         ),
         line(SETUP[1], *download(traffic["model"])),
-        measured("doctor and plan", "doctor", "plan"),
-        measured("training: load the model", "start"),
+        measured(mark("doctor and plan"), "doctor", "plan"),
+        measured(mark("training: load the model"), "start"),
         line(
-            "training: questions",
+            mark("training: questions"),
             answers / asked["tokens_per_second"],
-            f"{answers:,} tokens; {asked['tokens_per_second']} a second measured: {asked['card']}, {asked['source']}",
+            _(
+                "{n:,} tokens; {speed} a second measured: {source}",
+                n=answers,
+                speed=asked["tokens_per_second"],
+                source=f"{asked['card']}, {asked['source']}",
+            ),
             AT_MOST,
         ),
         line(ITERATIONS, iterations, why, bound),
-        measured("training: checkpoints", "checkpoint", times=len(plan.get("checkpoints", ())) or 1),
-        measured("adapter", "adapter"),
-        measured("merge", "merge"),
-        measured("evaluation", "evaluation"),
+        measured(mark("training: checkpoints"), "checkpoint", times=len(plan.get("checkpoints", ())) or 1),
+        measured(mark("adapter"), "adapter"),
+        measured(mark("merge"), "merge"),
+        measured(mark("evaluation"), "evaluation"),
     ]
 
 
@@ -144,18 +160,18 @@ def _iterations(plan: Dict[str, Any], found: Dict[str, Any]) -> Tuple[Optional[f
             faster.append((other["seconds"], card["name"]))
     if slower:
         seconds, name = min(slower)
-        return seconds, AT_MOST, f"not measured; {name}, slower by its data sheet, takes that"
+        return seconds, AT_MOST, _("not measured; {card}, slower by its data sheet, takes that", card=name)
     if faster:
         seconds, name = max(faster)
-        return seconds, AT_LEAST, f"not measured; {name}, faster by its data sheet, takes that"
-    return None, UNKNOWN, f"not measured on this card; there, {command_line('bench')} measures them"
+        return seconds, AT_LEAST, _("not measured; {card}, faster by its data sheet, takes that", card=name)
+    return None, UNKNOWN, _("not measured on this card; there, {command} measures them", command=command_line("bench"))
 
 
 def _priced(found: Dict[str, Any], own: float, gpus: int) -> List[Dict[str, Any]]:
     """The prices of a card with the cost of the whole run; `own` (not 0) takes their place."""
     hours = gpus * found["seconds_in_all"] / 3600
     if own:
-        return [{"platform": "your price", "per_hour": [own, own], "cost": [round(own * hours, 2)] * 2}]
+        return [{"platform": mark("your price"), "per_hour": [own, own], "cost": [round(own * hours, 2)] * 2}]
     return [
         {**price, "date": f"{price['date']}", "cost": [round(one * hours, 2) for one in price["per_hour"]]}
         for price in prices(found["card"])

@@ -16,6 +16,7 @@ from recipe.core import distributed, settings
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.core.run import Run
+from recipe.core.translation import _, english
 from recipe.planning import bill, memory, schedule
 from recipe.planning.refusals import next_length, overrides, refusals, warnings
 from recipe.planning.schedule import iterations_per_epoch, updates
@@ -38,7 +39,7 @@ def combined_remedy(run: Run, stopping: List[Dict[str, Any]], plan_again: Callab
     """
     found: Dict[str, Any] = {}
     left = stopping
-    for _ in range(6):
+    for _attempt in range(6):
         # The warm-up comes last: with more iterations its share may be long enough.
         first = [refusal for refusal in left if refusal["fault"] not in ("warmup-crash", "peak-not-reached")] or left
         more = {name: value for refusal in first for name, value in refusal["remedy"].items()}
@@ -57,10 +58,11 @@ def combined_remedy(run: Run, stopping: List[Dict[str, Any]], plan_again: Callab
             if len(stopping) == 1 and found == stopping[0]["remedy"]:
                 return ""
             share = figures["answer_tokens_kept"] / figures["answer_tokens"]
-            return (
-                f"\nAll of it together: {overrides(found)} ({figures['iterations']} iterations, {figures['updates']} "
-                f"updates, {share:.0%} of the answer tokens)"
-            )
+            return "\n" + _(
+                "All of it together: {settings} ({iterations} iterations, {updates} updates, {share:.0%} of the answer "
+                "tokens)",
+                settings=overrides(found), iterations=figures["iterations"], updates=figures["updates"], share=share,
+            )  # fmt: skip
     return ""
 
 
@@ -116,8 +118,9 @@ def predict(
     if not run.settings.model.is_made and preset_facts.is_measured(run.settings):
         generated = schedule.generated_tokens(cfg, evaluated, iterations, step_choice.has_hooks(run.settings.train))
         figures["cost"] = bill.bill(figures, run.settings, generated)
-    figures["refusals"] = refusals(figures, cfg, crash, deepspeed)
-    figures["warnings"] = warnings(figures) + dtype_warnings(run.settings)
+    with english():  # stored; what shows them translates them by `stored`
+        figures["refusals"] = refusals(figures, cfg, crash, deepspeed)
+        figures["warnings"] = warnings(figures) + dtype_warnings(run.settings)
     return figures
 
 
@@ -129,8 +132,13 @@ def _token_figures(
     longest = max(tokens["lengths"])
     if len(tokens["masked"]) == len(conversations):
         raise InputWrong(
-            f"No token with loss reaches the trainer: every conversation loses its answer at train.max_length="
-            f"{cfg.max_length}. The longest has {longest} tokens: train.max_length={next_length(longest)}."
+            _(
+                "No token with loss reaches the trainer: every conversation loses its answer at "
+                "train.max_length={length}. The longest has {longest} tokens: train.max_length={remedy}.",
+                length=cfg.max_length,
+                longest=longest,
+                remedy=next_length(longest),
+            )
         )
     packed = pack(cfg, run.dataset, tokenizer, seed, encoder is not None)
     # After the cut at max_length an image's patches replace the one token that stands for it.
@@ -210,6 +218,10 @@ def dtype_warnings(settings: settings.Settings) -> List[str]:
     if named == used:
         return []
     return [
-        f"Training is in {used}, not in the recipe's {named}: XTuner fills DeepSpeed's \"auto\" with what PyTorch "
-        f"supports on the card."
+        _(
+            "Training is in {used}, not in the recipe's {named}: XTuner fills DeepSpeed's \"auto\" with what PyTorch "
+            "supports on the card.",
+            used=used,
+            named=named,
+        )
     ]

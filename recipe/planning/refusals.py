@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any, Dict, List, Tuple
 
+from recipe.core.translation import _, mark, ngettext
 from recipe.planning.schedule import smallest_warmup, updates
 
 MIN_UPDATES = 30  # fewer do not converge; the tutorial makes 3
@@ -22,80 +23,117 @@ def warnings(plan: Dict[str, Any]) -> List[str]:
     found = []
     if plan["ranks"] > 1:
         found.append(
-            f"{plan['ranks']} GPUs share each update of {plan['update_sequences']} sequences, as one GPU would: "
-            f"{plan['batch_size']} an iteration on each, {plan['accumulative_counts']} iteration(s) an update."
+            _(
+                "{gpus} GPUs share each update of {sequences} sequences, as one GPU would: {batch_size} an iteration "
+                "on each, {iterations} iteration(s) an update.",
+                gpus=plan["ranks"],
+                sequences=plan["update_sequences"],
+                batch_size=plan["batch_size"],
+                iterations=plan["accumulative_counts"],
+            )
         )
     if plan["packs_repeated"]:
         found.append(
-            f"{plan['packs']} packs are not a multiple of {plan['ranks']} GPUs: {plan['packs_repeated']} are in every "
-            f"epoch twice."
+            _(
+                "{packs} packs are not a multiple of {gpus} GPUs: {repeated} are in every epoch twice.",
+                packs=plan["packs"],
+                gpus=plan["ranks"],
+                repeated=plan["packs_repeated"],
+            )
             if plan["ranks"] > 1
-            else f"{plan['packs']} pairs do not fill whole updates: {plan['packs_repeated']} occur twice per epoch."
+            else _(
+                "{pairs} pairs do not fill whole updates: {repeated} occur twice per epoch.",
+                pairs=plan["packs"],
+                repeated=plan["packs_repeated"],
+            )
         )
     if plan["duplicates"]:
-        found.append(f"{plan['duplicates']} conversations appear twice in the data and count double.")
+        found.append(
+            ngettext(
+                "{n} conversation appears twice in the data and counts double.",
+                "{n} conversations appear twice in the data and count double.",
+                plan["duplicates"],
+            )
+        )
     if plan["updates_with_deepspeed"] != plan["updates_without_deepspeed"]:
         found.append(
-            f"{plan['iterations']} iterations are not a multiple of accumulative_counts={plan['accumulative_counts']}: "
-            f"{plan['updates_with_deepspeed']} updates with DeepSpeed, which drops the rest, "
-            f"{plan['updates_without_deepspeed']} without."
+            _(
+                "{iterations} iterations are not a multiple of accumulative_counts={accumulation}: {dropped} updates "
+                "with DeepSpeed, which drops the rest, {all} without.",
+                iterations=plan["iterations"],
+                accumulation=plan["accumulative_counts"],
+                dropped=plan["updates_with_deepspeed"],
+                all=plan["updates_without_deepspeed"],
+            )
         )
     return found
 
 
 def refusals(plan: Dict[str, Any], cfg: Any, crash: str, deepspeed: bool) -> List[Dict[str, Any]]:
-    """Why this run cannot learn: [{fault, why, remedy}], `why` being cause and remedy as text; [] if it can."""
+    """Why this run cannot learn: [{fault, why, remedy}], `why` being cause and remedy as text; [] if it can.
+
+    The texts are stored: the caller makes them in English. Each is one message, so that `stored` finds it.
+    """
     found: Dict[str, str] = {}
     remedies: Dict[str, Remedy] = {}
     ratio = smallest_warmup(plan["iterations_per_epoch"], cfg.max_epochs)
-    remedy = f"the smallest that ramps here is train.warmup_ratio={ratio}" if ratio else "train more iterations"
+    remedy = _("train more iterations")
+    if ratio:
+        remedy = _("the smallest that ramps here is train.warmup_ratio={ratio}", ratio=ratio)
     remedies["warmup-crash"] = remedies["peak-not-reached"] = {"train.warmup_ratio": ratio} if ratio else {}
     if crash:
-        found["warmup-crash"] = (
-            f"The warm-up has {plan['warmup_iterations']} iterations, and mmengine cannot start with that ({crash}). "
-            f"Raise it: {remedy}."
-        )
+        found["warmup-crash"] = _(
+            "The warm-up has {iterations} iterations, and mmengine cannot start with that ({error}). Raise it: "
+            "{remedy}.",
+            iterations=plan["warmup_iterations"], error=crash, remedy=remedy,
+        )  # fmt: skip
     elif plan["lr_peak"] < 0.99 * plan["lr_configured"]:
-        found["peak-not-reached"] = (
-            f"The learning rate does not reach its peak: it gets to {plan['lr_peak']:.3g} of "
-            f"{plan['lr_configured']:.3g}. The warm-up of {plan['warmup_iterations']} iteration(s) is too short for "
-            f"mmengine's ramp: {remedy}."
-        )
+        found["peak-not-reached"] = _(
+            "The learning rate does not reach its peak: it gets to {peak:.3g} of {configured:.3g}. The warm-up of "
+            "{iterations} iteration(s) is too short for mmengine's ramp: {remedy}.",
+            peak=plan["lr_peak"], configured=plan["lr_configured"], iterations=plan["warmup_iterations"], remedy=remedy,
+        )  # fmt: skip
     if plan["updates"] < MIN_UPDATES:
         remedies["few-updates"], made = _more_updates(plan, deepspeed)
-        found["few-updates"] = (
-            f"Only {plan['updates']} optimizer updates (fewer than {MIN_UPDATES}): "
-            f"{overrides(remedies['few-updates'])} gives {made}."
-        )
+        found["few-updates"] = _(
+            "Only {updates} optimizer updates (fewer than {needed}): {settings} gives {made}.",
+            updates=plan["updates"], needed=MIN_UPDATES, settings=overrides(remedies["few-updates"]), made=made,
+        )  # fmt: skip
     share = plan["answer_tokens_kept"] / plan["answer_tokens"]
     if share < MIN_ANSWERS_KEPT:
-        remedies["answers-lost"], how = _more_answers(plan)
-        found["answers-lost"] = f"Only {share:.1%} of the answer tokens reach the trainer: {how}."
+        remedies["answers-lost"], found["answers-lost"] = _more_answers(plan, share)
     if plan["rows_cut"]:
         shown = ", ".join(map(str, plan["rows_cut"][:10])) + (" …" if len(plan["rows_cut"]) > 10 else "")
         remedies["rows-cut"] = {"train.max_length": next_length(plan["longest_row"])}
-        found["rows-cut"] = (
-            f"{len(plan['rows_cut'])} conversation(s) are longer than train.max_length={plan['max_length']} and lose "
-            f"their end, so the model would not learn to stop (lines {shown} of dataset.jsonl): "
-            f"{overrides(remedies['rows-cut'])}, or shorten them."
-        )
-    for name, what in (("evaluation_freq", "evaluation"), ("save_steps", "checkpoint")):
+        found["rows-cut"] = _(
+            "{n} conversation(s) are longer than train.max_length={length} and lose their end, so the model would not "
+            "learn to stop (lines {lines} of dataset.jsonl): {settings}, or shorten them.",
+            n=len(plan["rows_cut"]), length=plan["max_length"], lines=shown, settings=overrides(remedies["rows-cut"]),
+        )  # fmt: skip
+    for name, fault, message in (
+        ("evaluation_freq", "no-evaluation", mark(
+            "No evaluation falls inside the run: train.evaluation_freq={steps}, the run has {iterations} iterations. "
+            "train.evaluation_freq=0.5 puts one halfway."
+        )),
+        ("save_steps", "no-checkpoint", mark(
+            "No checkpoint falls inside the run: train.save_steps={steps}, the run has {iterations} iterations. "
+            "train.save_steps=0.5 puts one halfway."
+        )),
+    ):  # fmt: skip
         steps = plan["intervals"].get(name, cfg[name])
         if steps >= plan["iterations"]:
-            remedies[f"no-{what}"] = {f"train.{name}": 0.5}
-            found[f"no-{what}"] = (
-                f"No {what} falls inside the run: train.{name}={steps}, the run has {plan['iterations']} iterations. "
-                f"train.{name}=0.5 puts one halfway."
-            )
+            remedies[fault] = {f"train.{name}": 0.5}
+            found[fault] = _(message, steps=steps, iterations=plan["iterations"])
     low, high = LR_RANGE
     if not low <= plan["lr_configured"] <= high:
-        found["rate-range"] = (
-            f"train.lr={plan['lr_configured']:g} is outside {low:g} to {high:g}, where adapters train."
-        )
+        found["rate-range"] = _(
+            "train.lr={rate:g} is outside {low:g} to {high:g}, where adapters train.",
+            rate=plan["lr_configured"], low=low, high=high,
+        )  # fmt: skip
     batch = plan["update_sequences"]
     if batch > MAX_BATCH:
-        found["batch-range"] = (
-            f"{batch} sequences an update are more than {MAX_BATCH}: lower train.accumulative_counts."
+        found["batch-range"] = _(
+            "{n} sequences an update are more than {limit}: lower train.accumulative_counts.", n=batch, limit=MAX_BATCH
         )
     return [{"fault": fault, "why": why, "remedy": remedies.get(fault, {})} for fault, why in found.items()]
 
@@ -121,17 +159,27 @@ def _accumulating(plan: Dict[str, Any], each: int) -> Remedy:
     return {"train.batch_size": plan["batch_size"], "train.accumulative_counts": each * plan["ranks"]}
 
 
-def _more_answers(plan: Dict[str, Any]) -> Tuple[Remedy, str]:
+def _more_answers(plan: Dict[str, Any], share: float) -> Tuple[Remedy, str]:
     """(remedy, text)"""
     if plan["rows_cut"]:
         longer: Remedy = {"train.max_length": next_length(plan["longest_row"])}
-        return longer, f"{overrides(longer)} holds the longest conversation"
+        return longer, _(
+            "Only {share:.1%} of the answer tokens reach the trainer: {settings} holds the longest conversation.",
+            share=share, settings=overrides(longer),
+        )  # fmt: skip
     if plan["map_num_proc"] > 1:
         alone: Remedy = {"train.map_num_proc": 1}
-        many = plan["map_num_proc"]
-        return alone, f"{many} processes each drop the end of their last pack: {overrides(alone)}"
+        return alone, _(
+            "Only {share:.1%} of the answer tokens reach the trainer: {n} processes each drop the end of their last "
+            "pack: {settings}.",
+            share=share, n=plan["map_num_proc"], settings=overrides(alone),
+        )  # fmt: skip
     unpacked: Remedy = {"train.pack_to_max_length": False}
-    return unpacked, f"a shorter train.max_length leaves a smaller remainder, {overrides(unpacked)} none"
+    return unpacked, _(
+        "Only {share:.1%} of the answer tokens reach the trainer: a shorter train.max_length leaves a smaller "
+        "remainder, {settings} none.",
+        share=share, settings=overrides(unpacked),
+    )  # fmt: skip
 
 
 def next_length(longest: int) -> int:

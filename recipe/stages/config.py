@@ -9,6 +9,7 @@ from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.core.settings import replace
 from recipe.core.stage import Stage
+from recipe.core.translation import ngettext
 from recipe.intake.dataset import first_questions
 from recipe.xtuner import preset_editor, preset_facts
 from recipe.xtuner.config import render, template
@@ -97,7 +98,11 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
 
 
 def summary(figures: Dict[str, Any]) -> str:
-    return f"{figures['base']} with {figures['lines_changed']} lines changed (config.diff), {figures['dtype']}"
+    return ngettext(
+        "{preset} with {n} line changed (config.diff), {dtype}",
+        "{preset} with {n} lines changed (config.diff), {dtype}",
+        figures["lines_changed"], preset=figures["base"], dtype=figures["dtype"],
+    )  # fmt: skip
 
 
 STAGE = Stage("config", inputs, make, summary, outputs=("config.py", "config.diff"))

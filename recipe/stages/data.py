@@ -1,18 +1,20 @@
 """Data stage: the recipe's files to dataset.jsonl, and what is held out of training to eval.jsonl."""
 
 from pathlib import Path
-from typing import Any, Dict, Set
+from typing import Any, Dict, Iterator, List, Set
 
 from recipe.core import imports
 from recipe.core.errors import InputWrong
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.core.stage import Stage
+from recipe.core.translation import _, listed, ngettext
 from recipe.intake import images, published, split
 from recipe.intake.checks import find_control
 from recipe.intake.dataset import conversations, lines
 from recipe.intake.duplicates import drop_duplicates
 from recipe.intake.files import data_files, skipped_files
+from recipe.intake.places import in_words
 from recipe.intake.reader import DatasetReader
 from recipe.intake.writer import Writer
 from recipe.xtuner import preset_facts
@@ -24,13 +26,13 @@ def inputs(run: Run) -> Dict[str, Any]:
     kind = preset_facts.kind(run.settings)
     return {
         **({"images": images.list_images(run)} if kind == "image" else {}),
-        "files": [name for _, name in found] + skipped_files(run),
+        "files": [name for _path, name in found] + skipped_files(run),
         "settings": run.settings.data.model_dump(),
         "kind": kind,
         "piece": _max_chars(run) if kind == "pretrain" else 0,
         "seed": _seed(run) if run.settings.data.eval_share else None,
         "code": source(Path(__file__), Path(split.__file__).parent),
-        **{f"file{i}": path for i, (path, _) in enumerate(found)},
+        **{f"file{i}": path for i, (path, _name) in enumerate(found)},
     }
 
 
@@ -46,13 +48,19 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
     control = find_control(data.system)
     if control:
         raise InputWrong(
-            f"data.system of recipe {run.name} holds {control.group()!r}, which the model reads as a control token."
+            _(
+                "data.system of recipe {recipe} holds {token!r}, which the model reads as a control token.",
+                recipe=run.name,
+                token=control.group(),
+            )
         )
     target, evaluation = output / "dataset.jsonl", output / "eval.jsonl"
     reader = _read_files(run, "files", target)
     writer = reader.writer
     if not writer.turns:
-        raise InputWrong(f"{', '.join(data.files)}: there are no rows below the header. Nothing to train on.")
+        raise InputWrong(
+            _("{files}: there are no rows below the header. Nothing to train on.", files=listed(data.files))
+        )
     count = len(writer.hashes)
     duplicates = count - drop_duplicates(target, writer.hashes, data.dedupe)
     figures: Dict[str, Any] = {
@@ -128,33 +136,55 @@ def _max_chars(run: Run) -> int:
 
 def summary(figures: Dict[str, Any]) -> str:
     """Counts, and anything unexpected: other encodings, dropped rows, sheets that were not read."""
-    f = figures
-    parts = [f"{f['rows']} rows, {f['conversations']} conversations, {f['duplicates']} duplicates"]
+    return _("; ").join([*_counts(figures), *_of_files(figures["read"]), *_notes(figures)])
+
+
+def _counts(f: Dict[str, Any]) -> Iterator[str]:
+    yield listed(
+        (
+            ngettext("{n} row", "{n} rows", f["rows"]),
+            ngettext("{n} conversation", "{n} conversations", f["conversations"]),
+            ngettext("{n} duplicate", "{n} duplicates", f["duplicates"]),
+        )
+    )
     if f["held_out"]:
-        parts.append(f"{f['held_out']} more held out")
+        yield ngettext("{n} more held out", "{n} more held out", f["held_out"])
     if f["held_out_dropped"]:
-        parts.append(f"{f['held_out_dropped']} of data.eval_files not: their questions are in training")
+        yield _("{n} of data.eval_files not: their questions are in training", n=f["held_out_dropped"])
     if f["blank_dropped"] or f["duplicates_dropped"]:
-        parts.append(f"dropped {f['blank_dropped']} rows with blanks, {f['duplicates_dropped']} duplicates")
-    parts += [f"{one['file']} is {one['encoding']}" for one in f["read"] if one["encoding"] not in ("", "UTF-8")]
-    for one in f["read"]:
-        lost = [column for column in one["unused"] if column.endswith("(without a name)")]
+        rows = ngettext("dropped {n} row with blanks", "dropped {n} rows with blanks", f["blank_dropped"])
+        yield listed((rows, ngettext("{n} duplicate", "{n} duplicates", f["duplicates_dropped"])))
+
+
+def _of_files(read: List[Dict[str, Any]]) -> Iterator[str]:
+    """What is unusual in the files that were read."""
+    for one in read:
+        if one["encoding"] not in ("", "UTF-8"):
+            # "{file} is {encoding}" would be the message of too many texts that `stored` looks up.
+            yield f"{one['file']} {_('is {encoding}', encoding=_(one['encoding']))}"
+    for one in read:
+        beside = one.get("beside", [])
+        lost = [in_words(column) for column in one["unused"] if column.endswith("(without a name)")]
         if lost:
-            parts.append(f"not read: {', '.join(lost)} of {one['file']}")
-        if one.get("beside"):
-            parts.append(f"not read: a second table beside the first in {one['file']} ({', '.join(one['beside'])})")
-        left = [
-            f"{name} ({count:,})"
-            for name, count in one["unused"].items()
-            if count and name not in one.get("beside", [])
-        ]
+            yield _("not read: {columns} of {file}", columns=listed(lost), file=one["file"])
+        if beside:
+            yield _(
+                "not read: a second table beside the first in {file} ({columns})",
+                file=one["file"], columns=listed(beside),
+            )  # fmt: skip
+        left = [f"{name} ({count:,})" for name, count in one["unused"].items() if count and name not in beside]
         if left:
-            parts.append(f"left alone: {', '.join(left)} of {one['file']}")
+            yield _("left alone: {columns} of {file}", columns=listed(left), file=one["file"])
+
+
+def _notes(f: Dict[str, Any]) -> Iterator[str]:
     for what, (count, places) in f["notes"].items():
-        parts.append(f"{count:,} texts with {what}: {'; '.join(places)}{'; …' * (count > len(places))}")
+        shown = _("; ").join([*map(in_words, places), *["…"] * (count > len(places))])
+        yield ngettext(
+            "{n:,} text with {what}: {places}", "{n:,} texts with {what}: {places}", count, what=_(what), places=shown
+        )
     if f["skipped"]:
-        parts.append(f"not read: {'; '.join(f['skipped'])}")
-    return "; ".join(parts)
+        yield _("not read: {what}", what=_("; ").join(map(in_words, f["skipped"])))
 
 
 STAGE = Stage("data", inputs, make, summary, outputs=("dataset.jsonl", "eval.jsonl"))

@@ -12,6 +12,7 @@ from recipe.core.files import write_text
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.core.stage import Stage
+from recipe.core.translation import _, listed, ngettext, stored
 from recipe.planning import memory
 from recipe.planning.plan import SMALL, combined_remedy, drawn_seed, predict, unknown_refusals
 from recipe.xtuner import config, preset_facts, step_choice
@@ -77,25 +78,36 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         # uses it, since this stage fails.
         if "plan" not in run.manifest["stages"]:
             write_text(run.plan, text)
-        reasons = "\n".join(f"- {refusal['why']}" for refusal in stopping)
+        reasons = "\n".join(f"- {stored(refusal['why'])}" for refusal in stopping)
 
         def plan_again(trial: Run) -> Dict[str, Any]:
             return predict(trial, config.effective(trial.settings), conversations, tokenizer, seed, images)
 
         if len(conversations) <= SMALL:
             reasons += combined_remedy(run, stopping, plan_again)
-        raise PlanRefused(f"Recipe {run.name} would not learn:\n{reasons}\n--force trains anyway.", figures)
+        what = _("Recipe {recipe} would not learn:", recipe=run.name)
+        raise PlanRefused("\n".join((what, reasons, _("--force trains anyway."))), figures)
     (output / "plan.json").write_text(text, encoding="utf-8")
     return {name: value for name, value in figures.items() if name != "lr_trace"}
 
 
 def summary(figures: Dict[str, Any]) -> str:
     kept, ranks = figures["tokens_kept"] / figures["tokens"], figures["ranks"]
-    shared = f" of {figures['update_sequences']} sequences, shared by {ranks} GPUs" if ranks > 1 else ""
-    return (
-        f"{figures['tokens']:,} tokens, {kept:.1%} kept in {figures['packs']} packs; "
-        f"{figures['iterations']} iterations, {figures['updates']} updates{shared}"
-    )
+    tokens = ngettext(
+        "{tokens:,} tokens, {kept:.1%} kept in {n} pack", "{tokens:,} tokens, {kept:.1%} kept in {n} packs",
+        figures["packs"], tokens=figures["tokens"], kept=kept,
+    )  # fmt: skip
+    steps = [
+        ngettext("{n} iteration", "{n} iterations", figures["iterations"]),
+        ngettext("{n} update", "{n} updates", figures["updates"])
+        if ranks == 1
+        else ngettext(
+            "{n} update of {sequences} sequences, shared by {gpus} GPUs",
+            "{n} updates of {sequences} sequences, shared by {gpus} GPUs",
+            figures["updates"], sequences=figures["update_sequences"], gpus=ranks,
+        ),
+    ]  # fmt: skip
+    return _("; ").join((tokens, listed(steps)))
 
 
 STAGE = Stage("plan", inputs, make, summary, outputs=("plan.json",))

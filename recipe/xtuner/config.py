@@ -10,6 +10,7 @@ from typing import Any, Dict, Optional
 from recipe.core import imports
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Settings
+from recipe.core.translation import _, listed
 from recipe.xtuner import preset_editor, preset_facts
 from recipe.xtuner.config_edits import edits
 
@@ -35,14 +36,19 @@ def render(
     """The config's text; for the arguments see `edits`. Raises InputWrong if the preset has no place for a setting."""
     if settings.train.template and settings.train.template not in preset_facts.templates():
         raise InputWrong(
-            f"train.template: XTuner has no template {settings.train.template!r}. It has: "
-            f"{', '.join(preset_facts.templates())}."
+            _(
+                "train.template: XTuner has no template {name!r}. It has: {names}.",
+                name=settings.train.template,
+                names=listed(preset_facts.templates()),
+            )
         )
     try:
         changes = edits(settings, model, dataset, intervals, vision, own_code)
         text = preset_editor.edit(preset_editor.source(settings.base), changes)
     except KeyError as error:
-        raise InputWrong(f"base = {settings.base!r} does not fit this recipe: {error.args[0]}.")
+        raise InputWrong(
+            _("base = {preset!r} does not fit this recipe: {problem}.", preset=settings.base, problem=error.args[0])
+        )
     for module, name in IMPORTS:
         if re.search(rf"\b{name}\b", text):
             text = preset_editor.add_import(text, module, name)

@@ -8,6 +8,7 @@ from recipe.core import distributed
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Settings
+from recipe.core.translation import _
 from recipe.xtuner import llava, loggers, preset_editor, preset_facts
 from recipe.xtuner.preset_facts import Facts
 from recipe.xtuner.step_choice import batch_shape, checkpointing, dtype, has_hooks, speed
@@ -166,7 +167,9 @@ def _top_level(settings: Settings, found: Facts, intervals: Dict[str, int]) -> E
 def _share_of_each_rank(settings: Settings, found: Facts, changes: Edits) -> Edits:
     """Batch size and accumulation of each rank: their share of what the recipe sets for one GPU."""
     if found.framework == "huggingface":
-        raise InputWrong(f"base = {settings.base!r} uses transformers' Trainer, which runs on one GPU here: gpus=1.")
+        raise InputWrong(
+            _("base = {preset!r} uses transformers' Trainer, which runs on one GPU here: gpus=1.", preset=settings.base)
+        )
     text = preset_editor.edit(preset_editor.source(settings.base), changes)
     names = ("batch_size", "accumulative_counts")
     share = distributed.update_per_rank(settings, *(ast.literal_eval(preset_editor.part(text, name)) for name in names))
@@ -194,8 +197,14 @@ def _method(settings: Settings, found: Facts) -> Edits:
         return {}
     if found.kind == "image" and {wanted, found.method} != {"lora", "qlora"}:
         raise InputWrong(
-            f"train.method = {wanted!r}: {found.name} is LLaVA's stage by {found.method}; XTuner has separate presets "
-            f"for the other stages ({command_line('presets', 'llava')})."
+            _(
+                "train.method = {method!r}: {preset} is LLaVA's stage by {own}; XTuner has separate presets for the "
+                "other stages ({command}).",
+                method=wanted,
+                preset=found.name,
+                own=found.method,
+                command=command_line("presets", "llava"),
+            )
         )
     changes: Edits = {}
     if wanted == "full":

@@ -5,6 +5,7 @@ from typing import Any, Dict, Optional
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Settings
+from recipe.core.translation import _
 
 DATASET = "llava_dataset"  # the dataset's name in every LLaVA preset
 
@@ -14,28 +15,47 @@ def check(settings: Settings, found: Any) -> None:
     wanted, model, train = settings.data.kind, settings.model, settings.train
     if wanted and found.kind != wanted:
         raise InputWrong(
-            f"data.kind: {found.name} trains on {found.kind} data and cannot take {wanted} data. For images take one "
-            f"of LLaVA's presets ({command_line('presets', 'llava')})."
+            _(
+                "data.kind: {preset} trains on {kind} data and cannot take {wanted} data. For images take one of "
+                "LLaVA's presets ({command}).",
+                preset=found.name,
+                kind=found.kind,
+                wanted=wanted,
+                command=command_line("presets", "llava"),
+            )
         )
     if not model.visual_encoder:
         raise InputWrong(
-            f"base = {found.name!r} needs the visual encoder {found.visual_encoder}: name its folder, or its id at the "
-            f"model's hub: model.visual_encoder={found.visual_encoder} (Hugging Face; at ModelScope "
-            f"{found.visual_encoder.replace('openai/', 'AI-ModelScope/')})."
+            _(
+                "base = {preset!r} needs the visual encoder {encoder}: name its folder, or its id at the model's hub: "
+                "model.visual_encoder={encoder} (Hugging Face; at ModelScope {other}).",
+                preset=found.name,
+                encoder=found.visual_encoder,
+                other=found.visual_encoder.replace("openai/", "AI-ModelScope/"),
+            )
         )
     if "pretrained_pth" not in found.names and model.pretrained_pth:
-        raise InputWrong(f"model.pretrained_pth: base = {found.name!r} is the stage that trains a new projector.")
+        raise InputWrong(
+            _("model.pretrained_pth: base = {preset!r} is the stage that trains a new projector.", preset=found.name)
+        )
     if "pretrained_pth" in found.names and not model.pretrained_pth:
         raise InputWrong(
-            f"base = {found.name!r} continues with the projector that the first stage trained: name its run's folder "
-            "or checkpoint, model.pretrained_pth=output/…, or start with a random one, model.pretrained_pth=none."
+            _(
+                "base = {preset!r} continues with the projector that the first stage trained: name its run's folder or "
+                "checkpoint, model.pretrained_pth=output/…, or start with a random one, model.pretrained_pth=none.",
+                preset=found.name,
+            )
         )
     shipped = sum(key.startswith("evaluation_inputs.") for key in found.names)
     inputs = len(train.questions) or shipped
     if train.evaluation_images and len(train.evaluation_images) not in (1, inputs):
         raise InputWrong(
-            f"train.evaluation_images: name one image for all of the {inputs} evaluation_inputs, or one for each, not "
-            f"{len(train.evaluation_images)}."
+            _(
+                "train.evaluation_images: name one image for all of the {inputs} evaluation_inputs, or one for each, "
+                "not {images}.",
+                inputs=inputs,
+                images=len(train.evaluation_images),
+            )
         )
 
 

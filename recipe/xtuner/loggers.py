@@ -13,6 +13,7 @@ from typing import Dict
 from recipe.core.errors import HostLacks, NotFetched
 from recipe.core.recipe_files import ROOT
 from recipe.core.run import Run
+from recipe.core.translation import _, sentences
 
 PROJECT = "internlm2-recipe"
 # Class names for mmengine, which has TensorBoard's itself.
@@ -33,7 +34,7 @@ def fetch() -> None:
     host = ROOT / "docker" / "runtime" / "host"
     done = subprocess.run([str(host), "loggers"], capture_output=True, text=True)
     if done.returncode:
-        raise HostLacks(f"{done.stderr.strip()} Or train without: train.loggers=[].")
+        raise HostLacks(sentences(done.stderr, _("Or train without: train.loggers=[].")))
     folder = done.stdout.strip()
     sys.path.append(folder)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), folder]))

@@ -15,6 +15,7 @@ from typing import Dict, List, Optional, Tuple, Union
 
 from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.translation import _, listed, mark, sentences
 
 _Change = Tuple[int, int, bytes]  # start, end, new bytes
 
@@ -23,7 +24,7 @@ def folder() -> Path:
     """The folder of the installed XTuner's configs, found without importing XTuner (5 s)."""
     spec = find_spec("xtuner")
     if spec is None or not spec.submodule_search_locations:
-        raise HostLacks("XTuner is not installed in this environment. Start through just or ./justw.")
+        raise HostLacks(_("XTuner is not installed in this environment. Start through just or ./justw."))
     return Path(next(iter(spec.submodule_search_locations))) / "configs"
 
 
@@ -38,8 +39,13 @@ def source(name: str) -> str:
     """The text of a preset of `xtuner list-cfg`. Raises InputWrong for an unknown name."""
     if name not in files():
         close = difflib.get_close_matches(name, list(files()), n=3)
-        hint = f" Close to it: {', '.join(close)}." if close else ""
-        raise InputWrong(f"base: XTuner 0.1.14 has no preset {name!r}.{hint} `{command_line('presets')}` lists all.")
+        raise InputWrong(
+            sentences(
+                _("base: XTuner 0.1.14 has no preset {name!r}.", name=name),
+                _("Close to it: {names}.", names=listed(close)) if close else "",
+                _("`{command}` lists all.", command=command_line("presets")),
+            )
+        )
     return files()[name].read_text(encoding="utf-8")
 
 
@@ -50,7 +56,11 @@ def deepspeed_config(name: str) -> Path:
     paths = {path.stem: path for path in (folder() / "deepspeed").glob("*.json")}
     if name not in paths:
         raise InputWrong(
-            f"train.deepspeed: {name!r} is neither a file nor one of XTuner's names: {', '.join(sorted(paths))}."
+            _(
+                "train.deepspeed: {name!r} is neither a file nor one of XTuner's names: {names}.",
+                name=name,
+                names=listed(sorted(paths)),
+            )
         )
     return paths[name]
 
@@ -70,14 +80,20 @@ def deepspeed_text(name: str, kind: str) -> str:
         for name in ("fp16", "bf16"):
             section = found.setdefault(name, {})
             if section.get("enabled", "auto") not in ("auto", name == kind):
-                other = f"{name} {'on' if section['enabled'] else 'off'}"
-                raise InputWrong(f"train.deepspeed: {path} has {other}, the recipe trains in {kind}: make them equal.")
+                message = mark("train.deepspeed: {file} has {dtype} off, the recipe trains in {kind}: make them equal.")
+                if section["enabled"]:
+                    message = mark(
+                        "train.deepspeed: {file} has {dtype} on, the recipe trains in {kind}: make them equal."
+                    )
+                raise InputWrong(_(message, file=path, dtype=name, kind=kind))
             section["enabled"] = name == kind
         zero = found.get("zero_optimization", {})
         if path.parent == folder() / "deepspeed" and zero["stage"] < 3:
             zero["overlap_comm"] = False
     except (ValueError, AttributeError, TypeError) as error:
-        raise InputWrong(f"train.deepspeed: {path} is not a DeepSpeed configuration: {error}.")
+        raise InputWrong(
+            _("train.deepspeed: {file} is not a DeepSpeed configuration: {error}.", file=path, error=error)
+        )
     return json.dumps(found, indent=2) + "\n"
 
 
@@ -120,7 +136,7 @@ def part(text: str, path: str) -> str:
     name, *keys = path.split(".")
     assignment = _assignment(parsed.tree, name)
     if assignment is None:
-        raise KeyError(f"{path}: the preset has no {name}")
+        raise KeyError(_("{path}: the preset has no {name}", path=path, name=name))
     node, keyword = _descend(assignment.value, keys, path)
     start, end = parsed.span(keyword.value if keyword else node)
     return parsed.raw[start:end].decode("utf-8")
@@ -138,10 +154,11 @@ def _descend(node: ast.expr, keys: List[str], path: str) -> Tuple[ast.expr, Opti
         if isinstance(node, ast.List) and node.elts and key == "+":
             break
         if not isinstance(node, ast.Call):
-            raise KeyError(f"{path}: {'.'.join(path.split('.')[: depth + 1])} is not a dict(...) in this preset")
+            above = ".".join(path.split(".")[: depth + 1])
+            raise KeyError(_("{path}: {above} is not a dict(...) in this preset", path=path, above=above))
         keyword = next((k for k in node.keywords if k.arg == key), None)
         if keyword is None and depth < len(keys) - 1:
-            raise KeyError(f"{path}: the preset has no {key}")
+            raise KeyError(_("{path}: the preset has no {name}", path=path, name=key))
     return node, keyword
 
 
@@ -187,7 +204,7 @@ def _place(parsed: _ParsedConfig, path: str, value: Optional[str]) -> Optional[_
     if assignment is None:
         if value is None and not keys:
             return None
-        raise KeyError(f"{path}: the preset has no {name}")
+        raise KeyError(_("{path}: the preset has no {name}", path=path, name=name))
     if not keys:
         if value is not None:
             return (*parsed.span(assignment.value), value.encode("utf-8"))

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Settings
+from recipe.core.translation import _, english, mark, stored
 from recipe.xtuner import llava, preset_editor
 
 # Architectures in transformers: model names → its module there, and the first version that has it.
@@ -27,8 +28,8 @@ ARCHITECTURES = (
 # Billions of parameters where the name does not state them.
 SIZES = {"8x7b": 46.7, "moe-16b": 16.4, "starcoder": 15.5, "chatglm2-6b": 6.24, "chatglm3-6b": 6.24}
 
-FLASH = "it computes attention with the package flash_attn, which this environment does not have"
-OLD_TOKENIZER = (
+FLASH = mark("it computes attention with the package flash_attn, which this environment does not have")
+OLD_TOKENIZER = mark(
     "the tokenizer's code in the published folder fails from transformers 4.34 on (it asks for its vocabulary before "
     "it has read it); a copy whose class calls super().__init__ last runs, named with model.path=…"
 )
@@ -133,24 +134,27 @@ def _kind(names: Dict[str, str], text: Dict[str, str]) -> str:
 
 
 def _refusal(text: Dict[str, str], framework: str, known: Optional[Tuple[str, str, str]], model: str) -> str:
-    """Why a preset does not run here; "" if it does."""
+    """Why a preset does not run here, in English; "" if it does."""
     if text.get("train_dataset.type") == "build_packed_dataset":
-        return (
-            "it reads folders that InternLM's own pipeline has tokenized, not rows or texts, and "
-            f"{FLASH}; any other preset of the model reads yours"
+        return mark(
+            "it reads folders that InternLM's own pipeline has tokenized, not rows or texts, and it computes attention "
+            "with the package flash_attn, which this environment does not have; any other preset of the model reads "
+            "yours"
         )
     if text.get("use_varlen_attn") == "True" or "flash_attention_2" in text.values():
         return FLASH
     if framework == "huggingface":
-        return (
+        return mark(
             "transformers' Trainer runs it and leaves other checkpoints than the next stages read; the preset of the "
             "same name without _hf trains the same by mmengine, and `xtuner train` runs this config as it is rendered"
         )
     if known and not _has_architecture(known[1]):
-        return (
-            f"its architecture came with transformers {known[2]}, and this stack has 4.36.2, the version of XTuner "
-            "0.1.14's day"
-        )
+        with english():
+            return _(
+                "its architecture came with transformers {version}, and this stack has 4.36.2, the version of XTuner "
+                "0.1.14's day",
+                version=known[2],
+            )
     return OLD_TOKENIZER if "baichuan" in model.lower() else ""
 
 
@@ -245,11 +249,15 @@ def check(settings: Settings) -> None:
     """Raise InputWrong, with the reason, for a recipe whose preset does not run here, or not with these settings."""
     found = facts(settings.base)
     if found.refusal and not (found.refusal == OLD_TOKENIZER and settings.model.path):
-        raise InputWrong(f"base = {found.name!r} does not run here: {found.refusal}.")
+        raise InputWrong(
+            _("base = {preset!r} does not run here: {reason}.", preset=found.name, reason=stored(found.refusal))
+        )
     if four_bits(settings) and "zero3" in settings.train.deepspeed:
         raise InputWrong(
-            "train.deepspeed: ZeRO-3 splits weights, and 4-bit ones cannot be split. Use deepspeed_zero2, or "
-            "train.method=lora."
+            _(
+                "train.deepspeed: ZeRO-3 splits weights, and 4-bit ones cannot be split. Use deepspeed_zero2, or "
+                "train.method=lora."
+            )
         )
     if "image" in (found.kind, settings.data.kind):
         llava.check(settings, found)
@@ -257,8 +265,12 @@ def check(settings: Settings) -> None:
     named = "id" in chosen.model_fields_set or chosen.path or chosen.is_made
     if not named and not found.model.lower().endswith("internlm2-chat-7b"):
         raise InputWrong(
-            f"base = {found.name!r} is made for {found.model}: name the model, model.id={found.model} "
-            "model.source=huggingface model.revision=main, or a folder, model.path=…"
+            _(
+                "base = {preset!r} is made for {model}: name the model, model.id={model} model.source=huggingface "
+                "model.revision=main, or a folder, model.path=…",
+                preset=found.name,
+                model=found.model,
+            )
         )
 
 
@@ -270,10 +282,15 @@ def four_bits(settings: Settings) -> bool:
 
 
 def table_row(found: Facts, gib: Optional[float]) -> List[str]:
-    """Name, family, method, template, kind of data, estimated memory in GiB, accepted or why not."""
+    """Name, family, method, template, kind of data, estimated memory in GiB, accepted or why not; in English."""
     how = found.method + (" int8" if found.bits == 8 else "")
-    code = f"code: transformers' {found.code}" if found.code else "code: in the model's folder, checked there"
+    with english():  # docs/presets.tsv has it, too
+        status = _("accepted; code: in the model's folder, checked there")
+        if found.refusal:
+            status = _("refused: {reason}", reason=found.refusal)
+        elif found.code:
+            status = _("accepted; code: transformers' {code}", code=found.code)
     return [
         found.name, found.family, how, found.template or "none", found.kind,
-        f"{gib:.0f}" if gib else "?", f"refused: {found.refusal}" if found.refusal else f"accepted; {code}",
+        f"{gib:.0f}" if gib else "?", status,
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from recipe.core import compiler, distributed, measurements
 from recipe.core.errors import InputWrong
 from recipe.core.host import gpus, versions
 from recipe.core.settings import Settings
+from recipe.core.translation import _
 from recipe.xtuner import preset_editor, preset_facts
 
 
@@ -50,9 +51,14 @@ def speed(settings: Settings) -> str:
     if settings.train.speed != "auto":
         if settings.train.speed != "stock" and not supported:
             raise InputWrong(
-                f"train.speed={settings.train.speed} supports only adapters of InternLM2 without ZeRO-3, not base = "
-                f"{settings.base!r} by {preset_facts.method(settings)} with "
-                f"{settings.train.deepspeed or 'no DeepSpeed'}: train.speed=stock trains everything that XTuner does."
+                _(
+                    "train.speed={speed} supports only adapters of InternLM2 without ZeRO-3, not base = {preset!r} by "
+                    "{method} with {deepspeed}: train.speed=stock trains everything that XTuner does.",
+                    speed=settings.train.speed,
+                    preset=settings.base,
+                    method=preset_facts.method(settings),
+                    deepspeed=settings.train.deepspeed or _("no DeepSpeed"),
+                )
             )
         return settings.train.speed
     if not supported or distributed.count(settings) > 1 or dtype(settings) != "bf16":

@@ -100,7 +100,7 @@ def test_names_that_are_no_utf8_are_read(tmp_path, encoding):
             stream.write("q,a\n甲？,一\n".encode())
     done = recipe("data", "tiny", f'data.files=["{folder}"]', "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "1 rows" in done.stdout
+    assert "1 row," in done.stdout
     with open(os.path.join(os.fsencode(str(folder)), "坏.csv".encode(encoding, "replace")), "wb") as stream:
         stream.write("q,a\n甲？,\n".encode())
     done = recipe("data", "tiny", f'data.files=["{folder}"]', "--output", tmp_path)

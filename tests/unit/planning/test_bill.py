@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from recipe.core import measurements, settings
+from recipe.core import measurements, settings, translation
 from recipe.planning import bill
 from support.plans import plan_of
 
@@ -129,3 +129,15 @@ def test_every_phase_says_where_it_was_measured():
     for phase in measurements.measurements()["phase"]:
         assert phase["card"]
         assert re.search(r"20\d\d-\d\d-\d\d", phase["source"])
+
+
+@pytest.mark.parametrize("card", ["H100", "T4", "RTX 3090", "RTX 5090"])
+def test_its_texts_are_stored_in_english_and_shown_in_chinese(card):
+    with translation.use("zh"):
+        found = billed(card, "plan.price_per_hour=2")
+        for line in found["lines"]:
+            assert line["what"].isascii()
+            assert not translation.stored(line["what"]).isascii()
+            shown = translation.stored(line["basis"])
+            assert not re.search(r"\b(measured|second|takes|slower|faster|GB at)\b", shown), shown
+    assert translation.stored(found["lines"][0]["basis"]) == found["lines"][0]["basis"]

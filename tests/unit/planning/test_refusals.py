@@ -6,6 +6,8 @@ import re
 import pytest
 
 from benchmarks.ranks import last_of_each
+from recipe.core import translation
+from recipe.planning import refusals
 from support.command import refused
 from support.plans import planned
 
@@ -84,3 +86,35 @@ def test_force_goes_on_and_is_recorded(tmp_path):
     assert "forced: Only 5 optimizer updates" in done.stdout
     assert " --force" in done.stdout.split("Next: ")[1], "without it the next command is refused"
     assert json.loads((tmp_path / "tiny/run.json").read_text(encoding="utf-8"))["forced"] is True
+
+
+class SimpleConfig(dict):
+    """A config of the attributes that refusals read."""
+
+    __getattr__ = dict.__getitem__
+
+
+PLAN = {
+    "iterations": 4, "iterations_per_epoch": 2, "ranks": 2, "batch_size": 1, "accumulative_counts": 3, "updates": 1,
+    "update_sequences": 2048, "packs": 9, "packs_repeated": 1, "duplicates": 1, "warmup_iterations": 1,
+    "lr_peak": 2e-5, "lr_configured": 2e-2, "answer_tokens": 100, "answer_tokens_kept": 40, "rows_cut": [3, 8],
+    "rows_masked": [], "max_length": 512, "longest_row": 900, "map_num_proc": 4, "intervals": {},
+    "updates_with_deepspeed": 1, "updates_without_deepspeed": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, {"rows_cut": [], "iterations_per_epoch": 40, "iterations": 80, "ranks": 1},
+                                     {"rows_cut": [], "map_num_proc": 1, "duplicates": 2}])  # fmt: skip
+@pytest.mark.parametrize("crash", ["", "end must be greater than begin"])
+def test_texts_are_stored_in_english_and_shown_in_chinese(changes, crash):
+    cfg = SimpleConfig(max_epochs=2, evaluation_freq=500, save_steps=500)
+    plan = {**PLAN, **changes}
+    found = [one["why"] for one in refusals.refusals(plan, cfg, crash, True)] + refusals.warnings(plan)
+    assert len(found) > 6
+    with translation.use("zh"):
+        for text in found:
+            assert text.isascii()
+            shown = translation.stored(text).replace(crash, "") if crash else translation.stored(text)
+            # What is left of English are names: settings, DeepSpeed, GPU, token, mmengine.
+            assert not re.search(r"[a-z]{2,} [a-z]{2,}", shown), shown
+            assert re.findall(r"train\.\w+=\w+", text) == re.findall(r"train\.\w+=\w+", shown)

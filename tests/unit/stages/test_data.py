@@ -148,7 +148,7 @@ def test_what_was_found_is_said(workbook, tmp_path):
     (tmp_path / "x.csv").write_bytes("q,a\n问,答\n,答\n".encode("gb18030"))
     done, _ = convert(tmp_path, tmp_path / "x.csv", "data.skip_blank=true")
     assert "x.csv is GB18030 (GBK)" in done.stdout
-    assert "dropped 1 rows with blanks" in done.stdout
+    assert "dropped 1 row with blanks" in done.stdout
     done, _ = convert(tmp_path, workbook(s=[["q", "a"], ["问", "答"]], 说明=[["版本", "日期"]]))
     assert "not read: " in done.stdout
     assert "sheet 说明: 版本, 日期" in done.stdout
@@ -158,3 +158,32 @@ def test_published_workbook_is_checked(tmp_path, workbook):
     path = workbook(s=[["q", "a"], ["问", "答"]])
     done = recipe("data", "tutorial", f'data.files=["{path}"]', "--output", tmp_path)
     refused(done, 2, "sha256", f"just plan {path}")
+
+
+def test_figures_stay_english_where_messages_are_chinese(tmp_path, workbook):
+    rows = [["q", "a", "备注", ""], ["怎么办？", "看见\\n换行。", "x", "y"], ["你好吗", "你好吗", "", ""]]
+    path = workbook(s=rows, 说明=[["版本", "日期"]])
+    words = ("data", "tiny", f'data.files=["{path}"]', "--output")
+    figures = []
+    for language in ("en", "zh"):
+        done = recipe(*words, tmp_path / language, RECIPE_LANG=language)
+        assert done.returncode == 0, done.stderr
+        manifest = json.loads((tmp_path / language / "tiny" / "run.json").read_text(encoding="utf-8"))
+        figures.append(manifest["stages"]["data"]["figures"])
+    assert figures[0] == figures[1]
+    assert "2 行" in done.stdout
+    assert "D 列（没有列名）" in done.stdout
+    assert "工作表“说明”：版本, 日期" in done.stdout
+    assert "工作表“s”第 2 行“a”列" in done.stdout
+    for word in ("row", "column", "not read", "line break", "question"):
+        assert word not in done.stdout
+
+
+def test_errors_in_chinese_have_their_place(tmp_path, workbook):
+    done = recipe(
+        *("data", "tiny", f'data.files=["{workbook(s=[["q", "a"], ["甲", ""]])}"]', "--output", tmp_path),
+        RECIPE_LANG="zh",
+    )
+    assert done.returncode == 2
+    assert "工作表“s”第 2 行“a”列：为空" in done.stderr
+    assert "data.skip_blank=true" in done.stderr
