@@ -432,17 +432,19 @@ def _print_report(rows: Any, histograms: Any, findings: Sequence[Finding], examp
         for name, count in counts:
             console.print(f"  {rjust(name, 12)}  {'█' * round(count / top * BARS)} {count:,}", highlight=False)
     if findings:
-        heading = _("likely mistakes: {n}", n=len(findings))
-        console.print(f"\n[bold]{heading}[/] {_('(lines of dataset.jsonl)')}", highlight=False)
+        heading = _("[bold]likely mistakes: {n}[/] (lines of dataset.jsonl)", n=len(findings))
+        console.print(f"\n{heading}", highlight=False)
     else:
         heading = _("[bold]likely mistakes: none found[/]. Looked for: {what}", what=_(LOOKED_FOR))
         console.print(f"\n{heading}", highlight=False)
     for finding in findings:
-        console.print(f"  [yellow]{finding.occurrences:,}[/] {finding.issue}", highlight=False)
+        issue = _("{n} {what}", n=f"[yellow]{finding.occurrences:,}[/]", what=finding.issue)
+        console.print(f"  {issue}", highlight=False)
         for number, text in finding.examples:
             console.print(Text(f"     {_('line {number}:', number=number)} {pages.shorten(text, 60)}"))
     if examples:
-        console.print(f"\n[bold]{_('as the model sees them')}[/] {_('(loss between ⟦ and ⟧)')}")
+        heading = _("[bold]as the model sees them[/] (loss between ⟦ and ⟧)")
+        console.print(f"\n{heading}")
     for number, pieces in examples:
         console.print(Text(f"\n— {number}"))
         console.print(_mark_loss(pieces))
