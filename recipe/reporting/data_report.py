@@ -53,9 +53,6 @@ LOOKED_FOR = mark(
     "data, blanks around texts, invisible and private-use characters, U+FFFC, \\n as text, question marks inside "
     "words, HTML's &nbsp;, numbers that Excel shortened"
 )
-LANGUAGES = {
-    "zh": mark("answers in Chinese, unlike the others"), "latin": mark("answers in Latin letters, unlike the others"),
-}  # fmt: skip
 SHORTENED = re.compile(r"(?<![\w.])\d\.\d{1,5}[Ee]\+1\d(?!\d)")
 
 
@@ -65,6 +62,31 @@ class Finding(NamedTuple):
     issue: str
     occurrences: int
     examples: List[Tuple[int, str]]
+
+
+def _issue(key: str, n: int) -> str:
+    """What `n` findings of the survey are; `key` is its own or one of damage.ODDITIES."""
+    if key == "short":
+        return ngettext(
+            "answer of fewer than {least} characters", "answers of fewer than {least} characters", n, least=SHORT
+        )
+    if key == "long":
+        return ngettext(
+            "answer of more than {most:,} characters", "answers of more than {most:,} characters", n, most=LONG
+        )
+    if key == "languages":
+        return ngettext("question and answer in different languages", "questions and answers in different languages", n)
+    if key == "personal":
+        return _("likely personal data (telephone, e-mail, identity number)")
+    if key == "blanks":
+        return _("blanks or line breaks before or after a text (they are trained)")
+    if key == "shortened":
+        return ngettext("number that Excel shortened", "numbers that Excel shortened", n)
+    if key == "Chinese":
+        return ngettext("answer in Chinese, unlike the others", "answers in Chinese, unlike the others", n)
+    if key == "Latin letters":
+        return ngettext("answer in Latin letters, unlike the others", "answers in Latin letters, unlike the others", n)
+    return stored(key)
 
 
 def is_identity(number: str) -> bool:
@@ -83,11 +105,11 @@ def find_personal_data(text: str) -> Optional[str]:
 
 
 def detect_language(text: str) -> str:
-    """A key of LANGUAGES, or "" for too short a text. Compares Chinese characters with Latin words."""
+    """ "Chinese", "Latin letters", or "" for too short a text. Compares Chinese characters with Latin words."""
     han, latin = len(pages.HAN.findall(text)), len(re.findall(f"{LATIN.pattern}+", text))
     if han + latin < 2:
         return ""
-    return "zh" if han >= latin else "latin"
+    return "Chinese" if han >= latin else "Latin letters"
 
 
 def _count(findings: Dict[str, Finding], issue: str, number: int, text: str) -> None:
@@ -130,28 +152,28 @@ class Survey:
             self.question_lengths.append(len(question))
             self.answer_lengths.append(len(answer))
             if len(answer.strip()) < SHORT:
-                self.count(_("answers of fewer than {n} characters", n=SHORT), number, answer)
+                self.count("short", number, answer)
             elif len(answer) > LONG:
-                self.count(_("answers of more than {n:,} characters", n=LONG), number, answer)
+                self.count("long", number, answer)
             question_language, answer_language = detect_language(question), detect_language(answer)
             if question_language and answer_language and question_language != answer_language:
-                self.count(_("questions and answers in different languages"), number, f"{question} → {answer}")
+                self.count("languages", number, f"{question} → {answer}")
             for text in (question, answer):
                 self._look_at_characters(number, text)
             for text in (question, answer):
                 private = find_personal_data(text)
                 if private:
-                    self.count(_("likely personal data (telephone, e-mail, identity number)"), number, private)
+                    self.count("personal", number, private)
                     break
 
     def _look_at_characters(self, number: int, text: str) -> None:
         if text != text.strip():
-            self.count(_("blanks or line breaks before or after a text (they are trained)"), number, repr(text[-20:]))
+            self.count("blanks", number, repr(text[-20:]))
         if checks.needs_check(text):
             for what, around in damage.oddities(text):
-                self.count(stored(what), number, ascii(around) if what == damage.ODDITIES[0][0] else around)
+                self.count(what, number, ascii(around) if what == damage.ODDITIES[0][0] else around)
         if "E+1" in text.upper() and SHORTENED.search(text):
-            self.count(_("numbers that Excel shortened"), number, text)
+            self.count("shortened", number, text)
 
     def findings(self, texts: Callable[[Sequence[int]], Dict[int, str]]) -> List[Finding]:
         """All likely mistakes; `texts` returns the questions on the given lines."""
@@ -178,10 +200,10 @@ class Survey:
             ]
             issue = ngettext("question with different answers", "questions with different answers", len(conflicts))
             found.append(Finding(issue, len(conflicts), examples))
-        found += self.mistakes.values()
+        likely = list(self.mistakes.values())
         if len(self.languages) > 1:
-            fewer = min(self.languages.values(), key=lambda finding: finding.occurrences)
-            found.append(fewer._replace(issue=_(LANGUAGES[fewer.issue])))
+            likely.append(min(self.languages.values(), key=lambda finding: finding.occurrences))
+        found += [finding._replace(issue=_issue(finding.issue, finding.occurrences)) for finding in likely]
         return found
 
 
