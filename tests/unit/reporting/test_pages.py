@@ -19,7 +19,7 @@ def test_values_of_messages_are_escaped_and_tags_of_messages_are_not(tmp_path, m
 
 def test_the_verdict_of_an_evaluation_is_found_again():
     figures = {
-        "verdict": "better", "conversations": 16, 
+        "verdict": "better", "conversations": 16,
         "difference": {"loss": -0.5, "interval": [-0.6, -0.4], "lower_in": 15},
         "models": {"base": {"loss": 2.9}, "tuned": {"loss": 2.4}},
     }  # fmt: skip
