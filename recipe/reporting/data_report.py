@@ -463,7 +463,8 @@ def _print_report(rows: Any, histograms: Any, findings: Sequence[Finding], examp
         issue = _("{n} {what}", n=f"[yellow]{finding.occurrences:,}[/]", what=finding.issue)
         console.print(f"  {issue}", highlight=False)
         for number, text in finding.examples:
-            console.print(Text(f"     {_('line {number}:', number=number)} {pages.shorten(text, 60)}"))
+            line = _("line {number}: {text}", number=number, text=pages.shorten(text, 60))
+            console.print(Text(f"     {line}"))
     if examples:
         heading = _("[bold]as the model sees them[/] (loss between ⟦ and ⟧)")
         console.print(f"\n{heading}")
