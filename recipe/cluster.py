@@ -16,6 +16,8 @@ from recipe.core.files import write_text
 from recipe.core.names import label
 from recipe.core.recipe_files import find_recipe, recipes
 from recipe.core.run import Run
+from recipe.core.text_width import ljust
+from recipe.core.translation import _
 from recipe.xtuner import config
 
 TARGETS = {"slurm": "slurm.sh", "k8s": "jobset.yaml", "sky": "task.yaml"}
@@ -37,9 +39,18 @@ def write(run: Run, target: str, recipe: str, overrides: Sequence[str]) -> List[
         run, arguments, run.relative(path)
     )
     write_text(path, text)
-    each = "each" if run.settings.nodes > 1 else ""
-    what = f"{run.settings.nodes} machine(s), {run.settings.gpus} GPU(s) {each}".rstrip()
-    return [f"{run.relative(path)}: recipe {run.name} on {what}", *next_steps]
+    values = {"file": run.relative(path), "name": run.name, "nodes": run.settings.nodes, "gpus": run.settings.gpus}
+    said = (
+        _("{file}: recipe {name} on {nodes} machine(s), {gpus} GPU(s) each", **values)
+        if run.settings.nodes > 1
+        else _("{file}: recipe {name} on {nodes} machine(s), {gpus} GPU(s)", **values)
+    )
+    return [said, *next_steps]
+
+
+def _step(what: str, command: str, remark: str = "") -> str:
+    """A line that says what to type next."""
+    return ljust(what, 8) + " " + command + (f"   {remark}" if remark else "")
 
 
 def render_slurm(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
@@ -67,8 +78,12 @@ def render_slurm(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
         arguments=" ".join(map(shlex.quote, arguments)),
     )  # fmt: skip
     return text, [
-        f"first:   ./justw model {shlex.quote(arguments[0])}   (with a network: downloads environment and model)",
-        f"submit:  sbatch {shlex.quote(shown_path)}   (submit again to resume)",
+        _step(
+            _("first:"),
+            f"./justw model {shlex.quote(arguments[0])}",
+            _("(with a network: downloads environment and model)"),
+        ),
+        _step(_("submit:"), f"sbatch {shlex.quote(shown_path)}", _("(submit again to resume)")),
     ]
 
 
@@ -92,8 +107,10 @@ def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> An
     cluster, name = run.settings.cluster, label(run.name)
     if not cluster.image:
         raise InputWrong(
-            f"cluster.image is missing: set cluster.image=registry/name:tag, from `{command_line('image push')}` "
-            f"or a fork's workflow."
+            _(
+                "cluster.image is missing: set cluster.image=registry/name:tag, from `{command}` or a fork's workflow.",
+                command=command_line("image push"),
+            )
         )
     mounts = [
         {"name": "shared", "mountPath": f"{CONTAINER_ROOT}/{folder}", "subPath": folder}
@@ -163,8 +180,12 @@ def render_kubernetes(run: Run, arguments: Sequence[str], shown_path: str) -> An
         f"# and a ReadWriteMany claim {cluster.volume} with the workbook in its folder data.\n"
     )
     return head + _yaml(documents), [
-        f"submit:  kubectl apply -f {shlex.quote(shown_path)}",
-        f"log:     kubectl logs -f job/{name}-node-0   (after a failure, all pods restart and training resumes)",
+        _step(_("submit:"), f"kubectl apply -f {shlex.quote(shown_path)}"),
+        _step(
+            _("log:"),
+            f"kubectl logs -f job/{name}-node-0",
+            _("(after a failure, all pods restart and training resumes)"),
+        ),
     ]
 
 
@@ -206,7 +227,7 @@ def render_skypilot(run: Run, arguments: Sequence[str], shown_path: str) -> Any:
     shared = f" The volume {cluster.volume} is shared by all machines (sky volumes apply)." if nodes > 1 else ""
     head = f"# Recipe {run.name}, rendered by `just cluster sky`; launched from the clone.{shared}\n"
     return head + _yaml([task]), [
-        f"launch:  sky launch -c {label(run.name)} {shlex.quote(shown_path)}   (sky exec resumes)"
+        _step(_("launch:"), f"sky launch -c {label(run.name)} {shlex.quote(shown_path)}", _("(sky exec resumes)"))
     ]
 
 

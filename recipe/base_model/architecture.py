@@ -7,6 +7,9 @@ import functools
 import operator
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from recipe.core.tensor_files import listing
+from recipe.core.translation import _
+
 MODEL_TYPE, CLASS = "internlm2", "InternLM2ForCausalLM"
 # How transformers finds our code in a model folder.
 AUTO_MAP = {
@@ -65,12 +68,12 @@ def unsupported_keys(config: Mapping[str, Any]) -> List[str]:
             wrong.append(f"{name} = {_short(config[name])}")
     theta, scaling = rope(config)
     stated = {*config, *([] if theta is None else ["rope_theta"])}
-    wrong += [f"{name} is missing" for name in REQUIRED if name not in stated]
+    wrong += [_("{name} is missing", name=name) for name in REQUIRED if name not in stated]
     kind, factor = rope_type(scaling), scaling.get("factor", 1)
     if kind not in ROPE_TYPES:
-        wrong.append(f"rope_scaling of type {kind!r} (our code supports dynamic, or none)")
+        wrong.append(_("rope_scaling of type {type!r} (our code supports dynamic, or none)", type=kind))
     elif kind == "dynamic" and not (isinstance(factor, (int, float)) and factor >= 1):
-        wrong.append(f"rope_scaling with factor {_short(factor)} (it must be 1 or more)")
+        wrong.append(_("rope_scaling with factor {factor} (it must be 1 or more)", factor=_short(factor)))
     return wrong
 
 
@@ -118,19 +121,30 @@ def mismatches(
     try:
         wanted = expected(config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        return [f"config.json does not state the model's sizes ({type(error).__name__}: {error})"]
+        reason = f"{type(error).__name__}: {error}"
+        return [_("config.json does not state the model's sizes ({error})", error=reason)]
     optional = {"output.weight"} if config.get("tie_word_embeddings") else set()
     extra = [name for name in found if name not in wanted and name not in optional and not name.endswith("inv_freq")]
     missing = [name for name in wanted if name not in found]
-    wrong = [f"{what} {_listed(names)}" for what, names in (("missing", missing), ("unknown", extra)) if names]
+    wrong = [_("missing {weights}", weights=listing(missing))] if missing else []
+    wrong += [_("unknown {weights}", weights=listing(extra))] if extra else []
     for name, shape in sorted(found.items()):
         if shape is not None and name in wanted and tuple(shape) != wanted[name]:
-            wrong.append(f"{name} is {list(shape)}, config.json says {list(wanted[name])}")
+            wrong.append(
+                _(
+                    "{name} is {found}, config.json says {expected}",
+                    name=name,
+                    found=list(shape),
+                    expected=list(wanted[name]),
+                )
+            )
     numbers = sum(functools.reduce(operator.mul, shape) for shape in wanted.values())
     if not wrong and total_size and set(found) == set(wanted) and total_size not in (2 * numbers, 4 * numbers):
-        wrong.append(f"the weights are {total_size:,} bytes, and {numbers:,} numbers are expected")
+        wrong.append(
+            _(
+                "the weights are {size:,} bytes, and {numbers:,} numbers are expected",
+                size=total_size,
+                numbers=numbers,
+            )
+        )
     return wrong
-
-
-def _listed(names: List[str]) -> str:
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

@@ -16,6 +16,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Ty
 from recipe.base_model import architecture, loadable
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
+from recipe.core.translation import _, listed, sentences
 
 # The chat markers of InternLM2's published vocabulary of 92544; XTuner's template and stop words depend on them.
 MARKERS = {"<|im_start|>": 92543, "<|im_end|>": 92542}
@@ -29,7 +30,14 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return {}
     except (ValueError, OSError) as error:
-        raise InputWrong(f"{path} is damaged: {error}. Remove it and fetch it again: {command_line('model')}.")
+        raise InputWrong(
+            _(
+                "{file} is damaged: {error}. Remove it and fetch it again: {command}.",
+                file=path,
+                error=error,
+                command=command_line("model"),
+            )
+        )
 
 
 def code_problems(place: Path) -> List[str]:
@@ -41,18 +49,25 @@ def code_problems(place: Path) -> List[str]:
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, ValueError) as error:
-            found.append(f"{path.name} is not valid in this version of Python ({error})")
+            found.append(_("{file} is not valid in this version of Python ({error})", file=path.name, error=error))
             continue
         for name in _set_after_super(tree):
-            found.append(f"{path.name} needs transformers before 4.34: it sets {name} after super().__init__")
+            found.append(
+                _(
+                    "{file} needs transformers before 4.34: it sets {attribute} after super().__init__",
+                    file=path.name,
+                    attribute=name,
+                )
+            )
         for package in sorted(set(get_imports(path))):
             if importlib.util.find_spec(package) is None:
-                found.append(f"{path.name} needs the package {package}")
+                found.append(_("{file} needs the package {package}", file=path.name, package=package))
         for node in _imports(tree.body):
             if node.level == 1 and node.module and not (place / (node.module.split(".")[0] + ".py")).is_file():
-                found.append(f"{path.name} needs {node.module}.py beside it")
+                found.append(_("{file} needs {other} beside it", file=path.name, other=f"{node.module}.py"))
             if node.level == 0 and node.module and node.module.split(".")[0] == "transformers":
-                found += [f"{path.name} needs {missing}" for missing in _missing_names(node.module, node.names)]
+                missing = _missing_names(node.module, node.names)
+                found += [_("{file} needs {missing}", file=path.name, missing=one) for one in missing]
     return found
 
 
@@ -70,7 +85,9 @@ def _set_after_super(tree: ast.Module) -> Iterator[str]:
             if isinstance(call, ast.Call)
             and ast.dump(call.func).startswith("Attribute(value=Call(func=Name(id='super'")
         ]
-        used = {name for method in ("vocab_size", "get_vocab") for name, _ in _self_names(methods[method], ast.Load)}
+        used = {
+            name for method in ("vocab_size", "get_vocab") for name, _line in _self_names(methods[method], ast.Load)
+        }
         first: Dict[str, int] = {}
         for name, line in _self_names(methods["__init__"], ast.Store):
             first[name] = min(line, first.get(name, line))
@@ -105,7 +122,8 @@ def _missing_names(module: str, names: Sequence[ast.alias]) -> List[str]:
         for name in names
         if name.name != "*" and not hasattr(imported, name.name) and not _has_submodule(imported, name.name)
     ]
-    return [f"{', '.join(missing)} of {module}"] if missing else []
+    # With % because `stored` would find "{names} of {module}" in any text
+    return [_("%(names)s of %(module)s") % {"names": listed(missing), "module": module}] if missing else []
 
 
 def _has_submodule(package: Any, name: str) -> bool:
@@ -124,7 +142,12 @@ def marker_ids(place: Path) -> Dict[str, int]:
             model.Load(str(pieces))
         except (RuntimeError, OSError) as error:
             raise InputWrong(
-                f"{pieces} is damaged: {str(error).splitlines()[0]}. Remove it and type: {command_line('model')}."
+                _(
+                    "{file} is damaged: {error}. Remove it and type: {command}.",
+                    file=pieces,
+                    error=str(error).splitlines()[0],
+                    command=command_line("model"),
+                )
             )
         found.update({name: model.PieceToId(name) for name in MARKERS if model.PieceToId(name) != model.unk_id()})
     found.update(
@@ -145,14 +168,30 @@ def tokenizer_problems(place: Path) -> List[str]:
     settings, wrong = read_json(place / "tokenizer_config.json"), []
     for name, ours in (("add_bos_token", True), ("add_eos_token", False)):
         if settings.get(name, ours) is not ours:
-            wrong.append(f"tokenizer_config.json has {name} = {settings[name]}, and our tokenizer has {ours}")
+            wrong.append(
+                _(
+                    "tokenizer_config.json has {name} = {found}, and our tokenizer has {ours}",
+                    name=name,
+                    found=settings[name],
+                    ours=ours,
+                )
+            )
     for name, number in MARKERS.items():
         if name not in ids:
-            wrong.append(f"its tokenizer has no {name}")
+            wrong.append(_("its tokenizer has no {marker}", marker=name))
         elif size == PUBLISHED and ids[name] != number:
-            wrong.append(f"{name} is token {ids[name]} there and must be {number}")
+            wrong.append(
+                _(
+                    "{marker} is token {found} there and must be {expected}",
+                    marker=name,
+                    found=ids[name],
+                    expected=number,
+                )
+            )
         elif size and ids[name] >= size:
-            wrong.append(f"{name} is token {ids[name]}, beyond its vocabulary of {size}")
+            wrong.append(
+                _("{marker} is token {found}, beyond its vocabulary of {size}", marker=name, found=ids[name], size=size)
+            )
     return wrong
 
 
@@ -168,7 +207,9 @@ def weight_problems(place: Path) -> List[str]:
             with safe_open(str(path), framework="np") as stored:
                 found.update({name: stored.get_slice(name).get_shape() for name in stored.keys()})  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            damaged.append(f"{path.name} is damaged or cut short ({str(error).splitlines()[0]})")
+            damaged.append(
+                _("{file} is damaged or cut short ({error})", file=path.name, error=str(error).splitlines()[0])
+            )
     if damaged:
         return damaged
     index, size = place / "pytorch_model.bin.index.json", None
@@ -178,13 +219,19 @@ def weight_problems(place: Path) -> List[str]:
     layers: Set[int] = {int(number[1]) for number in numbers if number}
     expected = config.get("num_hidden_layers")
     if layers and expected and max(layers) + 1 != expected:
-        return [f"the weights have {max(layers) + 1} layers, config.json says {expected}"]
+        return [
+            _(
+                "the weights have {found} layers, config.json says {expected}",
+                found=max(layers) + 1,
+                expected=expected,
+            )
+        ]
     if architecture.is_internlm2(config):
         return architecture.mismatches(config, found, size) if found else []
     sizes = [config.get("vocab_size"), config.get("hidden_size")]
     embeddings = {name: shape for name, shape in found.items() if shape and name.endswith("embed_tokens.weight")}
     return [
-        f"{name} is {shape}, config.json says {sizes}"
+        _("{name} is {found}, config.json says {expected}", name=name, found=shape, expected=sizes)
         for name, shape in embeddings.items()
         if None not in sizes and shape != sizes
     ]
@@ -205,22 +252,41 @@ def check(place: Path, shown: str, remedy: str, weights: bool = True) -> None:
     """
     config = read_json(place / "config.json")
     if not config or not isinstance(config, dict):
-        raise InputWrong(f"{shown}/config.json is missing, or is not a JSON object. {remedy}".strip())
+        missing_config = _("{file} is missing, or is not a JSON object.", file=f"{shown}/config.json")
+        raise InputWrong(sentences(missing_config, remedy))
     ours = architecture.is_internlm2(config)
     unsupported = architecture.unsupported_keys(config) if ours else []
     if unsupported:
-        raise InputWrong(
-            f"{shown}/config.json asks for what our InternLM2 code does not support: {'; '.join(unsupported[:4])}. "
-            f"{remedy}".strip()
+        problem = _(
+            "{file} asks for what our InternLM2 code does not support: {keys}.",
+            file=f"{shown}/config.json",
+            keys=parts(unsupported[:4]),
         )
+        raise InputWrong(sentences(problem, remedy))
     missing = [] if ours else code_problems(place)
     if missing:
         saved = config.get("transformers_version")
-        newer = f", and the model was saved with {saved}" if saved else ""
-        raise InputWrong(
-            f"The code of {shown} does not run here: {'; '.join(missing[:4])}. This stack has transformers "
-            f"{metadata.version('transformers')}{newer}. {remedy}".strip()
+        values = dict(model=shown, reasons=parts(missing[:4]), version=metadata.version("transformers"))
+        problem = (
+            _(
+                "The code of {model} does not run here: {reasons}. This stack has transformers {version}, and the "
+                "model was saved with {saved}.",
+                saved=saved,
+                **values,
+            )
+            if saved
+            else _(
+                "The code of {model} does not run here: {reasons}. This stack has transformers {version}.",
+                **values,
+            )
         )
+        raise InputWrong(sentences(problem, remedy))
     wrong = [*tokenizer_problems(place), *(weight_problems(place) if weights else [])]
     if wrong:
-        raise InputWrong(f"{shown} does not work with this stack: {'; '.join(wrong[:4])}. {remedy}".strip())
+        problem = _("{model} does not work with this stack: {reasons}.", model=shown, reasons=parts(wrong[:4]))
+        raise InputWrong(sentences(problem, remedy))
+
+
+def parts(texts: Sequence[str]) -> str:
+    """Several faults in one sentence."""
+    return _("; ").join(texts)

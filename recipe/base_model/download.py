@@ -32,6 +32,7 @@ from recipe.core.hashing import digest
 from recipe.core.progress import transfer_progress
 from recipe.core.run import Run
 from recipe.core.settings import Encoder
+from recipe.core.translation import _, english, listed, sentences, stored
 
 HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")  # weights in any format
 
@@ -43,7 +44,7 @@ def ensure(run: Run) -> Path:
     """
     place, model = folder(run), run.settings.model
     if not place.exists() and model.path:
-        raise InputWrong(f"{model.placed}: there is no folder {model.path}.")
+        raise InputWrong(_("{setting}: there is no folder {folder}.", setting=model.placed, folder=model.path))
     if not _is_complete(run, place):
         _require_network("model", run)
         with _models_lock(run):
@@ -89,6 +90,10 @@ def _require_network(what: str, run: Run) -> None:
         raise NotFetched(what, "visual encoder" if isinstance(run.settings.model, Encoder) else what)
 
 
+def _what(run: Run) -> str:
+    return _("visual encoder") if isinstance(run.settings.model, Encoder) else _("base model")
+
+
 def _is_complete(run: Run, place: Path) -> bool:
     """Whether nothing has to be downloaded: the folder exists, with all files of its record, if it has one."""
     record = read_record(place)
@@ -106,13 +111,18 @@ def _models_lock(run: Run) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print("Another command is fetching a model; waiting for it …", file=sys.stderr, flush=True)
+            print(_("Another command is fetching a model; waiting for it …"), file=sys.stderr, flush=True)
             lock.acquire()
     except OSError as error:
-        where, what = run.relative(run.models), run.settings.model.what
         raise HostLacks(
-            f"The {what} is not in {where}, and nothing can be written there ({error.strerror}). Fetch it "
-            f"first, where {where} is writable and there is a network: {command_line('model')}."
+            _(
+                "The {what} is not in {folder}, and nothing can be written there ({reason}). Fetch it first, where "
+                "{folder} is writable and there is a network: {command}.",
+                what=_what(run),
+                folder=run.relative(run.models),
+                reason=error.strerror,
+                command=command_line("model"),
+            )
         )
     try:
         yield
@@ -132,20 +142,30 @@ def _at_first_hub(run: Run) -> Run:
         if folder(trial).exists():  # a file of it is missing
             return trial
         try:
-            record = _resolve_once(trial, staging_folder(trial))
+            with english():  # it is recorded why another hub was taken
+                record = _resolve_once(trial, staging_folder(trial))
         except RecipeError as error:
             failed.append(error)
             continue
         if failed:
             why = str(failed[0]).split(". ")[0]
-            print(f"{why}. Taking {NAMES[model.source]}: {model.id} at {branch(model)[:12]}", file=sys.stderr)
+            taken = _(
+                "{problem}. Taking {hub}: {model} at {revision}",
+                problem=stored(why),
+                hub=NAMES[model.source],
+                model=model.id,
+                revision=branch(model)[:12],
+            )
+            print(taken, file=sys.stderr)
             save_record(staging_folder(trial), {**record, "instead_of": why})
         return trial
+    for one in failed:
+        one.args = (stored(str(one)),)
     if len(failed) == 1:
         raise failed[0]
     reasons = "\n".join(f"- {error}" for error in failed)
     kind = HostLacks if any(isinstance(error, HostLacks) for error in failed) else InputWrong
-    raise kind(f"No hub has the {run.settings.model.what} for this recipe:\n{reasons}")
+    raise kind(_("No hub has the {what} for this recipe:\n{reasons}", what=_what(run), reasons=reasons))
 
 
 def _resolve_once(run: Run, place: Path) -> Dict[str, Any]:
@@ -156,9 +176,12 @@ def _resolve_once(run: Run, place: Path) -> Dict[str, Any]:
     record = hub.resolve(model)
     files = record["files"]
     if not any(name.endswith(HEAVY[:2]) for name in files):
-        raise InputWrong(
-            f"{model.id} holds no PyTorch weights (*.safetensors, *.bin) at {NAMES[model.source]}. Check {model.named}."
+        problem = _(
+            "{model} holds no PyTorch weights (*.safetensors, *.bin) at {hub}",
+            model=model.id,
+            hub=NAMES[model.source],
         )
+        raise InputWrong(_("{problem}. Check {setting}.", problem=problem, setting=model.named))
     if any(name.endswith(".safetensors") for name in files):  # one format is enough
         unused: Sequence[str] = (*HEAVY[1:], INDEXES[1])
     else:  # CLIP's .bin comes with TensorFlow's and JAX's weights
@@ -250,8 +273,13 @@ def _check_space(run: Run, staging: Path, files: Files) -> None:
     free = shutil.disk_usage(str(run.models)).free
     if free < missing:
         raise HostLacks(
-            f"{run.settings.model.id} needs {missing / 1e9:.1f} GB more in {run.relative(run.models)}; "
-            f"{free / 1e9:.1f} GB are free."
+            _(
+                "{model} needs {missing:.1f} GB more in {folder}; {free:.1f} GB are free.",
+                model=run.settings.model.id,
+                missing=missing / 1e9,
+                folder=run.relative(run.models),
+                free=free / 1e9,
+            )
         )
 
 
@@ -259,20 +287,38 @@ def _check_code(run: Run, staging: Path, record: Dict[str, Any]) -> None:
     """Raise InputWrong, with a revision that may work, unless code and tokenizer are compatible with this stack."""
     model = run.settings.model
     try:
-        at = f"{record['revision']} ({record['commit'][:12] or 'commit unknown'})"
-        compatibility.check(staging, f"{model.id} at {at}", "", weights=False)
+        at = f"{record['revision']} ({record['commit'][:12] or _('commit unknown')})"
+        shown = _at(model.id, at)
+        compatibility.check(staging, shown, "", weights=False)
     except InputWrong as error:
         older = hub_clients.latest_compatible_revision(model)
         day = f"{hub_clients.STACK_DAY:%Y-%m-%d}"
-        known = ", ".join(hub_clients.revisions(model)[:12]) or "none by name"
-        if model.source == "modelscope":
-            known += '; Hugging Face dates its commits, and this message names one with model.source="huggingface"'
-        remedy = (
-            f"The newest one from before {day}, this stack's date, is model.revision={older}."
-            if older
-            else f"Name a revision from before {day}, model.revision=… (a tag or commit; the hub lists {known})."
-        )
-        raise InputWrong(f"{error} {remedy} Or use a local folder: model.path=…")
+        known = listed(hub_clients.revisions(model)[:12]) or _("none by name")
+        if older:
+            remedy = _(
+                "The newest one from before {day}, this stack's date, is model.revision={revision}.",
+                day=day,
+                revision=older,
+            )
+        elif model.source == "modelscope":
+            remedy = _(
+                "Name a revision from before {day}, model.revision=… (a tag or commit; the hub lists {known}; Hugging "
+                'Face dates its commits, and this message names one with model.source="huggingface").',
+                day=day,
+                known=known,
+            )
+        else:
+            remedy = _(
+                "Name a revision from before {day}, model.revision=… (a tag or commit; the hub lists {known}).",
+                day=day,
+                known=known,
+            )
+        raise InputWrong(sentences(str(error), remedy, _("Or use a local folder: model.path=…")))
+
+
+def _at(model: str, revision: str) -> str:
+    # With % because `stored` would find "{model} at {revision}" in any text
+    return _("%(model)s at %(revision)s") % {"model": model, "revision": revision}
 
 
 def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
@@ -282,7 +328,7 @@ def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
     config = model_code.read_config(staging)
     if not architecture.is_internlm2(config) or record.get("weights") == "fit":
         return
-    shown = f"{run.settings.model.id} at {record['revision']}"
+    shown = _at(run.settings.model.id, record["revision"])
     found: Dict[str, Optional[Sequence[int]]] = {}
     size = None
     index = next((staging / name for name in INDEXES if (staging / name).is_file()), None)
@@ -290,19 +336,26 @@ def _check_weights(run: Run, staging: Path, record: Dict[str, Any]) -> None:
         found, size = compatibility.read_index(index)
     for name, file in sorted(record["files"].items()):
         if name.endswith(".safetensors") and "/" not in name:
-            stored = hub.safetensors_header(run.settings.model, name, file)
-            unlisted = [weight for weight in stored if found and weight not in found]
+            shapes = hub.safetensors_header(run.settings.model, name, file)
+            unlisted = [weight for weight in shapes if found and weight not in found]
             if unlisted:
-                raise InputWrong(
-                    f"{shown}: {name} contains {unlisted[0]}, which {INDEXES[0]} does not list. {elsewhere(run)}"
+                problem = _(
+                    "{model}: {file} contains {weight}, which {index} does not list.",
+                    model=shown,
+                    file=name,
+                    weight=unlisted[0],
+                    index=INDEXES[0],
                 )
-            found.update(stored)
+                raise InputWrong(sentences(problem, elsewhere(run)))
+            found.update(shapes)
     wrong = architecture.mismatches(config, found, size) if found else []
     if wrong:
-        raise InputWrong(
-            f"The weights of {shown} do not match the InternLM2 in config.json: {'; '.join(wrong[:4])}. "
-            f"They were not fetched. {elsewhere(run)}"
+        problem = _(
+            "The weights of {model} do not match the InternLM2 in config.json: {reasons}. They were not fetched.",
+            model=shown,
+            reasons=compatibility.parts(wrong[:4]),
         )
+        raise InputWrong(sentences(problem, elsewhere(run)))
     record["weights"] = "fit"
     save_record(staging, record)
 

@@ -27,6 +27,7 @@ from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import ROOT
 from recipe.core.run import Run
 from recipe.core.settings import Model
+from recipe.core.translation import _, listed
 from recipe.xtuner import preset_facts
 
 SAMPLE = ROOT / "data" / "workplace.xlsx"  # its text trains the tiny model's tokenizer
@@ -87,8 +88,11 @@ def check(run: Run, place: Path) -> None:
         check_files(place, shown, record, run.verify, run.settings.model.placed)
     elif run.verify:
         raise InputWrong(
-            f"--verify: {shown} was not fetched by `{command_line('model')}`, so there are no checksums to "
-            "compare with."
+            _(
+                "--verify: {folder} was not fetched by `{command}`, so there are no checksums to compare with.",
+                folder=shown,
+                command=command_line("model"),
+            )
         )
     model = run.settings.model
     loadable.check_tokenizer_and_code(place, shown, model.what == Model.what and not model.tokenizer)
@@ -98,17 +102,30 @@ def check(run: Run, place: Path) -> None:
 def check_complete(place: Path, shown: str) -> None:
     """Raise HostLacks unless `place` holds a config and every weight file that its index names."""
     if not place.is_dir():
-        raise HostLacks(f"The base model is missing: {shown} does not exist. Fetch it first: {command_line('model')}.")
+        raise HostLacks(
+            _(
+                "The base model is missing: {folder} does not exist. Fetch it first: {command}.",
+                folder=shown,
+                command=command_line("model"),
+            )
+        )
     if not (place / "config.json").is_file():
-        raise HostLacks(f"{shown} has no config.json: it is not a model folder.")
+        raise HostLacks(_("{folder} has no config.json: it is not a model folder.", folder=shown))
     loadable.check_pointers(place, shown)
     name, files = index(place, shown)
     loadable.check_weights(place, shown, {name: set(files.values())} if name else {})
     names = set(files.values()) if name else {path.name for path in weights(place)}
     missing = sorted(name for name in names if not (place / name).is_file() or not (place / name).stat().st_size)
     if missing or not names:
-        what = ", ".join(missing) or "any weights (*.safetensors, pytorch_model*.bin)"
-        raise HostLacks(f"{shown} does not have {what}. Remove the folder and fetch it again: {command_line('model')}.")
+        what = listed(missing) or _("any weights (*.safetensors, pytorch_model*.bin)")
+        raise HostLacks(
+            _(
+                "{folder} does not have {files}. Remove the folder and fetch it again: {command}.",
+                folder=shown,
+                files=what,
+                command=command_line("model"),
+            )
+        )
 
 
 def index(place: Path, shown: str) -> Tuple[str, Dict[str, str]]:
@@ -122,7 +139,13 @@ def index(place: Path, shown: str) -> Tuple[str, Dict[str, str]]:
                 set(files.values())  # raises TypeError for values that are not names
                 return name, files
             except (ValueError, KeyError, TypeError):
-                raise HostLacks(f"{shown}/{name} is damaged. Remove it and fetch it again: {command_line('model')}.")
+                raise HostLacks(
+                    _(
+                        "{file} is damaged. Remove it and fetch it again: {command}.",
+                        file=f"{shown}/{name}",
+                        command=command_line("model"),
+                    )
+                )
     return "", {}
 
 

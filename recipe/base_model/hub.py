@@ -10,10 +10,13 @@ from recipe.core.errors import InputWrong
 from recipe.core.http import causes, status
 from recipe.core.resumable_download import TRY_NEXT
 from recipe.core.settings import Model
+from recipe.core.translation import _, mark
 
 HEADER = 1 << 16  # bytes that hold the header of a 2 GB shard
 
-CLIENT = "its client"  # the usual value of `listed_by`
+# Values of `listed_by`, in English: they are recorded
+CLIENT = mark("its client")  # the usual one
+CLIENT_FAILED = mark("{how}, as the client failed ({error})")
 
 
 def resolve(model: Model) -> Dict[str, Any]:
@@ -33,11 +36,19 @@ def resolve(model: Model) -> Dict[str, Any]:
             if found is None:
                 raise
             listed_by, commit, files = found
-            *_, first = causes(error)
-            listed_by += f", as the client failed ({type(first).__name__}: {str(first).strip()[:100]})"
+            *_outer, first = causes(error)
+            reason = f"{type(first).__name__}: {str(first).strip()[:100]}"
+            listed_by = CLIENT_FAILED.format(how=listed_by, error=reason)
     outside = [name for name in files if name.startswith("/") or ".." in name.split("/")]
     if outside:
-        raise InputWrong(f"{model.id} holds a file that would be outside its folder: {outside[0]}. It was not fetched.")
+        raise InputWrong(
+            _(
+                "{problem}. It was not fetched.",
+                problem=_(
+                    "{model} holds a file that would be outside its folder: {file}", model=model.id, file=outside[0]
+                ),
+            )
+        )
     return {
         "source": model.source, "id": model.id, "revision": branch(model), "commit": commit, "listed_by": listed_by,
         "files": files,
@@ -50,14 +61,22 @@ def safetensors_header(model: Model, name: str, file: Dict[str, Any]) -> Dict[st
         raw = _first_bytes(model, name, file, HEADER)
         length = int.from_bytes(raw[:8], "little")
         if 8 + length > min(file["size"], 1 << 27):
-            raise InputWrong(f"{name} of {model.id} is not a safetensors file: its header is longer than the file.")
+            raise InputWrong(
+                _(
+                    "{file} of {model} is not a safetensors file: its header is longer than the file.",
+                    file=name,
+                    model=model.id,
+                )
+            )
         if 8 + length > len(raw):
             raw = _first_bytes(model, name, file, 8 + length)
         try:
             header = json.loads(raw[8 : 8 + length])
             return {key: list(value["shape"]) for key, value in header.items() if key != "__metadata__"}
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputWrong(f"{name} of {model.id} is not a safetensors file: its header cannot be read.")
+            raise InputWrong(
+                _("{file} of {model} is not a safetensors file: its header cannot be read.", file=name, model=model.id)
+            )
 
 
 def _first_bytes(model: Model, name: str, file: Dict[str, Any], length: int) -> bytes:

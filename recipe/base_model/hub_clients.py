@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Tuple
 from recipe.base_model.hub_addresses import NAMES, Files, branch
 from recipe.core.errors import InputWrong
 from recipe.core.settings import Model
+from recipe.core.translation import _, listed
 
 LIMIT = 60  # seconds for an answer of a hub's API
 STACK_DAY = datetime(2024, 3, 18, tzinfo=timezone.utc)  # as in docker/locks/lock.py: packages are from before this day
@@ -42,14 +43,14 @@ def _list_modelscope(model: Model) -> Tuple[str, Files]:
     from modelscope.hub.api import ModelScopeConfig
 
     try:
-        listed = api.get_model_files(
+        entries = api.get_model_files(
             model.id, model.revision, recursive=True, use_cookies=ModelScopeConfig.get_cookies() or False
         )
     except TypeError:  # the hub answers an unknown revision with files: null
         raise unknown_revision(model)
-    files = [file for file in listed if file["Type"] != "tree"]
+    files = [file for file in entries if file["Type"] != "tree"]
     if not files:
-        raise InputWrong(f"{model.id} holds no files at revision {model.revision}.")
+        raise InputWrong(_("{model} holds no files at revision {revision}.", model=model.id, revision=model.revision))
     newest = max(files, key=lambda file: file.get("CommittedDate") or 0)
     return newest["Revision"], {
         file["Path"]: {"size": file["Size"], "sha256": file.get("Sha256") or "", "at": file["Revision"]}
@@ -84,10 +85,17 @@ def revisions(model: Model) -> List[str]:
 
 def unknown_revision(model: Model) -> InputWrong:
     known = revisions(model)
-    has = f"it has {', '.join(known[:12])}{' …' if len(known) > 12 else ''}, and commits" if known else "see its page"
-    return InputWrong(
-        f"{model.id} has no revision {branch(model)} at {NAMES[model.source]}: {has}. Name one: model.revision=…"
+    values = dict(model=model.id, revision=branch(model), hub=NAMES[model.source])
+    problem = (
+        _(
+            "{model} has no revision {revision} at {hub}: it has {known}, and commits",
+            known=listed(known[:12]) + (" …" if len(known) > 12 else ""),
+            **values,
+        )
+        if known
+        else _("{model} has no revision {revision} at {hub}: see its page", **values)
     )
+    return InputWrong(_("{problem}. Name one: model.revision=…", problem=problem))
 
 
 def latest_compatible_revision(model: Model) -> str:

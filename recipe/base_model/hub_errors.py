@@ -1,4 +1,7 @@
-"""Turns a failure of a hub, or of the connection to it, into one paragraph: what, where, what to do."""
+"""Turns a failure of a hub, or of the connection to it, into one paragraph: what, where, what to do.
+
+The record of a download from another hub holds the first sentence in English: it is a message of its own.
+"""
 
 import contextlib
 from typing import Iterator, Optional
@@ -7,8 +10,9 @@ from recipe.base_model.hub_addresses import MIRRORS, NAMES, branch, endpoint
 from recipe.base_model.hub_clients import revisions, unknown_revision
 from recipe.core import http
 from recipe.core.errors import HostLacks, InputWrong, RecipeError
-from recipe.core.http import RETRY, causes, has_cause, status
+from recipe.core.http import causes, has_cause, status
 from recipe.core.settings import Model
+from recipe.core.translation import _
 
 
 @contextlib.contextmanager
@@ -46,8 +50,14 @@ def explain(error: Exception, model: Model) -> RecipeError:
 
 
 def _other_source(model: Model) -> str:
-    other = ", or Hugging Face (model.source=huggingface)" if _is_at_both(model) else ""
-    return f"or use a mirror ({MIRRORS[model.source]}){other}, or a local folder ({model.placed}=/some/folder)"
+    values = dict(mirror=MIRRORS[model.source], setting=model.placed)
+    if _is_at_both(model):
+        return _(
+            "use a mirror ({mirror}), or Hugging Face (model.source=huggingface), or a local folder "
+            "({setting}=/some/folder)",
+            **values,
+        )
+    return _("use a mirror ({mirror}), or a local folder ({setting}=/some/folder)", **values)
 
 
 def _is_at_both(model: Model) -> bool:
@@ -57,7 +67,15 @@ def _is_at_both(model: Model) -> bool:
 
 def _explain_name(error: Exception, model: Model, reason: str) -> Optional[RecipeError]:
     if has_cause(error, "HFValidationError", "InvalidParameter"):
-        return InputWrong(f"{model.named}={model.id} is not a valid name at {NAMES[model.source]}: {reason}")
+        return InputWrong(
+            _(
+                "{setting}={model} is not a valid name at {hub}: {reason}",
+                setting=model.named,
+                model=model.id,
+                hub=NAMES[model.source],
+                reason=reason,
+            )
+        )
     return None
 
 
@@ -66,46 +84,111 @@ def _explain_status(error: Exception, model: Model, reason: str) -> Optional[Rec
 
     hub, code = NAMES[model.source], status(error)
     if code in (401, 403):
-        login = {
-            "huggingface": "set the token of an account that may read it: HF_TOKEN=hf_…",
-            "modelscope": "log in with ModelScope's own command (modelscope login)",
-        }[model.source]
+        problem = _(
+            "{hub} denies access to {model} (HTTP {code}): it is private, gated or misspelt",
+            hub=hub,
+            model=model.id,
+            code=code,
+        )
+        if model.source == "modelscope":
+            return HostLacks(
+                _(
+                    "{problem}. Accept its terms on its page and log in with ModelScope's own command (modelscope "
+                    "login), or {remedy}.",
+                    problem=problem,
+                    remedy=_other_source(model),
+                )
+            )
         return HostLacks(
-            f"{hub} denies access to {model.id} (HTTP {code}): it is private, gated or misspelt. Accept its terms on "
-            f"its page and {login}, {_other_source(model)}."
+            _(
+                "{problem}. Accept its terms on its page and set the token of an account that may read it: "
+                "HF_TOKEN=hf_…, or {remedy}.",
+                problem=problem,
+                remedy=_other_source(model),
+            )
         )
     if code == 404 or has_cause(error, "RequestError"):  # ModelScope's class for an error sent with status 200
         known = revisions(model)
         if known and branch(model) not in known:
             return unknown_revision(model)
-        return InputWrong(f"{hub} has no {model.id} (revision {branch(model)}): {reason}. Check {model.named}.")
+        problem = _(
+            "{hub} has no {model} (revision {revision}): {reason}",
+            hub=hub,
+            model=model.id,
+            revision=branch(model),
+            reason=reason,
+        )
+        return InputWrong(_("{problem}. Check {setting}.", problem=problem, setting=model.named))
     if code is not None or isinstance(error, requests.exceptions.RetryError):
-        return HostLacks(f"{hub} answers HTTP {code or '5xx'} ({reason}). {RETRY} Later, {_other_source(model)}.")
+        return HostLacks(
+            _(
+                "{problem}. Type the same command again: what has arrived is kept. Later, or {remedy}.",
+                problem=_("{hub} answers HTTP {code} ({reason})", hub=hub, code=code or "5xx", reason=reason),
+                remedy=_other_source(model),
+            )
+        )
     return None
 
 
 def _explain_response(error: Exception, model: Model, reason: str) -> RecipeError:
     hub, host = NAMES[model.source], http.server(endpoint(model))
     if "OfflineModeIsEnabled" in type(error).__name__:
-        return HostLacks(f"HF_HUB_OFFLINE is set, and {model.id} has not been downloaded. Unset it for this command.")
+        return HostLacks(
+            _(
+                "{problem}. Unset it for this command.",
+                problem=_("HF_HUB_OFFLINE is set, and {model} has not been downloaded", model=model.id),
+            )
+        )
     other = _redirected_host(error, host)
     if other:
         return HostLacks(
-            f"{host} redirects to {other}, which cannot be reached from here: {reason}. Use a mirror that hosts the "
-            f"files itself ({MIRRORS[model.source]}), or a folder you have ({model.placed}=/some/folder)."
+            _(
+                "{problem}. Use a mirror that hosts the files itself ({mirror}), or a folder you have "
+                "({setting}=/some/folder).",
+                problem=_(
+                    "{host} redirects to {other}, which cannot be reached from here: {reason}",
+                    host=host,
+                    other=other,
+                    reason=reason,
+                ),
+                mirror=MIRRORS[model.source],
+                setting=model.placed,
+            )
         )
     unreadable = isinstance(error, (KeyError, TypeError, AttributeError, ValueError)) and not isinstance(error, OSError)
     if unreadable or "JSON" in type(error).__name__:
         return HostLacks(
-            f"{host} does not respond like {hub} ({reason}) and has no config.json for {model.id}. Check "
-            f"{model.named} and the connection (a login page, a mirror of something else), {_other_source(model)}."
+            _(
+                "{problem}. Check {setting} and the connection (a login page, a mirror of something else), or "
+                "{remedy}.",
+                problem=_(
+                    "{host} does not respond like {hub} ({reason}) and has no config.json for {model}",
+                    host=host,
+                    hub=hub,
+                    reason=reason,
+                    model=model.id,
+                ),
+                setting=model.named,
+                remedy=_other_source(model),
+            )
         )
     if http.is_unresolved(error):
         return HostLacks(
-            f"{hub}'s name cannot be resolved: no network here, or no DNS ({reason}). Connect, {_other_source(model)}."
+            _(
+                "{problem}. Connect, or {remedy}.",
+                problem=_(
+                    "{hub}'s name cannot be resolved: no network here, or no DNS ({reason})", hub=hub, reason=reason
+                ),
+                remedy=_other_source(model),
+            )
         )
-    remedy = _other_source(model)[len("or ") :]
-    return HostLacks(f"{model.id} could not be fetched from {hub}: {reason}. {RETRY} If it keeps failing, {remedy}.")
+    return HostLacks(
+        _(
+            "{problem}. Type the same command again: what has arrived is kept. If it keeps failing, {remedy}.",
+            problem=_("{model} could not be fetched from {hub}: {reason}", model=model.id, hub=hub, reason=reason),
+            remedy=_other_source(model),
+        )
+    )
 
 
 def _redirected_host(error: Exception, host: str) -> str:

@@ -14,6 +14,7 @@ from recipe.core import resumable_download
 from recipe.core.errors import HostLacks
 from recipe.core.resumable_download import size_of
 from recipe.core.settings import Model
+from recipe.core.translation import _
 
 PARALLEL = 4  # files at a time, like modelscope
 
@@ -81,9 +82,15 @@ def _check(model: Model, name: str, file: Dict[str, Any], part: Path) -> None:
     if found != (file["sha256"] or found) or (file.get("git") and git.hexdigest() != file["git"]):
         part.unlink()
         raise HostLacks(
-            f"{name} of {model.id} arrived damaged: its sha256 {found[:12]}… is not the checksum that "
-            f"{NAMES[model.source]} states. It was deleted, the other files are kept: type the same command again to "
-            f"fetch it again. If that repeats, something between here and the hub changes files: use a mirror "
-            f"({MIRRORS[model.source]})."
+            _(
+                "{file} of {model} arrived damaged: its sha256 {found}… is not the checksum that {hub} states. It was "
+                "deleted, the other files are kept: type the same command again to fetch it again. If that repeats, "
+                "something between here and the hub changes files: use a mirror ({mirror}).",
+                file=name,
+                model=model.id,
+                found=found[:12],
+                hub=NAMES[model.source],
+                mirror=MIRRORS[model.source],
+            )
         )
     file["sha256"] = found

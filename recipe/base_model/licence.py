@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from recipe.base_model.folder import folder
 from recipe.core.run import Run
+from recipe.core.translation import mark
 
 
 class Licence(NamedTuple):
@@ -30,13 +31,17 @@ class Licence(NamedTuple):
         return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items() if value)
 
     def sentence(self) -> str:
-        """For a card's reader, and before an upload."""
+        """For a card's reader, and before an upload; in English, because cards are (`stored` translates it)."""
         if not self.license:
-            return (
+            return mark(
                 "The base model's licence also covers this model, and is unknown: the base's folder has no card "
                 "(README.md) that names one. Look it up before you pass this on."
             )
-        return f"The base model's licence also covers this model: {self.title}. {self.terms}".strip()
+        if not self.terms:
+            return mark("The base model's licence also covers this model: {licence}.").format(licence=self.title)
+        return mark("The base model's licence also covers this model: {licence}. {terms}").format(
+            licence=self.title, terms=self.terms
+        )
 
 
 # Its cards at Hugging Face say `license: other` since 2024-01-18 and have the terms in their text.
@@ -44,8 +49,10 @@ INTERNLM2 = Licence(
     "other",
     "internlm2-weights",
     "https://huggingface.co/internlm/internlm2-chat-7b#open-source-license",
-    "The weights are open for academic research; commercial use is free, but has to be applied for with the form that "
-    "is linked there. Only InternLM2's code is Apache-2.0.",
+    mark(
+        "The weights are open for academic research; commercial use is free, but has to be applied for with the form "
+        "that is linked there. Only InternLM2's code is Apache-2.0."
+    ),
 )
 OURS = Licence("apache-2.0")  # of random weights
 

@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterator, List, Set
 from recipe.base_model import model_code
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import lfs_pointer
+from recipe.core.translation import _, listed
 
 # In the order in which transformers looks for them: a file alone goes before the index of several.
 FILES = (
@@ -26,31 +27,48 @@ def check_pointers(place: Path, shown: str) -> None:
         if path.is_file() and path.stat().st_size < SMALL:
             pointer = lfs_pointer(path)
             if pointer:
-                raise HostLacks(f"{shown}/{path.name}: {pointer}.")
+                raise HostLacks(_("{file}: {problem}.", file=f"{shown}/{path.name}", problem=pointer))
 
 
 def check_weights(place: Path, shown: str, indexed: Dict[str, Set[str]]) -> None:
     """Raise unless transformers loads all weights of the folder. `indexed`: index → the files that it names."""
     for single, index in FILES:
-        listed = indexed.get(index, set())
-        if (place / single).is_file() and listed and listed != {single}:
+        named = indexed.get(index, set())
+        if (place / single).is_file() and named and named != {single}:
             raise InputWrong(
-                f"{shown} has {single} beside {index}: transformers loads {single} alone, and what it lacks "
-                f"gets random numbers. Remove {single}, or the index and its shards, whichever does not belong to this "
-                f"model."
+                _(
+                    "{folder} has {file} beside {index}: transformers loads {file} alone, and what it lacks gets "
+                    "random numbers. Remove {file}, or the index and its shards, whichever does not belong to this "
+                    "model.",
+                    folder=shown,
+                    file=single,
+                    index=index,
+                )
             )
-        if (place / single).is_file() or listed:
+        if (place / single).is_file() or named:
             return
     shards = sorted(path.name for path in place.iterdir() if SHARD.match(path.name))
     if shards:
         single, index = FILES[0 if shards[0].endswith("safetensors") else 1]
         raise HostLacks(
-            f"{shown} has shards such as {shards[0]}, but not {index}, without which transformers cannot load them. "
-            f"Download that file, too."
+            _(
+                "{folder} has shards such as {file}, but not {index}, without which transformers cannot load them. "
+                "Download that file, too.",
+                folder=shown,
+                file=shards[0],
+                index=index,
+            )
         )
     others = sorted(path.name for path in place.glob("*.safetensors"))
     if others:
-        raise HostLacks(f"{shown} has {others[0]}, which transformers does not load: it looks for {FILES[0][0]}.")
+        raise HostLacks(
+            _(
+                "{folder} has {file}, which transformers does not load: it looks for {wanted}.",
+                folder=shown,
+                file=others[0],
+                wanted=FILES[0][0],
+            )
+        )
 
 
 def weight_files(place: Path) -> List[Path]:
@@ -63,22 +81,32 @@ def check_tokenizer_and_code(place: Path, shown: str, needs_tokenizer: bool) -> 
     """Raise HostLacks for a folder without a tokenizer, or without the code that its JSON files name."""
     if needs_tokenizer and not any(any(place.glob(pattern)) for pattern in TOKENIZERS):
         raise HostLacks(
-            f"{shown} has no tokenizer (tokenizer.model or tokenizer.json). Copy it there, or name one: "
-            f"model.tokenizer=…"
+            _(
+                "{folder} has no tokenizer (tokenizer.model or tokenizer.json). Copy it there, or name one: "
+                "model.tokenizer=…",
+                folder=shown,
+            )
         )
     if model_code.is_internlm2(place):  # our own code loads it
         return
     missing = sorted({name for name in _code_files(place) if not (place / name).is_file()})
     if missing:
-        raise HostLacks(f"{shown} does not have {', '.join(missing)}, the model's own code. Download it, too.")
+        raise HostLacks(
+            _(
+                "{folder} does not have {files}, the model's own code. Download it, too.",
+                folder=shown,
+                files=listed(missing),
+            )
+        )
 
 
 def _code_files(place: Path) -> Iterator[str]:
     """The Python files that config.json and tokenizer_config.json name; those of another repository are not here."""
     for name in ("config.json", "tokenizer_config.json"):
         for reference in _references(model_code.read_json_object(place / name).get("auto_map")):
-            repository, _, module = reference.rpartition("--")
-            yield f"{module.split('.')[0]}.py" + (f" of {repository}" if repository else "")
+            repository, _dashes, module = reference.rpartition("--")
+            file = f"{module.split('.')[0]}.py"
+            yield _("%(names)s of %(module)s") % {"names": file, "module": repository} if repository else file
 
 
 def _references(auto_map: Any) -> Iterator[str]:

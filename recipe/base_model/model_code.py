@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from recipe.base_model import architecture
+from recipe.core.translation import mark
 
 HERE = Path(__file__).parent / "tiny"
 FILES = tuple(HERE / f"{name}.py" for name in architecture.CODE)
@@ -34,10 +35,10 @@ def is_internlm2(place: Path) -> bool:
 
 
 def describe(place: Path) -> str:
-    """Whose code loads a model folder, for the figures."""
+    """Whose code loads a model folder, for the figures: in English."""
     if is_internlm2(place):
-        return "this project's"
-    return "the folder's own" if "auto_map" in read_config(place) else "transformers'"
+        return mark("this project's")
+    return mark("the folder's own") if "auto_map" in read_config(place) else mark("transformers'")
 
 
 def load_tokenizer(place: Path, kind: str = "AutoTokenizer", **more: Any) -> Any:

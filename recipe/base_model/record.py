@@ -13,6 +13,7 @@ from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.run import Run
 from recipe.core.settings import Model, Pin
+from recipe.core.translation import _, listed
 
 RECORD = Path(".recipe") / "fetched.json"
 
@@ -98,10 +99,19 @@ def check_source(run: Run, place: Path) -> None:
     if record is None or model.path or model.is_tiny or is_of(model, record):
         return
     raise InputWrong(
-        f"{run.relative(place)} holds revision {record['revision']} (commit {record['commit'][:12] or 'unknown'}) from "
-        f"{NAMES[record['source']]}; the recipe asks for {branch(model)} from {NAMES[model.source]}. "
-        f"Rename the folder to keep both ({model.placed}=… names the renamed one), or remove it; then: "
-        f"{command_line('model')}."
+        _(
+            "{folder} holds revision {revision} (commit {commit}) from {hub}; the recipe asks for {wanted} from "
+            "{wanted_hub}. Rename the folder to keep both ({setting}=… names the renamed one), or remove it; then: "
+            "{command}.",
+            folder=run.relative(place),
+            revision=record["revision"],
+            commit=record["commit"][:12] or _("unknown"),
+            hub=NAMES[record["source"]],
+            wanted=branch(model),
+            wanted_hub=NAMES[model.source],
+            setting=model.placed,
+            command=command_line("model"),
+        )
     )
 
 
@@ -115,7 +125,13 @@ def check_files(place: Path, shown: str, record: Dict[str, Any], everything: boo
     for name, file in record["files"].items():
         path = place / name
         if not path.is_file():
-            raise HostLacks(f"{shown}/{name} is missing. To fetch it again: {command_line('model')}.")
+            raise HostLacks(
+                _(
+                    "{file} is missing. To fetch it again: {command}.",
+                    file=f"{shown}/{name}",
+                    command=command_line("model"),
+                )
+            )
         unchanged = is_unchanged(place, name, file)
         if unchanged and not everything:
             continue
@@ -124,10 +140,21 @@ def check_files(place: Path, shown: str, record: Dict[str, Any], everything: boo
         elif not unchanged:
             file["time"], updated = path.stat().st_mtime_ns, True
     if changed:
+        values = dict(files=listed(changed), folder=shown, command=command_line("model"), record=RECORD, setting=placed)
         raise HostLacks(
-            f"{', '.join(changed)} in {shown}: changed since the download (sha256 differs). Remove "
-            f"{'it' if len(changed) == 1 else 'them'} and type {command_line('model')}, which fetches only "
-            f"that; to keep your own change, rename the folder, remove {RECORD} in it, and name it: {placed}=…"
+            _(
+                "{files} in {folder}: changed since the download (sha256 differs). Remove it and type {command}, which "
+                "fetches only that; to keep your own change, rename the folder, remove {record} in it, and name it: "
+                "{setting}=…",
+                **values,
+            )
+            if len(changed) == 1
+            else _(
+                "{files} in {folder}: changed since the download (sha256 differs). Remove them and type {command}, "
+                "which fetches only that; to keep your own change, rename the folder, remove {record} in it, and name "
+                "it: {setting}=…",
+                **values,
+            )
         )
     if updated:
         with contextlib.suppress(OSError):  # a read-only folder: the file is read again next time
@@ -145,4 +172,6 @@ def _staging_folder(run: Run, model: Model) -> Path:
 
 def elsewhere(run: Run) -> str:
     """The remedy for a model that does not work here."""
-    return f"Use another revision (model.revision=…) or a local folder ({run.settings.model.placed}=…)."
+    return _(
+        "Use another revision (model.revision=…) or a local folder ({setting}=…).", setting=run.settings.model.placed
+    )

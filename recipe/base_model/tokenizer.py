@@ -13,6 +13,7 @@ from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import lfs_pointer
 from recipe.core.run import Run
 from recipe.core.settings import Settings
+from recipe.core.translation import _, mark
 from recipe.xtuner import preset_facts
 
 
@@ -25,7 +26,9 @@ def tokenizer(run: Run) -> Any:
     given = run.settings.model.tokenizer
     place = Path(given) if given else folder(run)
     if given and not place.exists():
-        raise InputWrong(f"model.tokenizer: {given} does not exist. Name a folder or a tokenizer.model file.")
+        raise InputWrong(
+            _("model.tokenizer: {path} does not exist. Name a folder or a tokenizer.model file.", path=given)
+        )
     if not given and place.exists():
         check_source(run, place)
     if not place.exists():
@@ -36,7 +39,7 @@ def tokenizer(run: Run) -> Any:
     if given:
         pointer = lfs_pointer(place if place.is_file() else tokenizer_file(place))
         if pointer:
-            raise HostLacks(f"model.tokenizer: {given}: {pointer}.")
+            raise HostLacks(_("model.tokenizer: {path}: {problem}.", path=given, problem=pointer))
     try:
         if place.is_file():
             return tokenizer_from_model(place)
@@ -44,8 +47,12 @@ def tokenizer(run: Run) -> Any:
     except Exception as error:  # sentencepiece, tokenizers and remote code raise many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputWrong(
-            f"{run.relative(place)} is not a tokenizer ({reason[:200]}). model.tokenizer takes a tokenizer.model file "
-            f"or a folder with one, model.path a whole model folder."
+            _(
+                "{path} is not a tokenizer ({reason}). model.tokenizer takes a tokenizer.model file or a folder with "
+                "one, model.path a whole model folder.",
+                path=run.relative(place),
+                reason=reason[:200],
+            )
         )
 
 
@@ -63,8 +70,12 @@ def download_tokenizer(run: Run) -> Path:
     def tokenizer_files(files: Files) -> List[str]:
         if "tokenizer.model" not in files:
             raise InputWrong(
-                f"{run.settings.model.id} has no tokenizer.model: name a tokenizer (model.tokenizer=…), or fetch the "
-                f"whole model first: {command_line('model')}."
+                _(
+                    "{model} has no tokenizer.model: name a tokenizer (model.tokenizer=…), or fetch the whole model "
+                    "first: {command}.",
+                    model=run.settings.model.id,
+                    command=command_line("model"),
+                )
             )
         return [name for name in ("tokenizer.model", "config.json") if name in files]
 
@@ -76,10 +87,10 @@ def download_tokenizer(run: Run) -> Path:
 
 
 def download_for_plan(run: Run) -> List[Tuple[str, Path]]:
-    """(what, path) of the model files that a plan needs, downloaded if they are not here."""
+    """(what, in English, path) of the model files that a plan needs, downloaded if they are not here."""
     found = []
     if not (is_local(run) or run.settings.model.tokenizer):
-        found.append(("tokenizer", download_tokenizer(run)))
+        found.append((mark("tokenizer"), download_tokenizer(run)))
     if preset_facts.has_images(run.settings):
-        found.append(("visual encoder", visual_encoder.settings_folder(run)))
+        found.append((mark("visual encoder"), visual_encoder.settings_folder(run)))
     return found

@@ -9,6 +9,7 @@ from recipe.base_model.record import at_hub, chosen
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.core.settings import Encoder
+from recipe.core.translation import _
 
 
 class VisionLoad(NamedTuple):
@@ -83,12 +84,20 @@ def encoder_shape(run: Run) -> EncoderShape:
         crop = CLIPImageProcessor.from_pretrained(str(place)).crop_size
     except (OSError, ValueError, TypeError) as error:
         raise InputWrong(
-            f"model.visual_encoder: {run.relative(place)} is not a CLIP model ({str(error).splitlines()[0][:200]})."
+            _(
+                "model.visual_encoder: {folder} is not a CLIP model ({error}).",
+                folder=run.relative(place),
+                error=str(error).splitlines()[0][:200],
+            )
         )
     if {crop.get("height"), crop.get("width")} != {config.image_size}:
         raise InputWrong(
-            f"model.visual_encoder: {run.relative(place)} crops images to {crop}, but its model takes "
-            f"{config.image_size} pixels."
+            _(
+                "model.visual_encoder: {folder} crops images to {crop}, but its model takes {pixels} pixels.",
+                folder=run.relative(place),
+                crop=crop,
+                pixels=config.image_size,
+            )
         )
     return EncoderShape(
         config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.patch_size,

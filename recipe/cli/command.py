@@ -12,6 +12,7 @@ import click
 
 from recipe.cli import grammar
 from recipe.core.errors import InputWrong
+from recipe.core.translation import _
 
 OUTPUT = "output"
 
@@ -76,7 +77,11 @@ class Command(click.Command):
             found = grammar.sort_words(known["commands"][ctx.info_name], args)
             if found.settings and not self.settings:
                 raise InputWrong(
-                    f"{found.settings[0]}: {ctx.info_name} takes no settings: it uses those the run was started with."
+                    _(
+                        "{setting}: {command} takes no settings: it uses those the run was started with.",
+                        setting=found.settings[0],
+                        command=ctx.info_name,
+                    )
                 )
             ctx.meta["settings"] = found.settings
             words = [*found.options, "--", *found.arguments]
@@ -86,10 +91,8 @@ class Command(click.Command):
         pieces = super().collect_usage_pieces(ctx)
         return [*pieces, "[KEY=VALUE]..."] if self.settings else pieces
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Examples"):
-            for example in self.examples:
-                formatter.write(f"{'':{formatter.current_indent}}{grammar.JUST} {example}\n")
+    def get_help(self, ctx: click.Context) -> str:
+        return grammar.help_text(grammar.load()["commands"][str(ctx.info_name)])
 
 
 class Keyword(click.Option):
@@ -127,7 +130,7 @@ def _invocation(recipe: Optional[str], output: str, force: bool) -> Invocation:
     command = context.command
     assert isinstance(command, Command)
     if not output:
-        raise InputWrong("--output= is empty: name a folder for the results.")
+        raise InputWrong(_("--output= is empty: name a folder for the results."))
     overrides = list(context.meta.get("settings", []))
     return Invocation(str(context.info_name), recipe or command.default, overrides, output, force, command.default)
 

@@ -1,8 +1,9 @@
 """Writes grammar.json, which grammar.py reads: python -m recipe.cli.describe."""
 
+import inspect
 import json
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import click
 from pydantic import BeforeValidator
@@ -24,13 +25,12 @@ def commands() -> Dict[str, Any]:
 
 
 def _command(command: Any, name: str) -> Dict[str, Any]:
-    # The help must be the same on every terminal and by every version of click.
-    context = click.Context(
-        command, info_name=f"{grammar.JUST} {name}", max_content_width=100, terminal_width=100,
-        **command.context_settings,
-    )  # fmt: skip
+    context = click_context(command, name)
     options = [one for one in command.params if isinstance(one, click.Option)]
     arguments = [one for one in command.params if isinstance(one, click.Argument)]
+    # --help is none of its own parameters.
+    all_options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
+    records = [one.get_help_record(context) for one in all_options]
     return {
         "name": name,
         "group": command.group,
@@ -58,8 +58,26 @@ def _command(command: Any, name: str) -> Dict[str, Any]:
             for one in options
         ]
         + [{"names": ["--help", "-h"], "value": False, "keyword": False, "hidden": False}],
-        "help": command.get_help(context),
+        "help": {
+            "text": _paragraphs(command.help),
+            "options": [list(one) for one in records if one],
+        },
+        "examples": list(command.examples),
     }
+
+
+def click_context(command: Any, name: str) -> click.Context:
+    """The same on every terminal and by every version of click."""
+    return click.Context(
+        command, info_name=f"{grammar.JUST} {name}", max_content_width=grammar.COLUMNS, terminal_width=grammar.COLUMNS,
+        **command.context_settings,
+    )  # fmt: skip
+
+
+def _paragraphs(text: str) -> List[str]:
+    """The paragraphs of a help text, each in one line; one that begins with \\b as it is."""
+    parts = inspect.cleandoc(text).split("\n\n")
+    return [one[2:] if one.startswith("\b\n") else " ".join(one.split()) for one in parts]
 
 
 def schemas() -> Dict[str, Any]:

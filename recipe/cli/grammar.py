@@ -18,18 +18,25 @@ from recipe.core.errors import InputWrong
 from recipe.core.recipe_files import (
     ROOT,
     Recipe,
+    fault,
     find_recipe,
+    first_faults,
     line_of,
     read_values,
     recipes,
     toml,
 )
 from recipe.core.suggestions import did_you_mean
+from recipe.core.text_width import width, wrap
+from recipe.core.translation import _, listed, mark, sentences
 
 SETTING = re.compile(r"[\w.]*=")
 JUST = "{just}"  # stands for commands.program() in grammar.json
+COLUMNS = 100  # of help
 # Commands that train, predict a training, or show the prompts: they ask for a system prompt that is not known.
 PROMPTED = ("demo", "train", "merge", "adapter", "config", "plan", "data-report", "preview")
+# Arguments that have choices, and what is said of a word that is none of them.
+NO_SUCH = {"TARGET": mark("{word}: no such target."), "ACTION": mark("{word}: no such action.")}
 
 
 class Words(NamedTuple):
@@ -47,11 +54,12 @@ def load() -> Dict[str, Any]:
 
 
 def unknown_command(name: str, known: Sequence[str]) -> InputWrong:
-    return InputWrong(f"There is no command {name!r}.{did_you_mean(name, known)} `{command_line('help')}` lists them.")
+    listing = _("`{command}` lists them.", command=command_line("help"))
+    return InputWrong(sentences(_("There is no command {name!r}.", name=name), did_you_mean(name, known), listing))
 
 
 def usage(command: Dict[str, Any]) -> str:
-    return f"Usage: {command['usage'].replace(JUST, program())}"
+    return _("Usage: {usage}", usage=command["usage"].replace(JUST, program()))
 
 
 def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
@@ -73,20 +81,19 @@ def sort_words(command: Dict[str, Any], words: Sequence[str]) -> Words:
             break
         if name == "--recipe" and command["recipe"]:
             if not equals and not rest:
-                raise InputWrong(f"--recipe needs the name of a recipe. {usage(command)}")
+                raise InputWrong(sentences(_("--recipe needs the name of a recipe."), usage(command)))
             recipe = value if equals else rest.pop(0)
         elif word.startswith("-") and len(word) > 1:
             option = options.get(name)
             if option is None:
                 shown = [one for one, about in options.items() if not about["hidden"]]
-                raise InputWrong(
-                    f"{command['name']} has no option {name}.{did_you_mean(name, shown)} "
-                    f"`{command_line(command['name'], '--help')}` lists them."
-                )
+                said = _("{command} has no option {option}.", command=command["name"], option=name)
+                listing = _("`{command}` lists them.", command=command_line(command["name"], "--help"))
+                raise InputWrong(sentences(said, did_you_mean(name, shown), listing))
             found.options.append(word)
             if option["value"] and not equals:
                 if not rest:
-                    raise InputWrong(f"{name} needs a value. {usage(command)}")
+                    raise InputWrong(sentences(_("{option} needs a value.", option=name), usage(command)))
                 found.options.append(rest.pop(0))
         elif equals and name in keywords:
             found.options.append(f"{keywords[name]}={value}")
@@ -111,7 +118,9 @@ def _refuse_twice(settings: Sequence[str]) -> None:
     for word in settings:
         key = word.partition("=")[0]
         if key in given:
-            raise InputWrong(f"{key} is given twice: {given[key]} and {word}. Keep one.")
+            raise InputWrong(
+                _("{key} is given twice: {first} and {second}. Keep one.", key=key, first=given[key], second=word)
+            )
         given[key] = word
 
 
@@ -137,14 +146,14 @@ def value_of(options: Sequence[str], name: str, default: str) -> str:
 def quoting_hint(words: Sequence[str], arguments: Sequence[str]) -> str:
     """A sentence on quoting, where the shell seems to have split a system prompt; else ""."""
     for number, word in enumerate(words):
-        key, _, value = word.partition("=")
+        key, _equals, value = word.partition("=")
         if key in ("system", "data.system"):
             following = itertools.takewhile(
                 lambda one: one in arguments and not os.path.exists(one), words[number + 1 :]
             )
             text = " ".join([value, *following])
             if text != value:
-                return f' Put a text with blanks in quotes: {key}="{text}"'
+                return _('Put a text with blanks in quotes: {key}="{text}"', key=key, text=text)
     return ""
 
 
@@ -152,15 +161,15 @@ def _check_arguments(command: Dict[str, Any], given: Sequence[str], hint: str) -
     wanted = command["arguments"]
     for argument, word in zip(wanted, given):
         if argument["choices"] and word not in argument["choices"]:
-            raise InputWrong(
-                f"{word}: no such {argument['name'].lower()}.{did_you_mean(word, argument['choices'])} There are: "
-                f"{', '.join(argument['choices'])}. {usage(command)}"
-            )
+            said, close = _(NO_SUCH[argument["name"]], word=word), did_you_mean(word, argument["choices"])
+            choices = _("There are: {choices}.", choices=listed(argument["choices"]))
+            raise InputWrong(sentences(said, close, choices, usage(command)))
     if len(given) > len(wanted) and not (wanted and wanted[-1]["many"]):
-        raise InputWrong(f"Too many words: {' '.join(given[len(wanted) :])}.{hint} {usage(command)}")
+        said = _("Too many words: {words}.", words=" ".join(given[len(wanted) :]))
+        raise InputWrong(sentences(said, hint, usage(command)))
     missing = [argument["name"] for argument in wanted[len(given) :] if argument["required"]]
     if missing:
-        raise InputWrong(f"{missing[0]} is missing. {usage(command)}")
+        raise InputWrong(sentences(_("{argument} is missing.", argument=missing[0]), usage(command)))
 
 
 def check_full_width(words: Sequence[str], keys: Sequence[str]) -> None:
@@ -168,7 +177,9 @@ def check_full_width(words: Sequence[str], keys: Sequence[str]) -> None:
     tables = "|".join(sorted({key.split(".")[0] for key in keys}))
     for word in words:
         if re.match(rf"({tables})[\w.]*＝", word):
-            raise InputWrong(f"{word}: ＝ is full-width, as Chinese input methods type it. Type = instead.")
+            raise InputWrong(
+                _("{word}: ＝ is full-width, as Chinese input methods type it. Type = instead.", word=word)
+            )
 
 
 class Checked(NamedTuple):
@@ -189,7 +200,8 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     check_full_width(words, list(known["settings"]))
     found = sort_words(command, words)
     if found.settings and not command["settings"]:
-        raise InputWrong(f"{found.settings[0]}: {name} takes no settings. {usage(command)}")
+        said = _("{setting}: {command} takes no settings.", setting=found.settings[0], command=name)
+        raise InputWrong(sentences(said, usage(command)))
     if not command["recipe"]:
         return Checked(found, "")
     places = [argument["name"] for argument in command["arguments"]]
@@ -203,7 +215,7 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
     try:
         recipe = find_recipe(word, folder, command["recipe"], output)
     except InputWrong as error:
-        raise InputWrong(f"{error}{quoting_hint(words, found.arguments)}")
+        raise InputWrong(sentences(str(error), quoting_hint(words, found.arguments)))
     reader = toml()
     if reader is None:
         data_source.check_owner(output / recipe.name, folder or Path.cwd(), recipe.data)
@@ -223,10 +235,9 @@ def check(name: str, words: Sequence[str], folder: Optional[Path] = None) -> Che
         ]
         override = near[0] if near else ""
         line = 0 if override else line_of(text, key.split("."), reader)
-        where = f"override {override}" if override else f"{recipe.path}, line {line}" if line else str(recipe.path)
-        lines.append(f"{where}: {key}: {why}.")
+        lines.append(fault(recipe.path, line, override, key, why))
     if lines:
-        raise InputWrong("\n".join(lines[:20] + [f"… and {len(lines) - 20} more."] * (len(lines) > 20)))
+        raise InputWrong("\n".join(first_faults(lines)))
     return Checked(found, recipe.name, recipe, values)
 
 
@@ -238,17 +249,54 @@ def names(known: Dict[str, Any]) -> List[str]:
 
 def overview(known: Dict[str, Any]) -> str:
     """All commands, grouped."""
-    lines = [f"Usage: {program()} COMMAND [RECIPE] [KEY=VALUE]…", ""]
-    lines += [f"RECIPE: {', '.join(recipes())}, a file mine.toml, or your data: data/mine.xlsx, a folder of files.", ""]
+    lines = [_("Usage: {usage}", usage=f"{program()} COMMAND [RECIPE] [KEY=VALUE]…"), ""]
+    named = _(
+        "RECIPE: {recipes}, a file mine.toml, or your data: data/mine.xlsx, a folder of files.",
+        recipes=listed(recipes()),
+    )
+    lines += [named, ""]
     groups: Dict[str, List[Dict[str, Any]]] = {}
     for command in known["commands"].values():
         groups.setdefault(command["group"], []).append(command)
     for group, commands in groups.items():
-        lines += [f"{group}:", *(f"  {one['name']:12} {one['summary']}" for one in commands), ""]
+        rows = [f"  {one['name']:12} {_(one['summary'])}" for one in commands]
+        lines += [_("{heading}:", heading=_(group)), *rows, ""]
     lines.append(
-        f"`{program()} COMMAND --help` tells more. `{program()} --list` also shows the commands for developing."
+        _(
+            "`{program} COMMAND --help` tells more. `{program} --list` also shows the commands for developing.",
+            program=program(),
+        )
     )
     return "\n".join(lines)
+
+
+def help_text(command: Dict[str, Any]) -> str:
+    """A command's help."""
+    lines = _usage_lines(command)
+    for text in command["help"]["text"]:
+        lines += ["", *(f"  {line}" for line in _paragraph(_(text), COLUMNS - 4))]
+    lines += ["", _("Options:")]
+    options = command["help"]["options"]
+    left = max(len(name) for name, _text in options) + 2
+    for name, text in options:
+        first, *more = _paragraph(_(text), COLUMNS - left - 2)
+        lines += [f"  {name:{left}}{first}", *(f"  {'':{left}}{line}" for line in more)]
+    lines += ["", _("Examples:"), *(f"  {JUST} {example}" for example in command["examples"])]
+    return "\n".join(lines).replace(JUST, program())
+
+
+def _usage_lines(command: Dict[str, Any]) -> List[str]:
+    """The usage, its further lines below the first's words."""
+    first = f"{JUST} {command['name']} "
+    indent = width(_("Usage: {usage}", usage=first))
+    words, *more = wrap(command["usage"][len(first) :], COLUMNS - indent)
+    return [_("Usage: {usage}", usage=first + words), *(" " * indent + line for line in more)]
+
+
+def _paragraph(text: str, columns: int) -> List[str]:
+    """The lines of a paragraph. What has lines of its own keeps them, and what is short enough its blanks."""
+    is_done = "\n" in text or width(text) <= columns
+    return text.split("\n") if is_done else wrap(text, columns)
 
 
 def answer(words: Sequence[str]) -> Optional[str]:
@@ -260,8 +308,7 @@ def answer(words: Sequence[str]) -> Optional[str]:
     if name == "help" or (name in ("-h", "--help") and not rest):
         return overview(known)
     if {"-h", "--help"} & set(rest) and name in known["commands"]:
-        text: str = known["commands"][name]["help"]
-        return text.replace(JUST, program())
+        return help_text(known["commands"][name])
     if name not in names(known):
         raise unknown_command(name, names(known))
     return None

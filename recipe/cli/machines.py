@@ -7,6 +7,7 @@ from recipe.cli.run import load
 from recipe.cluster import TARGETS
 from recipe.core import settings
 from recipe.core.overrides import to_toml
+from recipe.core.translation import _
 
 
 @command("cluster slurm coach nodes=2 gpus=8", "cluster sky coach")
@@ -29,4 +30,4 @@ def bench(typed: Invocation) -> None:
     from recipe.training import bench as benching
 
     benching.run(settings.load(typed.recipe, typed.overrides, typed.folder)[1], typed.folder, click.echo)
-    click.echo(f"plan and doctor use it: {typed.output}/bench.json")
+    click.echo(_("plan and doctor use it: {file}", file=f"{typed.output}/bench.json"))

@@ -15,7 +15,8 @@ import click
 from recipe.cli import grammar
 from recipe.cli.command import OUTPUT
 from recipe.core.commands import program
-from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError, Stopped
+from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError, Stopped, reason
+from recipe.core.translation import _, mark, prepare_streams, stored
 
 # command → module of this package. A command is the module's function of its name, with _ for -.
 COMMANDS: Dict[str, str] = {
@@ -50,11 +51,25 @@ COMMANDS: Dict[str, str] = {
 }
 # What Ctrl-C leaves, where it is not a training.
 INTERRUPTED = {
-    "chat": "",
-    "model": ": what has arrived is kept, the same command goes on from there",
-    "watch": " watching; the run goes on",
-    "stop": " waiting",
+    "chat": mark("Stopped."),
+    "model": mark("Stopped: what has arrived is kept, the same command goes on from there."),
+    "watch": mark("Stopped watching; the run goes on."),
+    "stop": mark("Stopped waiting."),
 }
+STOPPED = mark("Stopped: the same command continues from the last checkpoint, if any.")
+# What click says of words that grammar.py lets pass.
+CLICK_MESSAGES = (
+    mark("Invalid value for {option}: {problem}"),
+    mark("{value} is not one of {choices}."),
+    mark("Missing option {option}."),
+    mark("Missing argument {argument}."),
+    mark("Missing parameter: {name}"),
+    mark("Option {option} requires an argument."),
+    mark("Option {option} does not take a value."),
+    mark("No such option: {option}"),
+    mark("Got unexpected extra argument ({words})"),
+    mark("Got unexpected extra arguments ({words})"),
+)
 
 
 class Commands(click.Group):
@@ -79,9 +94,7 @@ class Commands(click.Group):
     def main(self, args: Optional[Sequence[str]] = None, prog_name: Optional[str] = None, **more: Any) -> Any:
         """Run a command line (default: this process's) and exit with its code."""
         words = sys.argv[1:] if args is None else list(args)
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")  # an ASCII terminal loses signs, not runs
+        prepare_streams()
         command = words[0] if words else "help"
         output = grammar.value_of(words, "--output", OUTPUT)
         try:
@@ -95,15 +108,15 @@ class Commands(click.Group):
             click.secho(str(error), fg=None if isinstance(error, (NotFetched, Stopped)) else "red", err=True)
             sys.exit(error.code)
         except click.UsageError as error:
-            click.secho(f"{command}: {error.format_message()}", fg="red", err=True)
+            click.secho(f"{command}: {stored(error.format_message())}", fg="red", err=True)
             sys.exit(InputWrong.code)
         except (KeyboardInterrupt, click.Abort):
-            goes_on = INTERRUPTED.get(command, ": the same command continues from the last checkpoint, if any")
-            click.secho(f"Stopped{goes_on}.", err=True)
+            click.secho(_(INTERRUPTED.get(command, STOPPED)), err=True)
             sys.exit(130)
         except Exception as error:
             if isinstance(error, OSError) and error.errno is not None:
-                what = f"{error.strerror}: {error.filename or output}. Nothing made before is lost."
+                place = error.filename or output
+                what = _("{reason}: {path}. Nothing made before is lost.", reason=reason(error), path=place)
                 click.secho(what, fg="red", err=True)
                 sys.exit(HostLacks.code)
             # Not one of the failures we know: say so in a line, keep the details for a report. In a container /tmp is
@@ -117,9 +130,9 @@ class Commands(click.Group):
             except OSError:
                 report = Path(tempfile.gettempdir(), name)
                 report.write_text(details, encoding="utf-8", errors="replace")
-            click.secho(
-                f"Unexpected: {type(error).__name__}: {error}. Details for a report: {report}", fg="red", err=True
-            )
+            what = f"{type(error).__name__}: {error}"
+            said = _("Unexpected: {error}. Details for a report: {file}", error=what, file=report)
+            click.secho(said, fg="red", err=True)
             sys.exit(1)
 
 

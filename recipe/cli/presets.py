@@ -10,22 +10,26 @@ import click
 from recipe.cli.command import OUTPUT, command, console
 from recipe.core import data_source
 from recipe.core.commands import command_line
-from recipe.core.errors import InputWrong
+from recipe.core.errors import InputWrong, reason
 from recipe.core.files import write_text
 from recipe.core.overrides import to_toml
 from recipe.core.recipe_files import RECIPES, recipes
+from recipe.core.translation import _, english, mark, ngettext, stored
 from recipe.planning import memory
 from recipe.xtuner import preset_editor, preset_facts
 
-HEAD = ("preset", "family", "method", "template", "data", "GiB computed", "here")
+HEAD = (
+    mark("preset"), mark("family"), mark("method"), mark("template"), mark("data"), mark("GiB computed"), mark("here"),
+)  # fmt: skip
 TABLE = Path(__file__).resolve().parent.parent.parent / "docs" / "presets.tsv"
 
 
 def rows(word: str = "") -> List[List[str]]:
     """A row for every preset whose row holds `word`, in any case; see HEAD. Memory is of one GPU, as shipped."""
-    found = [
-        preset_facts.table_row(preset_facts.facts(name), memory.preset_gib(name)) for name in preset_editor.files()
-    ]
+    with english():
+        found = [
+            preset_facts.table_row(preset_facts.facts(name), memory.preset_gib(name)) for name in preset_editor.files()
+        ]
     return [row for row in found if word.lower() in " ".join(row).lower()]
 
 
@@ -39,16 +43,20 @@ def show(word: str, terminal: Any) -> None:
 
     found = rows(word)
     if not found:
-        raise InputWrong(f"{word!r} matches no preset's name, family, method, template or data.")
+        raise InputWrong(_("{word!r} matches no preset's name, family, method, template or data.", word=word))
     if not terminal.is_terminal:  # to a pipe: in the format of docs/presets.tsv
         print(as_tsv(found), end="")
         return
-    table = Table(*HEAD, box=None)
+    table = Table(*map(_, HEAD), box=None)
     for row in found:
-        table.add_row(*row)
+        table.add_row(*row[:-1], stored(row[-1]))
     terminal.print(table)
     terminal.print(
-        f"{len(found)} presets. GiB: computed from the shape, for the preset's own batch and length on one GPU"
+        ngettext(
+            "{n} preset. GiB: computed from the shape, for the preset's own batch and length on one GPU",
+            "{n} presets. GiB: computed from the shape, for the preset's own batch and length on one GPU",
+            len(found),
+        )
     )
 
 
@@ -58,19 +66,22 @@ def write_recipe(name: str, base: str) -> Path:
     """
     path = Path(name if name.endswith(".toml") else f"{name}.toml")
     if path.stem in recipes():
-        raise InputWrong(f"{path.stem} is a recipe that ships. Choose another name.")
+        raise InputWrong(_("{name} is a recipe that ships. Choose another name.", name=path.stem))
     if not path.stem.replace("-", "_").isidentifier():
         raise InputWrong(
-            f"{path.stem!r} is not a valid recipe name: use letters, digits, - and _, as it also names a folder."
+            _(
+                "{name!r} is not a valid recipe name: use letters, digits, - and _, as it also names a folder.",
+                name=path.stem,
+            )
         )
     text = _from_recipe(path, base) if base in recipes() else _from_preset(path, base)
     try:
         with path.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError:
-        raise InputWrong(f"{path} already exists. Choose another name.")
+        raise InputWrong(_("{file} already exists. Choose another name.", file=path))
     except OSError as error:
-        raise InputWrong(f"{path} cannot be written: {error.strerror}.")
+        raise InputWrong(_("{file} cannot be written: {reason}.", file=path, reason=reason(error)))
     return path
 
 
@@ -87,13 +98,14 @@ def _from_recipe(path: Path, base: str) -> str:
         (r"^system = .*", f"system = {to_toml(remembered.get('system', ''))} # who the model is to be"),
         (r"^evaluation_inputs = (.|\n)*?\]\n", f"evaluation_inputs = {data_source.QUESTIONS} # of those held out\n"),
     ):
-        text = re.sub(f"(?m){pattern}", lambda _, new=new: new, text)  # type: ignore[misc]
+        text = re.sub(f"(?m){pattern}", lambda _found, new=new: new, text)  # type: ignore[misc]
     return text
 
 
 def _from_preset(path: Path, base: str) -> str:
-    found = preset_facts.facts(base)
-    said = found.refusal
+    with english():  # as the file's other comments
+        found = preset_facts.facts(base)
+        said = found.refusal
     warning = f"# Does not run here: {said}.\n" if said else ""
     has_images = found.kind == "image"
     vision = VISUAL_ENCODER.format(visual_encoder=found.visual_encoder) if has_images else ""
@@ -177,4 +189,4 @@ def presets(words: Tuple[str, ...], write: bool) -> None:
 def new(name: str, base: str) -> None:
     """Write a recipe file of your own, NAME.toml, from a shipped recipe or one of XTuner's presets."""
     path = write_recipe(name, base)
-    click.echo(f"{path}: edit it, then: {command_line('plan', shlex.quote(str(path)))}")
+    click.echo(_("{file}: edit it, then: {command}", file=path, command=command_line("plan", shlex.quote(str(path)))))

@@ -10,6 +10,8 @@ import click
 from recipe.cli.command import Invocation, command, console, options, output_option, root, run_options
 from recipe.core.errors import RunFailed
 from recipe.core.overrides import price
+from recipe.core.text_width import ljust
+from recipe.core.translation import _
 
 two_runs = options(click.argument("run"), click.argument("other", metavar="RUN"), output_option)
 compares = functools.partial(command, default="", settings=False)
@@ -28,7 +30,8 @@ def report(typed: Invocation) -> None:
     from recipe.reporting import report as reporting
 
     run = _find(typed.recipe, typed)
-    click.echo(f"report        {run.relative(reporting.write(run, price=price(typed.overrides)))}")
+    written = reporting.write(run, price=price(typed.overrides))
+    click.echo(f"{ljust(_('report'), 13)} {run.relative(written)}")
 
 
 @command("verify coach", "verify output/coach", settings=False, runs=True)
@@ -42,7 +45,7 @@ def verify(typed: Invocation) -> None:
     with tempfile.TemporaryDirectory(prefix=".verify-", dir=str(typed.folder)) as beside:
         equal = verifying.show(verifying.check_run(run, Path(beside)), console())
     if not equal:
-        raise RunFailed("Some results differ from what this run made.")
+        raise RunFailed(_("Some results differ from what this run made."))
 
 
 @compares("compare coach tutorial", "compare output/coach old/coach")
@@ -52,7 +55,8 @@ def compare(typed: Invocation, run: str, other: str) -> None:
     from recipe.reporting import compare as comparing
 
     first, second = _show_differences(typed, run, other)
-    click.echo(f"page          {first.run.relative(comparing.write(first, second, typed.folder / 'compare'))}")
+    page = comparing.write(first, second, typed.folder / "compare")
+    click.echo(f"{ljust(_('page'), 13)} {first.run.relative(page)}")
 
 
 @compares("diff coach tutorial", "diff output/coach old/coach")

@@ -13,6 +13,8 @@ from recipe.cli.command import Invocation, console, root
 from recipe.core import data_source, settings
 from recipe.core.errors import PlanRefused
 from recipe.core.recipe_files import find_recipe
+from recipe.core.text_width import ljust
+from recipe.core.translation import _, stored
 
 Show = Callable[[Any], None]
 
@@ -101,7 +103,7 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
             click.echo()
             console().print(page.summary_table(run))
             for what, path in results(run):
-                click.echo(f"{what:13} {path}")
+                click.echo(f"{ljust(what, 13)} {path}")
             write_report(run)
         if show:
             show(run)
@@ -140,10 +142,10 @@ def check_before_detaching(run: Any, command: str) -> None:
 def results(run: Any) -> List[Tuple[str, str]]:
     """(what, path) of a trained run's results."""
     stages = run.manifest["stages"]
-    found = [("checkpoint", run.checkpoint)]
-    found += [("adapter", run.adapter)] * ("adapter" in stages)
-    found += [("merged model", run.merged)] * ("merge" in stages)
-    return [(what, run.relative(path)) for what, path in [*found, ("all figures", run.folder / "run.json")]]
+    found = [(_("checkpoint"), run.checkpoint)]
+    found += [(_("adapter"), run.adapter)] * ("adapter" in stages)
+    found += [(_("merged model"), run.merged)] * ("merge" in stages)
+    return [(what, run.relative(path)) for what, path in [*found, (_("all figures"), run.folder / "run.json")]]
 
 
 def write_report(run: Any) -> None:
@@ -151,9 +153,10 @@ def write_report(run: Any) -> None:
     from recipe.reporting import report
 
     try:
-        click.echo(f"{'report':13} {run.relative(report.write(run, is_running=False))}")
+        click.echo(f"{ljust(_('report'), 13)} {run.relative(report.write(run, is_running=False))}")
     except Exception as error:
-        click.secho(f"The report could not be written: {type(error).__name__}: {error}", fg="yellow", err=True)
+        what = f"{type(error).__name__}: {stored(str(error))}"
+        click.secho(_("The report could not be written: {error}", error=what), fg="yellow", err=True)
 
 
 def shown_path(path: Path) -> str:

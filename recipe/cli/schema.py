@@ -5,16 +5,20 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from recipe.core import other_names
 from recipe.core.suggestions import closest
+from recipe.core.translation import _, listed, mark, ngettext
 
 TYPES: Dict[str, Tuple[Any, str]] = {
-    "string": (str, "a text"), "integer": (int, "a whole number"), "number": ((int, float), "a number"),
-    "boolean": (bool, "true or false"), "array": (list, "a list"),
-}  # fmt: skip
+    "string": (str, mark("should be a text")),
+    "integer": (int, mark("should be a whole number")),
+    "number": ((int, float), mark("should be a number")),
+    "boolean": (bool, mark("should be true or false")),
+    "array": (list, mark("should be a list")),
+}
 LIMITS = {
-    "minimum": "at least",
-    "maximum": "at most",
-    "exclusiveMinimum": "greater than",
-    "exclusiveMaximum": "less than",
+    "minimum": mark("should be at least {limit:g}"),
+    "maximum": mark("should be at most {limit:g}"),
+    "exclusiveMinimum": mark("should be greater than {limit:g}"),
+    "exclusiveMaximum": mark("should be less than {limit:g}"),
 }
 
 
@@ -27,16 +31,14 @@ def find_errors(values: Dict[str, Any], schemas: Dict[str, Any]) -> List[Tuple[s
         key, value = waiting.pop(0)
         if key in schemas:
             error = find_error(value, schemas[key])
-            found += [(key, f"{error} (found {value!r})")] if error else []
+            found += [(key, _("{error} (found {value!r})", error=error, value=value))] if error else []
         elif key in tables and isinstance(value, dict):
             waiting += [(f"{key}.{name}", one) for name, one in value.items()]
         elif key in tables:
-            found.append((key, f"is a table, not a value (found {value!r})"))
+            found.append((key, _("is a table, not a value (found {value!r})", value=value)))
         else:
             known = list(schemas) if "." in key else [*tables, *schemas]
-            other = other_names.hint(key, list(schemas))
-            guess = f"; {other}" if other else _hint(key, known, 0.5)
-            found.append((key, f"unknown key{guess or '; known are ' + ', '.join(known)}"))
+            found.append((key, other_names.unknown_key(key, known, list(schemas))))
     return found
 
 
@@ -53,25 +55,25 @@ def find_error(value: Any, schema: Dict[str, Any]) -> str:
         value = [str(value)]
     if "anyOf" in schema:
         errors = [find_error(value, one) for one in schema["anyOf"] if one.get("type") != "null"]
-        return "" if "" in errors else " or ".join(dict.fromkeys(errors))
+        return "" if "" in errors else _(" or ").join(dict.fromkeys(errors))
     if "enum" in schema:
-        known = list(map(str, schema["enum"]))
-        return "" if value in schema["enum"] else f"should be one of {', '.join(known)}{_hint(str(value), known)}"
+        return "" if value in schema["enum"] else _none_of(str(value), list(map(str, schema["enum"])))
     kind = schema.get("type", "")
     if kind in TYPES:
-        python, name = TYPES[kind]
+        python, said = TYPES[kind]
         if not isinstance(value, python) or (isinstance(value, bool) and kind != "boolean"):
-            return f"should be {name}"
+            return _(said)
     if kind == "array":
         if len(value) < schema.get("minItems", 0):
-            return f"should have at least {schema['minItems']} entry"
+            return ngettext("should have at least {n} entry", "should have at least {n} entries", schema["minItems"])
         return next(filter(None, (find_error(one, schema["items"]) for one in value)), "")
     if kind == "string":
         pattern = schema.get("pattern")
-        return "" if not pattern or re.search(pattern, value) else f"should look like {pattern}"
-    for name, words in LIMITS.items():
+        is_right = not pattern or re.search(pattern, value)
+        return "" if is_right else _("should look like {pattern}", pattern=pattern)
+    for name, said in LIMITS.items():
         if name in schema and not _holds(value, name, schema[name]):
-            return f"should be {words} {schema[name]:g}"
+            return _(said, limit=schema[name])
     return ""
 
 
@@ -81,6 +83,8 @@ def _holds(value: Any, limit: str, bound: Any) -> bool:
     return bool(value >= bound if limit == "minimum" else value <= bound)
 
 
-def _hint(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    close = closest(word, known, cutoff)
-    return f"; did you mean {close}" if close else ""
+def _none_of(word: str, known: Sequence[str]) -> str:
+    close = closest(word, known)
+    if close:
+        return _("should be one of {choices}; did you mean {word}", choices=listed(known), word=close)
+    return _("should be one of {choices}", choices=listed(known))

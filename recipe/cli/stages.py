@@ -13,8 +13,9 @@ from recipe.cli.command import Invocation, console, force_option, output_option,
 from recipe.cli.run import fetch_tokenizer, join_other_nodes, load, run_stages
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
+from recipe.core.translation import _, mark, sentences
 
-command = functools.partial(cli.command, group="One stage")
+command = functools.partial(cli.command, group=mark("One stage"))
 
 
 @command("data coach", "data data/mine.xlsx")
@@ -31,7 +32,7 @@ def data_report(typed: Invocation) -> None:
     from recipe.reporting import data_report as report
 
     def show(run: Any) -> None:
-        click.echo(f"\nThe same as a page: {run.relative(report.write(run, console()))}")
+        click.echo("\n" + _("The same as a page: {file}", file=run.relative(report.write(run, console()))))
 
     run_stages(load(typed), typed.command, show)
 
@@ -48,7 +49,10 @@ def preview(typed: Invocation, row: Optional[str]) -> None:
     if typed.recipe.isdecimal() and row is None:  # preview 3
         typed, row = dataclasses.replace(typed, recipe="coach"), typed.recipe
     if row is not None and not (row.isdecimal() and int(row)):
-        raise InputWrong(f"{row!r} is not a conversation number. Usage: {command_line('preview')} [recipe] [row]")
+        usage = f"{command_line('preview')} [recipe] [row]"
+        raise InputWrong(
+            sentences(_("{row!r} is not a conversation number.", row=row), _("Usage: {usage}", usage=usage))
+        )
     run_stages(load(typed), typed.command, lambda run: report.preview(run, int(row or 1), console()))
 
 
@@ -65,8 +69,8 @@ def plan(typed: Invocation, png: Optional[str]) -> None:
         page.show_plan(made, console())
         if png:
             page.save_learning_rate(made, Path(png))
-            click.echo(f"\nCurve: {png}")
-        click.echo(f"\nNext: {command_line('train', typed.arguments)}")
+            click.echo("\n" + _("Curve: {file}", file=png))
+        click.echo("\n" + _("Next: {command}", command=command_line("train", typed.arguments)))
 
     run_stages(load(typed), typed.command, show)
 

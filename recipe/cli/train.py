@@ -8,6 +8,7 @@ from recipe.cli.command import Invocation, command, console, exec_script, option
 from recipe.cli.run import check_before_detaching, join_other_nodes, load, run_stages
 from recipe.core.commands import command_line
 from recipe.core.errors import RunFailed
+from recipe.core.translation import _
 
 training_options = options(
     stage_options,
@@ -45,10 +46,11 @@ def _show_demo(run: Any, typed: Invocation) -> None:
 
     page.show_samples(run, console())
     if "eval" in run.manifest["stages"]:
-        click.echo(f"\nOn what was held out, {page.evaluation_verdict(run)}")
-    click.echo(f"\nNext, to talk to it:       {command_line('chat', typed.recipe_arguments)}")
-    click.echo(f"your own workbook:        {command_line('demo', 'data/mine.xlsx')}")
-    click.echo(f"on an NVIDIA GPU:         {command_line('train')}")
+        click.echo("\n" + _("On what was held out, {verdict}", verdict=page.evaluation_verdict(run)))
+    click.echo()
+    click.echo(_("Next, to talk to it:       {command}", command=command_line("chat", typed.recipe_arguments)))
+    click.echo(_("your own workbook:        {command}", command=command_line("demo", "data/mine.xlsx")))
+    click.echo(_("on an NVIDIA GPU:         {command}", command=command_line("train")))
 
 
 @command("train data/mine.xlsx", "train coach train.max_epochs=5 --detach")
@@ -62,9 +64,10 @@ def _show_train(run: Any, typed: Invocation) -> None:
     from recipe.xtuner import preset_facts
 
     if preset_facts.method(run.settings) == "projector":
-        click.echo(f"\nNext: the second stage's recipe, with model.pretrained_pth={run.relative(run.folder)}")
+        word = f"model.pretrained_pth={run.relative(run.folder)}"
+        click.echo("\n" + _("Next: the second stage's recipe, with {setting}", setting=word))
     else:
-        click.echo(f"\nNext: {command_line('merge', typed.arguments)}")
+        click.echo("\n" + _("Next: {command}", command=command_line("merge", typed.arguments)))
 
 
 @command("merge data/mine.xlsx", "merge coach --dry-run")
@@ -83,7 +86,7 @@ def merge(typed: Invocation, detach: bool, checks: bool, dry_run: bool) -> None:
 
 
 def _show_merge(run: Any, typed: Invocation) -> None:
-    click.echo(f"\nNext: {command_line('chat', typed.recipe_arguments)}")
+    click.echo("\n" + _("Next: {command}", command=command_line("chat", typed.recipe_arguments)))
 
 
 @command("reproduce", "reproduce --output output/again", default="tutorial")
@@ -96,7 +99,7 @@ def reproduce(typed: Invocation) -> None:
 
     def show(run: Any) -> None:
         if not tutorial.show(run, console()):
-            raise RunFailed("At least one comparable line differs from the published run.")
+            raise RunFailed(_("At least one comparable line differs from the published run."))
 
     # A folder of its own: the tutorial's recipe may have been run with other settings.
     run_stages(load(typed, name="reproduce"), typed.command, show)

@@ -20,6 +20,7 @@ from recipe.cli.run import load, write_report
 from recipe.core import overrides, settings
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
+from recipe.core.translation import _, listed, sentences
 from recipe.export.targets import TARGETS
 
 # Settings that a training does not depend on.
@@ -49,11 +50,18 @@ def use_trained_settings(run: Any, typed: Invocation) -> None:
         if key.startswith(INDEPENDENT) or independent:
             run.settings = settings.replace(run.settings, key, new)
         elif new != old:
-            conflicts.append(f"{key} was {json.dumps(old, ensure_ascii=False)}")
+            was = _("was {value}", value=json.dumps(old, ensure_ascii=False))
+            conflicts.append(f"{key} {was}")
     if conflicts:
         raise InputWrong(
-            f"{typed.command} never trains, and the model in {run.relative(run.folder)} was trained with other "
-            f"settings: {', '.join(conflicts)}. Retrain with: {_training_command(wanted, typed)}"
+            _(
+                "{command} never trains, and the model in {folder} was trained with other settings: {conflicts}. "
+                "Retrain with: {training}",
+                command=typed.command,
+                folder=run.relative(run.folder),
+                conflicts=listed(conflicts),
+                training=_training_command(wanted, typed),
+            )
         )
 
 
@@ -70,10 +78,13 @@ def _is_trained(run: Any) -> bool:
 
 def _check_trained(run: Any, typed: Invocation, hint: str = "") -> None:
     if not _is_trained(run):
-        raise InputWrong(
-            f"Nothing has been trained in {run.relative(run.folder)}, and {typed.command} never trains.{hint} Train "
-            f"with: {_training_command(run.settings, typed)}"
+        said = _(
+            "Nothing has been trained in {folder}, and {command} never trains.",
+            folder=run.relative(run.folder),
+            command=typed.command,
         )
+        training = _("Train with: {command}", command=_training_command(run.settings, typed))
+        raise InputWrong(sentences(said, hint, training))
 
 
 @command("eval data/mine.xlsx", "eval coach eval.answers=100")
@@ -114,7 +125,7 @@ def chat(typed: Invocation, question: Optional[str], model: Optional[str], image
     run = load(typed)
     which = model or ""
     if which != "base":
-        _check_trained(run, typed, " You can chat with the base model: model=base.")
+        _check_trained(run, typed, _("You can chat with the base model: model=base."))
     with run.open():
         if _is_trained(run) and (which != "base" or not typed.overrides):
             use_trained_settings(run, typed)
@@ -153,7 +164,9 @@ def export(typed: Invocation, target: str, yes: bool) -> None:
     run = load(typed)
     foreign = [word for word in typed.overrides if not word.startswith("export.")]
     if foreign:
-        raise InputWrong(f"{foreign[0]}: the model is already trained; export accepts only export.… settings.")
+        raise InputWrong(
+            _("{setting}: the model is already trained; export accepts only export.… settings.", setting=foreign[0])
+        )
     wanted = run.settings.export.model_dump()
     with run.open():
         run.use_trained_settings()

@@ -17,6 +17,7 @@ from recipe.cli import grammar
 from recipe.core import data_source
 from recipe.core.errors import InputWrong
 from recipe.core.recipe_files import ROOT
+from recipe.core.translation import _, prepare_streams
 
 HELP = 10  # exit code
 PATH = re.compile(r"/|\.\./|.*/\.\./")  # leads out of the clone, where commands run
@@ -81,7 +82,7 @@ def _utf8(word: str) -> str:
 
 
 def _quoted(text: str) -> List[str]:
-    return [path for _, path in QUOTED_PATH.findall(text)]
+    return [path for _quote, path in QUOTED_PATH.findall(text)]
 
 
 def main(words: Sequence[str]) -> int:
@@ -97,12 +98,11 @@ def main(words: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        print(_("Stopped."), file=sys.stderr)
         return 130
     return 0
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    prepare_streams()
     sys.exit(main(sys.argv[1:]))

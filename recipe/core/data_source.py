@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Optional
 
 from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
+from recipe.core.translation import _, listed, sentences
 
 RECORD = "source.json"
 QUESTIONS = 3  # asked during training, drawn from what is held out
@@ -44,15 +45,23 @@ def run_name(data: str, root: Path) -> str:
     name = name if os.path.isdir(path) else os.path.splitext(name)[0]
     if name in ("", os.curdir, os.pardir) or os.path.realpath(path) == os.path.realpath(str(root)):
         raise InputWrong(
-            f"{data or '.'} gives a run no name. Name a data file, or a folder that holds only data files."
+            _(
+                "{data} gives a run no name. Name a data file, or a folder that holds only data files.",
+                data=data or ".",
+            )
         )
     if name.startswith((".", "~$")) or any(ord(sign) < 32 or 0xD800 <= ord(sign) <= 0xDFFF for sign in data):
         raise InputWrong(
-            f"{data!r}: the run's folder is named after the file. Rename it: in UTF-8, without control characters, and "
-            "not beginning with a dot or ~$ (Excel's lock file)."
+            _(
+                "{data!r}: the run's folder is named after the file. Rename it: in UTF-8, without control characters, "
+                "and not beginning with a dot or ~$ (Excel's lock file).",
+                data=data,
+            )
         )
     if os.path.isfile(os.path.join(path, "run.json")):
-        raise InputWrong(f"{data} is a run's folder, not data. Name the recipe or the data file that it belongs to.")
+        raise InputWrong(
+            _("{data} is a run's folder, not data. Name the recipe or the data file that it belongs to.", data=data)
+        )
     return name
 
 
@@ -63,10 +72,15 @@ def missing(word: str, root: Path) -> InputWrong:
     try:
         names = sorted(path.name for path in folder.iterdir() if TABLES.search(path.name) and path.name[0] not in ".~")
     except OSError:
-        return InputWrong(f"There is no data file {word}, and no folder {shown}.")
-    place = "The clone" if shown == os.curdir else shown
-    listing = f" {place} holds: {', '.join(names[:5])}." if names else ""
-    return InputWrong(f"There is no data file {word}.{listing} Put it there, or name yours: data/mine.xlsx")
+        return InputWrong(_("There is no data file {file}, and no folder {folder}.", file=word, folder=shown))
+    place = _("The clone") if shown == os.curdir else shown
+    return InputWrong(
+        sentences(
+            _("There is no data file {file}.", file=word),
+            _("{place} holds: {files}.", place=place, files=listed(names[:5])) if names else "",
+            _("Put it there, or name yours: data/mine.xlsx"),
+        )
+    )
 
 
 def read(folder: Path) -> Dict[str, str]:
@@ -92,14 +106,35 @@ def check_owner(folder: Path, root: Path, data: str, files: Any = None) -> None:
     `files`).
     """
     owner, shown = read(folder).get("data", ""), relative(str(folder), root)
-    others = "name another folder with --output, or delete that one"
     if data:
         if owner and os.path.realpath(str(root / owner)) != os.path.realpath(str(root / data)):
-            raise InputWrong(f"{shown} holds the run of {owner}, not of {data}. Rename {data}, {others}.")
+            raise InputWrong(
+                _(
+                    "{folder} holds the run of {owner}, not of {data}. Rename {data}, name another folder with "
+                    "--output, or delete that one.",
+                    folder=shown,
+                    owner=owner,
+                    data=data,
+                )
+            )
         if not owner and (folder / "run.json").is_file():
-            raise InputWrong(f"{shown} holds the run of a recipe, not of {data}. Rename {data}, {others}.")
+            raise InputWrong(
+                _(
+                    "{folder} holds the run of a recipe, not of {data}. Rename {data}, name another folder with "
+                    "--output, or delete that one.",
+                    folder=shown,
+                    data=data,
+                )
+            )
     elif owner and files is not None and not _is_only(files, owner, root):
-        raise InputWrong(f"{shown} holds the run of {owner}. Rename the recipe file, {others}.")
+        raise InputWrong(
+            _(
+                "{folder} holds the run of {owner}. Rename the recipe file, name another folder with --output, or "
+                "delete that one.",
+                folder=shown,
+                owner=owner,
+            )
+        )
 
 
 def check_trainer(folder: Path, root: Path, recipe: str) -> None:
@@ -107,8 +142,13 @@ def check_trainer(folder: Path, root: Path, recipe: str) -> None:
     before = read(folder).get("recipe", recipe)
     if before != recipe:
         raise InputWrong(
-            f"{relative(str(folder), root)} holds what {before} trained on these data, and this command would put what "
-            f"{recipe} trains in its place. To keep both: --output another_folder; else delete that folder."
+            _(
+                "{folder} holds what {before} trained on these data, and this command would put what {recipe} trains "
+                "in its place. To keep both: --output another_folder; else delete that folder.",
+                folder=relative(str(folder), root),
+                before=before,
+                recipe=recipe,
+            )
         )
 
 
@@ -135,8 +175,12 @@ def check_system(values: Dict[str, Any]) -> None:
     text = own.get("system") if isinstance(own, dict) else None
     if isinstance(text, str) and PLACEHOLDER.fullmatch(text):
         raise InputWrong(
-            f"data.system: {text!r} is only a placeholder. Write who the model is to be, such as "
-            f'system="{EXAMPLES["是" in text]}", or leave it out.'
+            _(
+                "data.system: {text!r} is only a placeholder. Write who the model is to be, such as "
+                'system="{example}", or leave it out.',
+                text=text,
+                example=EXAMPLES["是" in text],
+            )
         )
 
 
@@ -149,8 +193,10 @@ def ask_system(folder: Path, data: str, given: List[str]) -> None:
     if is_given or "system" in read(folder) or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     print(
-        f"Who is the model to be? Its system prompt for {data}, used in training, evaluation and chat.\n"
-        f"For example: {EXAMPLES[False]} (or: {EXAMPLES[True]})\nEnter alone: none.",
+        _("Who is the model to be? Its system prompt for {data}, used in training, evaluation and chat.", data=data),
+        _("For example: {english} (or: {chinese})", english=EXAMPLES[False], chinese=EXAMPLES[True]),
+        _("Enter alone: none."),
+        sep="\n",
         file=sys.stderr,
     )
     while True:
@@ -162,7 +208,7 @@ def ask_system(folder: Path, data: str, given: List[str]) -> None:
             line.encode("utf-8")
             check_system({"data": {"system": line.strip()}})
         except UnicodeEncodeError:
-            print("This is not UTF-8. Type it again.", file=sys.stderr)
+            print(_("This is not UTF-8. Type it again."), file=sys.stderr)
         except InputWrong as error:
             print(error, file=sys.stderr)
         else:

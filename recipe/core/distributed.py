@@ -16,6 +16,7 @@ from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.host import gpus
 from recipe.core.settings import Settings
+from recipe.core.translation import _
 
 PORT = 29500  # torchrun's default port of node 0
 HEARTBEAT = "Iteration {} of {} on this machine"  # hooks.HeartbeatHook says it
@@ -49,9 +50,16 @@ def update_per_rank(settings: Settings, batch: int, accumulation: int) -> Tuple[
     if found is None:
         more = math.ceil(batch * accumulation / ranks) * ranks
         raise InputWrong(
-            f"{ranks} GPUs cannot share an update of train.batch_size={batch} × train.accumulative_counts="
-            f"{accumulation} sequences equally. The next size that works is {more}: train.batch_size={more // ranks} "
-            f"train.accumulative_counts={ranks}."
+            _(
+                "{ranks} GPUs cannot share an update of train.batch_size={batch} × train.accumulative_counts="
+                "{accumulation} sequences equally. The next size that works is {next_size}: train.batch_size="
+                "{next_batch} train.accumulative_counts={ranks}.",
+                ranks=ranks,
+                batch=batch,
+                accumulation=accumulation,
+                next_size=more,
+                next_batch=more // ranks,
+            )
         )
     return found
 
@@ -66,7 +74,13 @@ def node(settings: Settings) -> Optional[Node]:
     found = os.environ.get
     nodes = _first("NODES", "SLURM_JOB_NUM_NODES", "SKYPILOT_NUM_NODES", "PET_NNODES")
     if nodes and nodes != str(settings.nodes):
-        raise InputWrong(f"The recipe has nodes={settings.nodes}, the environment says {nodes}: make them equal.")
+        raise InputWrong(
+            _(
+                "The recipe has nodes={nodes}, the environment says {found}: make them equal.",
+                nodes=settings.nodes,
+                found=nodes,
+            )
+        )
     rank = _first("NODE_RANK", "SLURM_NODEID", "SKYPILOT_NODE_RANK", "PET_NODE_RANK", "JOB_COMPLETION_INDEX")
     addresses = found("SKYPILOT_NODE_IPS", "").split()
     address = _first("MASTER_ADDR", "PET_MASTER_ADDR") or (addresses[0] if addresses else "")
@@ -74,12 +88,23 @@ def node(settings: Settings) -> Optional[Node]:
     port = _first("MASTER_PORT", "PET_MASTER_PORT") or str(PORT)
     if not rank or not address:
         raise InputWrong(
-            f"nodes={settings.nodes}: type the command on every machine with NODES={settings.nodes} NODE_RANK=0 "
-            f"(… {settings.nodes - 1}) MASTER_ADDR=the first one's address, or have a scheduler do it: "
-            f"{command_line('cluster slurm')}, k8s or sky."
+            _(
+                "nodes={nodes}: type the command on every machine with NODES={nodes} NODE_RANK=0 (… {last}) "
+                "MASTER_ADDR=the first one's address, or have a scheduler do it: {command}, k8s or sky.",
+                nodes=settings.nodes,
+                last=settings.nodes - 1,
+                command=command_line("cluster slurm"),
+            )
         )
     if not rank.isdigit() or int(rank) >= settings.nodes or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InputWrong(f"Node {rank} of {settings.nodes} at port {port}: not a node number from 0, or not a port.")
+        raise InputWrong(
+            _(
+                "Node {rank} of {nodes} at port {port}: not a node number from 0, or not a port.",
+                rank=rank,
+                nodes=settings.nodes,
+                port=port,
+            )
+        )
     return Node(int(rank), address, int(port))
 
 
@@ -117,9 +142,19 @@ def check_gpu_count(settings: Settings) -> None:
     found = gpus()
     if len(found) < settings.gpus:
         rest = len(hardware.query()[0])
-        hidden = f" (of {rest}; CUDA_VISIBLE_DEVICES or MIG hides the rest)" if rest > len(found) else ""
-        here = f"{len(found)} can be used here{hidden}"
-        raise HostLacks(f"gpus={settings.gpus}: {here}. gpus={len(found) or 1} learns the same, in more time.")
+        values = dict(wanted=settings.gpus, usable=len(found), fewer=len(found) or 1)
+        if rest > len(found):
+            raise HostLacks(
+                _(
+                    "gpus={wanted}: {usable} can be used here (of {all}; CUDA_VISIBLE_DEVICES or MIG hides the rest). "
+                    "gpus={fewer} learns the same, in more time.",
+                    all=rest,
+                    **values,
+                )
+            )
+        raise HostLacks(
+            _("gpus={wanted}: {usable} can be used here. gpus={fewer} learns the same, in more time.", **values)
+        )
 
 
 def is_complete(folder: Path) -> bool:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from recipe.core.errors import RunFailed
+from recipe.core.translation import _
 
 LFS = b"version https://git-lfs"  # how a pointer begins
 
@@ -32,7 +33,7 @@ def lfs_pointer(path: Path) -> str:
         head = stream.read(len(LFS))
     if head != LFS:
         return ""
-    return "it is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or download the file"
+    return _("it is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or download the file")
 
 
 def remove(path: Path) -> None:
@@ -46,7 +47,7 @@ def remove(path: Path) -> None:
 def replace(new: Path, old: Path) -> None:
     """Put `new` where `old` is. A folder cannot be renamed over another: the old one steps aside first."""
     if not new.exists():
-        raise RunFailed(f"The stage ended without writing {old.name}.")
+        raise RunFailed(_("The stage ended without writing {file}.", file=old.name))
     if new.is_file() and not old.is_dir():
         os.replace(str(new), str(old))
         return

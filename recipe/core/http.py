@@ -7,10 +7,10 @@ from typing import Any, Dict, Iterator, Optional, Tuple, Union
 from urllib.parse import urlsplit
 
 from recipe.core.errors import HostLacks
+from recipe.core.translation import _
 
 LIMIT = 30  # seconds without a byte
 Timeout = Union[float, Tuple[float, float]]  # (for the connection, without a byte)
-RETRY = "Type the same command again: what has arrived is kept."
 
 
 def get(url: str, headers: Dict[str, str], timeout: Timeout = LIMIT, **more: str) -> Any:
@@ -29,8 +29,11 @@ def check_response(response: Any, name: str, size: Optional[int] = None) -> None
     error = kind == "application/json" and not name.endswith((".json", ".jsonl"))
     if page or error or (size is not None and file_size(response) not in (None, size)):
         response.status_code = 404
-        found = kind or "something else"
-        raise requests.HTTPError(f"{server(response.url)} sent {found} instead of {name}", response=response)
+        found = kind or _("something else")
+        raise requests.HTTPError(
+            _("{server} sent {found} instead of {name}", server=server(response.url), found=found, name=name),
+            response=response,
+        )
 
 
 def server(url: str) -> str:
@@ -86,7 +89,7 @@ def _is_certificate_error(error: Exception) -> bool:
 
 def reason(error: Exception) -> str:
     """The cause of an error in one line, without passwords in addresses."""
-    *_, first = causes(error)  # the innermost message is the shortest
+    *_outer, first = causes(error)  # the innermost message is the shortest
     line = f"{type(first).__name__}: {first}".splitlines()[0]
     return re.sub(r"//[^/\s]+@", "//", line)[:200]
 
@@ -95,9 +98,19 @@ def explain_disk(error: Exception, what: str) -> Optional[HostLacks]:
     """The error for a disk that is full or cannot be written while `what` is fetched; None for another failure."""
     numbers = [getattr(cause, "errno", None) for cause in causes(error)]
     if errno.ENOSPC in numbers or errno.EDQUOT in numbers:
-        return HostLacks(f"The disk is full while {what} is being fetched. Free some space. {RETRY}")
+        return HostLacks(
+            _(
+                "{problem}. Free some space. Type the same command again: what has arrived is kept.",
+                problem=_("The disk is full while {what} is being fetched", what=what),
+            )
+        )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return HostLacks(f"{error.filename}: {error.strerror}. Make it writable. {RETRY}")
+        return HostLacks(
+            _(
+                "{problem}. Make it writable. Type the same command again: what has arrived is kept.",
+                problem=f"{error.filename}: {error.strerror}",
+            )
+        )
     return None
 
 
@@ -107,9 +120,19 @@ def explain_connection(error: Exception, server: str) -> Optional[HostLacks]:
 
     if _is_certificate_error(error):
         return HostLacks(
-            f"{server}'s certificate is not accepted: {reason(error)}. Check the clock; behind a proxy that decrypts "
-            f"TLS, name its certificate: REQUESTS_CA_BUNDLE=/path/to/ca.pem."
+            _(
+                "{problem}. Check the clock; behind a proxy that decrypts TLS, name its certificate: "
+                "REQUESTS_CA_BUNDLE=/path/to/ca.pem.",
+                problem=_("{server}'s certificate is not accepted: {reason}", server=server, reason=reason(error)),
+            )
         )
     if isinstance(error, requests.exceptions.ProxyError):
-        return HostLacks(f"The proxy (HTTPS_PROXY) blocks access to {server}: {reason(error)}. Correct or unset it.")
+        return HostLacks(
+            _(
+                "{problem}. Correct or unset it.",
+                problem=_(
+                    "The proxy (HTTPS_PROXY) blocks access to {server}: {reason}", server=server, reason=reason(error)
+                ),
+            )
+        )
     return None

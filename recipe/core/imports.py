@@ -37,6 +37,6 @@ def load() -> None:
     gc.freeze()
 
 
-def _uncompiled(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+def _uncompiled(function: Callable[..., Any], **_more: Any) -> Callable[..., Any]:
     """torch.compile that compiles nothing."""
     return function

@@ -7,6 +7,9 @@ parameters, Unsloth's FastLanguageModel. Python's standard library alone.
 
 from typing import Dict, Sequence
 
+from recipe.core.suggestions import closest
+from recipe.core.translation import _, listed
+
 OURS: Dict[str, str] = {
     **dict.fromkeys(("learning_rate",), "train.lr"),
     **dict.fromkeys(
@@ -133,10 +136,17 @@ def hint(key: str, known: Sequence[str]) -> str:
     """What to say of an unknown key that another trainer has; "" if it is not one of theirs."""
     found = ours(key, known)
     if found:
-        return f"did you mean {found}"
+        return _("did you mean {key}", key=found)
     if key.rpartition(".")[2].replace("-", "_").lower() in NONE_OF_OURS:
-        return "it is another trainer's, and has no counterpart here"
+        return _("it is another trainer's, and has no counterpart here")
     return ""
+
+
+def unknown_key(key: str, known: Sequence[str], settings: Sequence[str]) -> str:
+    """What to say of a key that is none of `known`, which are `settings` and perhaps their tables."""
+    other, close = hint(key, settings), closest(key, known, cutoff=0.5)
+    guess = _("did you mean {key}", key=close) if close else _("known are {keys}", keys=listed(known))
+    return _("unknown key; {hint}", hint=other or guess)
 
 
 def ours(key: str, known: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from recipe.core.errors import InputWrong
 from recipe.core.recipe_files import parse_override
 from recipe.core.settings import Plan, Settings
+from recipe.core.settings_errors import message
+from recipe.core.translation import _
 
 
 def get(settings: Settings, key: str) -> Any:
@@ -48,9 +50,16 @@ def price(overrides: Sequence[str]) -> Optional[float]:
     for override in overrides:
         keys, value = parse_override(override, tomli)
         if keys != ("plan", "price_per_hour"):
-            raise InputWrong(f"{override}: a finished run cannot change; a report accepts only plan.price_per_hour=….")
+            raise InputWrong(
+                _(
+                    "{override}: a finished run cannot change; a report accepts only plan.price_per_hour=….",
+                    override=override,
+                )
+            )
         try:
             found = Plan.model_validate({keys[1]: value}).price_per_hour
         except ValidationError as error:
-            raise InputWrong(f"override {override}: {error.errors()[0]['msg']} (found {value!r}).")
+            reason = _("{error} (found {value!r})", error=message(error.errors()[0]), value=value)
+            place = _("override {override}", override=override)
+            raise InputWrong(_("{place}: {reason}.", place=place, reason=reason))
     return found

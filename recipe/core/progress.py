@@ -4,6 +4,8 @@ import contextlib
 import time
 from typing import Callable, Iterator, Optional
 
+from recipe.core.translation import _
+
 
 @contextlib.contextmanager
 def transfer_progress() -> Iterator[Callable[[int, Optional[int]], None]]:
@@ -19,7 +21,7 @@ def transfer_progress() -> Iterator[Callable[[int, Optional[int]], None]]:
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
     )
-    bar = progress.Progress(progress.TextColumn("  fetching"), *columns, transient=True)
+    bar = progress.Progress(progress.TextColumn("  " + _("fetching")), *columns, transient=True)
     began, first, printed, live = time.monotonic(), -1, 0, bar.console.is_terminal
     task = bar.add_task("", total=None)
 
@@ -32,8 +34,14 @@ def transfer_progress() -> Iterator[Callable[[int, Optional[int]], None]]:
         elif total and took > 5 and now * 20 // total > printed:
             printed = now * 20 // total
             rate = (now - first) / took
-            left = f"{(total - now) / rate:.0f} s left" if rate else ""
-            print(f"  fetching {decimal(now)} of {decimal(total)}, {decimal(int(rate))}/s, {left}", flush=True)
+            line = _(
+                "fetching {arrived} of {total}, {rate}/s, {left}",
+                arrived=decimal(now),
+                total=decimal(total),
+                rate=decimal(int(rate)),
+                left=_("{seconds:.0f} s left", seconds=(total - now) / rate) if rate else "",
+            )
+            print(f"  {line}", flush=True)
 
     with bar if live else contextlib.nullcontext():
         yield show

@@ -15,9 +15,11 @@ from recipe.core import data_source
 from recipe.core.commands import command_line
 from recipe.core.errors import InputWrong
 from recipe.core.suggestions import did_you_mean
+from recipe.core.translation import _, listed, mark, sentences, stored
 
 RECIPES = Path(__file__).resolve().parent.parent
 ROOT = RECIPES.parent
+MAX_FAULTS = 20  # listed one by one; the rest is counted
 
 
 def toml() -> Any:
@@ -44,6 +46,39 @@ def recipes() -> List[str]:
     return sorted(p.stem for p in RECIPES.glob("*.toml") if "\nbase = " in p.read_text(encoding="utf-8"))
 
 
+# What a TOML reader says, and Python of a text that is not UTF-8.
+READER_MESSAGES = (
+    mark("{problem} (at line {line}, column {column})"),
+    mark("{problem} (at end of document)"),
+    mark("Invalid value"),
+    mark("Invalid statement"),
+    mark("Invalid initial character for a key part"),
+    mark("Illegal character {character}"),
+    mark("Found invalid character {character}"),
+    mark("Invalid hex value"),
+    mark("Invalid date or datetime"),
+    mark("Escaped character is not a Unicode scalar value"),
+    mark("Expected '=' after a key in a key/value pair"),
+    mark("Expected {text!r}"),
+    mark("Expected newline or end of document after a statement"),
+    mark("Expected ']' at the end of a table declaration"),
+    mark("Expected ']]' at the end of an array declaration"),
+    mark("Unclosed array"),
+    mark("Unclosed inline table"),
+    mark("Unterminated string"),
+    mark("Unescaped '\\' in a string"),
+    mark("Cannot overwrite a value"),
+    mark("Cannot declare {keys} twice"),
+    mark("Cannot mutate immutable namespace {keys}"),
+    mark("Cannot redefine namespace {keys}"),
+    mark("Duplicate inline table key {key}"),
+    mark("'utf-8' codec can't decode byte {byte} in position {position}: {problem}"),
+    mark("invalid start byte"),
+    mark("invalid continuation byte"),
+    mark("unexpected end of data"),
+)
+
+
 class Recipe(NamedTuple):
     """What a command line names: a recipe file and the name of its run; `data` takes the place of its own data."""
 
@@ -65,7 +100,9 @@ def find_recipe(
         if os.path.isfile(here / word):  # False also for a name or a folder that cannot be looked at
             path = Path(word) if folder is None else here / word
             return Recipe(path, path.stem)
-        raise InputWrong(f"There is no recipe file {word}. Shipped recipes: {', '.join(recipes())}.")
+        raise InputWrong(
+            _("There is no recipe file {file}. Shipped recipes: {recipes}.", file=word, recipes=listed(recipes()))
+        )
     for place in (RECIPES, here):
         path = place / f"{word}.toml"
         if os.path.isfile(path):
@@ -75,10 +112,18 @@ def find_recipe(
     known = data_source.read((output or here / "output") / word) if os.path.basename(word) == word else {}
     if known:  # the name of a data file's run
         return Recipe(RECIPES / f"{default}.toml", word, known["data"])
-    folder_hint = f" The folder of data is named {word}/." if word and os.path.isdir(here / word) else ""
+    is_folder = word and os.path.isdir(here / word)
+    shipped = _(
+        "Shipped: {recipes}; or give the path of your own recipe file (ending in .toml) or data file (data/mine.xlsx).",
+        recipes=listed(recipes()),
+    )
     raise InputWrong(
-        f"There is no recipe {word!r}.{did_you_mean(word, recipes())} Shipped: {', '.join(recipes())}; "
-        f"or give the path of your own recipe file (ending in .toml) or data file (data/mine.xlsx).{folder_hint}"
+        sentences(
+            _("There is no recipe {word!r}.", word=word),
+            did_you_mean(word, recipes()),
+            shipped,
+            _("The folder of data is named {folder}/.", folder=word) if is_folder else "",
+        )
     )
 
 
@@ -86,8 +131,10 @@ def _of_data(word: str, root: Path, default: str, output: Path) -> Recipe:
     """The recipe `default` with the data file or folder `word`. Raises InputWrong."""
     if default == "tutorial":
         raise InputWrong(
-            "This command repeats the tutorial on its own workbook. Train on yours with: "
-            f"{command_line('merge', shlex.quote(word))}"
+            _(
+                "This command repeats the tutorial on its own workbook. Train on yours with: {command}",
+                command=command_line("merge", shlex.quote(word)),
+            )
         )
     data = data_source.relative(word, root)
     name = data_source.run_name(data, root)
@@ -95,13 +142,22 @@ def _of_data(word: str, root: Path, default: str, output: Path) -> Recipe:
         raise data_source.missing(word, root)
     if name in (*recipes(), "reproduce"):
         raise InputWrong(
-            f"{word} would be the run {name!r}, which is the recipe {name}'s. Rename it, or use it in that recipe: "
-            f"{name} {shlex.quote(f'data.files={word}')} data.sha256="
+            _(
+                "{file} would be the run {name!r}, which is the recipe {name}'s. Rename it, or use it in that recipe: "
+                "{words}",
+                file=word,
+                name=name,
+                words=f"{name} {shlex.quote(f'data.files={word}')} data.sha256=",
+            )
         )
     if os.path.isfile(root / f"{name}.toml"):
         raise InputWrong(
-            f"{word} would be the run {name!r}, which is the recipe file {name}.toml's. Name that file, or rename one "
-            "of the two."
+            _(
+                "{file} would be the run {name!r}, which is the recipe file {name}.toml's. Name that file, or rename "
+                "one of the two.",
+                file=word,
+                name=name,
+            )
         )
     return Recipe(RECIPES / f"{default}.toml", name, data)
 
@@ -126,36 +182,57 @@ def find_run_folder(word: str, root: Path, output: Path) -> Path:
 def read_recipe(path: Path, reader: Any) -> Tuple[str, Dict[str, Any]]:
     """(text, values) of a recipe file. Raises InputWrong."""
     if path.stem.startswith("."):  # it names the run's folder
-        raise InputWrong(f"{path}: a recipe file is called NAME.toml, and its name does not begin with a dot.")
+        raise InputWrong(
+            _("{file}: a recipe file is called NAME.toml, and its name does not begin with a dot.", file=path)
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows' Notepad puts a mark in front
     except (OSError, UnicodeDecodeError) as error:
-        raise InputWrong(f"Cannot read the recipe file {path}: {error}. It must be a UTF-8 text file.")
+        raise InputWrong(
+            _(
+                "Cannot read the recipe file {file}: {error}. It must be a UTF-8 text file.",
+                file=path,
+                error=stored(str(error)),
+            )
+        )
     try:
         values = reader.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
-        raise InputWrong(f"{path} is not valid TOML: {error}. Strings go in quotes, lists in brackets.")
-    refuse_home(values, str(path))
+        raise InputWrong(
+            _(
+                "{file} is not valid TOML: {error}. Strings go in quotes, lists in brackets.",
+                file=path,
+                error=stored(str(error)),
+            )
+        )
+    refuse_home(values, path)
     return text, values
 
 
 def parse_override(override: str, reader: Any) -> Tuple[Tuple[str, ...], Any]:
     """(keys, value) of key=value, whose value is TOML or a bare word. Raises InputWrong."""
-    key, _, raw = override.partition("=")
+    key, _equals, raw = override.partition("=")
     if not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*", key):
-        raise InputWrong(f"Override {override!r}: write it as key=value, such as train.max_epochs=5.")
+        raise InputWrong(
+            _("Override {override!r}: write it as key=value, such as train.max_epochs=5.", override=override)
+        )
     try:
         parsed = reader.loads(f"value = {raw}")
     except (ValueError, RecursionError) as error:
         if raw.lstrip()[:1] in tuple("\"'[{"):
             raise InputWrong(
-                f"Override {override!r}: the value is not valid TOML ({error}). Quote it for the shell as in "
-                f"data.files='[\"data/mine.xlsx\"]'."
+                _(
+                    "Override {override!r}: the value is not valid TOML ({error}). Quote it for the shell as in "
+                    "{example}.",
+                    override=override,
+                    error=stored(str(error)),
+                    example="data.files='[\"data/mine.xlsx\"]'",
+                )
             )
         parsed = {"value": raw}  # bare words are strings: model.path=/some/folder
     if set(parsed) != {"value"} or any(0xD800 <= ord(character) <= 0xDFFF for character in override):
-        raise InputWrong(f"Override {override!r}: give one value, in UTF-8.")
-    refuse_home({key: parsed["value"]}, f"Override {override!r}")
+        raise InputWrong(_("Override {override!r}: give one value, in UTF-8.", override=override))
+    refuse_home({key: parsed["value"]}, override=override)
     return tuple(key.split(".")), parsed["value"]
 
 
@@ -164,15 +241,26 @@ def as_typed(override: str, value: Any) -> Any:
     return value if isinstance(value, (str, list, dict)) else override.partition("=")[2].strip()
 
 
-def refuse_home(values: Dict[str, Any], where: str) -> None:
-    """Raises InputWrong for a path that begins with ~, which only a shell expands, and not after a = sign."""
+def refuse_home(values: Dict[str, Any], file: Optional[Path] = None, override: str = "") -> None:
+    """Raises InputWrong for a path that begins with ~, which only a shell expands, and not after a = sign.
+
+    The values are those of a file, or of an override.
+    """
     for key, value in values.items():
         texts = value if isinstance(value, list) else [value]
         for text in texts:
             if isinstance(text, dict):
-                refuse_home({f"{key}.{name}": one for name, one in text.items()}, where)
+                refuse_home({f"{key}.{name}": one for name, one in text.items()}, file, override)
             elif isinstance(text, str) and text.startswith("~/"):
-                raise InputWrong(f"{where}: {key}: ~ is not expanded here. Write {os.path.expanduser(text)}")
+                where = _("Override {override!r}", override=override) if override else file
+                raise InputWrong(
+                    _(
+                        "{where}: {key}: ~ is not expanded here. Write {path}",
+                        where=where,
+                        key=key,
+                        path=os.path.expanduser(text),
+                    )
+                )
 
 
 def read_values(
@@ -194,7 +282,7 @@ def read_values(
     for override in overrides:
         keys, value = parse_override(override, reader)
         if recipe.data and keys == ("data", "files"):
-            raise InputWrong(f"{recipe.data} and {override}: name the data once.")
+            raise InputWrong(_("{file} and {override}: name the data once.", file=recipe.data, override=override))
         put(values, keys, as_typed(override, value) if is_text(".".join(keys)) else value, override)
         given[keys] = override
     choose_hub(values, given)
@@ -211,7 +299,7 @@ def put(values: Dict[str, Any], keys: Sequence[str], value: Any, override: str) 
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise InputWrong(f"Override {override!r}: {key} is a value, not a table.")
+            raise InputWrong(_("Override {override!r}: {key} is a value, not a table.", override=override, key=key))
     table[keys[-1]] = value
 
 
@@ -234,6 +322,22 @@ def line_of(text: str, keys: Sequence[str], reader: Any) -> int:
             return parsed_up_to + 1
         parsed_up_to = count
     return 0
+
+
+def fault(path: Path, line: int, override: str, key: str, reason: str) -> str:
+    """A line on a wrong setting, given by an override, or by the recipe file at a line (0: unknown)."""
+    if override:
+        place = _("override {override}", override=override)
+    else:
+        place = _("{file}, line {line}", file=path, line=line) if line else str(path)
+    said = _("{place}: {reason}", place=key, reason=reason) if key else reason
+    return _("{place}: {reason}.", place=place, reason=said)
+
+
+def first_faults(lines: Sequence[str]) -> List[str]:
+    """The first of many faults, and how many there are more."""
+    more = len(lines) - MAX_FAULTS
+    return [*lines[:MAX_FAULTS], *[_("… and {n} more.", n=more)] * (more > 0)]
 
 
 def choose_hub(values: Dict[str, Any], given: Iterable[Tuple[str, ...]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable, Dict, Optional, Sequence
 
 from recipe.core import http
+from recipe.core.translation import _
 
 CONNECT = 10  # seconds for a connection
 SILENCE = 30  # seconds without a byte, after which a transfer is restarted
@@ -47,7 +48,9 @@ def complete(
             if stop.is_set():
                 return size_of(part) == size
             size = size or stated or size_of(part)  # a body of unstated length has ended well
-            failure: Exception = OSError(f"{name} is not {size:,} bytes long, as the server states")
+            failure: Exception = OSError(
+                _("{name} is not {size:,} bytes long, as the server states", name=name, size=size)
+            )
         except requests.RequestException as error:
             if len(urls) > 1 and http.status(error) in TRY_NEXT:
                 urls = urls[1:]

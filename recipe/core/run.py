@@ -16,6 +16,7 @@ from recipe.core.files import relative_path, write_text
 from recipe.core.hashing import digest
 from recipe.core.host import host, versions
 from recipe.core.settings import Settings, load
+from recipe.core.translation import _
 
 MADE_FOR = ("data", "plan", "config")  # stages whose results a training uses; later commands may replace them
 INDEPENDENT = ("eval", "export", "plan", "cluster", "merge")  # tables of settings that a training does not depend on
@@ -111,12 +112,19 @@ class Run:
             lock.acquire()
         except Timeout:
             raise HostLacks(
-                f"Another run is using {self.relative(self.folder)}. Wait for it, or use a recipe file of another name."
+                _(
+                    "Another run is using {folder}. Wait for it, or use a recipe file of another name.",
+                    folder=self.relative(self.folder),
+                )
             )
         except OSError as error:
             raise HostLacks(
-                f"Cannot write the output folder {self.relative(self.folder)}: {error.strerror}. "
-                f"Make it writable, or name another with --output."
+                _(
+                    "Cannot write the output folder {folder}: {reason}. Make it writable, or name another with "
+                    "--output.",
+                    folder=self.relative(self.folder),
+                    reason=error.strerror,
+                )
             )
         path = self.folder / "run.json"
         if path.exists():
@@ -129,8 +137,13 @@ class Run:
                 lock.release()
                 shown = self.relative(path)
                 raise InputWrong(
-                    f"{shown} is damaged: what was made in {self.relative(self.folder)} is unknown. Restore the file, "
-                    f"or make everything again: mv {shlex.quote(shown)} {shlex.quote(shown + '.damaged')}"
+                    _(
+                        "{file} is damaged: what was made in {folder} is unknown. Restore the file, or make everything "
+                        "again: {command}",
+                        file=shown,
+                        folder=self.relative(self.folder),
+                        command=f"mv {shlex.quote(shown)} {shlex.quote(shown + '.damaged')}",
+                    )
                 )
             self.manifest = found
         return lock
@@ -140,9 +153,12 @@ class Run:
         made, here = self.manifest.get("recipe_file"), self._recipe_file()
         if not isinstance(made, dict) or not here or here["path"] == made["path"] or here["sha256"] == made["sha256"]:
             return ""
-        return (
-            f"{self.relative(self.folder)} was made by {made['path']}; {here['path']} is another recipe of the same "
-            f"name. What differs is made again in its place. To keep both: --output another_folder"
+        return _(
+            "{folder} was made by {recipe}; {other_recipe} is another recipe of the same name. What differs is made "
+            "again in its place. To keep both: --output another_folder",
+            folder=self.relative(self.folder),
+            recipe=made["path"],
+            other_recipe=here["path"],
         )
 
     def _recipe_file(self) -> Dict[str, str]:
@@ -270,8 +286,12 @@ def manifest_error(path: str, error: Exception) -> InputWrong:
     """The error for a run.json that is damaged or has another version's fields."""
     first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return InputWrong(
-        f"{path} cannot be read ({first}): it is damaged, or from another version of this recipe. Rerun the "
-        f"command that made it."
+        _(
+            "{file} cannot be read ({error}): it is damaged, or from another version of this recipe. Rerun the command "
+            "that made it.",
+            file=path,
+            error=first,
+        )
     )
 
 

@@ -15,6 +15,7 @@ from typing_extensions import Annotated, Literal
 from recipe.core.errors import InputWrong
 from recipe.core.recipe_files import Recipe, find_recipe, read_values
 from recipe.core.settings_errors import explain
+from recipe.core.translation import _, mark
 
 Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=32768)]
@@ -26,7 +27,7 @@ TextList = Annotated[List[str], as_list]
 
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise ValueError("a text is empty")
+        raise ValueError(_("a text is empty"))
     return text
 
 
@@ -64,7 +65,7 @@ class Model(Table):
     """
 
     # For messages: what the model is called, and the settings that name it and its folder
-    what: ClassVar[str] = "base model"
+    what: ClassVar[str] = mark("base model")
     named: ClassVar[str] = "model.id"
     placed: ClassVar[str] = "model.path"
 
@@ -98,7 +99,7 @@ class Model(Table):
 class Encoder(Model):
     """The CLIP visual encoder; it is downloaded and checked like the base model."""
 
-    what: ClassVar[str] = "visual encoder"
+    what: ClassVar[str] = mark("visual encoder")
     named: ClassVar[str] = "model.visual_encoder"
     placed: ClassVar[str] = "model.visual_encoder"
 
@@ -230,8 +231,11 @@ class Merge(Table):
     def _one_weight_each(self) -> "Merge":
         if self.weights and len(self.weights) != 1 + len(self.adapters):
             raise ValueError(
-                f"merge.weights has {len(self.weights)} numbers for {1 + len(self.adapters)} adapters (the run's own "
-                f"comes first)"
+                _(
+                    "merge.weights has {weights} numbers for {adapters} adapters (the run's own comes first)",
+                    weights=len(self.weights),
+                    adapters=1 + len(self.adapters),
+                )
             )
         return self
 
@@ -314,17 +318,19 @@ class Settings(Table):
             return self
         if "zero3" in self.train.deepspeed:
             raise ValueError(
-                'train.deepspeed = "deepspeed_zero3" splits the base\'s weights among the GPUs, which 4-bit '
-                "weights do not allow here: use train.method=lora with it, or train.deepspeed=deepspeed_zero2"
+                _(
+                    'train.deepspeed = "deepspeed_zero3" splits the base\'s weights among the GPUs, which 4-bit '
+                    "weights do not allow here: use train.method=lora with it, or train.deepspeed=deepspeed_zero2"
+                )
             )
         if self.train.dtype == "fp32":
-            raise ValueError('train.dtype = "fp32" needs train.method = "lora" or "full": QLoRA computes in 16 bits')
+            raise ValueError(_('train.dtype = "fp32" needs train.method = "lora" or "full": QLoRA computes in 16 bits'))
         return self
 
 
 def known_keys(model: Any = None, prefix: str = "") -> List[str]:
     """Every setting as a dotted key."""
-    return [key for key, _ in _annotations(model, prefix)]
+    return [key for key, _annotation in _annotations(model, prefix)]
 
 
 @functools.lru_cache(maxsize=1)

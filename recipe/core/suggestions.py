@@ -3,6 +3,8 @@
 import difflib
 from typing import Sequence
 
+from recipe.core.translation import _
+
 
 def closest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
     """The known word that is closest to `word`; "" if none is close."""
@@ -10,6 +12,6 @@ def closest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """ " Did you mean X?", or nothing where no known word is close."""
+    """ "Did you mean X?", or nothing where no known word is close."""
     close = closest(word, known)
-    return f" Did you mean {close}?" if close else ""
+    return _("Did you mean {word}?", word=close) if close else ""

@@ -14,6 +14,8 @@ import zipfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
+from recipe.core.translation import _, listed
+
 # safetensors' names of types → PyTorch's, and bytes of one value
 TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -95,7 +97,13 @@ def read_into(file: int, buffer: memoryview, offset: int) -> None:
     while done < len(buffer):
         got = os.preadv(file, [buffer[done:]], offset + done)
         if not got:
-            raise Damaged(f"the file ends at byte {offset + done:,}, {len(buffer) - done:,} bytes early")
+            raise Damaged(
+                _(
+                    "the file ends at byte {end:,}, {missing:,} bytes early",
+                    end=offset + done,
+                    missing=len(buffer) - done,
+                )
+            )
         done += got
 
 
@@ -122,7 +130,13 @@ def safetensors(path: Path) -> Tuple[Dict[str, Stored], Dict[str, str]]:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if 8 + length > size:
-            raise Damaged(f"{path} is not a complete safetensors file: {size:,} bytes cannot hold its header")
+            raise Damaged(
+                _(
+                    "{file} is not a complete safetensors file: {size:,} bytes cannot hold its header",
+                    file=path,
+                    size=size,
+                )
+            )
         try:
             header = json.loads(stream.read(length).decode("utf-8"))
             metadata = header.pop("__metadata__", {})
@@ -132,9 +146,16 @@ def safetensors(path: Path) -> Tuple[Dict[str, Stored], Dict[str, str]]:
             }
             end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise Damaged(f"{path} is not a complete safetensors file: its header cannot be read")
+            raise Damaged(_("{file} is not a complete safetensors file: its header cannot be read", file=path))
     if end != size:
-        raise Damaged(f"{path} is cut short or damaged: its header describes {end:,} bytes, but it has {size:,}")
+        raise Damaged(
+            _(
+                "{file} is cut short or damaged: its header describes {described:,} bytes, but it has {size:,}",
+                file=path,
+                described=end,
+                size=size,
+            )
+        )
     return found, metadata
 
 
@@ -172,8 +193,13 @@ def torch_file(path: Path) -> Any:
             return _Reader(archive.open(name), path, places).load()
     except (zipfile.BadZipFile, StopIteration, EOFError, pickle.UnpicklingError, KeyError, struct.error) as error:
         raise Damaged(
-            f"{path} ({path.stat().st_size:,} bytes) is not a complete torch.save file "
-            f"({type(error).__name__}: {error}); it is cut short, or older than PyTorch 1.6"
+            _(
+                "{file} ({size:,} bytes) is not a complete torch.save file ({error}); it is cut short, or older than "
+                "PyTorch 1.6",
+                file=path,
+                size=path.stat().st_size,
+                error=f"{type(error).__name__}: {error}",
+            )
         )
 
 
@@ -190,7 +216,7 @@ def _places(archive: zipfile.ZipFile, file: int, prefix: str) -> Dict[str, int]:
 class Foreign:
     """An object of a class that is not loaded; `args` is what it was to be made with."""
 
-    def __init__(self, *args: Any, **_: Any) -> None:
+    def __init__(self, *args: Any, **_more: Any) -> None:
         self.args = args
 
     def __setstate__(self, state: Any) -> None:
@@ -216,7 +242,7 @@ class _Reader(pickle.Unpickler):
         self.path, self.places = path, places
 
     def persistent_load(self, pid: Any) -> Tuple[str, int]:
-        _, kind, key, _, _ = pid
+        kind, key = pid[1:3]
         return kind, self.places[str(key)]
 
     def find_class(self, module: str, name: str) -> Any:
@@ -225,14 +251,14 @@ class _Reader(pickle.Unpickler):
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self._tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda data, *_: data
+            return lambda data, *_rest: data
         if (module, name) in (("collections", "OrderedDict"), ("builtins", "dict")):
             return _Dict
         if (module, name) == ("torch", "Size"):
             return tuple
         return Foreign
 
-    def _tensor(self, storage: Tuple[str, int], start: int, shape: Any, stride: Any, *_: Any) -> Any:
+    def _tensor(self, storage: Tuple[str, int], start: int, shape: Any, stride: Any, *_rest: Any) -> Any:
         kind, offset = storage
         if not isinstance(kind, str):
             return Foreign()
@@ -254,5 +280,5 @@ def pieces(tensor: Stored, size: int) -> Iterator[Tuple[int, int]]:
 
 def listing(names: List[str], shown: int = 3) -> str:
     """The first few names and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    first = listed(names[:shown])
+    return _("{names} and {more} more", names=first, more=len(names) - shown) if len(names) > shown else first

@@ -3,11 +3,16 @@
 import unicodedata
 from typing import List
 
+INVISIBLE = ("Mn", "Me", "Cf")  # categories: accents, marks of direction
+CLOSING = "。，、；：！？）》」』”’…,.;:!?)]}%"
+OPENING = "（《「『“‘([{"
+
 
 def width(text: str) -> int:
     """Columns that `text` takes in a terminal."""
     return sum(
-        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
+        0 if unicodedata.category(one) in INVISIBLE else 2 if unicodedata.east_asian_width(one) in "WF" else 1
+        for one in text
     )
 
 
@@ -22,7 +27,7 @@ def rjust(text: str, columns: int) -> str:
 
 
 def wrap(text: str, columns: int) -> List[str]:
-    """Lines of at most `columns`: broken at blanks, and between Chinese characters but not in front of 。，、."""
+    """Lines of at most `columns`: broken at blanks, and between Chinese characters but not before 。 or after （."""
     lines = [""]
     for word in _breakable(text):
         if width(lines[-1] + word.rstrip()) > columns and lines[-1]:
@@ -32,9 +37,6 @@ def wrap(text: str, columns: int) -> List[str]:
     return [*lines[:-1], lines[-1].rstrip()]
 
 
-CLOSING = "。，、；：！？）》」』”’…"
-
-
 def _breakable(text: str) -> List[str]:
     """The pieces between which a line may end; blanks stay at a piece's end."""
     pieces: List[str] = []
@@ -42,7 +44,8 @@ def _breakable(text: str) -> List[str]:
     for one in " ".join(text.split()):
         is_wide = unicodedata.east_asian_width(one) in "WF" and one not in CLOSING
         was_wide = unicodedata.east_asian_width(previous) in "WF"
-        if previous == " " or (one != " " and one not in CLOSING and (is_wide or was_wide)):
+        may_break = one not in CLOSING and previous not in OPENING and (is_wide or was_wide)
+        if previous == " " or (one != " " and may_break):
             pieces.append(one)
         else:
             pieces[-1] += one

@@ -19,12 +19,14 @@ import string
 import sys
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 FOLDER = Path(__file__).resolve().parent.parent / "locale"
 DOMAIN = "recipe"
 LANGUAGES = ("en", "zh_CN")
-FULL_STOPS = "。！？；：\n"
+FULL_STOPS = "。！？；：）\n"
+SENTENCE_END = re.compile(r"(?<=[.!?]) (?=\S)|\n")
+MOST_SENTENCES = 10  # looked at one by one in a finished text
 _chosen: ContextVar[str] = ContextVar("language", default="")
 
 
@@ -67,7 +69,7 @@ def _catalogue(name: str) -> library.NullTranslations:
 
 def _(message: str, /, **values: Any) -> str:
     """The message in the user's language, with {values} filled in as by str.format (unless there are none)."""
-    text = _catalogue(language()).gettext(message)
+    text = _catalogue(language()).gettext(message) if message else ""  # gettext's "" is the catalogue's header
     return text.format(**values) if values else text
 
 
@@ -95,58 +97,101 @@ def sentences(*texts: str) -> str:
 
 
 def stored(text: str) -> str:
-    """The translation of a finished English text, such as one of run.json, by the message that it was made of."""
+    """The translation of a finished English text, such as one of run.json, by the message that it was made of, or by
+    those of its lines and sentences.
+    """
     name = language()
-    if name == "en" or not text:
-        return text
-    catalogue = _catalogue(name)
-    found = catalogue.gettext(text)
+    return text if name == "en" else _retold(text, name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _retold(text: str, name: str) -> str:
+    found = _catalogue(name).gettext(text) if text else text
     if found != text:
         return found
-    for pattern, message in _templates(name):
-        match = pattern.fullmatch(text)
-        if match:
-            values = {field: stored(value) for field, value in match.groupdict().items()}
-            return _plain(catalogue.gettext(message)).format(**values)
-    return text
+    for message, translation in _templates(name):
+        values = _values(message, text)
+        if values is not None:
+            found = "".join(literal + _retold(values.get(field, ""), name) for literal, field in translation)
+            if not any(map(SENTENCE_END.search, values.values())):
+                return found
+            break  # a value that holds sentences may be the message's next ones
+    share, joined = _by_parts(text, name)
+    return joined if share == 1 or found == text else found
+
+
+def _by_parts(text: str, name: str) -> Tuple[float, str]:
+    """(share of parts with a translation, the text) of a text by its lines, or by its sentences in two parts."""
+    divided = [text.split("\n")]
+    if "\n" not in text:
+        ends = list(SENTENCE_END.finditer(text))
+        divided = [[text[: end.start()], text[end.end() :]] for end in ends if len(ends) < MOST_SENTENCES]
+    best = 0.0, text
+    for parts in divided:
+        told = [_retold(part, name) for part in parts]
+        share = sum(new != old for new, old in zip(told, parts)) / len(parts)
+        if share > best[0]:
+            best = share, "\n".join(told) if "\n" in text else sentences(*told)
+    return best
+
+
+Pieces = List[Tuple[str, str]]  # what stands before a value, and the value's name ("" at the end)
+
+
+def _pieces(message: str) -> Pieces:
+    """Raises ValueError for a text that is no format."""
+    pieces, before = [], ""
+    for literal, field, _spec, _conversion in string.Formatter().parse(message):
+        before += literal
+        if field is not None:
+            pieces.append((before, field))
+            before = ""
+    return [*pieces, (before, "")]
+
+
+def _values(message: Pieces, text: str) -> Optional[Dict[str, str]]:
+    """The values with which the message becomes this text; None if there are none. Each is as short as it can be."""
+    if not text.startswith(message[0][0]) or not text.endswith(message[-1][0]):
+        return None
+    values: Dict[str, str] = {}
+    at = len(message[0][0])
+    for (_before, field), (after, next_field) in zip(message, message[1:]):
+        end = text.find(after, at) if next_field else len(text) - len(after)
+        if end < at or values.setdefault(field, text[at:end]) != text[at:end]:
+            return None
+        at = end + len(after)
+    return values
 
 
 @functools.lru_cache(maxsize=None)
-def _templates(name: str) -> List[Tuple[re.Pattern, str]]:
-    """Every message with values, as a pattern of the texts it can become; those with most words of their own first."""
-    found: List[Tuple[int, re.Pattern, str]] = []
+def _templates(name: str) -> List[Tuple[Pieces, Pieces]]:
+    """Every message with values, and its translation; those with most words of their own first."""
+    found = []
     entries: Dict[Any, str] = getattr(_catalogue(name), "_catalog", {})
-    for message in entries:
-        if not isinstance(message, str) or "{" not in message:
-            continue
-        pattern, weight, fields = "", 0, set()
-        for literal, field, _spec, _conversion in string.Formatter().parse(message):
-            pattern += re.escape(literal)
-            weight += len(literal)
-            if field is not None:
-                pattern += f"(?P={field})" if field in fields else f"(?P<{field}>.*?)"
-                fields.add(field)
-        if weight > 3:
-            found.append((weight, re.compile(pattern, re.DOTALL), message))
-    return [(pattern, message) for _weight, pattern, message in sorted(found, key=lambda one: -one[0])]
-
-
-def _plain(message: str) -> str:
-    """The message with its {values} as they come: the parts of a finished text are texts already."""
-    parts = string.Formatter().parse(message)
-    return "".join(
-        literal.replace("{", "{{").replace("}", "}}") + (f"{{{field}}}" if field is not None else "")
-        for literal, field, _spec, _conversion in parts
-    )
+    for key, translation in entries.items():
+        message = key if isinstance(key, str) else key[0]
+        with contextlib.suppress(ValueError):
+            pieces = _pieces(message)
+            weight = sum(len(literal) for literal, _field in pieces)
+            if weight > 3 and len(pieces) > 1 and all(field for _literal, field in pieces[:-1]):
+                found.append((weight, pieces, _pieces(translation)))
+    return [(pieces, translated) for _weight, pieces, translated in sorted(found, key=lambda one: -one[0])]
 
 
 def prepare_streams() -> None:
-    """Terminals that lack signs lose signs, not runs; Chinese needs more than ASCII, so there it is UTF-8."""
+    """Terminals that lack signs lose signs, not runs. Where the locale has no Chinese signs, Chinese is UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            is_ascii = (stream.encoding or "").lower().replace("-", "") in ("ascii", "usascii", "ansi_x3.41968")
-            encoding = "utf-8" if is_ascii and language() != "en" else None
-            stream.reconfigure(errors="replace", **({"encoding": encoding} if encoding else {}))
+            stream.reconfigure(errors="replace")
+            if language() != "en" and not _has_chinese(stream.encoding):
+                stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def _has_chinese(encoding: str) -> bool:
+    try:
+        return bool("中".encode(encoding))
+    except (UnicodeError, LookupError):
+        return False
 
 
 def main() -> None:

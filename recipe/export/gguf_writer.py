@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 from recipe.base_model import architecture, folder, licence
 from recipe.core import tensor_files
 from recipe.core.errors import InputWrong
+from recipe.core.translation import _
 
 TYPES = ("f16", "f32", "bf16", "q8_0")
 NUL = "[NUL]"  # llama.cpp reads pieces as C strings, where "\0" is empty
@@ -45,7 +46,9 @@ def gguf_names(name: str) -> List[str]:
             return [f"blk.{parts[2]}.attn_{part}.weight" for part in "qkv"]
         if parts[3] in LAYER:
             return [f"blk.{parts[2]}.{LAYER[parts[3]]}"]
-    raise InputWrong(f"{name} is not an InternLM2 weight. Use llama.cpp's convert_hf_to_gguf.py for other models.")
+    raise InputWrong(
+        _("{weight} is not an InternLM2 weight. Use llama.cpp's convert_hf_to_gguf.py for other models.", weight=name)
+    )
 
 
 def interleave_halves(weight: Any, heads: int) -> Any:
@@ -101,7 +104,14 @@ def vocabulary(model: Path, size: int) -> Tuple[List[bytes], List[float], List[i
         types.append(int(kinds.UNUSED))
     for number, added in added_tokens(model).items():
         if number >= len(pieces):
-            raise InputWrong(f"{model}: the added token {added['content']!r} has id {number}, beyond the vocabulary.")
+            raise InputWrong(
+                _(
+                    "{model}: the added token {token!r} has id {number}, beyond the vocabulary.",
+                    model=model,
+                    token=added["content"],
+                    number=number,
+                )
+            )
         pieces[number] = added["content"].encode("utf-8")
         scores[number] = FIXED_SCORE
         types[number] = int(kinds.CONTROL if added.get("special") else kinds.USER_DEFINED)
@@ -127,7 +137,13 @@ def _write_bpe(writer: Any, model: Path, size: int) -> List[bytes]:
     added = added_tokens(model)
     words = {**{number: word for word, number in bpe["vocab"].items()}, **{n: a["content"] for n, a in added.items()}}
     if sorted(words) != list(range(size)):
-        raise InputWrong(f"{model}/tokenizer.json does not hold the {size:,} tokens of config.json's vocabulary.")
+        raise InputWrong(
+            _(
+                "{model}/tokenizer.json does not hold the {size:,} tokens of config.json's vocabulary.",
+                model=model,
+                size=size,
+            )
+        )
     pieces = [words[number].encode("utf-8") for number in range(size)]
     kinds = gguf.TokenType
     writer.add_tokenizer_model("gpt2")
@@ -149,13 +165,18 @@ def rope_scaling(config: Dict[str, Any]) -> float:
 
     Ignores dynamic scaling: it starts beyond the trained length, which is the GGUF file's context length.
     """
-    _, scaling = architecture.rope(config)
+    _theta, scaling = architecture.rope(config)
     kind = architecture.rope_type(scaling)
     if kind in (None, "default", "dynamic"):
         return 1.0
     if kind == "linear":
         return float(scaling["factor"])
-    raise InputWrong(f"rope_scaling {scaling} of the model's config.json is not supported in an InternLM2 GGUF file.")
+    raise InputWrong(
+        _(
+            "rope_scaling {scaling} of the model's config.json is not supported in an InternLM2 GGUF file.",
+            scaling=scaling,
+        )
+    )
 
 
 def quantize(tensor: Any, kind: Any) -> Any:
@@ -190,8 +211,19 @@ def write(model: Path, path: Path, kind: str, name: str, stop: str, chat_templat
     architecture_name = (config.get("architectures") or ["?"])[0]
     if architecture_name != architecture.CLASS or config.get("bias"):
         raise InputWrong(
-            f"{model} is a model of kind {architecture_name}{' with biases' if config.get('bias') else ''}; "
-            f"only InternLM2 without biases is supported. Use llama.cpp's convert_hf_to_gguf.py for others."
+            _(
+                "{model} is a model of kind {kind} with biases; only InternLM2 without biases is supported. Use "
+                "llama.cpp's convert_hf_to_gguf.py for others.",
+                model=model,
+                kind=architecture_name,
+            )
+            if config.get("bias")
+            else _(
+                "{model} is a model of kind {kind}; only InternLM2 without biases is supported. Use "
+                "llama.cpp's convert_hf_to_gguf.py for others.",
+                model=model,
+                kind=architecture_name,
+            )
         )
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     dim = config["hidden_size"] // heads
@@ -244,7 +276,15 @@ def write(model: Path, path: Path, kind: str, name: str, stop: str, chat_templat
         targets = gguf_names(weight)
         row_counts = [shape[0]] if len(targets) == 1 else [heads * dim, kv_heads * dim, kv_heads * dim]
         if sum(row_counts) != shape[0]:
-            raise InputWrong(f"{model}: {weight} has {shape[0]} rows, not {sum(row_counts)}.")
+            raise InputWrong(
+                _(
+                    "{model}: {weight} has {rows} rows, not {expected}.",
+                    model=model,
+                    weight=weight,
+                    rows=shape[0],
+                    expected=sum(row_counts),
+                )
+            )
         for target, rows in zip(targets, row_counts):
             target_shape = (rows, *shape[1:])
             target_kind = tensor_kind(target_shape)
@@ -253,7 +293,14 @@ def write(model: Path, path: Path, kind: str, name: str, stop: str, chat_templat
             writer.add_tensor_info(target, target_shape, numpy.dtype(numpy.float32), total, raw_dtype=target_kind)
         count += len(targets)
     if count != 3 + 9 * config["num_hidden_layers"]:
-        raise InputWrong(f"{model} has weights for {count} tensors, not {3 + 9 * config['num_hidden_layers']}.")
+        raise InputWrong(
+            _(
+                "{model} has weights for {tensors} tensors, not {expected}.",
+                model=model,
+                tensors=count,
+                expected=3 + 9 * config["num_hidden_layers"],
+            )
+        )
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -262,7 +309,9 @@ def write(model: Path, path: Path, kind: str, name: str, stop: str, chat_templat
             for part in split_wqkv(tensor, heads, kv_heads) if weight.endswith(WQKV) else (tensor,):
                 data = quantize(part, tensor_kind(tuple(part.shape)))
                 if kind == "f16" and not numpy.isfinite(data).all():
-                    raise InputWrong(f"{weight} has values that overflow in f16. Use export.type=bf16.")
+                    raise InputWrong(
+                        _("{weight} has values that overflow in f16. Use export.type=bf16.", weight=weight)
+                    )
                 writer.write_tensor_data(data)
     finally:
         writer.close()

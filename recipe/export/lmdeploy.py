@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from recipe.core.run import Run
+from recipe.core.translation import _, english
 from recipe.export.merged import MergedModel, shell_path, target_path, write_json
 
 PORT = 23333  # LMDeploy's default
@@ -23,14 +24,23 @@ def lmdeploy(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
     )
     write_json(output / "chat_template.json", template_json)
     folder, template = shell_path(run, merged.folder), target_path(run, "lmdeploy", "chat_template.json")
+    with english():
+        notes = [
+            _(
+                "In a separate environment: {command} (older versions do not have {option})",
+                command="pip install lmdeploy==0.18.0",
+                option="--trust-remote-code",
+            ),
+            _(
+                "To chat in the terminal: {command}",
+                command=f"lmdeploy chat {folder} --trust-remote-code --chat-template {template}",
+            ),
+            _("Requests without a system message get the recipe's system prompt."),
+        ]
     return {
         "commands": [
             f"lmdeploy serve api_server {folder} --trust-remote-code --model-name {merged.name} "
             f"--chat-template {template} --server-port {PORT}"
         ],
-        "notes": [
-            "In a separate environment: pip install lmdeploy==0.18.0 (older versions do not have --trust-remote-code)",
-            f"To chat in the terminal: lmdeploy chat {folder} --trust-remote-code --chat-template {template}",
-            "Requests without a system message get the recipe's system prompt.",
-        ],
+        "notes": notes,
     }

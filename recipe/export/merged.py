@@ -11,6 +11,7 @@ from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.names import plain_name
 from recipe.core.run import Run
+from recipe.core.translation import _, listed
 from recipe.export import gguf_writer
 from recipe.inference import terminal
 from recipe.inference.prompt import separator
@@ -54,11 +55,24 @@ def check_merged(run: Run, recipe: str) -> MergedModel:
     tokenizer, missing model code, a stop word that generation ignores, another chat template.
     """
     model_folder, shown = run.merged, run.relative(run.merged)
-    remedy = f"Recreate it: {command_line('merge', recipe)}"
+    remedy = _("Recreate it: {command}", command=command_line("merge", recipe))
     if not model_folder.is_dir() or not run.config.is_file():
-        raise InputWrong(f"There is no merged model {shown}. First run: {command_line('merge', recipe)}")
+        raise InputWrong(
+            _(
+                "There is no merged model {model}. First run: {command}",
+                model=shown,
+                command=command_line("merge", recipe),
+            )
+        )
     if merge.is_outdated(run):
-        raise InputWrong(f"{shown} belongs to an earlier training than the one in {run.relative(run.folder)}. {remedy}")
+        raise InputWrong(
+            _(
+                "{model} belongs to an earlier training than the one in {folder}. {remedy}",
+                model=shown,
+                folder=run.relative(run.folder),
+                remedy=remedy,
+            )
+        )
     config = read_json(model_folder / "config.json", shown, remedy)
     _check_weights(model_folder, shown, remedy)
     settings = read_json(model_folder / "tokenizer_config.json", shown, remedy)
@@ -66,7 +80,14 @@ def check_merged(run: Run, recipe: str) -> MergedModel:
     code = {reference.split(".")[0] + ".py" for reference in _auto_map_classes([config, settings])}
     missing = sorted(name for name in code if not (model_folder / name).is_file())
     if missing:
-        raise HostLacks(f"{shown} is incomplete: the model code {', '.join(missing)} is missing. {remedy}")
+        raise HostLacks(
+            _(
+                "{model} is incomplete: the model code {files} is missing. {remedy}",
+                model=shown,
+                files=listed(missing),
+                remedy=remedy,
+            )
+        )
 
     template = terminal.template(run)
     eos, bos = (_token(settings, name) for name in ("eos_token", "bos_token"))
@@ -78,8 +99,15 @@ def check_merged(run: Run, recipe: str) -> MergedModel:
     for word in stop_words if is_internlm2 else ():
         if ids.get(word) not in end_tokens:
             raise HostLacks(
-                f"{shown}/generation_config.json stops at {end_tokens} only, "
-                f"not at {word} ({ids.get(word, 'no token')}): answers would not end. {remedy}"
+                _(
+                    "{model}/generation_config.json stops at {tokens} only, not at {word} ({token}): "
+                    "answers would not end. {remedy}",
+                    model=shown,
+                    tokens=end_tokens,
+                    word=word,
+                    token=ids.get(word, _("no token")),
+                    remedy=remedy,
+                )
             )
     jinja = settings.get("chat_template") or (CHATML if is_internlm2 else to_jinja(template, eos, bos))
     if not is_internlm2 and not _prompts_match(jinja, template, settings):  # XTuner trains with another template
@@ -87,9 +115,14 @@ def check_merged(run: Run, recipe: str) -> MergedModel:
         jinja = to_jinja(template, eos, bos)
     if not _prompts_match(jinja, template, settings):
         raise InputWrong(
-            f"The chat template of {shown} is not the one that {run.name} was trained with (XTuner's, in "
-            f"{run.relative(run.config)}): engines would prompt the model differently. Correct chat_template in "
-            f"tokenizer_config.json."
+            _(
+                "The chat template of {model} is not the one that {name} was trained with (XTuner's, in "
+                "{config}): engines would prompt the model differently. Correct chat_template in "
+                "tokenizer_config.json.",
+                model=shown,
+                name=run.name,
+                config=run.relative(run.config),
+            )
         )
     has_chat_template = bool(settings.get("chat_template"))
     after = separator(template, _PromptBuilder(template, _Tokens(eos, bos)))
@@ -120,7 +153,7 @@ def to_jinja(template: Any, eos: str, bos: str) -> str:
         return f"{{{{ {json.dumps(start)} + message['content'] + {json.dumps(after)} }}}}"
 
     if "{round}" in template.INSTRUCTION:
-        raise InputWrong("This chat template numbers its turns, which export does not support.")
+        raise InputWrong(_("This chat template numbers its turns, which export does not support."))
     system = ""
     if template.SYSTEM:  # plain-text training has none
         system = message(*template.SYSTEM.format(system="\0").split("\0"))
@@ -137,9 +170,11 @@ def read_json(path: Path, shown: str, remedy: str) -> Dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise HostLacks(f"{shown} is incomplete: {path.name} is missing. {remedy}")
+        raise HostLacks(
+            _("{model} is incomplete: {file} is missing. {remedy}", model=shown, file=path.name, remedy=remedy)
+        )
     except ValueError:
-        raise HostLacks(f"{shown}/{path.name} is damaged: it is not JSON. {remedy}")
+        raise HostLacks(_("{file} is damaged: it is not JSON. {remedy}", file=f"{shown}/{path.name}", remedy=remedy))
 
 
 def _check_weights(model_folder: Path, shown: str, remedy: str) -> None:
@@ -155,11 +190,21 @@ def _check_weights(model_folder: Path, shown: str, remedy: str) -> None:
         for tensor, shard in read_json(indexes[0], shown, remedy)["weight_map"].items():
             expected.setdefault(shard, set()).add(tensor)
     if not expected:
-        raise HostLacks(f"{shown} has no weights (*.safetensors, pytorch_model*.bin). {remedy}")
+        raise HostLacks(
+            _("{model} has no weights (*.safetensors, pytorch_model*.bin). {remedy}", model=shown, remedy=remedy)
+        )
     for shard, tensors in sorted(expected.items()):
         path = model_folder / shard
         if not path.is_file():
-            raise HostLacks(f"{shown} is incomplete: shard {shard} of {len(expected)} is missing. {remedy}")
+            raise HostLacks(
+                _(
+                    "{model} is incomplete: shard {shard} of {shards} is missing. {remedy}",
+                    model=shown,
+                    shard=shard,
+                    shards=len(expected),
+                    remedy=remedy,
+                )
+            )
         found = tensors
         try:
             if path.suffix == ".safetensors":
@@ -169,12 +214,21 @@ def _check_weights(model_folder: Path, shown: str, remedy: str) -> None:
                 raise ValueError
         except (SafetensorError, ValueError):
             raise HostLacks(
-                f"The shard {shown}/{shard} ({path.stat().st_size:,} bytes) is truncated or damaged. {remedy}"
+                _(
+                    "The shard {file} ({size:,} bytes) is truncated or damaged. {remedy}",
+                    file=f"{shown}/{shard}",
+                    size=path.stat().st_size,
+                    remedy=remedy,
+                )
             )
         if tensors - found:
             raise HostLacks(
-                f"The shard {shown}/{shard} does not contain {sorted(tensors - found)[0]}, "
-                f"which is in the index. {remedy}"
+                _(
+                    "The shard {file} does not contain {weight}, which is in the index. {remedy}",
+                    file=f"{shown}/{shard}",
+                    weight=sorted(tensors - found)[0],
+                    remedy=remedy,
+                )
             )
 
 
@@ -185,16 +239,23 @@ def _check_tokenizer(model_folder: Path, shown: str, remedy: str, vocabulary: in
     if not path.is_file() and (model_folder / "tokenizer.json").is_file():
         return  # a tokenizer without sentencepiece
     if not path.is_file():
-        raise HostLacks(f"{shown} is incomplete: tokenizer.model is missing. {remedy}")
+        raise HostLacks(
+            _("{model} is incomplete: {file} is missing. {remedy}", model=shown, file=path.name, remedy=remedy)
+        )
     spm = SentencePieceProcessor()
     try:
         spm.Load(str(path))
     except RuntimeError:
-        raise HostLacks(f"{shown}/tokenizer.model is damaged. {remedy}")
+        raise HostLacks(_("{file} is damaged. {remedy}", file=f"{shown}/{path.name}", remedy=remedy))
     if spm.GetPieceSize() > vocabulary:
         raise HostLacks(
-            f"{shown}/tokenizer.model has {spm.GetPieceSize():,} pieces, the model {vocabulary:,}: it is another "
-            f"model's tokenizer. {remedy}"
+            _(
+                "{file} has {pieces:,} pieces, the model {vocabulary:,}: it is another model's tokenizer. {remedy}",
+                file=f"{shown}/{path.name}",
+                pieces=spm.GetPieceSize(),
+                vocabulary=vocabulary,
+                remedy=remedy,
+            )
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Dict
 from recipe.base_model import licence
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
+from recipe.core.translation import _, mark, stored
 from recipe.export.gguf import gguf_name
 from recipe.export.merged import MergedModel
 
@@ -15,7 +16,7 @@ def ollama(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
     """Write a Modelfile for target gguf's file, with the template, stop words and system prompt of the training."""
     parts = merged.template_parts()
     if '"""' in merged.system:
-        raise InputWrong('data.system contains """, which ends the system prompt in a Modelfile. Remove it.')
+        raise InputWrong(_('data.system contains """, which ends the system prompt in a Modelfile. Remove it.'))
     lines = [
         f"FROM ../gguf/{gguf_name(run, merged)}",
         'TEMPLATE """{{ if .System }}' + parts["system"] + "{{ .System }}" + parts["eosys"] + "{{ end }}"
@@ -23,7 +24,7 @@ def ollama(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
         "{{ .Response }}" + parts["end"] + '"""',
         *(f'PARAMETER stop "{word}"' for word in merged.stop_words),
     ]
-    terms = licence.of(run).sentence().replace('"', "'")
+    terms = stored(licence.of(run).sentence()).replace('"', "'")
     lines.append(f'LICENSE """{terms}"""')
     if merged.system:
         lines.append(f'SYSTEM """{merged.system}"""')
@@ -34,5 +35,5 @@ def ollama(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
     words += ["-f", run.relative(run.folder / "export" / "ollama" / "Modelfile")]
     return {
         "commands": [" ".join(map(shlex.quote, words)), f"ollama run {merged.name}"],
-        "notes": ["Ollama keeps its own copy; you can delete the GGUF file afterwards."],
+        "notes": [mark("Ollama keeps its own copy; you can delete the GGUF file afterwards.")],
     }

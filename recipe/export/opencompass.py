@@ -6,6 +6,7 @@ from typing import Any, Dict
 from recipe.base_model import folder, model_code
 from recipe.core.hashing import digest
 from recipe.core.run import Run
+from recipe.core.translation import _, english, mark
 from recipe.export.merged import MergedModel, target_path
 
 
@@ -28,24 +29,35 @@ def opencompass(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
             f"        stop_words={merged.stop_words!r},\n        run_cfg=dict(num_gpus=1),\n    ),\n"
         )
 
+    head = _(
+        "OpenCompass 0.5.4: {name} and its base model. Other datasets: opencompass/configs/datasets.", name=merged.name
+    )
+    questions = _("4 questions of each of CMMLU's subjects, 64 of GSM8K")
+    prompts = _("Uses the tokenizer's chat template without the recipe's system prompt, like published scores.")
     text = (
-        f'"""OpenCompass 0.5.4: {merged.name} and its base model. Other datasets: opencompass/configs/datasets."""\n\n'
+        f'"""{head}"""\n\n'
         "from mmengine.config import read_base\n"
         "from opencompass.models import HuggingFacewithChatTemplate\n\n"
         "with read_base():\n"
-        "    # 4 questions of each of CMMLU's subjects, 64 of GSM8K\n"
+        f"    # {questions}\n"
         "    from opencompass.configs.datasets.demo.demo_cmmlu_chat_gen import cmmlu_datasets\n"
         "    from opencompass.configs.datasets.demo.demo_gsm8k_chat_gen import gsm8k_datasets\n\n"
         "datasets = cmmlu_datasets + gsm8k_datasets\n"
-        "# Uses the tokenizer's chat template without the recipe's system prompt, like published scores.\n"
+        f"# {prompts}\n"
         "models = [\n" + entry(merged.name, merged.folder.resolve()) + entry(f"{merged.name}-base", base) + "]\n"
     )
     (output / "eval.py").write_text(text, encoding="utf-8")
     config = target_path(run, "opencompass", "eval.py")
-    notes = ['In a separate environment: pip install "opencompass==0.5.4" "transformers==4.36.2"']
-    notes.append("transformers 4.36.2, because the model's own code needs this version.")
+    with english():
+        notes = [
+            _(
+                "In a separate environment: {command}",
+                command='pip install "opencompass==0.5.4" "transformers==4.36.2"',
+            )
+        ]
+    notes.append(mark("transformers 4.36.2, because the model's own code needs this version."))
     if not merged.has_chat_template:
-        notes.append("OpenCompass needs a chat_template in tokenizer_config.json; this model has none.")
+        notes.append(mark("OpenCompass needs a chat_template in tokenizer_config.json; this model has none."))
     return {
         "commands": [f"opencompass {config} -w output/opencompass"], "notes": notes,
         "digests": {"export/opencompass": digest(output / "eval.py")},  # excludes the linked weights of the base

@@ -1,8 +1,9 @@
 """Exports the merged model: writes what an engine needs beside it and shows the commands to run.
 
 A target is a function `target(run, merged, output) -> figures`. It writes into the empty folder `output`, which becomes
-output/<recipe>/export/<target>, and returns `commands` (to run in order) and `notes`. Before any target, check_merged
-refuses an incomplete model. All prompts are derived from XTuner's chat template, which the model was trained with.
+output/<recipe>/export/<target>, and returns `commands` (to run in order) and `notes` (in English, for run.json). Before
+any target, check_merged refuses an incomplete model. All prompts are derived from XTuner's chat template, which the
+model was trained with.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from recipe.base_model import folder
 from recipe.core.commands import program
 from recipe.core.run import Run
 from recipe.core.stage import Stage, perform
+from recipe.core.translation import _, stored
 from recipe.export.gguf import gguf
 from recipe.export.lmdeploy import lmdeploy
 from recipe.export.merged import MergedModel, check_merged
@@ -46,7 +48,7 @@ def export_stage(target: str, merged: MergedModel) -> Stage:
         return TARGETS[target](run, merged, target_folder)
 
     def summary(figures: Dict[str, Any]) -> str:
-        return "\n".join(figures["notes"])
+        return "\n".join(map(stored, figures["notes"]))
 
     return Stage(f"export-{target}", lambda run: _inputs(run, merged), make, summary, outputs=(f"export/{target}",))
 
@@ -68,16 +70,16 @@ def export(run: Run, target: str, recipe: str, yes: bool) -> None:
     for name in [*([REQUIRES[target]] if target in REQUIRES else []), target]:
         stage = export_stage(name, merged)
         entry, ran = perform(run, stage)
-        took = click.style(f"{entry['seconds']:.1f} s" if ran else "unchanged", dim=True)
+        took = click.style(f"{entry['seconds']:.1f} s" if ran else _("unchanged"), dim=True)
         click.echo(f"{click.style(f'{name:11}', bold=True)} {run.relative(run.folder / 'export' / name)}  {took}")
     figures = entry["figures"]
     for name, size in figures.get("files", {}).items():
         click.echo(f"  {size:>15,}  {name}")
     if target == "upload" and yes:
-        click.echo(f"Sent: {send(run, merged)}")
+        click.echo(_("Sent: {address}", address=send(run, merged)))
         return
     for note in stage.summary(figures).splitlines():
         click.echo(note)
-    click.echo("\nNext:")
+    click.echo("\n" + _("Next:"))
     for command in figures["commands"]:
         click.echo(f"  {command}")

@@ -12,6 +12,7 @@ from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong, RunFailed
 from recipe.core.run import Run
 from recipe.core.settings import Export
+from recipe.core.translation import _, english
 from recipe.export.merged import MergedModel, write_json
 
 # By their names in a card; ModelScope has others for these. The client's own list ends with them.
@@ -28,17 +29,9 @@ def upload(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
         write_json(output / "configuration.json", {"framework": "pytorch", "task": "text-generation"})
     files = {path.name: path.stat().st_size for path in files_to_send(merged.folder, output)}
     write_json(output / "files.json", files)
-    notes = []
-    if not (merged.folder / "README.md").is_file():
-        notes.append(f"The model card is missing: put a README.md into {run.relative(merged.folder)}.")
-    notes.append(f"{len(files)} files, {sum(files.values()):,} bytes; nothing was uploaded.")
     repo = export.repo or "OWNER/NAME"
-    token = "MODELSCOPE_API_TOKEN" if export.hub == "modelscope" else "HF_TOKEN"
-    notes.append(
-        f"Destination: {repo} on {export.hub}, "
-        f"{'public' if export.public else 'private if new (public: export.public=true)'}. The token comes from {token}."
-    )
-    notes.append(licence.of(run).sentence())
+    with english():
+        notes = _notes(run, merged, files, repo)
     words = [f"export.repo={repo}", *(["export.hub=huggingface"] if export.hub == "huggingface" else [])]
     words += ["export.public=true"] if export.public else []
     return {
@@ -46,6 +39,27 @@ def upload(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
         "commands": [command_line("export upload", merged.recipe, *map(shlex.quote, words), "--yes")],
         "notes": notes,
     }
+
+
+def _notes(run: Run, merged: MergedModel, files: Dict[str, int], repo: str) -> List[str]:
+    export, notes = run.settings.export, []
+    if not (merged.folder / "README.md").is_file():
+        notes.append(_("The model card is missing: put a README.md into {folder}.", folder=run.relative(merged.folder)))
+    notes.append(
+        _("{files} files, {bytes:,} bytes; nothing was uploaded.", files=len(files), bytes=sum(files.values()))
+    )
+    token = "MODELSCOPE_API_TOKEN" if export.hub == "modelscope" else "HF_TOKEN"
+    destination = (
+        _("Destination: {repo} on {hub}, public. The token comes from {token}.", repo=repo, hub=export.hub, token=token)
+        if export.public
+        else _(
+            "Destination: {repo} on {hub}, private if new (public: export.public=true). The token comes from {token}.",
+            repo=repo,
+            hub=export.hub,
+            token=token,
+        )
+    )
+    return [*notes, destination, licence.of(run).sentence()]
 
 
 def files_to_send(merged: Path, extra_folder: Path) -> List[Path]:
@@ -59,7 +73,7 @@ def send(run: Run, merged: MergedModel) -> str:
     """Upload the files that `upload` listed; return the repository. Raises InputWrong, HostLacks, RunFailed."""
     export = run.settings.export
     if not export.repo:
-        raise InputWrong("The destination is missing: set export.repo=owner/name")
+        raise InputWrong(_("The destination is missing: set export.repo=owner/name"))
     staging = run.folder / ".upload.part"
     shutil.rmtree(str(staging), ignore_errors=True)
     staging.mkdir()
@@ -75,7 +89,12 @@ def send(run: Run, merged: MergedModel) -> str:
 
 def _upload_failed(export: Export, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{export.repo} could not be uploaded to {export.hub}: {reason[:300]}. Run the same command to retry."
+    return _(
+        "{repo} could not be uploaded to {hub}: {reason}. Run the same command to retry.",
+        repo=export.repo,
+        hub=export.hub,
+        reason=reason[:300],
+    )
 
 
 def _send_hugging_face(export: Export, staging: Path) -> str:
@@ -83,7 +102,9 @@ def _send_hugging_face(export: Export, staging: Path) -> str:
 
     token = os.environ.get("HF_TOKEN")
     if not token:
-        raise HostLacks("The token for Hugging Face is missing: set HF_TOKEN (huggingface.co/settings/tokens, write).")
+        raise HostLacks(
+            _("The token for Hugging Face is missing: set HF_TOKEN (huggingface.co/settings/tokens, write).")
+        )
     api = HfApi(token=token)
     try:
         url = api.create_repo(export.repo, private=not export.public, exist_ok=True)
@@ -104,13 +125,15 @@ def _send_modelscope(export: Export, staging: Path, base: str, terms: str) -> st
 
     if not has_git_lfs():
         raise HostLacks(
-            "ModelScope uploads need git and git-lfs: install them (Debian, Ubuntu: apt-get install git-lfs), "
-            "and use RUNTIME=host instead of a container."
+            _(
+                "ModelScope uploads need git and git-lfs: install them (Debian, Ubuntu: apt-get install git-lfs), "
+                "and use RUNTIME=host instead of a container."
+            )
         )
     token = os.environ.get("MODELSCOPE_API_TOKEN")
     if not token and ModelScopeConfig.get_cookies() is None:
         raise HostLacks(
-            "The token for ModelScope is missing: set MODELSCOPE_API_TOKEN (modelscope.cn/my/myaccesstoken)."
+            _("The token for ModelScope is missing: set MODELSCOPE_API_TOKEN (modelscope.cn/my/myaccesstoken).")
         )
     api = HubApi()
     try:

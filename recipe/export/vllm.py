@@ -6,6 +6,7 @@ from typing import Any, Dict
 
 from recipe.base_model import architecture
 from recipe.core.run import Run
+from recipe.core.translation import _, english, mark
 from recipe.export.merged import MergedModel, target_path, write_json
 from recipe.inference import terminal
 
@@ -15,18 +16,23 @@ def vllm(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
     longest = merged.config["max_position_embeddings"]
     words = ["vllm", "serve", run.relative(merged.folder), "--served-model-name", merged.name, "--trust-remote-code"]
     words += ["--max-model-len", str(longest)]
-    notes = ["In a separate environment: pip install vllm==0.21.0"]
+    with english():
+        notes = [_("In a separate environment: {command}", command="pip install vllm==0.21.0")]
     if architecture.rope_type(architecture.rope(merged.config)[1]) == "dynamic":
         words += ["--hf-overrides", '{"rope_scaling": null}']
-        notes.append(
-            f"vLLM applies dynamic RoPE scaling at every length, the model only beyond {longest:,} tokens. "
-            f"--hf-overrides disables it, and --max-model-len limits the length."
-        )
+        with english():
+            notes.append(
+                _(
+                    "vLLM applies dynamic RoPE scaling at every length, the model only beyond {longest:,} tokens. "
+                    "--hf-overrides disables it, and --max-model-len limits the length.",
+                    longest=longest,
+                )
+            )
     if not merged.has_chat_template:
         (output / "chat_template.jinja").write_text(merged.chat_template, encoding="utf-8")
         words += ["--chat-template", run.relative(run.folder / "export" / "vllm" / "chat_template.jinja")]
     if merged.system:
-        notes.append("vLLM adds no system prompt: put the recipe's first into every request, as in request.json.")
+        notes.append(mark("vLLM adds no system prompt: put the recipe's first into every request, as in request.json."))
     messages = [{"role": "user", "content": terminal.questions(run)[0]}]
     if merged.system:
         messages.insert(0, {"role": "system", "content": merged.system})

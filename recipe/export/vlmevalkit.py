@@ -1,10 +1,11 @@
 """Target vlmevalkit: configs for VLMEvalKit."""
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from recipe.core.commands import command_line
 from recipe.core.run import Run
+from recipe.core.translation import _, english
 from recipe.export.lmdeploy import PORT
 from recipe.export.merged import MergedModel, target_path, write_json
 
@@ -23,18 +24,11 @@ def vlmevalkit(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
     (output / "judge.env").write_text(
         f"OPENAI_API_KEY=sk-123456\nOPENAI_API_BASE={endpoint}\nLOCAL_LLM={merged.name}\n", encoding="utf-8"
     )
-    notes = [
-        "VLMEvalKit evaluates vision models and cannot evaluate this text model. "
-        f"For text, use {command_line('export opencompass', merged.recipe)}.",
-        f"To judge other models' answers, serve the model ({command_line('export lmdeploy', merged.recipe)}) and copy "
-        f"{target_path(run, 'vlmevalkit', 'judge.env')} to VLMEvalKit/.env",
-    ]
+    with english():
+        notes = _notes(run, merged)
     commands = [f"cp {target_path(run, 'vlmevalkit', 'judge.env')} VLMEvalKit/.env"]
-    vision = LLAVA.get(merged.config["hidden_size"])
-    if vision is None or merged.config.get("model_type") != "internlm2":
-        notes.append(
-            f"XTuner has no LLaVA for a model of width {merged.config['hidden_size']}: no config.json was written."
-        )
+    vision = _vision(merged)
+    if not vision:
         return {"commands": commands, "notes": notes}
     llava = {
         "class": "LLaVA_XTuner",
@@ -45,9 +39,42 @@ def vlmevalkit(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
     }
     data = {"MMBench_DEV_CN": {"class": "ImageMCQDataset", "dataset": "MMBench_DEV_CN"}}
     write_json(output / "config.json", {"model": {f"llava-{merged.name}": llava}, "data": data})
-    notes.append(
-        f"{vision} (XTuner's LLaVA) was trained on the base model. Its score with the merged model, compared "
-        f"to VLMEvalKit's own {vision.split('/')[1]}, shows how fine-tuning changed the use of images, not answers."
-    )
     commands.append(f"python VLMEvalKit/run.py --config {target_path(run, 'vlmevalkit', 'config.json')}")
     return {"commands": commands, "notes": notes}
+
+
+def _vision(merged: MergedModel) -> str:
+    """XTuner's LLaVA for the merged model; "" if there is none."""
+    return LLAVA.get(merged.config["hidden_size"], "") if merged.config.get("model_type") == "internlm2" else ""
+
+
+def _notes(run: Run, merged: MergedModel) -> List[str]:
+    notes = [
+        _(
+            "VLMEvalKit evaluates vision models and cannot evaluate this text model. For text, use {command}.",
+            command=command_line("export opencompass", merged.recipe),
+        ),
+        _(
+            "To judge other models' answers, serve the model ({command}) and copy {file} to VLMEvalKit/.env",
+            command=command_line("export lmdeploy", merged.recipe),
+            file=target_path(run, "vlmevalkit", "judge.env"),
+        ),
+    ]
+    vision = _vision(merged)
+    if not vision:
+        notes.append(
+            _(
+                "XTuner has no LLaVA for a model of width {width}: no config.json was written.",
+                width=merged.config["hidden_size"],
+            )
+        )
+        return notes
+    notes.append(
+        _(
+            "{model} (XTuner's LLaVA) was trained on the base model. Its score with the merged model, compared to "
+            "VLMEvalKit's own {name}, shows how fine-tuning changed the use of images, not answers.",
+            model=vision,
+            name=vision.split("/")[1],
+        )
+    )
+    return notes

@@ -6,6 +6,7 @@ import torch
 from mmengine.logging import print_log
 from xtuner.engine.hooks import EvaluateChatHook
 
+from recipe.core.translation import english
 from recipe.inference import decoding
 
 TAIL = 64  # tokens in which stop words are looked for: decoding all of them takes longer than generating the next
@@ -52,7 +53,8 @@ class BatchChatHook(EvaluateChatHook):
     def _generate(self, llm: Any, prompts: List[List[int]], limit: int) -> List[str]:
         """Prompts and answers, as text."""
         decoder, found = decoding.Decoder(llm), []
-        fault = decoder.fault(prompts[:ROWS])
+        with english():  # as all of the log
+            fault = decoder.fault(prompts[:ROWS])
         if fault:
             raise _Fault(f"the fast decoder is not used, {fault}")
         for first in range(0, len(prompts), ROWS):

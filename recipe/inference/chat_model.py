@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from recipe.base_model import model_code
 from recipe.core import hardware, imports
+from recipe.core.translation import _
 from recipe.inference import limits
 from recipe.inference.loading import choose_precision, free_memory
 from recipe.inference.prompt import separator
@@ -171,7 +172,7 @@ class ChatModel:
 
         pad, sampling = self.tokenizer.pad_token_id or 0, sampling or {"do_sample": False}
         if self._uses_decoder(prompts, limit, sampling):
-            is_complete = (lambda _, row: self._answer(row).ended) if self.stop_words else None
+            is_complete = (lambda _number, row: self._answer(row).ended) if self.stop_words else None
             rows = self.decoder.generate(
                 prompts, limit, sorted(self.stop_tokens), pad, sampling, streamer, is_complete
             )  # fmt: skip
@@ -189,7 +190,10 @@ class ChatModel:
         fault = self.decoder.fault(prompts)
         if fault:
             self.decoder = None
-            print(f"The fast decoder is not used on this machine: {fault}. Answers take longer.", file=sys.stderr)
+            print(
+                _("The fast decoder is not used on this machine: {fault}. Answers take longer.", fault=fault),
+                file=sys.stderr,
+            )
         return not fault
 
     def _continue(
@@ -198,7 +202,7 @@ class ChatModel:
         """Generate from `start` (arguments of `generate`); answers begin after `skip` tokens."""
         import torch
 
-        def ended(rows: Any, *_: Any, **__: Any) -> bool:
+        def ended(rows: Any, *_scores: Any, **_options: Any) -> bool:
             return all(self._answer(row).ended for row in rows[:, skip:].tolist())
 
         with torch.inference_mode():

@@ -23,6 +23,7 @@ from recipe.core.hashing import digest, key_of, source
 from recipe.core.host import versions
 from recipe.core.run import Run
 from recipe.core.settings import Settings
+from recipe.core.translation import _, english, mark
 from recipe.inference import chat_model, loading, prompt, scores
 from recipe.inference.loading import ModelFiles
 from recipe.intake import dataset, split
@@ -55,10 +56,10 @@ def ratio(sums: Sequence[float], counts: Sequence[int]) -> Tuple[float, Interval
 
 def compare(base: Losses, tuned: Losses) -> Dict[str, Any]:
     """Difference of two models' losses per token on the same conversations, and the verdict."""
-    counts = [count for _, count in base]
-    changes = [after - before for (before, _), (after, _) in zip(base, tuned)]
+    counts = [count for _loss, count in base]
+    changes = [after[0] - before[0] for before, after in zip(base, tuned)]
     loss, (low, high) = ratio(changes, counts)
-    verdict = "better" if high < 0 else "worse" if low > 0 else "no difference"
+    verdict = mark("better") if high < 0 else mark("worse") if low > 0 else mark("no difference")
     lower = sum(change < 0 for change in changes)
     return {"difference": {"loss": loss, "interval": [low, high], "lower_in": lower}, "verdict": verdict}
 
@@ -110,9 +111,13 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
     """
     if not is_there(run):
         raise InputWrong(
-            f"Nothing is held out of training in {run.relative(run.folder)}, so there is nothing to measure on. Set "
-            f"data.eval_share=0.05 and train again (30 conversations give {split.MIN_HELD_OUT}), or name your own "
-            f"questions and answers: data.eval_files=data/exam.xlsx."
+            _(
+                "Nothing is held out of training in {folder}, so there is nothing to measure on. Set "
+                "data.eval_share=0.05 and train again (30 conversations give {held_out}), or name your own "
+                "questions and answers: data.eval_files=data/exam.xlsx.",
+                folder=run.relative(run.folder),
+                held_out=split.MIN_HELD_OUT,
+            )
         )
     scores.packages()  # before both models answer in vain
     lines = list(dataset.lines(run.eval_dataset))
@@ -120,8 +125,11 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
         image = image_folder(run) / line["image"]
         if digest(image) != line["sha256"]:
             raise InputWrong(
-                f"{run.relative(image)} is not the image that was held out (it was changed or deleted). Restore it, "
-                f"or train again."
+                _(
+                    "{image} is not the image that was held out (it was changed or deleted). Restore it, or train "
+                    "again.",
+                    image=run.relative(image),
+                )
             )
     asked = base_inputs(run)
     model = loading.find_model(run)
@@ -133,8 +141,11 @@ def measure(run: Run) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
         if "out of memory" not in str(error):
             raise
         raise HostLacks(
-            f"The GPU's memory was too small for this evaluation ({str(error)[:200]}). Use a smaller batch: "
-            f"eval.batch_size=1; or stop other programs on the card."
+            _(
+                "The GPU's memory was too small for this evaluation ({error}). Use a smaller batch: eval.batch_size=1; "
+                "or stop other programs on the card.",
+                error=str(error)[:200],
+            )
         )
     conversations = [_without_image_token(line) for line in lines]
     figures = _figures(run, conversations, {"base": base, "tuned": tuned})
@@ -188,7 +199,7 @@ def _measure_model(run: Run, files: ModelFiles, lines: Any, asked: Dict[str, Any
     questions = []
     for number in _sample_indices(len(lines), chosen["answers"]):
         conversation = _without_image_token(lines[number])
-        before, question, _ = _split_last_turn(conversation)
+        before, question, _reference = _split_last_turn(conversation)
         turns = [(turn["input"], turn["output"]) for turn in before]
         questions.append((number, conversation[0].get("system", ""), turns, question))
     if files.vision:
@@ -201,7 +212,7 @@ def _measure_model(run: Run, files: ModelFiles, lines: Any, asked: Dict[str, Any
         del embed
     else:
         losses = model.losses([_without_images(one) for one in encoded], chosen["batch_size"])
-        prompts = [model.prompt(system, turns, question) for _, system, turns, question in questions]
+        prompts = [model.prompt(system, turns, question) for _number, system, turns, question in questions]
         answers = model.answer_batch(prompts, chosen["max_new_tokens"], chosen["batch_size"])
     del model
     gc.collect()
@@ -247,25 +258,33 @@ def _sample_indices(count: int, most: int) -> List[int]:
 
 def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str, Any]:
     # An answer cut off completely at max_length has no token with loss.
-    counted = [number for number, (_, tokens) in enumerate(measured["base"]["losses"]) if tokens]
+    counted = [number for number, (_loss, tokens) in enumerate(measured["base"]["losses"]) if tokens]
     if len(counted) < split.MIN_HELD_OUT:
         raise InputWrong(
-            f"{len(counted)} of {len(conversations)} held-out conversations have an answer within train.max_length, "
-            f"but an interval needs {split.MIN_HELD_OUT}. Raise train.max_length or hold out more (data.eval_share)."
+            _(
+                "{counted} of {conversations} held-out conversations have an answer within train.max_length, but an "
+                "interval needs {needed}. Raise train.max_length or hold out more (data.eval_share).",
+                counted=len(counted),
+                conversations=len(conversations),
+                needed=split.MIN_HELD_OUT,
+            )
         )
     losses = {name: [found["losses"][number] for number in counted] for name, found in measured.items()}
-    counts = [tokens for _, tokens in losses["base"]]
+    counts = [tokens for _loss, tokens in losses["base"]]
     numbers = _sample_indices(len(conversations), len(measured["base"]["answers"]))
     references = [_split_last_turn(conversations[number])[2] for number in numbers]
-    known = _training_answers(run, [text for found in measured.values() for text, _ in found["answers"]])
+    known = _training_answers(run, [text for found in measured.values() for text, _ended in found["answers"]])
     models = {}
     for name, found in measured.items():
-        loss, interval = ratio([value for value, _ in losses[name]], counts)
+        loss, interval = ratio([value for value, _tokens in losses[name]], counts)
         if not math.isfinite(loss):
             raise RunFailed(
-                f"The held-out loss of the {name} model is not a number: it overflows, or its files are damaged."
+                _(
+                    "The held-out loss of the {model} is not a number: it overflows, or its files are damaged.",
+                    model=_("base model") if name == "base" else _("tuned model"),
+                )
             )
-        answers = [text for text, _ in found["answers"]]
+        answers = [text for text, _ended in found["answers"]]
         models[name] = {
             "loss": loss,
             "loss_interval": list(interval),
@@ -273,7 +292,7 @@ def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str
             **scores.overlap(answers, references),
             "repetition": sum(map(scores.is_repetitive, answers)) / len(answers),
             "copied": sum(text in known for text in answers) / len(answers),
-            "never_stops": sum(not ended for _, ended in found["answers"]) / len(answers),
+            "never_stops": sum(not ended for _text, ended in found["answers"]) / len(answers),
             "answer_length": sum(map(len, answers)) / len(answers),
         }
     figures = {
@@ -285,7 +304,8 @@ def _figures(run: Run, conversations: Any, measured: Dict[str, Any]) -> Dict[str
         **compare(losses["base"], losses["tuned"]),
         "base_cached": bool(measured["base"].get("cached")),
     }
-    return {**figures, "summary": summary(figures)}
+    with english():  # eval.json and run.json hold it; `stored` translates it
+        return {**figures, "summary": summary(figures)}
 
 
 def _training_answers(run: Run, answers: Sequence[str]) -> Any:
@@ -321,8 +341,15 @@ def summary(figures: Dict[str, Any]) -> str:
     """The verdict in one line."""
     models, found = figures["models"], figures["difference"]
     low, high = found["interval"]
-    return (
-        f"{figures['verdict']}: held-out loss {models['base']['loss']:.3f} → {models['tuned']['loss']:.3f} nats "
-        f"per token, difference {found['loss']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}), lower in "
-        f"{found['lower_in']} of {figures['conversations']} conversations"
+    return _(
+        "{verdict}: held-out loss {base:.3f} → {tuned:.3f} nats per token, difference {difference:+.4f} (95 % interval "
+        "{low:+.4f} to {high:+.4f}), lower in {lower} of {conversations} conversations",
+        verdict=_(figures["verdict"]),
+        base=models["base"]["loss"],
+        tuned=models["tuned"]["loss"],
+        difference=found["loss"],
+        low=low,
+        high=high,
+        lower=found["lower_in"],
+        conversations=figures["conversations"],
     )

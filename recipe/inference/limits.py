@@ -3,6 +3,7 @@
 from typing import Any
 
 from recipe.core.errors import InputWrong
+from recipe.core.translation import _
 
 
 def check_prompt(config: Any, tokens: int, value_bytes: int, free: float) -> None:
@@ -10,14 +11,23 @@ def check_prompt(config: Any, tokens: int, value_bytes: int, free: float) -> Non
     positions = getattr(config, "max_position_embeddings", None)
     if positions and tokens >= positions:
         raise InputWrong(
-            f"The question is too long: {tokens:,} tokens with its system prompt and template, and the model has "
-            f"{positions:,} positions for question and answer. Shorten it."
+            _(
+                "The question is too long: {tokens:,} tokens with its system prompt and template, and "
+                "the model has {positions:,} positions for question and answer. Shorten it.",
+                tokens=tokens,
+                positions=positions,
+            )
         )
     needed = prompt_bytes(config, tokens, value_bytes)
     if needed > free:
         raise InputWrong(
-            f"The question is too long for the memory: its {tokens:,} tokens need {needed / 1e9:.1f} GB beside the "
-            f"model, and {free / 1e9:.1f} GB are free. Shorten it."
+            _(
+                "The question is too long for the memory: its {tokens:,} tokens need {needed:.1f} GB "
+                "beside the model, and {free:.1f} GB are free. Shorten it.",
+                tokens=tokens,
+                needed=needed / 1e9,
+                free=free / 1e9,
+            )
         )
 
 

@@ -11,11 +11,15 @@ from recipe.core import hardware
 from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong, RecipeError
 from recipe.core.run import Run
+from recipe.core.translation import _, mark, sentences
 from recipe.xtuner import preset_facts
 
 OVERHEAD = 2e9  # bytes besides the weights: key/value cache, logits of a batch, libraries
 
 NF4_SHARE = 0.35  # of the bytes in 16 bits; embeddings, norms and scales are not quantized
+
+
+KINDS = {"base": mark("base model"), "adapter": mark("adapter model"), "merged": mark("merged model")}
 
 
 class ModelFiles(NamedTuple):
@@ -40,7 +44,7 @@ def find_model(run: Run, which: str = "") -> ModelFiles:
     vision = (visual_encoder.encoder_folder(run), run.adapter) if preset_facts.has_images(run.settings) else None
     full = preset_facts.method(run.settings) == "full"
     if full and which == "adapter":
-        raise InputWrong(f"{run.name} is fully fine-tuned: it has a merged model, but no adapter.")
+        raise InputWrong(_("{name} is fully fine-tuned: it has a merged model, but no adapter.", name=run.name))
     if which == "merged" or full or (not which and run.merged.is_dir() and merged >= adapter):
         found = ModelFiles("merged", run.merged, vision=vision)
     elif preset_facts.method(run.settings) == "projector":  # the language model is not trained
@@ -49,7 +53,14 @@ def find_model(run: Run, which: str = "") -> ModelFiles:
         found = ModelFiles("adapter", folder.folder(run), run.peft, vision)
     if not (found.adapter or (run.adapter if found.kind == "adapter" else found.folder)).is_dir():
         makes = command_line("merge" if found.kind == "merged" else "train", run.arguments)
-        raise InputWrong(f"There is no {found.kind} model in {run.relative(run.folder)} yet: {makes} makes it.")
+        raise InputWrong(
+            _(
+                "There is no {model} in {folder} yet: {command} makes it.",
+                model=_(KINDS[found.kind]),
+                folder=run.relative(run.folder),
+                command=makes,
+            )
+        )
     return found
 
 
@@ -63,16 +74,32 @@ def explain_load_errors(run: Run, found: ModelFiles) -> Iterator[None]:
     except Exception as error:
         if re.search(r"memory|CUDA|kernel image|alloc", str(error)):
             raise
-        where, remedy = run.relative(found.folder), f"{command_line('merge', run.arguments)} recreates it"
-        if found.kind != "merged":
-            remedy = f"{command_line('model', run.arguments)} --verify names the damaged files"
+        values = {
+            "model": _(KINDS[found.kind]),
+            "folder": run.relative(found.folder),
+            "error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}",
+        }
+        verify = f"{command_line('model', run.arguments)} --verify"
         if found.kind == "adapter":
-            where = f"{run.relative(run.peft)}, or of its base {where},"
-            remedy = f"{command_line('adapter', run.arguments)} recreates the adapter; {remedy} of the base"
-        raise HostLacks(
-            f"The {found.kind} model cannot be loaded: a file of {where} is damaged or missing "
-            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}). {remedy}."
-        )
+            problem = _(
+                "The {model} cannot be loaded: a file of {adapter}, or of its base {folder}, is damaged or missing "
+                "({error}).",
+                adapter=run.relative(run.peft),
+                **values,
+            )
+            remedy = _(
+                "{command} recreates the adapter; {verify} names the damaged files of the base.",
+                command=command_line("adapter", run.arguments),
+                verify=verify,
+            )
+        else:
+            problem = _("The {model} cannot be loaded: a file of {folder} is damaged or missing ({error}).", **values)
+            remedy = (
+                _("{command} recreates it.", command=command_line("merge", run.arguments))
+                if found.kind == "merged"
+                else _("{command} names the damaged files.", command=verify)
+            )
+        raise HostLacks(sentences(problem, remedy))
 
 
 def weights_bytes(place: Path) -> int:
@@ -102,8 +129,12 @@ def choose_precision(place: Path) -> str:
         return "nf4"
     least = (NF4_SHARE * needed + OVERHEAD) / 1e9
     raise HostLacks(
-        f"The model needs {least:.1f} GB of GPU memory even in 4 bits, but {free / 1e9:.1f} GB are free. Stop other "
-        f"programs on the card (nvidia-smi), or use the CPU: CUDA_VISIBLE_DEVICES="
+        _(
+            "The model needs {needed:.1f} GB of GPU memory even in 4 bits, but {free:.1f} GB are free. Stop other "
+            "programs on the card (nvidia-smi), or use the CPU: CUDA_VISIBLE_DEVICES=",
+            needed=least,
+            free=free / 1e9,
+        )
     )
 
 

@@ -8,6 +8,7 @@ import warnings
 from typing import Any, Dict, Sequence, Tuple
 
 from recipe.core.errors import HostLacks
+from recipe.core.translation import _
 
 # 2 to 40 characters repeated four times, or one character ten times.
 LOOP = re.compile(r"(.{2,40}?)\1{3}|(.)\2{9}", re.DOTALL)
@@ -28,7 +29,10 @@ def packages() -> Tuple[Any, Any, Any, Any]:
             from sacrebleu.metrics import BLEU, CHRF
     except ImportError as error:
         raise HostLacks(
-            f"The scores need {error.name}, which docker/runtime/host provides. Run this through just or ./justw."
+            _(
+                "The scores need {package}, which docker/runtime/host provides. Run this through just or ./justw.",
+                package=error.name,
+            )
         )
     return rjieba, Rouge, BLEU, CHRF
 

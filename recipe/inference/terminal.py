@@ -13,6 +13,7 @@ import click
 from recipe.base_model.tokenizer import load as load_tokenizer
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
+from recipe.core.translation import _, listed, mark, ngettext
 from recipe.inference import loading
 from recipe.inference.chat_model import ChatModel
 from recipe.inference.prompt import template
@@ -41,50 +42,56 @@ class Conversation:
         """Print the answer as it is generated and keep it; Ctrl-C cuts it short."""
         history = self.model.fit_history(self.system, self.turns, question, MAX_NEW_TOKENS)
         if len(history) < len(self.turns):
-            note(f"(the model sees the last {len(history)} of {len(self.turns)} turns; more do not fit)")
+            note(
+                _(
+                    "(the model sees the last {seen} of {turns} turns; more do not fit)",
+                    seen=len(history),
+                    turns=len(self.turns),
+                )
+            )
         streamer = answer_printer(self.model.tokenizer)
         try:
             ended = self.model.answer(self.system, history, question, streamer, MAX_NEW_TOKENS, sampling).ended
             if not ended:
-                note(f"(cut at {MAX_NEW_TOKENS} tokens)")
+                note(_("(cut at {tokens} tokens)", tokens=MAX_NEW_TOKENS))
         except KeyboardInterrupt:  # stops the answer, not the program
             print()
-            note("(stopped; /undo removes it)")
+            note(_("(stopped; /undo removes it)"))
         self.turns.append((question, streamer.text.strip()))
 
     def handle(self, line: str) -> None:
         """Run a command or ask a question. Raises InputWrong for an unknown or impossible command."""
-        word, _, rest = line.partition(" ")
+        word, _blank, rest = line.partition(" ")
         if not word.startswith("/"):
             self.ask(line)
         elif word in COMMANDS:
             COMMANDS[word][0](self, rest.strip())
         else:
-            raise InputWrong(f"{word} is not a command. Commands: {', '.join(COMMANDS)}")
+            raise InputWrong(_("{word} is not a command. Commands: {commands}", word=word, commands=listed(COMMANDS)))
 
-    def undo(self, _: str = "") -> None:
+    def undo(self, _rest: str = "") -> None:
         if not self.turns:
-            raise InputWrong("There is no question yet.")
-        question, _ = self.turns.pop()
-        note(f"(removed: {question})")
+            raise InputWrong(_("There is no question yet."))
+        question, _answer = self.turns.pop()
+        note(_("(removed: {question})", question=question))
 
-    def retry(self, _: str) -> None:
+    def retry(self, _rest: str) -> None:
         if not self.turns:
-            raise InputWrong("There is no question yet.")
+            raise InputWrong(_("There is no question yet."))
         self.ask(self.turns.pop()[0], RETRY_SAMPLING)
 
-    def clear(self, _: str) -> None:
+    def clear(self, _rest: str) -> None:
         self.turns = []
-        note("(a new conversation)")
+        note(_("(a new conversation)"))
 
     def set_system(self, text: str) -> None:
         self.system = text or self.system
-        note(f"({self.system or 'no system prompt'})")
+        note(f"({self.system})" if self.system else _("(no system prompt)"))
 
     def save(self, name: str) -> None:
         """Write a line of dataset.jsonl, which can be corrected and trained on."""
         if not name or not self.turns:
-            raise InputWrong("/save FILE saves the conversation: give a file name, and ask something first.")
+            raise InputWrong(_("/save FILE saves the conversation: give a file name, and ask something first."))
         first = {"system": self.system} if self.system else {}
         turns = [{"input": question, "output": answer} for question, answer in self.turns]
         line = json.dumps({"conversation": [{**first, **turns[0]}, *turns[1:]]}, ensure_ascii=False)
@@ -92,24 +99,27 @@ class Conversation:
             with Path(name).expanduser().open("x", encoding="utf-8") as stream:
                 stream.write(line + "\n")
         except FileExistsError:
-            raise InputWrong(f"{name} exists. Choose another name.")
+            raise InputWrong(_("{file} exists. Choose another name.", file=name))
         except OSError as error:
-            raise InputWrong(f"Cannot write {name} ({error.strerror}). Choose a path below output/.")
-        note(f"({len(turns)} turns saved to {name})")
+            raise InputWrong(
+                _("Cannot write {file} ({error}). Choose a path below output/.", file=name, error=error.strerror)
+            )
+        note(ngettext("({n} turn saved to {file})", "({n} turns saved to {file})", len(turns), file=name))
 
-    def help(self, _: str) -> None:
+    def help(self, _rest: str) -> None:
         for name, (_command, description) in COMMANDS.items():
-            print(f"  {name:14} {description}")
-        print("  Ctrl-C         stops an answer; Ctrl-D ends the chat; arrow up recalls earlier lines")
+            print(f"  {name:14} {_(description)}")
+        description = _("stops an answer; Ctrl-D ends the chat; arrow up recalls earlier lines")
+        print(f"  {'Ctrl-C':14} {description}")
 
 
 COMMANDS: Dict[str, Tuple[Callable[[Conversation, str], None], str]] = {
-    "/undo": (Conversation.undo, "removes the last question and its answer"),
-    "/retry": (Conversation.retry, "asks the last question again with sampling"),
-    "/clear": (Conversation.clear, "starts a new conversation"),
-    "/system": (Conversation.set_system, "shows the system prompt; /system TEXT changes it"),
-    "/save": (Conversation.save, "/save FILE saves the conversation as a line of dataset.jsonl"),
-    "/help": (Conversation.help, "shows this list"),
+    "/undo": (Conversation.undo, mark("removes the last question and its answer")),
+    "/retry": (Conversation.retry, mark("asks the last question again with sampling")),
+    "/clear": (Conversation.clear, mark("starts a new conversation")),
+    "/system": (Conversation.set_system, mark("shows the system prompt; /system TEXT changes it")),
+    "/save": (Conversation.save, mark("/save FILE saves the conversation as a line of dataset.jsonl")),
+    "/help": (Conversation.help, mark("shows this list")),
 }
 
 
@@ -140,10 +150,13 @@ def talk(run: Run, question: Optional[str], which: str = "", image: str = "") ->
     files = loading.find_model(run, which)
     place = run.root / image if image else None
     if place and not files.vision:
-        reason = "the base model has no projector" if which == "base" else f"{run.name} was not trained on images"
-        raise InputWrong(f"image={image}: {reason}. Leave image= out.")
+        if which == "base":
+            raise InputWrong(_("image={image}: the base model has no projector. Leave image= out.", image=image))
+        raise InputWrong(
+            _("image={image}: {name} was not trained on images. Leave image= out.", image=image, name=run.name)
+        )
     if place and not place.is_file():
-        raise InputWrong(f"image={image} does not exist.")
+        raise InputWrong(_("image={image} does not exist.", image=image))
     chat_template = template(run)
     with loading.explain_load_errors(run, files):
         model = ChatModel(
@@ -160,8 +173,13 @@ def talk(run: Run, question: Optional[str], which: str = "", image: str = "") ->
     with contextlib.suppress(ImportError):  # arrow keys; the history is not saved
         import readline  # noqa: F401
     note(
-        f"{files.kind} model of {run.name}, {model.precision} on {model.model.device.type}. "
-        "/help lists commands, Ctrl-D ends."
+        _(
+            "{model} of {name}, {precision} on {device}. /help lists commands, Ctrl-D ends.",
+            model=_(loading.KINDS[files.kind]),
+            name=run.name,
+            precision=model.precision,
+            device=model.model.device.type,
+        )
     )
     while True:
         try:
@@ -186,7 +204,9 @@ def piped_lines() -> Iterator[str]:
                 yield line.decode(encoding)
                 break
         else:
-            raise InputWrong(f"Line {number} of standard input is neither UTF-8 nor GB18030. Convert it to UTF-8.")
+            raise InputWrong(
+                _("Line {number} of standard input is neither UTF-8 nor GB18030. Convert it to UTF-8.", number=number)
+            )
 
 
 def _decode_utf16(data: bytes) -> str:
@@ -197,7 +217,7 @@ def _decode_utf16(data: bytes) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError:
-        raise InputWrong("Standard input holds NUL bytes and is not UTF-16. Convert it to UTF-8.")
+        raise InputWrong(_("Standard input holds NUL bytes and is not UTF-16. Convert it to UTF-8."))
 
 
 def read_lines(conversation: Conversation) -> None:

@@ -122,9 +122,14 @@ def po(catalog: Catalog) -> bytes:
 
 
 def mo(catalog: Catalog) -> bytes:
-    """The compiled catalogue, without what is not translated."""
-    made = io.BytesIO()
-    write_mo(made, catalog)
+    """The compiled catalogue, without what is not translated. Plurals stand there also by themselves: the compiled
+    form drops the texts that translation.stored looks for.
+    """
+    made, whole = io.BytesIO(), read_po(io.BytesIO(po(catalog)), locale="zh_CN")
+    for one in list(whole):
+        if one.pluralizable and not whole.get(one.id[1]):
+            whole.add(one.id[1], one.string[0])
+    write_mo(made, whole)
     return made.getvalue()
 
 

@@ -1,5 +1,6 @@
 """Which stages each command runs, and in which order."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Tuple, Union
@@ -13,7 +14,19 @@ from recipe.core.run import Run
 from recipe.core.stage import Stage, perform
 from recipe.core.translation import _, listed, sentences, stored
 from recipe.inference.evaluate import is_quick, is_there
-from recipe.stages import adapter, config, data, evaluate, merge, model, plan, reproduce, samples, train
+from recipe.stages import (
+    adapter,
+    config,
+    data,
+    evaluate,
+    merge,
+    model,
+    plan,
+    reproduce,
+    samples,
+    train,
+    waiting_trainer,
+)
 from recipe.xtuner import preset_facts
 
 Items = Tuple[Union[Stage, Callable[[Run], None]], ...]  # a function checks or sets something between two stages
@@ -63,7 +76,13 @@ def run_stages(run: Run, command: str, items: Optional[Items] = None) -> None:
                 folder=run.relative(run.folder),
             )
         )
-    for item in items or of_method(run, COMMANDS[command]):
+    chosen = items or of_method(run, COMMANDS[command])
+    with waiting_trainer.started(run) if train.STAGE in chosen else contextlib.nullcontext():
+        _run_items(run, command, chosen)
+
+
+def _run_items(run: Run, command: str, items: Items) -> None:
+    for item in items:
         if not isinstance(item, Stage):
             item(run)
         elif item is evaluate.STAGE and command != "eval":

@@ -24,6 +24,8 @@ from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.core.host import gpus, versions
 from recipe.core.settings import Settings
+from recipe.core.text_width import ljust
+from recipe.core.translation import _, mark
 from recipe.training.fast import verdict
 from recipe.xtuner import config_edits, step_choice
 
@@ -39,10 +41,10 @@ SHAPES_TINY: Sizes = dict(
 )  # fmt: skip
 TIMED_STEPS, WARMUP_STEPS = 10, 4  # the warm-up compiles kernels, records the CUDA graph and fills caches
 WAYS = {
-    "stock": "XTuner's own step",
-    "fast": "fast, layers recomputed",
-    "kept": "fast, nothing recomputed",
-    "small": "small: least memory",
+    "stock": mark("XTuner's own step"),
+    "fast": mark("fast, layers recomputed"),
+    "kept": mark("fast, nothing recomputed"),
+    "small": mark("small: least memory"),
 }
 
 
@@ -59,7 +61,13 @@ def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[st
     import torch
 
     if not re.match(r"internlm2_.*7b", settings.base):
-        raise InputWrong(f"base = {settings.base!r}: {command_line('bench')} only has the shapes of InternLM2-7B.")
+        raise InputWrong(
+            _(
+                "base = {base!r}: {command} only has the shapes of InternLM2-7B.",
+                base=settings.base,
+                command=command_line("bench"),
+            )
+        )
     has_gpu, cards = torch.cuda.is_available(), gpus()
     device = "cuda" if has_gpu else "cpu"
     sizes = SHAPES_7B if has_gpu else SHAPES_TINY
@@ -68,10 +76,23 @@ def run(settings: Settings, output: Path, say: Callable[[str], None]) -> Dict[st
         dtype = torch.bfloat16 if step_choice.dtype(settings) == "bf16" else torch.float16
     batch, length = step_choice.batch_shape(settings)
     card = cards[0]["name"] if has_gpu and cards else "CPU"
-    say(f"{card}, {'7B' if has_gpu else 'tiny'} model, {batch} × {length} tokens, torch {torch.__version__}")
+    shape = dict(card=card, batch=batch, length=length, version=torch.__version__)
+    say(
+        _("{card}, 7B model, {batch} × {length} tokens, torch {version}", **shape)
+        if has_gpu
+        else _("{card}, tiny model, {batch} × {length} tokens, torch {version}", **shape)
+    )
     ceilings = measure_ceilings(sizes, device, dtype, batch * length)
-    layout = f"; a layer's 4-bit weights in {ceilings['layout'] * 1e6:,.0f} µs" if ceilings["layout"] else ""
-    say(f"matrix products {ceilings['matmul'] / 1e12:,.2f} TFLOP/s{layout}")
+    rate, layout = ceilings["matmul"] / 1e12, ceilings["layout"] * 1e6
+    say(
+        _(
+            "matrix products {rate:,.2f} TFLOP/s; a layer's 4-bit weights in {microseconds:,.0f} µs",
+            rate=rate,
+            microseconds=layout,
+        )
+        if layout
+        else _("matrix products {rate:,.2f} TFLOP/s", rate=rate)
+    )
     if has_gpu and compiler.fault():
         say(compiler.notice())
     source = f"just bench, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
@@ -98,22 +119,31 @@ def _measure_way(
     """One way's entry in bench.json; None if it does not fit the card or its step is wrong here."""
     import torch
 
+    shown = ljust(_(WAYS[way]), 26)
     try:
         took = measure_step(way, sizes, settings, device, dtype)
     except torch.cuda.OutOfMemoryError:
-        say(f"{WAYS[way]:26} does not fit this card")
+        say(_("{way} does not fit this card", way=shown))
         return None
     except StepMismatch as error:
-        say(f"{WAYS[way]:26} differs from XTuner's own step here and is not measured: {error}")
+        say(_("{way} differs from XTuner's own step here and is not measured: {reason}", way=shown, reason=error))
         return None
     tokens = math.prod(step_choice.batch_shape(settings))
     floor = step_floor(sizes, ceilings, tokens, recomputed=way != "kept")
     seconds = took["step"] + took["update"] / (settings.train.accumulative_counts or 1)
     say(
-        f"{WAYS[way]:26} {1e3 * took['step']:8.1f} ms a step (at least {1e3 * took['least']:.1f}; "
-        f"{took['step'] / floor:.2f} × the floor of {1e3 * floor:.1f}), "
-        f"{1e3 * took['update']:6.1f} ms an update, {tokens / seconds:9,.0f} tokens/s, "
-        f"{took['memory_mib']:7,.0f} MiB"
+        _(
+            "{way} {step:8.1f} ms a step (at least {least:.1f}; {ratio:.2f} × the floor of {floor:.1f}), "
+            "{update:6.1f} ms an update, {rate:9,.0f} tokens/s, {memory:7,.0f} MiB",
+            way=shown,
+            step=1e3 * took["step"],
+            least=1e3 * took["least"],
+            ratio=took["step"] / floor,
+            floor=1e3 * floor,
+            update=1e3 * took["update"],
+            rate=tokens / seconds,
+            memory=took["memory_mib"],
+        )
     )
     return {"way": way, "seconds": round(seconds, 5), "memory_mib": round(took["memory_mib"]), "floor": round(floor, 5)}
 
@@ -237,7 +267,10 @@ def measure_ceilings(sizes: Sizes, device: str, dtype: Any, tokens: int) -> Dict
     shapes = matrix_shapes(sizes)
     timed = [_time_matrix(out, inner, device, dtype, tokens) for out, inner in shapes]
     flop = sum(2.0 * tokens * out * inner for out, inner in shapes)
-    return {"matmul": flop / sum(matmul for matmul, _ in timed), "layout": sum((layout for _, layout in timed), 0.0)}
+    return {
+        "matmul": flop / sum(matmul for matmul, _layout in timed),
+        "layout": sum((layout for _matmul, layout in timed), 0.0),
+    }
 
 
 def _time_matrix(out: int, inner: int, device: str, dtype: Any, tokens: int) -> Tuple[float, float]:
@@ -250,7 +283,7 @@ def _time_matrix(out: int, inner: int, device: str, dtype: Any, tokens: int) -> 
 
     def seconds_per_call(work: Callable[[], Any]) -> float:
         def repeat() -> None:
-            for _ in range(repeats):
+            for _number in range(repeats):
                 work()
 
         return median_seconds(repeat, TIMED_STEPS) / repeats
@@ -317,6 +350,6 @@ def graph_seconds(work: Callable[[], Any], repeats: int) -> float:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(repeats):
+        for _number in range(repeats):
             work()
     return median_seconds(graph.replay, TIMED_STEPS) / repeats

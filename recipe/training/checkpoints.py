@@ -9,6 +9,7 @@ from recipe.base_model import folder as model
 from recipe.core import distributed
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
+from recipe.core.translation import _
 from recipe.training.log_lines import CHECKPOINT_NAME
 from recipe.weights import llava
 from recipe.xtuner import config, preset_facts, step_choice
@@ -38,7 +39,9 @@ def last_checkpoint(place: Path) -> Optional[Path]:
 def describe_last(place: Path) -> str:
     """A clause on what is left to resume from."""
     last = last_checkpoint(place)
-    return f"The checkpoint of iteration {iteration_of(last)} is kept" if last else "There is no checkpoint yet"
+    if last is None:
+        return _("There is no checkpoint yet")
+    return _("The checkpoint of iteration {iteration} is kept", iteration=iteration_of(last))
 
 
 def is_complete(checkpoint: Path) -> bool:

@@ -8,13 +8,21 @@ from typing import List
 # Some of its modules search the source of every calling frame. That takes eight seconds below the nested imports of
 # XTuner, mmengine and DeepSpeed, and nothing here.
 SLOW_IMPORT = "torch.distributed.elastic.agent.server"
+TRAINER = "xtuner.tools.train"
 
 
 def main(arguments: List[str]) -> None:
     """Run `xtuner train` with these arguments."""
     importlib.import_module(SLOW_IMPORT)
     sys.argv[1:] = arguments
-    runpy.run_module("xtuner.tools.train", run_name="__main__", alter_sys=True)
+    runpy.run_module(TRAINER, run_name="__main__", alter_sys=True)
+
+
+def load() -> None:
+    """Import what `main` will import."""
+    importlib.import_module(SLOW_IMPORT)
+    importlib.import_module(TRAINER)
+    del sys.modules[TRAINER]  # runpy makes it anew, as the main module
 
 
 if __name__ == "__main__":

@@ -10,11 +10,15 @@ from recipe.core import hardware, measurements
 from recipe.core.commands import command_line
 from recipe.core.host import gpus
 from recipe.core.run import Run
+from recipe.core.translation import _, mark, sentences, stored
 from recipe.xtuner import step_choice
 
 
 class TrainingError(RuntimeError):
-    """Raised by a hook to end training. Its text is for the user: what is wrong, where, what to do."""
+    """Raised by a hook to end training. Its text is for the user: what is wrong, where, what to do.
+
+    It goes through the trainer's log, so the hook writes it in English (`english`), from messages.
+    """
 
 
 Plan = Dict[str, Any]  # plan.json; {} on machines other than the first
@@ -31,19 +35,21 @@ RANK_ENDED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")  # in
 
 # From NVIDIA's catalogue: those that point at the card rather than the program.
 XIDS = {
-    13: "a graphics engine exception, usually a fault of the program",
-    31: "a memory page fault, usually a fault of the program",
-    43: "the GPU stopped processing",
-    48: "a double-bit ECC error: the card's memory is faulty",
-    62: "the card's internal controller halted",
-    63: "a memory row was remapped",
-    64: "a memory row could not be remapped",
-    74: "an NVLink error",
-    79: "the GPU has fallen off the bus",
-    94: "a contained ECC error",
-    95: "an uncontained ECC error",
-    119: "the GPU's system processor (GSP) does not answer",
+    13: mark("a graphics engine exception, usually a fault of the program"),
+    31: mark("a memory page fault, usually a fault of the program"),
+    43: mark("the GPU stopped processing"),
+    48: mark("a double-bit ECC error: the card's memory is faulty"),
+    62: mark("the card's internal controller halted"),
+    63: mark("a memory row was remapped"),
+    64: mark("a memory row could not be remapped"),
+    74: mark("an NVLink error"),
+    79: mark("the GPU has fallen off the bus"),
+    94: mark("a contained ECC error"),
+    95: mark("an uncontained ECC error"),
+    119: mark("the GPU's system processor (GSP) does not answer"),
 }
+
+UNKNOWN_XID = mark("a fault of the GPU")
 
 
 def explain(code: int, said: str, run: Run, planned: Plan, oom_killed: bool) -> str:
@@ -60,49 +66,72 @@ def explain(code: int, said: str, run: Run, planned: Plan, oom_killed: bool) -> 
     for pattern, explanation in KNOWN:
         found = re.search(pattern, said)
         if found:
-            return explanation if isinstance(explanation, str) else explanation(found, run, planned)
+            return _(explanation) if isinstance(explanation, str) else explanation(found, run, planned)
     if code < 0:
-        return f"The trainer failed: it was killed by {signal.Signals(-code).name}."
+        return _("The trainer failed: it was killed by {signal}.", signal=signal.Signals(-code).name)
     errors = [line for line in ERROR.findall(said) if "ChildFailedError" not in line]
-    reason = errors[-1].strip() if errors else f"it ended with exit code {code}"
-    return f"The trainer failed: {reason[:600].rstrip('.')}."
+    if not errors:
+        return _("The trainer failed: it ended with exit code {code}.", code=code)
+    return _("The trainer failed: {reason}.", reason=errors[-1].strip()[:600].rstrip("."))
 
 
 def _killed(rank: Optional[Match[str]], oom_killed: bool) -> str:
-    process = f"Rank {rank[2]} of this machine" if rank else "The trainer"
-    if not oom_killed:
-        return f"{process} was killed from outside (SIGKILL)."
-    each = " on each rank" if rank else ""
-    return (
-        f"{process} was killed by the kernel: the machine (or this container's limit) is out of memory. Loading the 7B "
-        f"model briefly takes 16 GB of RAM{each}: end other programs, or raise the limit."
-    )
+    if rank and oom_killed:
+        return _(
+            "Rank {rank} of this machine was killed by the kernel: the machine (or this container's limit) is out of "
+            "memory. Loading the 7B model briefly takes 16 GB of RAM on each rank: end other programs, or raise the "
+            "limit.",
+            rank=rank[2],
+        )
+    if rank:
+        return _("Rank {rank} of this machine was killed from outside (SIGKILL).", rank=rank[2])
+    if oom_killed:
+        return _(
+            "The trainer was killed by the kernel: the machine (or this container's limit) is out of memory. Loading "
+            "the 7B model briefly takes 16 GB of RAM: end other programs, or raise the limit."
+        )
+    return _("The trainer was killed from outside (SIGKILL).")
 
 
 def _out_of_memory(found: Match[str], run: Run, planned: Plan) -> str:
     """Names other processes on the card, and overrides that fit it by measurement."""
     said = "CUDA out of memory" if "OutOfMemoryError" in found[0] else found[0]
     if not planned:
-        return f"An iteration does not fit into this machine's GPU ({said}): lower train.batch_size."
-    batch, length = planned["batch_size"], planned["max_length"]
-    problem = f"{batch} × {length} tokens per iteration do not fit into the GPU's memory ({said})."
+        return _(
+            "An iteration does not fit into this machine's GPU ({error}): lower train.batch_size.",
+            error=said,
+        )
+    problem = _(
+        "{batch} × {length} tokens per iteration do not fit into the GPU's memory ({error}).",
+        batch=planned["batch_size"],
+        length=planned["max_length"],
+        error=said,
+    )
     cards = gpus()
     if not cards:
-        return f"{problem} Try {smaller_iterations(planned)[0][1]}."
+        return sentences(problem, _("Try {overrides}.", overrides=smaller_iterations(planned)[0][1]))
     name, memory = cards[0]["name"], cards[0]["memory_mib"]
     others = _memory_of_others()
     if others > 500:
-        problem += f" Other processes use {others} MiB of it (nvidia-smi lists them): stop them."
+        problem = sentences(
+            problem,
+            _("Other processes use {mib} MiB of it (nvidia-smi lists them): stop them.", mib=others),
+        )
     if run.settings.model.is_made:
         return problem
     for way, tokens, overrides in _smaller_ways(run, planned):
         needed = measurements.memory_mib(tokens, name, way)
         if needed + others < 0.95 * memory:
-            return (
-                f"{problem} These overrides take {needed} MiB by measurement, which fits this {name} ({memory} MiB): "
-                f"{overrides}"
+            fitting = _(
+                "These overrides take {needed} MiB by measurement, which fits this {card} ({memory} MiB): {overrides}",
+                needed=needed,
+                card=name,
+                memory=memory,
+                overrides=overrides,
             )
-    return f"{problem} By measurement no setting of the 7B model fits this {name} ({memory} MiB)."
+            return sentences(problem, fitting)
+    none = _("By measurement no setting of the 7B model fits this {card} ({memory} MiB).", card=name, memory=memory)
+    return sentences(problem, none)
 
 
 def _smaller_ways(run: Run, planned: Plan) -> List[Tuple[str, int, str]]:
@@ -113,7 +142,7 @@ def _smaller_ways(run: Run, planned: Plan) -> List[Tuple[str, int, str]]:
     if way == "kept":
         ways.insert(0, ("fast", tokens, "train.checkpointing=true"))
     if way != "small" and step_choice.has_fast(run.settings):
-        least = [("small", fewer, f"train.speed=small {overrides}") for _, fewer, overrides in ways]
+        least = [("small", fewer, f"train.speed=small {overrides}") for _way, fewer, overrides in ways]
         ways += [("small", tokens, "train.speed=small"), *least]
     return ways
 
@@ -144,32 +173,51 @@ def _memory_of_others() -> int:
 
 
 def _no_kernel(found: Match[str], run: Run, planned: Plan) -> str:
-    card = next((f"{card['name']}, capability {card['capability']}" for card in gpus()), "the card")
-    return (
-        f"This environment's binaries have no code for {card} ({found[0]}). {command_line('doctor')} names the "
-        f"variant that serves it: VARIANT=cu13 for RTX 50 and B200, VARIANT=cu118 for cards before the T4."
+    cards = gpus()
+    card = (
+        _("{card}, capability {capability}", card=cards[0]["name"], capability=cards[0]["capability"])
+        if cards
+        else _("the card")
+    )
+    return _(
+        "This environment's binaries have no code for {card} ({error}). {doctor} names the variant that serves it: "
+        "VARIANT=cu13 for RTX 50 and B200, VARIANT=cu118 for cards before the T4.",
+        card=card,
+        error=found[0],
+        doctor=command_line("doctor"),
     )
 
 
 def _xid(found: Match[str], run: Run, planned: Plan) -> str:
     code = int(found[1])
-    return (
-        f"The driver reported Xid {code}: {XIDS.get(code, 'a fault of the GPU')}. On a rented machine take another "
-        f"instance and copy the output folder to it."
+    return _(
+        "The driver reported Xid {code}: {meaning}. On a rented machine take another instance and copy the output "
+        "folder to it.",
+        code=code,
+        meaning=_(XIDS.get(code, UNKNOWN_XID)),
     )
 
 
 def _peer_lost(found: Match[str], run: Run, planned: Plan) -> str:
-    peer, remedy = "another rank", "see the first error in the log"
     if run.settings.nodes > 1:
-        peer, remedy = "another machine", "type the same command again on all machines"
-    return f"The connection to {peer} ended ({found[0].strip()}): it stopped, failed or lost its network; {remedy}."
+        return _(
+            "The connection to another machine ended ({error}): it stopped, failed or lost its network; type the same "
+            "command again on all machines.",
+            error=found[0].strip(),
+        )
+    return _(
+        "The connection to another rank ended ({error}): it stopped, failed or lost its network; see the first error "
+        "in the log.",
+        error=found[0].strip(),
+    )
 
 
 def _missing(found: Match[str], run: Run, planned: Plan) -> str:
-    return (
-        f"The environment lacks something that training on a GPU needs ({found[0].rstrip('.')}). "
-        f"`{command_line('doctor')}` says what it is and how to get it."
+    return _(
+        "The environment lacks something that training on a GPU needs ({error}). `{doctor}` says what it is and how to "
+        "get it.",
+        error=found[0].rstrip("."),
+        doctor=command_line("doctor"),
     )
 
 
@@ -177,7 +225,7 @@ def _missing(found: Match[str], run: Run, planned: Plan) -> str:
 KNOWN: List[Tuple[str, Union[str, Explain]]] = [
     (
         rf"(?m)^(?:\[rank\d+\]: ?)?{re.escape(TrainingError.__module__)}\.TrainingError: (.*)$",
-        lambda found, *_: str(found[1]).strip(),
+        lambda found, *_rest: stored(str(found[1]).strip()),
     ),
     # From PyTorch, the CUDA runtime, bitsandbytes and NCCL; cuBLAS does not start when no memory is left.
     (
@@ -189,9 +237,10 @@ KNOWN: List[Tuple[str, Union[str, Explain]]] = [
     (
         r"cudaErrorStreamCapture\w+|operation not permitted when stream is capturing|"
         r"operation failed due to a previous error during capture|depend on a capturing blocking stream",
-        lambda found, *_: (
-            f"The fast step could not be recorded as a CUDA graph ({found[0]}). train.speed=stock trains "
-            "without a recording; please report it with the log."
+        lambda found, *_rest: _(
+            "The fast step could not be recorded as a CUDA graph ({error}). train.speed=stock trains without a "
+            "recording; please report it with the log.",
+            error=found[0],
         ),
     ),
     (r"NVRM: Xid.*?: (\d+)", _xid),
@@ -199,40 +248,45 @@ KNOWN: List[Tuple[str, Union[str, Explain]]] = [
         r"Failed to initialize NVML[^\n]*|GPU is lost|has fallen off the bus|CUDA error: (?:unspecified launch failure|"
         r"unknown error|all CUDA-capable devices are busy or unavailable|"
         r"uncorrectable ECC error encountered)|No CUDA GPUs are available",
-        lambda found, *_: (
-            f"This process lost its GPU ({found[0]}): the driver or the card restarted, or the "
-            "container lost its device. Run nvidia-smi: if it fails too, restart the container or the instance."
+        lambda found, *_rest: _(
+            "This process lost its GPU ({error}): the driver or the card restarted, or the container lost its device. "
+            "Run nvidia-smi: if it fails too, restart the container or the instance.",
+            error=found[0],
         ),
     ),
     (
         r"Watchdog caught collective operation timeout|Timed out waiting \d+ms for (?:recv|send)|NCCL timeout",
-        "The GPUs waited for each other in vain (a collective operation timed out): one rank is slower, hung or gone. "
-        "The first error in the log names it; NCCL_DEBUG=INFO logs more.",
+        mark(
+            "The GPUs waited for each other in vain (a collective operation timed out): one rank is slower, hung or "
+            "gone. The first error in the log names it; NCCL_DEBUG=INFO logs more."
+        ),
     ),
     (
         r"RuntimeError: (\w+) does not have a deterministic implementation",
-        lambda found, *_: (
-            f"PyTorch has no deterministic implementation of {found[1]} on this GPU. "
-            "train.deterministic=false trains without: the same seed then gives nearly, not exactly, the same adapter."
+        lambda found, *_rest: _(
+            "PyTorch has no deterministic implementation of {operation} on this GPU. train.deterministic=false trains "
+            "without: the same seed then gives nearly, not exactly, the same adapter.",
+            operation=found[1],
         ),
     ),
     # PyTorch 2.0's torchrun and newer ones
     (
         r"(?s)_share_and_gather.{,2000}Socket Timeout|waiting for clients\. \d+/\d+ clients joined",
-        lambda found, run, _: (
-            f"Not all {run.settings.nodes} machines joined within torchrun's 5 minutes. Type the "
-            "same command on each of them, and check that they reach MASTER_ADDR at MASTER_PORT."
+        lambda found, run, _planned: _(
+            "Not all {nodes} machines joined within torchrun's 5 minutes. Type the same command on each of them, and "
+            "check that they reach MASTER_ADDR at MASTER_PORT.",
+            nodes=run.settings.nodes,
         ),
     ),
     (PEER_LOST, _peer_lost),
     (
         r"insufficient shared memory|bus error.*shared memory",
-        "The shared memory (/dev/shm) is too small: set SHM_SIZE=16g or more.",
+        mark("The shared memory (/dev/shm) is too small: set SHM_SIZE=16g or more."),
     ),
     (r"MissingCUDAException[^\n]*|Failed to find C compiler|CUDA Setup failed despite GPU being available", _missing),
     (
         r"No space left on device|\[enforce fail at inline_container",
-        "The disk is full (No space left on device). Free some space, or name another folder with --output.",
+        mark("The disk is full (No space left on device). Free some space, or name another folder with --output."),
     ),
 ]
 

@@ -5,6 +5,7 @@ The `xtuner` command exits with 0 even when its child crashed, so the trainer's 
 
 import contextlib
 import ctypes
+import json
 import os
 import queue
 import signal
@@ -21,6 +22,7 @@ from recipe.core.errors import HostLacks, RunFailed, Stopped
 from recipe.core.files import write_text
 from recipe.core.host import gpus
 from recipe.core.run import Run
+from recipe.core.translation import _, sentences
 from recipe.training import failure
 from recipe.training.checkpoints import describe_last, iteration_of, last_checkpoint
 from recipe.training.fast import verdict
@@ -28,7 +30,10 @@ from recipe.training.log_lines import ITERATION, parse_iterations
 from recipe.training.progress import TrainingProgress
 from recipe.xtuner import loggers, step_choice
 
+TRAINER = [sys.executable, "-m", "recipe.training.entry"]
 DEEPSPEED_FILE = "deepspeed.json"  # DeepSpeed's configuration, beside the checkpoints
+
+STARTED = "RECIPE_TRAINING_STARTED"  # when a waiting trainer was given its arguments, in seconds of CLOCK_BOOTTIME
 
 STOP_TIMEOUT = 30  # seconds from asking the trainer to stop until it is killed
 
@@ -52,7 +57,7 @@ class TrainerEnd(NamedTuple):
 def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str]:
     """The trainer's command line, through torchrun for several ranks. `start`: the checkpoint to resume from."""
     several = distributed.count(run.settings) > 1
-    words = [sys.executable, "-m", *(distributed.launcher(run.settings) if several else ["recipe.training.entry"])]
+    words = [sys.executable, "-m", *distributed.launcher(run.settings)] if several else [*TRAINER]
     words += [run.relative(run.config), "--work-dir", run.relative(place)]
     if several:
         words += ["--launcher", "pytorch"]
@@ -68,7 +73,8 @@ def command(run: Run, place: Path, start: Optional[Path], seed: int) -> List[str
 def environment(run: Run) -> Dict[str, str]:
     """The trainer's environment variables."""
     # PyTorch 2.6 and newer read only tensors from a checkpoint by default; these checkpoints are the run's own.
-    own = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    # Programs read its log, which is English; what users see of it is translated when it is shown.
+    own = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "RECIPE_LANG": "en"}
     if not gpus():
         own.update(MALLOC_SETTINGS)
     if run.settings.train.deterministic:
@@ -82,6 +88,78 @@ def environment(run: Run) -> Dict[str, str]:
         # free when PyTorch takes it: one chosen here could be taken by another trainer until then.
         own.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     return {**os.environ, **own}
+
+
+class EarlyTrainer(NamedTuple):
+    """A trainer that was started before its arguments were known, with these environment variables."""
+
+    child: "subprocess.Popen[str]"
+    environment: Dict[str, str]
+
+
+_early: Dict[Path, EarlyTrainer] = {}  # by the run's folder
+
+
+@contextlib.contextmanager
+def started_early(run: Run, words: List[str], expected: Dict[str, Any]) -> Iterator[None]:
+    """Within the block, `words` runs and waits for a trainer's arguments; `run_trainer` gives them to it.
+
+    `expected`: a line of JSON that it gets first.
+    """
+    variables = _environment(run)
+    trainer = EarlyTrainer(_start(run, words, variables, stdin=subprocess.PIPE), variables)
+    _early[run.folder] = trainer
+    try:
+        _send(trainer.child, expected)
+        yield
+    finally:
+        if _early.pop(run.folder, None):
+            _end(trainer.child)
+
+
+def _send(child: "subprocess.Popen[str]", line: Dict[str, Any]) -> bool:
+    """Write a line of JSON to a waiting trainer; False if it has ended."""
+    assert child.stdin
+    try:
+        child.stdin.write(json.dumps(line) + "\n")
+        child.stdin.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _end(child: "subprocess.Popen[str]") -> None:
+    child.kill()
+    child.wait()
+    for stream in filter(None, (child.stdin, child.stdout)):
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+def _take_early(run: Run, words: List[str], variables: Dict[str, str]) -> "Optional[subprocess.Popen[str]]":
+    """The trainer that was started early, now with its arguments; None if there is none for these words."""
+    trainer = _early.pop(run.folder, None)
+    if trainer is None:
+        return None
+    child = trainer.child
+    if words[:3] == TRAINER and variables == trainer.environment and child.poll() is None:
+        given = {"arguments": words[3:], "sent": time.clock_gettime(time.CLOCK_BOOTTIME)}
+        if _send(child, given):
+            return child
+    _end(child)
+    return None
+
+
+def _start(run: Run, words: List[str], variables: Dict[str, str], stdin: int) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=stdin,
+        universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
+        env=variables,
+    )  # fmt: skip
+
+
+def _environment(run: Run) -> Dict[str, str]:
+    return {**environment(run), **loggers.environment(run)}
 
 
 def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:
@@ -104,8 +182,13 @@ def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned
                 progress.print(f"  {verdict.failure_message(compared)}")
             if iteration and int(iteration[2]) != total:
                 raise RunFailed(
-                    f"The trainer would run {iteration[2]} iterations, but the plan has {total}: stopped. This "
-                    f"is a bug in this project; please report it with {run.relative(log)}."
+                    _(
+                        "The trainer would run {found} iterations, but the plan has {planned}: stopped. This is a bug "
+                        "in this project; please report it with {log}.",
+                        found=iteration[2],
+                        planned=total,
+                        log=run.relative(log),
+                    )
                 )
             if iteration:
                 progress.update(int(iteration[1]), parse_iterations(line)[int(iteration[1])])
@@ -113,15 +196,22 @@ def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned
         try:
             end = run_process(run, words, log, on_line)
         except SilentTrainer as error:
-            raise RunFailed(f"{error} {describe_last(place)}: the same command resumes the run.")
+            raise RunFailed(sentences(str(error), _resume_message(place)))
     if end.is_stopped:
         last = last_checkpoint(place)
         if end.code or last is None or iteration_of(last) != total:
-            raise Stopped(f"Stopped as asked (SIGTERM). {describe_last(place)}: resume by typing the same command.")
+            raise Stopped(
+                _(
+                    "Stopped as asked (SIGTERM). {kept}: resume by typing the same command.",
+                    kept=describe_last(place),
+                )
+            )
     if end.code:
-        raise RunFailed(
-            f"{failure_message(run, end, log, planned)} {describe_last(place)}: the same command resumes the run."
-        )
+        raise RunFailed(sentences(failure_message(run, end, log, planned), _resume_message(place)))
+
+
+def _resume_message(place: Path) -> str:
+    return _("{kept}: the same command resumes the run.", kept=describe_last(place))
 
 
 def wait_for_first_node(run: Run, here: distributed.Node) -> bool:
@@ -137,8 +227,13 @@ def wait_for_first_node(run: Run, here: distributed.Node) -> bool:
                 return False
         time.sleep(2)
     raise RunFailed(
-        f"{here.address} did not start training within {run.settings.train.timeout:g} minutes at port {here.port}. "
-        f"Start it there, check that this machine reaches that port, or give both more time: train.timeout=120."
+        _(
+            "{address} did not start training within {minutes:g} minutes at port {port}. Start it there, check that "
+            "this machine reaches that port, or give both more time: train.timeout=120.",
+            address=here.address,
+            minutes=run.settings.train.timeout,
+            port=here.port,
+        )
     )
 
 
@@ -147,7 +242,8 @@ def failure_message(run: Run, end: TrainerEnd, log: Path, planned: Dict[str, Any
     said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2] + "".join(
         f"{xid}\n" for xid in end.xids
     )
-    return f"{failure.explain(end.code, said, run, planned, end.oom_killed)} Full log: {run.relative(log)}."
+    explanation = failure.explain(end.code, said, run, planned, end.oom_killed)
+    return sentences(explanation, _("Full log: {log}.", log=run.relative(log)))
 
 
 def run_process(run: Run, words: List[str], log: Path, on_line: Callable[[str], None]) -> TrainerEnd:
@@ -159,11 +255,8 @@ def run_process(run: Run, words: List[str], log: Path, on_line: Callable[[str], 
         stream.write(f"\n$ {' '.join(words)}\n")
         stream.flush()
         kills, xids = failure.oom_kills(), failure.xids()
-        child = subprocess.Popen(
-            words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
-            env={**environment(run), **loggers.environment(run)},
-        )  # fmt: skip
+        variables = _environment(run)
+        child = _take_early(run, words, variables) or _start(run, words, variables, stdin=subprocess.DEVNULL)
         try:
             with _forward_sigterm(child) as stopped_at:
                 for line in _read_lines(child, stream, run.settings.train.timeout * 60, stopped_at):
@@ -199,7 +292,7 @@ def _forward_sigterm(child: "subprocess.Popen[str]") -> Iterator[List[float]]:
     """Pass SIGTERM on to the trainer, which then saves and ends. Yields a list that gets the time of the first one."""
     stopped_at: List[float] = []
 
-    def forward(*_: Any) -> None:
+    def forward(*_signal: Any) -> None:
         if not stopped_at:
             stopped_at.append(time.monotonic())
             child.terminate()
@@ -246,9 +339,13 @@ def _read_lines(
             if time.monotonic() - last > patience:
                 child.kill()
                 raise SilentTrainer(
-                    f"The trainer printed nothing for {patience / 60:.3g} minutes and was killed: a hung GPU, a lost "
-                    f"disk or, on several GPUs or machines, ranks that wait for each other. "
-                    f"train.timeout={patience / 30:.3g} waits twice as long."
+                    _(
+                        "The trainer printed nothing for {minutes:.3g} minutes and was killed: a hung GPU, a lost disk "
+                        "or, on several GPUs or machines, ranks that wait for each other. train.timeout={double:.3g} "
+                        "waits twice as long.",
+                        minutes=patience / 60,
+                        double=patience / 30,
+                    )
                 )
             continue
         if line is None:

@@ -3,6 +3,7 @@
 import time
 from typing import Any, Optional
 
+from recipe.core.translation import _
 from recipe.training.log_lines import Step
 
 
@@ -16,8 +17,9 @@ class TrainingProgress:
         self.first: Optional[int] = None  # iterations done before the first update: a resumed run starts in the middle
         self.tenth = -1
         self.bar = Progress(
-            TextColumn("  training"), BarColumn(), TextColumn("{task.completed}/{task.total}  {task.description}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), transient=True,
+            TextColumn("  " + _("training")), BarColumn(),
+            TextColumn("{task.completed}/{task.total}  {task.description}"), TimeElapsedColumn(),
+            TextColumn(_("left")), TimeRemainingColumn(), transient=True,
         )  # fmt: skip
 
     def __enter__(self) -> "TrainingProgress":
@@ -27,7 +29,7 @@ class TrainingProgress:
             self.task = self.bar.add_task("", total=self.total)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_error: Any) -> None:
         if self.is_live:
             self.bar.stop()
 
@@ -43,7 +45,14 @@ class TrainingProgress:
         elif iteration * 10 // self.total > self.tenth:
             self.tenth = iteration * 10 // self.total
             left = (time.monotonic() - self.started) / (iteration - self.first) * (self.total - iteration)
-            print(f"  training {iteration}/{self.total}  {shown}  {left:.0f} s left", flush=True)
+            progress = _(
+                "training {iteration}/{total}  {figures}  {seconds:.0f} s left",
+                iteration=iteration,
+                total=self.total,
+                figures=shown,
+                seconds=left,
+            )
+            print(f"  {progress}", flush=True)
 
     def print(self, text: str) -> None:
         """A line of its own, above the bar."""

@@ -19,6 +19,7 @@ from recipe.core.errors import InputWrong, NotFetched, RecipeError, Stopped
 from recipe.core.files import remove, write_text
 from recipe.core.recipe_files import find_run_folder
 from recipe.core.run import Run, is_locked
+from recipe.core.translation import _, listed, mark, sentences, stored
 from recipe.training import checkpoints, process
 from recipe.training import log as training_log
 from recipe.training.log_lines import ITERATION, parse_iterations
@@ -26,6 +27,7 @@ from recipe.training.progress import TrainingProgress
 
 STOP_FILE = ".stop"  # in a run's folder: asks the run to stop, as SIGTERM does
 POLL_SECONDS = 0.5
+STOPPED = mark("Stopped as asked: resume by typing the same command.")
 # Longest time from one container of a run to its next: after one that found a model missing, or after the checks
 # before a run is detached.
 STARTUP_SECONDS = 60
@@ -62,7 +64,7 @@ def _watch_for_stop(run: Run, ended: threading.Event) -> None:
         if (run.folder / STOP_FILE).exists():
             remove(run.folder / STOP_FILE)
             if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # no training is running: nothing to save
-                run.update_status(code=Stopped.code, said="Stopped as asked: resume by typing the same command.")
+                run.update_status(code=Stopped.code, said=STOPPED)
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -100,8 +102,9 @@ def find_started(word: str, output: Path) -> Path:
     if (folder / ".now.json").is_file() or (folder / "run.json").is_file():
         return folder
     runs = sorted(path.parent.name for path in output.glob("*/run.json"))
-    others = f" Existing runs: {', '.join(runs)}." if runs else ""
-    raise InputWrong(f"There is no run {word!r}: nothing was started in {folder} yet.{others}")
+    others = _("Existing runs: {names}.", names=listed(runs)) if runs else ""
+    missing = _("There is no run {name!r}: nothing was started in {folder} yet.", name=word, folder=folder)
+    raise InputWrong(sentences(missing, others))
 
 
 def watch(folder: Path, shown: str) -> int:
@@ -111,7 +114,13 @@ def watch(folder: Path, shown: str) -> int:
         status = read_status(folder)
         if status.get("stage", "") != stage:
             stage = status.get("stage", "")
-            click.echo(f"{click.style(f'{stage:8}', bold=True)} since {_time_of_day(status.get('at'))}")
+            click.echo(
+                _(
+                    "{stage} since {time}",
+                    stage=click.style(f"{stage:8}", bold=True),
+                    time=_time_of_day(status.get("at")),
+                )
+            )
         if stage == "train" and status.get("log"):
             _follow_training(folder, folder / status["log"])
         time.sleep(POLL_SECONDS)
@@ -131,7 +140,7 @@ def _follow_training(folder: Path, log: Path) -> None:
     with progress, log.open(encoding="utf-8", errors="replace") as stream:
         while True:
             has_ended = read_status(folder).get("stage") != "train" or not is_active(folder)
-            lines, _, rest = (rest + stream.read()).rpartition("\n")
+            lines, _newline, rest = (rest + stream.read()).rpartition("\n")
             steps = parse_iterations("\n".join(line for line in lines.splitlines() if ITERATION.search(line)))
             for iteration in list(steps)[-1:]:
                 progress.update(iteration, steps[iteration])
@@ -141,8 +150,8 @@ def _follow_training(folder: Path, log: Path) -> None:
                 for answers in training_log.read_answers(log.parent, questions, planned):
                     if answers.iteration > shown:
                         shown = answers.iteration
-                        progress.print(f"  answers at {shown}:")
-                        for question, answer, _ in answers.replies:
+                        progress.print("  " + _("answers at {iteration}:", iteration=shown))
+                        for question, answer, _ended in answers.replies:
                             progress.print(f"    {question}\n      {answer}")
             if has_ended:
                 return
@@ -153,25 +162,43 @@ def _print_end(folder: Path, shown: str) -> int:
     """Print how the run in `folder` ended; returns its exit code."""
     status = read_status(folder)
     if not status:
-        click.echo(f"No active run in {shown}. The report shows what was done.")
+        click.echo(_("No active run in {folder}. The report shows what was done.", folder=shown))
         return 0
     code: Optional[int] = status.get("code")
-    name = f"{status['command']} in {shown}"
     if code is not None:
-        said = status.get("said") or "done"
-        click.echo(f"{name} ended at {_time_of_day(status.get('ended', status['at']))}, exit code {code}: {said}")
+        click.echo(
+            _(
+                "{command} in {folder} ended at {time}, exit code {code}: {message}",
+                command=status["command"],
+                folder=shown,
+                time=_time_of_day(status.get("ended", status["at"])),
+                code=code,
+                message=stored(status.get("said") or "") or _("done"),
+            )
+        )
         return code
     if status.get("starting"):
         click.echo(
-            f"{name} should have started at {_time_of_day(status['began'])} and has not reported since: "
-            f"{shown}/detached.log says why."
+            _(
+                "{command} in {folder} should have started at {time} and has not reported since: {log} says why.",
+                command=status["command"],
+                folder=shown,
+                time=_time_of_day(status["began"]),
+                log=f"{shown}/detached.log",
+            )
         )
         return 1
     log = folder / str(status.get("log", ""))
-    kept = checkpoints.describe_last(log.parent) if log.is_file() else "There is no checkpoint yet"
+    kept = checkpoints.describe_last(log.parent) if log.is_file() else _("There is no checkpoint yet")
     click.echo(
-        f"{name} ended without a message at stage {status.get('stage', 'data')}: it was killed, or the machine went "
-        f"down. {kept}: the same command resumes the run."
+        _(
+            "{command} in {folder} ended without a message at stage {stage}: it was killed, or the machine went down. "
+            "{kept}: the same command resumes the run.",
+            command=status["command"],
+            folder=shown,
+            stage=status.get("stage", "data"),
+            kept=kept,
+        )
     )
     return 1
 
@@ -179,10 +206,12 @@ def _print_end(folder: Path, shown: str) -> int:
 def stop(folder: Path, shown: str) -> int:
     """Ask the run in `folder` to stop, as SIGTERM does, and wait until it has; returns its exit code."""
     if not is_active(folder):
-        click.echo(f"No active run in {shown}.")
+        click.echo(_("No active run in {folder}.", folder=shown))
         return 0
     write_text(folder / STOP_FILE, "")
-    click.echo(f"Asked to stop. Training finishes its update and saves: {process.STOP_TIMEOUT} s at most.")
+    click.echo(
+        _("Asked to stop. Training finishes its update and saves: {seconds} s at most.", seconds=process.STOP_TIMEOUT)
+    )
     while is_active(folder):
         time.sleep(POLL_SECONDS)
     return _print_end(folder, shown)

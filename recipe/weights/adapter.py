@@ -13,6 +13,7 @@ from recipe.core import tensor_files
 from recipe.core.errors import RunFailed
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
+from recipe.core.translation import _, listed, ngettext, sentences, stored
 from recipe.weights import checkpoint_reader
 from recipe.xtuner import preset_facts
 
@@ -57,9 +58,21 @@ def convert(
         parameters += trained.numel()
         peak = float(torch.linalg.vector_norm(trained, ord=math.inf))
         if not math.isfinite(peak):
-            raise RunFailed(f"{name} holds non-finite values: training diverged. Lower train.lr and train again.")
+            raise RunFailed(
+                _(
+                    "{weight} holds non-finite values: training diverged. Lower train.lr and train again.",
+                    weight=name,
+                )
+            )
         if peak > torch.finfo(kind).max:
-            raise RunFailed(f"{name} holds {peak:.3g}, which overflows {dtype}. Set adapter.dtype=fp32.")
+            raise RunFailed(
+                _(
+                    "{weight} holds {value:.3g}, which overflows {dtype}. Set adapter.dtype=fp32.",
+                    weight=name,
+                    value=peak,
+                    dtype=dtype,
+                )
+            )
         if ".lora_B." in name or name.endswith("lora_embedding_A"):  # the matrix initialized to zero
             before += int(torch.count_nonzero(trained))
             after += int(torch.count_nonzero(tensors[name]))
@@ -85,44 +98,104 @@ def convert(
 
 def summary(figures: Dict[str, Any]) -> str:
     """One line: tensors, parameters, and the share that the dtype rounds to zero."""
-    parts = [f"{name} {figures[name]:,} parameters" for name in LLAVA_PARTS if name in figures]
+    parts = [
+        ngettext("{part} {n:,} parameter", "{part} {n:,} parameters", figures[name], part=name)
+        for name in LLAVA_PARTS
+        if name in figures
+    ]
     if not figures["tensors"]:
-        return ", ".join(parts)
-    line = f"{figures['tensors']} tensors, {figures['parameters']:,} parameters; of the trained values (largest "
-    line += f"{figures['largest_b']:.2g}) {figures['underflow_share']:.1%} underflow in {figures['dtype']}"
+        return listed(parts)
+    values = {name: figures[name] for name in ("tensors", "parameters", "largest_b", "underflow_share", "dtype")}
     if figures["underflow_share"] > 0.01 and figures["dtype"] == "fp16":
-        line += " (adapter.dtype=fp32 keeps them)"
-    return "; ".join([line, *parts])
+        line = _(
+            "{tensors} tensors, {parameters:,} parameters; of the trained values (largest {largest_b:.2g}) "
+            "{underflow_share:.1%} underflow in {dtype} (adapter.dtype=fp32 keeps them)",
+            **values,
+        )
+    else:
+        line = _(
+            "{tensors} tensors, {parameters:,} parameters; of the trained values (largest {largest_b:.2g}) "
+            "{underflow_share:.1%} underflow in {dtype}",
+            **values,
+        )
+    return _("; ").join([line, *parts])
 
 
 def card(run: Run, figures: Dict[str, Any], place: Path) -> str:
     """Model card of the adapter in `place`: base model, recipe, result."""
-    config, train = run.figures("config"), run.figures("train")
+    config, train, terms = run.figures("config"), run.figures("train"), licence.of(run)
     if "projector" in figures:
-        return LLAVA_CARD.format(
-            name=run.name, base=figures["base_model"], config=config["base"], summary=summary(figures),
-            visual_encoder=run.settings.model.visual_encoder, checksum=figures["base_sha256"], updates=train["updates"],
-            parts=", ".join(sorted(path.name for path in place.iterdir() if path.is_dir())),
-            front_matter=licence.of(run).front_matter(), licence=licence.of(run).sentence(),
-            encoder_licence=licence.read_card(visual_encoder.encoder_folder(run)).title or "unknown",
-        )  # fmt: skip
+        return _llava_card(run, figures, place)
+    base = record.chosen(run).id if run.settings.model.source != "tiny" else figures["base_model"]
     rows = {
-        "base model": record.chosen(run).id if run.settings.model.source != "tiny" else figures["base_model"],
-        "base checksum": f"sha256 {figures['base_sha256']} (sizes and samples of the weight files)",
-        "recipe": f"{run.name}, from XTuner's {config['base']}; {preset_facts.method(run.settings)}, {config['dtype']}",
-        "LoRA": f"r {config['lora']['r']}, alpha {config['lora']['lora_alpha']}, on {', '.join(figures['targets'])}",
-        "iterations, updates": f"{train['iterations']}, {train['updates']}",
-        "seed": train["seed"],
-        "peak learning rate": f"{train['lr_peak_logged']:.4g}",
-        "loss, first → last": f"{train['loss_first']} → {train['loss_last']}",
-        "parameters": f"{figures['parameters']:,} in {figures['tensors']} tensors, {figures['dtype']}",
-        "underflow": f"{figures['underflow_share']:.2%} of the trained lora_B values round to zero; the largest is "
-        f"{figures['largest_b']:.3g}",
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    terms = licence.of(run)
+        _("base model"): base,
+        _("base checksum"): _(
+            "sha256 {checksum} (sizes and samples of the weight files)", checksum=figures["base_sha256"]
+        ),
+        _("recipe"): _(
+            "{name}, from XTuner's {preset}; {method}, {dtype}",
+            name=run.name, preset=config["base"], method=preset_facts.method(run.settings), dtype=config["dtype"],
+        ),
+        "LoRA": _(
+            "r {r}, alpha {alpha}, on {modules}",
+            r=config["lora"]["r"], alpha=config["lora"]["lora_alpha"], modules=listed(figures["targets"]),
+        ),
+        _("iterations, updates"): f"{train['iterations']}, {train['updates']}",
+        _("seed"): train["seed"],
+        _("peak learning rate"): f"{train['lr_peak_logged']:.4g}",
+        _("loss, first → last"): f"{train['loss_first']} → {train['loss_last']}",
+        _("parameters"): _(
+            "{parameters:,} in {tensors} tensors, {dtype}",
+            parameters=figures["parameters"], tensors=figures["tensors"], dtype=figures["dtype"],
+        ),
+        _("underflow"): _(
+            "{share:.2%} of the trained lora_B values round to zero; the largest is {largest:.3g}",
+            share=figures["underflow_share"], largest=figures["largest_b"],
+        ),
+    }  # fmt: skip
     return CARD.format(
-        base=rows["base model"], name=run.name, table=table, front_matter=terms.front_matter(), licence=terms.sentence()
+        base=base,
+        title=_("{name}: LoRA adapter", name=run.name),
+        table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        front_matter=terms.front_matter(),
+        folder=_("this folder"),
+        merging=_("`./justw merge` merges both into one model folder."),
+        licence=stored(terms.sentence()),
+    )
+
+
+def _llava_card(run: Run, figures: Dict[str, Any], place: Path) -> str:
+    base, terms = figures["base_model"], licence.of(run)
+    encoder = run.settings.model.visual_encoder
+    encoder_licence = licence.read_card(visual_encoder.encoder_folder(run)).title or _("unknown")
+    return LLAVA_CARD.format(
+        base=base,
+        front_matter=terms.front_matter(),
+        title=_("{name}: LLaVA's trained parts", name=run.name),
+        use=_(
+            "{parts}, as `xtuner convert pth_to_hf` writes them. Load them with\n"
+            "`xtuner chat {base} --visual-encoder {visual_encoder} --llava` and this folder.",
+            parts=listed(sorted(path.name for path in place.iterdir() if path.is_dir())),
+            base=base,
+            visual_encoder=encoder,
+        ),
+        training=ngettext(
+            "Trained from XTuner's {preset} in {n} update; {summary}.",
+            "Trained from XTuner's {preset} in {n} updates; {summary}.",
+            run.figures("train")["updates"],
+            preset=run.figures("config")["base"],
+            summary=summary(figures),
+        ),
+        models=_(
+            "The language model is {base} (sha256 {checksum}, of sizes and samples of its weight files), the visual "
+            "encoder\n{visual_encoder}.",
+            base=base,
+            checksum=figures["base_sha256"],
+            visual_encoder=encoder,
+        ),
+        licence=sentences(
+            stored(terms.sentence()), _("The visual encoder's licence does, too: {licence}.", licence=encoder_licence)
+        ),
     )
 
 
@@ -133,7 +206,7 @@ library_name: peft
 tags: [lora, xtuner]
 ---
 
-# {name}: LoRA adapter
+# {title}
 
 | | |
 |---|---|
@@ -144,10 +217,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained("{base}", trust_remote_code=True)
-model = PeftModel.from_pretrained(base, "this folder")
+model = PeftModel.from_pretrained(base, "{folder}")
 ```
 
-`./justw merge` merges both into one model folder.
+{merging}
 
 {licence}
 """
@@ -158,14 +231,12 @@ base_model: {base}
 library_name: xtuner
 ---
 
-# {name}: LLaVA's trained parts
+# {title}
 
-{parts}, as `xtuner convert pth_to_hf` writes them. Load them with
-`xtuner chat {base} --visual-encoder {visual_encoder} --llava` and this folder.
-Trained from XTuner's {config} in {updates} updates; {summary}.
+{use}
+{training}
 
-The language model is {base} (sha256 {checksum}, of sizes and samples of its weight files), the visual encoder
-{visual_encoder}.
+{models}
 
-{licence} The visual encoder's licence does, too: {encoder_licence}.
+{licence}
 """

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from recipe.core import tensor_files
 from recipe.core.errors import RunFailed
+from recipe.core.translation import _
 
 # XTuner: llm.base_model.model.….lora_A.default.weight → PEFT: base_model.model.….lora_A.weight
 LLM = "llm."  # XTuner: llm.model.layers.… → the model's own model.layers.…
@@ -25,7 +26,7 @@ def lora_tensors(checkpoint: Path, model: str = "llm") -> Dict[str, Callable[[],
         if re.match(model + ADAPTER_WEIGHT, name)
     }
     if not found:
-        raise RunFailed(f"The checkpoint {checkpoint} holds no LoRA weights.")
+        raise RunFailed(_("The checkpoint {checkpoint} holds no LoRA weights.", checkpoint=checkpoint))
     return dict(sorted(found.items()))
 
 
@@ -34,7 +35,11 @@ def full_weights(checkpoint: Path) -> Dict[str, Any]:
     found = {name[len(LLM) :]: stored for name, stored in read_checkpoint(checkpoint).items() if name.startswith(LLM)}
     if not found or any(".lora_" in name for name in found):
         raise RunFailed(
-            f"The checkpoint {checkpoint} does not hold all of the model's weights: it was trained by another method."
+            _(
+                "The checkpoint {checkpoint} does not hold all of the model's weights: it was trained by "
+                "another method.",
+                checkpoint=checkpoint,
+            )
         )
     return found
 
@@ -44,7 +49,9 @@ def read_checkpoint(checkpoint: Path) -> Dict[str, Any]:
     try:
         return _read_zero_folder(checkpoint) if checkpoint.is_dir() else _read_file(checkpoint)
     except (tensor_files.Damaged, OSError, LookupError, TypeError, AttributeError) as error:
-        raise RunFailed(f"The checkpoint {checkpoint} cannot be read: {error}. Train again.")
+        raise RunFailed(
+            _("The checkpoint {checkpoint} cannot be read: {error}. Train again.", checkpoint=checkpoint, error=error)
+        )
 
 
 def _read_file(path: Path) -> Dict[str, Any]:
@@ -60,12 +67,18 @@ def _read_zero_folder(folder: Path) -> Dict[str, Any]:
     """
     ranks = sorted(folder.glob("*_optim_states.pt"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
     if not ranks:
-        raise LookupError("the folder has no *_optim_states.pt")
+        raise LookupError(_("the folder has no *_optim_states.pt"))
     states = [tensor_files.torch_file(path)["optimizer_state_dict"] for path in ranks]
     parts = states[0]["partition_count"]
     expected = max(parts) if isinstance(parts, list) else parts
     if expected != len(ranks):
-        raise LookupError(f"it was saved by {expected} processes but has {len(ranks)} *_optim_states.pt")
+        raise LookupError(
+            _(
+                "it was saved by {processes} processes but has {files} *_optim_states.pt",
+                processes=expected,
+                files=len(ranks),
+            )
+        )
     if "single_partition_of_fp32_groups" not in states[0]:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -81,7 +94,14 @@ def _read_zero_folder(folder: Path) -> Dict[str, Any]:
             start += tensor_files.count(shape)
         # DeepSpeed pads a group to a multiple of twice the number of ranks
         if not 0 <= sum(part.numel for part in flat) - start <= 4 * len(ranks):
-            raise LookupError(f"its {len(ranks)} parts do not hold the {start:,} values of parameter group {number}")
+            raise LookupError(
+                _(
+                    "its {parts} parts do not hold the {values:,} values of parameter group {number}",
+                    parts=len(ranks),
+                    values=start,
+                    number=number,
+                )
+            )
     return found
 
 

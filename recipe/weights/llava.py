@@ -12,6 +12,7 @@ from recipe.base_model import folder, visual_encoder
 from recipe.core.errors import InputWrong, RunFailed
 from recipe.core.hashing import digest
 from recipe.core.run import Run
+from recipe.core.translation import _
 from recipe.intake.images import image_folder
 from recipe.weights import adapter, checkpoint_reader
 
@@ -31,7 +32,7 @@ def config_values(run: Run) -> Dict[str, Any]:
             images = [str(images_folder / json.loads(next(stream))["image"])]
     missing = [image for image in images if not (run.root / image).is_file()]
     if missing:
-        raise InputWrong(f"train.evaluation_images: {missing[0]} does not exist.")
+        raise InputWrong(_("train.evaluation_images: {file} does not exist.", file=missing[0]))
     values: Dict[str, Any] = {
         "visual_encoder_name_or_path": run.relative(visual_encoder.encoder_folder(run)),
         "image_folder": run.relative(images_folder),
@@ -56,11 +57,21 @@ def pretrained_checkpoint(run: Run) -> Optional[Path]:
         weights = checkpoint_reader.read_checkpoint(place)
     except (ValueError, KeyError, RunFailed) as error:
         raise InputWrong(
-            f"model.pretrained_pth={given}: neither a checkpoint (iter_N.pth) nor the folder of a trained run "
-            f"({error})."
+            _(
+                "model.pretrained_pth={path}: neither a checkpoint (iter_N.pth) nor the folder of a "
+                "trained run ({error}).",
+                path=given,
+                error=error,
+            )
         )
     if not any(name.startswith(PROJECTOR) for name in weights):
-        raise InputWrong(f"model.pretrained_pth={given}: the checkpoint {place} holds no projector.")
+        raise InputWrong(
+            _(
+                "model.pretrained_pth={path}: the checkpoint {checkpoint} holds no projector.",
+                path=given,
+                checkpoint=place,
+            )
+        )
     return place
 
 
@@ -93,9 +104,13 @@ def write_parts(
     llm = (checkpoint_reader.LLM,) if settings["method"] == "full" else ()
     adapted = tuple(f"{model}.base_model." for model, key in ADAPTERS.values() if settings[key])
     unknown = [name for name in found if name not in projector and not name.startswith((*adapted, *llm))]
-    if unknown or not projector:
+    if unknown:
         raise RunFailed(
-            f"The checkpoint {checkpoint} is not of this recipe: {(unknown or ['it has no projector'])[0]}."
+            _("The checkpoint {checkpoint} is not of this recipe: {weight}.", checkpoint=checkpoint, weight=unknown[0])
+        )
+    if not projector:
+        raise RunFailed(
+            _("The checkpoint {checkpoint} is not of this recipe: it has no projector.", checkpoint=checkpoint)
         )
     figures: Dict[str, Any] = {
         "tensors": 0, "parameters": 0, "targets": [], "dtype": dtype, "largest_b": 0.0, "underflow_share": 0.0, **base,
@@ -132,7 +147,10 @@ def _write_projector(weights: Dict[str, Callable[[], Any]], place: Path) -> int:
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise RunFailed(
-            f"projector.{bad[0]} holds non-finite values: training diverged. Lower train.lr and train again."
+            _(
+                "{weight} holds non-finite values: training diverged. Lower train.lr and train again.",
+                weight=f"projector.{bad[0]}",
+            )
         )
     linear = sorted(name for name in tensors if name.endswith(".weight"))
     wide, narrow = tensors[linear[0]].shape
@@ -141,7 +159,9 @@ def _write_projector(weights: Dict[str, Callable[[], Any]], place: Path) -> int:
     model.save_pretrained(str(place))
     written = ProjectorModel.from_pretrained(str(place)).state_dict()
     if set(written) != set(tensors) or not all(torch.equal(written[name], tensors[name]) for name in tensors):
-        raise RunFailed(f"The projector in {place} differs from the checkpoint. Check the disk and train again.")
+        raise RunFailed(
+            _("The projector in {folder} differs from the checkpoint. Check the disk and train again.", folder=place)
+        )
     return sum(tensor.numel() for tensor in tensors.values())
 
 
@@ -172,7 +192,13 @@ class VisionTower:
         try:
             opened = load_image(str(image))
         except (OSError, ValueError) as error:
-            raise InputWrong(f"image={image}: it cannot be read as an image ({str(error).splitlines()[0][:100]}).")
+            raise InputWrong(
+                _(
+                    "image={image}: it cannot be read as an image ({error}).",
+                    image=image,
+                    error=str(error).splitlines()[0][:100],
+                )
+            )
         if square:
             opened = expand2square(opened, tuple(int(x * 255) for x in self.processor.image_mean))
         pixels = self.processor.preprocess(opened, return_tensors="pt")["pixel_values"]

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from recipe.core import tensor_files
 from recipe.core.errors import InputWrong
 from recipe.core.tensor_files import Stored
+from recipe.core.translation import _
 
 PREFIX = "base_model.model."
 # Settings that change what an adapter computes in ways not supported here.
@@ -54,8 +55,11 @@ def file_of(place: Path) -> Path:
         if (place / name).is_file() and (place / "adapter_config.json").is_file():
             return place / name
     raise InputWrong(
-        f"{place} is not an adapter folder: it needs adapter_config.json and adapter_model.safetensors "
-        "or adapter_model.bin."
+        _(
+            "{folder} is not an adapter folder: it needs adapter_config.json and "
+            "adapter_model.safetensors or adapter_model.bin.",
+            folder=place,
+        )
     )
 
 
@@ -95,9 +99,11 @@ def load(place: Path, weight: float = 1.0) -> Changes:
         else:
             unknown.append(name)
     if unknown:
-        raise InputWrong(f"{path}: {tensor_files.listing(unknown)}: not supported as LoRA weights.")
+        raise InputWrong(
+            _("{file}: {weights}: not supported as LoRA weights.", file=path, weights=tensor_files.listing(unknown))
+        )
     if not parts:
-        raise InputWrong(f"{path} holds no LoRA weights.")
+        raise InputWrong(_("{file} holds no LoRA weights.", file=path))
     for name, part in parts.items():
         _finish(f"{path}: {name}", part, config, name[: -len(".weight")], weight)
     return {name: [part] for name, part in parts.items()}
@@ -106,19 +112,36 @@ def load(place: Path, weight: float = 1.0) -> Changes:
 def _check(place: Path, config: Dict[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise InputWrong(f"{place}: peft_type is {kind!r}; only LORA adapters can be merged here.")
+        raise InputWrong(
+            _("{folder}: peft_type is {kind!r}; only LORA adapters can be merged here.", folder=place, kind=kind)
+        )
     if config.get("bias", "none") != "none":
         raise InputWrong(
-            f'{place}: bias is {config["bias"]!r}: trained biases cannot be merged here, only bias "none".'
+            _(
+                '{folder}: bias is {bias!r}: trained biases cannot be merged here, only bias "none".',
+                folder=place,
+                bias=config["bias"],
+            )
         )
     for key in REFUSED:
         if config.get(key):
-            raise InputWrong(f"{place}: adapters with {key} ({config[key]!r}) cannot be merged here. Use PEFT's merge.")
+            raise InputWrong(
+                _(
+                    "{folder}: adapters with {setting} ({value!r}) cannot be merged here. Use PEFT's merge.",
+                    folder=place,
+                    setting=key,
+                    value=config[key],
+                )
+            )
     start = str(config.get("init_lora_weights", True))
     if start.startswith(OTHER_BASE):
         raise InputWrong(
-            f"{place}: init_lora_weights is {start!r}: it was trained on a base that this changed first. Convert "
-            f"it to plain LoRA with PEFT first."
+            _(
+                "{folder}: init_lora_weights is {start!r}: it was trained on a base that this changed "
+                "first. Convert it to plain LoRA with PEFT first.",
+                folder=place,
+                start=start,
+            )
         )
 
 
@@ -126,12 +149,26 @@ def _finish(what: str, part: WeightChange, config: Dict[str, Any], module: str, 
     """Check a change's matrices and rank, and set its scaling. Raises InputWrong."""
     if part.replacement is not None:
         if weight != 1:
-            raise InputWrong(f"{what} is replaced (modules_to_save), which cannot be scaled by {weight}.")
+            raise InputWrong(
+                _(
+                    "{weight} is replaced (modules_to_save), which cannot be scaled by {factor}.",
+                    weight=what,
+                    factor=weight,
+                )
+            )
         return
     if part.a is None or part.b is None:
-        raise InputWrong(f"{what}: lora_{'A' if part.a is None else 'B'} is missing.")
+        raise InputWrong(
+            _("{weight}: {matrix} is missing.", weight=what, matrix="lora_A" if part.a is None else "lora_B")
+        )
     if len(part.a.shape) != 2 or len(part.b.shape) != 2:
-        raise InputWrong(f"{what}: LoRA on convolutions ({part.a.shape}) cannot be merged here. Use PEFT's merge.")
+        raise InputWrong(
+            _(
+                "{weight}: LoRA on convolutions ({shape}) cannot be merged here. Use PEFT's merge.",
+                weight=what,
+                shape=part.a.shape,
+            )
+        )
     rank = part.a.shape[0]
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     # As in PEFT, the first key of either pattern that matches the end of the module's name decides both
@@ -139,14 +176,24 @@ def _finish(what: str, part: WeightChange, config: Dict[str, Any], module: str, 
     expected = ranks.get(key, config["r"])
     if {rank, part.b.shape[1]} != {expected}:
         raise InputWrong(
-            f"{what}: rank {expected} in adapter_config.json, but {rank} and {part.b.shape[1]} in the weights."
+            _(
+                "{weight}: rank {expected} in adapter_config.json, but {rank_a} and {rank_b} in the weights.",
+                weight=what,
+                expected=expected,
+                rank_a=rank,
+                rank_b=part.b.shape[1],
+            )
         )
     alpha = alphas.get(key, config["lora_alpha"])
     part.scaling = weight * alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if (part.magnitude is not None) != bool(config.get("use_dora")):
-        raise InputWrong(f"{what}: lora_magnitude_vector (DoRA) contradicts use_dora in adapter_config.json.")
+        raise InputWrong(
+            _("{weight}: lora_magnitude_vector (DoRA) contradicts use_dora in adapter_config.json.", weight=what)
+        )
     if part.magnitude is not None and (weight != 1 or part.embedding):
-        raise InputWrong(f"{what}: DoRA cannot be scaled by {weight} or used on embeddings.")
+        raise InputWrong(
+            _("{weight}: DoRA cannot be scaled by {factor} or used on embeddings.", weight=what, factor=weight)
+        )
 
 
 def combine(changes: List[Changes]) -> Changes:
@@ -159,7 +206,14 @@ def combine(changes: List[Changes]) -> Changes:
         for part in parts:
             if len(parts) > 1 and (part.replacement is not None or part.magnitude is not None):
                 kind = "modules_to_save" if part.replacement is not None else "DoRA"
-                raise InputWrong(f"{name}: {len(parts)} adapters change it, one by {kind}. They cannot be combined.")
+                raise InputWrong(
+                    _(
+                        "{weight}: {adapters} adapters change it, one by {method}. They cannot be combined.",
+                        weight=name,
+                        adapters=len(parts),
+                        method=kind,
+                    )
+                )
     return total
 
 

@@ -18,6 +18,8 @@ from recipe.core.errors import InputWrong
 from recipe.core.files import write_text
 from recipe.core.hashing import digest, digest_of
 from recipe.core.run import Run
+from recipe.core.text_width import ljust
+from recipe.core.translation import _, listed, ngettext, stored
 from recipe.weights.adapter import base_checksum
 from recipe.weights.merge_check import check_loads, check_weights
 from recipe.weights.merge_plan import (
@@ -119,7 +121,7 @@ def adapters(run: Run) -> List[Tuple[Path, float]]:
     if checkpoint(run):
         if run.settings.merge.adapters:
             raise InputWrong(
-                'merge.adapters: train.method = "full" trains all weights, so there is no adapter to combine.'
+                _('merge.adapters: train.method = "full" trains all weights, so there is no adapter to combine.')
             )
         return []
     places = [run.peft, *(Path(p) if Path(p).is_absolute() else run.root / p for p in run.settings.merge.adapters)]
@@ -139,24 +141,63 @@ def dry_run(run: Run) -> List[str]:
     """Describe what the merge would do, as lines. Raises what the merge would raise."""
     if preset_facts.method(run.settings) == "full":
         if "train" not in run.manifest.get("stages", {}):
-            raise InputWrong(f"There is no checkpoint in {run.relative(run.folder)} yet. Run: {command_line('train')}")
+            raise InputWrong(
+                _(
+                    "There is no checkpoint in {folder} yet. Run: {command}",
+                    folder=run.relative(run.folder),
+                    command=command_line("train"),
+                )
+            )
     elif not run.peft.is_dir():
-        raise InputWrong(f"There is no adapter in {run.relative(run.peft)} yet. Run: {command_line('adapter')}")
+        raise InputWrong(
+            _(
+                "There is no adapter in {folder} yet. Run: {command}",
+                folder=run.relative(run.peft),
+                command=command_line("adapter"),
+            )
+        )
     plan = plan_merge(run)
     needed, free = check_disk(plan, run.folder / PART)
     touched = [target for target in plan.targets if target.parts]
     weights = sum(target.source.numel for target in touched)
     kinds = sorted({kind_of(target.name) for target in touched})
-    return [
-        f"base      {run.relative(plan.base)}, {len(plan.targets)} tensors, {plan.nbytes / 1e9:.2f} GB",
-        *(f"adapter   {run.relative(place)}, weight {weight:g}" for place, weight in adapters(run)),
-        f"changes   {len(touched)} tensors, {weights:,} weights: {', '.join(kinds)}",
-        f"writes    {run.relative(run.merged)}: {plan.shard_name(0)}{' …' * (plan.shards > 1)}, {plan.shards} shards"
-        f", {', '.join(sorted(path.name for path in (*plan.copied, *plan.code)))}",
-        f"resumes   after {len(finished(plan, run.folder / PART))} finished shards",
-        f"disk      {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
-        "Nothing was written.",
-    ]
+    lines = [
+        (
+            _("base"),
+            _(
+                "{folder}, {tensors} tensors, {size:.2f} GB",
+                folder=run.relative(plan.base), tensors=len(plan.targets), size=plan.nbytes / 1e9,
+            ),
+        ),
+        *(
+            (_("adapter"), _("{folder}, weight {weight:g}", folder=run.relative(place), weight=weight))
+            for place, weight in adapters(run)
+        ),
+        (
+            _("changes"),
+            _(
+                "{tensors} tensors, {weights:,} weights: {modules}",
+                tensors=len(touched), weights=weights, modules=listed(kinds),
+            ),
+        ),
+        (
+            _("writes"),
+            ngettext(
+                "{folder}: {first}, {n} shard, {others}",
+                "{folder}: {first}, {n} shards, {others}",
+                plan.shards,
+                folder=run.relative(run.merged),
+                first=plan.shard_name(0) + " …" * (plan.shards > 1),
+                others=listed(sorted(path.name for path in (*plan.copied, *plan.code))),
+            ),
+        ),
+        (
+            _("resumes"),
+            ngettext("after {n} finished shard", "after {n} finished shards", len(finished(plan, run.folder / PART))),
+        ),
+        (_("disk"), _("{needed:.2f} GB needed, {free:.2f} GB free", needed=needed / 1e9, free=free / 1e9)),
+    ]  # fmt: skip
+    return [*(ljust(label, 10) + text for label, text in lines), _("Nothing was written.")]
 
 
 def checksum_digest(place: Path) -> str:
@@ -174,16 +215,36 @@ def read_checksums(place: Path) -> Dict[str, str]:
 
 def summary(figures: Dict[str, Any]) -> str:
     """What was changed, in total and by module kind."""
-    reused = f", {figures['shards_reused']} of them reused" if figures["shards_reused"] else ""
-    lines = [
-        f"{figures['tensors_changed']} of {figures['tensors']} tensors and {figures['share_changed']:.1%} of the "
-        f"weights changed, {figures['shards']} shards{reused}"
-    ]
-    for name, kind in figures["kinds"].items():
-        lines.append(
-            f"  {name:14} {kind['weights_changed'] / kind['weights']:7.1%} of the weights, {kind['tensors_changed']} "
-            f"of {kind['tensors']} tensors; by {100 * kind['mean']:.3g} %, at most {100 * kind['largest']:.3g} %"
+    values = {name: figures[name] for name in ("tensors_changed", "tensors", "share_changed")}
+    if figures["shards_reused"]:
+        first = ngettext(
+            "{tensors_changed} of {tensors} tensors and {share_changed:.1%} of the weights changed, {n} shard, "
+            "{reused} of them reused",
+            "{tensors_changed} of {tensors} tensors and {share_changed:.1%} of the weights changed, {n} shards, "
+            "{reused} of them reused",
+            figures["shards"],
+            reused=figures["shards_reused"],
+            **values,
         )
+    else:
+        first = ngettext(
+            "{tensors_changed} of {tensors} tensors and {share_changed:.1%} of the weights changed, {n} shard",
+            "{tensors_changed} of {tensors} tensors and {share_changed:.1%} of the weights changed, {n} shards",
+            figures["shards"],
+            **values,
+        )
+    lines = [first]
+    for name, kind in figures["kinds"].items():
+        text = ngettext(
+            "{share:7.1%} of the weights, {changed} of {n} tensor; by {mean:.3g} %, at most {largest:.3g} %",
+            "{share:7.1%} of the weights, {changed} of {n} tensors; by {mean:.3g} %, at most {largest:.3g} %",
+            kind["tensors"],
+            share=kind["weights_changed"] / kind["weights"],
+            changed=kind["tensors_changed"],
+            mean=100 * kind["mean"],
+            largest=100 * kind["largest"],
+        )
+        lines.append(f"  {name:14} {text}")
     return "\n".join(lines)
 
 
@@ -193,21 +254,41 @@ def model_card(run: Run, figures: Dict[str, Any]) -> str:
     base = record.chosen(run).id if run.settings.model.source != "tiny" else own.get("base_model", run.relative(place))
     checksum = own.get("base_sha256") or base_checksum(place)
     rows = {
-        "base model": base,
-        "base checksum": f"sha256 {checksum} (sizes and samples of the weight files)",
-        "trained": ", ".join(f"{run.relative(place)} × {weight:g}" for place, weight in adapters(run)) or "all weights",
-        "recipe": run.name,
-        "changed": f"{figures['share_changed']:.2%} of {figures['weights']:,} weights, in "
-        f"{figures['tensors_changed']} of {figures['tensors']} tensors",
-        "stop tokens": ", ".join(map(str, figures["load_check"]["stops"])),
+        _("base model"): base,
+        _("base checksum"): _("sha256 {checksum} (sizes and samples of the weight files)", checksum=checksum),
+        _("trained"): listed(f"{run.relative(place)} × {weight:g}" for place, weight in adapters(run))
+        or _("all weights"),
+        _("recipe"): run.name,
+        _("changed"): _(
+            "{share:.2%} of {weights:,} weights, in {tensors_changed} of {tensors} tensors",
+            share=figures["share_changed"],
+            weights=figures["weights"],
+            tensors_changed=figures["tensors_changed"],
+            tensors=figures["tensors"],
+        ),
+        _("stop tokens"): listed(figures["load_check"]["stops"]),
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    how = "as base + scaling·B·A in fp32" if adapters(run) else "by full fine-tuning in fp32"
-    terms = licence.of(run)
+    terms, command = licence.of(run), f"sha256sum -c {CHECKSUMS}"
+    if adapters(run):
+        how = _(
+            "Computed as base + scaling·B·A in fp32 and rounded once to the base's dtype. `{command}` verifies the "
+            "folder.",
+            command=command,
+        )
+    else:
+        how = _(
+            "Computed by full fine-tuning in fp32 and rounded once to the base's dtype. `{command}` verifies the "
+            "folder.",
+            command=command,
+        )
     return CARD.format(
-        base=base, name=run.name, table=table, sums=CHECKSUMS, how=how, front_matter=terms.front_matter(),
-        licence=terms.sentence(),
-    )  # fmt: skip
+        base=base,
+        title=_("{name}: merged model", name=run.name),
+        table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        how=how,
+        front_matter=terms.front_matter(),
+        licence=stored(terms.sentence()),
+    )
 
 
 CARD = """---
@@ -217,13 +298,13 @@ library_name: transformers
 tags: [xtuner, merged]
 ---
 
-# {name}: merged model
+# {title}
 
 | | |
 |---|---|
 {table}
 
-Computed {how} and rounded once to the base's dtype. `sha256sum -c {sums}` verifies the folder.
+{how}
 
 {licence}
 """

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
 
 from recipe.core.errors import RunFailed
 from recipe.core.tensor_files import Stored
+from recipe.core.translation import _
 from recipe.weights import lora
 from recipe.weights.merge_plan import MergePlan, Target, base_tensors
 
@@ -30,7 +31,7 @@ def check_weights(plan: MergePlan, place: Path) -> Dict[str, Any]:
 
     written = base_tensors(place)
     if set(written) != {target.name for target in plan.targets}:
-        raise RunFailed(f"{place} does not hold the weights of {plan.base}.")
+        raise RunFailed(_("{folder} does not hold the weights of {base}.", folder=place, base=plan.base))
     generator = random.Random(plan.key)
     before = torch.get_num_threads()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,)) as workers:
@@ -52,7 +53,15 @@ def _check_sample(target: Target, new: Stored, where: float) -> Tuple[int, int, 
     source, place = target.source, new.path.parent
     if (new.shape, new.dtype) != (source.shape, source.dtype):
         raise RunFailed(
-            f"{place}: {target.name} is {new.shape} {new.dtype}, in the base {source.shape} {source.dtype}."
+            _(
+                "{folder}: {weight} is {shape} {dtype}, in the base {base_shape} {base_dtype}.",
+                folder=place,
+                weight=target.name,
+                shape=new.shape,
+                dtype=new.dtype,
+                base_shape=source.shape,
+                base_dtype=source.dtype,
+            )
         )
     rows = source.shape[0] if source.shape else 1
     many = min(rows, SAMPLED_ROWS if target.parts else max(1, (1 << 16) // max(1, source.row_bytes)))
@@ -61,7 +70,12 @@ def _check_sample(target: Target, new: Stored, where: float) -> Tuple[int, int, 
     if not target.parts:
         if not torch.equal(one.view(-1).view(torch.uint8), other.view(-1).view(torch.uint8)):
             raise RunFailed(
-                f"{place}: {target.name}, from row {first}, differs from the base although no adapter changes it."
+                _(
+                    "{folder}: {weight}, from row {row}, differs from the base although no adapter changes it.",
+                    folder=place,
+                    weight=target.name,
+                    row=first,
+                )
             )
         return 0, one.numel(), 0.0, 0.0
     change = lora.LoadedChange(target.parts, first, first + many, dtype="float64")
@@ -72,8 +86,16 @@ def _check_sample(target: Target, new: Stored, where: float) -> Tuple[int, int, 
     wrong = int(((other < low) | (other > high)).sum())
     if wrong:
         raise RunFailed(
-            f"{place}: {wrong} of {other.numel():,} weights of {target.name}, from row {first}, differ from "
-            f"base + adapter by more than one rounding. Check the disk; if it is sound, please report this bug."
+            _(
+                "{folder}: {wrong} of {total:,} weights of {weight}, from row {row}, differ from base + "
+                "adapter by more than one rounding. Check the disk; if it is sound, please report this "
+                "bug.",
+                folder=place,
+                wrong=wrong,
+                total=other.numel(),
+                weight=target.name,
+                row=first,
+            )
         )
     adapter = exact - old
     return other.numel(), 0, float(((other.double() - old) * adapter).sum()), float((adapter * adapter).sum())
@@ -103,8 +125,14 @@ def check_loads(base: Path) -> Iterator[Callable[[Path, Sequence[str]], Dict[str
             link.symlink_to(place.resolve())
             output, errors = process.communicate(json.dumps(list(stop_words)) + "\n")
             if process.returncode:
-                reason = (errors.strip().splitlines() or ["no output"])[-1]
-                raise RunFailed(f"The merged model in {place} does not load: {reason[:600]}. The shards are kept.")
+                reason = (errors.strip().splitlines() or [_("no output")])[-1]
+                raise RunFailed(
+                    _(
+                        "The merged model in {folder} does not load: {reason}. The shards are kept.",
+                        folder=place,
+                        reason=reason[:600],
+                    )
+                )
             return json.loads(output.splitlines()[-1])
 
         with process:

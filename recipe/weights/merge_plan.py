@@ -12,6 +12,7 @@ from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.hashing import digest, key_of, stamp
 from recipe.core.tensor_files import Stored
+from recipe.core.translation import _, listed
 from recipe.weights import checkpoint_reader, lora
 from recipe.weights.adapter import base_checksum
 
@@ -78,15 +79,27 @@ def base_tensors(place: Path) -> Dict[str, Stored]:
         try:
             stored = tensor_files.tensors(path)
         except tensor_files.Damaged as error:
-            raise HostLacks(f"{error}. Fetch the base model again: remove the folder, then {command_line('model')}.")
+            raise HostLacks(
+                _(
+                    "{error}. Fetch the base model again: remove the folder, then {command}.",
+                    error=error,
+                    command=command_line("model"),
+                )
+            )
         found.update(sorted(stored.items(), key=lambda item: item[1].offset))
     index, weight_map = folder.index(place, str(place))
     missing = sorted(name for name, file in weight_map.items() if name not in found or found[name].path.name != file)
     if missing:
         raise HostLacks(
-            f"{place / index} lists {len(missing)} weights that {weight_map[missing[0]]} does not hold: "
-            f"{tensor_files.listing(missing)}. Fetch the base model again: remove the folder, then "
-            f"{command_line('model')}."
+            _(
+                "{index} lists {count} weights that {file} does not hold: {weights}. Fetch the "
+                "base model again: remove the folder, then {command}.",
+                index=place / index,
+                count=len(missing),
+                file=weight_map[missing[0]],
+                weights=tensor_files.listing(missing),
+                command=command_line("model"),
+            )
         )
     return found
 
@@ -105,7 +118,11 @@ def make_plan(
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config"):
         raise InputWrong(
-            f"{base} is quantized ({config['quantization_config'].get('quant_method')}). Merge into the original model."
+            _(
+                "{base} is quantized ({method}). Merge into the original model.",
+                base=base,
+                method=config["quantization_config"].get("quant_method"),
+            )
         )
     changes = []
     for place, weight in adapters:
@@ -114,8 +131,14 @@ def make_plan(
         trained_on = lora.metadata(place).get("base_sha256", checksum)
         if trained_on != checksum and not force:
             raise InputWrong(
-                f"{place} was trained on a base with checksum {trained_on[:12]}…, but {base} has {checksum[:12]}…: "
-                f"it is another model or version. Use --force to merge anyway."
+                _(
+                    "{adapter} was trained on a base with checksum {trained_on}…, but {base} has {checksum}…: "
+                    "it is another model or version. Use --force to merge anyway.",
+                    adapter=place,
+                    trained_on=trained_on[:12],
+                    base=base,
+                    checksum=checksum[:12],
+                )
             )
         changes.append(one)
     if checkpoint is not None:
@@ -125,8 +148,12 @@ def make_plan(
         tied = sorted(n for n in total if "embed" in n or n.startswith(("output.", "lm_head.")))
         if tied:
             raise InputWrong(
-                f"{base} ties input and output embeddings (tie_word_embeddings): {tied[0]} cannot be changed "
-                "on its own."
+                _(
+                    "{base} ties input and output embeddings (tie_word_embeddings): {weight} cannot be changed "
+                    "on its own.",
+                    base=base,
+                    weight=tied[0],
+                )
             )
     targets = []
     shard = used = 0
@@ -168,7 +195,12 @@ def _checkpoint_changes(
     missing = [name for name in missing if not name.endswith("inv_freq")]  # old models: computed, not trained
     if missing:
         raise InputWrong(
-            f"{checkpoint} does not hold {tensor_files.listing(missing)} of {base}: it was trained on another model."
+            _(
+                "{checkpoint} does not hold {weights} of {base}: it was trained on another model.",
+                checkpoint=checkpoint,
+                weights=tensor_files.listing(missing),
+                base=base,
+            )
         )
     return found
 
@@ -184,20 +216,49 @@ def _check_fit(place: Path, changes: lora.Changes, base: Path, stored: Dict[str,
         theirs = sorted({kind_of(name) for name in changes})
         ours = sorted({kind_of(name) for name, tensor in stored.items() if len(tensor.shape) == 2})
         raise InputWrong(
-            f"{place} does not fit {base}: the base has no {tensor_files.listing(missing)} ({len(missing)} of the "
-            f"{len(changes)} weights it changes). It changes {', '.join(theirs)}; the base has "
-            f"{', '.join(ours)}. It was trained on another model."
+            _(
+                "{adapter} does not fit {base}: the base has no {weights} ({missing} of the {changed} "
+                "weights it changes). It changes {theirs}; the base has {ours}. It was trained on "
+                "another model.",
+                adapter=place,
+                base=base,
+                weights=tensor_files.listing(missing),
+                missing=len(missing),
+                changed=len(changes),
+                theirs=listed(theirs),
+                ours=listed(ours),
+            )
         )
     for name, parts in changes.items():
         tensor = stored[name]
         if tensor.shape != parts[0].shape:
             raise InputWrong(
-                f"{place} does not fit {base}: {name} is {tensor.shape} in the base, {parts[0].shape} in the adapter. "
-                f"It was trained on another model."
+                _(
+                    "{adapter} does not fit {base}: {weight} is {base_shape} in the base, {shape} in the adapter. It "
+                    "was trained on another model.",
+                    adapter=place,
+                    base=base,
+                    weight=name,
+                    base_shape=tensor.shape,
+                    shape=parts[0].shape,
+                )
             )
         if tensor.dtype not in FLOATS or tensor.stride is not None:
-            how = "not stored row by row" if tensor.stride is not None else tensor.dtype
-            raise InputWrong(f"{base}: {name} is {how}. A merge needs {', '.join(FLOATS)}: use the original model.")
+            values = {"base": base, "weight": name, "dtypes": listed(FLOATS)}
+            if tensor.stride is not None:
+                raise InputWrong(
+                    _(
+                        "{base}: {weight} is not stored row by row. A merge needs {dtypes}: use the original model.",
+                        **values,
+                    )
+                )
+            raise InputWrong(
+                _(
+                    "{base}: {weight} is {dtype}. A merge needs {dtypes}: use the original model.",
+                    dtype=tensor.dtype,
+                    **values,
+                )
+            )
 
 
 def check_disk(plan: MergePlan, part: Path) -> Tuple[int, int]:
@@ -212,8 +273,14 @@ def check_disk(plan: MergePlan, part: Path) -> Tuple[int, int]:
     free = shutil.disk_usage(str(place)).free
     if free < needed:
         raise HostLacks(
-            f"The merged model needs {needed / 1e9:.2f} GB in {place}, but only {free / 1e9:.2f} GB are free. "
-            f"Free {(needed - free) / 1e9:.2f} GB, or choose another folder with --output."
+            _(
+                "The merged model needs {needed:.2f} GB in {folder}, but only {free:.2f} GB are free. "
+                "Free {lacking:.2f} GB, or choose another folder with --output.",
+                needed=needed / 1e9,
+                folder=place,
+                free=free / 1e9,
+                lacking=(needed - free) / 1e9,
+            )
         )
     return needed, free
 

@@ -20,6 +20,7 @@ from recipe.core.errors import RunFailed
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.tensor_files import Stored
+from recipe.core.translation import _
 from recipe.weights import lora
 from recipe.weights.merge_plan import PROGRESS, MergePlan, Target, finished
 
@@ -80,7 +81,7 @@ def _stream(plan: MergePlan, part: Path, progress: Dict[str, Any], device: str) 
                     call = (target, first, last, path, start, device, stop)
                     jobs.append((number / concurrent_shards + end / size, shard, end, call))
         work: Dict[int, List[Any]] = {shard: [] for shard in left}
-        for _, shard, end, call in sorted(jobs, key=lambda job: job[0]):
+        for _order, shard, end, call in sorted(jobs, key=lambda job: job[0]):
             work[shard].append((call[0], end, workers.submit(_task, *call)))
         ends = [finishers.submit(_finish, plan, shard, work[shard], part, progress, lock, stop) for shard in left]
         import torch  # takes 2 s, in which the workers already copy unchanged tensors
@@ -126,7 +127,9 @@ def _task(
                 raise _Aborted
             sent = os.sendfile(files[1], files[0], source.offset + at, min(16 << 20, end - at))
             if not sent:
-                raise tensor_files.Damaged(f"{source.path} is truncated: it ends within {target.name}")
+                raise tensor_files.Damaged(
+                    _("{file} is truncated: it ends within {weight}", file=source.path, weight=target.name)
+                )
             at += sent
         return 0, 0.0, 0.0
 
@@ -142,7 +145,7 @@ def _change(
     columns = max(1, tensor_files.count(source.shape[1:]))
     rows = min(last - first, max(ROWS, (BLOCK if device == "cpu" else GPU_BLOCK) // columns))
     raw = torch.empty((rows, *source.shape[1:]), dtype=getattr(torch, source.dtype))
-    old, new = (torch.empty(raw.shape, dtype=torch.float32, device=device) for _ in range(2))
+    old, new = (torch.empty(raw.shape, dtype=torch.float32, device=device) for _number in range(2))
     buffer = tensor_files.as_bytes(raw)
     changed, difference, size = 0, 0.0, 0.0
     for row in range(first, last, rows):
@@ -163,7 +166,13 @@ def _change(
         size += float(torch.dot(old.view(-1), old.view(-1)))
         changed += int(new.ne_(0).sum())  # exact up to 2^24, five times as fast as count_nonzero
     if not math.isfinite(difference):
-        raise RunFailed(f"{target.name}: base + adapter overflows {source.dtype}. Train again with a lower train.lr.")
+        raise RunFailed(
+            _(
+                "{weight}: base + adapter overflows {dtype}. Train again with a lower train.lr.",
+                weight=target.name,
+                dtype=source.dtype,
+            )
+        )
     return changed, difference, size
 
 

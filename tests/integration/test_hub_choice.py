@@ -7,7 +7,7 @@ import pytest
 
 from recipe.base_model import download, folder, record, tokenizer
 from recipe.base_model.hub_files import partial_file
-from recipe.core import overrides, settings
+from recipe.core import overrides, settings, translation
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
 from recipe.reporting import sections
@@ -67,6 +67,29 @@ def test_hugging_face_follows_at_its_own_id_and_revision(auto, tiny, server, tmp
     assert download.ensure(run) == place
     assert tokenizer.tokenizer(run).convert_tokens_to_ids("<|im_end|>") == 2046
     assert server.asked == []
+
+
+def test_why_another_hub_was_taken_is_recorded_in_english(auto, tiny, tmp_path, monkeypatch, capsys):
+    no_modelscope(monkeypatch)
+    with translation.use("zh"):
+        run = auto()
+        download.ensure(run)
+        said = capsys.readouterr().err
+        assert "解析不了 ModelScope 的域名：这里没有网络，或没有 DNS（" in said
+        assert "。改用 Hugging Face：org/tiny，版本 main" in said
+        why = record.read_record(folder.folder(run))["instead_of"]
+        assert why.startswith("ModelScope's name cannot be resolved")
+        assert translation.stored(why).startswith("解析不了")
+
+
+def test_no_hub_is_told_in_chinese(auto, server):
+    with translation.use("zh"), pytest.raises(InputWrong) as caught:
+        download.ensure(auto("model.id=org/other"))
+    first, modelscope, hugging_face = str(caught.value).splitlines()
+    assert first == "没有一个社区提供这个配方的底座模型："
+    assert modelscope.startswith("- ModelScope 上没有 org/other（版本 ")
+    assert modelscope.endswith("。检查 model.id。")
+    assert hugging_face.startswith("- Hugging Face 上没有 org/other（版本 main）：")
 
 
 def test_a_begun_download_goes_on_at_its_hub(auto, tiny, server, tmp_path, monkeypatch):

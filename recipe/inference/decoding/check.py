@@ -4,6 +4,7 @@ from typing import Any, List
 
 import torch
 
+from recipe.core.translation import _
 from recipe.training.fast import nf4
 
 # Largest relative difference of the logits, by their norm; two unrelated ones differ by 1.4. In 16 bits rounding grows
@@ -39,7 +40,9 @@ def _compare(decoder: Any, prompts: List[List[int]]) -> str:
             wanted = network.causal_lm(input_ids=ids, use_cache=False).logits[0, -2:].float()
             difference = float((found[row] - wanted).norm() / wanted.norm())
             if not difference <= tolerance:  # NaN is a fault
-                return f"its logits differ by {100 * difference:.1f} % from those of transformers"
+                return _(
+                    "its logits differ by {difference:.1f} % from those of transformers", difference=100 * difference
+                )
     return ""
 
 

@@ -20,7 +20,7 @@ from mmengine.logging import MessageHub, print_log
 from torch import nn
 
 from recipe.training.fast import layers
-from recipe.training.fast.verdict import MARK
+from recipe.training.fast.verdict import LAYER_INPUT, LAYER_OUTPUT, MARK
 
 MESSAGE_KEY = "recipe_fast_step"  # in mmengine's message hub, which is saved in checkpoints
 NOISE = 0.01
@@ -235,9 +235,9 @@ def _compare_layers(model: Any, piece: Dict[str, Any], seen: List[Dict[str, torc
             parameters = layer.parameters()
             of_x, *gradients = torch.autograd.grad(out, (x, *parameters), held["gradient"].to(out.dtype))
             # Without padding, whose output is never read
-            worst.add(f"layer {number + 1}, output", out.detach()[real], held["y"][real])
+            worst.add(LAYER_OUTPUT.format(layer=number + 1), out.detach()[real], held["y"][real])
             if number:
-                worst.add(f"layer {number + 1}, input's gradient", of_x, seen[number - 1]["gradient"])
+                worst.add(LAYER_INPUT.format(layer=number + 1), of_x, seen[number - 1]["gradient"])
             for got, one in zip(gradients, parameters):
                 worst.add(next(names), got, one.grad)
     return worst

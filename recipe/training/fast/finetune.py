@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from xtuner.model import SupervisedFinetune
 
 from recipe.training.fast import attention, check, layers, nf4
+from recipe.training.fast.verdict import FOUND_BEFORE, FOUND_BY_OTHER, LAYER_WEIGHT
 
 # Tokens per iteration up to which the card waits for Python, so that recording the step pays.
 MAX_GRAPH_TOKENS = 4096
@@ -107,13 +108,13 @@ class Finetune(SupervisedFinetune):
         self.checked = check.compare_with_stock(self, data)
         passed = check.passed_on_all_ranks(self.checked["passed"], data["input_ids"].device)
         if check.has_failed("step"):
-            self.checked.update(passed=False, error="found when this run began")
+            self.checked.update(passed=False, error=FOUND_BEFORE)
         elif not passed and self.checked["passed"]:
-            self.checked.update(passed=False, error="found by another rank")
+            self.checked.update(passed=False, error=FOUND_BY_OTHER)
         check.log_figures(self.checked)
         if self.graph and check.has_failed("recording"):
             self.graph = False
-            check.log_figures({"compared": "recording", "passed": False, "error": "found when this run began"})
+            check.log_figures({"compared": "recording", "passed": False, "error": FOUND_BEFORE})
         if not self.checked["passed"]:
             check.record_failure("step")
             self.stock = True
@@ -145,7 +146,7 @@ class Finetune(SupervisedFinetune):
     def parameter_names(self) -> List[str]:
         """Readable names of `lora_parameters`."""
         return [
-            f"layer {number + 1}, {name} {half}"
+            LAYER_WEIGHT.format(layer=number + 1, weight=f"{name} {half}")
             for number, layer in enumerate(self._layers[0])
             for name, linear in layer.named()
             for half in "AB"[: 2 * bool(linear.pair)]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from recipe.core import compiler
+from recipe.core.translation import mark
 
 try:
     import triton
@@ -24,6 +25,8 @@ try:
 except ImportError:  # PyTorch without Triton, and on every CPU
     HAS_KERNEL = False
 
+OLD_BITSANDBYTES = mark("bitsandbytes {version} is older than 0.44: its kernels are missing in a replay")
+OTHER_KERNEL = mark("bitsandbytes dequantizes the 4-bit weights, not our Triton kernel")
 BLOCK = 1024  # bytes, of two values each, per program of the kernel
 SCALE_BLOCK = 64  # values per scale: bitsandbytes' block size
 
@@ -72,14 +75,12 @@ def uses_own_kernel(weight: Any) -> bool:
 
 
 def graph_obstacle(weight: Any) -> str:
-    """Why a step that reads `weight` cannot be recorded as a CUDA graph; "" if it can."""
+    """Why a step that reads `weight` cannot be recorded as a CUDA graph, in English; "" if it can."""
     if not is_quantized(weight):
         return ""
     if uses_legacy_stream():
-        return (
-            f"bitsandbytes {metadata.version('bitsandbytes')} is older than 0.44: its kernels are missing in a replay"
-        )
-    return "" if uses_own_kernel(weight) else "bitsandbytes dequantizes the 4-bit weights, not our Triton kernel"
+        return OLD_BITSANDBYTES.format(version=metadata.version("bitsandbytes"))
+    return "" if uses_own_kernel(weight) else OTHER_KERNEL
 
 
 def dequantize(weight: Any, dtype: torch.dtype) -> torch.Tensor:

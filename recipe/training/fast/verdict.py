@@ -4,7 +4,16 @@ import json
 import re
 from typing import Any, Dict, Optional
 
+from recipe.core.translation import _, mark, stored
+
 MARK = "Fast step: "
+
+# Errors and places that the comparisons write into the log and run.json, in English
+FOUND_BEFORE = mark("found when this run began")
+FOUND_BY_OTHER = mark("found by another rank")
+LAYER_OUTPUT = mark("layer {layer}, output")
+LAYER_INPUT = mark("layer {layer}, input's gradient")
+LAYER_WEIGHT = mark("layer {layer}, {weight}")
 
 
 def parse_line(line: str) -> Optional[Dict[str, Any]]:
@@ -25,28 +34,48 @@ def parse_log(text: str) -> Dict[str, Any]:
 def failure_message(figures: Dict[str, Any]) -> str:
     """One line about a failed comparison, and which step the run uses instead."""
     if figures["compared"] == "recording":
-        return f"The fast step is not recorded as a CUDA graph: {describe(figures)}."
-    return f"The fast step differs from XTuner's own, which this run takes instead: {describe(figures)}."
+        return _("The fast step is not recorded as a CUDA graph: {reason}.", reason=describe(figures))
+    return _(
+        "The fast step differs from XTuner's own, which this run takes instead: {reason}.",
+        reason=describe(figures),
+    )
 
 
 def summary(found: Dict[str, Any]) -> str:
     """One line: which step the run trained with, and how it compared."""
     stock, recording = found["against_stock"], found.get("recording", {})
     if not stock["passed"]:
-        return f"XTuner's own, because the fast one differs: {describe(stock)}"
-    taken = "fast, recorded" if recording.get("passed") else "fast"
-    refused = f"; not recorded: {describe(recording)}" if recording and not recording["passed"] else ""
-    return f"{taken}, equal to XTuner's own within rounding: {describe(stock)}{refused}"
+        return _("XTuner's own, because the fast one differs: {differences}", differences=describe(stock))
+    differences = describe(stock)
+    if recording.get("passed"):
+        return _(
+            "fast, recorded, equal to XTuner's own within rounding: {differences}",
+            differences=differences,
+        )
+    if recording:
+        return _(
+            "fast, equal to XTuner's own within rounding: {differences}; not recorded: {reason}",
+            differences=differences,
+            reason=describe(recording),
+        )
+    return _("fast, equal to XTuner's own within rounding: {differences}", differences=differences)
 
 
 def describe(figures: Dict[str, Any]) -> str:
     """Why a comparison failed, or by how much the two differ."""
     if "error" in figures:
-        return figures["error"]
+        return stored(figures["error"])
     worst = figures.get("layer_difference", figures.get("gradient_difference"))
     loss, gradients = (_percent(one) for one in (figures["loss_difference"], worst))
-    what = "a replay of the recording differs from the step: " if figures["compared"] == "recording" else ""
-    return f"{what}loss off by {loss}, {figures['worst']} by {gradients}"
+    where = stored(figures["worst"])
+    if figures["compared"] == "recording":
+        return _(
+            "a replay of the recording differs from the step: loss off by {loss}, {where} by {difference}",
+            loss=loss,
+            where=where,
+            difference=gradients,
+        )
+    return _("loss off by {loss}, {where} by {difference}", loss=loss, where=where, difference=gradients)
 
 
 def _percent(value: Optional[float]) -> str:

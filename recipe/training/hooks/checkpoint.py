@@ -14,6 +14,7 @@ from mmengine.hooks import CheckpointHook
 
 from recipe.core.files import remove, write_text
 from recipe.core.hashing import below
+from recipe.core.translation import _, english
 from recipe.training.failure import PEER_LOST, TrainingError
 from recipe.training.hooks.runner_state import accumulation_steps
 from recipe.training.log_lines import CHECKPOINT_NAME, SAVED
@@ -25,7 +26,7 @@ OPTIMIZER_BYTES = 16  # per trained parameter: an estimate until the first check
 
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's hook, but it renames a finished checkpoint into place, prunes older ones only then, and saves on
-    SIGTERM.
+    SIGTERM. Its errors are English: the trainer's log carries them to the user.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -36,14 +37,14 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_run(self, runner: Any) -> None:
         signal.signal(signal.SIGTERM, self._request_stop)
 
-    def _request_stop(self, *_: Any) -> None:
+    def _request_stop(self, *_signal: Any) -> None:
         self.stop_requested_at = self.stop_requested_at or time.monotonic()
 
     def before_train(self, runner: Any) -> None:
         super().before_train(runner)
         # An evaluation in progress ends at its next token when a stop is requested.
         for hook in runner.hooks:
-            getattr(hook, "stop_criteria", []).append(lambda ids, scores, **_: self.stop_requested_at is not None)
+            getattr(hook, "stop_criteria", []).append(lambda ids, scores, **_more: self.stop_requested_at is not None)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
@@ -92,7 +93,15 @@ class AtomicCheckpointHook(CheckpointHook):
             remove(part)
             if re.search(PEER_LOST, str(error)):  # DeepSpeed's ranks synchronize while saving
                 raise
-            raise TrainingError(f"The checkpoint of iteration {step} could not be written to {folder}: {error}.")
+            with english():
+                raise TrainingError(
+                    _(
+                        "The checkpoint of iteration {iteration} could not be written to {folder}: {error}",
+                        iteration=step,
+                        folder=folder,
+                        error=f"{error}.",
+                    )
+                )
         barrier()
         if is_main_process():
             self.size = _sync_to_disk(part)
@@ -107,16 +116,23 @@ class AtomicCheckpointHook(CheckpointHook):
         needed = self.size or OPTIMIZER_BYTES * sum(getattr(one, "ds_numel", one.numel()) for one in trained)
         free = shutil.disk_usage(self.out_dir).free
         if free < 1.05 * needed:
-            raise TrainingError(
-                f"The disk is full at iteration {step}: a checkpoint needs {_format_size(needed)}, and {self.out_dir} "
-                f"has {_format_size(free)} free. Free some space."
-            )
+            with english():
+                raise TrainingError(
+                    _(
+                        "The disk is full at iteration {iteration}: a checkpoint needs {needed}, and {folder} has "
+                        "{free} free. Free some space.",
+                        iteration=step,
+                        needed=_format_size(needed),
+                        folder=self.out_dir,
+                        free=_format_size(free),
+                    )
+                )
 
     def _prune(self, folder: Path) -> None:
         if self.max_keep_ckpts > 0:
             named = [(CHECKPOINT_NAME.search(path.name), path) for path in folder.glob("iter_*")]
             saved = sorted((int(match[1]), path) for match, path in named if match)
-            for _, path in saved[: -self.max_keep_ckpts]:
+            for _iteration, path in saved[: -self.max_keep_ckpts]:
                 remove(path)
 
 

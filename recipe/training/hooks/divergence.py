@@ -1,5 +1,6 @@
-"""Aborts diverged runs and names the likely causes."""
+"""Aborts diverged runs and names the likely causes, in English: the trainer's log carries them to the user."""
 
+import functools
 import json
 import math
 import statistics
@@ -9,6 +10,7 @@ from typing import Any, List, Optional
 from mmengine.hooks import Hook
 
 from recipe.core import hardware
+from recipe.core.translation import _, english
 from recipe.intake.images import IMAGE_TOKEN
 from recipe.training.failure import TrainingError
 from recipe.training.hooks.runner_state import compute_dtype, gradient_norm, is_loss_scale_at_minimum
@@ -32,9 +34,10 @@ class DivergenceHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         loss, norm = float(outputs["loss"].detach()), gradient_norm(runner)
-        problem = self._check_loss(loss) or (self._check_gradient(runner, norm) if norm is not None else "")
-        if problem:
-            raise TrainingError(_message(runner, problem, data_batch))
+        with english():
+            problem = self._check_loss(loss) or (self._check_gradient(runner, norm) if norm is not None else "")
+            if problem:
+                raise TrainingError(_message(runner, problem, data_batch))
         self.losses = [*self.losses, loss][-WINDOW:]
         if norm is not None and math.isfinite(norm):
             self.norms = [*self.norms, norm][-WINDOW:]
@@ -42,10 +45,10 @@ class DivergenceHook(Hook):
     def _check_loss(self, loss: float) -> str:
         """What is wrong with the loss, or ""."""
         if not math.isfinite(loss):
-            return f"The loss is {loss}"
+            return _("The loss is {loss}", loss=loss)
         usual = _median(self.losses)
         if loss > LOSS_SPIKE * usual and loss > usual + 2:
-            return f"The loss jumped to {loss:.4g} from {usual:.4g}"
+            return _("The loss jumped to {loss:.4g} from {usual:.4g}", loss=loss, usual=usual)
         return ""
 
     def _check_gradient(self, runner: Any, norm: float) -> str:
@@ -55,12 +58,13 @@ class DivergenceHook(Hook):
             is_scaled = compute_dtype(runner) == "fp16" and not is_loss_scale_at_minimum(runner)
             if is_scaled and self.skipped <= MAX_SKIPPED_UPDATES:
                 return ""
-            times = f" in {self.skipped} updates in a row" if self.skipped > 1 else ""
-            return f"The gradient is {norm}{times}"
+            if self.skipped > 1:
+                return _("The gradient is {norm} in {updates} updates in a row", norm=norm, updates=self.skipped)
+            return _("The gradient is {norm}", norm=norm)
         self.skipped = 0
         usual = _median(self.norms)
         if norm > GRADIENT_EXPLOSION * usual and norm > 1:
-            return f"The gradient exploded: its norm is {norm:.4g}, was {usual:.4g}"
+            return _("The gradient exploded: its norm is {norm:.4g}, was {usual:.4g}", norm=norm, usual=usual)
         return ""
 
 
@@ -72,25 +76,39 @@ def _median(values: List[float]) -> float:
 def _message(runner: Any, problem: str, batch: Any) -> str:
     causes = []
     if compute_dtype(runner) == "fp16":
-        remedy = "this card has bf16: train.dtype=bf16" if hardware.has_bf16() else "this card has no bf16"
-        causes.append(f"fp16 overflows above 65504, and {remedy}")
+        causes.append(
+            _("fp16 overflows above 65504, and this card has bf16: train.dtype=bf16")
+            if hardware.has_bf16()
+            else _("fp16 overflows above 65504, and this card has no bf16")
+        )
     rate = max(max(values) for values in runner.optim_wrapper.get_lr().values())
     # The remedy starts from the configured rate: the current one may belong to the warm-up.
-    causes.append(f"the learning rate is too high ({rate:.3g} now): train.lr={runner.cfg.lr / 4:.3g}")
-    rows = find_rows(runner, batch)
-    causes.append(f"unusual content in these rows: {rows}" if rows else "a row with unusual content")
-    return (
-        f"{problem} at iteration {runner.iter + 1} of {runner.max_iters}. Likely: {'; or '.join(causes)}. "
-        f"train.guard=false trains on regardless."
+    causes.append(
+        _(
+            "the learning rate is too high ({rate:.3g} now): train.lr={lower:.3g}",
+            rate=rate,
+            lower=runner.cfg.lr / 4,
+        )
+    )
+    causes.append(_unusual_rows(runner, batch))
+    return _(
+        "{problem} at iteration {iteration} of {total}. Likely: {causes}. train.guard=false trains on regardless.",
+        problem=problem,
+        iteration=runner.iter + 1,
+        total=runner.max_iters,
+        causes=functools.reduce(lambda first, second: _("{first}; or {second}", first=first, second=second), causes),
     )
 
 
-def find_rows(runner: Any, batch: Any) -> str:
-    """Line numbers of the dataset's conversations in `batch` (several, if packed), as text; "" if unknown."""
+def _unusual_rows(runner: Any, batch: Any) -> str:
+    """A cause that names the dataset's conversations in `batch` (several, if packed) by their line numbers, as far as
+    they are known.
+    """
+    unknown = _("a row with unusual content")
     tokenizer: Optional[Any] = next((hook.tokenizer for hook in runner.hooks if hasattr(hook, "tokenizer")), None)
     path = Path(str(runner.cfg.get("data_path", "")))
     if tokenizer is None or not path.is_file():
-        return ""
+        return unknown
     # Ids below 0 stand for images.
     packs = [[token for token in ids if token >= 0] for ids in batch["data"]["input_ids"].tolist()]
     contents = [_without_spaces(tokenizer.decode(ids)) for ids in packs]
@@ -104,9 +122,16 @@ def find_rows(runner: Any, batch: Any) -> str:
             if any(text and text in content for text in texts for content in contents):
                 found.append(number)
     if not found:
-        return ""
-    more = f" and {len(found) - SHOWN_ROWS} more" if len(found) > SHOWN_ROWS else ""
-    return f"{', '.join(map(str, found[:SHOWN_ROWS]))}{more} of {path}"
+        return unknown
+    rows = ", ".join(map(str, found[:SHOWN_ROWS]))
+    if len(found) > SHOWN_ROWS:
+        return _(
+            "unusual content in these rows: {rows} and {more} more of {file}",
+            rows=rows,
+            more=len(found) - SHOWN_ROWS,
+            file=path,
+        )
+    return _("unusual content in these rows: {rows} of {file}", rows=rows, file=path)
 
 
 def _without_spaces(text: str) -> str:

@@ -10,6 +10,7 @@ from mmengine.hooks import CheckpointHook, Hook
 
 from recipe.core.distributed import HEARTBEAT
 from recipe.training.log_lines import TIME_BREAKDOWN
+from recipe.training.process import STARTED
 
 
 class HeartbeatHook(Hook):
@@ -26,7 +27,7 @@ class TimingHook(Hook):
     priority = "VERY_LOW"  # after the last evaluation
 
     def __init__(self) -> None:
-        self.started = time.monotonic() - process_age()
+        self.started = time.monotonic() - training_age()
         self.seconds = {"start": 0.0, "answers": 0.0, "checkpoints": 0.0}
 
     def before_run(self, runner: Any) -> None:
@@ -63,6 +64,12 @@ class TimingHook(Hook):
         rest = time.monotonic() - self.started - sum(self.seconds.values())
         parts = {**self.seconds, "iterations": rest}
         runner.logger.info(TIME_BREAKDOWN + ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items()))
+
+
+def training_age() -> float:
+    """Seconds since this process started, or since it was given its arguments."""
+    given = os.environ.get(STARTED)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - float(given) if given else process_age()
 
 
 def process_age() -> float:

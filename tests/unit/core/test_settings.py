@@ -119,4 +119,4 @@ def test_thousands_of_mistakes_are_told_in_time(tmp_path):
     path.write_text(GOOD + "".join(f"unknown_{i} = 1\n" for i in range(2000)), encoding="utf-8")
     with pytest.raises(InputWrong) as caught:
         settings.load(str(path))
-    assert len(str(caught.value).splitlines()) <= settings_errors.MAX_ERRORS + 1
+    assert len(str(caught.value).splitlines()) <= settings_errors.MAX_FAULTS + 1

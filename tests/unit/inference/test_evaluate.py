@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from recipe.core.errors import HostLacks
+from recipe.core.translation import stored, use
 from recipe.inference import evaluate
 
 
@@ -41,6 +42,21 @@ def test_verdicts():
     noise = evaluate.compare(base, [(v + (-1) ** n, c) for n, (v, c) in enumerate(base)])
     assert (noise["verdict"], noise["difference"]["lower_in"]) == ("no difference", 4)
     assert evaluate.compare(base, base)["verdict"] == "no difference"
+
+
+def test_the_summary_is_english_in_files_and_chinese_on_a_chinese_terminal():
+    base = [(20.0 + n, 10) for n in range(8)]
+    found = evaluate.compare(base, [(v - 1 - n / 10, c) for n, (v, c) in enumerate(base)])
+    figures = {"models": {"base": {"loss": 2.35}, "tuned": {"loss": 2.2}}, "conversations": 8, **found}
+    said = evaluate.summary(figures)
+    assert said.startswith("better: held-out loss 2.350 → 2.200 nats per token, difference -0.1350 (95 % interval -")
+    assert said.endswith("), lower in 8 of 8 conversations")
+    with use("zh"):
+        assert stored(said) == evaluate.summary(figures)
+        assert stored(said).startswith(
+            "更好：留出损失 2.350 → 2.200（每个 token 的 nat 数），差值 -0.1350（95 % 区间 -"
+        )
+        assert stored(said).endswith("），8 个对话中有 8 个更低")
 
 
 def test_missing_packages_are_reported_before_a_model_is_loaded(tmp_path, monkeypatch):

@@ -1,13 +1,14 @@
 """Causes of a failed training, by the trainer's last lines."""
 
 import os
+import re
 import shlex
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from recipe.core import measurements, settings
+from recipe.core import measurements, settings, translation
 from recipe.core.run import Run
 from recipe.training import failure
 from recipe.training import process as train
@@ -128,6 +129,20 @@ def stand_in(tmp_path, monkeypatch):
         return str(caught.value)
 
     return train_with
+
+
+NOT_TRANSLATED = [ends for ends in ENDS if "The loss is" not in ends[1]]
+
+
+@pytest.mark.parametrize(("code", "said", "killed", "told"), NOT_TRANSLATED)
+def test_each_end_is_named_in_chinese(monkeypatch, code, said, killed, told):
+    monkeypatch.setattr(failure, "gpus", lambda: [])
+    run = SimpleNamespace(settings=SimpleNamespace(nodes=2))
+    with translation.use("zh"):
+        text = failure.explain(code, said, run, {}, killed)
+    assert re.search("[\u4e00-\u9fff]", text), text
+    assert text.endswith("。")
+    assert " 。" not in text
 
 
 WHOLE = {"seed": 0, "iterations": 66, "tokens_kept": 8448, "iterations_per_epoch": 33}

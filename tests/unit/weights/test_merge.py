@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from recipe.core import hashing, settings, stage
 from recipe.core.errors import RunFailed
 from recipe.core.run import Run
+from recipe.core.translation import use
 from recipe.stages.merge import STAGE as MERGE
 from recipe.weights import merge
 from support.command import ROOT
@@ -92,6 +93,10 @@ def test_what_changed_is_told_by_module_kind(base, adapter, merged):
     said = merge.summary(figures)
     assert f"{figures['tensors_changed']} of {figures['tensors']} tensors" in said
     assert len(said.splitlines()) == 1 + len(LINEAR)
+    with use("zh"):
+        first, *kinds = merge.summary(figures).splitlines()
+    assert first.startswith(f"{figures['tensors']} 个张量中的 {figures['tensors_changed']} 个、")
+    assert [line[:16].strip() for line in kinds] == sorted(LINEAR)
 
 
 def test_values_that_the_type_cannot_hold_are_told(base, adapter, tmp_path):

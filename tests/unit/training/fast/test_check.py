@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.logging import MessageHub
 
+from recipe.core import translation
 from recipe.training.fast import check, finetune, layers, nf4, verdict
 from support.fast_step import batch, loss_and_gradients, models, trained
 
@@ -108,6 +109,26 @@ def test_a_wrong_step_is_caught_and_xtuners_own_taken(monkeypatch, running, plan
     assert fast.llm.is_gradient_checkpointing  # a stock step that keeps everything may not fit
     assert len(logged) == 1
     assert "XTuner's own" in verdict.failure_message(verdict.parse_line(logged[0]))
+    assert logged[0].isascii()
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        (
+            {"compared": "recording", "passed": False, "error": verdict.FOUND_BEFORE},
+            "快速训练步没有录制为 CUDA 图：在这次运行开始时发现。",
+        ),
+        (
+            {"compared": "against_stock", "loss_difference": 0.02, "layer_difference": 1.0, "worst": "layer 3, wqkv A"},
+            "快速训练步与 XTuner 自己的训练步不一致，这次运行改用后者：损失相差 2.00%，"
+            "最差处（第 3 层的 wqkv A）相差 100.00%。",
+        ),
+    ],
+)
+def test_what_was_logged_in_english_is_shown_in_chinese(figures, told):
+    with translation.use("zh"):
+        assert verdict.failure_message(figures) == told
 
 
 def test_what_is_no_number_is_the_worst():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from recipe.core import translation
 from recipe.training import failure, hooks
 from recipe.training.hooks import divergence
 from support.command import ROOT
@@ -62,6 +63,23 @@ def test_a_loss_that_jumps_and_a_gradient_that_explodes_stop_the_run():
     trainer = Watched()
     trainer.goes_on([*usual, 3.9, 5.9], [1.0] * 12 + [900.0, 3.0])  # rough, but within what happens
     assert trainer.guard.losses[-1] == 5.9
+
+
+def test_the_log_is_english_and_the_user_reads_chinese(monkeypatch):
+    """With every cause: fp16, the learning rate, and a row."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    trainer = Watched("float16")
+    with translation.use("zh"):
+        with pytest.raises(failure.TrainingError) as caught:
+            trainer.goes_on([float("nan")], [1.0])
+        logged = f"recipe.training.failure.TrainingError: {caught.value}\n"
+        assert logged.isascii()
+        assert failure.explain(1, logged, None, {}, False) == (
+            "第 1 次迭代（共 66 次）：损失为 nan。可能的原因："
+            "fp16 超过 65504 就会溢出，这张显卡支持 bf16：train.dtype=bf16；"
+            "或者学习率太高（现在是 0.002）：train.lr=0.001；或者有一行的内容异常。train.guard=false 会不管它继续训练。"
+        )
 
 
 def test_fp16_is_named_as_the_likely_cause(monkeypatch):
