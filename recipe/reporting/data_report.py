@@ -450,7 +450,7 @@ def _print_report(rows: Any, histograms: Any, findings: Sequence[Finding], examp
     console.print(table)
     for title, counts in histograms:
         console.print(f"\n[bold]{title}[/]")
-        top = max(count for _, count in counts)
+        top = max(count for _range, count in counts)
         for name, count in counts:
             console.print(f"  {rjust(name, 12)}  {'█' * round(count / top * BARS)} {count:,}", highlight=False)
     if findings:
