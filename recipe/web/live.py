@@ -47,6 +47,7 @@ def run_status() -> RunStatus:
         is_running = is_locked(run.folder)
         version = [[stamp(file) for file in files], is_running]
         if name not in _drawn or _drawn[name][0] != version:
+            run = shared.find_run()  # again: it may have changed before its version was taken
             _drawn[name] = (version, RunStatus(_render(run_view.read_run(run, is_running)), is_running))
         return _drawn[name][1]
 
