@@ -1,18 +1,22 @@
 """Draws curves with matplotlib: as PNG, and as SVG for pages with light and dark colours.
 
-An SVG keeps its text as text and takes the page's fonts and colours. A PNG needs fonts on this machine: a label that
-they cannot draw is replaced by A or B.
+An SVG keeps its text as text and takes the page's fonts and colours. A PNG needs fonts on this machine: without one
+for the user's language its texts are English, and the name of a run that no font can draw is replaced by A or B.
 """
 
 import io
 import math
 import re
+from html import escape
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from recipe.core.translation import english, mark, stored
 
 # In the SVG, these colours are replaced by the page's CSS variables of the same names.
 PALETTE = {"ink": "#1c2431", "muted": "#5c6675", "line": "#dde2e9", "first": "#2457d6", "second": "#c2410c"}
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei",
            "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Droid Sans Fallback")  # fmt: skip
+ITERATION = mark("iteration")
 SIZE = (5.4, 2.9)  # inches of 72 points
 
 
@@ -26,7 +30,10 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A chart of curves over iterations; `name`: of its file. `level`: (label, value) of a dashed line."""
+    """A chart of curves over iterations; `name`: of its file. `level`: (label, value) of a dashed line.
+
+    The texts are English messages; with `of_runs` the lines' labels are names of runs.
+    """
 
     name: str
     title: str
@@ -34,9 +41,12 @@ class Chart(NamedTuple):
     log_scale: bool = False
     level: Optional[Tuple[str, float]] = None
     note: str = ""
+    of_runs: bool = False
 
 
 class Picture(NamedTuple):
+    """A drawn chart; title, note and SVG are in the user's language."""
+
     name: str
     title: str
     note: str
@@ -49,17 +59,24 @@ def draw(charts: Sequence[Chart]) -> List[Picture]:
     import matplotlib
 
     matplotlib.use("Agg")
-    fonts = ["DejaVu Sans", *_chinese_fonts()[:1]]
-    with matplotlib.rc_context(
+    with matplotlib.rc_context(font_settings()), matplotlib.rc_context(
         {
-            "font.family": fonts,
             "font.size": 9,
             "svg.fonttype": "none",
             "svg.hashsalt": "recipe",
             "axes.unicode_minus": True,
         }
     ):
-        return [_draw_chart(chart, fonts) for chart in charts]
+        return [_draw_chart(chart) for chart in charts]
+
+
+def font_settings() -> Dict[str, Any]:
+    """matplotlib's settings for fonts that have Chinese characters, if any is installed."""
+    return {"font.family": _fonts()}
+
+
+def _fonts() -> List[str]:
+    return ["DejaVu Sans", *_chinese_fonts()[:1]]
 
 
 def _chinese_fonts() -> List[str]:
@@ -78,7 +95,26 @@ def has_glyphs(text: str, fonts: Sequence[str]) -> bool:
     return all(any(ord(character) in charmap for charmap in charmaps) for character in text)
 
 
-def _draw_chart(chart: Chart, fonts: Sequence[str]) -> Picture:
+def can_draw(*texts: str) -> bool:
+    """Whether the fonts here can draw the translations of these messages."""
+    return has_glyphs("".join(map(stored, texts)), _fonts())
+
+
+def _draw_chart(chart: Chart) -> Picture:
+    labels = [] if chart.of_runs else [line.label for line in chart.lines]
+    texts = [ITERATION, chart.title, *labels, *([chart.level[0]] if chart.level else [])]
+    if can_draw(*texts):
+        return _draw(chart)
+    with english():
+        drawn = _draw(chart)
+    svg = drawn.svg
+    for text in texts:
+        for form in (">{}</text>", 'aria-label="{}"'):
+            svg = svg.replace(form.format(escape(text)), form.format(escape(stored(text))))
+    return drawn._replace(title=stored(chart.title), note=stored(chart.note), svg=svg)
+
+
+def _draw(chart: Chart) -> Picture:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -86,16 +122,16 @@ def _draw_chart(chart: Chart, fonts: Sequence[str]) -> Picture:
     axes = figure.add_subplot()
     axes.set_facecolor("none")
     for line in chart.lines:
-        _plot(axes, line, chart.lines, fonts)
+        _plot(axes, line, chart)
     if chart.level:
         label, value = chart.level
-        axes.axhline(value, color=PALETTE["muted"], linestyle=(0, (4, 3)), linewidth=1, label=label)
+        axes.axhline(value, color=PALETTE["muted"], linestyle=(0, (4, 3)), linewidth=1, label=stored(label))
     if chart.log_scale:
         axes.set_yscale("log")
     else:
         _set_y_limits(axes, [v for line in chart.lines for v in line.values.values() if math.isfinite(v)])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("iteration", color=PALETTE["muted"])
+    axes.set_xlabel(stored(ITERATION), color=PALETTE["muted"])
     axes.tick_params(which="both", colors=PALETTE["muted"], length=0)
     axes.grid(True, axis="y", color=PALETTE["line"], linewidth=0.8)
     axes.set_axisbelow(True)
@@ -108,16 +144,17 @@ def _draw_chart(chart: Chart, fonts: Sequence[str]) -> Picture:
     figure.savefig(
         svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
     )
-    axes.set_title(chart.title, loc="left", color=PALETTE["ink"], fontsize=11)
+    axes.set_title(stored(chart.title), loc="left", color=PALETTE["ink"], fontsize=11)
     figure.savefig(png, format="png", dpi=144, facecolor="white")
-    return Picture(chart.name, chart.title, chart.note, _inline_svg(svg.getvalue(), chart), png.getvalue())
+    inline = _inline_svg(svg.getvalue(), chart)
+    return Picture(chart.name, stored(chart.title), stored(chart.note), inline, png.getvalue())
 
 
-def _plot(axes: Any, line: Line, lines: Sequence[Line], fonts: Sequence[str]) -> None:
+def _plot(axes: Any, line: Line, chart: Chart) -> None:
     iterations = downsample(line.values)
-    label = line.label
-    if not has_glyphs(label, fonts):
-        label = "AB"[[other.label for other in lines].index(label) % 2]
+    label = line.label if chart.of_runs else stored(line.label)
+    if not has_glyphs(label, _fonts()):
+        label = "AB"[[other.label for other in chart.lines].index(line.label) % 2]
     style: Dict[str, Any] = {"linewidth": 1.8}
     if line.style == "thin":
         style = {"linewidth": 0.8, "alpha": 0.4}
@@ -165,5 +202,5 @@ def _inline_svg(svg: str, chart: Chart) -> str:
 
 
 def _svg_tag(chart: Chart) -> str:
-    title = re.sub(r"[^\w ,.()-]", "", chart.title)
+    title = re.sub(r"[^\w ,.()，（）-]", "", stored(chart.title))
     return rf'<svg viewBox="\1" role="img" aria-label="{title}">'

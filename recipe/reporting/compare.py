@@ -8,12 +8,12 @@ from recipe.core import overrides
 from recipe.core.files import write_text
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
+from recipe.core.translation import _, english, mark, ngettext, stored
 from recipe.reporting import charts, format, pages, sections, verdict
 from recipe.reporting.run_view import RunView
 from recipe.training import log
-from recipe.weights import adapter
 
-ORDER = ("result", "recipe", "data", "model", "versions", "machine")
+ORDER = (mark("result"), mark("recipe"), mark("data"), mark("model"), mark("versions"), mark("machine"))
 MISSING = "—"
 
 
@@ -25,56 +25,64 @@ class Difference(NamedTuple):
 
 
 def compared_values(view: RunView) -> Dict[Tuple[str, str], str]:
-    """(group, item) → value, for everything in which two runs may differ."""
+    """(group of ORDER, item) → value, for everything in which two runs may differ."""
     run = view.run
     entries, machine = run.manifest["stages"], run.manifest.get("host", {})
     data, model, trained, merged = (run.figures(name) for name in ("data", "model", "train", "merge"))
-    found: Dict[Tuple[str, str], Any] = {("result", "verdict"): verdict.judge_run(view).headline}
+    found: Dict[Tuple[str, str], Any] = {("result", _("verdict")): verdict.judge_run(view).headline}
     if trained:
-        found["result", "iterations"] = f"{trained['iterations']:,}"
-        found["result", "updates"] = f"{trained['updates']:,}"
-        found["result", "peak learning rate logged"] = format.rate(trained["lr_peak_logged"])
-        for which in ("first", "last"):
-            found["result", f"training loss, {which}"] = format.number(trained[f"loss_{which}"], ".4f")
-        last = " (its last start)" if trained.get("resumed_from") else ""
-        found["result", "training took"] = f"{format.seconds(entries['train']['seconds'])}{last}"
-        found["result", "seconds of iterations"] = format.seconds(sections.iteration_seconds(view))
-        found["result", "GPU memory, MiB"] = format.number(view.log["memory_mib"], ",.0f")
+        found["result", _("iterations")] = f"{trained['iterations']:,}"
+        found["result", _("updates")] = f"{trained['updates']:,}"
+        found["result", _("peak learning rate logged")] = format.rate(trained["lr_peak_logged"])
+        found["result", _("training loss, first")] = format.number(trained["loss_first"], ".4f")
+        found["result", _("training loss, last")] = format.number(trained["loss_last"], ".4f")
+        took = format.seconds(entries["train"]["seconds"])
+        took = _("{time} (its last start)", time=took) if trained.get("resumed_from") else took
+        found["result", _("training took")] = took
+        found["result", _("seconds of iterations")] = format.seconds(sections.iteration_seconds(view))
+        found["result", _("GPU memory, MiB")] = format.number(view.log["memory_mib"], ",.0f")
     if merged:
-        found["result", "weights changed"] = f"{merged['weights_changed']:,} of {merged['weights']:,}"
+        found["result", _("weights changed")] = _(
+            "{n:,} of {all:,}", n=merged["weights_changed"], all=merged["weights"]
+        )
     if view.evaluation:
-        for item, _, tuned in sections.evaluation_rows(view.evaluation):
-            found["result", f"held out: {item}"] = tuned
-    for name in adapter.LLAVA_PARTS:
+        for item, _base, tuned in sections.evaluation_rows(view.evaluation):
+            found["result", _("held out: {what}", what=item)] = tuned
+    for name, part in sections.VISION_PARTS.items():
         if name in run.figures("adapter"):
-            found["result", f"{name.replace('_', ' ')}, parameters"] = f"{run.figures('adapter')[name]:,}"
+            found["result", _("{part}, parameters", part=_(part))] = f"{run.figures('adapter')[name]:,}"
     last = "merge" if "merge" in entries else "adapter"  # LLaVA's first stage has nothing to merge
     for name, made in entries.get(last, {}).get("outputs", {}).items():
-        found["result", f"{name}, sha256"] = made["sha256"]
+        found["result", _("{file}, sha256", file=name)] = made["sha256"]
     for key, value in overrides.flatten(run.settings.model_dump()).items():
-        found["recipe", key] = "the preset's" if value is None else MISSING if value in ("", []) else _join(value)
-    for key in ("tokens", "tokens_kept", "packs", "image_tokens", "seed"):
+        found["recipe", key] = _("the preset's") if value is None else MISSING if value in ("", []) else _join(value)
+    for key in ("tokens", "tokens_kept", "packs", "image_tokens"):  # under their names in plan.json
         if key in view.plan:
-            found["data" if key != "seed" else "recipe", {"seed": "seed of the run"}.get(key, key)] = view.plan[key]
-    for key in ("rows", "conversations", "duplicates", "images"):
+            found["data", key] = view.plan[key]
+    if "seed" in view.plan:
+        found["recipe", _("seed of the run")] = view.plan["seed"]
+    names = {"rows": _("rows"), "conversations": _("conversations"), "duplicates": _("duplicates")}
+    for key, item in {**names, "images": _("images")}.items():
         if key in data:
-            found["data", key] = f"{data[key]:,}"
+            found["data", item] = f"{data[key]:,}"
     for name, made in entries.get("data", {}).get("outputs", {}).items():
-        found["data", f"{name}, sha256"] = made["sha256"]
+        found["data", _("{file}, sha256", file=name)] = made["sha256"]
     if model:
-        found["model", "bytes"] = f"{model['bytes']:,}"
-        found["model", "commit"] = model.get("commit") or MISSING
-    found["model", "weights, sha256 of sizes and samples"] = run.figures("adapter").get("base_sha256", MISSING)
+        found["model", _("bytes")] = f"{model['bytes']:,}"
+        found["model", _("commit")] = model.get("commit") or MISSING
+    found["model", _("weights, sha256 of sizes and samples")] = run.figures("adapter").get("base_sha256", MISSING)
     if model.get("visual_encoder"):
-        found["model", "visual encoder, sha256 of its files' sums"] = key_of(model["visual_encoder"])
+        found["model", _("visual encoder, sha256 of its files' sums")] = key_of(model["visual_encoder"])
     if "pretrained_pth" in trained:
-        found["model", "first stage's checkpoint, sha256"] = trained["pretrained_pth"]
+        found["model", _("first stage's checkpoint, sha256")] = trained["pretrained_pth"]
     for name, version in run.manifest.get("versions", {}).items():
         found["versions", name] = version or MISSING
-    found["machine", "GPU"] = "; ".join(f"{g['name']}, driver {g['driver']}" for g in machine.get("gpus", [])) or "none"
-    found["machine", "CPU cores"] = machine.get("cpus", MISSING)
-    found["machine", "system"] = machine.get("system", MISSING)
-    found["machine", "image"] = machine.get("image") or "none"
+    found["machine", "GPU"] = "; ".join(
+        _("{name}, driver {version}", name=g["name"], version=g["driver"]) for g in machine.get("gpus", [])
+    ) or _("none")
+    found["machine", _("CPU cores")] = machine.get("cpus", MISSING)
+    found["machine", _("system")] = machine.get("system", MISSING)
+    found["machine", _("image")] = machine.get("image") or _("none")
     return {key: str(value) for key, value in found.items()}
 
 
@@ -109,7 +117,7 @@ def show(first: RunView, second: RunView, console: Any) -> None:
 
     found, same = differences(first, second)
     if not found:
-        console.print(f"The two runs do not differ: all {same} compared items are equal.")
+        console.print(_("The two runs do not differ: all {n} compared items are equal.", n=same))
         return
     table = Table()
     for heading in ("", "", *map(escape, run_labels(first.run, second.run))):
@@ -119,10 +127,15 @@ def show(first: RunView, second: RunView, console: Any) -> None:
         if one.group != group and group:
             table.add_section()
         cells = (pages.shorten(pages.clean(value), 100) for value in (one.item, one.first, one.second))
-        table.add_row(one.group if one.group != group else "", *map(Text, cells))
+        table.add_row(stored(one.group) if one.group != group else "", *map(Text, cells))
         group = one.group
     console.print(table)
-    console.print(f"{len(found)} items differ, {same} are equal.", highlight=False)
+    console.print(counted(found, same), highlight=False)
+
+
+def counted(found: List[Difference], same: int) -> str:
+    """How many items differ, and how many are equal."""
+    return ngettext("{n} item differs, {same} are equal.", "{n} items differ, {same} are equal.", len(found), same=same)
 
 
 def write(first: RunView, second: RunView, folder: Path) -> Path:
@@ -142,6 +155,7 @@ def write(first: RunView, second: RunView, folder: Path) -> Path:
         pictures=pictures,
         differences=found,
         same=same,
+        counted=counted(found, same),
         groups=[group for group in ORDER if any(one.group == group for one in found)],
         samples=_common_samples(first, second),
     )
@@ -152,9 +166,11 @@ def write(first: RunView, second: RunView, folder: Path) -> Path:
 def paired_charts(first: RunView, second: RunView) -> List[charts.Chart]:
     """Charts that show both runs."""
     found = []
+    with english():  # `charts.draw` translates
+        loss = _("Training loss, mean over {n}", n=log.WINDOW)
     for key, name, title in (
-        ("loss", "loss", f"Training loss, mean over {log.WINDOW}"),
-        ("lr", "learning-rate", "Learning rate"),
+        ("loss", "loss", loss),
+        ("lr", "learning-rate", mark("Learning rate")),
     ):
         lines = []
         for view, label, colour in zip((first, second), run_labels(first.run, second.run), ("first", "second")):
@@ -164,7 +180,7 @@ def paired_charts(first: RunView, second: RunView) -> List[charts.Chart]:
         peaks = [max(line.values.values()) for line in lines]
         if lines:
             is_log = key == "lr" and max(peaks) > 100 * min(peaks)
-            found.append(charts.Chart(name, title, lines, log_scale=is_log))
+            found.append(charts.Chart(name, title, lines, log_scale=is_log, of_runs=True))
     return found
 
 

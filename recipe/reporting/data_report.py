@@ -21,6 +21,8 @@ from recipe.core import imports
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
 from recipe.core.run import Run
+from recipe.core.text_width import rjust
+from recipe.core.translation import _, listed, mark, ngettext, stored
 from recipe.intake import checks, damage
 from recipe.intake import dataset as intake_dataset
 from recipe.intake.images import IMAGE_TOKEN
@@ -46,7 +48,7 @@ IDENTITY_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 1
 
 
 # What the report looks for. It says "none found" only of this.
-LOOKED_FOR = (
+LOOKED_FOR = mark(
     "duplicates, one question with different answers, very short and very long answers, mixed languages, personal "
     "data, blanks around texts, invisible and private-use characters, U+FFFC, \\n as text, question marks inside "
     "words, HTML's &nbsp;, numbers that Excel shortened"
@@ -60,6 +62,31 @@ class Finding(NamedTuple):
     issue: str
     occurrences: int
     examples: List[Tuple[int, str]]
+
+
+def _issue(key: str, n: int) -> str:
+    """What `n` findings of the survey are; `key` is its own or one of damage.ODDITIES."""
+    if key == "short":
+        return ngettext(
+            "answer of fewer than {least} characters", "answers of fewer than {least} characters", n, least=SHORT
+        )
+    if key == "long":
+        return ngettext(
+            "answer of more than {most:,} characters", "answers of more than {most:,} characters", n, most=LONG
+        )
+    if key == "languages":
+        return ngettext("question and answer in different languages", "questions and answers in different languages", n)
+    if key == "personal":
+        return _("likely personal data (telephone, e-mail, identity number)")
+    if key == "blanks":
+        return _("blanks or line breaks before or after a text (they are trained)")
+    if key == "shortened":
+        return ngettext("number that Excel shortened", "numbers that Excel shortened", n)
+    if key == "Chinese":
+        return ngettext("answer in Chinese, unlike the others", "answers in Chinese, unlike the others", n)
+    if key == "Latin letters":
+        return ngettext("answer in Latin letters, unlike the others", "answers in Latin letters, unlike the others", n)
+    return stored(key)
 
 
 def is_identity(number: str) -> bool:
@@ -125,37 +152,42 @@ class Survey:
             self.question_lengths.append(len(question))
             self.answer_lengths.append(len(answer))
             if len(answer.strip()) < SHORT:
-                self.count(f"answers of fewer than {SHORT} characters", number, answer)
+                self.count("short", number, answer)
             elif len(answer) > LONG:
-                self.count(f"answers of more than {LONG:,} characters", number, answer)
+                self.count("long", number, answer)
             question_language, answer_language = detect_language(question), detect_language(answer)
             if question_language and answer_language and question_language != answer_language:
-                self.count("questions and answers in different languages", number, f"{question} → {answer}")
+                self.count("languages", number, f"{question} → {answer}")
             for text in (question, answer):
                 self._look_at_characters(number, text)
             for text in (question, answer):
                 private = find_personal_data(text)
                 if private:
-                    self.count("likely personal data (telephone, e-mail, identity number)", number, private)
+                    self.count("personal", number, private)
                     break
 
     def _look_at_characters(self, number: int, text: str) -> None:
         if text != text.strip():
-            self.count("blanks or line breaks before or after a text (they are trained)", number, repr(text[-20:]))
+            self.count("blanks", number, repr(text[-20:]))
         if checks.needs_check(text):
             for what, around in damage.oddities(text):
-                self.count(what, number, ascii(around) if what.startswith("characters that nobody") else around)
+                self.count(what, number, ascii(around) if what == damage.ODDITIES[0][0] else around)
         if "E+1" in text.upper() and SHORTENED.search(text):
-            self.count("numbers that Excel shortened", number, text)
+            self.count("shortened", number, text)
 
     def findings(self, texts: Callable[[Sequence[int]], Dict[int, str]]) -> List[Finding]:
         """All likely mistakes; `texts` returns the questions on the given lines."""
         found = []
         copies = _group_equal(self.lines)
         if copies:
-            examples = [(group[1], f"same as line {group[0]}") for group in copies[:EXAMPLES]]
+            examples = [(group[1], _("same as line {line}", line=group[0])) for group in copies[:EXAMPLES]]
             extra = sum(len(group) - 1 for group in copies)
-            found.append(Finding("duplicate conversations (they count twice in training)", extra, examples))
+            issue = ngettext(
+                "duplicate conversation (it counts twice in training)",
+                "duplicate conversations (they count twice in training)",
+                extra,
+            )
+            found.append(Finding(issue, extra, examples))
         conflicts = []
         for group in _group_equal(self.questions):
             if self.questions[group[0] - 1] and len({self.answers[number - 1] for number in group}) > 1:
@@ -163,13 +195,15 @@ class Survey:
         if conflicts:
             questions = texts([group[0] for group in conflicts[:EXAMPLES]])
             examples = [
-                (g[0], f"{questions[g[0]]} (also line {', '.join(map(str, g[1:4]))})") for g in conflicts[:EXAMPLES]
+                (g[0], _("{question} (also line {lines})", question=questions[g[0]], lines=listed(g[1:4])))
+                for g in conflicts[:EXAMPLES]
             ]
-            found.append(Finding("questions with different answers", len(conflicts), examples))
-        found += self.mistakes.values()
+            issue = ngettext("question with different answers", "questions with different answers", len(conflicts))
+            found.append(Finding(issue, len(conflicts), examples))
+        likely = list(self.mistakes.values())
         if len(self.languages) > 1:
-            fewer = min(self.languages.values(), key=lambda finding: finding.occurrences)
-            found.append(fewer._replace(issue=f"answers in {fewer.issue}, unlike the others"))
+            likely.append(min(self.languages.values(), key=lambda finding: finding.occurrences))
+        found += [finding._replace(issue=_issue(finding.issue, finding.occurrences)) for finding in likely]
         return found
 
 
@@ -196,7 +230,7 @@ def histogram(values: Any, max_bars: int = 10) -> List[Tuple[str, int]]:
     edges = [width * step for step in range(int(top // width) + 2)]
     counts = [int(((numbers >= low) & (numbers < high)).sum()) for low, high in zip(edges, edges[1:])]
     rows = [(f"{low}–{high - 1}", count) for low, high, count in zip(edges, edges[1:], counts)]
-    first = next(at for at, (_, count) in enumerate(rows) if count)
+    first = next(at for at, (_range, count) in enumerate(rows) if count)
     rows = rows[first:]
     beyond = len(numbers) - sum(counts)
     return [*rows, (f"{edges[-1]}–{int(numbers.max())}", beyond)] if beyond else rows
@@ -212,7 +246,7 @@ def render_pieces(
     made = encoded(conversation, template, tokenizer, max_length, has_images)
     pairs = zip(made["input_ids"], made["labels"])
     return [
-        (IMAGE_TOKEN if image else tokenizer.decode([token for token, _ in group]), loss)
+        (IMAGE_TOKEN if image else tokenizer.decode([token for token, _label in group]), loss)
         for (loss, image), group in groupby(pairs, lambda p: (p[1] >= 0, p[0] < 0))
     ]
 
@@ -248,13 +282,20 @@ def preview(run: Run, row: int, console: Console) -> None:
     found = next(_select_lines(run.dataset, [row]), None)
     if found is None:
         count = run.figures("data")["conversations"]
-        raise InputWrong(f"There is no conversation {row}: dataset.jsonl has 1 to {count}.")
+        raise InputWrong(_("There is no conversation {number}: dataset.jsonl has 1 to {last}.", number=row, last=count))
     view = TokenView(run)
     tokens, with_loss = view.count(found[1])
-    cut = f", truncated at max_length {view.max_length}" if tokens > view.max_length else ""
-    console.print(
-        f"conversation {row}: {tokens} tokens, {with_loss} with loss (between ⟦ and ⟧){cut}\n", highlight=False
-    )
+    counts = {"number": row, "tokens": tokens, "with_loss": with_loss}
+    if tokens > view.max_length:
+        line = _(
+            "conversation {number}: {tokens} tokens, {with_loss} with loss (between ⟦ and ⟧), truncated at max_length "
+            "{limit}",
+            limit=view.max_length,
+            **counts,
+        )
+    else:
+        line = _("conversation {number}: {tokens} tokens, {with_loss} with loss (between ⟦ and ⟧)", **counts)
+    console.print(f"{line}\n", highlight=False)
     console.print(_mark_loss(view.pieces(found[1])))
 
 
@@ -296,10 +337,10 @@ def write(run: Run, console: Console) -> Path:
         examples = [(number, view.pieces(conversation)) for number, conversation in _select_lines(run.dataset, numbers)]
     histograms = _length_histograms(survey)
     if view:
-        histograms.append(("conversations, tokens", histogram(survey.tokens)))
+        histograms.append((_("conversations, tokens"), histogram(survey.tokens)))
     rows = _count_rows(figures, survey, view.max_length if view else 0)
     if reason:
-        rows.append(("tokens", f"not counted: {reason}"))
+        rows.append((_("tokens"), _("not counted: {reason}", reason=reason)))
     _print_report(rows, histograms, findings, examples, console)
     path = run.folder / "data-report.html"
     write_text(path, page(run, rows, histograms, findings, examples))
@@ -310,7 +351,7 @@ def page(run: Run, rows: Any, histograms: Any, findings: Any, examples: Any = ()
     """The report as a page, of what `summarize` returns; `examples`: (number, pieces) of conversations."""
     return pages.render(
         "data-report.html", name=run.name, rows=rows, histograms=histograms, findings=findings, examples=examples,
-        looked_for=LOOKED_FOR,
+        looked_for=_(LOOKED_FOR),
     )  # fmt: skip
 
 
@@ -328,31 +369,78 @@ def _questions(run: Run, lines: Sequence[int]) -> Dict[int, str]:
 
 
 def _length_histograms(survey: Survey) -> List[Tuple[str, Any]]:
-    return [("answers, characters", histogram(survey.answer_lengths)),
-            ("questions, characters", histogram(survey.question_lengths))]  # fmt: skip
+    return [
+        (_("answers, characters"), histogram(survey.answer_lengths)),
+        (_("questions, characters"), histogram(survey.question_lengths)),
+    ]
 
 
 def _count_rows(figures: Dict[str, Any], survey: Survey, max_length: int) -> List[Tuple[str, str]]:
     f = figures
-    rows = [("rows", f"{f['rows']:,}"), ("conversations", f"{f['conversations']:,}, the longest {f['longest']} turns")]
-    for one in f["read"]:
-        sheet = f", sheet {one['sheet']}" if one.get("sheet") else ""
-        unused = f"; columns not used: {', '.join(one['unused'])}" if one.get("unused") else ""
-        encoding = f", {one['encoding']}" if one["encoding"] else ""
-        roles = "; ".join(f"{role}: {column}" for role, column in one.get("columns", {}).items())
-        rows.append(("read", f"{one['file']}{sheet}{encoding}: {one['rows']:,} rows; {roles}{unused}"))
-    rows.append(("held out", f"{f['held_out']} more conversations (eval.jsonl), not counted below"))
-    rows += [("not read", what) for what in f["skipped"]]
+    longest = ngettext(
+        "{conversations:,}, the longest {n} turn",
+        "{conversations:,}, the longest {n} turns",
+        f["longest"],
+        conversations=f["conversations"],
+    )
+    rows = [(_("rows"), f"{f['rows']:,}"), (_("conversations"), longest)]
+    rows += [(_("read"), _read(one)) for one in f["read"]]
+    held_out = ngettext(
+        "{n} more conversation (eval.jsonl), not counted below",
+        "{n} more conversations (eval.jsonl), not counted below",
+        f["held_out"],
+    )
+    rows.append((_("held out"), held_out))
+    rows += [(_("not read"), stored(what)) for what in f["skipped"]]
     for what, (times, places) in f.get("notes", {}).items():
-        rows.append(("unusual", f"{times:,} texts with {what}: {'; '.join(places)}{'; …' * (times > len(places))}"))
-    rows.append(("dropped", f"{f['blank_dropped']} rows with empty cells, {f['duplicates_dropped']} duplicates"))
-    changed = f"{f['numbers_as_text']} numbers and dates read as Excel shows them"
-    rows.append(("changed", f"{changed}, {f['line_breaks_changed']} cells' line breaks changed to \\n"))
+        shown = _("; ").join([*map(stored, places), *["…"] * (times > len(places))])
+        texts = ngettext(
+            "{n:,} text with {what}: {places}",
+            "{n:,} texts with {what}: {places}",
+            times,
+            what=stored(what),
+            places=shown,
+        )
+        rows.append((_("unusual"), texts))
+    blank = ngettext("{n} row with empty cells", "{n} rows with empty cells", f["blank_dropped"])
+    duplicates = ngettext("{n} duplicate", "{n} duplicates", f["duplicates_dropped"])
+    rows.append((_("dropped"), listed([blank, duplicates])))
+    numbers = ngettext(
+        "{n} number or date read as Excel shows it",
+        "{n} numbers and dates read as Excel shows them",
+        f["numbers_as_text"],
+    )
+    breaks = ngettext(
+        "{n} cell's line breaks changed to \\n", "{n} cells' line breaks changed to \\n", f["line_breaks_changed"]
+    )
+    rows.append((_("changed"), _("{first}, {second}", first=numbers, second=breaks)))
     if survey.tokens:
         over = sum(1 for tokens in survey.tokens if tokens > max_length)
-        total, with_loss = sum(survey.tokens), sum(survey.answer_tokens)
-        rows.append(("tokens", f"{total:,}, {with_loss:,} of them with loss; {over} conversations over {max_length}"))
+        counted = ngettext(
+            "{tokens:,}, {with_loss:,} of them with loss; {n} conversation over {limit}",
+            "{tokens:,}, {with_loss:,} of them with loss; {n} conversations over {limit}",
+            over,
+            tokens=sum(survey.tokens),
+            with_loss=sum(survey.answer_tokens),
+            limit=max_length,
+        )
+        rows.append((_("tokens"), counted))
     return rows
+
+
+def _read(one: Dict[str, Any]) -> str:
+    """What was read of a file: its sheet, encoding, rows and columns."""
+    where = one["file"]
+    if one.get("sheet"):
+        where = _("{file}, sheet {sheet}", file=where, sheet=one["sheet"])
+    if one["encoding"]:
+        where = listed([where, one["encoding"]])
+    parts = [ngettext("{where}: {n:,} row", "{where}: {n:,} rows", one["rows"], where=where)]
+    # The roles are named as in data.columns; a file of records has none.
+    parts.append(_("; ").join(f"{role}: {column}" for role, column in one.get("columns", {}).items()))
+    if one.get("unused"):
+        parts.append(_("columns not used: {columns}", columns=listed(map(stored, one["unused"]))))
+    return _("; ").join(parts)
 
 
 def _print_report(rows: Any, histograms: Any, findings: Sequence[Finding], examples: Any, console: Console) -> None:
@@ -362,17 +450,24 @@ def _print_report(rows: Any, histograms: Any, findings: Sequence[Finding], examp
     console.print(table)
     for title, counts in histograms:
         console.print(f"\n[bold]{title}[/]")
-        top = max(count for _, count in counts)
+        top = max(count for _range, count in counts)
         for name, count in counts:
-            console.print(f"  {name:>12}  {'█' * round(count / top * BARS)} {count:,}", highlight=False)
-    where = " (lines of dataset.jsonl)" if findings else f". Looked for: {LOOKED_FOR}"
-    console.print(f"\n[bold]likely mistakes: {len(findings) or 'none found'}[/]{where}", highlight=False)
+            console.print(f"  {rjust(name, 12)}  {'█' * round(count / top * BARS)} {count:,}", highlight=False)
+    if findings:
+        heading = _("[bold]likely mistakes: {n}[/] (lines of dataset.jsonl)", n=len(findings))
+        console.print(f"\n{heading}", highlight=False)
+    else:
+        heading = _("[bold]likely mistakes: none found[/]. Looked for: {what}", what=_(LOOKED_FOR))
+        console.print(f"\n{heading}", highlight=False)
     for finding in findings:
-        console.print(f"  [yellow]{finding.occurrences:,}[/] {finding.issue}", highlight=False)
+        issue = _("{n} {what}", n=f"[yellow]{finding.occurrences:,}[/]", what=finding.issue)
+        console.print(f"  {issue}", highlight=False)
         for number, text in finding.examples:
-            console.print(Text(f"     line {number}: {pages.shorten(text, 60)}"))
+            line = _("line {number}: {text}", number=number, text=pages.shorten(text, 60))
+            console.print(Text(f"     {line}"))
     if examples:
-        console.print("\n[bold]as the model sees them[/] (loss between ⟦ and ⟧)")
+        heading = _("[bold]as the model sees them[/] (loss between ⟦ and ⟧)")
+        console.print(f"\n{heading}")
     for number, pieces in examples:
         console.print(Text(f"\n— {number}"))
         console.print(_mark_loss(pieces))

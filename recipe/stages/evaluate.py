@@ -8,6 +8,7 @@ from recipe.core.files import write_text
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.core.stage import Stage, output_digest
+from recipe.core.translation import stored
 from recipe.inference import evaluate, loading
 from recipe.xtuner import preset_facts
 
@@ -38,8 +39,7 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
 
 
 def summary(figures: Dict[str, Any]) -> str:
-    line: str = figures["summary"]
-    return line
+    return stored(figures["summary"])
 
 
 STAGE = Stage("eval", inputs, make, summary, outputs=("eval.json",))

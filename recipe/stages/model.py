@@ -10,6 +10,7 @@ from recipe.base_model.record import ORIGIN, read_record
 from recipe.base_model.visual_encoder import encoder_run
 from recipe.core.run import Run
 from recipe.core.stage import Stage
+from recipe.core.translation import _, stored
 from recipe.xtuner import preset_facts
 
 
@@ -44,22 +45,27 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
 def summary(figures: Dict[str, Any]) -> str:
     """The folder, where its files come from, and whose code loads them."""
     revision, commit, source = figures["revision"], figures["commit"], figures["source"]
-    origin = ""
+    parts = [f"{figures['folder']}, {figures['bytes'] / 1e6:,.1f} MB"]
     if figures["unknown_revision"]:
-        origin = "; not fetched by this recipe, so its revision is unknown"
+        parts.append(_("not fetched by this recipe, so its revision is unknown"))
     elif figures["sha256"]:
-        origin = f"; from {revision} of {hub_addresses.NAMES[source]}"
+        parts.append(_("from {revision} of {hub}", revision=revision, hub=hub_addresses.NAMES[source]))
     elif commit:
-        origin = f"; {revision} is commit {commit[:12]} at {hub_addresses.NAMES[source]}"
+        hub_name = hub_addresses.NAMES[source]
+        parts.append(_("{revision} is commit {commit} at {hub}", revision=revision, commit=commit[:12], hub=hub_name))
     elif source:
-        origin = f"; {revision} of {hub_addresses.NAMES[source]}, which states no commit"
+        hub_name = hub_addresses.NAMES[source]
+        parts.append(_("{revision} of {hub}, which states no commit", revision=revision, hub=hub_name))
     if figures["listed_by"] not in ("", hub.CLIENT) and not figures["unknown_revision"]:
-        origin += f"; the hub was asked by {figures['listed_by']}"
-    origin += f" ({figures['instead_of']})" if figures["instead_of"] else ""
-    checked = "; every byte matches the download" if figures["verified"] else ""
-    terms = licence.Licence(**figures["base_licence"]).title or "unknown"
-    size = f"{figures['bytes'] / 1e6:,.1f} MB"
-    return f"{figures['folder']}, {size}{origin}{checked}; loaded with {figures['code']} code; licence {terms}"
+        parts.append(_("the hub was asked by {program}", program=figures["listed_by"]))
+    if figures["instead_of"]:
+        parts[-1] = _("{figure} ({why})", figure=parts[-1], why=stored(figures["instead_of"]))
+    if figures["verified"]:
+        parts.append(_("every byte matches the download"))
+    parts.append(_("loaded with {whose} code", whose=stored(figures["code"])))
+    terms = licence.Licence(**figures["base_licence"]).title or _("unknown")
+    parts.append(_("licence {name}", name=terms))
+    return _("; ").join(parts)
 
 
 STAGE = Stage("model", inputs, make, summary, always=True)

@@ -12,6 +12,7 @@ from recipe.core.errors import InputWrong, RecipeError, RunFailed
 from recipe.core.hashing import digest
 from recipe.core.run import Run
 from recipe.core.stage import Stage, perform
+from recipe.core.translation import _, listed, sentences, stored
 from recipe.inference.evaluate import is_quick, is_there
 from recipe.stages import (
     adapter,
@@ -68,8 +69,12 @@ def run_stages(run: Run, command: str, items: Optional[Items] = None) -> None:
     """Perform the stages of `command` in order, or these `items` of it, one line each."""
     if command == "merge" and preset_facts.method(run.settings) == "projector":
         raise InputWrong(
-            f"{run.name} trains only a projector, which is not merged: the second stage's recipe continues "
-            f"from it, model.pretrained_pth={run.relative(run.folder)}."
+            _(
+                "{recipe} trains only a projector, which is not merged: the second stage's recipe continues from it, "
+                "model.pretrained_pth={folder}.",
+                recipe=run.name,
+                folder=run.relative(run.folder),
+            )
         )
     chosen = items or of_method(run, COMMANDS[command])
     with waiting_trainer.started(run) if train.STAGE in chosen else contextlib.nullcontext():
@@ -93,9 +98,10 @@ def _run_items(run: Run, command: str, items: Items) -> None:
 def _perform(run: Run, stage: Stage) -> Dict[str, Any]:
     """Perform a stage, print what it did, and return its figures."""
     entry, ran = perform(run, stage)
-    took = f"{entry['seconds']:.1f} s" if ran else "unchanged"
+    took = f"{entry['seconds']:.1f} s" if ran else _("unchanged")
     for refusal in entry["figures"].get("refusals", []):
-        click.echo(f"{click.style('forced:' if run.force else 'known:', fg='yellow')} {refusal['why']}")
+        kind = _("forced:") if run.force else _("known:")
+        click.echo(f"{click.style(kind, fg='yellow')} {stored(refusal['why'])}")
     first, *more = stage.summary(entry["figures"]).splitlines()
     click.echo("\n".join([f"{_name(stage)} {first}  {click.style(took, dim=True)}", *more]))
     figures: Dict[str, Any] = entry["figures"]
@@ -113,14 +119,14 @@ def _try_to_evaluate(run: Run) -> None:
     try:
         _perform(run, evaluate.STAGE)
     except RecipeError as error:
-        click.echo(f"{_name(evaluate.STAGE)} not measured: {error}")
+        click.echo(f"{_name(evaluate.STAGE)} {_('not measured: {why}', why=error)}")
 
 
 def _refuse_unchanged(run: Run) -> None:
     """Raise RunFailed for a merge that changed no weight; with --force or known faults, only say so."""
-    what = "The merge changed nothing: every weight of the merged model is the base model's."
+    what = _("The merge changed nothing: every weight of the merged model is the base model's.")
     if not run.force and not run.settings.known_faults:
-        raise RunFailed(f"{what} The plan and the training log show why. --force accepts it.")
+        raise RunFailed(sentences(what, _("The plan and the training log show why. --force accepts it.")))
     click.secho(what, fg="red", bold=True)
 
 
@@ -153,6 +159,10 @@ def _same_data(run: Run, trained: str) -> None:
         if digest(shadow.dataset) == trained:
             return
     raise InputWrong(
-        f"{', '.join(run.settings.data.files)}: it changed since the training, so what would be held out now may have "
-        f"been trained on. Restore it, or train again: {command_line('merge', run.arguments)}"
+        _(
+            "{files}: it changed since the training, so what would be held out now may have been trained on. Restore "
+            "it, or train again: {command}",
+            files=listed(run.settings.data.files),
+            command=command_line("merge", run.arguments),
+        )
     )

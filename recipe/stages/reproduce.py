@@ -14,12 +14,14 @@ import tomli
 from recipe.core import settings
 from recipe.core.host import gpus
 from recipe.core.run import Run
+from recipe.core.translation import _, mark, sentences
 from recipe.planning import schedule
 from recipe.planning.tokens import count
 from recipe.training.log_lines import parse_iterations
 from recipe.xtuner import config
 
 PUBLISHED = Path(__file__).with_name("published.toml")
+EQUAL, DIFFERS = mark("equal"), mark("DIFFERS")
 SEEDS = 1000  # a third of all seeds fit
 # What a machine without a GPU changes, and nothing else.
 WITHOUT_GPU = ('model.source="tiny"', 'train.method="lora"', 'train.dtype="fp32"', 'train.deepspeed=""')
@@ -76,7 +78,10 @@ def with_seed(run: Run) -> None:
 
 
 def compare(run: Run) -> Tuple[List[Tuple[str, str, str, str]], bool]:
-    """([(line, published, obtained, verdict)], whether every comparable line is equal)."""
+    """([(line, published, obtained, verdict)], whether every comparable line is equal).
+
+    A verdict is EQUAL, DIFFERS, or why the line is not comparable.
+    """
     page = published()
     planned, trained = run.figures("plan"), run.figures("train")
     real_model = run.settings.model.source != "tiny"
@@ -85,31 +90,37 @@ def compare(run: Run) -> Tuple[List[Tuple[str, str, str, str]], bool]:
     lines: List[Tuple[str, str, str, str]] = []
 
     def line(what: str, theirs: Any, ours: Any, comparable: bool = True, why: str = "") -> None:
-        verdict = ("equal" if str(theirs) == str(ours) else "DIFFERS") if comparable else f"not comparable: {why}"
+        verdict = _("not comparable: {why}", why=why)
+        if comparable:
+            verdict = EQUAL if str(theirs) == str(ours) else DIFFERS
         lines.append((what, str(theirs), str(ours), verdict))
 
     same = planned["tokens"] == page["tokens"]
-    other = "another workbook or tokenizer, other lengths"
-    line("tokens", page["tokens"], planned["tokens"], same, other)
-    line("iterations an epoch", page["iterations_per_epoch"], planned["iterations_per_epoch"], same, other)
-    line("iterations", page["iterations"], trained["iterations"], same, other)
-    line("updates by DeepSpeed", page["updates"], planned["updates_with_deepspeed"], same, other)
+    other = _("another workbook or tokenizer, other lengths")
+    line(_("tokens"), page["tokens"], planned["tokens"], same, other)
+    line(_("iterations an epoch"), page["iterations_per_epoch"], planned["iterations_per_epoch"], same, other)
+    line(_("iterations"), page["iterations"], trained["iterations"], same, other)
+    line(_("updates by DeepSpeed"), page["updates"], planned["updates_with_deepspeed"], same, other)
     deepspeed = bool(run.settings.train.deepspeed)
-    line("updates made", page["updates"], trained["updates"], deepspeed, "without DeepSpeed, which drops the rest")
+    line(
+        _("updates made"), page["updates"], trained["updates"], deepspeed, _("without DeepSpeed, which drops the rest")
+    )
     for entry in page["log"]:
         rate = steps.get(entry["iteration"], {}).get("lr", 0)
-        line(f"learning rate at {entry['iteration']}", f"{entry['lr']:.4e}", f"{rate:.4e}", same, other)
+        what = _("learning rate at {iteration}", iteration=entry["iteration"])
+        line(what, f"{entry['lr']:.4e}", f"{rate:.4e}", same, other)
     last = page["log"][-1]["iteration"]
     for entry in page["log"]:
         if entry["iteration"] in (10, last):
             ours = steps.get(entry["iteration"], {})
-            line(f"loss at {entry['iteration']}", f"{entry['loss']:.4f}", f"{ours.get('loss', 0):.4f}", False,
-                 "the seed of the published run is unknown" if real_model else "another, tiny model")  # fmt: skip
+            why = _("the seed of the published run is unknown") if real_model else _("another, tiny model")
+            what = _("loss at {iteration}", iteration=entry["iteration"])
+            line(what, f"{entry['loss']:.4f}", f"{ours.get('loss', 0):.4f}", False, why)
     ours = steps.get(last, {})
-    why = "another card" if real_model and gpus() else "no GPU, a tiny model"
-    line("GPU memory, MB", page["log"][-1]["memory_mb"], int(ours.get("memory_mb", 0)), False, why)
-    line("s/iteration", page["log"][-1]["seconds"], ours.get("seconds", 0), False, "noise" if on_card else why)
-    return lines, all(verdict != "DIFFERS" for *_, verdict in lines)
+    why = _("another card") if real_model and gpus() else _("no GPU, a tiny model")
+    line(_("GPU memory, MB"), page["log"][-1]["memory_mb"], int(ours.get("memory_mb", 0)), False, why)
+    line(_("s/iteration"), page["log"][-1]["seconds"], ours.get("seconds", 0), False, _("noise") if on_card else why)
+    return lines, all(verdict != DIFFERS for *_line, verdict in lines)
 
 
 def show(run: Run, console: Any) -> bool:
@@ -117,16 +128,22 @@ def show(run: Run, console: Any) -> bool:
     from rich.table import Table
 
     lines, equal = compare(run)
-    table = Table("", "published", "obtained", "", title="The tutorial, published and reproduced", title_justify="left")
+    table = Table(
+        "", _("published"), _("obtained"), "", title=_("The tutorial, published and reproduced"), title_justify="left"
+    )
     for what, theirs, ours, verdict in lines:
-        style = {"equal": "green", "DIFFERS": "bold red"}.get(verdict, "dim")
-        table.add_row(what, theirs, ours, f"[{style}]{verdict}[/]")
+        style = {EQUAL: "green", DIFFERS: "bold red"}.get(verdict, "dim")
+        table.add_row(what, theirs, ours, f"[{style}]{_(verdict) if verdict in (EQUAL, DIFFERS) else verdict}[/]")
     console.print(table)
     merged = run.figures("merge")
-    console.print(
-        f"Verdict: the run changed {merged['weights_changed']:,} of {merged['weights']:,} weights "
-        f"({merged['share_changed']:.2%}); fp16 loses {run.figures('adapter')['underflow_share']:.0%} of what it "
-        "trained. " + ("It trained nothing." if not merged["weights_changed"] else "It trained something."),
-        highlight=False,
+    found = _(
+        "Verdict: the run changed {n:,} of {weights:,} weights ({share:.2%}); fp16 loses {lost:.0%} of what it "
+        "trained.",
+        n=merged["weights_changed"],
+        weights=merged["weights"],
+        share=merged["share_changed"],
+        lost=run.figures("adapter")["underflow_share"],
     )
+    end = _("It trained something.") if merged["weights_changed"] else _("It trained nothing.")
+    console.print(sentences(found, end), highlight=False)
     return equal

@@ -9,6 +9,7 @@ from recipe.base_model.tokenizer import load as load_tokenizer
 from recipe.core.hashing import source
 from recipe.core.run import Run
 from recipe.core.stage import Stage, output_digest
+from recipe.core.translation import ngettext
 from recipe.inference import chat_model
 from recipe.inference.chat_model import ChatModel
 from recipe.inference.evaluate import FAST_STEP, answer_limit
@@ -50,7 +51,11 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
 
 
 def summary(figures: Dict[str, Any]) -> str:
-    return f"{len(figures['samples'])} questions asked of base and merged model"
+    return ngettext(
+        "{n} question asked of base and merged model",
+        "{n} questions asked of base and merged model",
+        len(figures["samples"]),
+    )
 
 
 STAGE = Stage("chat", inputs, make, summary, outputs=("samples.json",))

@@ -14,6 +14,7 @@ from recipe.core.hashing import below
 from recipe.core.host import gpus
 from recipe.core.run import Run
 from recipe.core.stage import Stage
+from recipe.core.translation import _, ngettext, sentences
 from recipe.training.checkpoints import folder, inputs, iteration_of, last_checkpoint
 from recipe.training.fast import verdict
 from recipe.training.log_lines import HEARTBEAT, curve_figures, parse_iterations, time_breakdown
@@ -27,11 +28,19 @@ def preflight(run: Run) -> None:
     loggers.preflight(run)
     kind = step_choice.dtype(run.settings)
     if kind != "fp32" and not gpus():
-        hidden = ", or CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
-        raise HostLacks(
-            f"Recipe {run.name} trains in {kind} ({preset_facts.method(run.settings)}) and needs an NVIDIA GPU; "
-            f"nvidia-smi finds none{hidden}. Without a GPU `{command_line('demo')}` fine-tunes a small model."
-        )
+        values = {"recipe": run.name, "dtype": kind, "method": preset_facts.method(run.settings)}
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            why = _(
+                "Recipe {recipe} trains in {dtype} ({method}) and needs an NVIDIA GPU; nvidia-smi finds none, or "
+                "CUDA_VISIBLE_DEVICES hides it.",
+                **values,
+            )
+        else:
+            why = _(
+                "Recipe {recipe} trains in {dtype} ({method}) and needs an NVIDIA GPU; nvidia-smi finds none.", **values
+            )
+        demo = _("Without a GPU `{command}` fine-tunes a small model.", command=command_line("demo"))
+        raise HostLacks(sentences(why, demo))
     if kind != "fp32" or run.settings.gpus > 1:
         distributed.check_gpu_count(run.settings)
 
@@ -65,9 +74,15 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
         run_trainer(run, place, log, start, planned)
         checkpoint = last_checkpoint(place, read=False)  # the trainer has just written and flushed it
     if checkpoint is None or iteration_of(checkpoint) != planned["iterations"]:
-        at = f"stopped at {checkpoint.name}" if checkpoint else "left no checkpoint"
+        values = {"n": planned["iterations"], "log": run.relative(log)}
         raise RunFailed(
-            f"The trainer {at}, but the plan has {planned['iterations']} iterations. Log: {run.relative(log)}"
+            _(
+                "The trainer stopped at {checkpoint}, but the plan has {n} iterations. Log: {log}",
+                checkpoint=checkpoint.name,
+                **values,
+            )
+            if checkpoint
+            else _("The trainer left no checkpoint, but the plan has {n} iterations. Log: {log}", **values)
         )
     found = state(checkpoint)
     said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
@@ -89,7 +104,13 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
 
 
 def summary(figures: Dict[str, Any]) -> str:
-    return f"{figures['iterations']} iterations, loss {figures['loss_first']:.3f} → {figures['loss_last']:.3f}"
+    return ngettext(
+        "{n} iteration, loss {first:.3f} → {last:.3f}",
+        "{n} iterations, loss {first:.3f} → {last:.3f}",
+        figures["iterations"],
+        first=figures["loss_first"],
+        last=figures["loss_last"],
+    )
 
 
 def _room(run: Run, place: Path, planned: Dict[str, Any]) -> None:
@@ -101,10 +122,16 @@ def _room(run: Run, place: Path, planned: Dict[str, Any]) -> None:
     needed, free = disk["checkpoints"] - there, shutil.disk_usage(str(place)).free
     if free < needed:
         raise HostLacks(
-            f"The checkpoints need {needed / 1e9:.2f} GB in {place}, {disk['checkpoint'] / 1e9:.2f} GB each, and "
-            f"{free / 1e9:.2f} GB are free. train.save_total_limit=1 keeps one and needs room for two, "
-            f"train.save_steps={planned['iterations']} --force makes only one, at the end; or free some space, or name "
-            "another folder with --output."
+            _(
+                "The checkpoints need {needed:.2f} GB in {folder}, {each:.2f} GB each, and {free:.2f} GB are free. "
+                "train.save_total_limit=1 keeps one and needs room for two, train.save_steps={iterations} --force "
+                "makes only one, at the end; or free some space, or name another folder with --output.",
+                needed=needed / 1e9,
+                folder=place,
+                each=disk["checkpoint"] / 1e9,
+                free=free / 1e9,
+                iterations=planned["iterations"],
+            )
         )
 
 
@@ -119,9 +146,16 @@ def join(run: Run) -> str:
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / f"node-{here.rank}.log"
     words = [sys.executable, "-m", *distributed.launcher(run.settings)]
-    print(f"node     {here.rank} of {run.settings.nodes}: waits for {here.address}, port {here.port}", flush=True)
+    waits = _(
+        "{rank} of {nodes}: waits for {address}, port {port}",
+        rank=here.rank,
+        nodes=run.settings.nodes,
+        address=here.address,
+        port=here.port,
+    )
+    print(f"node     {waits}", flush=True)
     if not wait_for_first_node(run, here):
-        return f"{here.address} has ended without training: nothing to join."
+        return _("{address} has ended without training: nothing to join.", address=here.address)
     said: List[Tuple[int, int]] = []
 
     def look(line: str) -> None:
@@ -129,16 +163,27 @@ def join(run: Run) -> str:
         if found:
             now, total = int(found[1]), int(found[2])
             if not said or now * 10 // total > said[-1][0] * 10 // total:
-                print(f"  iteration {now}/{total}", flush=True)
+                print(_("  iteration {now}/{total}", now=now, total=total), flush=True)
             said.append((now, total))
 
     end = run_process(run, words, log, look)
-    reached = f"iteration {said[-1][0]} of {said[-1][1]}" if said else "no iteration"
+    reached = _("no iteration")
+    if said:
+        reached = _("iteration {now} of {total}", now=said[-1][0], total=said[-1][1])
     if end.is_stopped:
-        raise Stopped(f"Stopped as asked (SIGTERM) at {reached}: resume by typing the same command on all machines.")
+        raise Stopped(
+            _(
+                "Stopped as asked (SIGTERM) at {iteration}: resume by typing the same command on all machines.",
+                iteration=reached,
+            )
+        )
     if end.code:
         raise RunFailed(failure_message(run, end, log, {}))
-    return f"Ended at {reached}. For the result see {here.address}, which also makes the adapter."
+    return _(
+        "Ended at {iteration}. For the result see {address}, which also makes the adapter.",
+        iteration=reached,
+        address=here.address,
+    )
 
 
 STAGE = Stage("train", inputs, make, summary)

@@ -13,13 +13,21 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.web.server.websocket_headers import _get_websocket_headers
 
+from recipe.core import translation
 from recipe.core.errors import InputWrong
+from recipe.core.translation import _, mark, ngettext
 from recipe.inference import loading
-from recipe.reporting import data_report
+from recipe.reporting import data_report, pages
 from recipe.web import html, live, shared
 from recipe.web.inference_queue import PANES, Request
-from recipe.web.texts import LANGUAGES, translate
 
+LANGUAGES = {"English": "en", "中文": "zh_CN"}
+VIEWS = {"talk": mark("Talk"), "run": mark("Run"), "data": mark("Data")}
+TITLES = {
+    "talk": mark("Base and tuned models side by side"), "run": mark("Training status"), "data": mark("Data report"),
+}  # fmt: skip
+NAMES = {"base": mark("Base"), "tuned": mark("Tuned")}  # of PANES
+ENDINGS = {"stopped": mark("stopped"), "cut": mark("length limit reached")}
 SAMPLES = 6  # sample questions from the recipe
 POLL_SECONDS = 0.1  # seconds between updates of an answer
 BUSY_REFRESH, IDLE_REFRESH = (
@@ -27,12 +35,12 @@ BUSY_REFRESH, IDLE_REFRESH = (
     10,
 )  # seconds between page.js's status refreshes, while a command runs and else
 MAX_QUESTION = 8000  # characters of a question
-# Sampling; the defaults equal those of `just chat`. Name: default, minimum, maximum, step.
+# Sampling; the defaults equal those of `just chat`. Name: label, default, minimum, maximum, step.
 PARAMETERS: Dict[str, Any] = {
-    "temperature": (0.0, 0.0, 2.0, 0.1),
-    "top_p": (0.8, 0.01, 1.0, 0.05),
-    "limit": (512, 1, 4096, 32),
-    "seed": (0, 0, 2**31 - 1, 1),
+    "temperature": (mark("Temperature (0: most likely answer)"), 0.0, 0.0, 2.0, 0.1),
+    "top_p": (mark("Top-p"), 0.8, 0.01, 1.0, 0.05),
+    "limit": (mark("Maximum answer length (tokens)"), 512, 1, 4096, 32),
+    "seed": (mark("Seed"), 0, 0, 2**31 - 1, 1),
 }
 
 
@@ -52,29 +60,36 @@ def main() -> None:
     state.setdefault("turns", [])
     state.setdefault("request", None)
     state.setdefault("language", browser_language())
-    for name, (default, *_) in PARAMETERS.items():
+    for name, (_label, default, *_limits) in PARAMETERS.items():
         state[name] = state.get(name, default)  # Streamlit forgets widgets that are not shown
-    language = LANGUAGES[state.language]
+    with translation.use(LANGUAGES[state.language]):
+        show_page()
+
+
+def show_page() -> None:
+    """The page in the visitor's language."""
+    state = st.session_state
     try:
         run = shared.find_run()
     except InputWrong as error:
         st.error(str(error))
         return
     # Texts for page.js.
-    labels = "".join(f' data-{word}="{translate(word, language)}"' for word in ("send", "copied", "less", "more"))
-    name, title = html.escape(run.name), translate("title " + state.setdefault("page", "talk"), language)
+    words = {"send": _("Send"), "copied": _("Copied"), "less": _("less"), "more": _("more")}
+    labels = "".join(f' data-{name}="{html.escape(word)}"' for name, word in words.items())
+    name, title = html.escape(run.name), _(TITLES[state.setdefault("page", "talk")])
     head = f'<p class="kicker">{name}</p>{html.heading(title, 1)}'
-    write_html(f'<div id="page" lang="{language}" data-title="{name}"{labels}>{head}</div>')
+    write_html(f'<div id="page" lang="{pages.lang()}" data-title="{name}"{labels}>{head}</div>')
     left, right = st.columns([3, 2])
     views = {"talk": chat_page, "run": run_page, "data": data_page}
     with left:
         page = st.radio(
-            translate("page", language), list(views), format_func=lambda key: translate(key, language),
-            horizontal=True, key="page", label_visibility="collapsed",
+            _("Page"), list(views), format_func=lambda key: _(VIEWS[key]), horizontal=True, key="page",
+            label_visibility="collapsed",
         )  # fmt: skip
     with right:
         st.radio("Language · 语言", list(LANGUAGES), horizontal=True, key="language", label_visibility="collapsed")
-    views[page](run, language)
+    views[page](run)
 
 
 def write_html(line: str, container: Any = st) -> None:
@@ -84,10 +99,10 @@ def write_html(line: str, container: Any = st) -> None:
 def browser_language() -> str:
     """Chinese if the browser prefers it, else English."""
     accepted = (_get_websocket_headers() or {}).get("Accept-Language", "")
-    return "中文" if accepted.lower().startswith("zh") else "English"
+    return next(name for name, code in LANGUAGES.items() if code == translation.known(accepted))
 
 
-def chat_page(run: Any, language: str) -> None:
+def chat_page(run: Any) -> None:
     state = st.session_state
     if state.request and (state.request.done or state.request.stopped):
         finish_request()
@@ -98,7 +113,7 @@ def chat_page(run: Any, language: str) -> None:
         st.info(str(error))
         return
     system = run.settings.data.system
-    parameters(language, system)
+    parameters(system)
     # Streamlit matches elements by order and removes surplus ones only when the script ends, which it does not do while
     # an answer is generated. So always create the same number in the same order.
     is_offered = not state.turns and not state.request
@@ -109,44 +124,43 @@ def chat_page(run: Any, language: str) -> None:
         if is_offered:
             slot.button(html.button_label(question), key=f"sample{number}", on_click=ask, args=(question, system))
     if questions and is_offered:
-        write_html(html.heading(translate("samples", language), 2), heading)
+        write_html(html.heading(_("Questions to try"), 2), heading)
     with st.container():
         for turn in state.turns:
-            write_html(turn_html(turn, language))
+            write_html(turn_html(turn))
     answer, bar = st.empty(), st.empty()
     buttons = [column.empty() for column in st.columns([2, 2, 2, 3])]
     if state.request:
-        buttons[0].button(translate("stop", language), on_click=stop, key="stop", type="primary")
+        buttons[0].button(_("Stop"), on_click=stop, key="stop", type="primary")
     elif state.turns:
-        buttons[0].button(translate("new", language), on_click=new_chat, key="new")
-        copy = f'<button type="button" class="copy">{translate("copy", language)}</button>'
+        buttons[0].button(_("New chat"), on_click=new_chat, key="new")
+        copy = f'<button type="button" class="copy">{_("Copy")}</button>'
         write_html(f'{copy}<span class="copied" role="status"></span>', buttons[1])
         buttons[2].download_button(
-            translate("download", language),
+            _("Download"),
             conversation_json(run, system),
             "conversation.json",
             "application/json",
             key="download",
         )
     st.chat_input(
-        translate("ask", language),
+        _("Ask both models"),
         key="question",
         max_chars=MAX_QUESTION,
         on_submit=lambda: ask(state.question, system),
     )
     if state.request:
-        stream_answers(state.request, language, answer, bar)
+        stream_answers(state.request, answer, bar)
 
 
-def parameters(language: str, system: str) -> None:
-    with st.expander(translate("sampling", language)):
-        for column, (name, (_, *limits)) in zip(st.columns(len(PARAMETERS)), PARAMETERS.items()):
+def parameters(system: str) -> None:
+    with st.expander(_("Parameters")):
+        for column, (name, (label, _default, *limits)) in zip(st.columns(len(PARAMETERS)), PARAMETERS.items()):
             least, most, step = limits
-            column.number_input(translate(name, language), least, most, step=step, key=name)
-        write_html(
-            f'<p class="note">{translate("system", language)}: {html.escape(system or translate("none", language))}</p>'
-        )
-        write_html(f'<p class="note">{translate("keys", language)}</p>')
+            column.number_input(_(label), least, most, step=step, key=name)
+        prompt = _("System prompt: {text}", text=system or _("none"))
+        write_html(f'<p class="note">{html.escape(prompt)}</p>')
+        write_html(f'<p class="note">{html.escape(_("Enter sends, Shift+Enter starts a new line."))}</p>')
 
 
 def ask(question: str, system: str) -> None:
@@ -160,7 +174,7 @@ def ask(question: str, system: str) -> None:
     }
     session = get_script_run_ctx().session_id
     sampling = {name: state[name] for name in PARAMETERS}
-    state.request = Request(session, question.strip(), system, history, sampling)
+    state.request = Request(session, question.strip(), system, history, sampling, LANGUAGES[state.language])
     shared.queue.submit(state.request)
 
 
@@ -184,24 +198,24 @@ def finish_request() -> None:
     state.turns.append(Turn(request.question, answers, endings, request.error, request.dropped_turns))
 
 
-def turn_html(turn: Turn, language: str) -> str:
-    note = (
-        translate("failed", language, turn.error)
-        if turn.error
-        else translate("dropped", language, turn.dropped_turns)
-        if turn.dropped_turns
-        else ""
-    )
+def turn_html(turn: Turn) -> str:
+    note = ""
+    if turn.error:
+        note = _("No answer: {why}", why=turn.error)
+    elif turn.dropped_turns:
+        note = ngettext(
+            "{n} earlier turn did not fit and was left out.",
+            "{n} earlier turns did not fit and were left out.",
+            turn.dropped_turns,
+        )
     panes = []
     for pane in PANES:
-        ending = turn.endings[pane] and translate(turn.endings[pane], language)
-        panes.append(
-            html.answer_box(translate(pane, language), turn.answers.get(pane, ""), "" if turn.error else ending, pane)
-        )
-    return html.turn(turn.question, panes, language, note)
+        ending = turn.endings[pane] and _(ENDINGS[turn.endings[pane]])
+        panes.append(html.answer_box(_(NAMES[pane]), turn.answers.get(pane, ""), "" if turn.error else ending, pane))
+    return html.turn(turn.question, panes, note)
 
 
-def stream_answers(request: Request, language: str, answer: Any, bar: Any) -> None:
+def stream_answers(request: Request, answer: Any, bar: Any) -> None:
     """Show the answers while they are generated, then rerun the page."""
     displayed = None
     while not (request.done or request.stopped):
@@ -212,22 +226,18 @@ def stream_answers(request: Request, language: str, answer: Any, bar: Any) -> No
             displayed = now
             panes = []
             for pane in PANES:
-                note = (
-                    translate("later", language)
-                    if pane not in answers and before == 0 and pane == "tuned" and answers
-                    else ""
-                )
+                waits = pane not in answers and before == 0 and pane == "tuned" and answers
+                note = _("after the base model") if waits else ""
                 busy = pane not in request.endings
-                panes.append(html.answer_box(translate(pane, language), answers.get(pane), note, pane, busy))
-            write_html(html.turn(request.question, panes, language), answer)
-            what = (
-                translate("waiting", language, before)
-                if before
-                else translate("answering" if answers else "next", language)
-            )
-            if not before and not shared.queue.loaded:
-                what = translate("loading", language)
-            write_html(f'<p class="state" role="status">{what}</p>', bar)
+                panes.append(html.answer_box(_(NAMES[pane]), answers.get(pane), note, pane, busy))
+            write_html(html.turn(request.question, panes), answer)
+            if before:
+                what = _("Waiting: {n} ahead of you.", n=before)
+            elif not shared.queue.loaded:
+                what = _("Loading the model.")
+            else:
+                what = _("Answering.") if answers else _("You are next.")
+            write_html(f'<p class="state" role="status">{html.escape(what)}</p>', bar)
         time.sleep(POLL_SECONDS)
         st.session_state.get("request")  # lets Streamlit end this script run after a click
     st.experimental_rerun()
@@ -239,25 +249,25 @@ def conversation_json(run: Any, system: str) -> str:
     return json.dumps({"recipe": run.name, "system": system, "turns": turns}, ensure_ascii=False, indent=1)
 
 
-def run_page(run: Any, language: str) -> None:
+def run_page(run: Any) -> None:
     """Training status. page.js clicks the refresh button while the page is visible."""
-    status = live.run_status(language)
+    status = live.run_status()
     for block in status.blocks:
         write_html(block)
-    st.button(translate("refresh", language), key="refresh")
+    st.button(_("Refresh"), key="refresh")
     write_html(f'<div id="live" data-seconds="{BUSY_REFRESH if status.is_running else IDLE_REFRESH}"></div>')
 
 
-def data_page(run: Any, language: str) -> None:
-    """The report of `just data-report` if it is up to date, else a new one without token counts."""
+def data_page(run: Any) -> None:
+    """The report of `just data-report` if it is current and in this language, else a new one without token counts."""
     path = run.folder / "data-report.html"
-    newer = path.is_file() and run.dataset.is_file() and path.stat().st_mtime >= run.dataset.stat().st_mtime
-    if newer:
+    page = ""
+    if path.is_file() and run.dataset.is_file() and path.stat().st_mtime >= run.dataset.stat().st_mtime:
         page = path.read_text(encoding="utf-8")
-    elif run.dataset.is_file():
+    if f'<html lang="{pages.lang()}">' not in page and run.dataset.is_file():
         page = data_report.page(run, *data_report.summarize(run))
-    else:
-        write_html(f'<p class="note">{translate("no data", language)}</p>')
+    if not page:
+        write_html(f'<p class="note">{html.escape(_("The data stage has not run yet."))}</p>')
         return
     st.components.v1.html(page, height=1200, scrolling=True)
 

@@ -7,8 +7,8 @@ import html
 import re
 from typing import Dict, Optional, Sequence
 
+from recipe.core.translation import _
 from recipe.reporting.pages import HAN, clean
-from recipe.web.texts import translate
 
 
 def escape(value: object) -> str:
@@ -35,10 +35,10 @@ def answer_box(name: str, value: Optional[str], note: str = "", kind: str = "", 
     )
 
 
-def turn(question: str, panes: Sequence[str], language: str, note: str = "") -> str:
+def turn(question: str, panes: Sequence[str], note: str = "") -> str:
     """A question above the boxes of both answers."""
     note_line = f'<p class="muted">{escape(note)}</p>' if note else ""
-    label = escape(translate("you", language))
+    label = escape(_("You asked"))
     asked = f'<p class="asked"{_zh(question)}><b>{label}</b><span>{escape(question)}</span></p>'
     return f'<div class="turn">{asked}<div class="panes">{"".join(panes)}</div>{note_line}</div>'
 

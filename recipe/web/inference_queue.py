@@ -7,8 +7,9 @@ the tab; a waiting one is skipped.
 import contextlib
 import dataclasses
 import threading
-from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple
 
+from recipe.core import translation
 from recipe.core.errors import RecipeError
 from recipe.core.run import Run
 from recipe.inference import chat_model, loading, prompt
@@ -37,6 +38,7 @@ class Request:
     system: str
     history: Dict[str, List[Tuple[str, str]]]
     sampling: Dict[str, Any]  # temperature (0: greedy), top_p, limit (tokens), seed
+    language: str = "en"  # of `error`
     answers: Dict[str, str] = dataclasses.field(default_factory=dict)
     endings: Dict[str, str] = dataclasses.field(default_factory=dict)  # pane → "", "stopped", "cut"
     dropped_turns: int = 0  # turns that did not fit into the context
@@ -92,19 +94,23 @@ class InferenceQueue:
                 self._changed.wait_for(lambda: self._requests or (self._preload_wanted and not self._models))
                 request = self._requests[0] if self._requests else None
                 self._preload_wanted = False
-            try:
-                if request is None or self._is_active(request):
-                    self._models = self._models or self._load()
-                if request is not None:
-                    self._answer(request)
-            except RecipeError as error:
-                self._fail(request, str(error))
-            except Exception as error:  # keep serving the queue
-                self._fail(request, f"{type(error).__name__}: {error}")
+            with translation.use(request.language) if request else contextlib.nullcontext():
+                self._work(request)
             if request is not None:
                 with self._changed:
                     self._requests.remove(request)
                 request.done = True
+
+    def _work(self, request: Optional[Request]) -> None:
+        try:
+            if request is None or self._is_active(request):
+                self._models = self._models or self._load()
+            if request is not None:
+                self._answer(request)
+        except RecipeError as error:
+            self._fail(request, str(error))
+        except Exception as error:  # keep serving the queue
+            self._fail(request, f"{type(error).__name__}: {error}")
 
     def _fail(self, request: Any, why: str) -> None:
         if request is not None:

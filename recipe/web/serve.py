@@ -23,6 +23,7 @@ from recipe.core import rental
 from recipe.core.commands import command_line
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import is_locked
+from recipe.core.translation import _, ngettext, use
 from recipe.web import tunnel
 
 HERE = Path(__file__).resolve().parent
@@ -49,29 +50,45 @@ def parse_options(arguments: Sequence[str], token: str = "") -> ServerOptions:
     for name in given:
         if name not in ("host", "port", "token", "model"):
             raise InputWrong(
-                f"{name}=… is not an option of the page. It takes port=8502, host=0.0.0.0, token=…, and "
-                f"model=adapter or model=merged."
+                _(
+                    "{name}=… is not an option of the page. It takes port=8502, host=0.0.0.0, token=…, and "
+                    "model=adapter or model=merged.",
+                    name=name,
+                )
             )
     host, port, model = given.get("host", "127.0.0.1"), given.get("port", str(PORT)), given.get("model", "")
     host = "127.0.0.1" if host == "localhost" else host.strip("[]")
     token = given.get("token", token)
     if model not in ("", "adapter", "merged"):
-        raise InputWrong(f"model={model} is not a tuned model: use model=adapter or model=merged.")
+        raise InputWrong(_("model={model} is not a tuned model: use model=adapter or model=merged.", model=model))
     if not (port.isdigit() and 0 < int(port) < 65536):
-        raise InputWrong(f"port={port} is not a port: use a number from 1 to 65535, such as port=8502.")
+        raise InputWrong(_("port={port} is not a port: use a number from 1 to 65535, such as port=8502.", port=port))
     try:
         local = ipaddress.ip_address(host).is_loopback
     except ValueError:
         raise InputWrong(
-            f"host={host} is not an IP address: omit it, or use host=0.0.0.0 for all addresses of this machine."
+            _(
+                "host={host} is not an IP address: omit it, or use host=0.0.0.0 for all addresses of this machine.",
+                host=host,
+            )
         )
     if not token and not local:
         raise InputWrong(
-            f"host={host} opens the page to other machines, but there is no token. Set one (WEB_TOKEN=… before the "
-            f"command, or token=…), or omit host and connect through ssh."
+            _(
+                "host={host} opens the page to other machines, but there is no token. Set one (WEB_TOKEN=… before the "
+                "command, or token=…), or omit host and connect through ssh.",
+                host=host,
+            )
         )
     if token and len(token) < MIN_TOKEN_LENGTH:
-        raise InputWrong(f"The token has {len(token)} characters; it needs at least {MIN_TOKEN_LENGTH}.")
+        raise InputWrong(
+            ngettext(
+                "The token has {n} character; it needs at least {least}.",
+                "The token has {n} characters; it needs at least {least}.",
+                len(token),
+                least=MIN_TOKEN_LENGTH,
+            )
+        )
     return ServerOptions(host, int(port), token, model)
 
 
@@ -87,9 +104,13 @@ def listen_address(options: ServerOptions) -> str:
             probe.bind((host, options.port))
         except OSError as error:
             raise HostLacks(
-                f"Port {options.port} of {host} is not available ({error.strerror}). Use another one: port=8502"
-                if options.port != 8502
-                else f"Port 8502 of {host} is not available ({error.strerror}). Use another one: port=8503"
+                _(
+                    "Port {port} of {host} is not available ({why}). Use another one: port={other}",
+                    port=options.port,
+                    host=host,
+                    why=error.strerror,
+                    other=8502 if options.port != 8502 else 8503,
+                )
             )
     return host
 
@@ -152,7 +173,7 @@ def add_access_control(app: Any, options: ServerOptions) -> Any:
             self.set_header("X-Content-Type-Options", "nosniff")
             self.set_header("Cache-Control", "no-store")
 
-        def log_exception(self, *_: Any) -> None:
+        def log_exception(self, *_error: Any) -> None:
             """Log nothing: the URL may contain the token."""
 
     class IndexHandler(PageHandler):
@@ -179,8 +200,15 @@ def add_access_control(app: Any, options: ServerOptions) -> Any:
             self.set_status(401)
             self.finish((HERE / "token.html").read_text(encoding="utf-8"))
 
-        def write_error(self, status_code: int, **_: Any) -> None:
-            self.finish(f"{status_code}: open the page with the address that {command_line('web')} printed.")
+        def write_error(self, status_code: int, **_more: Any) -> None:
+            with use(self.request.headers.get("Accept-Language", "")):
+                self.finish(
+                    _(
+                        "{code}: open the page with the address that {command} printed.",
+                        code=status_code,
+                        command=command_line("web"),
+                    )
+                )
 
     class AssetHandler(web.StaticFileHandler):
         def set_extra_headers(self, path: str) -> None:
@@ -259,22 +287,26 @@ def access_hints(options: ServerOptions) -> List[str]:
     """How to open the page from this machine and from others."""
     name = f"[{options.host}]" if ":" in options.host else options.host
     shown = "localhost" if options.host in ("127.0.0.1", "0.0.0.0", "::") else name
-    asked = "/?token=(your token)" if options.token else ""
-    found = [f"The page is at  http://{shown}:{options.port}{asked}"]
+    asked = _("/?token=(your token)") if options.token else ""
+    found = [_("The page is at  {address}", address=f"http://{shown}:{options.port}{asked}")]
     # In a container, the runtime script passes the host's name.
     target = os.environ.get("WEB_PUBLISHED") or f"{os.environ.get('USER') or 'you'}@{socket.gethostname()}"
     rented = tunnel.access(options.port, rental.variables()) or tunnel.Access(target, "", "")
     if ipaddress.ip_address(options.host).is_loopback:
         forward = f"ssh -L {options.port}:{name}:{options.port} {rented.ssh}"
-        found.append(f"from another machine  {forward}  and open the address there")
+        found.append(_("from another machine  {command}  and open the address there", command=forward))
         found += [rented.hint] if rented.hint else []
     else:
         if rented.address:
             found.append(
-                f"from another machine  {rented.address}{asked}  (if the instance publishes port {options.port})"
+                _(
+                    "from another machine  {address}  (if the instance publishes port {port})",
+                    address=f"{rented.address}{asked}",
+                    port=options.port,
+                )
             )
-        found.append("Other machines can open it, and the traffic is not encrypted: ssh -L or a TLS proxy is safer.")
-    return [*found, "Ctrl-C ends it. Questions and answers are not logged."]
+        found.append(_("Other machines can open it, and the traffic is not encrypted: ssh -L or a TLS proxy is safer."))
+    return [*found, _("Ctrl-C ends it. Questions and answers are not logged.")]
 
 
 def is_connected(session: str) -> bool:

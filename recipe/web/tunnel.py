@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Mapping, NamedTuple, Optional
 
 from recipe.core import rental
+from recipe.core.translation import _
 
 
 class Access(NamedTuple):
@@ -21,15 +22,15 @@ def access(port: int, known: Mapping[str, str], root: Path = Path("/")) -> Optio
     platform = rental.platform(known, root)
     if platform == "RunPod":
         host, ssh = known.get("RUNPOD_PUBLIC_IP"), known.get("RUNPOD_TCP_PORT_22")
-        hint = "RunPod: the pod's Connect tab has HOST and PORT under SSH over exposed TCP"
+        hint = _("RunPod: the pod's Connect tab has HOST and PORT under SSH over exposed TCP")
         return _access(host, ssh, hint, f"https://{known['RUNPOD_POD_ID']}-{port}.proxy.runpod.net")
     if platform == "Vast.ai":
         host, opened = known.get("PUBLIC_IPADDR"), known.get(f"VAST_TCP_PORT_{port}")
-        hint = "Vast.ai: the instance's SSH button shows HOST and PORT"
+        hint = _("Vast.ai: the instance's SSH button shows HOST and PORT")
         return _access(host, known.get("VAST_TCP_PORT_22"), hint, f"http://{host}:{opened}" if host and opened else "")
     if platform == "AutoDL":
         return _access(
-            None, None, "AutoDL: HOST and PORT are in the instance's SSH command (登录指令) in the console", ""
+            None, None, _("AutoDL: HOST and PORT are in the instance's SSH command (登录指令) in the console"), ""
         )
     return None
 

@@ -14,7 +14,8 @@ import time
 import pytest
 from filelock import FileLock
 
-from recipe.core import hashing, host, settings
+from recipe.core import hashing, host, settings, translation
+from recipe.inference import evaluate
 from recipe.reporting import charts, compare, format, pages, report, run_view, sections
 from recipe.reporting.sections import TIME_BREAKDOWN
 from recipe.stages import reproduce
@@ -363,6 +364,29 @@ def test_the_evaluations_verdict_comes_first(folder, undrawn, verdict, line):
 
 
 HOSTILE = "</div></pre><script>alert(1)</script><img src=x onerror=alert(1)>\u202e\x00`````|<!--{{ 7*7 }}"
+
+
+ENGLISH = re.compile(r"[A-Za-z][a-z]+(?: (?:[a-z]+|[A-Z]+)){2,}")  # three words in a row
+
+
+def test_in_chinese(folder):
+    """All but data, code and what comes from other programs; run.json and file names stay as they are."""
+    measured = evaluation(verdict="worse")
+    with translation.english():
+        measured["summary"] = evaluate.summary(measured)
+    (folder / "eval.json").write_text(json.dumps(measured), encoding="utf-8")
+    with translation.use("zh"):
+        page = report.write(run_view.find_run(str(folder), ROOT, ROOT)).read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in page
+    assert "模型学会了训练数据" in Page(page).first_line()
+    assert Page(page).row("参数更新")[1:] == ["792", "792", "相同"]
+    shown = re.sub(r"<(style|pre|code|title)\b.*?</\1>|<svg.*?>", "", page, flags=re.S)
+    shown = html.unescape(re.sub(r"<[^>]*>", "\n", shown))
+    assert ENGLISH.findall(shown) == []
+    card = (folder / "report/README.md").read_text(encoding="utf-8")
+    head, text = card.split("---\n", 2)[1:]
+    assert "a tiny InternLM2 with random weights" in head  # which programs read
+    assert "## 训练设置" in text
 
 
 def test_hostile_text_stays_text(folder, undrawn):

@@ -17,7 +17,7 @@ import pytest
 import websocket
 from filelock import FileLock
 
-from recipe.core import files
+from recipe.core import files, translation
 from recipe.core.errors import InputWrong
 from recipe.core.run import Run
 from recipe.reporting import pages, run_view
@@ -438,6 +438,11 @@ def test_refused_at_the_command_line(demo):
 # --- the run as it is now ---
 
 
+def status(language):
+    with translation.use(language):
+        return live.run_status()
+
+
 def test_the_run_as_it_is_now(demo, tmp_path, monkeypatch):
     """From a training under way to its end, in both languages; drawn anew only where something has changed."""
     folder = tmp_path / "tiny"
@@ -454,18 +459,18 @@ def test_the_run_as_it_is_now(demo, tmp_path, monkeypatch):
     shared.find_run = lambda: run_view.find_run(str(folder), ROOT, ROOT)
     monkeypatch.setattr(live.charts, "draw", lambda charts: [])  # in the browser they are seen
     with FileLock(str(folder / ".lock")):
-        found = live.run_status("en")
+        found = status("en")
         assert found.is_running
         for text in ("Training is running", "300 / 792", 'max="792" value="300"', "Time left"):
             assert text in found.blocks[0], text
-        assert live.run_status("en") is found
+        assert status("en") is found
         log.write_text("".join(lines[:301]), encoding="utf-8")
-        assert "301 / 792" in live.run_status("en").blocks[0]
-        assert "训练进行中" in live.run_status("zh-CN").blocks[0]
-    assert "Training was interrupted" in live.run_status("en").blocks[0]
+        assert "301 / 792" in status("en").blocks[0]
+        assert "训练进行中" in status("zh").blocks[0]
+    assert "Training was interrupted" in status("en").blocks[0]
     log.write_text("".join(lines), encoding="utf-8")
     path.write_text(json.dumps(whole), encoding="utf-8")
-    done = live.run_status("en").blocks
+    done = status("en").blocks
     assert "Trained" in done[0]
     assert "at iteration 792" in "".join(done)
     assert all("\n" not in block for block in done)  # else Streamlit would read on

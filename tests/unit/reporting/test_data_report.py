@@ -34,12 +34,12 @@ def reported(tmp_path_factory):
 @pytest.mark.parametrize(
     ("count", "what", "example"),
     [
-        (1, "duplicate conversations", "line 2: same as line 1"),
-        (1, "questions with different answers", "line 1: 压力大怎么办？ (also line 2, 3)"),
-        (1, "answers of fewer than 5 characters", "line 8: 嗯。"),
-        (1, "answers of more than 2,000 characters", "line 9: 长长"),
+        (1, "duplicate conversation (it counts twice", "line 2: same as line 1"),
+        (1, "question with different answers", "line 1: 压力大怎么办？ (also line 2, 3)"),
+        (1, "answer of fewer than 5 characters", "line 8: 嗯。"),
+        (1, "answer of more than 2,000 characters", "line 9: 长长"),
         (3, "likely personal data", "line 4: 13812345678"),
-        (1, "questions and answers in different languages", "line 11: 怎么翻译？ → You could"),
+        (1, "question and answer in different languages", "line 11: 怎么翻译？ → You could"),
         (2, "answers in Latin letters, unlike the others", "line 10: I am fine"),
     ],
 )
@@ -92,7 +92,7 @@ def test_counts_of_what_was_dropped_and_changed(workbook, tmp_path):
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     for words in (
-        "dropped 1 rows with empty cells, 1 duplicates",
+        "dropped 1 row with empty cells, 1 duplicate changed",
         "2 numbers and dates read as Excel",
         "not used: 备注",
     ):

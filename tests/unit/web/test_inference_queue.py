@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from recipe.core import translation
 from recipe.core.errors import HostLacks
 from recipe.inference import chat_model
 from recipe.web import inference_queue
@@ -116,3 +117,15 @@ def test_a_model_that_cannot_be_loaded_is_tried_again():
         wait(lambda one=one: one.done)
         assert one.error == "The model takes 7.4 GB of GPU memory"
         assert len(tried) == n
+
+
+def test_an_error_is_in_the_language_of_who_asked(served, monkeypatch):
+    def load():
+        raise HostLacks(translation._("There is no plan yet."))
+
+    monkeypatch.setattr(served.queue, "_load", load)
+    requests = {language: inference_queue.Request("a", "q", "", {}, {}, language) for language in ("en", "zh_CN")}
+    for request in requests.values():
+        served.queue.submit(request)
+    wait(lambda: all(request.done for request in requests.values()))
+    assert [request.error for request in requests.values()] == ["There is no plan yet.", "还没有计划。"]
