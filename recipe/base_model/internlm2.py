@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, ContextManager, Dict, Iterator
 
 import torch
 from transformers import PreTrainedTokenizerFast, modeling_utils
@@ -18,12 +19,16 @@ __all__ = ["InternLM2Config", "InternLM2ForCausalLM", "InternLM2Tokenizer"]
 class InternLM2ForCausalLM(Model):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Like transformers', but a .bin file is read as tensors only, because a pickle can hold code, and a GPU
-        converts its weights' dtype.
+        """Like transformers', but a .bin file is read as tensors only, because a pickle can hold code, and weights are
+        read and converted in threads, or converted by the GPU they belong to.
         """
-        device = (kwargs.get("device_map") or {}).get("")
-        on_gpu = isinstance(device, int) and not kwargs.get("quantization_config")
-        with _tensors_only(), _moved_to(device) if on_gpu else contextlib.nullcontext():
+        device, dtype = (kwargs.get("device_map") or {}).get(""), kwargs.get("torch_dtype")
+        prepared: ContextManager[None] = contextlib.nullcontext()
+        if kwargs.get("quantization_config") is not None and isinstance(dtype, torch.dtype):
+            prepared = _prepared("cpu", dtype)  # bitsandbytes takes them from there
+        elif isinstance(device, int):
+            prepared = _prepared(device, None)
+        with _tensors_only(), prepared:
             return super().from_pretrained(*args, **kwargs)
 
 
@@ -50,26 +55,42 @@ def _tensors_only() -> Iterator[None]:
         torch.load = load
 
 
-class _Moving(Dict[str, torch.Tensor]):
-    """A file's weights, each of which moves to the device when it is its turn."""
+AHEAD = 4  # weights that are read before it is their turn
+
+
+class _Prepared(Dict[str, torch.Tensor]):
+    """A file's weights, moved to `device` and converted to `dtype` by threads shortly before each one's turn."""
 
     device: Any
+    dtype: Any
 
     def items(self) -> Any:
-        return ((name, tensor.to(self.device)) for name, tensor in super().items())
+        names = list(super().keys())
+        with ThreadPoolExecutor(AHEAD) as threads:
+            waiting = [(name, threads.submit(self._prepare, name)) for name in names[:AHEAD]]
+            for later in [*names[AHEAD:], *[""] * AHEAD]:
+                if waiting:
+                    name, made = waiting.pop(0)
+                    yield name, made.result()
+                if later:
+                    waiting.append((later, threads.submit(self._prepare, later)))
+
+    def _prepare(self, name: str) -> torch.Tensor:
+        tensor = self[name]
+        return tensor.to(self.device, self.dtype if torch.is_floating_point(tensor) else None)
 
 
 @contextlib.contextmanager
-def _moved_to(device: Any) -> Iterator[None]:
-    """transformers 4.36 converts weights on the CPU and moves them then: of 15 GB the GPU has done it at once."""
+def _prepared(device: Any, dtype: Any) -> Iterator[None]:
+    """transformers 4.36 reads, converts and moves one weight after the other."""
     read = modeling_utils.load_state_dict
 
-    def read_moving(*args: Any, **kwargs: Any) -> _Moving:
-        found = _Moving(read(*args, **kwargs))
-        found.device = device
+    def read_prepared(*args: Any, **kwargs: Any) -> Any:
+        found = _Prepared(read(*args, **kwargs))
+        found.device, found.dtype = device, dtype
         return found
 
-    modeling_utils.load_state_dict = read_moving
+    modeling_utils.load_state_dict = read_prepared
     try:
         yield
     finally:

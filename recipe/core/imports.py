@@ -30,10 +30,9 @@ def load_models() -> None:
     # transformers says it of every model class, whenever the class is first imported, where PyTorch is 2.2 or newer.
     warnings.filterwarnings("ignore", message=".*_register_pytree_node", category=FutureWarning)
     with _silent():
-        import torch
+        import torch  # noqa: F401
 
-        # bitsandbytes passes four of its CPU functions to torch.compile, which imports all of Dynamo and Inductor.
-        with mock.patch.object(torch, "compile", _uncompiled):
+        with without_compiler():
             import bitsandbytes  # noqa: F401
         import peft  # noqa: F401
         import transformers
@@ -42,6 +41,17 @@ def load_models() -> None:
     transformers.logging.set_verbosity_error()
     # transformers collects garbage after each shard that it loads, and looks through all that was imported: 0.3 s
     gc.freeze()
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """torch.compile compiles nothing in the block. On import bitsandbytes passes it four of its CPU functions, and
+    DeepSpeed some of its mixture of experts, and that alone imports all of Dynamo and Inductor.
+    """
+    import torch
+
+    with mock.patch.object(torch, "compile", _uncompiled):
+        yield
 
 
 @contextlib.contextmanager

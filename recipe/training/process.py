@@ -91,10 +91,10 @@ def environment(run: Run) -> Dict[str, str]:
 
 
 class EarlyTrainer(NamedTuple):
-    """A trainer that was started before its arguments were known, with these environment variables."""
+    """A trainer that was started before its arguments were known; `own`: the variables that were set for it."""
 
     child: "subprocess.Popen[str]"
-    environment: Dict[str, str]
+    own: Dict[str, str]
 
 
 _early: Dict[Path, EarlyTrainer] = {}  # by the run's folder
@@ -107,7 +107,7 @@ def started_early(run: Run, words: List[str], expected: Dict[str, Any]) -> Itera
     `expected`: a line of JSON that it gets first.
     """
     variables = _environment(run)
-    trainer = EarlyTrainer(_start(run, words, variables, stdin=subprocess.PIPE), variables)
+    trainer = EarlyTrainer(_start(run, words, variables, stdin=subprocess.PIPE), _own(variables))
     _early[run.folder] = trainer
     try:
         _send(trainer.child, expected)
@@ -142,7 +142,7 @@ def _take_early(run: Run, words: List[str], variables: Dict[str, str]) -> "Optio
     if trainer is None:
         return None
     child = trainer.child
-    if words[:3] == TRAINER and variables == trainer.environment and child.poll() is None:
+    if words[:3] == TRAINER and _own(variables) == trainer.own and child.poll() is None:
         given = {"arguments": words[3:], "sent": time.clock_gettime(time.CLOCK_BOOTTIME)}
         if _send(child, given):
             return child
@@ -160,6 +160,11 @@ def _start(run: Run, words: List[str], variables: Dict[str, str], stdin: int) ->
 
 def _environment(run: Run) -> Dict[str, str]:
     return {**environment(run), **loggers.environment(run)}
+
+
+def _own(variables: Dict[str, str]) -> Dict[str, str]:
+    """Those that are not this process's, to which imports add some."""
+    return {name: value for name, value in variables.items() if os.environ.get(name) != value}
 
 
 def run_trainer(run: Run, place: Path, log: Path, start: Optional[Path], planned: Dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
@@ -33,6 +34,8 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         self.stop_requested_at: Optional[float] = None
         self.size = 0  # bytes of the last checkpoint
+        self._writer = ThreadPoolExecutor(1)
+        self._pending: Optional[Future[None]] = None
 
     def before_run(self, runner: Any) -> None:
         signal.signal(signal.SIGTERM, self._request_stop)
@@ -56,8 +59,13 @@ class AtomicCheckpointHook(CheckpointHook):
             return
         if is_updated and self.last_ckpt != self._path(step):
             self._save_checkpoint(runner)
+        self._wait()
         runner.logger.info(f"{SAVED}{step if is_updated else 'none'}")
         raise SystemExit(0)
+
+    def after_train(self, runner: Any) -> None:
+        super().after_train(runner)
+        self._wait()
 
     def _path(self, step: int) -> str:
         return str(Path(self.out_dir, self.filename_tmpl.format(step)))
@@ -77,6 +85,7 @@ class AtomicCheckpointHook(CheckpointHook):
         folder = Path(self.out_dir)
         name = self.filename_tmpl.format(step)
         part = folder / f".{name}.part"
+        self._wait()
         self._check_disk(runner, step)
         if is_main_process():
             remove(part)
@@ -104,11 +113,22 @@ class AtomicCheckpointHook(CheckpointHook):
                 )
         barrier()
         if is_main_process():
-            self.size = _sync_to_disk(part)
-            remove(folder / name)  # it must be damaged: training would have resumed from an intact one
-            os.replace(str(part), str(folder / name))
-            write_text(folder / "last_checkpoint", self.last_ckpt)
-            self._prune(folder)
+            # Training goes on while the disk writes. Until then the checkpoint does not bear its name.
+            self._pending = self._writer.submit(self._publish, part, folder / name)
+
+    def _publish(self, part: Path, place: Path) -> None:
+        """Flush a checkpoint to disk and give it its name."""
+        self.size = _sync_to_disk(part)
+        remove(place)  # it must be damaged: training would have resumed from an intact one
+        os.replace(str(part), str(place))
+        write_text(place.parent / "last_checkpoint", str(place))
+        self._prune(place.parent)
+
+    def _wait(self) -> None:
+        """Wait for the last checkpoint. Raises what its writing raised."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
 
     def _check_disk(self, runner: Any, step: int) -> None:
         trained = (parameter for parameter in runner.model.parameters() if parameter.requires_grad)

@@ -126,16 +126,16 @@ def test_a_dry_run_names_the_code_that_will_be_written(run_of_demo):
     assert not [path for path in plan.copied if path.suffix == ".py"]
 
 
-def test_weights_move_one_by_one_before_they_are_converted(run_of_demo):
-    """As for a GPU, on the CPU: the same weights."""
+def test_weights_are_prepared_ahead_of_their_turn(run_of_demo):
+    """As for a GPU, on the CPU: the same weights, in the same order."""
     from recipe.base_model import internlm2
 
-    with internlm2._moved_to("cpu"):
-        moved = model_code.load_model(run_of_demo, torch_dtype=torch.bfloat16)
-        read = internlm2.modeling_utils.load_state_dict(str(run_of_demo / "model.safetensors"))
-    assert type(read).__name__ == "_Moving"
-    assert next(iter(read.items()))[1].device.type == "cpu"
-    plain = model_code.load_model(run_of_demo, torch_dtype=torch.bfloat16)
-    assert moved.state_dict().keys() == plain.state_dict().keys()
-    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in moved.state_dict().items())
-    assert type(internlm2.modeling_utils.load_state_dict(str(run_of_demo / "model.safetensors"))) is dict
+    file = str(min(run_of_demo.glob("*.safetensors")))
+    plain = internlm2.modeling_utils.load_state_dict(file)
+    for dtype in (None, torch.bfloat16):
+        with internlm2._prepared("cpu", dtype):
+            read = internlm2.modeling_utils.load_state_dict(file)
+        made = list(read.items())
+        assert [name for name, _tensor in made] == list(plain)
+        assert all(torch.equal(tensor, plain[name].to(dtype or tensor.dtype)) for name, tensor in made)
+    assert type(internlm2.modeling_utils.load_state_dict(file)) is dict

@@ -9,16 +9,26 @@ import pytest
 from support.command import ROOT
 
 
-def test_the_trainers_libraries_come_in_the_order_that_is_soonest():
-    """What looks through the source of all frames above it is imported where there are few."""
-    script = (
-        "import runpy, sys; from recipe.training import entry as trainer\n"
-        "def run(name, **more):\n"
-        "    print(trainer.SLOW_IMPORT in sys.modules, 'mmengine' in sys.modules, name, *sys.argv[1:])\n"
-        "runpy.run_module = run; trainer.main(['a', 'b'])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=str(ROOT))
-    assert done.stdout.split() == ["True", "False", "xtuner.tools.train", "a", "b"], done.stderr
+def test_the_trainers_libraries_come_in_the_order_that_is_soonest(monkeypatch):
+    """What looks through the source of all frames above it is imported where there are few, and nothing compiles."""
+    import torch
+
+    from recipe.training import entry
+
+    seen = []
+    compile_ = torch.compile
+
+    def note(name):
+        seen.append((name, torch.compile is compile_))
+        sys.modules.setdefault(name, object())
+
+    monkeypatch.setattr(entry.importlib, "import_module", note)
+    monkeypatch.delitem(sys.modules, entry.TRAINER, raising=False)
+    monkeypatch.setattr(sys, "argv", ["entry"])
+    monkeypatch.setattr(entry.runpy, "run_module", lambda name, **more: seen.append((name, sys.argv[1:])))
+    entry.main(["a", "b"])
+    assert seen == [(entry.SLOW_IMPORT, True), (entry.TRAINER, False), (entry.TRAINER, ["a", "b"])]
+    assert entry.TRAINER not in sys.modules  # runpy would warn
 
 
 @pytest.mark.slow

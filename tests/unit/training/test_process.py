@@ -83,9 +83,11 @@ def say(run, words, tmp_path):
     return end.code, "".join(lines)
 
 
-def test_a_trainer_that_was_started_early_gets_its_arguments(run, tmp_path):
+def test_a_trainer_that_was_started_early_gets_its_arguments(run, tmp_path, monkeypatch):
     words = [sys.executable, "-c", WAITING]
+    monkeypatch.delenv("ADDED_BY_AN_IMPORT", raising=False)
     with train.started_early(run, words, {"model": "模型"}):
+        monkeypatch.setenv("ADDED_BY_AN_IMPORT", "1")
         assert say(run, [*train.TRAINER, "config.py", "--resume"], tmp_path) == (
             0, "prepared for {'model': '模型'}\ngiven ['config.py', '--resume']\n"
         )  # fmt: skip
@@ -101,7 +103,7 @@ def test_a_trainer_that_cannot_be_used_is_ended(run, tmp_path, monkeypatch, what
         if what == "it has ended":
             early.wait()
         if what == "other variables":
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+            run.settings = settings.load("tiny", ["train.deterministic=false"])[1]
         monkeypatch.setattr(train, "TRAINER", [sys.executable, "-c", "print('alone')"])
         words = [sys.executable, "-c", "print( 'alone' )"] if what == "other words" else train.TRAINER
         assert say(run, words, tmp_path) == (0, "alone\n")
