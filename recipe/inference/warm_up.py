@@ -1,15 +1,25 @@
-"""Prepares this process and the machine for a training: weights into the page cache, kernels compiled."""
+"""Prepares a machine for a training that is about to begin: the weights' files are read, kernels are compiled.
+
+`python -m recipe.inference.warm_up` compiles, into Triton's cache, what training and its questions will use: it reads a
+line of JSON from stdin, {"settings": the recipe's, "model": the base model's folder}. Once per model and card.
+"""
 
 import contextlib
-import gc
+import json
 import os
+import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, List
 
+from recipe.core.hashing import key_of
+from recipe.core.host import gpus, versions
 from recipe.core.settings import Settings
+from recipe.xtuner import step_choice
 
 PROMPT = 40  # tokens of a question
+VOCABULARY = 4096  # no kernel depends on it, and 92,544 would take 1.5 GB
 
 
 def read_ahead(folder: Path) -> None:
@@ -33,56 +43,60 @@ def _available_bytes() -> int:
     return 0
 
 
-def compile_kernels(settings: Settings, model: Path) -> None:
-    """Compile the kernels of the training step and of the answers; does nothing without a GPU.
+def has_kernels(settings: Settings) -> bool:
+    """Whether this recipe's training compiles kernels on this machine."""
+    return bool(find_spec("liger_kernel") and gpus() and step_choice.has_fast(settings)) and (
+        step_choice.speed(settings) != "stock"
+    )
 
-    `model`: the base model's folder; for models other than InternLM2 nothing is compiled.
-    """
-    import torch
 
-    if not torch.cuda.is_available():
+def main() -> None:
+    wanted = json.loads(sys.stdin.readline() or "{}")
+    if not wanted:
         return
-    try:
-        _run_one_layer(settings, model)
-    finally:
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _run_one_layer(settings: Settings, model: Path) -> None:
-    """A training step and an answer of one layer with the model's widths."""
-    import torch
-
-    from recipe.training import bench
-    from recipe.xtuner import step_choice
-
-    shapes = _shapes(model)
-    if not shapes or not step_choice.has_fast(settings):
+    settings = Settings.model_validate(wanted["settings"])
+    sizes = one_layer(Path(wanted["model"]))
+    mark = Path(
+        os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache", f"recipe-{_key(settings, sizes)}"
+    )
+    if not sizes or mark.exists() or not has_kernels(settings):
         return
-    speed = step_choice.speed(settings)
-    if speed == "stock":
-        return
-    batch, length = step_choice.batch_shape(settings)
-    kept = speed == "fast" and not step_choice.checkpointing(settings, batch * length)
-    dtype = torch.bfloat16 if step_choice.dtype(settings) == "bf16" else torch.float16
-    layer = bench.build_model("kept" if kept else speed, shapes, settings, "cuda", dtype)
-    ids = torch.randint(5, shapes["vocab_size"], (batch, length), device="cuda")
-    with torch.autocast("cuda", dtype=dtype):
-        loss = layer(dict(input_ids=ids, attention_mask=ids.ne(0), labels=ids.clone()), mode="loss")["loss"]
-    loss.backward()
-    _answer(layer.llm, settings, ids)
+    run_layer(settings, sizes)
+    mark.touch()
 
 
-def _shapes(model: Path) -> Dict[str, int]:
-    """The model's sizes for one layer; {} if it is not here, or not InternLM2."""
+def one_layer(model: Path) -> Dict[str, int]:
+    """The model's sizes for one layer and a small vocabulary; {} if it is not here, or not InternLM2."""
     from recipe.base_model.model_code import is_internlm2, read_config
-    from recipe.training import bench
 
     if not is_internlm2(model):
         return {}
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     config = read_config(model)
-    return {**{name: config[name] for name in bench.SHAPES_7B if name in config}, "num_hidden_layers": 1}
+    return {**{name: config[name] for name in names}, "num_hidden_layers": 1, "vocab_size": VOCABULARY}
+
+
+def _key(settings: Settings, sizes: Dict[str, int]) -> str:
+    train = settings.train.model_dump(mode="json", exclude={"questions"})
+    return key_of({"card": gpus()[:1], "versions": versions(), "sizes": sizes, "train": train, "lora": settings.lora.r})
+
+
+def run_layer(settings: Settings, sizes: Dict[str, int], device: str = "cuda") -> None:
+    """A training step and an answer of a model with these sizes."""
+    import torch
+
+    from recipe.training import bench
+
+    batch, length = step_choice.batch_shape(settings)
+    speed = step_choice.speed(settings)
+    kept = speed == "fast" and not step_choice.checkpointing(settings, batch * length)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(step_choice.dtype(settings), torch.float32)
+    layer = bench.build_model("kept" if kept else speed, sizes, settings, device, dtype)
+    ids = torch.randint(5, sizes["vocab_size"], (batch, length), device=device)
+    with torch.autocast(device, dtype=dtype) if device == "cuda" else contextlib.nullcontext():
+        loss = layer(dict(input_ids=ids, attention_mask=ids.ne(0), labels=ids.clone()), mode="loss")["loss"]
+    loss.backward()
+    _answer(layer.llm, settings, ids)
 
 
 def _answer(llm: Any, settings: Settings, ids: Any) -> None:
@@ -100,3 +114,7 @@ def _answer(llm: Any, settings: Settings, ids: Any) -> None:
         decoder = decoding.Decoder(llm)
         if not decoder.fault(prompts):
             decoder.generate(prompts, settings.train.evaluation_max_new_tokens or 300, [], is_complete=lambda *_: True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
-"""A trainer that imports its libraries and compiles its kernels while the plan is made, then waits for its arguments.
+"""A trainer that imports its libraries while the plan is made, then waits for its arguments.
 
 `python -m recipe.stages.waiting_trainer` reads two lines of JSON from stdin: what to prepare for (`expected`), and then
-{"arguments": XTuner's, "sent": seconds of CLOCK_BOOTTIME}. It ends if stdin does.
+{"arguments": XTuner's, "sent": seconds of CLOCK_BOOTTIME}. It ends if stdin does. Another process compiles the kernels.
 """
 
 import contextlib
@@ -13,12 +13,13 @@ from typing import Any, Dict, Iterator
 
 from recipe.base_model import folder
 from recipe.core import distributed
+from recipe.core.errors import InputWrong
 from recipe.core.run import Run
-from recipe.core.settings import Settings
 from recipe.inference import warm_up
 from recipe.training import entry, process
 
 WORDS = [sys.executable, "-m", "recipe.stages.waiting_trainer"]
+COMPILING = [sys.executable, "-m", "recipe.inference.warm_up"]
 
 
 @contextlib.contextmanager
@@ -27,7 +28,10 @@ def started(run: Run) -> Iterator[None]:
     if "train" in run.manifest.get("stages", {}) or distributed.count(run.settings) > 1:
         yield
         return
-    with process.started_early(run, WORDS, expected(run)):
+    compiling = []
+    with contextlib.suppress(InputWrong):  # a later stage reports it
+        compiling = COMPILING if warm_up.has_kernels(run.settings) else []
+    with process.started_early(run, WORDS, expected(run), compiling):
         yield
 
 
@@ -40,11 +44,8 @@ def main() -> None:
     expected = json.loads(sys.stdin.readline() or "{}")
     if not expected:
         return
-    model = Path(expected["model"])
-    warm_up.read_ahead(model)
+    warm_up.read_ahead(Path(expected["model"]))
     entry.load()
-    with contextlib.suppress(Exception):  # whatever it is, training reports it, or can do without
-        warm_up.compile_kernels(Settings.model_validate(expected["settings"]), model)
     line = sys.stdin.readline()
     if not line:
         return

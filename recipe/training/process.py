@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import IO, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
-from recipe.core import compiler, distributed
+from recipe.core import compiler, distributed, hardware
 from recipe.core.errors import HostLacks, RunFailed, Stopped
 from recipe.core.files import write_text
 from recipe.core.host import gpus
@@ -34,6 +34,10 @@ TRAINER = [sys.executable, "-m", "recipe.training.entry"]
 DEEPSPEED_FILE = "deepspeed.json"  # DeepSpeed's configuration, beside the checkpoints
 
 STARTED = "RECIPE_TRAINING_STARTED"  # when a waiting trainer was given its arguments, in seconds of CLOCK_BOOTTIME
+
+LARGE_CARD = 40000  # MiB
+
+COMPILE_TIMEOUT = 120  # seconds
 
 STOP_TIMEOUT = 30  # seconds from asking the trainer to stop until it is killed
 
@@ -91,30 +95,39 @@ def environment(run: Run) -> Dict[str, str]:
 
 
 class EarlyTrainer(NamedTuple):
-    """A trainer that was started before its arguments were known; `own`: the variables that were set for it."""
+    """A trainer that was started before its arguments were known. `own`: the variables that were set for it;
+    `compiler`: the process that compiles its kernels.
+    """
 
     child: "subprocess.Popen[str]"
     own: Dict[str, str]
+    compiler: "Optional[subprocess.Popen[str]]"
 
 
 _early: Dict[Path, EarlyTrainer] = {}  # by the run's folder
 
 
 @contextlib.contextmanager
-def started_early(run: Run, words: List[str], expected: Dict[str, Any]) -> Iterator[None]:
+def started_early(
+    run: Run, words: List[str], expected: Dict[str, Any], compiling: Sequence[str] = ()
+) -> Iterator[None]:
     """Within the block, `words` runs and waits for a trainer's arguments; `run_trainer` gives them to it.
 
-    `expected`: a line of JSON that it gets first.
+    `expected`: a line of JSON that it gets first, and so does `compiling`, which compiles kernels meanwhile.
     """
     variables = _environment(run)
-    trainer = EarlyTrainer(_start(run, words, variables, stdin=subprocess.PIPE), _own(variables))
-    _early[run.folder] = trainer
+    child = _start(run, words, variables, subprocess.PIPE)
+    compiler = _start(run, list(compiling), variables, subprocess.PIPE, subprocess.DEVNULL) if compiling else None
+    _early[run.folder] = EarlyTrainer(child, _own(variables), compiler)
     try:
-        _send(trainer.child, expected)
+        for one in filter(None, (child, compiler)):
+            _send(one, expected)
         yield
     finally:
         if _early.pop(run.folder, None):
-            _end(trainer.child)
+            _end(child)
+        if compiler:
+            _end(compiler)
 
 
 def _send(child: "subprocess.Popen[str]", line: Dict[str, Any]) -> bool:
@@ -143,6 +156,8 @@ def _take_early(run: Run, words: List[str], variables: Dict[str, str]) -> "Optio
         return None
     child = trainer.child
     if words[:3] == TRAINER and _own(variables) == trainer.own and child.poll() is None:
+        if trainer.compiler and trainer.compiler.poll() is None:
+            _wait_for_card(trainer.compiler)
         given = {"arguments": words[3:], "sent": time.clock_gettime(time.CLOCK_BOOTTIME)}
         if _send(child, given):
             return child
@@ -150,9 +165,19 @@ def _take_early(run: Run, words: List[str], variables: Dict[str, str]) -> "Optio
     return None
 
 
-def _start(run: Run, words: List[str], variables: Dict[str, str], stdin: int) -> "subprocess.Popen[str]":
+def _wait_for_card(compiler: "subprocess.Popen[str]") -> None:
+    """Wait until the kernels are compiled, where the card may not do for both processes."""
+    card = next(iter(hardware.visible(hardware.query()[0])), None)
+    if card is None or (card.total or 0) < LARGE_CARD or card.mode != "Default":
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            compiler.wait(timeout=COMPILE_TIMEOUT)
+
+
+def _start(
+    run: Run, words: List[str], variables: Dict[str, str], stdin: int, stdout: int = subprocess.PIPE
+) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        words, cwd=str(run.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=stdin,
+        words, cwd=str(run.root), stdout=stdout, stderr=subprocess.STDOUT, stdin=stdin,
         universal_newlines=True, encoding="utf-8", errors="replace", bufsize=1, preexec_fn=_die_with_parent,
         env=variables,
     )  # fmt: skip

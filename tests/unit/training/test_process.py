@@ -115,3 +115,19 @@ def test_a_trainer_that_is_not_needed_is_ended(run):
         early = train._early[run.folder].child
     assert early.poll() is not None
     assert not train._early
+
+
+def test_kernels_are_compiled_before_a_training_that_needs_the_whole_card(run, tmp_path, monkeypatch):
+    card = SimpleNamespace(total=24000, mode="Default")
+    monkeypatch.setattr(train, "gpus", lambda: [])
+    monkeypatch.setattr(train.hardware, "query", lambda: ([card], None))
+    monkeypatch.setattr(train.hardware, "visible", lambda cards: cards)
+    compiling = [sys.executable, "-c", "import time; input(); time.sleep(1)"]
+    found = []
+    for card.total, card.mode in ((24000, "Default"), (80000, "Exclusive_Process"), (80000, "Default")):
+        with train.started_early(run, [sys.executable, "-c", WAITING], {}, compiling):
+            compiler = train._early[run.folder].compiler
+            say(run, train.TRAINER, tmp_path)
+            found.append(compiler.poll())
+    assert found == [0, 0, None]
+    assert compiler.poll() is not None  # with the block
