@@ -59,7 +59,7 @@ def fetch_tokenizer(run: Any) -> None:
     from recipe.base_model.tokenizer import download_for_plan
 
     for what, path in download_for_plan(run):
-        click.echo(f"{what} {run.relative(path)}")
+        click.echo(f"{_(what)} {run.relative(path)}")
 
 
 def _fetch_loggers(run: Any) -> None:

@@ -26,6 +26,28 @@ DOMAIN = "recipe"
 LANGUAGES = ("en", "zh_CN")
 FULL_STOPS = "。！？；：）\n"
 SENTENCE_END = re.compile(r"(?<=[.!?]) (?=\S)|\n")
+NUMBER = re.compile(r"[\d,.]+")
+WORD = re.compile("[A-Za-z]{2,}")
+# Too few words of a message's own, and any text with a colon or an "of" would be taken for it.
+COMMON = {
+    "of",
+    "to",
+    "on",
+    "in",
+    "at",
+    "by",
+    "and",
+    "or",
+    "for",
+    "from",
+    "with",
+    "the",
+    "is",
+    "are",
+    "was",
+    "as",
+    "not",
+}
 MOST_SENTENCES = 10  # looked at one by one in a finished text
 _chosen: ContextVar[str] = ContextVar("language", default="")
 
@@ -159,6 +181,8 @@ def _values(message: Pieces, text: str) -> Optional[Dict[str, str]]:
         end = text.find(after, at) if next_field else len(text) - len(after)
         if end < at or values.setdefault(field, text[at:end]) != text[at:end]:
             return None
+        if field == "n" and not NUMBER.fullmatch(values[field]):
+            return None
         at = end + len(after)
     return values
 
@@ -172,8 +196,10 @@ def _templates(name: str) -> List[Tuple[Pieces, Pieces]]:
         message = key if isinstance(key, str) else key[0]
         with contextlib.suppress(ValueError):
             pieces = _pieces(message)
+            words = [word for literal, _field in pieces for word in WORD.findall(literal) if word not in COMMON]
             weight = sum(len(literal) for literal, _field in pieces)
-            if weight > 3 and len(pieces) > 1 and all(field for _literal, field in pieces[:-1]):
+            counted = [field for _literal, field in pieces[:-1]] == ["n"]
+            if len(words) > (0 if counted else 1) and len(pieces) > 1 and all(field for _literal, field in pieces[:-1]):
                 found.append((weight, pieces, _pieces(translation)))
     return [(pieces, translated) for _weight, pieces, translated in sorted(found, key=lambda one: -one[0])]
 

@@ -56,7 +56,7 @@ def show_header(cells: Sequence[Any]) -> str:
 def role_name(role: str) -> str:
     """A role as messages name it."""
     names = {
-        QUESTION: _("question"), ANSWER: _("answer"), SYSTEM: _("system"), CONVERSATION: _("conversation"),
+        QUESTION: _("question"), ANSWER: _("answer"), SYSTEM: _("system prompt"), CONVERSATION: _("conversation"),
         TURN: _("turn"),
     }  # fmt: skip
     return names.get(role, role)

@@ -53,7 +53,7 @@ def _parts(match: "re.Match[str]") -> List[str]:
         found.append(_("turn {number}", number=match["turn"]))
     if match["text"]:
         found.append(
-            {"question": _("question"), "answer": _("answer"), "system": _("system"), "image": _("image")}[
+            {"question": _("question"), "answer": _("answer"), "system": _("system prompt"), "image": _("image file")}[
                 match["text"]
             ]
         )

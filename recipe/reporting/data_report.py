@@ -26,6 +26,7 @@ from recipe.core.translation import _, listed, mark, ngettext, stored
 from recipe.intake import checks, damage
 from recipe.intake import dataset as intake_dataset
 from recipe.intake.images import IMAGE_TOKEN
+from recipe.intake.places import in_words
 from recipe.intake.progress import Progress
 from recipe.planning import tokens as planning_tokens
 from recipe.planning.tokens import encoded
@@ -391,9 +392,9 @@ def _count_rows(figures: Dict[str, Any], survey: Survey, max_length: int) -> Lis
         f["held_out"],
     )
     rows.append((_("held out"), held_out))
-    rows += [(_("not read"), stored(what)) for what in f["skipped"]]
+    rows += [(_("not read"), in_words(place)) for place in f["skipped"]]
     for what, (times, places) in f.get("notes", {}).items():
-        shown = _("; ").join([*map(stored, places), *["…"] * (times > len(places))])
+        shown = _("; ").join([*map(in_words, places), *["…"] * (times > len(places))])
         texts = ngettext(
             "{n:,} text with {what}: {places}",
             "{n:,} texts with {what}: {places}",
@@ -434,12 +435,12 @@ def _read(one: Dict[str, Any]) -> str:
     if one.get("sheet"):
         where = _("{file}, sheet {sheet}", file=where, sheet=one["sheet"])
     if one["encoding"]:
-        where = listed([where, one["encoding"]])
+        where = listed([where, _(one["encoding"])])
     parts = [ngettext("{where}: {n:,} row", "{where}: {n:,} rows", one["rows"], where=where)]
     # The roles are named as in data.columns; a file of records has none.
     parts.append(_("; ").join(f"{role}: {column}" for role, column in one.get("columns", {}).items()))
     if one.get("unused"):
-        parts.append(_("columns not used: {columns}", columns=listed(map(stored, one["unused"]))))
+        parts.append(_("columns not used: {columns}", columns=listed(map(in_words, one["unused"]))))
     return _("; ").join(parts)
 
 
