@@ -11,6 +11,7 @@ import json
 import re
 import string
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, List, Set, Tuple
 
@@ -24,6 +25,7 @@ from recipe.core.translation import FOLDER
 ROOT = FOLDER.parent.parent
 PO = FOLDER / "zh_CN" / "LC_MESSAGES" / "recipe.po"
 MO = PO.with_suffix(".mo")
+DATE = datetime(2026, 1, 1, tzinfo=timezone.utc)  # in the compiled file's header; the day itself would change it
 KEYWORDS = {"_": None, "mark": None, "ngettext": (1, 2), "message": None}
 PYTHON_NAMES = ("_", "mark", "ngettext")
 # name of a file → how Babel reads it; the first that matches
@@ -89,7 +91,7 @@ def collect() -> Catalog:
 def merged(old: Catalog) -> Catalog:
     """All messages of the code, in order, with the translations that `old` has."""
     made = Catalog(locale="zh_CN", project="recipe", fuzzy=False, header_comment="# Simplified Chinese messages.")
-    made.creation_date = made.revision_date = old.creation_date
+    made.creation_date = made.revision_date = DATE
     messages = [one for one in collect() if one.id]
     for one in sorted(messages, key=lambda one: (one.locations[0][0], _first(one))):
         known = old.get(one.id)
