@@ -11,7 +11,6 @@ import json
 import re
 import string
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, List, Set, Tuple
 
@@ -25,7 +24,6 @@ from recipe.core.translation import FOLDER
 ROOT = FOLDER.parent.parent
 PO = FOLDER / "zh_CN" / "LC_MESSAGES" / "recipe.po"
 MO = PO.with_suffix(".mo")
-DATE = datetime(2026, 1, 1, tzinfo=timezone.utc)  # in the compiled file's header; the day itself would change it
 KEYWORDS = {"_": None, "mark": None, "ngettext": (1, 2), "message": None}
 PYTHON_NAMES = ("_", "mark", "ngettext")
 # name of a file → how Babel reads it; the first that matches
@@ -91,7 +89,6 @@ def collect() -> Catalog:
 def merged(old: Catalog) -> Catalog:
     """All messages of the code, in order, with the translations that `old` has."""
     made = Catalog(locale="zh_CN", project="recipe", fuzzy=False, header_comment="# Simplified Chinese messages.")
-    made.creation_date = made.revision_date = DATE
     messages = [one for one in collect() if one.id]
     for one in sorted(messages, key=lambda one: (one.locations[0][0], _first(one))):
         known = old.get(one.id)
@@ -123,11 +120,22 @@ def po(catalog: Catalog) -> bytes:
     ).encode()
 
 
+class _Compiled(Catalog):
+    """With a header that holds no date and no version, so that equal translations are equal bytes."""
+
+    @property
+    def mime_headers(self) -> List[Tuple[str, str]]:  # type: ignore[override]
+        return [("Content-Type", "text/plain; charset=utf-8"), ("Plural-Forms", self.plural_forms)]
+
+
 def mo(catalog: Catalog) -> bytes:
     """The compiled catalogue, without what is not translated. Plurals stand there also by themselves: the compiled
     form drops the texts that translation.stored looks for.
     """
-    made, whole = io.BytesIO(), read_po(io.BytesIO(po(catalog)), locale="zh_CN")
+    made, whole = io.BytesIO(), _Compiled(locale="zh_CN")
+    for one in read_po(io.BytesIO(po(catalog)), locale="zh_CN"):
+        if one.id:
+            whole.add(one.id, one.string)
     for one in list(whole):
         if one.pluralizable and not whole.get(one.id[1]):
             whole.add(one.id[1], one.string[0])
