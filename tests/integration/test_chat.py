@@ -124,7 +124,7 @@ def test_a_conversation_at_a_terminal(terminal, demo, run, tmp_path):
     at.type("/system\n")
     assert f"({run.settings.data.system})" in at.until(r"\n> $")
     at.type(f"/save {tmp_path / 'said.jsonl'}\n")
-    assert "(1 turns saved to " in at.until(r"\n> $")
+    assert "(1 turn saved to " in at.until(r"\n> $")
     first, *_ = json.loads((tmp_path / "said.jsonl").read_text(encoding="utf-8"))["conversation"]
     assert (first["system"], first["input"]) == (run.settings.data.system, "你好")
     assert len(first["output"]) >= 4
