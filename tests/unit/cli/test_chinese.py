@@ -9,11 +9,8 @@ from recipe.cli import main as front
 from recipe.cli import words as scripts
 from recipe.core import data_source, overrides, translation
 from recipe.core.errors import HostLacks, InputWrong, NotFetched, reason
+from support.chinese import english
 from support.command import ROOT, recipe, runner
-
-# What may be English: `…`, a command to type, a quoted value, a path, a setting
-QUOTED = re.compile(r"""`[^`]*`|\bjust [a-z][^，。；：（）\n]*|'[^'\n]*'|"[^"\n]*"|\S*/[!-~]*|[\w.]+=[!-~]*""")
-ENGLISH = re.compile(r"[a-z]{2,}(?:,? [a-z]{2,}){2,}", re.IGNORECASE)
 
 REFUSED = {
     "plna": "没有 'plna' 这条命令。你是不是想输入 plan？`just help` 会全部列出。",
@@ -65,10 +62,6 @@ REFUSED = {
     "plan tiny merge.weights=[1,2]": "merge.weights 有 2 个数，而适配器有 1 个",
     'plan tiny train.evaluation_inputs=[""]': "应为整数（现在是 ['']），或有一段文本为空（现在是 ''）。",
 }
-
-
-def english(text):
-    return ENGLISH.findall(QUOTED.sub("·", text))
 
 
 @pytest.fixture(autouse=True)
