@@ -43,6 +43,8 @@ def tokenizer(run: Run) -> Any:
     try:
         if place.is_file():
             return tokenizer_from_model(place)
+        if not (place / "config.json").exists() and (place / "tokenizer.model").is_file():  # a folder with it alone
+            return tokenizer_from_model(place / "tokenizer.model")
         return load(run.settings, place, padding_side="right")
     except Exception as error:  # sentencepiece, tokenizers and remote code raise many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
