@@ -18,6 +18,7 @@ from recipe.reporting.format import seconds
 
 BARS = "▁▂▃▄▅▆▇█"
 ITERATION, LEARNING_RATE = mark("iteration"), mark("learning rate")
+PARTS = (mark("start"), mark("answers"))  # of TimingHook's time_breakdown, beside iterations and checkpoints
 MAX_ANSWER = 400  # characters of an answer in the closing samples
 
 
@@ -99,7 +100,7 @@ def plan_rows(plan: Dict[str, Any]) -> List[Sequence[str]]:
             else _("{tokens:,}; kept {kept:,} ({share:.1%})", **kept),
         ),
         (_("answer tokens (with loss)"), answers),
-        (_("truncated, fully masked"), f"{len(p['rows_cut'])}, {len(p['rows_masked'])}"),
+        (_("truncated, fully masked"), listed((len(p["rows_cut"]), len(p["rows_masked"])))),
         (_heading(_("schedule")), ""),
         _packs(p),
         (_("iterations"), _("; ").join([iterations, *others])),

@@ -75,7 +75,8 @@ def training_setup(view: RunView) -> Rows:
     model, config, adapter, data = (run.figures(name) for name in ("model", "config", "adapter", "data"))
     rows: Rows = [*_origin(run)]
     if model:
-        rows.append((_("folder"), f"{model['folder']}, {model['bytes'] / 1e6:,.1f} MB"))
+        size = f"{model['bytes'] / 1e6:,.1f} MB"
+        rows.append((_("folder"), _("{first}, {second}", first=model["folder"], second=size)))
     lora = config.get("lora", {})
     if lora:
         how = _(

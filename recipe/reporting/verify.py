@@ -332,7 +332,8 @@ def show(lines: Iterator[Check], console: Any) -> bool:
     from rich.table import Table
 
     table = Table(_("check"), "", "")
-    table.columns[0].overflow = "fold"
+    for column in table.columns:
+        column.overflow = "fold"
     found = []
     styles = {OK: "green", DIFFERS: "bold red", NOT_HERE: "yellow"}
     for line in lines:

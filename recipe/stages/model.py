@@ -45,7 +45,8 @@ def make(run: Run, output: Path) -> Dict[str, Any]:
 def summary(figures: Dict[str, Any]) -> str:
     """The folder, where its files come from, and whose code loads them."""
     revision, commit, source = figures["revision"], figures["commit"], figures["source"]
-    parts = [f"{figures['folder']}, {figures['bytes'] / 1e6:,.1f} MB"]
+    size = f"{figures['bytes'] / 1e6:,.1f} MB"
+    parts = [_("{first}, {second}", first=figures["folder"], second=size)]
     if figures["unknown_revision"]:
         parts.append(_("not fetched by this recipe, so its revision is unknown"))
     elif figures["sha256"]:

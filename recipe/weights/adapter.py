@@ -140,7 +140,7 @@ def card(run: Run, figures: Dict[str, Any], place: Path) -> str:
             "r {r}, alpha {alpha}, on {modules}",
             r=config["lora"]["r"], alpha=config["lora"]["lora_alpha"], modules=listed(figures["targets"]),
         ),
-        _("iterations, updates"): f"{train['iterations']}, {train['updates']}",
+        _("iterations, updates"): listed((train["iterations"], train["updates"])),
         _("seed"): train["seed"],
         _("peak learning rate"): f"{train['lr_peak_logged']:.4g}",
         _("loss, first → last"): f"{train['loss_first']} → {train['loss_last']}",

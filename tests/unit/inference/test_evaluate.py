@@ -54,9 +54,9 @@ def test_the_summary_is_english_in_files_and_chinese_on_a_chinese_terminal():
     with use("zh"):
         assert stored(said) == evaluate.summary(figures)
         assert stored(said).startswith(
-            "更好：留出损失 2.350 → 2.200（每个 token 的 nat 数），差值 -0.1350（95 % 区间 -"
+            "更好：留出的对话上的损失 2.350 → 2.200（每 token 的 nat 数），差值 -0.1350（95 % 区间 -"
         )
-        assert stored(said).endswith("），8 个对话中有 8 个更低")
+        assert stored(said).endswith("），8 段对话中有 8 段更低")
 
 
 def test_missing_packages_are_reported_before_a_model_is_loaded(tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ def test_a_wrong_step_is_caught_and_xtuners_own_taken(monkeypatch, running, plan
     [
         (
             {"compared": "recording", "passed": False, "error": verdict.FOUND_BEFORE},
-            "快速训练步没有录制为 CUDA 图：在这次运行开始时发现。",
+            "快速训练步没有录制成 CUDA Graph：在这次运行开始时发现。",
         ),
         (
             {"compared": "against_stock", "loss_difference": 0.02, "layer_difference": 1.0, "worst": "layer 3, wqkv A"},
