@@ -22,9 +22,13 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def sums(folder: Path) -> Dict[str, str]:
-    """Relative name → sha256 of every file of a folder and its folders."""
-    found = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+def sums(folder: Path, links: bool = True) -> Dict[str, str]:
+    """Relative name → sha256 of every file of a folder and its folders; without `links`, of its own files."""
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and (links or not path.is_symlink())
+    )
     with ThreadPoolExecutor(READERS) as readers:
         return {str(file.relative_to(folder)): value for file, value in zip(found, readers.map(digest, found))}
 

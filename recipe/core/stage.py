@@ -8,7 +8,7 @@ files (paths, which count by content). If inputs and outputs are as the manifest
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Tuple, Union
 
 from recipe.core.files import remove, replace
 from recipe.core.hashing import digest, digest_of, key_of, stamp, sums
@@ -83,9 +83,9 @@ def perform(run: Run, stage: Stage) -> Tuple[Dict[str, Any], bool]:
     return entry, True
 
 
-def _made(path: Path, known: str) -> Dict[str, Any]:
+def _made(path: Path, known: Union[str, Dict[str, str]]) -> Dict[str, Any]:
     """An output's manifest entry: sha256 (`known`, or computed), stamp, and a folder's checksums (files)."""
-    if known or not path.is_dir():
+    if isinstance(known, str) and (known or not path.is_dir()):
         return {"sha256": known or digest(path), "stamp": stamp(path)}
-    found = sums(path)
+    found = known if isinstance(known, dict) else sums(path)
     return {"sha256": digest_of(found), "stamp": stamp(path), "files": found}

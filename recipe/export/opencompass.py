@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from recipe.base_model import folder, model_code
-from recipe.core.hashing import digest
+from recipe.core.hashing import sums
 from recipe.core.run import Run
 from recipe.core.translation import _, english, mark
 from recipe.export.merged import MergedModel, target_path
@@ -60,5 +60,5 @@ def opencompass(run: Run, merged: MergedModel, output: Path) -> Dict[str, Any]:
         notes.append(mark("OpenCompass needs a chat_template in tokenizer_config.json; this model has none."))
     return {
         "commands": [f"opencompass {config} -w output/opencompass"], "notes": notes,
-        "digests": {"export/opencompass": digest(output / "eval.py")},  # excludes the linked weights of the base
+        "digests": {"export/opencompass": sums(output, links=False)},  # without the base's weights
     }  # fmt: skip

@@ -86,6 +86,22 @@ def exported(run):
     return printed
 
 
+def test_verify_accepts_every_export(run, exported):
+    from recipe.reporting import verify
+
+    stages = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["stages"]
+    made = {
+        what: one
+        for name, stage in stages.items()
+        if name.startswith("export-")
+        for what, one in stage["outputs"].items()
+    }
+    assert len(made) > 4
+    for what, one in made.items():
+        check = verify._check_output(run.folder / what, what, one)
+        assert check.verdict == verify.OK, check
+
+
 def commands(printed):
     return [shlex.split(line) for line in printed.split("\nNext:\n")[1].splitlines()]
 
