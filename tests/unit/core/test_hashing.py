@@ -1,5 +1,12 @@
 """The checksum of a folder."""
 
+import os
+import signal
+import threading
+import time
+
+import pytest
+
 from recipe.core import hashing
 
 
@@ -13,3 +20,14 @@ def test_digest_of_a_folder_sees_names_and_contents(tmp_path):
     (folder / "y").rename(folder / "x")
     assert hashing.digest(folder) == first
     assert hashing.digest(tmp_path / "none") == "absent"
+
+
+def test_an_interrupt_does_not_wait_for_the_files(tmp_path):
+    for number in range(8):
+        with (tmp_path / str(number)).open("wb") as stream:
+            stream.truncate(16 << 30)  # half a minute each
+    began = time.monotonic()
+    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        hashing.sums(tmp_path)
+    assert time.monotonic() - began < 5
