@@ -88,6 +88,7 @@ class AtomicCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         part = folder / f".{name}.part"
         self._wait()
+        barrier()  # the first rank has pruned: no other finds the disk full before
         self._check_disk(runner, step)
         if is_main_process():
             for left in folder.glob(".iter_*.part"):  # of a trainer that was killed

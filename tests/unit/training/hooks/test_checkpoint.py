@@ -50,3 +50,13 @@ def test_a_disk_that_fills_while_a_checkpoint_is_flushed_ends_the_training(hook,
     with pytest.raises(OSError, match="No space left on device"):
         hook.after_train_iter(runner, 3)
     assert checkpoints.last_checkpoint(tmp_path) is None
+
+
+def test_all_ranks_ask_for_room_once_older_checkpoints_are_gone(hook, runner, monkeypatch):
+    done = []
+    monkeypatch.setattr(hook, "_wait", lambda: done.append("wait"))
+    monkeypatch.setattr(checkpoint, "barrier", lambda: done.append("barrier"))
+    monkeypatch.setattr(hook, "_check_disk", lambda runner, step: done.append("check"))
+    hook._save_checkpoint_with_step(runner, 3, {})
+    hook._writer.shutdown()
+    assert done[:3] == ["wait", "barrier", "check"]
