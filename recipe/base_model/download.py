@@ -27,7 +27,7 @@ from recipe.base_model.record import (
     staging_folder,
 )
 from recipe.core.commands import command_line
-from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError
+from recipe.core.errors import HostLacks, InputWrong, NotFetched, RecipeError, reason
 from recipe.core.hashing import digest
 from recipe.core.progress import transfer_progress
 from recipe.core.run import Run
@@ -120,7 +120,7 @@ def _models_lock(run: Run) -> Iterator[None]:
                 "{folder} is writable and there is a network: {command}.",
                 what=_what(run),
                 folder=run.relative(run.models),
-                reason=error.strerror,
+                reason=reason(error),
                 command=command_line("model"),
             )
         )

@@ -22,7 +22,8 @@ class InternLM2ForCausalLM(Model):
         """Like transformers', but a .bin file is read as tensors only, because a pickle can hold code, and weights are
         read and converted in threads, or converted by the GPU they belong to.
         """
-        device, dtype = (kwargs.get("device_map") or {}).get(""), kwargs.get("torch_dtype")
+        places, dtype = kwargs.get("device_map"), kwargs.get("torch_dtype")
+        device = places.get("") if isinstance(places, dict) else None
         prepared: ContextManager[None] = contextlib.nullcontext()
         if kwargs.get("quantization_config") is not None and isinstance(dtype, torch.dtype):
             prepared = _prepared("cpu", dtype)  # bitsandbytes takes them from there

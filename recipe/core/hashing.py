@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 READERS = 4  # files of a folder that are read at a time
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file, or of a folder's relative names and contents; "absent" if there is none."""
+def digest(path: Path, unwanted: Optional[threading.Event] = None) -> str:
+    """sha256 of a file, or of a folder's relative names and contents; "absent" if there is none.
+
+    Reading a file ends early where nobody wants the result any more.
+    """
     if path.is_dir():
         return digest_of(sums(path))
     if not path.is_file():
@@ -18,6 +22,8 @@ def digest(path: Path) -> str:
     total = hashlib.sha256()
     with path.open("rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
+            if unwanted and unwanted.is_set():
+                break
             total.update(block)
     return total.hexdigest()
 
@@ -29,8 +35,13 @@ def sums(folder: Path, links: bool = True) -> Dict[str, str]:
         for path in folder.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and (links or not path.is_symlink())
     )
+    unwanted = threading.Event()
     with ThreadPoolExecutor(READERS) as readers:
-        return {str(file.relative_to(folder)): value for file, value in zip(found, readers.map(digest, found))}
+        try:
+            values = list(readers.map(lambda file: digest(file, unwanted), found))
+        finally:
+            unwanted.set()  # Ctrl-C does not wait until the files are read
+    return {str(file.relative_to(folder)): value for file, value in zip(found, values)}
 
 
 def digest_of(found: Dict[str, str]) -> str:

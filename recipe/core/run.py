@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from recipe.core import overrides
-from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.errors import HostLacks, InputWrong, reason
 from recipe.core.files import relative_path, write_text
 from recipe.core.hashing import digest
 from recipe.core.host import host, versions
@@ -123,7 +123,7 @@ class Run:
                     "Cannot write the output folder {folder}: {reason}. Make it writable, or name another with "
                     "--output.",
                     folder=self.relative(self.folder),
-                    reason=error.strerror,
+                    reason=reason(error),
                 )
             )
         path = self.folder / "run.json"

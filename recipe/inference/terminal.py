@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 import click
 
 from recipe.base_model.tokenizer import load as load_tokenizer
-from recipe.core.errors import InputWrong
+from recipe.core.errors import InputWrong, reason
 from recipe.core.run import Run
 from recipe.core.translation import _, listed, mark, ngettext
 from recipe.inference import loading
@@ -102,7 +102,7 @@ class Conversation:
             raise InputWrong(_("{file} exists. Choose another name.", file=name))
         except OSError as error:
             raise InputWrong(
-                _("Cannot write {file} ({error}). Choose a path below output/.", file=name, error=error.strerror)
+                _("Cannot write {file} ({error}). Choose a path below output/.", file=name, error=reason(error))
             )
         note(ngettext("({n} turn saved to {file})", "({n} turns saved to {file})", len(turns), file=name))
 

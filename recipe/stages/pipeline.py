@@ -77,8 +77,10 @@ def run_stages(run: Run, command: str, items: Optional[Items] = None) -> None:
             )
         )
     chosen = items or of_method(run, COMMANDS[command])
-    with waiting_trainer.started(run) if train.STAGE in chosen else contextlib.nullcontext():
-        _run_items(run, command, chosen)
+    trained = chosen.index(train.STAGE) + 1 if train.STAGE in chosen else 0
+    with waiting_trainer.started(run) if trained else contextlib.nullcontext():
+        _run_items(run, command, chosen[:trained])
+    _run_items(run, command, chosen[trained:])
 
 
 def _run_items(run: Run, command: str, items: Items) -> None:

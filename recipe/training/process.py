@@ -35,7 +35,7 @@ DEEPSPEED_FILE = "deepspeed.json"  # DeepSpeed's configuration, beside the check
 
 STARTED = "RECIPE_TRAINING_STARTED"  # when a waiting trainer was given its arguments, in seconds of CLOCK_BOOTTIME
 
-LARGE_CARD = 40000  # MiB
+LARGE_CARD = 40000  # MiB that are free
 
 COMPILE_TIMEOUT = 120  # seconds
 
@@ -154,23 +154,29 @@ def _take_early(run: Run, words: List[str], variables: Dict[str, str]) -> "Optio
     trainer = _early.pop(run.folder, None)
     if trainer is None:
         return None
-    child = trainer.child
-    if words[:3] == TRAINER and _own(variables) == trainer.own and child.poll() is None:
-        if trainer.compiler and trainer.compiler.poll() is None:
+    is_taken = False
+    try:
+        if trainer.compiler:
             _wait_for_card(trainer.compiler)
-        given = {"arguments": words[3:], "sent": time.clock_gettime(time.CLOCK_BOOTTIME)}
-        if _send(child, given):
-            return child
-    _end(child)
-    return None
+        if words[:3] == TRAINER and _own(variables) == trainer.own and trainer.child.poll() is None:
+            given = {"arguments": words[3:], "sent": time.clock_gettime(time.CLOCK_BOOTTIME)}
+            is_taken = _send(trainer.child, given)
+    finally:
+        if not is_taken:
+            _end(trainer.child)
+    return trainer.child if is_taken else None
 
 
 def _wait_for_card(compiler: "subprocess.Popen[str]") -> None:
-    """Wait until the kernels are compiled, where the card may not do for both processes."""
+    """Wait until the kernels are compiled, where the card may not do for both processes. Ends what takes too long."""
+    if compiler.poll() is not None:
+        return
     card = next(iter(hardware.visible(hardware.query()[0])), None)
-    if card is None or (card.total or 0) < LARGE_CARD or card.mode != "Default":
-        with contextlib.suppress(subprocess.TimeoutExpired):
+    if card is None or (card.free or 0) < LARGE_CARD or card.mode != "Default":
+        try:
             compiler.wait(timeout=COMPILE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            _end(compiler)
 
 
 def _start(

@@ -21,7 +21,7 @@ import click
 
 from recipe.core import rental
 from recipe.core.commands import command_line
-from recipe.core.errors import HostLacks, InputWrong
+from recipe.core.errors import HostLacks, InputWrong, reason
 from recipe.core.run import is_locked
 from recipe.core.translation import _, ngettext, use
 from recipe.web import tunnel
@@ -108,7 +108,7 @@ def listen_address(options: ServerOptions) -> str:
                     "Port {port} of {host} is not available ({why}). Use another one: port={other}",
                     port=options.port,
                     host=host,
-                    why=error.strerror,
+                    why=reason(error),
                     other=8502 if options.port != 8502 else 8503,
                 )
             )

@@ -51,6 +51,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if self._pending and self._pending.done():
+            self._wait()  # a full disk ends the training here, not at the next checkpoint
         is_requested, is_overdue = self._stop_state()
         step = runner.iter + 1
         # A checkpoint does not hold accumulated gradients: it is only saved after an update.
@@ -86,9 +88,11 @@ class AtomicCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         part = folder / f".{name}.part"
         self._wait()
+        barrier()  # the first rank has pruned: no other finds the disk full before
         self._check_disk(runner, step)
         if is_main_process():
-            remove(part)
+            for left in folder.glob(".iter_*.part"):  # of a trainer that was killed
+                remove(left)
         barrier()
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)

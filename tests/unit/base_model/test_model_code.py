@@ -139,3 +139,7 @@ def test_weights_are_prepared_ahead_of_their_turn(run_of_demo):
         assert [name for name, _tensor in made] == list(plain)
         assert all(torch.equal(tensor, plain[name].to(dtype or tensor.dtype)) for name, tensor in made)
     assert type(internlm2.modeling_utils.load_state_dict(file)) is dict
+
+
+def test_a_device_may_have_a_name(run_of_demo):
+    assert model_code.load_model(run_of_demo, device_map="cpu").device.type == "cpu"

@@ -4,6 +4,7 @@ import pytest
 
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
+from recipe.core.translation import use
 
 ENTRY = '{"key": "k", "figures": {}, "outputs": %s, "seconds": 1, "peak_memory_mb": 1}'
 
@@ -58,3 +59,11 @@ def test_an_output_folder_that_cannot_be_made(run):
     run.output.write_text("a file is in the way")
     with pytest.raises(HostLacks, match="--output"):
         run.open()
+
+
+def test_what_the_system_says_is_in_the_users_language(run):
+    run.output.write_text("a file is in the way")
+    with use("zh"), pytest.raises(HostLacks) as caught:
+        run.open()
+    assert "Not a directory" not in str(caught.value)
+    assert "File exists" not in str(caught.value)

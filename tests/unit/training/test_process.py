@@ -118,16 +118,42 @@ def test_a_trainer_that_is_not_needed_is_ended(run):
 
 
 def test_kernels_are_compiled_before_a_training_that_needs_the_whole_card(run, tmp_path, monkeypatch):
-    card = SimpleNamespace(total=24000, mode="Default")
+    card = SimpleNamespace(free=24000, mode="Default")
     monkeypatch.setattr(train, "gpus", lambda: [])
     monkeypatch.setattr(train.hardware, "query", lambda: ([card], None))
     monkeypatch.setattr(train.hardware, "visible", lambda cards: cards)
     compiling = [sys.executable, "-c", "import time; input(); time.sleep(1)"]
     found = []
-    for card.total, card.mode in ((24000, "Default"), (80000, "Exclusive_Process"), (80000, "Default")):
+    for card.free, card.mode in ((24000, "Default"), (80000, "Exclusive_Process"), (80000, "Default")):
         with train.started_early(run, [sys.executable, "-c", WAITING], {}, compiling):
             compiler = train._early[run.folder].compiler
             say(run, train.TRAINER, tmp_path)
             found.append(compiler.poll())
     assert found == [0, 0, None]
     assert compiler.poll() is not None  # with the block
+
+
+@pytest.mark.parametrize("waiting", [WAITING, "raise SystemExit(1)"])
+def test_compiling_that_takes_too_long_gives_the_card_back(run, tmp_path, monkeypatch, waiting):
+    card = SimpleNamespace(free=80000, mode="Exclusive_Process")
+    monkeypatch.setattr(train, "gpus", lambda: [])
+    monkeypatch.setattr(train.hardware, "query", lambda: ([card], None))
+    monkeypatch.setattr(train.hardware, "visible", lambda cards: cards)
+    monkeypatch.setattr(train, "COMPILE_TIMEOUT", 0.5)
+    monkeypatch.setattr(train, "TRAINER", [sys.executable, "-c", "print('alone')"])
+    with train.started_early(run, [sys.executable, "-c", waiting], {}, ["sleep", "60"]):
+        compiler = train._early[run.folder].compiler
+        assert say(run, train.TRAINER, tmp_path)[0] == 0
+        assert compiler.poll() is not None
+
+
+def test_a_trainer_is_ended_where_waiting_for_the_card_is_interrupted(run, tmp_path, monkeypatch):
+    def interrupted(compiler):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_wait_for_card", interrupted)
+    with train.started_early(run, [sys.executable, "-c", WAITING], {}, ["sleep", "60"]):
+        early = train._early[run.folder].child
+        with pytest.raises(KeyboardInterrupt):
+            say(run, train.TRAINER, tmp_path)
+        assert early.poll() is not None
