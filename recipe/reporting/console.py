@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from recipe.core.run import Run
-from recipe.core.translation import _, english, listed, mark, ngettext, stored
+from recipe.core.text_width import fold
+from recipe.core.translation import _, english, listed, mark, ngettext, sentences, stored
 from recipe.reporting import charts
 from recipe.reporting.format import seconds
 
@@ -247,9 +248,12 @@ def show_plan(plan: Dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for what, figure in plan_rows(plan):
         table.add_row(what, figure)
+    fold(table)
     console.print(table)
     for warning in plan["warnings"]:
-        console.print(f"[yellow]{_('note:')}[/] {stored(warning)}", highlight=False)
+        note = _("note:")
+        rest = sentences(note, stored(warning))[len(note) :]
+        console.print(f"[yellow]{note}[/]{rest}", highlight=False)
 
 
 def save_learning_rate(plan: Dict[str, Any], path: Path) -> None:
