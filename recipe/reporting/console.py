@@ -169,7 +169,10 @@ def _cost_rows(cost: Dict[str, Any], gpus: int) -> List[Sequence[str]]:
     rows.append((_("in all"), _("{first}, {second}", first=_total(cost), second=again) + _money(cost)))
     dated = [price for price in cost["prices"] if "source" in price]
     rows += [
-        (f"  {stored(price['platform'])}", _("price of {date}: {source}", date=price["date"], source=price["source"]))
+        (
+            f"  {stored(price['platform'])}",
+            _("price of {date}: {source}", date=price["date"], source=stored(price["source"])),
+        )
         for price in dated
     ]
     rows += [(_("on {card}", card=other["card"]), f"{_total(other)}{_money(other)}") for other in cost["others"]]
@@ -324,6 +327,7 @@ def summary_table(run: Run) -> Table:
     table = Table(title=_("Recipe {name}", name=run.name), show_header=False, title_justify="left")
     for name, value in lines:
         table.add_row(name, value)
+    fold(table)
     return table
 
 
