@@ -108,7 +108,8 @@ class Commands(click.Group):
             click.secho(str(error), fg=None if isinstance(error, (NotFetched, Stopped)) else "red", err=True)
             sys.exit(error.code)
         except click.UsageError as error:
-            click.secho(f"{command}: {stored(error.format_message())}", fg="red", err=True)
+            told = _("{place}: {problem}", place=command, problem=stored(error.format_message()))
+            click.secho(told, fg="red", err=True)
             sys.exit(InputWrong.code)
         except (KeyboardInterrupt, click.Abort):
             click.secho(_(INTERRUPTED.get(command, STOPPED)), err=True)

@@ -14,6 +14,7 @@ from recipe.core.errors import InputWrong, reason
 from recipe.core.files import write_text
 from recipe.core.overrides import to_toml
 from recipe.core.recipe_files import RECIPES, recipes
+from recipe.core.text_width import fold
 from recipe.core.translation import _, english, mark, ngettext, stored
 from recipe.planning import memory
 from recipe.xtuner import preset_editor, preset_facts
@@ -50,6 +51,7 @@ def show(word: str, terminal: Any) -> None:
     table = Table(*map(_, HEAD), box=None)
     for row in found:
         table.add_row(*row[:-1], stored(row[-1]))
+    fold(table)
     terminal.print(table)
     terminal.print(
         ngettext(
@@ -103,10 +105,8 @@ def _from_recipe(path: Path, base: str) -> str:
 
 
 def _from_preset(path: Path, base: str) -> str:
-    with english():  # as the file's other comments
-        found = preset_facts.facts(base)
-        said = found.refusal
-    warning = f"# Does not run here: {said}.\n" if said else ""
+    found = preset_facts.facts(base)
+    warning = f"# Does not run here: {found.refusal}.\n" if found.refusal else ""  # English, as the other comments
     has_images = found.kind == "image"
     vision = VISUAL_ENCODER.format(visual_encoder=found.visual_encoder) if has_images else ""
     rate = {"full": "2e-5", "projector": "1e-3"}.get(found.method, "2e-4")

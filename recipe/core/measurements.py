@@ -20,8 +20,9 @@ BENCH = Path(__file__).resolve().parent.parent.parent / "output" / "bench.json" 
 SOURCES = (
     mark("the tutorial's published log, {date}, DeepSpeed ZeRO-2"),
     mark("a step and an update under an allocator limit of {limit}, {versions}"),
-    mark("the decoder in cu13, {document}"),
-    mark("transformers' generate, {document}"),
+    mark("{card}, the decoder in cu13, {document}"),
+    mark("{card}, transformers' generate, {document}"),
+    mark("{n} shared CPU cores, {date}"),
 )
 
 

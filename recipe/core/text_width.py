@@ -1,7 +1,9 @@
 """Text in columns of a terminal, where a Chinese character is two wide. Python's standard library alone."""
 
 import unicodedata
-from typing import List
+from typing import Any, List
+
+from recipe.core.translation import language
 
 INVISIBLE = ("Mn", "Me", "Cf")  # categories: accents, marks of direction
 CLOSING = "。，、；：！？）》」』”’…,.;:!?)]}%"
@@ -35,6 +37,15 @@ def wrap(text: str, columns: int) -> List[str]:
             lines.append("")
         lines[-1] += word
     return [*lines[:-1], lines[-1].rstrip()]
+
+
+def fold(table: Any) -> None:
+    """Where words have no blanks between them, break lines of a rich table anywhere: rich would cut them, also by the
+    width of a blank at their end.
+    """
+    if language() != "en":
+        for column in table.columns:
+            column.overflow = "fold"
 
 
 def _breakable(text: str) -> List[str]:

@@ -21,6 +21,15 @@ PRICES = Path(__file__).with_name("prices.toml")
 EXACT, AT_MOST, AT_LEAST, UNKNOWN = "", mark("at most"), mark("at least"), mark("unknown")
 SETUP = (mark("environment"), mark("base model"))  # done once on a machine
 ITERATIONS = mark("training: iterations")
+# What the iterations are scaled from, with its source, and the sources of prices.toml that have words to translate.
+BASES = (
+    mark("{batch}×{length} on {card}: {source}"),
+    mark("{batch}×{length} on {card}, {way}: {source}"),
+    mark("{batch}×{length} on {card}, XTuner's own step, not {way}: {source}"),
+    mark("{address}, as a report of that day copied it; members pay 5 % less"),
+    mark("{address}, its lowest price"),
+    mark("https://www.runpod.io/pricing, copied in {address}"),
+)
 
 
 @functools.lru_cache(maxsize=None)

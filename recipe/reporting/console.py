@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from recipe.core.run import Run
-from recipe.core.translation import _, english, listed, mark, ngettext, stored
+from recipe.core.text_width import fold
+from recipe.core.translation import _, english, listed, mark, ngettext, sentences, stored
 from recipe.reporting import charts
 from recipe.reporting.format import seconds
 
@@ -168,7 +169,10 @@ def _cost_rows(cost: Dict[str, Any], gpus: int) -> List[Sequence[str]]:
     rows.append((_("in all"), _("{first}, {second}", first=_total(cost), second=again) + _money(cost)))
     dated = [price for price in cost["prices"] if "source" in price]
     rows += [
-        (f"  {stored(price['platform'])}", _("price of {date}: {source}", date=price["date"], source=price["source"]))
+        (
+            f"  {stored(price['platform'])}",
+            _("price of {date}: {source}", date=price["date"], source=stored(price["source"])),
+        )
         for price in dated
     ]
     rows += [(_("on {card}", card=other["card"]), f"{_total(other)}{_money(other)}") for other in cost["others"]]
@@ -247,9 +251,12 @@ def show_plan(plan: Dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for what, figure in plan_rows(plan):
         table.add_row(what, figure)
+    fold(table)
     console.print(table)
     for warning in plan["warnings"]:
-        console.print(f"[yellow]{_('note:')}[/] {stored(warning)}", highlight=False)
+        note = _("note:")
+        rest = sentences(note, stored(warning))[len(note) :]
+        console.print(f"[yellow]{note}[/]{rest}", highlight=False)
 
 
 def save_learning_rate(plan: Dict[str, Any], path: Path) -> None:
@@ -320,6 +327,7 @@ def summary_table(run: Run) -> Table:
     table = Table(title=_("Recipe {name}", name=run.name), show_header=False, title_justify="left")
     for name, value in lines:
         table.add_row(name, value)
+    fold(table)
     return table
 
 

@@ -21,7 +21,7 @@ from recipe.core import imports
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.files import write_text
 from recipe.core.run import Run
-from recipe.core.text_width import rjust
+from recipe.core.text_width import fold, rjust
 from recipe.core.translation import _, listed, mark, ngettext, stored
 from recipe.intake import checks, damage
 from recipe.intake import dataset as intake_dataset
@@ -448,6 +448,7 @@ def _print_report(rows: Any, histograms: Any, findings: Sequence[Finding], examp
     table = Table(show_header=False, box=None, pad_edge=False)
     for what, figure in rows:
         table.add_row(what, Text(figure))
+    fold(table)
     console.print(table)
     for title, counts in histograms:
         console.print(f"\n[bold]{title}[/]")

@@ -14,6 +14,7 @@ import tomli
 from recipe.core import settings
 from recipe.core.host import gpus
 from recipe.core.run import Run
+from recipe.core.text_width import fold
 from recipe.core.translation import _, mark, sentences
 from recipe.planning import schedule
 from recipe.planning.tokens import count
@@ -134,6 +135,7 @@ def show(run: Run, console: Any) -> bool:
     for what, theirs, ours, verdict in lines:
         style = {EQUAL: "green", DIFFERS: "bold red"}.get(verdict, "dim")
         table.add_row(what, theirs, ours, f"[{style}]{_(verdict) if verdict in (EQUAL, DIFFERS) else verdict}[/]")
+    fold(table)
     console.print(table)
     merged = run.figures("merge")
     found = _(

@@ -13,15 +13,15 @@ from support.chinese import english
 from support.command import ROOT, recipe, runner
 
 REFUSED = {
-    "plna": "没有 'plna' 这条命令。你是不是想输入 plan？`just help` 会全部列出。",
-    "plan --foo": "plan 没有 --foo 这个选项。你是不是想输入 --force？`just plan --help` 会全部列出。",
+    "plna": "没有 'plna' 这条命令。你是不是想输入 plan？运行 `just help` 查看全部。",
+    "plan --foo": "plan 没有 --foo 这个选项。你是不是想输入 --force？运行 `just plan --help` 查看全部。",
     "plan --recipe": "--recipe 后面要写配方名。用法：just plan [OPTIONS] [RECIPE] [KEY=VALUE]...",
     "plan tiny --png": "--png 后面要写值。用法：just plan",
-    "plan tiny --force=1": "plan: 选项 '--force' 后面不能写值。",
+    "plan tiny --force=1": "plan：选项 '--force' 后面不能写值。",
     "plan tiny train.lr=1 train.lr=2": "train.lr 写了两次：train.lr=1 和 train.lr=2。保留一个。",
     "plan coach system=You are kind": '多余的词：are kind。含空格的文本要加引号：system="You are kind" 用法：',
-    "export vlm tiny": "vlm：没有这个目标。你是不是想输入 vllm？可选：gguf、lmdeploy、ollama、",
-    "image bild": "bild：没有这个动作。你是不是想输入 build？可选：",
+    "export vlm tiny": "没有 vlm 这个目标。你是不是想输入 vllm？可选：gguf、lmdeploy、ollama、",
+    "image bild": "没有 bild 这个动作。你是不是想输入 build？可选：",
     "export": "缺少 TARGET。用法：just export",
     "plan tiny train.lr＝1": "train.lr＝1：＝ 是中文输入法打出的全角符号，改成半角的 =。",
     "watch tiny train.lr=1": "train.lr=1：watch 不接受设置",
@@ -32,9 +32,9 @@ REFUSED = {
     "plan ./": ". 不能给运行命名。",
     "reproduce data/mine.xlsx": "这条命令用教程自己的表格重做教程。用你的表格训练：just merge data/mine.xlsx",
     "plan tiny train.lr=high": "覆盖项 train.lr=high：train.lr：应为数字（",
-    "plan tiny train.epochs=3": "覆盖项 train.epochs=3：train.epochs：没有这个键；你可能想写 train.max_epochs。",
-    "plan tiny train.optimizer=3": "没有这个键；它属于其他训练框架，这里没有对应的设置。",
-    "plan tiny qqzz=3": "没有这个键；可用的有 ",
+    "plan tiny train.epochs=3": "覆盖项 train.epochs=3：train.epochs：没有这个设置；你可能想写 train.max_epochs。",
+    "plan tiny train.optimizer=3": "没有这个设置；它属于其他训练框架，这里没有对应的设置。",
+    "plan tiny qqzz=3": "没有这个设置；可用的有 ",
     "plan tiny train.max_epochs=0": "train.max_epochs：不能小于 1（现在是 0）。",
     "plan tiny train.lr=2": "train.lr：不能大于 0.01（现在是 2）。",
     "plan tiny train.timeout=0.0": "train.timeout：应大于 0（现在是 0.0）。",
@@ -52,9 +52,9 @@ REFUSED = {
     "plan tiny system=你是……": "data.system：'你是……' 只是占位的文字。",
     "plan tiny --output=": "--output= 是空的：写一个存放结果的目录。",
     "preview tiny first": "'first' 不是对话的编号。用法：just preview [recipe] [row]",
-    "chat tiny model=best": "chat: '--model' 的值无效：'best' 不在 'base', 'adapter', 'merged' 之中。",
-    "chat tiny": "tiny 中还没有训练过，而 chat 从不训练。可以先和底座模型对话：model=base。训练：just merge tiny",
-    "new mine": "new: 缺少选项 '--from'。",
+    "chat tiny model=best": "chat：'--model' 的值无效：'best' 不是 'base', 'adapter', 'merged' 之一。",
+    "chat tiny": "tiny 中还没有训练结果，而 chat 自己不训练。可以和底座模型对话：model=base。训练命令：just merge tiny",
+    "new mine": "new：缺少选项 '--from'。",
     "new tiny --from coach": "tiny 是自带的配方。换一个名字。",
     "new a.b --from coach": "'a.b' 不能作配方名：",
     "presets qwertz": "没有哪个预设的名称、系列、方法、模板或数据与 'qwertz' 相符。",
@@ -102,10 +102,10 @@ def test_what_the_system_says():
 def test_what_stops_a_command(tmp_path, monkeypatch):
     for error, code, said in (
         (OSError(28, "No space left on device", "output/x"), HostLacks.code, "磁盘空间不足：output/x。之前"),
-        (NotFetched("model"), 75, "这里还没有模型：在能联网的容器里下载。"),
-        (NotFetched("model", "visual encoder"), 75, "这里还没有视觉编码器："),
-        (KeyboardInterrupt(), 130, "已停止：同一条命令会从最后一个检查点（如果有）继续。"),
-        (KeyError("x"), 1, "意外错误：KeyError: 'x'。报告问题所需的详情："),
+        (NotFetched("model"), 75, "模型还没有下载：现在在能联网的容器里下载。"),
+        (NotFetched("model", "visual encoder"), 75, "视觉编码器还没有下载："),
+        (KeyboardInterrupt(), 130, "已停止：再运行同一条命令，会从最后一个检查点继续（如果有）。"),
+        (KeyError("x"), 1, "出现意外错误：KeyError: 'x'。报告问题时附上详情："),
     ):
 
         def fails(*_given, error=error):

@@ -1,9 +1,11 @@
 """Columns of a terminal with Chinese text."""
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
-from recipe.core import text_width
-from recipe.core.text_width import ljust, rjust, width, wrap
+from recipe.core import text_width, translation
+from recipe.core.text_width import fold, ljust, rjust, width, wrap
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,16 @@ def test_a_mark_stays_with_what_it_closes():
     assert wrap("一二（三）", 6) == ["一二", "（三）"]
     assert wrap("用 LoRA，四位", 6) == ["用", "LoRA，", "四位"]
     assert wrap("这是(a)的", 6) == ["这是", "(a)的"]
+
+
+@pytest.mark.parametrize(
+    "text", ["RunPod 0.20 到 0.43 USD；Vast.ai 0.40 到 0.51 USD", "没有空格的一行中文也要在窄列里全部显示出来"]
+)
+@pytest.mark.parametrize("columns", range(8, 40))
+def test_tables_lose_no_chinese(text, columns, capsys):
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row(text)
+    with translation.use("zh"):
+        fold(table)
+    Console(width=columns).print(table)
+    assert "".join(capsys.readouterr().out.split()) == "".join(text.split())
