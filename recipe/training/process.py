@@ -116,15 +116,19 @@ def started_early(
     `expected`: a line of JSON that it gets first, and so does `compiling`, which compiles kernels meanwhile.
     """
     variables = _environment(run)
-    child = _start(run, words, variables, subprocess.PIPE)
-    compiler = _start(run, list(compiling), variables, subprocess.PIPE, subprocess.DEVNULL) if compiling else None
-    _early[run.folder] = EarlyTrainer(child, _own(variables), compiler)
+    child = compiler = None
     try:
-        for one in filter(None, (child, compiler)):
-            _send(one, expected)
+        with contextlib.suppress(OSError):  # the training will start its own, or say why it cannot
+            child = _start(run, words, variables, subprocess.PIPE)
+            _send(child, expected)
+            if compiling:
+                compiler = _start(run, list(compiling), variables, subprocess.PIPE, subprocess.DEVNULL)
+                _send(compiler, expected)
+        if child:
+            _early[run.folder] = EarlyTrainer(child, _own(variables), compiler)
         yield
     finally:
-        if _early.pop(run.folder, None):
+        if _early.pop(run.folder, None) and child:
             _end(child)
         if compiler:
             _end(compiler)

@@ -157,3 +157,9 @@ def test_a_trainer_is_ended_where_waiting_for_the_card_is_interrupted(run, tmp_p
         with pytest.raises(KeyboardInterrupt):
             say(run, train.TRAINER, tmp_path)
         assert early.poll() is not None
+
+
+def test_a_machine_that_cannot_start_it_early_trains_all_the_same(run, tmp_path):
+    with train.started_early(run, [str(tmp_path / "no-such-program")], {}):
+        assert not train._early
+        assert say(run, [sys.executable, "-c", "print('alone')"], tmp_path) == (0, "alone\n")
