@@ -13,8 +13,8 @@ from recipe.core.hashing import key_of
 from recipe.core.run import Run
 from recipe.core.translation import _, english, listed, mark, ngettext, sentences, stored
 from recipe.reporting import charts
-from recipe.reporting.console import join_numbers
 from recipe.reporting.format import Rows, number, percent, rate, seconds
+from recipe.reporting.plan_table import join_numbers
 from recipe.reporting.run_view import RunView, base_model_name
 from recipe.stages import reproduce
 from recipe.training import log
