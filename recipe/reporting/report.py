@@ -17,7 +17,7 @@ from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.run import Run
 from recipe.core.translation import _
-from recipe.reporting import charts, data_report, pages, provenance, sections, training_curves
+from recipe.reporting import charts, data_report, data_survey, pages, provenance, sections, training_curves
 from recipe.reporting.format import percent, seconds
 from recipe.reporting.run_view import RunView, base_model_name, read_run
 from recipe.reporting.verdict import judge_run
@@ -79,7 +79,7 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "difference": difference.read_text(encoding="utf-8").splitlines() if has_difference else [],
         "recipe_file": provenance.to_toml(run.settings.model_dump()),
         "command": provenance.repeat_command(view),
-        "looked_for": _(data_report.LOOKED_FOR),
+        "looked_for": _(data_survey.LOOKED_FOR),
         "just": program(),
         "base": base_model_name(run),
         "licence": licence.of(run),
