@@ -83,6 +83,7 @@ FETCHES = {
 def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: bool = False) -> None:
     """Run a command's stages, then `show` what was made; `closing`: with a table and the paths of all results."""
     from recipe.reporting import console as page
+    from recipe.reporting import plan_table
     from recipe.stages import pipeline
     from recipe.training import watch
 
@@ -95,7 +96,7 @@ def run_stages(run: Any, command: str, show: Optional[Show] = None, closing: boo
             pipeline.run_stages(run, command)
         except PlanRefused as refused:
             if command == "plan":
-                page.show_plan(refused.plan, console())
+                plan_table.show_plan(refused.plan, console())
             raise
         if not run.performed:  # else the last stage has saved it
             run.save()

@@ -63,12 +63,12 @@ def plan(typed: Invocation, png: Optional[str]) -> None:
     """Predict a run: tokens, iterations, learning rate, memory, time and cost. Refuse one that cannot learn."""
 
     def show(run: Any) -> None:
-        from recipe.reporting import console as page
+        from recipe.reporting import charts, plan_table
 
         made = json.loads(run.plan.read_text(encoding="utf-8"))
-        page.show_plan(made, console())
+        plan_table.show_plan(made, console())
         if png:
-            page.save_learning_rate(made, Path(png))
+            charts.save_learning_rate(made, Path(png))
             click.echo("\n" + _("Curve: {file}", file=png))
         click.echo("\n" + _("Next: {command}", command=command_line("train", typed.arguments)))
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
 from recipe.core.translation import _
-from recipe.intake import columns, encodings, records, tables
+from recipe.intake import columns, encodings, record_files, tables
 from recipe.intake.cells import Cell, UnreadableFile
+from recipe.intake.records import InvalidRecord
 
 TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 COLUMN_NAMES = {"text", "content", "document", "passage", "article", "正文", "内容", "文本", "文章", "段落", "原文"}
@@ -29,7 +30,7 @@ def read_documents(path: Path, column: str, details: Dict[str, Any]) -> Iterator
         text = path.read_text(encoding=encoding, errors=encodings.decode_errors(encoding))
         yield Document("", text.lstrip("\ufeff"))
     elif path.suffix.lower() in (".json", ".jsonl"):
-        found = records.read(path)
+        found = record_files.read(path)
         assert found
         details["encoding"], values = found
         for place, value in values:
@@ -39,7 +40,7 @@ def read_documents(path: Path, column: str, details: Dict[str, Any]) -> Iterator
 
 
 def _record_text(value: Any, key: str) -> str:
-    if isinstance(value, records.InvalidRecord):
+    if isinstance(value, InvalidRecord):
         raise UnreadableFile(str(value))
     if isinstance(value, str):
         return value

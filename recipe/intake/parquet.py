@@ -1,4 +1,4 @@
-"""Opens Parquet files; records.py reads conversations from them, tables.py plain columns."""
+"""Opens Parquet files; record_files.py reads conversations from them, tables.py plain columns."""
 
 from pathlib import Path
 from typing import Any, Iterator, List, Tuple

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 
 from recipe.core.settings import Data
 from recipe.core.translation import _, english, listed, sentences
-from recipe.intake import agent, columns, documents, images, records, signatures, tables
+from recipe.intake import agent, columns, documents, images, record_files, records, signatures, tables
 from recipe.intake.cells import OtherFormat, UnreadableFile
 from recipe.intake.checks import find_control
 from recipe.intake.collector import Collector
@@ -29,7 +29,7 @@ class DatasetReader(Collector):
         self.path = path
         try:
             signatures.check(path)
-            found = records.read(path)
+            found = record_files.read(path)
             if found is None:
                 self._read_tables(path, name)
             else:
@@ -71,7 +71,7 @@ class DatasetReader(Collector):
 
         try:
             signatures.check(path)
-            encoding, values = records.read(path) or ("", iter(()))
+            encoding, values = record_files.read(path) or ("", iter(()))
             self._read_records(name, encoding, values, write)
         except UnreadableFile as error:
             self.errors.add(name, _("cannot be opened: {error}.", error=error))

@@ -4,19 +4,21 @@ An SVG keeps its text as text and takes the page's fonts and colours. A PNG need
 for the user's language its texts are English, and the name of a run that no font can draw is replaced by A or B.
 """
 
+import contextlib
 import io
 import math
 import re
 from html import escape
+from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from recipe.core.translation import english, mark, stored
+from recipe.core.translation import _, english, mark, ngettext, stored
 
 # In the SVG, these colours are replaced by the page's CSS variables of the same names.
 PALETTE = {"ink": "#1c2431", "muted": "#5c6675", "line": "#dde2e9", "first": "#2457d6", "second": "#c2410c"}
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei",
            "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Droid Sans Fallback")  # fmt: skip
-ITERATION = mark("iteration")
+ITERATION, LEARNING_RATE = mark("iteration"), mark("learning rate")
 SIZE = (5.4, 2.9)  # inches of 72 points
 
 
@@ -98,6 +100,32 @@ def has_glyphs(text: str, fonts: Sequence[str]) -> bool:
 def can_draw(*texts: str) -> bool:
     """Whether the fonts here can draw the translations of these messages."""
     return has_glyphs("".join(map(stored, texts)), _fonts())
+
+
+def save_learning_rate(plan: Dict[str, Any], path: Path) -> None:
+    """Plot the planned learning rate, the configured peak, evaluations and checkpoints."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    peak, configured = f"{plan['lr_peak']:.3g}", f"{plan['lr_configured']:.3g}"
+    # Without a font that has Chinese characters, the picture's texts are English.
+    has_fonts = can_draw(ITERATION, LEARNING_RATE)
+    with contextlib.nullcontext() if has_fonts else english(), pyplot.rc_context(font_settings()):
+        figure, axes = pyplot.subplots(figsize=(8, 4))
+        iterations = range(1, len(plan["lr_trace"]) + 1)
+        axes.plot(iterations, plan["lr_trace"], label=_("learning rate (peak {rate})", rate=peak))
+        axes.axhline(plan["lr_configured"], linestyle="--", color="grey", label=_("configured {rate}", rate=configured))
+        for name, label, marker in (("checkpoints", _("checkpoints"), "s"), ("evaluations", _("evaluations"), "o")):
+            at = [n for n in plan[name] if n > 0]
+            axes.plot(at, [plan["lr_trace"][n - 1] for n in at], marker, fillstyle="none", label=label)
+        updates = ngettext("{n} optimizer update", "{n} optimizer updates", plan["updates"])
+        axes.set(xlabel=_(ITERATION), ylabel=_(LEARNING_RATE), yscale="log", title=updates)
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(str(path), format="png", dpi=120)
+        pyplot.close(figure)
 
 
 def _draw_chart(chart: Chart) -> Picture:

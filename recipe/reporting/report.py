@@ -17,7 +17,7 @@ from recipe.core.files import write_text
 from recipe.core.hashing import digest
 from recipe.core.run import Run
 from recipe.core.translation import _
-from recipe.reporting import charts, data_report, pages, sections
+from recipe.reporting import charts, data_report, data_survey, pages, provenance, sections, training_curves
 from recipe.reporting.format import percent, seconds
 from recipe.reporting.run_view import RunView, base_model_name, read_run
 from recipe.reporting.verdict import judge_run
@@ -36,7 +36,7 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
     price = run.settings.plan.price_per_hour if price is None else price
     folder = run.folder / "report"
     folder.mkdir(exist_ok=True)
-    pictures = charts.draw(sections.run_charts(view))
+    pictures = charts.draw(training_curves.run_charts(view))
     stages, total = sections.stage_times(view, price)
     data, data_left_out = _data_section(view)
     difference = run.folder / "config.diff"
@@ -75,11 +75,11 @@ def write(run: Run, price: Optional[float] = None, is_running: Optional[bool] = 
         "adapter": view.figures("adapter"),
         "lora": bool(view.figures("config").get("lora")),
         "has_images": preset_facts.has_images(run.settings),
-        "provenance": sections.provenance(view),
+        "provenance": provenance.provenance(view),
         "difference": difference.read_text(encoding="utf-8").splitlines() if has_difference else [],
-        "recipe_file": sections.to_toml(run.settings.model_dump()),
-        "command": sections.repeat_command(view),
-        "looked_for": _(data_report.LOOKED_FOR),
+        "recipe_file": provenance.to_toml(run.settings.model_dump()),
+        "command": provenance.repeat_command(view),
+        "looked_for": _(data_survey.LOOKED_FOR),
         "just": program(),
         "base": base_model_name(run),
         "licence": licence.of(run),

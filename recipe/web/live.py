@@ -6,7 +6,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 from recipe.core.hashing import stamp
 from recipe.core.run import is_locked
 from recipe.core.translation import _, language, mark
-from recipe.reporting import charts, format, run_view, sections
+from recipe.reporting import charts, format, run_view, training_curves
 from recipe.reporting.run_view import RunView
 from recipe.training import log
 from recipe.web import html, shared
@@ -54,7 +54,7 @@ def run_status() -> RunStatus:
 
 def _render(view: RunView) -> List[str]:
     found = [_head(view)]
-    run_charts = sections.run_charts(view)
+    run_charts = training_curves.run_charts(view)
     pictures = "".join(map(_figure, charts.draw(run_charts))) if run_charts else ""
     found.append(f'<div class="charts">{pictures}</div>' if pictures else _note(_("No training log yet.")))
     found.append(html.heading(_("Answers during training"), 2))

@@ -10,7 +10,7 @@ from recipe.base_model.hub_files import partial_file
 from recipe.core import overrides, settings, translation
 from recipe.core.errors import HostLacks, InputWrong
 from recipe.core.run import Run
-from recipe.reporting import sections
+from recipe.reporting import provenance
 from recipe.reporting.run_view import base_model_name
 from recipe.stages import model
 from support.command import recipe, refused
@@ -59,7 +59,7 @@ def test_hugging_face_follows_at_its_own_id_and_revision(auto, tiny, server, tmp
     run.manifest = {"stages": {"model": {"figures": figures, "outputs": {}, "finished": "2026-01-01"}}}
     assert base_model_name(run) == "org/tiny"
     view = type("View", (), {"run": run, "plan": {}, "figures": lambda self, name: run.figures(name)})()
-    rows = dict(sections.provenance(view))
+    rows = dict(provenance.provenance(view))
     assert "cannot be resolved" in rows["not from the first hub"]
     # From now on that folder is used, also when ModelScope answers again.
     monkeypatch.setenv("MODELSCOPE_DOMAIN", server.address)
@@ -174,7 +174,7 @@ def test_settings_written_down_are_read_back(tmp_path, source, words):
     """As the report writes them into a recipe file, and as overrides in a command to type."""
     typed = [f"model.source={source}", *words]
     found = settings.load("coach", typed)[1]
-    (tmp_path / "again.toml").write_text(sections.to_toml(found.model_dump()), encoding="utf-8")
+    (tmp_path / "again.toml").write_text(provenance.to_toml(found.model_dump()), encoding="utf-8")
     assert settings.load(str(tmp_path / "again.toml"))[1] == found
     shipped = settings.load("coach")[1]
     assert settings.load("coach", overrides.between(shipped, found))[1].model == found.model

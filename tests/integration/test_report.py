@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from recipe.core import hashing, host, settings, translation
 from recipe.inference import evaluate
-from recipe.reporting import charts, compare, format, pages, report, run_view, sections
+from recipe.reporting import charts, compare, format, pages, provenance, report, run_view
 from recipe.reporting.sections import TIME_BREAKDOWN
 from recipe.stages import reproduce
 from recipe.training import checkpoints, log, log_lines
@@ -454,11 +454,11 @@ def test_the_recipe_beside_the_report_and_the_command_repeat_the_run(folder, und
     name, again = settings.load(str(folder / "report/tiny.toml"))
     run = run_view.find_run(str(folder), ROOT, ROOT)
     assert (name, again) == ("tiny", run.settings)
-    words = shlex.split(sections.repeat_command(run_view.read_run(run)))
+    words = shlex.split(provenance.repeat_command(run_view.read_run(run)))
     assert words[:3] == ["just", "demo", "tiny"]
     assert settings.load("tiny", words[3:])[1] == run.settings
     mine = folder.rename(folder.with_name("我的 recipe"))
-    command = sections.repeat_command(run_view.read_run(run_view.find_run(str(mine), ROOT, ROOT)))
+    command = provenance.repeat_command(run_view.read_run(run_view.find_run(str(mine), ROOT, ROOT)))
     assert command.endswith("我的 recipe/report/我的 recipe.toml'")
 
 

@@ -4,7 +4,7 @@ import openpyxl
 import pytest
 
 from recipe.intake import damage
-from recipe.reporting.data_report import Survey
+from recipe.reporting.data_survey import Survey
 from support.command import recipe
 from support.intake import intake, pairs
 

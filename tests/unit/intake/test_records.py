@@ -5,7 +5,7 @@ import json
 import pytest
 
 from recipe.core.settings import Columns
-from recipe.intake import records
+from recipe.intake import record_files
 from support.intake import assert_told, intake, pairs
 
 TURN = ("教练", "问", "答")
@@ -100,4 +100,4 @@ def test_records_can_be_told_from_files(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"conversations": [{"conversation": [{"input": "问", "output": "答"}]}]}, indent=1))
     assert pairs(path) == [("问", "答")]
-    assert records.read(path)[0] == "UTF-8"
+    assert record_files.read(path)[0] == "UTF-8"

@@ -6,7 +6,7 @@ from array import array
 
 import pytest
 
-from recipe.reporting import data_report
+from recipe.reporting import data_report, data_survey
 from support.command import recipe, refused
 
 
@@ -107,8 +107,8 @@ def test_histogram_ranges_hold_everything_once():
 
 
 def test_equal_lines_are_grouped():
-    assert data_report._group_equal(array("q", [5, 7, 5, 9, 7, 5])) == [[1, 3, 6], [2, 5]]
-    assert data_report._group_equal(array("q", [1])) == []
+    assert data_survey._group_equal(array("q", [5, 7, 5, 9, 7, 5])) == [[1, 3, 6], [2, 5]]
+    assert data_survey._group_equal(array("q", [1])) == []
 
 
 @pytest.mark.slow

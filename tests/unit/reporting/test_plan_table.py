@@ -7,17 +7,17 @@ import pytest
 
 from recipe.core import settings
 from recipe.planning import bill
-from recipe.reporting import console
+from recipe.reporting import plan_table
 from support.command import recipe
 from support.plans import plan_of
 
 
 def test_curve():
-    assert console.sparkline([]) == ""
-    assert console.sparkline([0, 1]) == "▁█"
-    assert console.sparkline([0.0, 0.0]) == "▁▁"
-    assert len(console.sparkline(list(range(1000)), width=48)) == 48
-    assert len(console.sparkline(list(range(81)), width=48)) == 48
+    assert plan_table.sparkline([]) == ""
+    assert plan_table.sparkline([0, 1]) == "▁█"
+    assert plan_table.sparkline([0.0, 0.0]) == "▁▁"
+    assert len(plan_table.sparkline(list(range(1000)), width=48)) == 48
+    assert len(plan_table.sparkline(list(range(81)), width=48)) == 48
 
 
 @pytest.mark.slow
@@ -39,13 +39,13 @@ def test_page_and_png(tmp_path):
     assert f"{planned['tokens_kept']:,}" in done.stdout
     coach = settings.load("coach", ["plan.card=H100"])[1]
     planned["cost"] = bill.bill({**plan_of(2, 512, 78), "checkpoints": [39, 78]}, coach, 1950)
-    lines = "\n".join(" ".join(line) for line in console.plan_rows(planned))
+    lines = "\n".join(" ".join(line) for line in plan_table.plan_rows(planned))
     assert "training: iterations 39 s (2×512 on H100: " in lines
     assert "training: questions at most 4 min 47 s (1,950 tokens; 6.8 a second measured: H100" in lines
     assert re.search(r"in all about \d+ min .*; RunPod [\d.]+ to [\d.]+ USD; Vast.ai [\d.]+ USD\n", lines)
     assert re.search(r"on RTX 4090 about \d+ min .*; AutoDL [\d.]+ to [\d.]+ CNY", lines)
     for packed, told in ((True, "256 tokens, by 1 process(es)"), (False, "up to 256 tokens, one conversation each")):
-        lines = "\n".join(" ".join(line) for line in console.plan_rows({**planned, "packed": packed}))
+        lines = "\n".join(" ".join(line) for line in plan_table.plan_rows({**planned, "packed": packed}))
         assert told in lines
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(planned["lr_trace"]) == planned["iterations"]
