@@ -33,6 +33,7 @@ def run(demo, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def chinese(monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("RECIPE_FETCH", "")  # verify sets it for its process
     with use("zh"):
         yield
 
