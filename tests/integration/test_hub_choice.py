@@ -86,7 +86,7 @@ def test_no_hub_is_told_in_chinese(auto, server):
     with translation.use("zh"), pytest.raises(InputWrong) as caught:
         download.ensure(auto("model.id=org/other"))
     first, modelscope, hugging_face = str(caught.value).splitlines()
-    assert first == "没有一个社区提供这个配方的底座模型："
+    assert first == "没有哪个模型社区能提供这个配方的底座模型："
     assert modelscope.startswith("- ModelScope 上没有 org/other（版本 ")
     assert modelscope.endswith("。检查 model.id。")
     assert hugging_face.startswith("- Hugging Face 上没有 org/other（版本 main）：")
