@@ -200,6 +200,7 @@ def _templates(name: str) -> List[Tuple[Pieces, Pieces]]:
             weight = sum(len(literal) for literal, _field in pieces)
             counted = [field for _literal, field in pieces[:-1]] == ["n"]
             is_distinct = len(words) > (0 if counted else 1) or weight > 8 or len(pieces[0][0]) > 4
+            is_distinct = is_distinct or any("; " in literal for literal, _field in pieces)
             is_distinct = is_distinct or any("×" in literal for literal, _field in pieces)
             if is_distinct and len(pieces) > 1 and all(field for _literal, field in pieces[:-1]):
                 found.append((weight, pieces, _pieces(translation)))

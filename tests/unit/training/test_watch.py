@@ -56,7 +56,8 @@ def test_what_is_refused_is_refused_in_front_of_the_user(tmp_path, words, code, 
 def test_a_run_that_fails_at_once_is_not_hidden(tmp_path):
     """docker/runtime/detach alone, with a stand-in for what it starts: its checks pass, then it fails."""
     (tmp_path / "docker").mkdir()
-    shutil.copy(str(ROOT / "docker" / "runtime" / "detach"), str(tmp_path / "docker"))
+    for name in ("detach", "message"):
+        shutil.copy(str(ROOT / "docker" / "runtime" / name), str(tmp_path / "docker"))
     runs = tmp_path / "docker" / "run"
     (tmp_path / "run.json").write_text("{}")
     announced(tmp_path)
