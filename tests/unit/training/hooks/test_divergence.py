@@ -78,7 +78,8 @@ def test_the_log_is_english_and_the_user_reads_chinese(monkeypatch):
         assert failure.explain(1, logged, None, {}, False) == (
             "第 1 次迭代（共 66 次）：损失为 nan。可能的原因："
             "fp16 超过 65504 就会溢出，这张显卡支持 bf16：train.dtype=bf16；"
-            "或者学习率太高（现在是 0.002）：train.lr=0.001；或者有一行的内容异常。想不管它继续训练，用 train.guard=false。"
+            "或者学习率太高（现在是 0.002）：train.lr=0.001；或者有一行的内容异常。"
+            "想不管它继续训练，用 train.guard=false。"
         )
 
 
