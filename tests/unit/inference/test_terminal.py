@@ -56,7 +56,7 @@ def test_commands_are_told_in_the_users_language(conversation, capsys):
     assert "  /clear         开始新的对话\n" in out
     assert "  Ctrl-C         停止当前回答；" in out
     assert err.splitlines() == [
-        "（在 512 个 token 处截断）", "（在 512 个 token 处截断）", "（共 2 轮，模型只能看到最后 1 轮；再多放不下）",
+        "（在 512 个 token 处截断）", "（在 512 个 token 处截断）", "（共 2 轮，模型只看得到最后 1 轮，更早的放不下）",
         "（在 512 个 token 处截断）", "（已删除：三）", "（没有系统提示词）",
     ]  # fmt: skip
 
