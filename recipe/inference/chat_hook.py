@@ -25,7 +25,6 @@ class BatchChatHook(EvaluateChatHook):
     """
 
     decodes_on_cpu = False  # for tests
-    is_checked = False  # whether the decoder has been compared with the model
 
     def _eval_language(
         self, runner: Any, model: Any, device: Any, max_new_tokens: Any = None, save_eval_output: bool = False
