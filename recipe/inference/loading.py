@@ -119,7 +119,7 @@ def choose_precision(place: Path) -> str:
     needed = weights_bytes(place)
     if not torch.cuda.is_available():
         fp32_bytes = needed if stored == "float32" else 2 * needed
-        return "fp32" if fp32_bytes + OVERHEAD < _available_memory() or stored == "float32" else "bf16"
+        return "fp32" if fp32_bytes + OVERHEAD < available_memory() or stored == "float32" else "bf16"
     free = torch.cuda.mem_get_info()[0]
     if needed + OVERHEAD <= free:
         if stored == "float32":
@@ -143,12 +143,12 @@ def free_memory() -> float:
     import torch
 
     if not torch.cuda.is_available():
-        return _available_memory()
+        return available_memory()
     kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # by PyTorch, from earlier answers
     return float(torch.cuda.mem_get_info()[0] + kept)
 
 
-def _available_memory() -> float:
+def available_memory() -> float:
     """Bytes of RAM available."""
     found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="ascii"))
     return 1024 * int(found.group(1)) if found else float("inf")

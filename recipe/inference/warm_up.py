@@ -16,6 +16,7 @@ from typing import Any, Dict, List
 from recipe.core.hashing import key_of
 from recipe.core.host import gpus, versions
 from recipe.core.settings import Settings
+from recipe.inference import loading
 from recipe.xtuner import step_choice
 
 PROMPT = 40  # tokens of a question
@@ -25,7 +26,7 @@ VOCABULARY = 4096  # no kernel depends on it, and 92,544 would take 1.5 GB
 def read_ahead(folder: Path) -> None:
     """Ask the kernel to read the model's weights, if half of the free memory holds them."""
     files = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
-    if 2 * sum(path.stat().st_size for path in files) < _available_bytes():
+    if 2 * sum(path.stat().st_size for path in files) < loading.available_memory():
         threading.Thread(target=_read_ahead, args=(files,), daemon=True).start()
 
 
@@ -33,14 +34,6 @@ def _read_ahead(files: List[Path]) -> None:
     for path in files:
         with contextlib.suppress(OSError), path.open("rb") as stream:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-
-
-def _available_bytes() -> int:
-    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as stream:
-        for line in stream:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 0
 
 
 def has_kernels(settings: Settings) -> bool:
@@ -56,13 +49,12 @@ def main() -> None:
         return
     settings = Settings.model_validate(wanted["settings"])
     sizes = one_layer(Path(wanted["model"]))
-    mark = Path(
-        os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache", f"recipe-{_key(settings, sizes)}"
-    )
-    if not sizes or mark.exists() or not has_kernels(settings):
+    cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    compiled = cache / f"recipe-{_key(settings, sizes)}"
+    if not sizes or compiled.exists() or not has_kernels(settings):
         return
     run_layer(settings, sizes)
-    mark.touch()
+    compiled.touch()
 
 
 def one_layer(model: Path) -> Dict[str, int]:
@@ -88,10 +80,9 @@ def run_layer(settings: Settings, sizes: Dict[str, int], device: str = "cuda") -
     from recipe.training import bench
 
     batch, length = step_choice.batch_shape(settings)
-    speed = step_choice.speed(settings)
-    kept = speed == "fast" and not step_choice.checkpointing(settings, batch * length)
+    way = step_choice.way(settings, batch * length)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(step_choice.dtype(settings), torch.float32)
-    layer = bench.build_model("kept" if kept else speed, sizes, settings, device, dtype)
+    layer = bench.build_model(way, sizes, settings, device, dtype)
     ids = torch.randint(5, sizes["vocab_size"], (batch, length), device=device)
     with torch.autocast(device, dtype=dtype) if device == "cuda" else contextlib.nullcontext():
         loss = layer(dict(input_ids=ids, attention_mask=ids.ne(0), labels=ids.clone()), mode="loss")["loss"]

@@ -226,7 +226,7 @@ def test_precision_by_what_fits(run, monkeypatch, tmp_path):
         stream.truncate(15_500_000_000)  # a file of nothing, as long as the 7B model's weights
     assert loading.choose_precision(run.merged) == "fp32"
     for free, kind in ((64e9, "fp32"), (20e9, "bf16")):
-        monkeypatch.setattr(loading, "_available_memory", lambda free=free: free)
+        monkeypatch.setattr(loading, "available_memory", lambda free=free: free)
         assert loading.choose_precision(tmp_path) == kind
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for free, new, kind in ((24e9, True, "bf16"), (24e9, False, "fp16"), (16e9, True, "nf4"), (8e9, True, "nf4")):

@@ -19,11 +19,11 @@ def test_weights_are_read_where_memory_holds_them(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(os, "posix_fadvise", lambda *words: asked.append(words[1:]))
     for available in (2000, 2001):
-        monkeypatch.setattr(warm_up, "_available_bytes", lambda available=available: available)
+        monkeypatch.setattr(warm_up.loading, "available_memory", lambda available=available: available)
         warm_up.read_ahead(tmp_path)
     assert asked == [(0, 0, os.POSIX_FADV_WILLNEED)]
     monkeypatch.undo()
-    assert warm_up._available_bytes() > 1 << 20
+    assert warm_up.loading.available_memory() > 1 << 20
 
 
 def test_one_layer_has_the_models_widths(run_of_demo, tmp_path):
