@@ -2,9 +2,10 @@
 
 import contextlib
 import functools
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ContextManager, Dict, Iterator
+from typing import Any, ContextManager, Deque, Dict, Iterator, Tuple
 
 import torch
 from transformers import PreTrainedTokenizerFast, modeling_utils
@@ -66,15 +67,15 @@ class _Prepared(Dict[str, torch.Tensor]):
     dtype: Any
 
     def items(self) -> Any:
-        names = list(super().keys())
+        waiting: Deque[Tuple[str, Future[torch.Tensor]]] = deque()
         with ThreadPoolExecutor(AHEAD) as threads:
-            waiting = [(name, threads.submit(self._prepare, name)) for name in names[:AHEAD]]
-            for later in [*names[AHEAD:], *[""] * AHEAD]:
-                if waiting:
-                    name, made = waiting.pop(0)
+            for later in self:
+                waiting.append((later, threads.submit(self._prepare, later)))
+                if len(waiting) > AHEAD:
+                    name, made = waiting.popleft()
                     yield name, made.result()
-                if later:
-                    waiting.append((later, threads.submit(self._prepare, later)))
+            for name, made in waiting:
+                yield name, made.result()
 
     def _prepare(self, name: str) -> torch.Tensor:
         tensor = self[name]

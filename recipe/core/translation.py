@@ -30,24 +30,8 @@ NUMBER = re.compile(r"[\d,.]+")
 WORD = re.compile("[A-Za-z]{2,}")
 # Too few words of a message's own, and any text with a colon or an "of" would be taken for it.
 COMMON = {
-    "of",
-    "to",
-    "on",
-    "in",
-    "at",
-    "by",
-    "and",
-    "or",
-    "for",
-    "from",
-    "with",
-    "the",
-    "is",
-    "are",
-    "was",
-    "as",
-    "not",
-}
+    "of", "to", "on", "in", "at", "by", "and", "or", "for", "from", "with", "the", "is", "are", "was", "as", "not",
+}  # fmt: skip
 MOST_SENTENCES = 10  # looked at one by one in a finished text
 _chosen: ContextVar[str] = ContextVar("language", default="")
 
@@ -196,15 +180,23 @@ def _templates(name: str) -> List[Tuple[Pieces, Pieces]]:
         message = key if isinstance(key, str) else key[0]
         with contextlib.suppress(ValueError):
             pieces = _pieces(message)
-            words = [word for literal, _field in pieces for word in WORD.findall(literal) if word not in COMMON]
-            weight = sum(len(literal) for literal, _field in pieces)
-            counted = [field for _literal, field in pieces[:-1]] == ["n"]
-            is_distinct = len(words) > (0 if counted else 1) or weight > 8 or len(pieces[0][0]) > 4
-            is_distinct = is_distinct or any("; " in literal for literal, _field in pieces)
-            is_distinct = is_distinct or any("×" in literal for literal, _field in pieces)
-            if is_distinct and len(pieces) > 1 and all(field for _literal, field in pieces[:-1]):
+            if len(pieces) > 1 and all(field for _literal, field in pieces[:-1]) and _is_distinct(pieces):
+                weight = sum(len(literal) for literal, _field in pieces)
                 found.append((weight, pieces, _pieces(translation)))
     return [(pieces, translated) for _weight, pieces, translated in sorted(found, key=lambda one: -one[0])]
+
+
+def _is_distinct(message: Pieces) -> bool:
+    """Whether a text that fits the message was made of it: it has enough of its own beside the values."""
+    literals = [literal for literal, _field in message]
+    words = [word for literal in literals for word in WORD.findall(literal) if word not in COMMON]
+    counts = [field for _literal, field in message[:-1]] == ["n"]  # only a number fits it
+    return (
+        len(words) > (0 if counts else 1)
+        or len("".join(literals)) > 8
+        or len(literals[0]) > 4
+        or any(sign in literal for literal in literals for sign in ("; ", "×"))
+    )
 
 
 def prepare_streams() -> None:

@@ -70,7 +70,7 @@ def sources() -> Iterator[Tuple[Path, Any]]:
     for patterns, method in ((SHELL, shell), (PYTHON, python), (TEMPLATES, "jinja2.ext:babel_extract")):
         for pattern in patterns:
             for path in sorted(ROOT.glob(pattern)):
-                if path.is_file() and path.suffix not in (".css", ".md" if patterns is SHELL else ""):
+                if path.is_file() and path.suffix != ".css":
                     yield path, method
     yield ROOT / "recipe" / "cli" / "grammar.json", grammar
 
